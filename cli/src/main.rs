@@ -1,0 +1,2 @@
+//! The `ternfleet` command.
+fn main() {}
