@@ -1,0 +1,24 @@
+//! GGUF version 3, read from a memory map: metadata, tensors, and what a BitNet b1.58 model must hold.
+//!
+//! Nothing in a file is believed before it is checked: every offset, length and count goes through checked
+//! arithmetic, nothing is allocated by a number that the file's size does not bound, and an error names the
+//! field at fault. It neither repacks nor computes: `weights` asks [`check_model`] for the tensors of a
+//! model, `model_file` prints what is found here, `synth` and `convert` write the same format by [`write`].
+
+mod container;
+mod cursor;
+mod error;
+mod hyper;
+pub mod i2s;
+mod kind;
+mod layout;
+mod map;
+pub mod rows;
+mod value;
+
+pub use container::{File, Tensor};
+pub use error::Error;
+pub use hyper::Hyper;
+pub use kind::Kind;
+pub use layout::{Block, Layout, check_model};
+pub use value::{Array, Element, Value};
