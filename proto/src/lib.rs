@@ -1,1 +1,20 @@
-//! Placeholder.
+//! What is said between the parts of Ternfleet, and where it is said.
+//!
+//! This crate holds the ids, the messages and their MessagePack codec, every subject, stream and
+//! consumer setting in one table ([`table`]), the [`Bus`] trait and its NATS implementation.
+//! It holds no policy: who gets which job, when and why is the coordinator's business.
+//!
+//! Architecture Invariant: nothing here knows the engine, and `async_nats` is named only in `nats`.
+
+pub mod bus;
+pub mod codec;
+pub mod id;
+pub mod message;
+pub mod money;
+pub mod openai;
+pub mod table;
+pub mod tag;
+
+pub use bus::{Bus, BusError};
+pub use id::{Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, WorkerId};
+pub use money::UsdMicro;

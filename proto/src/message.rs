@@ -1,0 +1,12 @@
+//! Every message of the wire, by who speaks: work and its answers, workers about themselves, callers to the
+//! coordinator. Optional fields default, unknown ones are skipped, so that two versions can share a fleet.
+
+mod api;
+mod event;
+mod fleet;
+mod work;
+
+pub use api::*;
+pub use event::*;
+pub use fleet::*;
+pub use work::*;

@@ -1,0 +1,199 @@
+//! What callers ask of the coordinator, by request and reply on `tf.api.<verb>`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{BatchId, TenantId, TimeMs};
+use crate::message::{Heartbeat, JobResult};
+use crate::money::UsdMicro;
+
+/// Every answer: the value, or a refusal in words with a closed code.
+pub type Reply<T> = Result<T, Refusal>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub code: RefusalCode,
+    pub message: String,
+    /// When it is worth trying again.
+    #[serde(default)]
+    pub retry_after_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// The request itself is wrong.
+    Invalid,
+    NotFound,
+    /// The same idempotency key came with other content, or the state does not allow it.
+    Conflict,
+    /// The tenant's quota is used up for now.
+    Busy,
+    /// Deadline, budget or capacity cannot be met; the message says which binds.
+    Unaffordable,
+    /// The fleet is less durable than the request demands.
+    NotDurable,
+    /// The coordinator is not ready.
+    Unavailable,
+}
+
+/// `tf.api.batch_create`. The input object must be in `files.<tenant>` already.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BatchCreate {
+    pub tenant: TenantId,
+    /// Repeating a creation with the same key answers with the first batch.
+    pub idempotency_key: String,
+    pub input_object: String,
+    pub name: Option<String>,
+    #[serde(default)]
+    pub options: BatchOptions,
+    /// Caller's own pairs, returned unread.
+    #[serde(default)]
+    pub metadata: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BatchOptions {
+    /// Finish by then; `None` means the completion window alone.
+    pub deadline: Option<TimeMs>,
+    /// OpenAI's completion window, 24 h unless given.
+    pub completion_window_ms: Option<u64>,
+    pub budget_usd_micro: Option<UsdMicro>,
+    /// -10 (last) to 10 (first); 0 unless given.
+    pub priority: i8,
+    /// Refuse unless the truth is at least this durable.
+    pub durability: Option<Durability>,
+    /// Posted to once at the end, with the batch object.
+    pub webhook_url: Option<String>,
+}
+
+/// What "accepted" rests on, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Memory storage: lost with the server.
+    Memory,
+    /// A file that is synced every now and then (NATS default: 2 minutes): survives a process, not a power cut.
+    Stored,
+    /// Stored on several servers.
+    Replicated,
+    /// Synced to disk before the acknowledgement, on every replica.
+    Fsynced,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchState {
+    Validating,
+    InProgress,
+    /// Budget spent: waits for more of it, or for its deadline.
+    PausedBudget,
+    Finalizing,
+    Completed,
+    Failed,
+    Expired,
+    Cancelling,
+    Cancelled,
+}
+
+impl BatchState {
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Expired | Self::Cancelled)
+    }
+}
+
+/// A batch as callers see it; `openai::BatchObject` renders it as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BatchView {
+    pub id: BatchId,
+    pub tenant: TenantId,
+    pub name: Option<String>,
+    pub state: BatchState,
+    pub input_object: String,
+    /// Set when finished.
+    pub output_object: Option<String>,
+    pub error_object: Option<String>,
+    /// Lines with a job; grows while the input is still being read.
+    pub total: u32,
+    pub completed: u32,
+    pub failed: u32,
+    pub total_is_final: bool,
+    pub created_at: TimeMs,
+    pub started_at: Option<TimeMs>,
+    pub ended_at: Option<TimeMs>,
+    pub expires_at: TimeMs,
+    pub options: BatchOptions,
+    pub metadata: std::collections::BTreeMap<String, String>,
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    pub wasted_tokens: u64,
+    pub cost_usd_micro: UsdMicro,
+    /// Tokens per second over the last seconds.
+    pub rate_tok_s: f64,
+    pub finish_estimate: Option<TimeMs>,
+    pub durability: Durability,
+    pub replicas: u32,
+    /// Why a batch failed as a whole, or why it waits.
+    pub reason: Option<String>,
+}
+
+/// `tf.api.batch_list`, newest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BatchList {
+    pub tenant: TenantId,
+    pub after: Option<BatchId>,
+    pub limit: u32,
+}
+
+/// `tf.api.batch_get`, `tf.api.batch_cancel`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchRef {
+    pub tenant: TenantId,
+    pub id: BatchId,
+}
+
+/// `tf.api.batch_set`: changes what is given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BatchSet {
+    pub tenant: TenantId,
+    pub id: BatchId,
+    pub budget_usd_micro: Option<UsdMicro>,
+    pub deadline: Option<TimeMs>,
+    pub priority: Option<i8>,
+}
+
+/// `tf.api.results`: committed answers in the order of their commit, from `after` on; waits up to `wait_ms` for more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultsRequest {
+    pub tenant: TenantId,
+    pub id: BatchId,
+    /// How many commits the caller has read.
+    pub after: u64,
+    pub limit: u32,
+    pub wait_ms: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResultsPage {
+    pub lines: Vec<JobResult>,
+    /// Pass as `after` next time.
+    pub next: u64,
+    /// The batch has ended and nothing follows this page.
+    pub end: bool,
+    pub batch: BatchView,
+}
+
+/// `tf.api.pods`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodView {
+    pub heartbeat: Heartbeat,
+    /// Live, quiet (heartbeats late), lost.
+    pub live: bool,
+    pub rate_tok_s: f64,
+    pub usd_micro_per_million_tokens: Option<UsdMicro>,
+    pub tokens: u64,
+    pub cost_usd_micro: UsdMicro,
+    pub busy_ratio: f64,
+    pub queued_jobs: u32,
+}

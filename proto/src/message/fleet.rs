@@ -1,0 +1,108 @@
+//! What workers say about themselves, and what the coordinator tells them outside of their queues.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{BatchId, Epoch, JobKey, LeaderRevision, TimeMs, WorkerId};
+use crate::money::UsdMicro;
+
+/// A worker's word about itself, each second and at every change, on the core subject `tf.fleet.heartbeat.<worker>`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    pub worker: WorkerId,
+    /// Engines of one pod share it: price is counted once a pod.
+    pub pod: String,
+    /// Machine identity, for poison and quarantine.
+    pub host: String,
+    /// Passed on unread by the worker.
+    pub pod_class: String,
+    pub price_usd_micro_per_hour: UsdMicro,
+    pub state: WorkerState,
+    pub model: String,
+    pub model_digest: String,
+    pub numerics: String,
+    pub context_tokens: u32,
+    pub slots: u32,
+    pub slots_in_use: u32,
+    pub kv_pages: u32,
+    pub kv_pages_free: u32,
+    pub threads: u32,
+    pub isa: String,
+    /// Calibration at start: tokens per second, all sequences together, by batch size.
+    pub calibration: Vec<RatePoint>,
+    pub prefill_tok_s: f64,
+    /// EWMA over real work; 0 until measured.
+    pub decode_tok_s: f64,
+    /// Counters since start; the coordinator takes differences.
+    pub counters: WorkerCounters,
+    pub leader_seen: LeaderRevision,
+    pub version: String,
+    pub started_at: TimeMs,
+    pub at: TimeMs,
+    /// Jobs in the slots, so that the coordinator can reconcile.
+    pub running: Vec<Running>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RatePoint {
+    pub batch: u32,
+    pub tok_s: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    pub job: JobKey,
+    pub epoch: Epoch,
+    pub generated: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    Calibrating,
+    Ready,
+    Draining,
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerCounters {
+    pub prefill_tokens: u64,
+    pub decode_tokens: u64,
+    pub repeated_tokens: u64,
+    pub reprefilled_tokens: u64,
+    pub jobs_done: u64,
+    pub jobs_failed: u64,
+    pub jobs_released: u64,
+    pub checkpoints: u64,
+    pub fenced: u64,
+    pub duplicates: u64,
+    pub divergences: u64,
+    pub undecodable_messages: u64,
+    pub prefix_cache_hits: u64,
+    pub head_fallbacks: u64,
+    pub busy_ms: u64,
+    pub throttled_ms: u64,
+}
+
+/// From the coordinator to one worker (`tf.fleet.control.<worker>`) or to all (`tf.fleet.control.all`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Control {
+    pub leader: LeaderRevision,
+    pub order: Order,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// The job has gone to another worker: stop it unless it runs under a later epoch.
+    Revoke { job: JobKey, epoch: Epoch },
+    /// Stop every job of the batch and publish nothing more for it.
+    Cancel { batch: BatchId },
+    /// Finish by handing everything back, then exit.
+    Drain,
+    /// The worker's queues are there: pull from these consumers of this stream.
+    Assigned { shard: u16, interactive: String, batch: String },
+    /// Nothing is known of this worker (the coordinator restarted): send a heartbeat now.
+    Identify,
+}

@@ -1,0 +1,260 @@
+//! A job on its way: the work message, its checkpoint, its result.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Attempt, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, WorkerId};
+use crate::openai::Endpoint;
+use crate::tag::AssignmentTag;
+
+/// What a worker is asked to do. Subject `tf.work.<shard>.<worker>.<lane>`, message id `<job>.<epoch>`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    pub job: JobKey,
+    pub tenant: TenantId,
+    pub lane: Lane,
+    pub epoch: Epoch,
+    /// Attempts that had begun before this hand-over.
+    pub attempts_before: Attempt,
+    pub leader: LeaderRevision,
+    pub tag: AssignmentTag,
+    /// Digest of the model that must run it (`Heartbeat::model_digest`).
+    pub model_digest: String,
+    /// Numerics id that must run it (`Heartbeat::numerics`).
+    pub numerics: String,
+    /// The work is void after this; it never runs then.
+    pub deadline: Option<TimeMs>,
+    /// Tokens the coordinator reckons this job will take, prompt and output: sizes windows, pages and quotas.
+    pub tokens_estimate: u32,
+    pub line: Line,
+    pub input: Input,
+    /// W3C trace context, when the caller is traced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+}
+
+/// What the output line repeats of its input line; a worker returns it unread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// `line-N` when the caller gave none, `None` when the line could not be parsed. N counts from 1.
+    pub custom_id: Option<String>,
+    pub endpoint: Endpoint,
+    pub model: Option<String>,
+}
+
+/// The request itself, or where it lies when it is too large for a message.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    Inline(Generation),
+    /// Name of an object in the tenant's bucket that holds an encoded [`Generation`].
+    Object(String),
+}
+
+/// One generation, parsed and checked; the worker turns it into an engine request in one function.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    pub prompt: Prompt,
+    /// Most tokens to generate; `None` lets the context decide.
+    pub max_tokens: Option<u32>,
+    pub sampling: Sampling,
+    /// Always present: the caller's, or the one of [`JobKey::seed`].
+    pub seed: u64,
+    /// Texts that end the output and are not part of it; at most 4.
+    #[serde(default)]
+    pub stop: Vec<String>,
+    /// How many alternatives to report for each token; `None` reports none.
+    #[serde(default)]
+    pub logprobs: Option<u8>,
+    #[serde(default)]
+    pub echo: bool,
+    /// Stream tokens to `tf.token.<batch>.<index>` as they come.
+    #[serde(default)]
+    pub stream: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+    Chat(Vec<ChatMessage>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    pub role: String,
+    pub content: String,
+}
+
+/// Sampling parameters in OpenAI's terms, with top-k and min-p as most servers add them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    pub temperature: f32,
+    pub top_p: f32,
+    /// 0 turns it off.
+    pub top_k: u32,
+    pub min_p: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    #[serde(default)]
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl Default for Sampling {
+    /// OpenAI's defaults: temperature 1, nothing cut off.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
+/// Where a generation stood. Subject `tf.ckpt.<batch>.<index>`, written by compare-and-set: the zeroth is the claim.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    pub job: JobKey,
+    pub epoch: Epoch,
+    /// Which attempt this is: one more than any claim before it.
+    pub attempt: Attempt,
+    pub owner: WorkerId,
+    /// The owner's host, so that attempts on two hosts can be told from two on one.
+    pub host: String,
+    pub leader: LeaderRevision,
+    pub model_digest: String,
+    pub numerics: String,
+    /// Ids generated so far; the sampler's position is their count, since draws are keyed by position.
+    pub generated: Vec<u32>,
+    /// True on the claim itself, before a token ran.
+    pub claim: bool,
+    /// Owner gave the job back in good order (drain, revocation); the attempt does not count as a fault.
+    #[serde(default)]
+    pub released: bool,
+    pub at: TimeMs,
+}
+
+/// The answer to one job. Subject `tf.result.<tenant>.<batch>.<index>.<worker>`, expected subject sequence 0.
+///
+/// Lines that never run (unparsable, expired, cancelled, poisoned) are answered by the coordinator itself, under the
+/// worker name `coordinator` and a tag it signs for that name, so that RESULTS holds every answer there is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobResult {
+    pub job: JobKey,
+    pub tenant: TenantId,
+    pub epoch: Epoch,
+    pub attempt: Attempt,
+    pub worker: WorkerId,
+    pub tag: AssignmentTag,
+    pub line: Line,
+    pub outcome: Outcome,
+    pub usage: Usage,
+    pub timing: Timing,
+    pub finished_at: TimeMs,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Text(Generated),
+    Failed(Failure),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Generated {
+    pub text: String,
+    pub finish: Finish,
+    /// First eight bytes of BLAKE3 over the generated ids: two runs of one job must agree.
+    pub ids_digest: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    pub id: u32,
+    pub text: String,
+    pub logprob: f32,
+    pub top: Vec<(u32, String, f32)>,
+}
+
+/// Why an output ended, in OpenAI's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    Stop,
+    Length,
+}
+
+/// A failure that crosses the wire: a closed code for programs, one sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub code: FailureCode,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The line is not a request: broken JSON, a missing or unknown field, a value out of range.
+    InvalidRequest,
+    /// Prompt and limit do not fit the model's context.
+    PromptTooLong,
+    /// `model` names one that this fleet does not serve.
+    ModelNotFound,
+    /// The completion window or deadline passed first.
+    BatchExpired,
+    /// Somebody cancelled the batch.
+    BatchCancelled,
+    /// Every allowed attempt failed; the job is in the dead-letter stream.
+    Poison,
+    /// The worker could not go on; another one may.
+    WorkerFault,
+}
+
+impl FailureCode {
+    /// Transient faults are tried again elsewhere, permanent ones become an error line at once.
+    pub fn is_permanent(self) -> bool {
+        !matches!(self, FailureCode::WorkerFault)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub prompt_tokens: u32,
+    pub completion_tokens: u32,
+    /// Generated again because an earlier attempt's were lost.
+    #[serde(default)]
+    pub repeated_tokens: u32,
+    /// Prompt and kept output that had to be prefilled again by a later attempt.
+    #[serde(default)]
+    pub reprefilled_tokens: u32,
+    #[serde(default)]
+    pub cached_tokens: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    pub queued_ms: u32,
+    pub first_token_ms: u32,
+    pub total_ms: u32,
+}
+
+/// Tokens as they come, on the core subject `tf.token.<batch>.<index>`. `position` counts generated tokens, so that
+/// a resumed stream shows no gap and no repeat.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenChunk {
+    pub job: JobKey,
+    pub epoch: Epoch,
+    /// Generated tokens before this chunk.
+    pub position: u32,
+    /// Tokens in this chunk.
+    pub count: u32,
+    pub text: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
+}
