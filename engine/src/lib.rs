@@ -1,2 +1,22 @@
-//! Placeholder.
+//! The engine: one ternary model on one machine, from a GGUF file to sampled token ids.
+//!
+//! It holds the file reader, the kernels, the pinned thread pool, the forward pass, the paged key/value cache, the
+//! sampler and continuous batching. It knows no text, no network, no async runtime and no wire types. The worker, the
+//! command line and the tests drive it by [`Engine::submit`] and [`Engine::step`].
+//!
+//! All results are equal to the last bit whatever the thread count, batch, chunking and instruction set; README.md
+//! says by which rules, and does the sums.
+
+mod engine;
+mod error;
 pub mod gguf;
+pub mod host;
+mod isa;
+mod options;
+mod request;
+
+pub use engine::{Engine, Info};
+pub use error::{LoadError, Refused};
+pub use isa::{ISA_VARIABLE, Isa, IsaError};
+pub use options::{Head, KernelChoice, MAX_SEQUENCES, Options, UnknownChoice};
+pub use request::{Event, Request, Sampling, SequenceId, StepStats, StopReason, TokenLogprob, Usage};

@@ -1,0 +1,284 @@
+//! What this process may use of the machine: CPUs by affinity, cgroup quota and physical cores, caches, memory.
+//!
+//! Plain data, read from `/proc` and `/sys`; it decides the number of threads and pins none (`pool` does).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The most threads that one engine takes by itself.
+pub const MAX_DEFAULT_THREADS: usize = 16;
+
+/// One logical CPU that this process may run on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cpu {
+    pub id: usize,
+    pub socket: usize,
+    /// Unique within the socket.
+    pub core: usize,
+    /// The logical CPUs that share its last-level cache, by the lowest of them.
+    pub l3_group: usize,
+}
+
+/// What was found; `ternfleet topology` prints it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Topology {
+    pub cpu_model: String,
+    /// Logical CPUs in this process's affinity mask.
+    pub cpus: Vec<Cpu>,
+    /// Logical CPUs that the machine shows.
+    pub online_cpus: usize,
+    pub sockets: usize,
+    pub l3_groups: usize,
+    pub l3_bytes: u64,
+    /// Distinct cores in the affinity mask.
+    pub physical_cores: usize,
+    /// CPUs' worth of time that the cgroup allows; `None` without a limit.
+    pub quota_cpus: Option<f64>,
+    pub isas: Vec<crate::Isa>,
+    /// `always`, `madvise` or `never`, as the kernel says; empty if unknown.
+    pub transparent_huge_pages: String,
+    pub memory_bytes: u64,
+    /// Memory limit of the cgroup, if it is lower.
+    pub memory_limit_bytes: Option<u64>,
+    /// Threads that an engine takes here, before the bound of 16.
+    pub usable_threads: usize,
+}
+
+/// Times that the cgroup held this process back, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Throttling {
+    pub periods: u64,
+    pub throttled_us: u64,
+}
+
+impl Topology {
+    /// Reads this machine.
+    pub fn read() -> Topology {
+        let cpus = allowed_cpus();
+        let mut cores: Vec<(usize, usize)> = cpus.iter().map(|cpu| (cpu.socket, cpu.core)).collect();
+        cores.sort_unstable();
+        cores.dedup();
+        let quota_cpus = quota_cpus();
+        let distinct = |key: fn(&Cpu) -> usize| {
+            let mut keys: Vec<usize> = cpus.iter().map(key).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            keys.len()
+        };
+        Topology {
+            cpu_model: cpu_model(),
+            online_cpus: std::thread::available_parallelism().map_or(cpus.len(), |n| n.get()).max(cpus.len()),
+            sockets: distinct(|cpu| cpu.socket),
+            l3_groups: distinct(|cpu| cpu.l3_group),
+            l3_bytes: cpus.first().map_or(0, |cpu| l3_bytes(cpu.id)),
+            physical_cores: cores.len(),
+            quota_cpus,
+            isas: crate::Isa::available(),
+            transparent_huge_pages: transparent_huge_pages(),
+            memory_bytes: memory_bytes(),
+            memory_limit_bytes: memory_limit_bytes(),
+            usable_threads: usable(cpus.len(), cores.len(), quota_cpus),
+            cpus,
+        }
+    }
+
+    /// The memory that this process may use.
+    pub fn usable_memory_bytes(&self) -> u64 {
+        self.memory_limit_bytes.unwrap_or(u64::MAX).min(self.memory_bytes)
+    }
+
+    /// The CPUs to pin threads to, in order: one logical CPU of each core first, filling one cache group after the
+    /// other, then the SMT siblings.
+    pub fn pin_order(&self) -> Vec<usize> {
+        let mut order: Vec<&Cpu> = self.cpus.iter().collect();
+        order.sort_by_key(|cpu| (cpu.socket, cpu.l3_group, cpu.core, cpu.id));
+        let mut seen: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        let mut ranked: Vec<(usize, usize)> = order
+            .iter()
+            .map(|cpu| {
+                let sibling = seen.entry((cpu.socket, cpu.core)).or_insert(0);
+                *sibling += 1;
+                (*sibling, cpu.id)
+            })
+            .collect();
+        ranked.sort_by_key(|&(sibling, _)| sibling);
+        ranked.into_iter().map(|(_, id)| id).collect()
+    }
+}
+
+/// Threads that can run at full speed: the smallest of affinity, whole CPUs of the quota, and physical cores.
+pub fn usable_threads() -> usize {
+    Topology::read().usable_threads
+}
+
+fn usable(affinity: usize, cores: usize, quota_cpus: Option<f64>) -> usize {
+    let quota = quota_cpus.map_or(usize::MAX, |cpus| cpus.floor() as usize);
+    affinity.min(cores).min(quota).max(1)
+}
+
+/// The cgroup's throttling counters, if it has any.
+pub fn throttling() -> Option<Throttling> {
+    let text = cgroup_files("cpu", "cpu.stat").into_iter().find_map(|path| fs::read_to_string(path).ok())?;
+    let field = |name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    Some(Throttling {
+        periods: field("nr_throttled "),
+        throttled_us: field("throttled_usec ").max(field("throttled_time ") / 1000),
+    })
+}
+
+fn allowed_cpus() -> Vec<Cpu> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or("0");
+    let mut ids = parse_cpu_list(list);
+    if ids.is_empty() {
+        ids.push(0);
+    }
+    ids.into_iter().map(read_cpu).collect()
+}
+
+fn read_cpu(id: usize) -> Cpu {
+    let base = PathBuf::from(format!("/sys/devices/system/cpu/cpu{id}"));
+    let number = |file: &str| read_trimmed(&base.join(file)).and_then(|text| text.parse::<usize>().ok());
+    Cpu {
+        id,
+        socket: number("topology/physical_package_id").unwrap_or(0),
+        core: number("topology/core_id").unwrap_or(id),
+        l3_group: read_trimmed(&base.join("cache/index3/shared_cpu_list"))
+            .and_then(|list| parse_cpu_list(&list).first().copied())
+            .unwrap_or(0),
+    }
+}
+
+fn l3_bytes(cpu: usize) -> u64 {
+    let path = format!("/sys/devices/system/cpu/cpu{cpu}/cache/index3/size");
+    read_trimmed(Path::new(&path)).map_or(0, |text| parse_size(&text))
+}
+
+fn parse_size(text: &str) -> u64 {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text[digits.len()..].trim() {
+        "K" | "kB" => 1 << 10,
+        "M" => 1 << 20,
+        _ => 1,
+    };
+    digits.parse::<u64>().unwrap_or(0) * unit
+}
+
+/// Reads lists such as `0-3,8,10-11`; what is malformed is left out.
+fn parse_cpu_list(text: &str) -> Vec<usize> {
+    let mut ids = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        if let (Ok(first), Ok(last)) = (first.trim().parse::<usize>(), last.trim().parse::<usize>())
+            && last < 1 << 16
+        {
+            ids.extend(first..=last);
+        }
+    }
+    ids
+}
+
+fn cpu_model() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned()))
+        .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+fn transparent_huge_pages() -> String {
+    let text = read_trimmed(Path::new("/sys/kernel/mm/transparent_hugepage/enabled")).unwrap_or_default();
+    text.split(['[', ']']).nth(1).unwrap_or_default().to_owned()
+}
+
+fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("MemTotal:")).map_or(0, |size| parse_size(size.trim()))
+}
+
+fn memory_limit_bytes() -> Option<u64> {
+    let read = |name| cgroup_files("memory", name).into_iter().filter_map(|path| read_trimmed(&path));
+    read("memory.max").chain(read("memory.limit_in_bytes")).filter_map(|text| text.parse::<u64>().ok()).min()
+}
+
+/// CPUs' worth of time of the tightest limit on the way up the cgroup tree, of version 2 or 1.
+fn quota_cpus() -> Option<f64> {
+    let v2 = cgroup_files("cpu", "cpu.max").into_iter().filter_map(|path| {
+        let text = read_trimmed(&path)?;
+        let (quota, period) = text.split_once(' ')?;
+        Some(quota.parse::<f64>().ok()? / period.parse::<f64>().ok()?)
+    });
+    let v1 = cgroup_files("cpu", "cpu.cfs_quota_us").into_iter().filter_map(|path| {
+        let quota = read_trimmed(&path)?.parse::<f64>().ok()?;
+        let period = read_trimmed(&path.with_file_name("cpu.cfs_period_us"))?.parse::<f64>().ok()?;
+        (quota > 0.0).then_some(quota / period)
+    });
+    v2.chain(v1).filter(|cpus| cpus.is_finite() && *cpus > 0.0).min_by(f64::total_cmp)
+}
+
+/// Where `file` of a controller may stand, from this process's own group up to the root.
+fn cgroup_files(controller: &str, file: &str) -> Vec<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut paths = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(group)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
+        let root = if controllers.is_empty() {
+            PathBuf::from("/sys/fs/cgroup")
+        } else if controllers.split(',').any(|name| name == controller) {
+            Path::new("/sys/fs/cgroup").join(controllers)
+        } else {
+            continue;
+        };
+        // Inside a container the path may be that of the host, which is not mounted: the root is tried as well.
+        let mut folder = Some(Path::new(group.trim_start_matches('/')));
+        while let Some(relative) = folder {
+            paths.push(root.join(relative).join(file));
+            folder = relative.parent();
+        }
+        paths.push(Path::new("/sys/fs/cgroup").join(controller).join(file));
+    }
+    paths.retain(|path| path.exists());
+    paths
+}
+
+fn read_trimmed(path: &Path) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists_are_read_and_rubbish_is_left_out() {
+        assert_eq!(parse_cpu_list("0-2,5, 7-8\n"), [0, 1, 2, 5, 7, 8]);
+        assert_eq!(parse_cpu_list("x,3-,4-99999999999"), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn the_tightest_of_affinity_cores_and_quota_counts() {
+        assert_eq!(usable(96, 48, Some(7.65)), 7);
+        assert_eq!(usable(4, 2, None), 2);
+        assert_eq!(usable(4, 4, Some(0.5)), 1);
+    }
+
+    #[test]
+    fn smt_siblings_are_pinned_last() {
+        let cpu = |id, core, l3_group| Cpu { id, socket: 0, core, l3_group };
+        let mut topology = Topology::read();
+        topology.cpus = vec![cpu(0, 0, 0), cpu(1, 1, 0), cpu(2, 2, 2), cpu(3, 0, 0), cpu(4, 1, 0), cpu(5, 2, 2)];
+        assert_eq!(topology.pin_order(), [0, 1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn this_machine_has_at_least_one_usable_thread() {
+        let topology = Topology::read();
+        assert!(topology.usable_threads >= 1 && topology.usable_threads <= topology.cpus.len());
+        assert!(topology.usable_memory_bytes() > 0);
+    }
+}

@@ -1,0 +1,128 @@
+//! What a caller chooses when loading a model, with defaults that are exact.
+//!
+//! Parsing of flags and files belongs to the callers (cli, worker).
+
+use crate::Isa;
+use std::fmt;
+use std::str::FromStr;
+
+/// The most sequences that may be active in one step.
+pub const MAX_SEQUENCES: usize = 64;
+
+/// How a model is loaded and run. None of these, except [`Head`] when it is declared lossy, changes a single bit of the output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Threads of the pool; `None` takes [`crate::host::usable_threads`], at most 16. A number is taken as it is.
+    pub threads: Option<usize>,
+    /// `None` takes [`Isa::detect`].
+    pub isa: Option<Isa>,
+    /// Sequences that are active at once, 1 to [`MAX_SEQUENCES`]; others wait.
+    pub max_sequences: usize,
+    /// Positions a sequence may have; `None` takes the model's context. Never more than that.
+    pub max_context: Option<usize>,
+    /// Memory for keys and values; `None` takes what `max_sequences` full contexts need, at most a quarter of
+    /// the memory that this process may use.
+    pub kv_budget_bytes: Option<u64>,
+    /// Prompt tokens computed in one step, over all sequences.
+    pub prefill_chunk: usize,
+    pub head: Head,
+    pub kernel: KernelChoice,
+    /// Keep the pages of finished prompts, so that a later request with the same beginning skips that work.
+    pub prefix_cache: bool,
+    /// Ask the kernel for huge pages for the weights.
+    pub huge_pages: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            threads: None,
+            isa: None,
+            max_sequences: 8,
+            max_context: None,
+            kv_budget_bytes: None,
+            prefill_chunk: 128,
+            head: Head::Screened,
+            kernel: KernelChoice::Auto,
+            prefix_cache: false,
+            huge_pages: true,
+        }
+    }
+}
+
+/// How the next token's scores are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Head {
+    /// Screen all rows in int8, rescore the few candidates exactly: the tokens of [`Head::Full`] at half the bytes.
+    #[default]
+    Screened,
+    /// Every row as the file stores it.
+    Full,
+    /// The int8 rows alone: a declared approximation.
+    Q8,
+}
+
+/// Which ternary kernel runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KernelChoice {
+    /// The fastest that is known for the instruction set.
+    #[default]
+    Auto,
+    /// Multiply-add on two-bit codes.
+    Mad,
+}
+
+/// A name that is none of the choices.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown {what} `{name}`: use {choices}")]
+pub struct UnknownChoice {
+    what: &'static str,
+    name: String,
+    choices: &'static str,
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Head::Screened => "screened",
+            Head::Full => "full",
+            Head::Q8 => "q8",
+        })
+    }
+}
+
+impl FromStr for Head {
+    type Err = UnknownChoice;
+
+    fn from_str(name: &str) -> Result<Head, UnknownChoice> {
+        match name {
+            "screened" => Ok(Head::Screened),
+            "full" => Ok(Head::Full),
+            "q8" => Ok(Head::Q8),
+            _ => {
+                Err(UnknownChoice { what: "output head", name: name.to_owned(), choices: "screened, full or q8" })
+            }
+        }
+    }
+}
+
+impl fmt::Display for KernelChoice {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            KernelChoice::Auto => "auto",
+            KernelChoice::Mad => "mad",
+        })
+    }
+}
+
+impl FromStr for KernelChoice {
+    type Err = UnknownChoice;
+
+    fn from_str(name: &str) -> Result<KernelChoice, UnknownChoice> {
+        match name {
+            "auto" => Ok(KernelChoice::Auto),
+            "mad" => Ok(KernelChoice::Mad),
+            _ => Err(UnknownChoice { what: "kernel", name: name.to_owned(), choices: "auto or mad" }),
+        }
+    }
+}
