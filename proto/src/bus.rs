@@ -103,6 +103,14 @@ pub struct Entry {
     pub revision: u64,
 }
 
+/// An object as its bucket lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectFacts {
+    pub name: String,
+    pub bytes: u64,
+    pub modified: crate::TimeMs,
+}
+
 /// Facts of a stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StreamFacts {
@@ -191,6 +199,8 @@ pub trait Bus: Send + Sync + 'static {
     async fn object_get(&self, bucket: &str, name: &str, from_byte: u64) -> Result<Pin<Box<dyn AsyncRead + Send>>>;
     /// Length in bytes.
     async fn object_length(&self, bucket: &str, name: &str) -> Result<Option<u64>>;
+    /// Every object of the bucket.
+    async fn object_list(&self, bucket: &str) -> Result<Vec<ObjectFacts>>;
     async fn object_delete(&self, bucket: &str, name: &str) -> Result<()>;
 
     /// Sends what is buffered and closes.

@@ -15,6 +15,8 @@ pub const ADVISORIES: &str = "ADVISORIES";
 pub const KV_BATCHES: &str = "batches";
 /// Key-value bucket of the leader's lease, the assignment key and the fleet's identity.
 pub const KV_CONTROL: &str = "control";
+/// Key-value bucket of what is known of uploaded files besides their content; keys `<tenant>.<object>`.
+pub const KV_FILES: &str = "files";
 
 /// Which copy is the truth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +138,11 @@ pub fn tokens(job: &JobKey) -> String {
     format!("tf.token.{}.{}", job.batch, job.index)
 }
 
+/// Core subject on which the coordinator announces the committed answer (`JobResult`) of a job that somebody waits for.
+pub fn done(job: &JobKey) -> String {
+    format!("tf.done.{}.{}", job.batch, job.index)
+}
+
 pub fn api(verb: ApiVerb) -> String {
     format!("tf.api.{}", verb.as_str())
 }
@@ -154,10 +161,11 @@ pub enum ApiVerb {
     BatchSet,
     Results,
     Pods,
+    JobCreate,
 }
 
 impl ApiVerb {
-    pub const ALL: [ApiVerb; 7] = [
+    pub const ALL: [ApiVerb; 8] = [
         ApiVerb::BatchCreate,
         ApiVerb::BatchGet,
         ApiVerb::BatchList,
@@ -165,6 +173,7 @@ impl ApiVerb {
         ApiVerb::BatchSet,
         ApiVerb::Results,
         ApiVerb::Pods,
+        ApiVerb::JobCreate,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -176,6 +185,7 @@ impl ApiVerb {
             ApiVerb::BatchSet => "batch_set",
             ApiVerb::Results => "results",
             ApiVerb::Pods => "pods",
+            ApiVerb::JobCreate => "job_create",
         }
     }
 

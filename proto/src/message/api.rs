@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{BatchId, TenantId, TimeMs};
-use crate::message::{Heartbeat, JobResult};
+use crate::message::{Generation, Heartbeat, JobResult, Line};
 use crate::money::UsdMicro;
+use crate::openai::Endpoint;
 
 /// Every answer: the value, or a refusal in words with a closed code.
 pub type Reply<T> = Result<T, Refusal>;
@@ -45,6 +46,9 @@ pub struct BatchCreate {
     pub idempotency_key: String,
     pub input_object: String,
     pub name: Option<String>,
+    /// When given, a line that names another endpoint is an error line.
+    #[serde(default)]
+    pub endpoint: Option<Endpoint>,
     #[serde(default)]
     pub options: BatchOptions,
     /// Caller's own pairs, returned unread.
@@ -111,6 +115,8 @@ pub struct BatchView {
     pub name: Option<String>,
     pub state: BatchState,
     pub input_object: String,
+    #[serde(default)]
+    pub endpoint: Option<Endpoint>,
     /// Set when finished.
     pub output_object: Option<String>,
     pub error_object: Option<String>,
@@ -182,6 +188,19 @@ pub struct ResultsPage {
     /// The batch has ended and nothing follows this page.
     pub end: bool,
     pub batch: BatchView,
+}
+
+/// `tf.api.job_create`: one job outside of any file, at high priority, for somebody who waits.
+///
+/// The caller makes up the batch id (index 0), subscribes to `tf.done.<batch>.0` and `tf.token.<batch>.0`, then asks.
+/// The coordinator keeps no object for it; its answer is in RESULTS like any other.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobCreate {
+    pub tenant: TenantId,
+    pub batch: BatchId,
+    pub line: Line,
+    pub generation: Generation,
+    pub deadline: TimeMs,
 }
 
 /// `tf.api.pods`.
