@@ -161,7 +161,8 @@ pub trait Bus: Send + Sync + 'static {
     async fn publish(&self, subject: &str, payload: Bytes, how: Publish) -> Result<Stored>;
     /// Sends now, tells later: the caller bounds how many are in flight.
     async fn enqueue(&self, subject: &str, payload: Bytes, how: Publish) -> Result<PendingAck>;
-    /// Up to `max` messages, waiting at most `expires` for the first; empty when none came.
+    /// Up to `max` messages: those that are there, else the first to come within `expires`; empty when none came.
+    /// A call that is dropped may take messages with it, to be delivered again after the ack wait: run it to its end.
     async fn pull(&self, stream: &str, consumer: &str, max: usize, expires: Duration) -> Result<Vec<Delivery>>;
     async fn settle(&self, delivery: &Delivery, how: Settle) -> Result<()>;
     async fn last_on_subject(&self, stream: &str, subject: &str) -> Result<Option<Message>>;
@@ -182,10 +183,19 @@ pub trait Bus: Send + Sync + 'static {
     async fn ensure_kv(&self, spec: &KvSpec) -> Result<()>;
     async fn kv_get(&self, bucket: &str, key: &str) -> Result<Option<Entry>>;
     async fn kv_put(&self, bucket: &str, key: &str, value: Bytes) -> Result<u64>;
-    /// [`BusError::Exists`] when the key holds a value.
-    async fn kv_create(&self, bucket: &str, key: &str, value: Bytes) -> Result<u64>;
-    /// Compare-and-set; [`BusError::WrongLastSequence`] when the revision moved on.
-    async fn kv_update(&self, bucket: &str, key: &str, value: Bytes, revision: u64) -> Result<u64>;
+    /// [`BusError::Exists`] when the key holds a value. With a `ttl` (whole seconds, at least one) the server itself
+    /// removes the value when nobody has replaced it in time: that is the leader's lease.
+    async fn kv_create(&self, bucket: &str, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<u64>;
+    /// Compare-and-set; [`BusError::WrongLastSequence`] when the revision moved on or the value has expired. A `ttl`
+    /// starts anew with the new value.
+    async fn kv_update(
+        &self,
+        bucket: &str,
+        key: &str,
+        value: Bytes,
+        revision: u64,
+        ttl: Option<Duration>,
+    ) -> Result<u64>;
     /// With `revision`, only if it is still the last.
     async fn kv_delete(&self, bucket: &str, key: &str, revision: Option<u64>) -> Result<()>;
     /// All live entries.
