@@ -15,6 +15,8 @@ mod layout;
 mod map;
 pub mod rows;
 mod value;
+mod vocabulary;
+pub mod write;
 
 pub use container::{File, Tensor};
 pub use error::Error;
@@ -22,3 +24,4 @@ pub use hyper::Hyper;
 pub use kind::Kind;
 pub use layout::{Block, Layout, check_model};
 pub use value::{Array, Element, Value};
+pub use vocabulary::vocabulary;

@@ -1,0 +1,45 @@
+//! The tokenizer's part of a model file, as the plain data that crate `text` works on.
+
+use ternfleet_text::{TokenType, Vocabulary};
+
+use super::{Error, File};
+
+/// Reads the vocabulary of the model in `file`. Whether it can be used, and how it splits text, is for
+/// [`ternfleet_text::Tokenizer::from_parts`] to say; `tokenizer.chat_template` is not read, since the official
+/// file carries a wrong one.
+pub fn vocabulary(file: &File) -> Result<Vocabulary, Error> {
+    let missing = |key: &str| {
+        Error::model(format!("metadata '{key}'"), "it is missing, so the file holds no tokenizer")
+    };
+    let strings = |key: &str| -> Result<Vec<String>, Error> {
+        let strings = file.strings(key)?.ok_or_else(|| missing(key))?;
+        Ok(strings.into_iter().map(str::to_owned).collect())
+    };
+    let id = |key: &str| -> Result<Option<u32>, Error> {
+        file.unsigned(key)?
+            .map(|id| {
+                u32::try_from(id)
+                    .map_err(|_| Error::model(format!("metadata '{key}'"), format!("{id} is no token id")))
+            })
+            .transpose()
+    };
+    let text = |key: &str| Ok::<_, Error>(file.text(key)?.map(str::to_owned));
+    let tokens = strings("tokenizer.ggml.tokens")?;
+    let token_types = match file.integers("tokenizer.ggml.token_type")? {
+        // A file without types has normal tokens only.
+        None => vec![TokenType::Normal; tokens.len()],
+        Some(types) => {
+            types.into_iter().map(|id| TokenType::from_id(u32::try_from(id).unwrap_or(u32::MAX))).collect()
+        }
+    };
+    Ok(Vocabulary {
+        tokens,
+        merges: strings("tokenizer.ggml.merges")?,
+        token_types,
+        bos: id("tokenizer.ggml.bos_token_id")?,
+        eos: id("tokenizer.ggml.eos_token_id")?,
+        add_bos: file.boolean("tokenizer.ggml.add_bos_token")?,
+        model: text("tokenizer.ggml.model")?,
+        pre: text("tokenizer.ggml.pre")?,
+    })
+}

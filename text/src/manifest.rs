@@ -1,0 +1,238 @@
+//! A model's manifest: what it is, where it comes from, how it splits text, how it chats, when it stops.
+//!
+//! `models/*/manifest.toml`, and found beside a model file under the same name. Unknown keys are refused and
+//! all faults come at once: a manifest is written by hand, and a misspelt key must not be a silent default.
+
+mod reader;
+
+use std::path::Path;
+
+use self::reader::Reader;
+use crate::Error;
+
+/// The name a manifest has beside its model file.
+pub const FILE_NAME: &str = "manifest.toml";
+/// A manifest is a page of text; anything longer is something else.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What is known about a model besides its weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Manifest {
+    /// Short name, as `bitnet-b1.58-2B-4T`.
+    pub name: String,
+    /// One line about it.
+    pub description: String,
+    /// Its licence, as an SPDX expression or a name.
+    pub licence: String,
+    /// Where the model file comes from.
+    pub source: Option<Source>,
+    /// The shape that the file must have.
+    pub shape: Shape,
+    /// How it splits text.
+    pub tokenizer: TokenizerFacts,
+    /// How it chats; `None` for a model that only continues text.
+    pub chat: Option<Chat>,
+    /// Sampling defaults.
+    pub sampling: Sampling,
+}
+
+/// The model file and how to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Where it can be fetched; `None` if it ships with this repository.
+    pub url: Option<String>,
+    /// Its file name.
+    pub file: String,
+    /// SHA-256 in lower-case hexadecimal.
+    pub sha256: Option<String>,
+    /// Its size.
+    pub bytes: Option<u64>,
+}
+
+/// The shape that the model file must have; what is absent is not compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// `general.architecture`.
+    pub architecture: Option<String>,
+    /// Transformer blocks.
+    pub n_layers: Option<u64>,
+    /// Width of the residual stream.
+    pub hidden: Option<u64>,
+    /// Width inside the feed-forward part.
+    pub ffn: Option<u64>,
+    /// Query heads.
+    pub n_heads: Option<u64>,
+    /// Key and value heads.
+    pub n_kv_heads: Option<u64>,
+    /// Width of a head.
+    pub head_dim: Option<u64>,
+    /// Tokens in the vocabulary.
+    pub vocab: Option<u64>,
+    /// Longest sequence.
+    pub context: Option<u64>,
+}
+
+/// How the model splits text. The only kind is `llama3-bpe`: a split by a regex, then byte-level BPE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenizerFacts {
+    /// The regex whose matches are merged each on their own.
+    pub split: String,
+    /// Whether a piece that is a token is taken whole, without walking the merges.
+    pub ignore_merges: bool,
+    /// Id of the token that begins a text.
+    pub bos: u32,
+    /// Whether it is put before a text.
+    pub add_bos: bool,
+    /// Id of the token that ends a text.
+    pub eos: u32,
+    /// Ids that end a generation.
+    pub stop_ids: Vec<u32>,
+}
+
+/// How the model chats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chat {
+    /// A Jinja template over `messages` (`role`, `content`), `bos_token` and `eos_token`.
+    pub template: String,
+}
+
+/// Sampling defaults; what is absent is the caller's to choose.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sampling {
+    /// Temperature, 0 for greedy.
+    pub temperature: Option<f32>,
+    /// Nucleus mass.
+    pub top_p: Option<f32>,
+    /// Candidates kept.
+    pub top_k: Option<u32>,
+}
+
+impl Manifest {
+    /// Reads the manifest at `path`.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let size = std::fs::metadata(path).map_err(io)?.len();
+        let origin = path.display().to_string();
+        if size > MAX_BYTES {
+            let faults = vec![format!("it has {size} bytes, and no manifest is longer than {MAX_BYTES}")];
+            return Err(Error::Manifest { origin, faults });
+        }
+        Self::parse(&std::fs::read_to_string(path).map_err(io)?, &origin)
+    }
+
+    /// Reads `manifest.toml` in the folder of `model_file`; `None` if there is no such file.
+    pub fn beside(model_file: &Path) -> Result<Option<Self>, Error> {
+        let path = model_file.with_file_name(FILE_NAME);
+        match path.try_exists() {
+            Ok(true) => Self::open(&path).map(Some),
+            Ok(false) => Ok(None),
+            Err(source) => Err(Error::Io { path, source }),
+        }
+    }
+
+    /// Reads a manifest from `text`; `origin` names it in messages.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
+        let table: toml::Table = text.parse().map_err(|fault: toml::de::Error| Error::Manifest {
+            origin: origin.to_owned(),
+            faults: vec![fault.to_string().trim_end().to_owned()],
+        })?;
+        let mut root = Reader::new(table);
+        let manifest = read(&mut root);
+        match (manifest, root.finish()) {
+            (Some(manifest), faults) if faults.is_empty() => Ok(manifest),
+            (_, faults) => Err(Error::Manifest { origin: origin.to_owned(), faults }),
+        }
+    }
+}
+
+/// Reads everything before judging anything: `None` only where a fault was noted.
+fn read(root: &mut Reader) -> Option<Manifest> {
+    let name = root.text("name");
+    let description = root.text("description");
+    let licence = root.text("licence");
+    let source = root.section("source", |section| {
+        let url = section.optional_text("url");
+        let (file, sha256, bytes) =
+            (section.text("file"), section.optional_text("sha256"), section.optional_count("bytes"));
+        if let Some(digest) = &sha256
+            && !(digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+        {
+            section.fault("sha256", "64 lower-case hexadecimal digits are needed");
+        }
+        if let Some(file) = &file
+            && (file.is_empty() || file.contains(['/', '\\']) || file == "..")
+        {
+            section.fault("file", "a plain file name is needed, without folders");
+        }
+        Some(Source { url, file: file?, sha256, bytes })
+    });
+    let shape = root.section("shape", |section| {
+        Some(Shape {
+            architecture: section.optional_text("architecture"),
+            n_layers: section.optional_count("n_layers"),
+            hidden: section.optional_count("hidden"),
+            ffn: section.optional_count("ffn"),
+            n_heads: section.optional_count("n_heads"),
+            n_kv_heads: section.optional_count("n_kv_heads"),
+            head_dim: section.optional_count("head_dim"),
+            vocab: section.optional_count("vocab"),
+            context: section.optional_count("context"),
+        })
+    });
+    if !root.has("tokenizer") {
+        root.fault("tokenizer", "this section is missing");
+    }
+    let tokenizer = root.section("tokenizer", read_tokenizer);
+    let chat = root.section("chat", |section| {
+        let template = section.text("template")?;
+        if let Err(fault) = crate::chat::check(&template) {
+            section.fault("template", &fault);
+        }
+        Some(Chat { template })
+    });
+    let sampling = root.section("sampling", |section| {
+        let top_k = section.optional_id("top_k");
+        Some(Sampling {
+            temperature: section.optional_float("temperature", 0.0..=100.0),
+            top_p: section.optional_float("top_p", 0.0..=1.0),
+            top_k,
+        })
+    });
+    Some(Manifest {
+        name: name?,
+        description: description?,
+        licence: licence?,
+        source,
+        shape: shape.unwrap_or_default(),
+        tokenizer: tokenizer?,
+        chat,
+        sampling: sampling.unwrap_or_default(),
+    })
+}
+
+fn read_tokenizer(section: &mut Reader) -> Option<TokenizerFacts> {
+    match section.text("kind").as_deref() {
+        Some("llama3-bpe") | None => {}
+        Some(other) => section.fault("kind", &format!("'{other}' is not known; 'llama3-bpe' is")),
+    }
+    let split = section.text("split");
+    if let Some(split) = &split
+        && let Err(fault) = crate::tokenizer::check_split(split)
+    {
+        section.fault("split", &fault);
+    }
+    let ignore_merges = section.flag("ignore_merges");
+    let (bos, add_bos, eos) = (section.id("bos"), section.flag("add_bos"), section.id("eos"));
+    let stop_ids = section.ids("stop_ids");
+    Some(TokenizerFacts {
+        split: split?,
+        ignore_merges: ignore_merges?,
+        bos: bos?,
+        add_bos: add_bos?,
+        eos: eos?,
+        stop_ids: stop_ids?,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,82 @@
+//! Tokens that are found in text as a whole: the longest at the leftmost place, as in Hugging Face's crate.
+
+use std::collections::{BTreeMap, HashMap};
+
+/// A set of such tokens.
+#[derive(Debug, Default)]
+pub(super) struct Specials {
+    ids: HashMap<String, u32>,
+    texts: BTreeMap<u32, String>,
+    /// Their lengths in bytes, longest first.
+    lengths: Vec<usize>,
+    /// Their first characters, sorted.
+    firsts: Vec<char>,
+}
+
+/// A part of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Piece<'a> {
+    Special(u32),
+    Text(&'a str),
+}
+
+impl Specials {
+    /// The set of these tokens; empty ones can never be found and are left out of the search.
+    pub(super) fn new(tokens: impl IntoIterator<Item = (u32, String)>) -> Self {
+        let mut set = Self::default();
+        for (id, text) in tokens {
+            if let Some(first) = text.chars().next() {
+                set.firsts.push(first);
+                set.lengths.push(text.len());
+                // Of two tokens with one text the first is found.
+                set.ids.entry(text.clone()).or_insert(id);
+            }
+            set.texts.insert(id, text);
+        }
+        set.firsts.sort_unstable();
+        set.firsts.dedup();
+        set.lengths.sort_unstable_by(|a, b| b.cmp(a));
+        set.lengths.dedup();
+        set
+    }
+
+    pub(super) fn text(&self, id: u32) -> Option<&str> {
+        self.texts.get(&id).map(String::as_str)
+    }
+
+    pub(super) fn begins_with(&self, character: char) -> bool {
+        self.firsts.binary_search(&character).is_ok()
+    }
+
+    /// Cuts `text` at the tokens in it. Texts between them are never empty.
+    pub(super) fn pieces<'a>(&self, text: &'a str) -> Vec<Piece<'a>> {
+        let mut pieces = Vec::new();
+        let mut start = 0;
+        let mut at = 0;
+        while let Some(offset) = text[at..].find(|character| self.begins_with(character)) {
+            at += offset;
+            match self.longest_at(&text[at..]) {
+                Some((length, id)) => {
+                    if start < at {
+                        pieces.push(Piece::Text(&text[start..at]));
+                    }
+                    pieces.push(Piece::Special(id));
+                    at += length;
+                    start = at;
+                }
+                None => at += text[at..].chars().next().map_or(1, char::len_utf8),
+            }
+        }
+        if start < text.len() {
+            pieces.push(Piece::Text(&text[start..]));
+        }
+        pieces
+    }
+
+    fn longest_at(&self, text: &str) -> Option<(usize, u32)> {
+        self.lengths.iter().find_map(|&length| {
+            let candidate = text.get(..length)?;
+            self.ids.get(candidate).map(|&id| (length, id))
+        })
+    }
+}
