@@ -11,6 +11,7 @@ pub mod codec;
 pub mod id;
 pub mod message;
 pub mod money;
+pub mod nats;
 pub mod openai;
 pub mod table;
 pub mod tag;
