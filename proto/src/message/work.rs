@@ -130,6 +130,9 @@ pub struct Checkpoint {
     pub numerics: String,
     /// Ids generated so far; the sampler's position is their count, since draws are keyed by position.
     pub generated: Vec<u32>,
+    /// One entry for each of `generated` when the job reports log-probabilities, empty otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
     /// True on the claim itself, before a token ran.
     pub claim: bool,
     /// Owner gave the job back in good order (drain, revocation); the attempt does not count as a fault.
@@ -172,6 +175,19 @@ pub struct Generated {
     pub ids_digest: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprobs>,
+}
+
+impl Generated {
+    /// The digest that [`Generated::ids_digest`] holds: first eight bytes of BLAKE3 over the ids, little-endian both.
+    pub fn digest_of(ids: &[u32]) -> u64 {
+        let mut hasher = blake3::Hasher::new();
+        for id in ids {
+            hasher.update(&id.to_le_bytes());
+        }
+        let mut first = [0u8; 8];
+        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        u64::from_le_bytes(first)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
