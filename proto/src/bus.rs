@@ -163,7 +163,13 @@ pub trait Bus: Send + Sync + 'static {
     async fn enqueue(&self, subject: &str, payload: Bytes, how: Publish) -> Result<PendingAck>;
     /// Up to `max` messages: those that are there, else the first to come within `expires`; empty when none came.
     /// A call that is dropped may take messages with it, to be delivered again after the ack wait: run it to its end.
-    async fn pull(&self, stream: &str, consumer: &str, max: usize, expires: Duration) -> Result<Vec<Delivery>>;
+    async fn pull(
+        &self,
+        stream: &str,
+        consumer: &str,
+        max: usize,
+        expires: Duration,
+    ) -> Result<Vec<Delivery>>;
     async fn settle(&self, delivery: &Delivery, how: Settle) -> Result<()>;
     async fn last_on_subject(&self, stream: &str, subject: &str) -> Result<Option<Message>>;
     async fn message(&self, stream: &str, sequence: u64) -> Result<Option<Message>>;
@@ -172,7 +178,12 @@ pub trait Bus: Send + Sync + 'static {
     /// Removes every message of the subject filter; answers how many.
     async fn purge(&self, stream: &str, filter: &str) -> Result<u64>;
     /// In stream order from `from_sequence` on, surviving reconnects without gap or repeat.
-    async fn replay(&self, stream: &str, filter: &str, from_sequence: u64) -> Result<BusStream<Result<Replayed>>>;
+    async fn replay(
+        &self,
+        stream: &str,
+        filter: &str,
+        from_sequence: u64,
+    ) -> Result<BusStream<Result<Replayed>>>;
 
     // Core subjects.
     async fn send(&self, subject: &str, payload: Bytes) -> Result<()>;
@@ -204,9 +215,19 @@ pub trait Bus: Send + Sync + 'static {
     // Objects.
     async fn ensure_objects(&self, spec: &ObjectSpec) -> Result<()>;
     /// Streams `content` in; answers its length in bytes.
-    async fn object_put(&self, bucket: &str, name: &str, content: Pin<Box<dyn AsyncRead + Send>>) -> Result<u64>;
+    async fn object_put(
+        &self,
+        bucket: &str,
+        name: &str,
+        content: Pin<Box<dyn AsyncRead + Send>>,
+    ) -> Result<u64>;
     /// Streams the object out, starting `from_byte` bytes in.
-    async fn object_get(&self, bucket: &str, name: &str, from_byte: u64) -> Result<Pin<Box<dyn AsyncRead + Send>>>;
+    async fn object_get(
+        &self,
+        bucket: &str,
+        name: &str,
+        from_byte: u64,
+    ) -> Result<Pin<Box<dyn AsyncRead + Send>>>;
     /// Length in bytes.
     async fn object_length(&self, bucket: &str, name: &str) -> Result<Option<u64>>;
     /// Every object of the bucket.

@@ -87,7 +87,8 @@ mod tests {
 
     #[test]
     fn the_price_of_a_million_tokens_equals_the_figures_of_the_report() {
-        for (price, rate, shown) in [(0.34, 20.79, "$4.54"), (1.19, 30.0, "$11.02"), (2.50, 52.67, "$13.18")] {
+        for (price, rate, shown) in [(0.34, 20.79, "$4.54"), (1.19, 30.0, "$11.02"), (2.50, 52.67, "$13.18")]
+        {
             let kappa = usd_micro_per_million_tokens(UsdMicro::from_dollars(price), rate).unwrap();
             assert_eq!(kappa.to_string(), shown);
         }

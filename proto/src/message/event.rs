@@ -16,12 +16,41 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
-    BatchChanged { batch: BatchId, tenant: TenantId, state: BatchState },
-    WorkerSeen { worker: WorkerId, pod: String, pod_class: String, price_usd_micro_per_hour: UsdMicro },
-    WorkerLost { worker: WorkerId, pod: String, reason: String },
+    BatchChanged {
+        batch: BatchId,
+        tenant: TenantId,
+        state: BatchState,
+    },
+    WorkerSeen {
+        worker: WorkerId,
+        pod: String,
+        pod_class: String,
+        price_usd_micro_per_hour: UsdMicro,
+    },
+    WorkerLost {
+        worker: WorkerId,
+        pod: String,
+        reason: String,
+    },
     /// Money spent by a pod since its last such event, split by batch and idleness.
-    Spent { pod: String, from: TimeMs, to: TimeMs, idle_usd_micro: UsdMicro, by_batch: Vec<(BatchId, UsdMicro)> },
-    PodIntent { pod: String, pod_class: String, price_usd_micro_per_hour: UsdMicro },
-    PodRented { pod: String, provider_id: String },
-    PodReturned { pod: String, billed_usd_micro: UsdMicro },
+    Spent {
+        pod: String,
+        from: TimeMs,
+        to: TimeMs,
+        idle_usd_micro: UsdMicro,
+        by_batch: Vec<(BatchId, UsdMicro)>,
+    },
+    PodIntent {
+        pod: String,
+        pod_class: String,
+        price_usd_micro_per_hour: UsdMicro,
+    },
+    PodRented {
+        pod: String,
+        provider_id: String,
+    },
+    PodReturned {
+        pod: String,
+        billed_usd_micro: UsdMicro,
+    },
 }
