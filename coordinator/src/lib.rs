@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The coordinator: ledger of batches and jobs, fleet view, router, planner, gateway. It never runs a model.
+
+pub mod route;
