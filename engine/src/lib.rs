@@ -12,8 +12,10 @@ mod error;
 pub mod gguf;
 pub mod host;
 mod isa;
+mod kernel;
 mod options;
 mod request;
+pub mod synth;
 
 pub use engine::{Engine, Info};
 pub use error::{LoadError, Refused};

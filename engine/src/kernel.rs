@@ -1,0 +1,416 @@
+//! The kernels behind one table: chosen once at load, called through doors that check lengths.
+//!
+//! Here: the packed layout's constants, the jobs, the table, the choice. Not here: the arithmetic (`kernel/*.rs`), threads
+//! (`pool`), and who computes which rows (`ops`). Float routines are written once over [`lanes::Lanes`]; the integer
+//! products are written for each instruction set, in files of the same shape.
+#![allow(unsafe_code)] // Kernels: each door proves the lengths and the CPU features that its kernel needs.
+
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
+mod floats;
+mod lanes;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+use crate::Isa;
+pub(crate) use attention::{Query, State};
+pub(crate) use floats::{Epilogue, Then};
+
+/// Output rows that are computed together.
+pub(crate) const ROWS: usize = 16;
+/// Bytes of a line of packed weights: 16 rows of 16 two-bit codes, or 16 rows of 4 int8 weights of the head.
+pub(crate) const LINE: usize = 64;
+/// Tokens of one product at most; more are taken in turns.
+pub(crate) const MAX_TOKENS: usize = 128;
+/// Positions of a page of keys and values, which is also the unit of attention's sums.
+pub(crate) const PAGE: usize = 128;
+pub(crate) const MAX_HEAD_DIM: usize = 256;
+
+/// A row of int8 activations: x ≈ q / scale.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Quantised {
+    pub(crate) scale: f32,
+    /// Sum of all q: the codes are the weights plus one, so this is what the code sums have too much.
+    pub(crate) sum: i32,
+}
+
+/// A ternary product of one or two groups of 16 rows with up to [`MAX_TOKENS`] rows of activations.
+///
+/// `lines` holds `n_groups · n_lines` lines; `acts` holds (n_tokens, act_stride) of which 16 · n_lines are read; `sums`
+/// takes (n_tokens, 32), a group's rows side by side; `panel` is 16 KiB of scratch.
+pub(crate) struct TernaryJob {
+    lines: *const u8,
+    n_lines: usize,
+    n_groups: usize,
+    acts: *const i8,
+    act_stride: usize,
+    n_tokens: usize,
+    sums: *mut i32,
+    panel: *mut u8,
+}
+
+/// A screening product of 16 int8 rows with int16 activations.
+///
+/// `lines` holds `n_lines` lines of 16 rows × 4 weights; the activations stand three times, as int16 `values` and as the
+/// bytes `high` and `low` of values + 32768, each (n_tokens, stride); `row_sums` are the sums of the 16 rows; `sums` takes
+/// (n_tokens, 16). The dot products fit into int32 (see `head`).
+pub(crate) struct ScreenJob {
+    lines: *const u8,
+    n_lines: usize,
+    values: *const i16,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    high: *const u8,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    low: *const u8,
+    stride: usize,
+    n_tokens: usize,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    row_sums: *const i32,
+    sums: *mut i32,
+}
+
+/// The functions of one instruction set.
+struct Table {
+    ternary: unsafe fn(&TernaryJob),
+    screen: unsafe fn(&ScreenJob),
+    finish: unsafe fn(*const i32, &Epilogue<'_>),
+    norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    quantise: unsafe fn(&[f32], &mut [i8]) -> Quantised,
+    rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
+    to_f16: unsafe fn(&[f32], &mut [u16]),
+    attend: unsafe fn(&mut [Query<'_>], *const u16, *const u16, usize, f32),
+    attended: unsafe fn(&State, &mut [f32]),
+    dot_f16: unsafe fn(*const u16, *const f32, usize) -> f32,
+    dot_f32: unsafe fn(*const f32, *const f32, usize) -> f32,
+    dots_f16: unsafe fn(*const u16, usize, *const f32, usize, usize, usize, *mut f32, usize),
+    round_i16: unsafe fn(&[f32], f32, &mut [i16], &mut [f32]),
+    largest_magnitude: unsafe fn(&[f32]) -> f32,
+}
+
+/// Writes out the generic routines for one instruction set and gathers them in its `TABLE`.
+macro_rules! stamp {
+    ($lanes:ty, $wide:literal $(, $features:literal)?) => {
+        mod stamped {
+            #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
+            use super::super::{Epilogue, Quantised, Query, State, attention, floats};
+            use super::*;
+            type Lane = $lanes;
+
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn finish(sums: *const i32, job: &Epilogue<'_>) {
+                floats::finish::<Lane>(sums, job);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+                floats::norm::<Lane>(x, weight, eps, out);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn quantise(x: &[f32], out: &mut [i8]) -> Quantised {
+                floats::quantise::<Lane>(x, out)
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+                floats::rotate(head, cos, sin);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn to_f16(from: &[f32], to: &mut [u16]) {
+                floats::to_f16::<Lane>(from, to);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn attend(
+                queries: &mut [Query<'_>],
+                keys: *const u16,
+                values: *const u16,
+                head_dim: usize,
+                scale: f32,
+            ) {
+                attention::attend::<Lane, $wide>(queries, keys, values, head_dim, scale);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn attended(state: &State, out: &mut [f32]) {
+                attention::finish::<Lane>(state, out);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn dot_f16(row: *const u16, x: *const f32, n: usize) -> f32 {
+                floats::dot_f16::<Lane>(row, x, n)
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn dot_f32(row: *const f32, x: *const f32, n: usize) -> f32 {
+                floats::dot_f32::<Lane>(row, x, n)
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn dots_f16(
+                rows: *const u16,
+                row_stride: usize,
+                x: *const f32,
+                x_stride: usize,
+                n_tokens: usize,
+                n: usize,
+                out: *mut f32,
+                out_stride: usize,
+            ) {
+                let mut token = 0;
+                while token < n_tokens {
+                    let (x, out) = (x.add(token * x_stride), out.add(token * out_stride));
+                    if n_tokens - token >= 4 {
+                        floats::dots_f16::<Lane, 4>(rows, row_stride, x, x_stride, n, out, out_stride);
+                        token += 4;
+                    } else {
+                        floats::dots_f16::<Lane, 1>(rows, row_stride, x, x_stride, n, out, out_stride);
+                        token += 1;
+                    }
+                }
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn round_i16(x: &[f32], step: f32, out: &mut [i16], error: &mut [f32]) {
+                floats::round_i16::<Lane>(x, step, out, error);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn largest_magnitude(x: &[f32]) -> f32 {
+                floats::largest_magnitude::<Lane>(x)
+            }
+        }
+
+        pub(super) static TABLE: super::Table = super::Table {
+            ternary,
+            screen,
+            finish: stamped::finish,
+            norm: stamped::norm,
+            quantise: stamped::quantise,
+            rotate: stamped::rotate,
+            to_f16: stamped::to_f16,
+            attend: stamped::attend,
+            attended: stamped::attended,
+            dot_f16: stamped::dot_f16,
+            dot_f32: stamped::dot_f32,
+            dots_f16: stamped::dots_f16,
+            round_i16: stamped::round_i16,
+            largest_magnitude: stamped::largest_magnitude,
+        };
+    };
+}
+use stamp;
+
+/// The kernels of an instruction set that this CPU has: holding one is the proof.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    isa: Isa,
+    table: &'static Table,
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Kernels({})", self.isa)
+    }
+}
+
+/// Scratch memory of one thread for [`Kernels::product`].
+#[repr(align(64))]
+pub(crate) struct Scratch {
+    panel: [u8; 16384],
+    sums: [i32; MAX_TOKENS * 2 * ROWS],
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Box<Scratch> {
+        Box::new(Scratch { panel: [0; 16384], sums: [0; MAX_TOKENS * 2 * ROWS] })
+    }
+}
+
+impl Kernels {
+    /// `None` if this CPU lacks the instruction set.
+    pub(crate) fn new(isa: Isa) -> Option<Kernels> {
+        if !isa.is_available() {
+            return None;
+        }
+        let table = match isa {
+            Isa::Scalar => &scalar::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &avx2::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => &avx_vnni::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &avx512::TABLE,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => return None,
+        };
+        Some(Kernels { isa, table })
+    }
+
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Integer sums of `n_groups` (1 or 2) groups, handed to `epilogue`. `acts` is (n_tokens, width), n_tokens that of the
+    /// epilogue and at most [`MAX_TOKENS`]; `lines` holds the groups' lines, `width / 16` each.
+    ///
+    /// # Safety
+    /// The epilogue's `out` must have room for its rows and tokens, and no other thread may touch them meanwhile.
+    pub(crate) unsafe fn product(
+        &self,
+        lines: &[u8],
+        acts: &[i8],
+        width: usize,
+        epilogue: &Epilogue<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let (n_tokens, n_groups) = (epilogue.activations.len(), epilogue.n_groups);
+        assert!(width.is_multiple_of(128) && n_tokens <= MAX_TOKENS && (n_groups == 1 || n_groups == 2));
+        assert!(acts.len() >= n_tokens * width && lines.len() >= n_groups * width / 16 * LINE);
+        assert!(epilogue.then != Then::Gate || n_groups == 2);
+        if n_tokens == 0 {
+            return;
+        }
+        let job = TernaryJob {
+            lines: lines.as_ptr(),
+            n_lines: width / 16,
+            n_groups,
+            acts: acts.as_ptr(),
+            act_stride: width,
+            n_tokens,
+            sums: scratch.sums.as_mut_ptr(),
+            panel: scratch.panel.as_mut_ptr(),
+        };
+        // SAFETY: the lengths were checked above, `Kernels::new` checked the CPU, the caller answers for `out`.
+        unsafe {
+            (self.table.ternary)(&job);
+            (self.table.finish)(scratch.sums.as_ptr(), epilogue);
+        }
+    }
+
+    /// RMS norm of one row. All slices have one length, a multiple of 16.
+    pub(crate) fn norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == out.len() && x.len().is_multiple_of(16));
+        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
+        unsafe { (self.table.norm)(x, weight, eps, out) }
+    }
+
+    /// One row to int8. Both slices have one length, a multiple of 16.
+    pub(crate) fn quantise(&self, x: &[f32], out: &mut [i8]) -> Quantised {
+        assert!(x.len() == out.len() && x.len().is_multiple_of(16));
+        // SAFETY: as in `norm`.
+        unsafe { (self.table.quantise)(x, out) }
+    }
+
+    /// Rotary positions for one head, in place.
+    pub(crate) fn rotate(&self, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(head.len() == 2 * cos.len() && cos.len() == sin.len());
+        // SAFETY: as in `norm`.
+        unsafe { (self.table.rotate)(head, cos, sin) }
+    }
+
+    /// Rounds to half precision. Both slices have one length, a multiple of 16.
+    pub(crate) fn to_f16(&self, from: &[f32], to: &mut [u16]) {
+        assert!(from.len() == to.len() && from.len().is_multiple_of(16));
+        // SAFETY: as in `norm`.
+        unsafe { (self.table.to_f16)(from, to) }
+    }
+
+    /// Attention over one page of one head: `keys` (head_dim, 128), `values` (128, head_dim).
+    pub(crate) fn attend(
+        &self,
+        queries: &mut [Query<'_>],
+        keys: &[u16],
+        values: &[u16],
+        head_dim: usize,
+        scale: f32,
+    ) {
+        assert!(head_dim.is_multiple_of(16) && head_dim <= MAX_HEAD_DIM);
+        assert!(keys.len() >= PAGE * head_dim && values.len() >= PAGE * head_dim);
+        assert!(queries.iter().all(|query| query.visible <= PAGE && query.q.len() == head_dim));
+        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
+        unsafe { (self.table.attend)(queries, keys.as_ptr(), values.as_ptr(), head_dim, scale) }
+    }
+
+    /// The attention output of one head.
+    pub(crate) fn attended(&self, state: &State, out: &mut [f32]) {
+        assert!(out.len().is_multiple_of(16) && out.len() <= MAX_HEAD_DIM);
+        // SAFETY: as in `norm`.
+        unsafe { (self.table.attended)(state, out) }
+    }
+
+    /// The canonical dot product with a row of f16.
+    pub(crate) fn dot_f16(&self, row: &[u16], x: &[f32]) -> f32 {
+        assert!(row.len() == x.len() && x.len().is_multiple_of(16));
+        // SAFETY: as in `norm`.
+        unsafe { (self.table.dot_f16)(row.as_ptr(), x.as_ptr(), x.len()) }
+    }
+
+    /// The canonical dot product with a row of f32.
+    pub(crate) fn dot_f32(&self, row: &[f32], x: &[f32]) -> f32 {
+        assert!(row.len() == x.len() && x.len().is_multiple_of(16));
+        // SAFETY: as in `norm`.
+        unsafe { (self.table.dot_f32)(row.as_ptr(), x.as_ptr(), x.len()) }
+    }
+
+    /// [`Kernels::dot_f16`] of four rows, (4, width), with each of `x`, (n_tokens, width): `out[token · out_stride + row]`.
+    ///
+    /// # Safety
+    /// `out` has room for them, and no other thread may touch them meanwhile.
+    pub(crate) unsafe fn dots_f16(&self, rows: &[u16], x: &[f32], width: usize, out: *mut f32, out_stride: usize) {
+        assert!(rows.len() >= 4 * width && width.is_multiple_of(16) && x.len().is_multiple_of(width));
+        let n_tokens = x.len() / width;
+        // SAFETY: the lengths were checked above; the caller answers for `out`.
+        unsafe {
+            (self.table.dots_f16)(rows.as_ptr(), width, x.as_ptr(), width, n_tokens, width, out, out_stride);
+        }
+    }
+
+    /// max |x|.
+    pub(crate) fn largest_magnitude(&self, x: &[f32]) -> f32 {
+        assert!(x.len().is_multiple_of(16));
+        // SAFETY: as in `norm`.
+        unsafe { (self.table.largest_magnitude)(x) }
+    }
+
+    /// out = round(x / step), error = x − step · out.
+    pub(crate) fn round_i16(&self, x: &[f32], step: f32, out: &mut [i16], error: &mut [f32]) {
+        assert!(x.len() == out.len() && x.len() == error.len() && x.len().is_multiple_of(16));
+        // SAFETY: as in `norm`.
+        unsafe { (self.table.round_i16)(x, step, out, error) }
+    }
+
+    /// Screening sums of one group, (n_tokens, 16), exact as long as they fit into int32.
+    pub(crate) fn screen(
+        &self,
+        lines: &[u8],
+        acts: &WideActs,
+        n_tokens: usize,
+        row_sums: &[i32],
+        sums: &mut [i32],
+    ) {
+        let width = acts.width;
+        assert!(width.is_multiple_of(128) && lines.len() >= width / 4 * LINE && row_sums.len() >= ROWS);
+        assert!(acts.values.len() >= n_tokens * width && sums.len() >= n_tokens * ROWS);
+        assert!(acts.high.len() == acts.values.len() && acts.low.len() == acts.values.len());
+        let job = ScreenJob {
+            lines: lines.as_ptr(),
+            n_lines: width / 4,
+            values: acts.values.as_ptr(),
+            high: acts.high.as_ptr(),
+            low: acts.low.as_ptr(),
+            stride: width,
+            n_tokens,
+            row_sums: row_sums.as_ptr(),
+            sums: sums.as_mut_ptr(),
+        };
+        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
+        unsafe { (self.table.screen)(&job) }
+    }
+}
+
+/// Rows of int16 activations, (n_tokens, width), as the screening kernels want them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WideActs {
+    pub(crate) width: usize,
+    pub(crate) values: Vec<i16>,
+    /// Upper and lower byte of value + 32768.
+    pub(crate) high: Vec<u8>,
+    pub(crate) low: Vec<u8>,
+}

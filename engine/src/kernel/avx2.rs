@@ -1,0 +1,319 @@
+//! 256-bit kernels: `vpmaddubsw` into int16, widened by `vpmaddwd` before it could overflow.
+//!
+//! A step adds two products of a code (0 to 2) and an int8 activation to each int16, at most 512 in magnitude on the
+//! negative and 508 on the positive side, so 64 steps stay within [-32768, 32512].
+#![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
+
+use super::lanes::Lanes;
+use super::{LINE, ROWS, ScreenJob, TernaryJob};
+use std::arch::x86_64::*;
+
+/// Lines whose sums fit into int16: 16 lines of 4 planes are 64 steps.
+const BLOCK_LINES: usize = 16;
+/// Bytes ahead of the line being read that are asked for.
+const PREFETCH_BYTES: usize = 2048;
+
+/// Sixteen f32 in two registers.
+#[derive(Clone, Copy)]
+pub(super) struct Pair(__m256, __m256);
+
+impl Lanes for Pair {
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        let v = _mm256_set1_ps(value);
+        Pair(v, v)
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Pair(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8)))
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        _mm256_storeu_ps(to, self.0);
+        _mm256_storeu_ps(to.add(8), self.1);
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        Pair(
+            _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast())),
+        )
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        let v = self.max(Self::splat(-65504.0)).min(Self::splat(65504.0));
+        _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0));
+        _mm_storeu_si128(to.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.1));
+    }
+    #[inline(always)]
+    unsafe fn load_i32_minus(from: *const i32, subtrahend: i32) -> Self {
+        let s = _mm256_set1_epi32(subtrahend);
+        let low = _mm256_sub_epi32(_mm256_loadu_si256(from.cast()), s);
+        let high = _mm256_sub_epi32(_mm256_loadu_si256(from.add(8).cast()), s);
+        Pair(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        let words = self.to_i16();
+        let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        _mm_storeu_si128(to.cast(), bytes);
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16) {
+        _mm256_storeu_si256(to.cast(), self.to_i16());
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Pair(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1))
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        Pair(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        Pair(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1))
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        Pair(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1))
+    }
+    #[inline(always)]
+    unsafe fn fma(self, factor: Self, addend: Self) -> Self {
+        Pair(_mm256_fmadd_ps(self.0, factor.0, addend.0), _mm256_fmadd_ps(self.1, factor.1, addend.1))
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        Pair(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1))
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        Pair(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1))
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        let sign = _mm256_set1_ps(-0.0);
+        Pair(_mm256_andnot_ps(sign, self.0), _mm256_andnot_ps(sign, self.1))
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        const MODE: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        Pair(_mm256_round_ps::<MODE>(self.0), _mm256_round_ps::<MODE>(self.1))
+    }
+    #[inline(always)]
+    unsafe fn exp2_integral(self) -> Self {
+        let bias = _mm256_set1_epi32(127);
+        let low = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(self.0), bias));
+        let high = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(self.1), bias));
+        Pair(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+    }
+    #[inline(always)]
+    unsafe fn select_below(x: Self, bound: Self, below: Self, otherwise: Self) -> Self {
+        let low = _mm256_cmp_ps::<_CMP_LT_OQ>(x.0, bound.0);
+        let high = _mm256_cmp_ps::<_CMP_LT_OQ>(x.1, bound.1);
+        Pair(_mm256_blendv_ps(otherwise.0, below.0, low), _mm256_blendv_ps(otherwise.1, below.1, high))
+    }
+    #[inline(always)]
+    unsafe fn at_least(self, bound: Self) -> u16 {
+        let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(self.0, bound.0)) as u16;
+        let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(self.1, bound.1)) as u16;
+        low | high << 8
+    }
+}
+
+impl Pair {
+    /// Integral values within int16, in order.
+    #[inline(always)]
+    unsafe fn to_i16(self) -> __m256i {
+        let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+        // `packs` works on 128-bit halves: put the four quarters back in order.
+        _mm256_permute4x64_epi64::<0b11_01_10_00>(packed)
+    }
+}
+
+/// Sums of code · activation for one or two groups of 16 rows.
+///
+/// # Safety
+/// AVX2; as [`TernaryJob`] says.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn ternary(job: &TernaryJob) {
+    for group in 0..job.n_groups {
+        let lines = job.lines.add(group * job.n_lines * LINE);
+        let sums = job.sums.add(group * ROWS);
+        match job.n_tokens {
+            1 => stream::<1>(lines, job, sums),
+            2 => stream::<2>(lines, job, sums),
+            3 => stream::<3>(lines, job, sums),
+            _ => panel(lines, job, sums),
+        }
+    }
+}
+
+/// The four planes of half a line.
+#[inline(always)]
+unsafe fn decode(half: __m256i) -> [__m256i; 4] {
+    let three = _mm256_set1_epi8(3);
+    [
+        _mm256_and_si256(half, three),
+        _mm256_and_si256(_mm256_srli_epi16::<2>(half), three),
+        _mm256_and_si256(_mm256_srli_epi16::<4>(half), three),
+        _mm256_and_si256(_mm256_srli_epi16::<6>(half), three),
+    ]
+}
+
+/// Few tokens: decode as the lines pass by.
+#[inline(always)]
+unsafe fn stream<const T: usize>(lines: *const u8, job: &TernaryJob, sums: *mut i32) {
+    let ones = _mm256_set1_epi16(1);
+    let mut wide = [[_mm256_setzero_si256(); 2]; T];
+    let mut line = 0;
+    while line < job.n_lines {
+        let end = job.n_lines.min(line + BLOCK_LINES);
+        let mut narrow = [[_mm256_setzero_si256(); 2]; T];
+        while line < end {
+            let at = lines.add(line * LINE);
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+            let upper = decode(_mm256_loadu_si256(at.cast()));
+            let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
+            for plane in 0..4 {
+                for (t, sum) in narrow.iter_mut().enumerate() {
+                    let act = broadcast(job.acts.add(t * job.act_stride + line * 16 + plane * 4));
+                    sum[0] = _mm256_add_epi16(sum[0], _mm256_maddubs_epi16(upper[plane], act));
+                    sum[1] = _mm256_add_epi16(sum[1], _mm256_maddubs_epi16(lower[plane], act));
+                }
+            }
+            line += 1;
+        }
+        for (sum, part) in wide.iter_mut().zip(&narrow) {
+            sum[0] = _mm256_add_epi32(sum[0], _mm256_madd_epi16(part[0], ones));
+            sum[1] = _mm256_add_epi32(sum[1], _mm256_madd_epi16(part[1], ones));
+        }
+    }
+    for (t, sum) in wide.iter().enumerate() {
+        _mm256_storeu_si256(sums.add(t * 2 * ROWS).cast(), sum[0]);
+        _mm256_storeu_si256(sums.add(t * 2 * ROWS + 8).cast(), sum[1]);
+    }
+}
+
+/// Four activations in every lane.
+#[inline(always)]
+unsafe fn broadcast(acts: *const i8) -> __m256i {
+    _mm256_set1_epi32(acts.cast::<i32>().read_unaligned())
+}
+
+/// Many tokens: decode a block of lines once, then pass tiles of six tokens over it.
+#[inline(always)]
+unsafe fn panel(lines: *const u8, job: &TernaryJob, sums: *mut i32) {
+    let mut line = 0;
+    while line < job.n_lines {
+        let n = BLOCK_LINES.min(job.n_lines - line);
+        for i in 0..n {
+            let at = lines.add((line + i) * LINE);
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+            let upper = decode(_mm256_loadu_si256(at.cast()));
+            let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
+            for plane in 0..4 {
+                let to = job.panel.add((i * 4 + plane) * LINE);
+                _mm256_storeu_si256(to.cast(), upper[plane]);
+                _mm256_storeu_si256(to.add(32).cast(), lower[plane]);
+            }
+        }
+        let mut token = 0;
+        while token < job.n_tokens {
+            let left = job.n_tokens - token;
+            let tile_tokens = if left <= 6 { left } else { left.div_ceil(left.div_ceil(6)) };
+            let acts = job.acts.add(token * job.act_stride + line * 16);
+            let to = sums.add(token * 2 * ROWS);
+            let first = line == 0;
+            match tile_tokens {
+                1 => tile::<1>(job.panel, n, acts, job.act_stride, to, first),
+                2 => tile::<2>(job.panel, n, acts, job.act_stride, to, first),
+                3 => tile::<3>(job.panel, n, acts, job.act_stride, to, first),
+                4 => tile::<4>(job.panel, n, acts, job.act_stride, to, first),
+                5 => tile::<5>(job.panel, n, acts, job.act_stride, to, first),
+                _ => tile::<6>(job.panel, n, acts, job.act_stride, to, first),
+            }
+            token += tile_tokens;
+        }
+        line += n;
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<const T: usize>(
+    panel: *const u8,
+    n_lines: usize,
+    acts: *const i8,
+    act_stride: usize,
+    sums: *mut i32,
+    first: bool,
+) {
+    let mut narrow = [[_mm256_setzero_si256(); 2]; T];
+    for step in 0..n_lines * 4 {
+        let upper = _mm256_loadu_si256(panel.add(step * LINE).cast());
+        let lower = _mm256_loadu_si256(panel.add(step * LINE + 32).cast());
+        for t in 0..T {
+            let act = broadcast(acts.add(t * act_stride + step * 4));
+            narrow[t][0] = _mm256_add_epi16(narrow[t][0], _mm256_maddubs_epi16(upper, act));
+            narrow[t][1] = _mm256_add_epi16(narrow[t][1], _mm256_maddubs_epi16(lower, act));
+        }
+    }
+    let ones = _mm256_set1_epi16(1);
+    for (t, part) in narrow.iter().enumerate() {
+        for half in 0..2 {
+            let place = sums.add(t * 2 * ROWS + half * 8).cast::<__m256i>();
+            let mut sum = _mm256_madd_epi16(part[half], ones);
+            if !first {
+                sum = _mm256_add_epi32(sum, _mm256_loadu_si256(place));
+            }
+            _mm256_storeu_si256(place, sum);
+        }
+    }
+}
+
+/// Dot products of one group of 16 int8 rows with int16 activations.
+///
+/// # Safety
+/// AVX2; as [`ScreenJob`] says.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn screen(job: &ScreenJob) {
+    let mut token = 0;
+    while token < job.n_tokens {
+        match job.n_tokens - token {
+            1 => screen_tile::<1>(job, token),
+            2 => screen_tile::<2>(job, token),
+            _ => screen_tile::<3>(job, token),
+        }
+        token += 3;
+    }
+}
+
+#[inline(always)]
+unsafe fn screen_tile<const T: usize>(job: &ScreenJob, token: usize) {
+    let mut sums = [[_mm256_setzero_si256(); 4]; T];
+    for line in 0..job.n_lines {
+        let at = job.lines.add(line * LINE);
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+        for quarter in 0..4 {
+            // Four rows of four weights; each 64 bits of the broadcast meet one row.
+            let quants = _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(quarter * 16).cast()));
+            for t in 0..T {
+                let four = job.values.add((token + t) * job.stride + line * 4).cast::<i64>().read_unaligned();
+                let products = _mm256_madd_epi16(quants, _mm256_set1_epi64x(four));
+                sums[t][quarter] = _mm256_add_epi32(sums[t][quarter], products);
+            }
+        }
+    }
+    for (t, sum) in sums.iter().enumerate() {
+        for (quarter, &part) in sum.iter().enumerate() {
+            let mut pairs = [0i32; 8];
+            _mm256_storeu_si256(pairs.as_mut_ptr().cast(), part);
+            for row in 0..4 {
+                *job.sums.add((token + t) * ROWS + quarter * 4 + row) =
+                    pairs[2 * row].wrapping_add(pairs[2 * row + 1]);
+            }
+        }
+    }
+}
+
+super::stamp!(Pair, 4, "avx2,fma,f16c");

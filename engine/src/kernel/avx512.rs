@@ -1,0 +1,305 @@
+//! 512-bit kernels: one line is one register, `vpdpbusd` multiplies four codes of sixteen rows at once.
+#![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
+
+use super::lanes::Lanes;
+use super::{LINE, ROWS, ScreenJob, TernaryJob};
+use std::arch::x86_64::*;
+
+/// Lines decoded at a time: two groups of 32 lines of 4 planes are 16 KiB of codes, a third of the first-level cache.
+const BLOCK_LINES: usize = 32;
+/// Tokens of a tile: with two groups they take 24 registers for sums, two for codes and one for activations.
+const TILE: usize = 12;
+/// Bytes ahead of the line being read that are asked for.
+const PREFETCH_BYTES: usize = 2048;
+
+/// Sixteen f32 in one register.
+#[derive(Clone, Copy)]
+pub(super) struct Whole(__m512);
+
+impl Lanes for Whole {
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Whole(_mm512_set1_ps(value))
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Whole(_mm512_loadu_ps(from))
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        _mm512_storeu_ps(to, self.0);
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        Whole(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast())))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        let v = self.max(Self::splat(-65504.0)).min(Self::splat(65504.0));
+        _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0));
+    }
+    #[inline(always)]
+    unsafe fn load_i32_minus(from: *const i32, subtrahend: i32) -> Self {
+        let sums = _mm512_loadu_si512(from.cast());
+        Whole(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(subtrahend))))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0)));
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16) {
+        _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(self.0)));
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Whole(_mm512_add_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        Whole(_mm512_sub_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        Whole(_mm512_mul_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        Whole(_mm512_div_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn fma(self, factor: Self, addend: Self) -> Self {
+        Whole(_mm512_fmadd_ps(self.0, factor.0, addend.0))
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        Whole(_mm512_max_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        Whole(_mm512_min_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        Whole(_mm512_abs_ps(self.0))
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        Whole(_mm512_roundscale_ps::<0>(self.0))
+    }
+    #[inline(always)]
+    unsafe fn exp2_integral(self) -> Self {
+        let biased = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
+        Whole(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased)))
+    }
+    #[inline(always)]
+    unsafe fn select_below(x: Self, bound: Self, below: Self, otherwise: Self) -> Self {
+        let mask = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x.0, bound.0);
+        Whole(_mm512_mask_blend_ps(mask, otherwise.0, below.0))
+    }
+    #[inline(always)]
+    unsafe fn at_least(self, bound: Self) -> u16 {
+        _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, bound.0)
+    }
+}
+
+/// Sums of code · activation for one or two groups of 16 rows.
+///
+/// # Safety
+/// The features of [`crate::Isa::Avx512`]; as [`TernaryJob`] says.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) unsafe fn ternary(job: &TernaryJob) {
+    if job.n_tokens > 4 {
+        match job.n_groups {
+            1 => panel::<1>(job),
+            _ => panel::<2>(job),
+        }
+        return;
+    }
+    for group in 0..job.n_groups {
+        let lines = job.lines.add(group * job.n_lines * LINE);
+        let sums = job.sums.add(group * ROWS);
+        match job.n_tokens {
+            1 => stream::<1, 4>(lines, job, sums),
+            2 => stream::<2, 4>(lines, job, sums),
+            3 => stream::<3, 2>(lines, job, sums),
+            _ => stream::<4, 2>(lines, job, sums),
+        }
+    }
+}
+
+/// The four planes of a line.
+#[inline(always)]
+unsafe fn decode(line: __m512i) -> [__m512i; 4] {
+    let three = _mm512_set1_epi8(3);
+    [
+        _mm512_and_si512(line, three),
+        _mm512_and_si512(_mm512_srli_epi16::<2>(line), three),
+        _mm512_and_si512(_mm512_srli_epi16::<4>(line), three),
+        _mm512_and_si512(_mm512_srli_epi16::<6>(line), three),
+    ]
+}
+
+/// Four activations in every lane.
+#[inline(always)]
+unsafe fn broadcast<V>(four: *const V) -> __m512i {
+    _mm512_set1_epi32(four.cast::<i32>().read_unaligned())
+}
+
+/// Few tokens: decode as the lines pass by; `P` sums a token keep the multipliers busy.
+#[inline(always)]
+unsafe fn stream<const T: usize, const P: usize>(lines: *const u8, job: &TernaryJob, sums: *mut i32) {
+    let mut parts = [[_mm512_setzero_si512(); P]; T];
+    for line in 0..job.n_lines {
+        let at = lines.add(line * LINE);
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+        let codes = decode(_mm512_loadu_si512(at.cast()));
+        for (plane, &code) in codes.iter().enumerate() {
+            for (t, part) in parts.iter_mut().enumerate() {
+                let act = broadcast(job.acts.add(t * job.act_stride + line * 16 + plane * 4));
+                part[plane % P] = _mm512_dpbusd_epi32(part[plane % P], code, act);
+            }
+        }
+    }
+    for (t, part) in parts.iter().enumerate() {
+        let mut sum = part[0];
+        for &other in &part[1..] {
+            sum = _mm512_add_epi32(sum, other);
+        }
+        _mm512_storeu_si512(sums.add(t * 2 * ROWS).cast(), sum);
+    }
+}
+
+/// Many tokens: decode a block of lines once, then pass tiles of up to twelve tokens over it.
+#[inline(always)]
+unsafe fn panel<const G: usize>(job: &TernaryJob) {
+    let mut line = 0;
+    while line < job.n_lines {
+        let n = BLOCK_LINES.min(job.n_lines - line);
+        for group in 0..G {
+            let lines = job.lines.add((group * job.n_lines + line) * LINE);
+            for i in 0..n {
+                let at = lines.add(i * LINE);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+                let codes = decode(_mm512_loadu_si512(at.cast()));
+                for (plane, &code) in codes.iter().enumerate() {
+                    _mm512_storeu_si512(job.panel.add(((i * 4 + plane) * G + group) * LINE).cast(), code);
+                }
+            }
+        }
+        let mut token = 0;
+        while token < job.n_tokens {
+            let left = job.n_tokens - token;
+            let tile_tokens = if left <= TILE { left } else { left.div_ceil(left.div_ceil(TILE)) };
+            let acts = job.acts.add(token * job.act_stride + line * 16);
+            let sums = job.sums.add(token * 2 * ROWS);
+            let first = line == 0;
+            macro_rules! tiles {
+                ($($tokens:literal)*) => {
+                    match tile_tokens {
+                        $($tokens => tile::<$tokens, G>(job.panel, n, acts, job.act_stride, sums, first),)*
+                        _ => tile::<TILE, G>(job.panel, n, acts, job.act_stride, sums, first),
+                    }
+                };
+            }
+            tiles!(1 2 3 4 5 6 7 8 9 10 11);
+            token += tile_tokens;
+        }
+        line += n;
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<const T: usize, const G: usize>(
+    panel: *const u8,
+    n_lines: usize,
+    acts: *const i8,
+    act_stride: usize,
+    sums: *mut i32,
+    first: bool,
+) {
+    let mut parts = [[_mm512_setzero_si512(); G]; T];
+    if !first {
+        for (t, part) in parts.iter_mut().enumerate() {
+            for (group, sum) in part.iter_mut().enumerate() {
+                *sum = _mm512_loadu_si512(sums.add(t * 2 * ROWS + group * ROWS).cast());
+            }
+        }
+    }
+    for step in 0..n_lines * 4 {
+        let mut codes = [_mm512_setzero_si512(); G];
+        for (group, code) in codes.iter_mut().enumerate() {
+            *code = _mm512_loadu_si512(panel.add((step * G + group) * LINE).cast());
+        }
+        for t in 0..T {
+            let act = broadcast(acts.add(t * act_stride + step * 4));
+            for group in 0..G {
+                parts[t][group] = _mm512_dpbusd_epi32(parts[t][group], codes[group], act);
+            }
+        }
+    }
+    for (t, part) in parts.iter().enumerate() {
+        for (group, &sum) in part.iter().enumerate() {
+            _mm512_storeu_si512(sums.add(t * 2 * ROWS + group * ROWS).cast(), sum);
+        }
+    }
+}
+
+/// Dot products of one group of 16 int8 rows with int16 activations, these as two bytes each: `vpdpbusd` takes an
+/// unsigned operand, so y + 32768 = 256 · high + low is multiplied, and 32768 times the row's sum taken off again.
+/// All of it in wrapping int32, which is exact because the result fits.
+///
+/// # Safety
+/// The features of [`crate::Isa::Avx512`]; as [`ScreenJob`] says.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) unsafe fn screen(job: &ScreenJob) {
+    let mut token = 0;
+    while token < job.n_tokens {
+        let left = job.n_tokens - token;
+        let tile_tokens = if left <= 10 { left } else { left.div_ceil(left.div_ceil(10)) };
+        macro_rules! tiles {
+            ($($tokens:literal)*) => {
+                match tile_tokens {
+                    1 => screen_tile::<1, 2>(job, token),
+                    $($tokens => screen_tile::<$tokens, 1>(job, token),)*
+                    _ => screen_tile::<10, 1>(job, token),
+                }
+            };
+        }
+        tiles!(2 3 4 5 6 7 8 9);
+        token += tile_tokens;
+    }
+}
+
+#[inline(always)]
+unsafe fn screen_tile<const T: usize, const P: usize>(job: &ScreenJob, token: usize) {
+    let mut high = [[_mm512_setzero_si512(); P]; T];
+    let mut low = [[_mm512_setzero_si512(); P]; T];
+    let mut line = 0;
+    // The number of lines is even: widths are multiples of 128.
+    while line < job.n_lines {
+        for part in 0..P {
+            let at = job.lines.add((line + part) * LINE);
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+            let quants = _mm512_loadu_si512(at.cast());
+            for t in 0..T {
+                let place = (token + t) * job.stride + (line + part) * 4;
+                high[t][part] = _mm512_dpbusd_epi32(high[t][part], broadcast(job.high.add(place)), quants);
+                low[t][part] = _mm512_dpbusd_epi32(low[t][part], broadcast(job.low.add(place)), quants);
+            }
+        }
+        line += P;
+    }
+    let offsets = _mm512_slli_epi32::<15>(_mm512_loadu_si512(job.row_sums.cast()));
+    for t in 0..T {
+        let (mut upper, mut lower) = (high[t][0], low[t][0]);
+        for part in 1..P {
+            upper = _mm512_add_epi32(upper, high[t][part]);
+            lower = _mm512_add_epi32(lower, low[t][part]);
+        }
+        let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower);
+        _mm512_storeu_si512(job.sums.add((token + t) * ROWS).cast(), _mm512_sub_epi32(sum, offsets));
+    }
+}
+
+super::stamp!(Whole, 8, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");

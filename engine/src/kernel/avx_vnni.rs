@@ -1,0 +1,146 @@
+//! 256-bit kernels with `vpdpbusd` for CPUs that have it without AVX-512: sums stay in int32 throughout.
+//!
+//! Floats and the screening product are those of AVX2.
+#![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
+
+use super::avx2::{Pair, screen};
+use super::{LINE, ROWS, TernaryJob};
+use std::arch::x86_64::*;
+
+/// Lines decoded at a time: 32 lines of 4 planes are 8 KiB of codes, a sixth of the first-level cache.
+const BLOCK_LINES: usize = 32;
+const PREFETCH_BYTES: usize = 2048;
+
+/// Sums of code · activation for one or two groups of 16 rows.
+///
+/// # Safety
+/// AVX2 and AVX-VNNI; as [`TernaryJob`] says.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(super) unsafe fn ternary(job: &TernaryJob) {
+    for group in 0..job.n_groups {
+        let lines = job.lines.add(group * job.n_lines * LINE);
+        let sums = job.sums.add(group * ROWS);
+        match job.n_tokens {
+            1 => stream::<1>(lines, job, sums),
+            2 => stream::<2>(lines, job, sums),
+            3 => stream::<3>(lines, job, sums),
+            _ => panel(lines, job, sums),
+        }
+    }
+}
+
+/// The four planes of half a line.
+#[inline(always)]
+unsafe fn decode(half: __m256i) -> [__m256i; 4] {
+    let three = _mm256_set1_epi8(3);
+    [
+        _mm256_and_si256(half, three),
+        _mm256_and_si256(_mm256_srli_epi16::<2>(half), three),
+        _mm256_and_si256(_mm256_srli_epi16::<4>(half), three),
+        _mm256_and_si256(_mm256_srli_epi16::<6>(half), three),
+    ]
+}
+
+/// Four activations in every lane.
+#[inline(always)]
+unsafe fn broadcast(acts: *const i8) -> __m256i {
+    _mm256_set1_epi32(acts.cast::<i32>().read_unaligned())
+}
+
+/// Few tokens: decode as the lines pass by.
+#[inline(always)]
+unsafe fn stream<const T: usize>(lines: *const u8, job: &TernaryJob, sums: *mut i32) {
+    // Even and odd planes apart, so that no sum waits for the one before.
+    let mut parts = [[[_mm256_setzero_si256(); 2]; 2]; T];
+    for line in 0..job.n_lines {
+        let at = lines.add(line * LINE);
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+        let upper = decode(_mm256_loadu_si256(at.cast()));
+        let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
+        for plane in 0..4 {
+            for (t, part) in parts.iter_mut().enumerate() {
+                let act = broadcast(job.acts.add(t * job.act_stride + line * 16 + plane * 4));
+                let sum = &mut part[plane % 2];
+                sum[0] = _mm256_dpbusd_avx_epi32(sum[0], upper[plane], act);
+                sum[1] = _mm256_dpbusd_avx_epi32(sum[1], lower[plane], act);
+            }
+        }
+    }
+    for (t, [even, odd]) in parts.iter().enumerate() {
+        for half in 0..2 {
+            let place = sums.add(t * 2 * ROWS + half * 8).cast();
+            _mm256_storeu_si256(place, _mm256_add_epi32(even[half], odd[half]));
+        }
+    }
+}
+
+/// Many tokens: decode a block of lines once, then pass tiles of six tokens over it.
+#[inline(always)]
+unsafe fn panel(lines: *const u8, job: &TernaryJob, sums: *mut i32) {
+    let mut line = 0;
+    while line < job.n_lines {
+        let n = BLOCK_LINES.min(job.n_lines - line);
+        for i in 0..n {
+            let at = lines.add((line + i) * LINE);
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+            let upper = decode(_mm256_loadu_si256(at.cast()));
+            let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
+            for plane in 0..4 {
+                let to = job.panel.add((i * 4 + plane) * LINE);
+                _mm256_storeu_si256(to.cast(), upper[plane]);
+                _mm256_storeu_si256(to.add(32).cast(), lower[plane]);
+            }
+        }
+        let mut token = 0;
+        while token < job.n_tokens {
+            let left = job.n_tokens - token;
+            let tile_tokens = if left <= 6 { left } else { left.div_ceil(left.div_ceil(6)) };
+            let acts = job.acts.add(token * job.act_stride + line * 16);
+            let to = sums.add(token * 2 * ROWS);
+            let first = line == 0;
+            match tile_tokens {
+                1 => tile::<1>(job.panel, n, acts, job.act_stride, to, first),
+                2 => tile::<2>(job.panel, n, acts, job.act_stride, to, first),
+                3 => tile::<3>(job.panel, n, acts, job.act_stride, to, first),
+                4 => tile::<4>(job.panel, n, acts, job.act_stride, to, first),
+                5 => tile::<5>(job.panel, n, acts, job.act_stride, to, first),
+                _ => tile::<6>(job.panel, n, acts, job.act_stride, to, first),
+            }
+            token += tile_tokens;
+        }
+        line += n;
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<const T: usize>(
+    panel: *const u8,
+    n_lines: usize,
+    acts: *const i8,
+    act_stride: usize,
+    sums: *mut i32,
+    first: bool,
+) {
+    let mut parts = [[_mm256_setzero_si256(); 2]; T];
+    if !first {
+        for (t, part) in parts.iter_mut().enumerate() {
+            part[0] = _mm256_loadu_si256(sums.add(t * 2 * ROWS).cast());
+            part[1] = _mm256_loadu_si256(sums.add(t * 2 * ROWS + 8).cast());
+        }
+    }
+    for step in 0..n_lines * 4 {
+        let upper = _mm256_loadu_si256(panel.add(step * LINE).cast());
+        let lower = _mm256_loadu_si256(panel.add(step * LINE + 32).cast());
+        for t in 0..T {
+            let act = broadcast(acts.add(t * act_stride + step * 4));
+            parts[t][0] = _mm256_dpbusd_avx_epi32(parts[t][0], upper, act);
+            parts[t][1] = _mm256_dpbusd_avx_epi32(parts[t][1], lower, act);
+        }
+    }
+    for (t, part) in parts.iter().enumerate() {
+        _mm256_storeu_si256(sums.add(t * 2 * ROWS).cast(), part[0]);
+        _mm256_storeu_si256(sums.add(t * 2 * ROWS + 8).cast(), part[1]);
+    }
+}
+
+super::stamp!(Pair, 4, "avx2,fma,f16c,avxvnni");

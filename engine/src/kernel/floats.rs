@@ -1,0 +1,234 @@
+//! Float work around the ternary products, once for all instruction sets: norms, activation quantiser, epilogues, dots.
+//!
+//! Every function is generic over [`Lanes`] and stamped for each instruction set by `stamp!` in `kernel.rs`; the safe
+//! doors with their length checks stand there too. Lengths are multiples of 16 throughout: model widths are multiples of 128.
+#![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Vector loads by pointer; `kernel.rs` checks the lengths.
+
+use super::lanes::Lanes;
+use super::{Quantised, ROWS};
+
+/// x · (1 / √(mean(x²) + eps)) · weight, into `out`.
+///
+/// # Safety
+/// CPU features of `L`; all slices of one length, a multiple of 16.
+#[inline(always)]
+pub(super) unsafe fn norm<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let n = x.len();
+    let mut squares = L::splat(0.0);
+    let mut i = 0;
+    while i < n {
+        let v = L::load(x.as_ptr().add(i));
+        squares = v.fma(v, squares);
+        i += 16;
+    }
+    let mean = squares.sum() / n as f32;
+    let scale = L::splat(1.0 / (mean + eps).sqrt());
+    let mut i = 0;
+    while i < n {
+        let v = L::load(x.as_ptr().add(i)).mul(scale).mul(L::load(weight.as_ptr().add(i)));
+        v.store(out.as_mut_ptr().add(i));
+        i += 16;
+    }
+}
+
+/// Rounds a row to int8 by one scale: s = 127 / max(|x|, 1e-5), q = round half to even of x·s.
+///
+/// # Safety
+/// CPU features of `L`; both slices of one length, a multiple of 16.
+#[inline(always)]
+pub(super) unsafe fn quantise<L: Lanes>(x: &[f32], out: &mut [i8]) -> Quantised {
+    let n = x.len();
+    let scale = 127.0 / largest_magnitude::<L>(x).max(1e-5);
+    let (low, high, factor) = (L::splat(-128.0), L::splat(127.0), L::splat(scale));
+    let mut i = 0;
+    while i < n {
+        let q = L::load(x.as_ptr().add(i)).mul(factor).round();
+        q.max(low).min(high).store_i8(out.as_mut_ptr().add(i));
+        i += 16;
+    }
+    let mut sum = 0i32;
+    for &q in out.iter() {
+        sum += i32::from(q);
+    }
+    Quantised { scale, sum }
+}
+
+/// max |x|; 0 for an empty slice.
+///
+/// # Safety
+/// CPU features of `L`; a length that is a multiple of 16.
+#[inline(always)]
+pub(super) unsafe fn largest_magnitude<L: Lanes>(x: &[f32]) -> f32 {
+    let mut largest = L::splat(0.0);
+    let mut i = 0;
+    while i < x.len() {
+        largest = L::load(x.as_ptr().add(i)).abs().max(largest);
+        i += 16;
+    }
+    largest.largest()
+}
+
+/// What happens to the sums of one or two groups of rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue<'a> {
+    /// Per token.
+    pub(crate) activations: &'a [Quantised],
+    /// The tensors' scales of the two groups.
+    pub(crate) weight_scales: [f32; 2],
+    pub(crate) n_groups: usize,
+    /// Where token 0's first row goes; further tokens follow at `stride`.
+    pub(crate) out: *mut f32,
+    pub(crate) stride: usize,
+    pub(crate) then: Then,
+}
+
+/// What becomes of y = (dot − sum) / s_act · s_w.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// out = y
+    Store,
+    /// out += y
+    Add,
+    /// out = relu(y of group 0)² · (y of group 1): sixteen rows from two groups.
+    Gate,
+}
+
+/// Turns integer sums into floats, in the order of bitnet.cpp: subtract in integers, convert, divide, multiply.
+///
+/// # Safety
+/// CPU features of `L`; `sums` holds (n_tokens, 32); `out` has room for `n_groups` · 16 floats (16 for `Gate`) a token.
+#[inline(always)]
+pub(super) unsafe fn finish<L: Lanes>(sums: *const i32, job: &Epilogue<'_>) {
+    let scales = [L::splat(job.weight_scales[0]), L::splat(job.weight_scales[1])];
+    for (token, activation) in job.activations.iter().enumerate() {
+        let s_act = L::splat(activation.scale);
+        let from = sums.add(token * 2 * ROWS);
+        let out = job.out.add(token * job.stride);
+        let y = |group: usize| {
+            L::load_i32_minus(from.add(group * ROWS), activation.sum).div(s_act).mul(scales[group])
+        };
+        match job.then {
+            Then::Gate => {
+                let gate = y(0).max(L::splat(0.0));
+                gate.mul(gate).mul(y(1)).store(out);
+            }
+            Then::Store => {
+                for group in 0..job.n_groups {
+                    y(group).store(out.add(group * ROWS));
+                }
+            }
+            Then::Add => {
+                for group in 0..job.n_groups {
+                    let place = out.add(group * ROWS);
+                    L::load(place).add(y(group)).store(place);
+                }
+            }
+        }
+    }
+}
+
+/// Rotates pairs (i, i + half) of one head in place by the angles of its position.
+///
+/// # Safety
+/// CPU features of `L`; `head` has 2 · `cos.len()` elements, `sin` as many as `cos`.
+#[inline(always)]
+pub(super) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let half = cos.len();
+    for i in 0..half {
+        let (a, b) = (head[i], head[i + half]);
+        head[i] = a * cos[i] - b * sin[i];
+        head[i + half] = b * cos[i] + a * sin[i];
+    }
+}
+
+/// The canonical dot product of a row of f16 and one of f32.
+///
+/// # Safety
+/// CPU features of `L`; `n` a multiple of 16, readable elements behind both pointers.
+#[inline(always)]
+pub(super) unsafe fn dot_f16<L: Lanes>(row: *const u16, x: *const f32, n: usize) -> f32 {
+    let mut sum = L::splat(0.0);
+    let mut i = 0;
+    while i < n {
+        sum = L::load_f16(row.add(i)).fma(L::load(x.add(i)), sum);
+        i += 16;
+    }
+    sum.sum()
+}
+
+/// Four rows by up to four tokens at once: the bits of [`dot_f16`], with the loads shared.
+///
+/// # Safety
+/// As [`dot_f16`]; rows `row_stride` apart and tokens `x_stride` apart; `out[token · out_stride + row]` is written.
+#[inline(always)]
+pub(super) unsafe fn dots_f16<L: Lanes, const T: usize>(
+    rows: *const u16,
+    row_stride: usize,
+    x: *const f32,
+    x_stride: usize,
+    n: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    let mut sums = [[L::splat(0.0); 4]; T];
+    let mut i = 0;
+    while i < n {
+        let mut weights = [L::splat(0.0); 4];
+        for (r, weight) in weights.iter_mut().enumerate() {
+            *weight = L::load_f16(rows.add(r * row_stride + i));
+        }
+        for t in 0..T {
+            let value = L::load(x.add(t * x_stride + i));
+            for r in 0..4 {
+                sums[t][r] = weights[r].fma(value, sums[t][r]);
+            }
+        }
+        i += 16;
+    }
+    for t in 0..T {
+        for r in 0..4 {
+            *out.add(t * out_stride + r) = sums[t][r].sum();
+        }
+    }
+}
+
+/// The canonical dot product of two rows of f32.
+///
+/// # Safety
+/// As [`dot_f16`].
+#[inline(always)]
+pub(super) unsafe fn dot_f32<L: Lanes>(row: *const f32, x: *const f32, n: usize) -> f32 {
+    let mut sum = L::splat(0.0);
+    let mut i = 0;
+    while i < n {
+        sum = L::load(row.add(i)).fma(L::load(x.add(i)), sum);
+        i += 16;
+    }
+    sum.sum()
+}
+
+/// out = round half to even of x / step, error = x − step · out, rounded once.
+///
+/// # Safety
+/// CPU features of `L`; all slices of one length, a multiple of 16; the quotients fit into int16.
+#[inline(always)]
+pub(super) unsafe fn round_i16<L: Lanes>(x: &[f32], step: f32, out: &mut [i16], error: &mut [f32]) {
+    let (low, high, minus) = (L::splat(-32767.0), L::splat(32767.0), L::splat(-step));
+    for i in (0..x.len()).step_by(16) {
+        let v = L::load(x.as_ptr().add(i));
+        let y = v.div(L::splat(step)).round().max(low).min(high);
+        y.store_i16(out.as_mut_ptr().add(i));
+        y.fma(minus, v).store(error.as_mut_ptr().add(i));
+    }
+}
+
+/// Rounds to half precision.
+///
+/// # Safety
+/// CPU features of `L`; both slices of one length, a multiple of 16.
+#[inline(always)]
+pub(super) unsafe fn to_f16<L: Lanes>(from: &[f32], to: &mut [u16]) {
+    for i in (0..from.len()).step_by(16) {
+        L::load(from.as_ptr().add(i)).store_f16(to.as_mut_ptr().add(i));
+    }
+}

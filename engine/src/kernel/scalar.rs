@@ -1,0 +1,139 @@
+//! Plain Rust: the reference for every other instruction set, and what CPUs without AVX2 run.
+#![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Same signatures as the vector kernels; `kernel.rs` checks the lengths.
+
+use super::lanes::Lanes;
+use super::{LINE, ROWS, ScreenJob, TernaryJob};
+use crate::gguf::rows::{f16_to_f32, f32_to_f16};
+
+impl Lanes for [f32; 16] {
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        [value; 16]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        from.cast::<[f32; 16]>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        to.cast::<[f32; 16]>().write_unaligned(self);
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        from.cast::<[u16; 16]>().read_unaligned().map(f16_to_f32)
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        let bounded = self.max([-65504.0; 16]).min([65504.0; 16]);
+        to.cast::<[u16; 16]>().write_unaligned(bounded.map(f32_to_f16));
+    }
+    #[inline(always)]
+    unsafe fn load_i32_minus(from: *const i32, subtrahend: i32) -> Self {
+        from.cast::<[i32; 16]>().read_unaligned().map(|value| value.wrapping_sub(subtrahend) as f32)
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        to.cast::<[i8; 16]>().write_unaligned(self.map(|value| value as i8));
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16) {
+        to.cast::<[i16; 16]>().write_unaligned(self.map(|value| value as i16));
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        std::array::from_fn(|i| self[i] + other[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        std::array::from_fn(|i| self[i] - other[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        std::array::from_fn(|i| self[i] * other[i])
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        std::array::from_fn(|i| self[i] / other[i])
+    }
+    #[inline(always)]
+    unsafe fn fma(self, factor: Self, addend: Self) -> Self {
+        std::array::from_fn(|i| self[i].mul_add(factor[i], addend[i]))
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        std::array::from_fn(|i| if self[i] > other[i] { self[i] } else { other[i] })
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        std::array::from_fn(|i| if self[i] < other[i] { self[i] } else { other[i] })
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        self.map(f32::abs)
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        self.map(f32::round_ties_even)
+    }
+    #[inline(always)]
+    unsafe fn exp2_integral(self) -> Self {
+        self.map(|value| f32::from_bits(((value as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn select_below(x: Self, bound: Self, below: Self, otherwise: Self) -> Self {
+        std::array::from_fn(|i| if x[i] < bound[i] { below[i] } else { otherwise[i] })
+    }
+    #[inline(always)]
+    unsafe fn at_least(self, bound: Self) -> u16 {
+        (0..16).fold(0, |mask, i| mask | u16::from(self[i] >= bound[i]) << i)
+    }
+}
+
+/// Sums of code · activation for one or two groups of 16 rows.
+///
+/// # Safety
+/// As [`TernaryJob`] says.
+pub(super) unsafe fn ternary(job: &TernaryJob) {
+    for group in 0..job.n_groups {
+        for token in 0..job.n_tokens {
+            let acts = job.acts.add(token * job.act_stride);
+            let mut sums = [0i32; ROWS];
+            for line in 0..job.n_lines {
+                let codes = job.lines.add((group * job.n_lines + line) * LINE).cast::<[u8; LINE]>().read_unaligned();
+                for plane in 0..4 {
+                    let four = acts.add(line * 16 + plane * 4).cast::<[i8; 4]>().read_unaligned();
+                    for (row, sum) in sums.iter_mut().enumerate() {
+                        for (j, &activation) in four.iter().enumerate() {
+                            let code = codes[4 * row + j] >> (2 * plane) & 3;
+                            *sum += i32::from(code) * i32::from(activation);
+                        }
+                    }
+                }
+            }
+            job.sums.add(token * 2 * ROWS + group * ROWS).cast::<[i32; ROWS]>().write_unaligned(sums);
+        }
+    }
+}
+
+/// Dot products of one group of 16 int8 rows with int16 activations.
+///
+/// # Safety
+/// As [`ScreenJob`] says.
+pub(super) unsafe fn screen(job: &ScreenJob) {
+    for token in 0..job.n_tokens {
+        let y = job.values.add(token * job.stride);
+        let mut sums = [0i32; ROWS];
+        for line in 0..job.n_lines {
+            let quants = job.lines.add(line * LINE).cast::<[i8; LINE]>().read_unaligned();
+            let four = y.add(line * 4).cast::<[i16; 4]>().read_unaligned();
+            for (row, sum) in sums.iter_mut().enumerate() {
+                for (j, &value) in four.iter().enumerate() {
+                    *sum = sum.wrapping_add(i32::from(quants[4 * row + j]) * i32::from(value));
+                }
+            }
+        }
+        job.sums.add(token * ROWS).cast::<[i32; ROWS]>().write_unaligned(sums);
+    }
+}
+
+super::stamp!([f32; 16], 4);

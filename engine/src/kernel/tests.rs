@@ -1,0 +1,253 @@
+//! One property suite, stamped on every instruction set: equal to the scalar kernels to the last bit.
+
+use super::*;
+use proptest::prelude::*;
+
+/// A generator of small numbers that needs no crate: the tests want bulk, not quality.
+struct Bytes(u64);
+
+impl Bytes {
+    fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    fn float(&mut self, magnitude: f32) -> f32 {
+        (self.next() as f32 / (1u32 << 30) as f32 - 1.0) * magnitude
+    }
+
+    fn floats(&mut self, n: usize, magnitude: f32) -> Vec<f32> {
+        (0..n).map(|_| self.float(magnitude)).collect()
+    }
+
+    fn lines(&mut self, n: usize) -> Vec<u8> {
+        let code = |bytes: &mut Bytes| (bytes.next() % 3) as u8;
+        (0..n * LINE).map(|_| code(self) | code(self) << 2 | code(self) << 4 | code(self) << 6).collect()
+    }
+}
+
+fn product(kernels: Kernels, lines: &[u8], acts: &[i8], width: usize, n_groups: usize, then: Then) -> Vec<f32> {
+    let n_tokens = acts.len() / width;
+    let activations: Vec<Quantised> = acts
+        .chunks(width)
+        .enumerate()
+        .map(|(t, row)| Quantised { scale: 3.7 + t as f32, sum: row.iter().map(|&q| i32::from(q)).sum() })
+        .collect();
+    let mut out: Vec<f32> = (0..n_tokens * 40).map(|i| i as f32 * 0.37).collect();
+    let epilogue = Epilogue {
+        activations: &activations,
+        weight_scales: [0.71, 1.3],
+        n_groups,
+        out: out.as_mut_ptr(),
+        stride: 40,
+        then,
+    };
+    // SAFETY: `out` holds 40 floats a token, more than two groups need, and belongs to this thread.
+    unsafe { kernels.product(lines, acts, width, &epilogue, &mut Scratch::new()) };
+    out
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn products_equal_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extreme: Option<i8>, offset: usize) {
+    let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
+    let width = blocks * 128;
+    let mut bytes = Bytes(seed);
+    // An offset makes every load unaligned.
+    let all_lines = bytes.lines(2 * width / 16 + 1);
+    let all_acts: Vec<i8> =
+        (0..n_tokens * width + offset).map(|_| extreme.unwrap_or(bytes.next() as i8)).collect();
+    let (mut lines, acts) = (all_lines[offset..].to_vec(), &all_acts[offset..]);
+    if extreme.is_some() {
+        lines.fill(0b10_10_10_10);
+    }
+    for (n_groups, then) in [(1, Then::Store), (2, Then::Store), (2, Then::Add), (2, Then::Gate)] {
+        let expected = product(scalar, &lines, acts, width, n_groups, then);
+        let found = product(kernels, &lines, acts, width, n_groups, then);
+        assert_eq!(bits(&expected), bits(&found), "{isa} {then:?} {n_groups} groups");
+    }
+}
+
+fn floats_equal_scalar(isa: Isa, seed: u64, blocks: usize, magnitude: f32) {
+    let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
+    let n = blocks * 16;
+    let mut bytes = Bytes(seed);
+    let (x, w) = (bytes.floats(n, magnitude), bytes.floats(n, 1.0));
+    let run = |kernels: Kernels| {
+        let mut normed = vec![0f32; n];
+        kernels.norm(&x, &w, 1e-5, &mut normed);
+        let mut quants = vec![0i8; n];
+        let quantised = kernels.quantise(&x, &mut quants);
+        let (mut halves, mut head) = (vec![0u16; n], x.clone());
+        kernels.to_f16(&x, &mut halves);
+        kernels.rotate(&mut head, &w[..n / 2], &w[n / 2..]);
+        let (mut wide, mut error) = (vec![0i16; n], vec![0f32; n]);
+        let step = kernels.largest_magnitude(&x) / 6605.0;
+        kernels.round_i16(&x, step.max(1e-30), &mut wide, &mut error);
+        let dots = [kernels.dot_f16(&halves, &w), kernels.dot_f32(&x, &w)];
+        let mut many = vec![0f32; 20];
+        if n >= 64 {
+            let tokens: Vec<f32> = w.repeat(5);
+            let width = n / 4 / 16 * 16;
+            // SAFETY: five tokens of four rows fit into `many`.
+            unsafe { kernels.dots_f16(&halves, &tokens[..5 * width], width, many.as_mut_ptr(), 4) };
+        }
+        let scale = quantised.scale.to_bits();
+        (bits(&normed), quants, scale, quantised.sum, halves, bits(&head), wide, bits(&error), bits(&dots), bits(&many))
+    };
+    assert_eq!(run(scalar), run(kernels), "{isa}");
+}
+
+fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usize>, magnitude: f32) {
+    let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
+    let head_dim = blocks * 16;
+    let mut bytes = Bytes(seed);
+    let (mut keys, mut values) = (vec![0u16; PAGE * head_dim], vec![0u16; PAGE * head_dim]);
+    scalar.to_f16(&bytes.floats(PAGE * head_dim, magnitude), &mut keys);
+    scalar.to_f16(&bytes.floats(PAGE * head_dim, magnitude), &mut values);
+    let rows: Vec<Vec<f32>> = visible.iter().map(|_| bytes.floats(head_dim, magnitude)).collect();
+    let run = |kernels: Kernels, together: bool| {
+        let mut states = vec![State::EMPTY; visible.len()];
+        for pass in 0..2 {
+            let mut queries: Vec<Query<'_>> = states
+                .iter_mut()
+                .zip(&rows)
+                .zip(&visible)
+                .map(|((state, q), &visible)| Query { q, visible: if pass == 0 { PAGE } else { visible }, state })
+                .collect();
+            let width = if together { queries.len().max(1) } else { 1 };
+            for part in queries.chunks_mut(width) {
+                kernels.attend(part, &keys, &values, head_dim, 0.088);
+            }
+        }
+        let mut out = vec![0f32; head_dim];
+        states
+            .iter()
+            .flat_map(|state| {
+                kernels.attended(state, &mut out);
+                bits(&out)
+            })
+            .collect::<Vec<u32>>()
+    };
+    let expected = run(scalar, false);
+    assert_eq!(expected, run(kernels, true), "{isa}");
+    assert_eq!(expected, run(kernels, false), "{isa} one by one");
+}
+
+fn screening_equals_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extreme: bool) {
+    let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
+    let width = blocks * 128;
+    let mut bytes = Bytes(seed);
+    let bound = (((1i64 << 31) - 1) / (127 * width as i64)).min(32767) as i32;
+    let values: Vec<i16> = (0..n_tokens * width)
+        .map(|_| if extreme { bound as i16 } else { (bytes.next() as i32 % (2 * bound) - bound) as i16 })
+        .collect();
+    let lines: Vec<u8> =
+        (0..width * ROWS).map(|_| if extreme { 127 } else { (bytes.next() as i32 % 255 - 127) as i8 as u8 }).collect();
+    let mut row_sums = vec![0i32; ROWS];
+    for line in lines.chunks(LINE) {
+        for (i, &quant) in line.iter().enumerate() {
+            row_sums[i / 4] += i32::from(quant as i8);
+        }
+    }
+    let shifted: Vec<u16> = values.iter().map(|&y| (i32::from(y) + 32768) as u16).collect();
+    let acts = WideActs {
+        width,
+        high: shifted.iter().map(|&y| (y >> 8) as u8).collect(),
+        low: shifted.iter().map(|&y| y as u8).collect(),
+        values,
+    };
+    let run = |kernels: Kernels| {
+        let mut sums = vec![0i32; n_tokens * ROWS];
+        kernels.screen(&lines, &acts, n_tokens, &row_sums, &mut sums);
+        sums
+    };
+    assert_eq!(run(scalar), run(kernels), "{isa}");
+}
+
+macro_rules! suite {
+    ($($name:ident: $isa:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            proptest! {
+                #![proptest_config(ProptestConfig::with_cases(24))]
+
+                #[test]
+                fn products_equal_the_scalar_ones(
+                    seed: u64, blocks in 1usize..6, n_tokens in 1usize..30, offset in 0usize..4,
+                ) {
+                    products_equal_scalar($isa, seed, blocks, n_tokens, None, offset);
+                }
+
+                #[test]
+                fn floats_equal_the_scalar_ones(seed: u64, blocks in 1usize..20, magnitude in 0.0f32..1e4) {
+                    floats_equal_scalar($isa, seed, blocks, magnitude);
+                }
+
+                #[test]
+                fn attention_equals_the_scalar_one(
+                    seed: u64,
+                    blocks in 1usize..9,
+                    visible in prop::collection::vec(0usize..129, 1..14),
+                    magnitude in 0.01f32..20.0,
+                ) {
+                    attention_equals_scalar($isa, seed, blocks, visible, magnitude);
+                }
+
+                #[test]
+                fn screening_equals_the_scalar_one(seed: u64, blocks in 1usize..8, n_tokens in 1usize..14) {
+                    screening_equals_scalar($isa, seed, blocks, n_tokens, false);
+                }
+            }
+
+            #[test]
+            fn extreme_activations_do_not_overflow() {
+                for n_tokens in [1, 2, 3, 4, 5, 13, MAX_TOKENS] {
+                    for extreme in [-128, 127] {
+                        products_equal_scalar($isa, 1, 9, n_tokens, Some(extreme), 0);
+                    }
+                }
+                screening_equals_scalar($isa, 1, 20, 3, true);
+            }
+
+            #[test]
+            fn zeros_stay_zeros() {
+                floats_equal_scalar($isa, 1, 4, 0.0);
+                attention_equals_scalar($isa, 1, 4, vec![1, 0, 128, 64, 2], 0.0);
+            }
+        }
+    )*};
+}
+
+suite! {
+    avx2: Isa::Avx2;
+    avx_vnni: Isa::AvxVnni;
+    avx512: Isa::Avx512;
+}
+
+#[test]
+fn instruction_sets_that_this_machine_lacks_are_named() {
+    for isa in Isa::ALL {
+        if Kernels::new(isa).is_none() {
+            println!("{isa} is compiled but was not tested: this CPU lacks it");
+        }
+    }
+    assert!(Kernels::new(Isa::Scalar).is_some());
+}
+
+#[test]
+fn exp_is_exact_at_zero_and_close_elsewhere() {
+    // SAFETY: plain Rust.
+    unsafe {
+        assert_eq!(lanes::exp([0f32; 16]), [1.0; 16]);
+        assert_eq!(lanes::exp([f32::NEG_INFINITY; 16]), [0.0; 16]);
+        for i in 0..8000 {
+            let x = -f32::from(i as u16) * 0.01;
+            let (found, expected) = (lanes::exp([x; 16])[0], f64::from(x).exp());
+            assert!((f64::from(found) / expected - 1.0).abs() < 3e-7, "exp({x}) = {found}");
+        }
+    }
+}
