@@ -110,7 +110,7 @@ impl<'a, W: Write> Writer<'a, W> {
     ///
     /// # Panics
     /// If the tensor before is not complete.
-    pub fn next(&mut self) -> io::Result<Option<&'a Planned>> {
+    pub fn advance(&mut self) -> io::Result<Option<&'a Planned>> {
         assert_eq!(self.missing, 0, "the tensor before lacks bytes");
         self.out.write_all(&[0; ALIGNMENT as usize][..self.padding as usize])?;
         self.padding = 0;
@@ -137,7 +137,7 @@ impl<'a, W: Write> Writer<'a, W> {
     /// # Panics
     /// If they have not.
     pub fn finish(mut self) -> io::Result<W> {
-        assert!(self.next()?.is_none(), "a tensor of the plan was not written");
+        assert!(self.advance()?.is_none(), "a tensor of the plan was not written");
         self.out.flush()?;
         Ok(self.out)
     }
