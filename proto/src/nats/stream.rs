@@ -36,7 +36,7 @@ pub(super) fn configuration(spec: &StreamSpec) -> Value {
         "num_replicas": spec.replicas,
         "max_age": spec.max_age.map_or(0, |age| age.as_nanos() as u64),
         "max_bytes": spec.max_bytes.unwrap_or(-1),
-        "max_msgs": -1,
+        "max_msgs": spec.max_messages.unwrap_or(-1),
         "max_msgs_per_subject": spec.max_messages_per_subject.unwrap_or(-1),
         "max_msg_size": spec.max_message_bytes.unwrap_or(-1),
         "max_consumers": spec.max_consumers.unwrap_or(-1),

@@ -1,0 +1,247 @@
+//! Subjects and names: one function to build each, one to read each that arrives.
+
+use crate::id::{BatchId, JobKey, Lane, TenantId, WorkerId};
+
+/// Name of a work stream. At most 500 workers share one: 1,000 consumers is the server's default limit.
+pub fn work_stream(shard: u16) -> String {
+    format!("WORK-{shard}")
+}
+
+/// `tf.work.<shard>.<worker>.<lane>`: the shard is a token because streams must not overlap in subjects.
+pub fn work(shard: u16, worker: &WorkerId, lane: Lane) -> String {
+    format!("tf.work.{shard}.{worker}.{}", lane.as_str())
+}
+
+pub fn work_all(shard: u16) -> String {
+    format!("tf.work.{shard}.>")
+}
+
+/// Shard, worker and lane of a work message's subject; `None` for anything else.
+pub fn parse_work_subject(subject: &str) -> Option<(u16, WorkerId, Lane)> {
+    let mut tokens = subject.strip_prefix("tf.work.")?.split('.');
+    let shard = tokens.next()?.parse().ok()?;
+    let worker = tokens.next()?.parse().ok()?;
+    let word = tokens.next()?;
+    let lane = Lane::ALL.into_iter().find(|lane| lane.as_str() == word)?;
+    tokens.next().is_none().then_some((shard, worker, lane))
+}
+
+/// Message id of a hand-over. A new one for each epoch, since an id repeated on another subject of the stream would be
+/// taken for a duplicate and stored nowhere.
+pub fn work_message_id(job: &JobKey, epoch: crate::id::Epoch) -> String {
+    format!("{job}.{epoch}")
+}
+
+pub fn work_consumer(worker: &WorkerId, lane: Lane) -> String {
+    format!("{worker}-{}", lane.as_str())
+}
+
+pub fn checkpoint(job: &JobKey) -> String {
+    format!("tf.ckpt.{}.{}", job.batch, job.index)
+}
+
+/// The job of a checkpoint's subject; `None` for anything else.
+pub fn parse_checkpoint_subject(subject: &str) -> Option<JobKey> {
+    let mut tokens = subject.strip_prefix("tf.ckpt.")?.split('.');
+    let job = job_of(tokens.next()?, tokens.next()?)?;
+    tokens.next().is_none().then_some(job)
+}
+
+pub fn checkpoints_all() -> &'static str {
+    "tf.ckpt.>"
+}
+
+pub fn checkpoints_of(batch: &BatchId) -> String {
+    format!("tf.ckpt.{batch}.>")
+}
+
+pub fn result(tenant: &TenantId, job: &JobKey, worker: &WorkerId) -> String {
+    format!("tf.result.{tenant}.{}.{}.{worker}", job.batch, job.index)
+}
+
+/// Tenant, job and author of a result's subject; `None` for anything else. The subject is what the server let the
+/// author publish under, so it is believed before the message is.
+pub fn parse_result_subject(subject: &str) -> Option<(TenantId, JobKey, WorkerId)> {
+    let mut tokens = subject.strip_prefix("tf.result.")?.split('.');
+    let tenant = tokens.next()?.parse().ok()?;
+    let job = job_of(tokens.next()?, tokens.next()?)?;
+    let worker = tokens.next()?.parse().ok()?;
+    tokens.next().is_none().then_some((tenant, job, worker))
+}
+
+pub fn results_of(tenant: &TenantId, batch: &BatchId) -> String {
+    format!("tf.result.{tenant}.{batch}.>")
+}
+
+pub fn results_all() -> &'static str {
+    "tf.result.>"
+}
+
+pub fn event(kind: &str) -> String {
+    format!("tf.event.{kind}")
+}
+
+pub fn dead_all() -> &'static str {
+    "tf.dead.>"
+}
+
+pub fn events_all() -> &'static str {
+    "tf.event.>"
+}
+
+/// What the server itself has to say: messages given up, consumers deleted, leaders changed.
+pub fn advisories_all() -> &'static str {
+    "$JS.EVENT.ADVISORY.>"
+}
+
+pub fn dead(tenant: &TenantId, job: &JobKey) -> String {
+    format!("tf.dead.{tenant}.{}.{}", job.batch, job.index)
+}
+
+pub fn heartbeat(worker: &WorkerId) -> String {
+    format!("tf.fleet.heartbeat.{worker}")
+}
+
+pub fn heartbeats() -> &'static str {
+    "tf.fleet.heartbeat.*"
+}
+
+/// The worker of a heartbeat's subject; `None` for anything else.
+pub fn parse_heartbeat_subject(subject: &str) -> Option<WorkerId> {
+    subject.strip_prefix("tf.fleet.heartbeat.")?.parse().ok()
+}
+
+pub fn control(worker: &WorkerId) -> String {
+    format!("tf.fleet.control.{worker}")
+}
+
+pub fn control_all() -> &'static str {
+    "tf.fleet.control.all"
+}
+
+pub fn tokens(job: &JobKey) -> String {
+    format!("tf.token.{}.{}", job.batch, job.index)
+}
+
+/// Core subject on which the coordinator announces the committed answer (`JobResult`) of a job that somebody waits for.
+pub fn done(job: &JobKey) -> String {
+    format!("tf.done.{}.{}", job.batch, job.index)
+}
+
+pub fn api(verb: ApiVerb) -> String {
+    format!("tf.api.{}", verb.as_str())
+}
+
+pub fn api_all() -> &'static str {
+    "tf.api.*"
+}
+
+/// The coordinator's verbs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ApiVerb {
+    BatchCreate,
+    BatchGet,
+    BatchList,
+    BatchCancel,
+    BatchSet,
+    Results,
+    Pods,
+    JobCreate,
+}
+
+impl ApiVerb {
+    pub const ALL: [ApiVerb; 8] = [
+        ApiVerb::BatchCreate,
+        ApiVerb::BatchGet,
+        ApiVerb::BatchList,
+        ApiVerb::BatchCancel,
+        ApiVerb::BatchSet,
+        ApiVerb::Results,
+        ApiVerb::Pods,
+        ApiVerb::JobCreate,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ApiVerb::BatchCreate => "batch_create",
+            ApiVerb::BatchGet => "batch_get",
+            ApiVerb::BatchList => "batch_list",
+            ApiVerb::BatchCancel => "batch_cancel",
+            ApiVerb::BatchSet => "batch_set",
+            ApiVerb::Results => "results",
+            ApiVerb::Pods => "pods",
+            ApiVerb::JobCreate => "job_create",
+        }
+    }
+
+    pub fn parse(subject: &str) -> Option<ApiVerb> {
+        let verb = subject.strip_prefix("tf.api.")?;
+        Self::ALL.into_iter().find(|v| v.as_str() == verb)
+    }
+}
+
+/// Bucket of a tenant's inputs and outputs.
+pub fn files_bucket(tenant: &TenantId) -> String {
+    format!("files_{tenant}")
+}
+
+fn job_of(batch: &str, index: &str) -> Option<JobKey> {
+    // Only the spelling that the builder writes: `+7` and `007` would be a second name for one job.
+    let index_number: u32 = index.parse().ok()?;
+    (index_number.to_string() == index).then_some(())?;
+    Some(JobKey { batch: batch.parse().ok()?, index: index_number })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> JobKey {
+        JobKey { batch: "batch_a-1".parse().unwrap(), index: 70_000 }
+    }
+
+    #[test]
+    fn every_built_subject_reads_back() {
+        let (tenant, worker): (TenantId, WorkerId) = ("acme".parse().unwrap(), "w-7_x".parse().unwrap());
+        assert_eq!(parse_checkpoint_subject(&checkpoint(&job())), Some(job()));
+        assert_eq!(
+            parse_result_subject(&result(&tenant, &job(), &worker)),
+            Some((tenant, job(), worker.clone()))
+        );
+        for lane in Lane::ALL {
+            assert_eq!(parse_work_subject(&work(499, &worker, lane)), Some((499, worker.clone(), lane)));
+        }
+        assert_eq!(parse_heartbeat_subject(&heartbeat(&worker)), Some(worker));
+        for verb in ApiVerb::ALL {
+            assert_eq!(ApiVerb::parse(&api(verb)), Some(verb));
+        }
+    }
+
+    #[test]
+    fn a_subject_of_another_shape_reads_as_nothing() {
+        for foreign in [
+            "",
+            "tf.ckpt.",
+            "tf.ckpt.b",
+            "tf.ckpt.b.x",
+            "tf.ckpt.b.-1",
+            "tf.ckpt.b.007",
+            "tf.ckpt.b.4294967296",
+            "tf.ckpt.b.1.2",
+            "tf.ckpt.b b.1",
+            "tf.result.t.b.1",
+        ] {
+            assert_eq!(parse_checkpoint_subject(foreign), None, "{foreign}");
+        }
+        for foreign in
+            ["tf.result.t.b.1", "tf.result.t.b.1.w.more", "tf.result.t.b.one.w", "tf.result.t.b.1.*"]
+        {
+            assert_eq!(parse_result_subject(foreign), None, "{foreign}");
+        }
+        for foreign in ["tf.work.0.w", "tf.work.0.w.express", "tf.work.65536.w.batch", "tf.work.0.w.batch.x"]
+        {
+            assert_eq!(parse_work_subject(foreign), None, "{foreign}");
+        }
+        assert_eq!(ApiVerb::parse("tf.api.format_disk"), None);
+    }
+}
