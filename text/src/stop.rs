@@ -62,3 +62,6 @@ impl StopMatcher {
             .map_or(0, |start| self.held.len() - start)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,3 +53,6 @@ impl Stream {
         String::from_utf8_lossy(&self.pending).into_owned()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,88 @@
+use super::*;
 
+const SHIPPED: &str = include_str!("../../../models/bitnet-b1.58-2B-4T/manifest.toml");
+
+fn faults(text: &str) -> Vec<String> {
+    match Manifest::parse(text, "test") {
+        Err(Error::Manifest { faults, .. }) => faults,
+        other => panic!("{other:?} is no list of faults"),
+    }
+}
+
+#[test]
+fn the_manifest_of_the_official_model_is_read() {
+    let manifest = Manifest::parse(SHIPPED, "test").unwrap();
+    assert_eq!(manifest.tokenizer.stop_ids, [128_009, 128_001]);
+    assert_eq!(manifest.shape.vocab, Some(128_256));
+    assert_eq!(manifest.chat.unwrap().template, crate::chat::BITNET_2B_4T);
+    let sha256 = manifest.source.unwrap().sha256.unwrap();
+    assert!(sha256.starts_with("4221b252"), "{sha256}");
+}
+
+#[test]
+fn all_faults_come_at_once() {
+    let text = "name = 3\nlicense = 'MIT'\n[tokenizer]\nkind = 'sentencepiece'\nbos = -1\nsplit = '('\n\
+        [shape]\nn_layers = 0\n[sampling]\ntop_p = 1.5\n[source]\nfile = '../x'\nsha256 = 'abc'\n";
+    let faults = faults(text).join("\n");
+    for part in [
+        "name: text is needed, and 3",
+        "description: it is missing",
+        "licence: it is missing",
+        "license: this key is not known",
+        "[tokenizer] kind: 'sentencepiece'",
+        "[tokenizer] bos: a token id is needed",
+        "[tokenizer] split: it is no regex",
+        "[tokenizer] stop_ids: it is missing",
+        "[shape] n_layers: a positive integer",
+        "[sampling] top_p: a number between 0 and 1",
+        "[source] file: a plain file name",
+        "[source] sha256: 64 lower-case",
+    ] {
+        assert!(faults.contains(part), "'{part}' is not among:\n{faults}");
+    }
+}
+
+#[test]
+fn a_misspelt_key_is_refused_wherever_it_stands() {
+    for section in ["", "[source]\n", "[shape]\n", "[tokenizer]\n", "[chat]\n", "[sampling]\n"] {
+        let text = if section.is_empty() {
+            format!("surprise = 1\n{SHIPPED}")
+        } else {
+            SHIPPED.replace(section, &format!("{section}surprise = 1\n"))
+        };
+        let faults = faults(&text);
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].ends_with("surprise: this key is not known"), "{faults:?}");
+    }
+}
+
+#[test]
+fn a_template_that_does_not_parse_is_a_fault() {
+    let text = SHIPPED.replace("{% endfor %}", "");
+    assert!(faults(&text)[0].starts_with("[chat] template"));
+}
+
+#[test]
+fn a_manifest_is_found_beside_its_model_file_or_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model.gguf");
+    assert_eq!(Manifest::beside(&model).unwrap(), None);
+    std::fs::write(folder.path().join(FILE_NAME), SHIPPED).unwrap();
+    assert_eq!(Manifest::beside(&model).unwrap().unwrap().name, "bitnet-b1.58-2B-4T");
+}
+
+#[test]
+fn text_that_is_no_toml_is_told_with_its_place() {
+    assert!(faults("name = ")[0].contains("line 1"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(cut in 0..SHIPPED.len(), put in ".{0,12}") {
+        let mut text = SHIPPED.to_owned();
+        if text.is_char_boundary(cut) {
+            text.insert_str(cut, &put);
+        }
+        let _ = Manifest::parse(&text, "test");
+    }
+}
