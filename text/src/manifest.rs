@@ -50,7 +50,7 @@ pub struct Source {
 }
 
 /// The shape that the model file must have; what is absent is not compared.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Shape {
     /// `general.architecture`.
     pub architecture: Option<String>,
@@ -70,6 +70,10 @@ pub struct Shape {
     pub vocab: Option<u64>,
     /// Longest sequence.
     pub context: Option<u64>,
+    /// Base of the rotary frequencies.
+    pub rope_theta: Option<f32>,
+    /// Added to the mean square in every RMSNorm.
+    pub rms_eps: Option<f32>,
 }
 
 /// How the model splits text. The only kind is `llama3-bpe`: a split by a regex, then byte-level BPE.
@@ -177,6 +181,8 @@ fn read(root: &mut Reader) -> Option<Manifest> {
             head_dim: section.optional_count("head_dim"),
             vocab: section.optional_count("vocab"),
             context: section.optional_count("context"),
+            rope_theta: section.optional_float("rope_theta", 1.0..=1e12),
+            rms_eps: section.optional_float("rms_eps", 0.0..=1.0),
         })
     });
     if !root.has("tokenizer") {

@@ -2,7 +2,9 @@
 //! the same ids for odd strings. `tests/fetch/llama3-tokenizer.sh` fetches the file; without it the test is
 //! skipped with a line that says so, unless `CI` is set.
 
-use std::path::PathBuf;
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ternfleet_text::{Manifest, Message, Role, TokenType, Tokenizer, Vocabulary};
@@ -24,7 +26,7 @@ fn tokenizer_json() -> Option<PathBuf> {
 }
 
 /// The vocabulary as a GGUF of the model would hold it.
-fn vocabulary(path: &PathBuf) -> Vocabulary {
+fn vocabulary(path: &Path) -> Vocabulary {
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let mut tokens = vec![String::new(); 128_256];
     let mut token_types = vec![TokenType::Normal; 128_256];

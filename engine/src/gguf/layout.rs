@@ -44,6 +44,14 @@ pub struct Block<'a> {
     pub ffn_down: Tensor<'a>,
 }
 
+impl<'a> Block<'a> {
+    /// The seven ternary matrices.
+    pub fn ternary(&self) -> [Tensor<'a>; 7] {
+        let Self { attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, .. } = *self;
+        [attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down]
+    }
+}
+
 impl Layout<'_> {
     /// The matrix that makes logits: `output`, or the embedding where they are tied.
     pub fn head(&self) -> Tensor<'_> {

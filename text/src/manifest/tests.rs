@@ -20,6 +20,20 @@ fn the_manifest_of_the_official_model_is_read() {
 }
 
 #[test]
+fn every_manifest_of_this_repository_is_read() {
+    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/../models");
+    let mut n_read = 0;
+    for folder in std::fs::read_dir(models).unwrap() {
+        let path = folder.unwrap().path().join(FILE_NAME);
+        if path.exists() {
+            Manifest::open(&path).unwrap();
+            n_read += 1;
+        }
+    }
+    assert!(n_read >= 1, "no manifest under {models}");
+}
+
+#[test]
 fn all_faults_come_at_once() {
     let text = "name = 3\nlicense = 'MIT'\n[tokenizer]\nkind = 'sentencepiece'\nbos = -1\nsplit = '('\n\
         [shape]\nn_layers = 0\n[sampling]\ntop_p = 1.5\n[source]\nfile = '../x'\nsha256 = 'abc'\n";
