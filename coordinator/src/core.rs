@@ -1,0 +1,223 @@
+//! The coordinator's decisions as one state machine without I/O: what it is told goes in through [`Core::on`], what
+//! it wants done comes out as [`Action`]s. No clock, no randomness, no await, no lock.
+//!
+//! The shell ([`crate::shell`]) drives it over a real bus, the simulation over a simulated one. A standby feeds it
+//! the same events; without a [`Lead`] it keeps the ledger and the fleet warm and asks for nothing.
+
+mod balance;
+mod batch;
+pub mod estimate;
+mod event;
+mod fair;
+mod feed;
+mod fleet;
+mod hand;
+mod life;
+mod money;
+mod rate;
+mod record;
+mod settle;
+mod spend;
+mod view;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use ternfleet_proto::tag::AssignmentKey;
+use ternfleet_proto::{BatchId, TimeMs, UsdMicro, WorkerId};
+
+pub use batch::{Batch, Cell, CellState};
+pub use event::{
+    Action, Answer, BatchSlot, Change, Content, Event, Fed, HandOut, JobRef, Lead, Outputs, Task, Trace,
+    Verdict, WorkerSlot,
+};
+pub use fleet::{Fleet, Liveness, Pod, Worker};
+pub use record::{BatchRecord, COMPLETION_WINDOW_MS, Ending, Ground, Totals, batch_id, creation_digest};
+pub use view::{Gauges, view_of};
+
+use crate::options::Quotas;
+
+/// The name under which the coordinator answers lines that never run.
+pub const COORDINATOR: &str = "coordinator";
+
+/// An epoch is the leader's term and, below it, the number of the hand-over: 2^20 terms of 4,096 hand-overs a job.
+pub(crate) const EPOCH_TERM_SHIFT: u32 = 12;
+/// Hand-overs of one job by one leader; one more and it is poison.
+pub(crate) const HANDOVERS_MAX: u16 = (1 << EPOCH_TERM_SHIFT) - 1;
+
+/// Settings that decisions depend on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    pub quotas: Quotas,
+    /// Text of jobs between reading and answer, over all batches.
+    pub text_bytes_max: u64,
+    /// Workers that share a work stream.
+    pub workers_per_shard: usize,
+    /// After a change of leader, wait this long for workers to say what they run before handing out.
+    pub settle_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            quotas: Quotas::default(),
+            text_bytes_max: 256 << 20,
+            workers_per_shard: 500,
+            settle_ms: 1_200,
+        }
+    }
+}
+
+/// Counters since the process began, for metrics and invariants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Good and error answers committed.
+    pub committed: [u64; 2],
+    pub duplicate_answers: u64,
+    pub divergent_answers: u64,
+    /// Answers whose tag was never given out.
+    pub forged_answers: u64,
+    pub answers_without_batch: u64,
+    pub handed_jobs: u64,
+    pub moved_jobs: u64,
+    pub failed_handovers: u64,
+    pub failed_attempts: u64,
+    pub worker_faults: u64,
+    pub dead_jobs: u64,
+    pub lost_workers: u64,
+    pub quarantined_hosts: u64,
+    pub last_host_suspect: u64,
+    pub adopted_jobs: u64,
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    pub wasted_duplicate_tokens: u64,
+    pub wasted_repeated_tokens: u64,
+    pub reprefilled_tokens: u64,
+    pub handover_ms_sum: u64,
+    pub unusable_beats: u64,
+    /// By number of the invariant: J1, J3, M1, M2.
+    pub violations: [u64; 4],
+}
+
+/// Ledger, fleet and the rules between them.
+#[derive(Debug)]
+pub struct Core {
+    key: AssignmentKey,
+    limits: Limits,
+    lead: Option<Lead>,
+    batches: BTreeMap<BatchSlot, Batch>,
+    slots: BTreeMap<BatchId, BatchSlot>,
+    next_slot: u32,
+    /// Batches that have not ended.
+    active: BTreeSet<BatchSlot>,
+    /// Ended ones, oldest first, kept for readers.
+    ended: VecDeque<BatchSlot>,
+    fleet: Fleet,
+    fair: fair::Fair,
+    /// Single jobs that somebody waits for.
+    interactive: VecDeque<JobRef>,
+    text_bytes: u64,
+    /// Something has changed that may let a job be handed out.
+    work_changed: bool,
+    handed_at: TimeMs,
+    hand_after: TimeMs,
+    ticked_at: TimeMs,
+    accrued_at: TimeMs,
+    results_read_to: u64,
+    /// What pods cost that are gone: attributed and idle.
+    closed_bills: [UsdMicro; 2],
+    /// Tokens of a job as they turn out, prompt and output.
+    mean_job_tokens: f64,
+    pub counts: Counts,
+}
+
+impl Core {
+    pub fn new(key: AssignmentKey, limits: Limits) -> Self {
+        Self {
+            key,
+            limits,
+            lead: None,
+            batches: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            next_slot: 0,
+            active: BTreeSet::new(),
+            ended: VecDeque::new(),
+            fleet: Fleet::default(),
+            fair: fair::Fair::default(),
+            interactive: VecDeque::new(),
+            text_bytes: 0,
+            work_changed: false,
+            handed_at: TimeMs(0),
+            hand_after: TimeMs(0),
+            ticked_at: TimeMs(0),
+            accrued_at: TimeMs(0),
+            results_read_to: 0,
+            closed_bills: [UsdMicro::ZERO; 2],
+            mean_job_tokens: 128.0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Takes in one event; what is to be done about it is appended to `actions`.
+    pub fn on(&mut self, now: TimeMs, event: Event, actions: &mut Vec<Action>) {
+        match event {
+            Event::Lead(lead) => self.begin_to_lead(now, lead, actions),
+            Event::BatchKnown(record) => self.batch_known(now, *record, actions),
+            Event::Scanned { batch, lines } => self.scanned(now, batch, lines, actions),
+            Event::InputLost { batch, reason } => self.input_lost(now, batch, reason, actions),
+            Event::Lines { batch, lines, next, end } => {
+                self.lines_read(now, batch, lines, next, end, actions)
+            }
+            Event::Heartbeat(beat) => self.heartbeat(now, *beat, actions),
+            Event::Registered { worker, shard } => self.registered(&worker, shard, actions),
+            Event::Answer { sequence, answer } => self.answer(now, sequence, &answer, actions),
+            Event::Handed { job, epoch, sequence } => self.handed(now, job, epoch, sequence, actions),
+            Event::Withdrawn { job, epoch, trace } => self.withdrawn(now, job, epoch, trace, actions),
+            Event::Written { batch, outputs } => self.written(now, batch, outputs, actions),
+            Event::Cancel { batch } => self.cancel(now, batch, actions),
+            Event::Change { batch, change } => self.change(now, batch, change, actions),
+            Event::JobCreated(job) => self.job_created(now, *job, actions),
+            Event::Tick => self.tick(now, actions),
+            Event::Turn => self.turn(now, actions),
+        }
+    }
+
+    /// All events at hand are in: hand out, then read on where lines run short.
+    fn turn(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+        self.hand_out(now, actions);
+        self.read_on(actions);
+    }
+
+    pub fn is_leading(&self) -> bool {
+        self.lead.is_some()
+    }
+
+    pub fn batch(&self, slot: BatchSlot) -> Option<&Batch> {
+        self.batches.get(&slot)
+    }
+
+    pub fn find(&self, id: &BatchId) -> Option<BatchSlot> {
+        self.slots.get(id).copied()
+    }
+
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// Highest sequence of RESULTS taken in.
+    pub fn results_read_to(&self) -> u64 {
+        self.results_read_to
+    }
+
+    /// Only a leader acts.
+    fn act(&self, actions: &mut Vec<Action>, action: Action) {
+        if self.lead.is_some() {
+            actions.push(action);
+        }
+    }
+}
+
+/// The worker name of the coordinator's own answers.
+pub fn coordinator_name() -> WorkerId {
+    COORDINATOR.parse().expect("because the name is made of id characters")
+}

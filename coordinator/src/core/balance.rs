@@ -1,0 +1,60 @@
+//! Taking work back from live workers: what waits at a slow one while a fast one idles, and what hangs.
+
+use std::time::Duration;
+
+use ternfleet_proto::TimeMs;
+
+use super::Core;
+use super::event::{Action, JobRef};
+use super::hand::Snapshot;
+use crate::route::{self, EngineKind};
+
+/// A running job without a new token for this long goes elsewhere.
+const NO_PROGRESS_AFTER: Duration = Duration::from_secs(60);
+/// A job is left alone this long after a hand-over, so that it does not travel to and fro.
+const REST: Duration = Duration::from_secs(1);
+
+impl Core {
+    /// Moves waiting jobs to idle workers when nothing else waits, and jobs that hang.
+    pub(super) fn rebalance(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+        if self.lead.is_none() {
+            return;
+        }
+        self.move_hanging(now, actions);
+        let waiting =
+            self.active.iter().any(|slot| self.batches[slot].runs() && self.batches[slot].waiting() > 0);
+        if waiting {
+            return;
+        }
+        let snapshot = Snapshot::take(&self.fleet);
+        for kind in 0..self.fleet.kinds.len() {
+            for step in route::rebalance(&snapshot.fleet, EngineKind(kind as u16)) {
+                let Some(worker) = self.fleet.get(snapshot.slots[step.from]) else { continue };
+                let may_go = |job: &&JobRef| {
+                    self.flight(**job)
+                        .is_some_and(|f| !f.running && f.is_handed() && now.since(f.since) >= REST)
+                };
+                // The last handed over is the last to be begun.
+                if let Some(job) = worker.flights.iter().rev().find(may_go).copied() {
+                    self.withdraw(job, false, actions);
+                }
+            }
+        }
+    }
+
+    fn move_hanging(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+        let mut hanging = Vec::new();
+        for worker in self.fleet.workers.values().filter(|worker| worker.beat.slots_in_use > 0) {
+            for job in &worker.flights {
+                let hangs =
+                    |f: &super::batch::Flight| f.running && now.since(f.progress_at) >= NO_PROGRESS_AFTER;
+                if self.flight(*job).is_some_and(hangs) {
+                    hanging.push(*job);
+                }
+            }
+        }
+        for job in hanging {
+            self.withdraw(job, true, actions);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The ledger of one batch: sixteen bytes for every line, and full records only for the lines between reading and
+//! answer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use ternfleet_proto::message::{BatchState, Line};
+use ternfleet_proto::{Epoch, TimeMs, UsdMicro};
+
+use super::event::{Task, WorkerSlot};
+use super::record::{BatchRecord, Ending, Totals};
+use crate::route::EngineKind;
+
+/// Lines asked for at a time.
+pub(super) const READ_LINES: u32 = 1000;
+/// A batch may name this many different models; lines that name more get an error.
+const MODELS_MAX: usize = 16;
+
+/// What is known of a line for as long as the batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cell {
+    pub state: CellState,
+    /// Low half of the committed answer's ids digest, to notice a divergent duplicate.
+    pub digest: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CellState {
+    #[default]
+    Open,
+    Blank,
+    Good,
+    Bad,
+}
+
+/// Where a hand-over stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Being published.
+    Leaving,
+    /// Stored in the worker's queue, or already running there.
+    Handed,
+    /// Being taken back.
+    Withdrawing,
+}
+
+/// A job that a worker has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Flight {
+    pub worker: WorkerSlot,
+    pub epoch: Epoch,
+    pub stage: Stage,
+    /// Of the message in the shard's stream, when known.
+    pub sequence: Option<u64>,
+    pub tokens: u32,
+    pub since: TimeMs,
+    /// Seen in a slot, in a heartbeat.
+    pub running: bool,
+    /// Tokens generated, as last heard.
+    pub generated: u32,
+    /// When `generated` last grew, or the hand-over.
+    pub progress_at: TimeMs,
+    /// Tokens already counted towards the pod's bill.
+    pub counted: u32,
+    /// Why it is being taken back counts as a fault of the job.
+    pub blame: bool,
+}
+
+impl Flight {
+    /// It lies in the worker's queue or runs there, and nobody takes it back.
+    pub fn is_handed(&self) -> bool {
+        self.stage == Stage::Handed
+    }
+}
+
+/// A line between reading and answer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Live {
+    /// `None` for a job found running at a worker before its line was read.
+    pub task: Option<Arc<Task>>,
+    /// Which of the batch's queues it belongs to.
+    pub queue: usize,
+    /// How often it was handed over by this leader.
+    pub handovers: u16,
+    /// Attempts that ended in a fault.
+    pub attempts: u32,
+    /// Hosts on which attempts failed.
+    pub hosts: Vec<String>,
+    pub flight: Option<Flight>,
+    /// The coordinator has published an answer of its own and waits to see it in RESULTS.
+    pub answering: bool,
+}
+
+/// Jobs that wait for one kind of engine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queue {
+    pub model: Option<String>,
+    /// Chosen once: all jobs of the queue run on one kind, so that a rerun gives the same bits.
+    pub kind: Option<EngineKind>,
+    pub jobs: VecDeque<u32>,
+}
+
+#[derive(Debug)]
+pub struct Batch {
+    pub record: BatchRecord,
+    pub cells: Vec<Cell>,
+    /// Sequences in RESULTS of the committed answers, in the order of their commit.
+    pub commits: Vec<u64>,
+    pub live: BTreeMap<u32, Live>,
+    pub queues: Vec<Queue>,
+    /// Jobs to try again, and when.
+    pub delayed: BTreeMap<(TimeMs, u32), ()>,
+    pub totals: Totals,
+    /// Next line to read.
+    pub read_next: u32,
+    pub reading: bool,
+    pub read_end: bool,
+    /// Answers of the coordinator's own that are on their way.
+    pub answering: u32,
+    pub in_flight: u32,
+    /// Tokens of the jobs in flight.
+    pub committed_tokens: u64,
+    /// Bytes of text held in memory.
+    pub text_bytes: u64,
+    /// Tokens made up to the last sample, and the rate since, for progress.
+    pub tokens_made: u64,
+    pub rate_tok_s: f64,
+    pub rate_sample: (TimeMs, u64),
+    pub writing: bool,
+}
+
+impl Batch {
+    pub fn new(record: BatchRecord) -> Self {
+        let cells = Vec::with_capacity(record.lines.unwrap_or(0) as usize);
+        Self {
+            totals: Totals { cost_usd_micro: record.totals.cost_usd_micro, ..Totals::default() },
+            rate_sample: (record.created_at, 0),
+            record,
+            cells,
+            commits: Vec::new(),
+            live: BTreeMap::new(),
+            queues: Vec::new(),
+            delayed: BTreeMap::new(),
+            read_next: 0,
+            reading: false,
+            read_end: false,
+            answering: 0,
+            in_flight: 0,
+            committed_tokens: 0,
+            text_bytes: 0,
+            tokens_made: 0,
+            rate_tok_s: 0.0,
+            writing: false,
+        }
+    }
+
+    pub fn cell(&self, index: u32) -> Cell {
+        self.cells.get(index as usize).copied().unwrap_or_default()
+    }
+
+    pub fn cell_mut(&mut self, index: u32) -> &mut Cell {
+        if self.cells.len() <= index as usize {
+            self.cells.resize(index as usize + 1, Cell::default());
+        }
+        &mut self.cells[index as usize]
+    }
+
+    pub fn is_open(&self, index: u32) -> bool {
+        self.cell(index).state == CellState::Open
+    }
+
+    pub fn is_ended(&self) -> bool {
+        self.record.state.is_terminal()
+    }
+
+    /// Jobs are handed out.
+    pub fn runs(&self) -> bool {
+        self.record.state == BatchState::InProgress && self.record.ending.is_none()
+    }
+
+    /// Lines that wait for a worker.
+    pub fn waiting(&self) -> usize {
+        self.queues.iter().map(|queue| queue.jobs.len()).sum()
+    }
+
+    /// Lines with a job, as far as they are known.
+    pub fn jobs_total(&self) -> u32 {
+        let lines = self.record.lines.unwrap_or(self.cells.len() as u32).max(self.cells.len() as u32);
+        lines - self.totals.blank.min(lines)
+    }
+
+    pub fn answered(&self) -> u32 {
+        self.totals.completed + self.totals.failed
+    }
+
+    /// Every line has its answer.
+    pub fn is_through(&self) -> bool {
+        self.record.lines.is_some_and(|lines| self.answered() + self.totals.blank >= lines)
+    }
+
+    /// The queue of jobs that name this model, made if there is room for one more.
+    pub fn queue_for(&mut self, model: Option<&str>) -> Option<usize> {
+        if let Some(place) = self.queues.iter().position(|queue| queue.model.as_deref() == model) {
+            return Some(place);
+        }
+        if self.queues.len() >= MODELS_MAX {
+            return None;
+        }
+        self.queues.push(Queue { model: model.map(str::to_owned), kind: None, jobs: VecDeque::new() });
+        Some(self.queues.len() - 1)
+    }
+
+    /// Lines from `from` on that need no reading: a set bit for each that is answered or in memory.
+    pub fn skip_bits(&self, from: u32, lines: u32) -> Vec<u64> {
+        let mut bits = vec![0u64; lines.div_ceil(64) as usize];
+        for offset in 0..lines {
+            let held = |live: &Live| live.task.is_some() || live.answering;
+            if !self.is_open(from + offset) || self.live.get(&(from + offset)).is_some_and(held) {
+                bits[(offset / 64) as usize] |= 1 << (offset % 64);
+            }
+        }
+        bits
+    }
+
+    /// The first line from `from` on that has no answer.
+    pub fn next_open(&self, from: u32) -> u32 {
+        let answered = self.cells.get(from as usize..).unwrap_or(&[]);
+        from + answered.iter().take_while(|cell| cell.state != CellState::Open).count() as u32
+    }
+
+    /// Bytes of the input that have no answer yet, by share of lines.
+    pub fn bytes_left(&self) -> u64 {
+        let lines = u64::from(self.record.lines.unwrap_or(0).max(1));
+        let done = u64::from(self.answered() + self.totals.blank).min(lines);
+        (u128::from(self.record.input_bytes) * u128::from(lines - done) / u128::from(lines)) as u64
+    }
+
+    /// What the budget leaves; everything when there is none.
+    pub fn budget_left(&self) -> UsdMicro {
+        match self.record.options.budget_usd_micro {
+            Some(budget) => budget - self.totals.cost_usd_micro,
+            None => UsdMicro(i64::MAX),
+        }
+    }
+
+    /// True if `tokens` more fit into the budget beside what is spent and in flight, at this price of a million.
+    pub fn affords(&self, tokens: u32, kappa_usd_micro: f64) -> bool {
+        let Some(budget) = self.record.options.budget_usd_micro else { return true };
+        let committed = (self.committed_tokens + u64::from(tokens)) as f64 * kappa_usd_micro / 1e6;
+        self.totals.cost_usd_micro.0 as f64 + committed <= budget.0 as f64
+    }
+
+    /// The state in which the batch ends.
+    pub fn end_state(&self) -> BatchState {
+        match self.record.ending {
+            None => BatchState::Completed,
+            Some(Ending::Cancelled) => BatchState::Cancelled,
+            Some(Ending::Expired) => BatchState::Expired,
+        }
+    }
+}
+
+/// What the coordinator knows of a line whose text it no longer holds.
+pub(super) fn bare_line(index: u32, record: &BatchRecord) -> Line {
+    Line {
+        custom_id: Some(format!("line-{}", u64::from(index) + 1)),
+        endpoint: record.endpoint.unwrap_or(ternfleet_proto::openai::Endpoint::Completions),
+        model: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_million_lines_cost_sixteen_bytes_each() {
+        assert!(size_of::<Cell>() + size_of::<u64>() <= 16);
+    }
+}

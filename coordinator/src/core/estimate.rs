@@ -1,0 +1,33 @@
+//! How large a job will be, before anybody has tokenized it.
+
+use ternfleet_proto::message::{Generation, Prompt};
+
+/// Bytes of English that make a token, about.
+const BYTES_PER_TOKEN: u64 = 4;
+/// Reckoned for a request that names no limit.
+const OUTPUT_TOKENS: u32 = 256;
+
+/// Tokens in this many bytes of input lines.
+pub fn tokens_of_bytes(bytes: u64) -> u64 {
+    bytes.div_ceil(BYTES_PER_TOKEN)
+}
+
+fn prompt_bytes(prompt: &Prompt) -> u64 {
+    match prompt {
+        Prompt::Text(text) => text.len() as u64,
+        Prompt::Tokens(ids) => ids.len() as u64 * BYTES_PER_TOKEN,
+        Prompt::Chat(messages) => messages.iter().map(|m| (m.role.len() + m.content.len() + 16) as u64).sum(),
+    }
+}
+
+/// Prompt and expected output, in tokens.
+pub fn tokens(generation: &Generation) -> u32 {
+    let prompt = tokens_of_bytes(prompt_bytes(&generation.prompt));
+    let output = generation.max_tokens.unwrap_or(OUTPUT_TOKENS);
+    u32::try_from(prompt).unwrap_or(u32::MAX).saturating_add(output).max(1)
+}
+
+/// What the request occupies in memory, about.
+pub fn bytes(generation: &Generation) -> u32 {
+    u32::try_from(prompt_bytes(&generation.prompt) + 400).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,262 @@
+//! What the core is told and what it wants done. Nothing here acts: the shell performs actions and brings back
+//! what came of them as events.
+
+use std::sync::Arc;
+
+use ternfleet_proto::message::{
+    EventKind, Failure, Heartbeat, Input, JobCreate, JobResult, Line, Order, Work,
+};
+use ternfleet_proto::tag::AssignmentTag;
+use ternfleet_proto::{
+    Attempt, BatchId, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId,
+};
+
+use super::record::BatchRecord;
+
+/// Place of a batch in the core; never reused within a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BatchSlot(pub u32);
+
+/// Place of a worker in the core; never reused within a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerSlot(pub u32);
+
+/// One job, in eight bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobRef {
+    pub batch: BatchSlot,
+    pub index: u32,
+}
+
+/// What makes this coordinator the leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lead {
+    pub revision: LeaderRevision,
+    /// Which leadership this is since the fleet began, from 1. It makes every epoch of this leader higher than any
+    /// of an earlier one, so that epochs need not be read back.
+    pub term: u32,
+}
+
+/// A request of the input, ready to be handed out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    pub line: Line,
+    pub input: Input,
+    /// Prompt and expected output, in tokens.
+    pub tokens_estimate: u32,
+    /// What the task occupies in memory, about.
+    pub bytes: u32,
+}
+
+/// A line of the input as the reader found it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fed {
+    pub index: u32,
+    pub content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    Blank,
+    /// Not a request: the coordinator answers it itself.
+    Bad(Box<(Line, Failure)>),
+    Good(Arc<Task>),
+}
+
+/// The part of a [`JobResult`] that decides: everything but the text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    pub job: JobKey,
+    pub epoch: Epoch,
+    pub attempt: Attempt,
+    pub worker: WorkerId,
+    pub tag: AssignmentTag,
+    pub verdict: Verdict,
+    pub prompt_tokens: u32,
+    pub completion_tokens: u32,
+    pub repeated_tokens: u32,
+    pub finished_at: TimeMs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Generated; the digest of the ids tells two runs of one job apart.
+    Good { ids_digest: u64 },
+    /// An error line.
+    Bad,
+    /// The worker could not go on: not an answer, the job goes elsewhere.
+    Fault,
+}
+
+/// What the last checkpoint of a job says about who had it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trace {
+    pub attempt: Attempt,
+    pub epoch: Epoch,
+    pub owner: WorkerId,
+    pub host: String,
+    pub generated: u32,
+    /// Given back in good order: not a fault.
+    pub released: bool,
+}
+
+/// What a caller may change of a running batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Change {
+    pub budget_usd_micro: Option<UsdMicro>,
+    pub deadline: Option<TimeMs>,
+    pub priority: Option<i8>,
+}
+
+/// Names of the written files; `None` where there was no line for one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outputs {
+    pub output_object: Option<String>,
+    pub error_object: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The lease is ours: begin to act.
+    Lead(Lead),
+    /// A batch has been stored: just created, or found in the bucket at the start.
+    BatchKnown(Box<BatchRecord>),
+    /// The input was looked through once: how many lines it has.
+    Scanned {
+        batch: BatchSlot,
+        lines: u32,
+    },
+    /// The input cannot be read at all.
+    InputLost {
+        batch: BatchSlot,
+        reason: String,
+    },
+    /// Lines from where the last read began, up to `next`.
+    Lines {
+        batch: BatchSlot,
+        lines: Vec<Fed>,
+        next: u32,
+        end: bool,
+    },
+    Heartbeat(Box<Heartbeat>),
+    /// The worker's consumers exist on this shard's stream.
+    Registered {
+        worker: WorkerId,
+        shard: u16,
+    },
+    /// An answer at this sequence of RESULTS; must come in stream order.
+    Answer {
+        sequence: u64,
+        answer: Box<Answer>,
+    },
+    /// The hand-over is stored at this sequence of the shard's stream; `None`: it could not be stored.
+    Handed {
+        job: JobRef,
+        epoch: Epoch,
+        sequence: Option<u64>,
+    },
+    /// The message is gone from the stream; this is the job's last checkpoint.
+    Withdrawn {
+        job: JobRef,
+        epoch: Epoch,
+        trace: Option<Trace>,
+    },
+    /// The output files are written, or could not be.
+    Written {
+        batch: BatchSlot,
+        outputs: Result<Outputs, String>,
+    },
+    Cancel {
+        batch: BatchSlot,
+    },
+    Change {
+        batch: BatchSlot,
+        change: Change,
+    },
+    JobCreated(Box<JobCreate>),
+    /// Time has passed. The shell sends one every 200 ms.
+    Tick,
+    /// All events at hand are in: hand out what can be handed out.
+    Turn,
+}
+
+/// A job to be put into a worker's queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HandOut {
+    pub job: JobRef,
+    pub shard: u16,
+    pub worker: WorkerId,
+    pub work: Work,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Look through the input of a new batch.
+    Scan {
+        batch: BatchSlot,
+    },
+    /// Read up to `lines` lines from line `from` on. A set bit in `skip` (bit n of word n / 64 for line `from` + n)
+    /// marks a line that is answered already.
+    Read {
+        batch: BatchSlot,
+        from: u32,
+        lines: u32,
+        skip: Vec<u64>,
+    },
+    /// Close the reader of this batch.
+    StopReading {
+        batch: BatchSlot,
+    },
+    Hand(Box<HandOut>),
+    /// Delete the message, if its sequence is known, and read the job's last checkpoint.
+    Withdraw {
+        job: JobRef,
+        key: JobKey,
+        epoch: Epoch,
+        shard: u16,
+        sequence: Option<u64>,
+    },
+    Tell {
+        worker: Option<WorkerId>,
+        order: Order,
+    },
+    /// Publish an answer of the coordinator's own.
+    Answer(Box<JobResult>),
+    /// Make the worker's consumers.
+    Register {
+        worker: WorkerId,
+        shard: u16,
+    },
+    /// Remove the consumers and messages of a worker that is gone.
+    Retire {
+        worker: WorkerId,
+        shard: u16,
+    },
+    /// Write the output files of this batch.
+    Write {
+        batch: BatchSlot,
+    },
+    /// Store the record of a batch.
+    Record(Box<BatchRecord>),
+    Audit(EventKind),
+    /// Keep a poison job with what is known of its attempts.
+    Dead {
+        tenant: TenantId,
+        key: JobKey,
+        line: Box<Line>,
+        attempts: u32,
+        hosts: Vec<String>,
+        reason: String,
+    },
+    /// Somebody waits for the answer at this sequence of RESULTS.
+    Announce {
+        key: JobKey,
+        sequence: u64,
+    },
+    /// What earlier leaders left in the work streams is void.
+    ClearWork,
+    /// Remove what a closed batch left in the caches.
+    Forget {
+        batch: BatchId,
+    },
+}

@@ -1,0 +1,221 @@
+//! Who is next: deficit round robin in tokens over tenants, and within a tenant over its batches, by priority with
+//! ageing. It knows no jobs: the caller says what the next job of a batch would cost.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ternfleet_proto::{TenantId, TimeMs};
+
+use super::event::BatchSlot;
+
+/// Tokens that a turn of the ring is worth. About one job, so that a short batch is never a long turn away.
+const QUANTUM_TOKENS: i64 = 512;
+/// A priority level that has waited this long is served as if it were one higher.
+const AGEING_MS: u64 = 30_000;
+
+/// Deficit round robin over keys.
+#[derive(Debug)]
+struct Ring<K> {
+    order: VecDeque<(K, i64)>,
+}
+
+impl<K: Copy + PartialEq> Ring<K> {
+    fn new() -> Self {
+        Self { order: VecDeque::new() }
+    }
+
+    fn join(&mut self, key: K) {
+        if !self.order.iter().any(|(k, _)| *k == key) {
+            self.order.push_back((key, 0));
+        }
+    }
+
+    /// Turns until a key can pay for its next job; keys without one leave. Does not pay.
+    fn turn_to_payer(&mut self, mut cost: impl FnMut(K) -> Option<u32>) -> Option<(K, u32)> {
+        loop {
+            let (key, deficit) = self.order.front_mut()?;
+            let Some(tokens) = cost(*key) else {
+                self.order.pop_front();
+                continue;
+            };
+            if *deficit >= i64::from(tokens) {
+                return Some((*key, tokens));
+            }
+            *deficit += QUANTUM_TOKENS;
+            self.order.rotate_left(1);
+        }
+    }
+
+    /// What the front has to pay.
+    fn pay(&mut self, tokens: i64) {
+        if let Some((_, deficit)) = self.order.front_mut() {
+            *deficit -= tokens;
+        }
+    }
+
+    fn refund(&mut self, key: K, tokens: i64) {
+        if let Some((_, deficit)) = self.order.iter_mut().find(|(k, _)| *k == key) {
+            *deficit += tokens;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Level {
+    ring: Ring<BatchSlot>,
+    served_at: TimeMs,
+}
+
+#[derive(Debug, Default)]
+struct Tenant {
+    /// By priority.
+    levels: BTreeMap<i8, Level>,
+}
+
+impl Tenant {
+    /// The next batch of this tenant and the tokens of its next job. Does not pay.
+    fn candidate(
+        &mut self,
+        now: TimeMs,
+        cost: &mut impl FnMut(BatchSlot) -> Option<u32>,
+    ) -> Option<(i8, BatchSlot, u32)> {
+        loop {
+            let (&priority, _) = self.levels.iter().max_by_key(|(priority, level)| {
+                let waited_ms = now.0.saturating_sub(level.served_at.0);
+                (i64::from(**priority) + (waited_ms / AGEING_MS) as i64, **priority)
+            })?;
+            let level = self.levels.get_mut(&priority).expect("because the key was just found");
+            match level.ring.turn_to_payer(&mut *cost) {
+                Some((batch, tokens)) => return Some((priority, batch, tokens)),
+                None => self.levels.remove(&priority),
+            };
+        }
+    }
+}
+
+/// The order of all waiting batches.
+#[derive(Debug)]
+pub(super) struct Fair {
+    tenants: Vec<Tenant>,
+    slots: BTreeMap<TenantId, usize>,
+    ring: Ring<usize>,
+}
+
+impl Default for Fair {
+    fn default() -> Self {
+        Self { tenants: Vec::new(), slots: BTreeMap::new(), ring: Ring::new() }
+    }
+}
+
+impl Fair {
+    /// The batch has jobs to hand out (again).
+    pub(super) fn join(&mut self, now: TimeMs, tenant: &TenantId, priority: i8, batch: BatchSlot) {
+        let slot = match self.slots.get(tenant) {
+            Some(slot) => *slot,
+            None => {
+                self.tenants.push(Tenant::default());
+                self.slots.insert(tenant.clone(), self.tenants.len() - 1);
+                self.tenants.len() - 1
+            }
+        };
+        let level = self.tenants[slot]
+            .levels
+            .entry(priority)
+            .or_insert_with(|| Level { ring: Ring::new(), served_at: now });
+        level.ring.join(batch);
+        self.ring.join(slot);
+    }
+
+    /// The batch whose next job is to be handed out now; it has paid for it. `cost` is the size of a batch's next
+    /// job in tokens, `None` when it has none.
+    pub(super) fn next(
+        &mut self,
+        now: TimeMs,
+        mut cost: impl FnMut(BatchSlot) -> Option<u32>,
+    ) -> Option<BatchSlot> {
+        let tenants = &mut self.tenants;
+        let mut chosen = None;
+        let (slot, tokens) = self.ring.turn_to_payer(|slot| {
+            chosen = tenants[slot].candidate(now, &mut cost);
+            chosen.map(|(_, _, tokens)| tokens)
+        })?;
+        let (priority, batch, _) = chosen?;
+        self.ring.pay(i64::from(tokens));
+        if let Some(level) = tenants[slot].levels.get_mut(&priority) {
+            level.ring.pay(i64::from(tokens));
+            level.served_at = now;
+        }
+        Some(batch)
+    }
+
+    /// The job could not be placed after all.
+    pub(super) fn refund(&mut self, tenant: &TenantId, priority: i8, batch: BatchSlot, tokens: u32) {
+        if let Some(&slot) = self.slots.get(tenant) {
+            self.ring.refund(slot, i64::from(tokens));
+            if let Some(level) = self.tenants[slot].levels.get_mut(&priority) {
+                level.ring.refund(batch, i64::from(tokens));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(name: &str) -> TenantId {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn two_tenants_get_the_same_number_of_tokens_whatever_the_size_of_their_jobs() {
+        let mut fair = Fair::default();
+        fair.join(TimeMs(0), &tenant("a"), 0, BatchSlot(0));
+        fair.join(TimeMs(0), &tenant("b"), 0, BatchSlot(1));
+        let size = |batch: BatchSlot| if batch.0 == 0 { 100 } else { 3000 };
+        let mut tokens = [0u64; 2];
+        for _ in 0..2000 {
+            let batch = fair.next(TimeMs(0), |b| Some(size(b))).unwrap();
+            tokens[batch.0 as usize] += u64::from(size(batch));
+        }
+        let difference = tokens[0].abs_diff(tokens[1]);
+        assert!(difference <= 3000 + 2 * QUANTUM_TOKENS as u64, "{tokens:?}");
+    }
+
+    #[test]
+    fn a_short_batch_behind_a_long_one_is_through_after_a_few_jobs() {
+        let mut fair = Fair::default();
+        let who = tenant("a");
+        fair.join(TimeMs(0), &who, 0, BatchSlot(0));
+        for _ in 0..100 {
+            fair.next(TimeMs(0), |_| Some(64)).unwrap();
+        }
+        fair.join(TimeMs(0), &who, 0, BatchSlot(1));
+        let mut left = 10;
+        let mut handed = 0;
+        while left > 0 {
+            let batch = fair.next(TimeMs(0), |b| (b.0 == 0 || left > 0).then_some(64)).unwrap();
+            left -= u32::from(batch.0 == 1);
+            handed += 1;
+        }
+        assert!(handed <= 40, "{handed} jobs until ten short ones were out");
+    }
+
+    #[test]
+    fn a_higher_priority_goes_first_until_the_lower_one_has_aged() {
+        let mut fair = Fair::default();
+        let who = tenant("a");
+        fair.join(TimeMs(0), &who, 0, BatchSlot(0));
+        fair.join(TimeMs(0), &who, 1, BatchSlot(1));
+        assert_eq!(fair.next(TimeMs(10), |_| Some(10)), Some(BatchSlot(1)));
+        assert_eq!(fair.next(TimeMs(20), |_| Some(10)), Some(BatchSlot(1)));
+        assert_eq!(fair.next(TimeMs(2 * AGEING_MS), |b| (b.0 == 0).then_some(10)), Some(BatchSlot(0)));
+    }
+
+    #[test]
+    fn nobody_waits_when_nothing_is_there() {
+        let mut fair = Fair::default();
+        fair.join(TimeMs(0), &tenant("a"), 0, BatchSlot(0));
+        assert_eq!(fair.next(TimeMs(0), |_| None), None);
+        assert_eq!(fair.next(TimeMs(0), |_| Some(1)), None, "whoever had nothing has left the ring");
+    }
+}

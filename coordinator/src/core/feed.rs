@@ -1,0 +1,167 @@
+//! Feeding: the input comes in windows, in order; only lines between reading and answer are in memory.
+
+use std::sync::Arc;
+
+use ternfleet_proto::TimeMs;
+use ternfleet_proto::message::{BatchState, FailureCode};
+
+use super::Core;
+use super::batch::READ_LINES;
+use super::event::{Action, BatchSlot, Content, Fed, JobRef, Task};
+use super::record::Ending;
+
+/// Fewer lines than this waiting: read more.
+const LOW_WATER: usize = 256;
+/// However fast the fleet is, no more than this waits per batch.
+const LOW_WATER_MAX: usize = 4096;
+/// The coordinator's own answers on their way at a time, per batch.
+const ANSWERING_MAX: u32 = 4000;
+
+impl Core {
+    /// Asks for more lines wherever they run short.
+    pub(super) fn read_on(&mut self, actions: &mut Vec<Action>) {
+        if self.lead.is_none() {
+            return;
+        }
+        let slots: Vec<BatchSlot> = self.active.iter().copied().collect();
+        for slot in slots {
+            let Some(batch) = self.batches.get_mut(&slot) else { continue };
+            let Some(lines) = batch.record.lines else { continue };
+            if batch.reading || batch.read_end || batch.record.single || batch.writing {
+                continue;
+            }
+            let waiting = batch.waiting() + batch.delayed.len();
+            let low = (batch.in_flight as usize / 2).clamp(LOW_WATER, LOW_WATER_MAX);
+            let crowded = self.text_bytes > self.limits.text_bytes_max && waiting > 0;
+            let enough = if batch.record.ending.is_some() {
+                batch.answering >= ANSWERING_MAX
+            } else {
+                waiting >= low || crowded || batch.answering >= ANSWERING_MAX
+            };
+            if enough {
+                continue;
+            }
+            let from = batch.next_open(batch.read_next);
+            batch.reading = true;
+            let count = READ_LINES.min(lines.saturating_sub(from).max(1));
+            let skip = batch.skip_bits(from, count);
+            actions.push(Action::Read { batch: slot, from, lines: count, skip });
+        }
+    }
+
+    pub(super) fn scanned(&mut self, now: TimeMs, slot: BatchSlot, lines: u32, actions: &mut Vec<Action>) {
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        if batch.is_ended() || batch.record.lines.is_some() {
+            return;
+        }
+        batch.record.lines = Some(lines);
+        batch.cells.reserve_exact((lines as usize).saturating_sub(batch.cells.len()));
+        if batch.record.state == BatchState::Validating {
+            batch.record.state = BatchState::InProgress;
+        }
+        self.changed(now, slot, actions);
+        self.check_through(now, slot, actions);
+        self.work_changed = true;
+    }
+
+    pub(super) fn lines_read(
+        &mut self,
+        now: TimeMs,
+        slot: BatchSlot,
+        lines: Vec<Fed>,
+        next: u32,
+        end: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        batch.reading = false;
+        if batch.is_ended() {
+            return;
+        }
+        batch.read_next = next;
+        batch.read_end = end;
+        for fed in lines {
+            self.line_read(now, JobRef { batch: slot, index: fed.index }, fed, actions);
+        }
+        self.join(now, slot);
+        self.check_through(now, slot, actions);
+    }
+
+    fn line_read(&mut self, now: TimeMs, job: JobRef, fed: Fed, actions: &mut Vec<Action>) {
+        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
+        if !batch.is_open(job.index) {
+            return;
+        }
+        match fed.content {
+            Content::Blank => {
+                batch.cell_mut(job.index).state = super::CellState::Blank;
+                batch.totals.blank += 1;
+            }
+            Content::Bad(bad) => {
+                let (line, failure) = *bad;
+                self.answer_ourselves(now, job, Some(line), failure.code, failure.message, actions);
+            }
+            Content::Good(task) => self.task_read(now, job, task, actions),
+        }
+    }
+
+    fn task_read(&mut self, now: TimeMs, job: JobRef, task: Arc<Task>, actions: &mut Vec<Action>) {
+        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
+        if batch.live.get(&job.index).is_some_and(|live| live.task.is_some() || live.answering) {
+            return;
+        }
+        let Some(queue) = batch.queue_for(task.line.model.as_deref()) else {
+            let why = "the file names too many different models; a batch may name 16".to_owned();
+            self.answer_ourselves(
+                now,
+                job,
+                Some(task.line.clone()),
+                FailureCode::InvalidRequest,
+                why,
+                actions,
+            );
+            return;
+        };
+        batch.text_bytes += u64::from(task.bytes);
+        self.text_bytes += u64::from(task.bytes);
+        let ending = batch.record.ending.is_some();
+        let live = batch.live.entry(job.index).or_default();
+        live.task = Some(task);
+        live.queue = queue;
+        if live.flight.is_some() {
+            return;
+        }
+        if ending {
+            self.answer_ending(now, job, actions);
+        } else {
+            batch.queues[queue].jobs.push_back(job.index);
+        }
+    }
+
+    /// A line of a batch that ends early gets its error line.
+    pub(super) fn answer_ending(&mut self, now: TimeMs, job: JobRef, actions: &mut Vec<Action>) {
+        let Some(batch) = self.batches.get(&job.batch) else { return };
+        let (code, message) = match batch.record.ending {
+            Some(Ending::Cancelled) => {
+                (FailureCode::BatchCancelled, "the batch was cancelled before this line ran".to_owned())
+            }
+            Some(Ending::Expired) | None => (FailureCode::BatchExpired, self.expiry_reason(job)),
+        };
+        self.answer_ourselves(now, job, None, code, message, actions);
+    }
+
+    fn expiry_reason(&self, job: JobRef) -> String {
+        let model = self.batches.get(&job.batch).and_then(|batch| {
+            let live = batch.live.get(&job.index)?;
+            live.task.as_ref()?.line.model.clone()
+        });
+        match model {
+            Some(model)
+                if !self.fleet.kinds.iter().any(|kind| kind.model == model || kind.digest == model) =>
+            {
+                format!("the completion window passed, and no worker served the model {model:?}")
+            }
+            _ => "the completion window passed before this line ran".to_owned(),
+        }
+    }
+}

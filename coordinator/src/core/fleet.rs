@@ -1,0 +1,226 @@
+//! The fleet as the coordinator sees it: workers by their heartbeats, the pods that are paid for, the hosts that
+//! may be at fault, the kinds of engine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ternfleet_proto::message::{Heartbeat, WorkerState};
+use ternfleet_proto::{TimeMs, WorkerId};
+
+use super::event::{JobRef, WorkerSlot};
+use super::money::Bill;
+use super::rate::Rate;
+use crate::route::EngineKind;
+
+/// Without a heartbeat for this long a worker gets no new work.
+pub(super) const QUIET_AFTER: Duration = Duration::from_millis(2_500);
+/// Without a heartbeat for this long a worker is lost and its jobs go elsewhere.
+pub(super) const LOST_AFTER: Duration = Duration::from_millis(5_000);
+/// A lost worker's queues are removed after this long.
+pub(super) const RETIRED_AFTER: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Liveness {
+    Live,
+    /// Heartbeats are late: no new work.
+    Quiet,
+    /// Its jobs have been taken away.
+    Lost,
+}
+
+#[derive(Debug)]
+pub struct Worker {
+    pub beat: Heartbeat,
+    pub kind: EngineKind,
+    pub seen_at: TimeMs,
+    pub liveness: Liveness,
+    pub shard: u16,
+    /// Its consumers exist.
+    pub registered: bool,
+    pub rate: Rate,
+    /// Jobs handed over and not answered.
+    pub flights: BTreeSet<JobRef>,
+    /// Tokens still to come of those jobs.
+    pub held_tokens: u64,
+    pub tokens_made: u64,
+    /// Since when it runs nothing although jobs lie in its queue.
+    pub stuck_since: Option<TimeMs>,
+}
+
+impl Worker {
+    /// May be given work, quarantine apart.
+    pub fn takes_work(&self) -> bool {
+        self.registered && self.liveness == Liveness::Live && self.beat.state == WorkerState::Ready
+    }
+
+    pub fn busy_ratio(&self) -> f64 {
+        if self.beat.slots == 0 {
+            0.0
+        } else {
+            f64::from(self.beat.slots_in_use) / f64::from(self.beat.slots)
+        }
+    }
+}
+
+/// A paid machine, on which one or more workers run.
+#[derive(Debug)]
+pub struct Pod {
+    pub bill: Bill,
+    pub workers: BTreeSet<WorkerSlot>,
+    pub class: String,
+    /// Busy milliseconds and whether anything ran, since the last accrual.
+    pub busy_ms: u64,
+    pub audited_at: TimeMs,
+    /// Cost since the last audit event.
+    pub unaudited: super::money::Share,
+}
+
+/// A machine, for poison and quarantine.
+#[derive(Debug, Default)]
+pub struct Host {
+    /// Different jobs that failed here since the count began.
+    pub failed: BTreeSet<JobRef>,
+    pub succeeded: u32,
+    pub quarantined: bool,
+}
+
+/// What an engine computes: workers of one kind give the same bits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kind {
+    pub model: String,
+    pub digest: String,
+    pub numerics: String,
+}
+
+#[derive(Debug, Default)]
+pub struct Fleet {
+    pub workers: BTreeMap<WorkerSlot, Worker>,
+    by_name: BTreeMap<WorkerId, WorkerSlot>,
+    next_slot: u32,
+    pub pods: BTreeMap<String, Pod>,
+    pub hosts: BTreeMap<String, Host>,
+    pub kinds: Vec<Kind>,
+}
+
+impl Fleet {
+    pub fn slot(&self, worker: &WorkerId) -> Option<WorkerSlot> {
+        self.by_name.get(worker).copied()
+    }
+
+    pub fn get(&self, slot: WorkerSlot) -> Option<&Worker> {
+        self.workers.get(&slot)
+    }
+
+    pub fn get_mut(&mut self, slot: WorkerSlot) -> Option<&mut Worker> {
+        self.workers.get_mut(&slot)
+    }
+
+    /// A worker that was not known.
+    pub fn add(&mut self, now: TimeMs, beat: Heartbeat, shard: u16) -> WorkerSlot {
+        let slot = WorkerSlot(self.next_slot);
+        self.next_slot += 1;
+        let kind = self.kind_of(&beat);
+        self.by_name.insert(beat.worker.clone(), slot);
+        let calibrated = beat.calibration.iter().map(|point| point.tok_s).fold(0.0, f64::max);
+        let rate = if beat.decode_tok_s > 0.0 {
+            Rate::guess(beat.decode_tok_s, 0.5)
+        } else {
+            Rate::guess(calibrated, 0.2)
+        };
+        self.join_pod(now, slot, &beat);
+        self.hosts.entry(beat.host.clone()).or_default();
+        let worker = Worker {
+            beat,
+            kind,
+            seen_at: now,
+            liveness: Liveness::Live,
+            shard,
+            registered: false,
+            rate,
+            flights: BTreeSet::new(),
+            held_tokens: 0,
+            tokens_made: 0,
+            stuck_since: None,
+        };
+        self.workers.insert(slot, worker);
+        slot
+    }
+
+    /// The worker's pod is paid for from now on, if it was not already.
+    pub fn join_pod(&mut self, now: TimeMs, slot: WorkerSlot, beat: &Heartbeat) {
+        let pod = self.pods.entry(beat.pod.clone()).or_insert_with(|| Pod {
+            bill: Bill::new(now, beat.price_usd_micro_per_hour),
+            workers: BTreeSet::new(),
+            class: beat.pod_class.clone(),
+            busy_ms: 0,
+            audited_at: now,
+            unaudited: super::money::Share { from: now, to: now, ..Default::default() },
+        });
+        pod.workers.insert(slot);
+    }
+
+    pub fn remove(&mut self, slot: WorkerSlot) -> Option<Worker> {
+        let worker = self.workers.remove(&slot)?;
+        self.by_name.remove(&worker.beat.worker);
+        if let Some(pod) = self.pods.get_mut(&worker.beat.pod) {
+            pod.workers.remove(&slot);
+        }
+        if !self.workers.values().any(|other| other.beat.host == worker.beat.host) {
+            self.hosts.remove(&worker.beat.host);
+        }
+        Some(worker)
+    }
+
+    /// The shard with room for one more worker.
+    pub fn roomiest_shard(&self, workers_per_shard: usize) -> u16 {
+        let mut counts: BTreeMap<u16, usize> = BTreeMap::new();
+        for worker in self.workers.values() {
+            *counts.entry(worker.shard).or_default() += 1;
+        }
+        (0..u16::MAX).find(|shard| counts.get(shard).copied().unwrap_or(0) < workers_per_shard).unwrap_or(0)
+    }
+
+    fn kind_of(&mut self, beat: &Heartbeat) -> EngineKind {
+        let kind = Kind {
+            model: beat.model.clone(),
+            digest: beat.model_digest.clone(),
+            numerics: beat.numerics.clone(),
+        };
+        let place = self.kinds.iter().position(|known| *known == kind).unwrap_or_else(|| {
+            self.kinds.push(kind);
+            self.kinds.len() - 1
+        });
+        EngineKind(u16::try_from(place).unwrap_or(u16::MAX))
+    }
+
+    /// The kind that serves this model with the most speed now; `None` asks for any model.
+    pub fn best_kind(&self, model: Option<&str>) -> Option<EngineKind> {
+        let mut rates: BTreeMap<EngineKind, f64> = BTreeMap::new();
+        for worker in self.workers.values().filter(|worker| worker.takes_work()) {
+            if model.is_none_or(|wanted| wanted == worker.beat.model || wanted == worker.beat.model_digest) {
+                *rates.entry(worker.kind).or_default() += worker.rate.mean_tok_s();
+            }
+        }
+        rates.into_iter().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0))).map(|(kind, _)| kind)
+    }
+
+    /// True if some worker of this kind could run a job now or soon.
+    pub fn serves(&self, kind: EngineKind) -> bool {
+        self.workers.values().any(|worker| worker.kind == kind && worker.liveness != Liveness::Lost)
+    }
+
+    pub fn quarantined(&self, worker: &Worker) -> bool {
+        self.hosts.get(&worker.beat.host).is_some_and(|host| host.quarantined)
+    }
+
+    /// Hosts that are not quarantined and have a live worker.
+    pub fn healthy_hosts(&self) -> usize {
+        let live: BTreeSet<&str> = self
+            .workers
+            .values()
+            .filter(|worker| worker.liveness != Liveness::Lost)
+            .map(|worker| worker.beat.host.as_str())
+            .collect();
+        live.into_iter().filter(|host| self.hosts.get(*host).is_some_and(|host| !host.quarantined)).count()
+    }
+}

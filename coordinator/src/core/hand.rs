@@ -1,0 +1,381 @@
+//! Handing out: fairness says whose job is next, the router says which worker gets it.
+
+use std::collections::BTreeMap;
+
+use ternfleet_proto::message::Work;
+use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TimeMs, UsdMicro};
+
+use super::batch::{Batch, Flight, Stage};
+use super::event::{Action, BatchSlot, HandOut, JobRef, WorkerSlot};
+use super::{Core, EPOCH_TERM_SHIFT, Fleet, HANDOVERS_MAX};
+use crate::route::{self, Demand, EngineKind, FleetSnapshot, JobSize, Urgency, WINDOW_S, WorkerLoad};
+
+/// Jobs drawn for the router at a time.
+const DRAW_MAX: usize = 1024;
+/// Rounds in one turn; the rest waits for the next turn, so that answers are not kept waiting.
+const ROUNDS_MAX: usize = 16;
+
+/// A job that fairness chose.
+#[derive(Debug, Clone, Copy)]
+struct Drawn {
+    job: JobRef,
+    kind: EngineKind,
+    tokens: u32,
+    interactive: bool,
+}
+
+/// The fleet as the router sees it, and which slot each entry is.
+pub(super) struct Snapshot {
+    pub(super) fleet: FleetSnapshot,
+    pub(super) slots: Vec<WorkerSlot>,
+    /// Speed of each kind, by its number.
+    kinds: Vec<f64>,
+    /// Dearest price of a million tokens among the workers, in micro-dollars.
+    kappa_max: f64,
+}
+
+impl Snapshot {
+    pub(super) fn take(fleet: &Fleet) -> Self {
+        let mut pod_rates: BTreeMap<&str, f64> = BTreeMap::new();
+        for worker in fleet.workers.values().filter(|worker| worker.takes_work()) {
+            *pod_rates.entry(&worker.beat.pod).or_default() += worker.rate.mean_tok_s();
+        }
+        let mut taken = Self {
+            fleet: FleetSnapshot::default(),
+            slots: Vec::new(),
+            kinds: vec![0.0; fleet.kinds.len()],
+            kappa_max: 0.0,
+        };
+        for (slot, worker) in &fleet.workers {
+            if !worker.takes_work() || fleet.quarantined(worker) {
+                continue;
+            }
+            let mean = worker.rate.mean_tok_s();
+            let pod_rate = pod_rates.get(worker.beat.pod.as_str()).copied().unwrap_or(0.0);
+            let share = if pod_rate > 0.0 { mean / pod_rate } else { 1.0 };
+            let price = UsdMicro((worker.beat.price_usd_micro_per_hour.0 as f64 * share).round() as i64);
+            let load = WorkerLoad {
+                worker: worker.beat.worker.clone(),
+                kind: worker.kind,
+                rate_mean_tok_s: mean,
+                rate_low_tok_s: worker.rate.low_tok_s(),
+                price_usd_micro_per_hour: price,
+                slots: worker.beat.slots,
+                // The worker itself pulls by free pages.
+                free_pages: u32::MAX,
+                held_tokens: worker.held_tokens,
+                held_jobs: worker.flights.len() as u32,
+            };
+            let kappa = route::kappa(&load);
+            if kappa.is_finite() {
+                taken.kappa_max = taken.kappa_max.max(kappa);
+            }
+            taken.kinds[usize::from(worker.kind.0)] += mean.max(1e-9);
+            taken.fleet.workers.push(load);
+            taken.slots.push(*slot);
+        }
+        taken
+    }
+
+    /// About how many jobs the fleet has room for.
+    fn room(&self, mean_job_tokens: f64) -> usize {
+        let jobs: f64 = self
+            .fleet
+            .workers
+            .iter()
+            .map(|load| {
+                let held = f64::from(load.held_jobs);
+                let window = WINDOW_S * load.rate_low_tok_s / mean_job_tokens.max(1.0);
+                (f64::from(load.slots) + window - held).max(if load.held_jobs == 0 { 1.0 } else { 0.0 })
+            })
+            .sum();
+        jobs.ceil() as usize
+    }
+}
+
+impl Core {
+    pub(super) fn hand_out(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+        // A snapshot of a large fleet takes a while: then not at every turn.
+        let gap_ms = self.fleet.workers.len() as u64 / 500;
+        if !self.work_changed
+            || self.lead.is_none()
+            || now < self.hand_after
+            || now.0 < self.handed_at.0 + gap_ms
+        {
+            return;
+        }
+        self.work_changed = false;
+        self.handed_at = now;
+        let mut snapshot = Snapshot::take(&self.fleet);
+        if snapshot.slots.is_empty() {
+            return;
+        }
+        for _ in 0..ROUNDS_MAX {
+            let room = snapshot.room(self.mean_job_tokens).min(DRAW_MAX);
+            let drawn = self.draw(now, room, &snapshot);
+            if drawn.is_empty() {
+                return;
+            }
+            if !self.place(now, drawn, &mut snapshot, actions) {
+                return;
+            }
+        }
+        self.work_changed = true;
+    }
+
+    /// Up to `room` jobs in the order that fairness wants; they have left their queues.
+    fn draw(&mut self, now: TimeMs, room: usize, snapshot: &Snapshot) -> Vec<Drawn> {
+        let mut drawn = Vec::new();
+        let Self { fair, batches, interactive, fleet, .. } = self;
+        let mut waiting_on = Vec::new();
+        while let Some(job) = interactive.pop_front() {
+            let Some(batch) = batches.get_mut(&job.batch) else { continue };
+            let Some((queue, tokens)) = head(batch, fleet, snapshot) else {
+                if batch.waiting() > 0 {
+                    waiting_on.push(job);
+                }
+                continue;
+            };
+            batch.queues[queue].jobs.pop_front();
+            let kind = batch.queues[queue].kind.expect("because a head has a kind");
+            batch.committed_tokens += u64::from(tokens);
+            drawn.push(Drawn { job, kind, tokens, interactive: true });
+        }
+        interactive.extend(waiting_on);
+        while drawn.len() < room {
+            let next = fair.next(now, |slot| {
+                let batch = batches.get_mut(&slot)?;
+                head(batch, fleet, snapshot).map(|(_, tokens)| tokens)
+            });
+            let Some(slot) = next else { break };
+            let Some(batch) = batches.get_mut(&slot) else { continue };
+            let Some((queue, tokens)) = head(batch, fleet, snapshot) else { continue };
+            let Some(index) = batch.queues[queue].jobs.pop_front() else { continue };
+            let kind = batch.queues[queue].kind.expect("because a head has a kind");
+            batch.committed_tokens += u64::from(tokens);
+            drawn.push(Drawn { job: JobRef { batch: slot, index }, kind, tokens, interactive: false });
+        }
+        drawn
+    }
+
+    /// Lets the router choose; what finds no room goes back. True if everything found a place.
+    fn place(
+        &mut self,
+        now: TimeMs,
+        drawn: Vec<Drawn>,
+        snapshot: &mut Snapshot,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let mut groups: BTreeMap<(bool, EngineKind), Vec<Drawn>> = BTreeMap::new();
+        for job in drawn {
+            groups.entry((!job.interactive, job.kind)).or_default().push(job);
+        }
+        let mut all = true;
+        for ((patient, kind), jobs) in groups {
+            let sizes: Vec<JobSize> =
+                jobs.iter().map(|job| JobSize { tokens: job.tokens, pages: 0 }).collect();
+            let urgency = if patient { Urgency::Thrifty } else { Urgency::Soonest };
+            let placed = route::assign(&snapshot.fleet, &Demand { kind, urgency, jobs: &sizes }).placed;
+            all &= placed.len() == jobs.len();
+            for (job, &place) in jobs.iter().zip(&placed) {
+                let place = self.other_host(job, place, snapshot);
+                let load = &mut snapshot.fleet.workers[place];
+                load.held_jobs += 1;
+                load.held_tokens += u64::from(job.tokens);
+                self.hand(now, *job, snapshot.slots[place], actions);
+            }
+            for job in jobs[placed.len()..].iter().rev() {
+                self.give_back(now, job);
+            }
+        }
+        all
+    }
+
+    /// A job that failed on a host goes to another one, if there is any.
+    fn other_host(&self, drawn: &Drawn, place: usize, snapshot: &Snapshot) -> usize {
+        let Some(live) = self.batches.get(&drawn.job.batch).and_then(|b| b.live.get(&drawn.job.index)) else {
+            return place;
+        };
+        if live.hosts.is_empty() {
+            return place;
+        }
+        let failed_there = |n: usize| {
+            self.fleet.get(snapshot.slots[n]).is_some_and(|worker| live.hosts.contains(&worker.beat.host))
+        };
+        if !failed_there(place) {
+            return place;
+        }
+        let loads = &snapshot.fleet.workers;
+        let other = (0..loads.len()).filter(|&n| loads[n].kind == drawn.kind && !failed_there(n));
+        other.min_by_key(|&n| (loads[n].held_tokens, n)).unwrap_or(place)
+    }
+
+    fn give_back(&mut self, now: TimeMs, drawn: &Drawn) {
+        let Some(batch) = self.batches.get_mut(&drawn.job.batch) else { return };
+        if let Some(live) = batch.live.get(&drawn.job.index) {
+            batch.queues[live.queue].jobs.push_front(drawn.job.index);
+        }
+        batch.committed_tokens = batch.committed_tokens.saturating_sub(u64::from(drawn.tokens));
+        if drawn.interactive {
+            self.interactive.push_front(drawn.job);
+            return;
+        }
+        let (tenant, priority) = (batch.record.tenant.clone(), batch.record.options.priority);
+        self.fair.refund(&tenant, priority, drawn.job.batch, drawn.tokens);
+        self.join(now, drawn.job.batch);
+    }
+
+    fn hand(&mut self, now: TimeMs, drawn: Drawn, slot: WorkerSlot, actions: &mut Vec<Action>) {
+        let Some(lead) = self.lead else { return };
+        let job = drawn.job;
+        let (Some(batch), Some(worker)) = (self.batches.get_mut(&job.batch), self.fleet.get_mut(slot)) else {
+            return;
+        };
+        let Some(live) = batch.live.get_mut(&job.index) else { return };
+        let Some(task) = live.task.clone() else { return };
+        if live.handovers >= HANDOVERS_MAX {
+            let why = format!("it was handed over {HANDOVERS_MAX} times without an answer");
+            self.answer_ourselves(
+                now,
+                job,
+                None,
+                ternfleet_proto::message::FailureCode::Poison,
+                why,
+                actions,
+            );
+            return;
+        }
+        live.handovers += 1;
+        let epoch = Epoch((lead.term << EPOCH_TERM_SHIFT) | u32::from(live.handovers));
+        let key = JobKey { batch: batch.record.id.clone(), index: job.index };
+        let lane = if batch.record.single { Lane::Interactive } else { Lane::Batch };
+        live.flight = Some(Flight {
+            worker: slot,
+            epoch,
+            stage: Stage::Leaving,
+            sequence: None,
+            tokens: drawn.tokens,
+            since: now,
+            running: false,
+            generated: 0,
+            progress_at: now,
+            counted: 0,
+            blame: false,
+        });
+        batch.in_flight += 1;
+        worker.flights.insert(job);
+        worker.held_tokens += u64::from(drawn.tokens);
+        let kind = &self.fleet.kinds[usize::from(drawn.kind.0)];
+        let worker = self.fleet.get(slot).expect("because it was just there");
+        let work = Work {
+            tag: self.key.sign(&key, epoch, &worker.beat.worker),
+            job: key,
+            tenant: batch.record.tenant.clone(),
+            lane,
+            epoch,
+            attempts_before: Attempt(live.attempts),
+            leader: lead.revision,
+            model_digest: kind.digest.clone(),
+            numerics: kind.numerics.clone(),
+            deadline: Some(batch.record.expires_at),
+            tokens_estimate: drawn.tokens,
+            line: task.line.clone(),
+            input: task.input.clone(),
+            traceparent: None,
+        };
+        if batch.record.started_at.is_none() {
+            batch.record.started_at = Some(now);
+        }
+        self.counts.handed_jobs += 1;
+        let hand = HandOut { job, shard: worker.shard, worker: worker.beat.worker.clone(), work };
+        actions.push(Action::Hand(Box::new(hand)));
+    }
+
+    /// The hand-over is stored, or could not be.
+    pub(super) fn handed(
+        &mut self,
+        now: TimeMs,
+        job: JobRef,
+        epoch: Epoch,
+        sequence: Option<u64>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
+        let key = JobKey { batch: batch.record.id.clone(), index: job.index };
+        let flight = batch.live.get_mut(&job.index).and_then(|live| live.flight.as_mut());
+        match (flight, sequence) {
+            (Some(flight), Some(sequence)) if flight.epoch == epoch => {
+                flight.sequence = Some(sequence);
+                match flight.stage {
+                    Stage::Leaving => flight.stage = Stage::Handed,
+                    Stage::Handed => {}
+                    // It was being taken back before its sequence was known.
+                    Stage::Withdrawing => {
+                        let shard = self.fleet.get(flight.worker).map_or(0, |worker| worker.shard);
+                        self.act(
+                            actions,
+                            Action::Withdraw { job, key, epoch, shard, sequence: Some(sequence) },
+                        );
+                    }
+                }
+            }
+            (Some(flight), None) if flight.epoch == epoch && flight.stage == Stage::Leaving => {
+                self.counts.failed_handovers += 1;
+                self.take_off(job);
+                self.requeue(now, job, 1000, actions);
+            }
+            _ => {}
+        }
+    }
+
+    /// The batch takes part in the next hand-outs.
+    pub(super) fn join(&mut self, now: TimeMs, slot: BatchSlot) {
+        let Some(batch) = self.batches.get(&slot) else { return };
+        if batch.runs() && !batch.record.single && batch.waiting() > 0 {
+            self.fair.join(now, &batch.record.tenant, batch.record.options.priority, slot);
+        }
+        self.work_changed = true;
+    }
+}
+
+/// The batch's next job that can run now: its queue and its tokens.
+fn head(batch: &mut Batch, fleet: &Fleet, snapshot: &Snapshot) -> Option<(usize, u32)> {
+    if !batch.runs() {
+        return None;
+    }
+    for place in 0..batch.queues.len() {
+        let queue = &mut batch.queues[place];
+        let Some(&index) = queue.jobs.front() else { continue };
+        let served =
+            |kind: EngineKind| snapshot.kinds.get(usize::from(kind.0)).is_some_and(|rate| *rate > 0.0);
+        if !queue.kind.is_some_and(served) {
+            // Nobody serves the kind chosen before: another numerics is better than no answer at all only when no
+            // such worker is left.
+            if queue.kind.is_some_and(|kind| fleet.serves(kind)) {
+                continue;
+            }
+            queue.kind = best_kind(fleet, snapshot, queue.model.as_deref());
+            if queue.kind.is_none() {
+                continue;
+            }
+        }
+        let tokens = batch.live.get(&index)?.task.as_ref()?.tokens_estimate;
+        if !batch.affords(tokens, snapshot.kappa_max) {
+            return None;
+        }
+        return Some((place, tokens));
+    }
+    None
+}
+
+/// The kind that serves this model with the most speed; `None` asks for any model.
+fn best_kind(fleet: &Fleet, snapshot: &Snapshot, model: Option<&str>) -> Option<EngineKind> {
+    let fits = |n: &usize| {
+        let kind = &fleet.kinds[*n];
+        snapshot.kinds[*n] > 0.0 && model.is_none_or(|wanted| wanted == kind.model || wanted == kind.digest)
+    };
+    let best = (0..fleet.kinds.len())
+        .filter(fits)
+        .max_by(|a, b| snapshot.kinds[*a].total_cmp(&snapshot.kinds[*b]).then(b.cmp(a)));
+    best.map(|n| EngineKind(n as u16))
+}

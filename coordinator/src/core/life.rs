@@ -1,0 +1,384 @@
+//! The life of a batch: accepted, running, paused, ending, written, ended. And of this coordinator: beginning to lead.
+
+use ternfleet_proto::message::{
+    BatchCreate, BatchState, Durability, EventKind, Input, JobCreate, Order, Refusal, RefusalCode,
+};
+use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
+
+use super::batch::{Batch, Stage};
+use super::event::{Action, BatchSlot, Change, Content, Fed, JobRef, Lead, Outputs, Task};
+use super::record::{BatchRecord, Ending, Totals};
+use super::{Core, estimate};
+
+/// Ended batches kept in memory for readers; older ones are told from their record.
+const ENDED_MAX: usize = 200;
+
+impl Core {
+    pub(super) fn begin_to_lead(&mut self, now: TimeMs, lead: Lead, actions: &mut Vec<Action>) {
+        self.lead = Some(lead);
+        actions.push(Action::ClearWork);
+        let slots: Vec<BatchSlot> = self.active.iter().copied().collect();
+        // Workers say within a second what they run; what nobody runs is handed out after that.
+        self.hand_after = if slots.is_empty() { now } else { TimeMs(now.0 + self.limits.settle_ms) };
+        for slot in slots {
+            let batch = &self.batches[&slot];
+            if batch.record.lines.is_none() {
+                actions.push(Action::Scan { batch: slot });
+            }
+            self.check_through(now, slot, actions);
+        }
+        for worker in self.fleet.workers.values_mut() {
+            worker.registered = false;
+        }
+        actions.push(Action::Tell { worker: None, order: Order::Identify });
+        self.work_changed = true;
+    }
+
+    /// A stored batch: new, or found at the start.
+    pub(super) fn batch_known(&mut self, now: TimeMs, record: BatchRecord, actions: &mut Vec<Action>) {
+        if let Some(slot) = self.slot_of(&record.id) {
+            self.record_followed(slot, record);
+            return;
+        }
+        let slot = BatchSlot(self.next_slot);
+        self.next_slot += 1;
+        self.slots.insert(record.id.clone(), slot);
+        let ended = record.state.is_terminal();
+        let scan = record.lines.is_none();
+        let (id, tenant, state) = (record.id.clone(), record.tenant.clone(), record.state);
+        self.batches.insert(slot, Batch::new(record));
+        if ended {
+            let batch = self.batches.get_mut(&slot).expect("because it was just inserted");
+            batch.totals = batch.record.totals;
+            self.keep_ended(slot);
+            return;
+        }
+        self.active.insert(slot);
+        self.act(actions, Action::Audit(EventKind::BatchChanged { batch: id, tenant, state }));
+        if scan {
+            self.act(actions, Action::Scan { batch: slot });
+        } else {
+            self.check_through(now, slot, actions);
+        }
+        self.work_changed = true;
+    }
+
+    /// A standby learns what the leader has stored meanwhile.
+    fn record_followed(&mut self, slot: BatchSlot, record: BatchRecord) {
+        if self.lead.is_some() {
+            return;
+        }
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        let ended = record.state.is_terminal();
+        if ended {
+            batch.totals = record.totals;
+        } else {
+            batch.totals.cost_usd_micro = record.totals.cost_usd_micro;
+        }
+        batch.record = record;
+        if ended && self.active.remove(&slot) {
+            self.keep_ended(slot);
+        }
+    }
+
+    fn keep_ended(&mut self, slot: BatchSlot) {
+        self.ended.push_back(slot);
+        while self.ended.len() > ENDED_MAX {
+            let Some(oldest) = self.ended.pop_front() else { break };
+            if let Some(batch) = self.batches.remove(&oldest) {
+                self.slots.remove(&batch.record.id);
+            }
+        }
+    }
+
+    /// May this batch be accepted now? Called before it is stored.
+    pub fn admit(
+        &self,
+        create: &BatchCreate,
+        input_bytes: u64,
+        durability: Durability,
+    ) -> Result<(), Refusal> {
+        let refuse = |code, message: String| Err(Refusal { code, message, retry_after_ms: None });
+        if !(-10..=10).contains(&create.options.priority) {
+            return refuse(RefusalCode::Invalid, "priority must be from -10 (last) to 10 (first)".to_owned());
+        }
+        if create.options.budget_usd_micro.is_some_and(|budget| budget.0 <= 0) {
+            return refuse(RefusalCode::Invalid, "budget_usd_micro must be positive".to_owned());
+        }
+        if let Some(wanted) = create.options.durability
+            && durability < wanted
+        {
+            let message = format!(
+                "the batch demands {wanted:?} and this fleet's streams are {durability:?}; \
+                 see the replicas and sync_interval settings of NATS"
+            );
+            return refuse(RefusalCode::NotDurable, message);
+        }
+        self.admit_quota(&create.tenant, input_bytes)
+    }
+
+    fn admit_quota(&self, tenant: &TenantId, input_bytes: u64) -> Result<(), Refusal> {
+        let quotas = &self.limits.quotas;
+        let (mut batches, mut bytes, mut tokens) = (0u32, 0u64, 0u64);
+        for slot in &self.active {
+            let Some(batch) = self.batches.get(slot).filter(|batch| batch.record.tenant == *tenant) else {
+                continue;
+            };
+            batches += 1;
+            let left = batch.bytes_left();
+            bytes += left;
+            tokens += estimate::tokens_of_bytes(left);
+        }
+        let new_tokens = estimate::tokens_of_bytes(input_bytes);
+        let over = if batches >= quotas.batches_max {
+            Some((format!("{batches} batches are running; the limit is {}", quotas.batches_max), 0))
+        } else if bytes + input_bytes > quotas.queued_bytes_max {
+            let excess = estimate::tokens_of_bytes(bytes + input_bytes - quotas.queued_bytes_max);
+            Some((format!("{} bytes of input may be queued, {bytes} are", quotas.queued_bytes_max), excess))
+        } else if tokens + new_tokens > quotas.queued_tokens_max {
+            let excess = tokens + new_tokens - quotas.queued_tokens_max;
+            Some((format!("about {} tokens may be queued, {tokens} are", quotas.queued_tokens_max), excess))
+        } else {
+            None
+        };
+        let Some((what, excess_tokens)) = over else { return Ok(()) };
+        let rate: f64 = self.fleet.workers.values().map(|worker| worker.rate.mean_tok_s()).sum();
+        let wait_s = if rate > 0.0 { (excess_tokens as f64 / rate).clamp(1.0, 600.0) } else { 60.0 };
+        let message = format!("the quota of tenant {tenant} is used up: {what}; try again in {wait_s:.0} s");
+        Err(Refusal { code: RefusalCode::Busy, message, retry_after_ms: Some((wait_s * 1000.0) as u64) })
+    }
+
+    /// A single job that somebody waits for: a batch of one line that is stored nowhere but in RESULTS.
+    pub(super) fn job_created(&mut self, now: TimeMs, job: JobCreate, actions: &mut Vec<Action>) {
+        if self.slot_of(&job.batch).is_some() {
+            return;
+        }
+        let record = BatchRecord {
+            id: job.batch.clone(),
+            tenant: job.tenant,
+            name: None,
+            input_object: String::new(),
+            input_bytes: 0,
+            endpoint: Some(job.line.endpoint),
+            options: Default::default(),
+            metadata: Default::default(),
+            creation_digest: 0,
+            created_at: now,
+            expires_at: job.deadline,
+            results_after: 0,
+            durability: Durability::Memory,
+            replicas: 1,
+            state: BatchState::InProgress,
+            ending: None,
+            reason: None,
+            lines: Some(1),
+            started_at: None,
+            ended_at: None,
+            output_object: None,
+            error_object: None,
+            totals: Totals::default(),
+            single: true,
+        };
+        let task = Task {
+            tokens_estimate: estimate::tokens(&job.generation),
+            bytes: estimate::bytes(&job.generation),
+            line: job.line,
+            input: Input::Inline(job.generation),
+        };
+        self.batch_known(now, record, actions);
+        let Some(slot) = self.slot_of(&job.batch) else { return };
+        let fed = Fed { index: 0, content: Content::Good(task.into()) };
+        self.lines_read(now, slot, vec![fed], 1, true, actions);
+        self.interactive.push_back(JobRef { batch: slot, index: 0 });
+    }
+
+    pub(super) fn input_lost(
+        &mut self,
+        now: TimeMs,
+        slot: BatchSlot,
+        reason: String,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        batch.reading = false;
+        if batch.is_ended() {
+            return;
+        }
+        batch.record.reason = Some(reason);
+        self.stop_jobs(now, slot, actions);
+        self.end(now, slot, BatchState::Failed, actions);
+    }
+
+    pub(super) fn cancel(&mut self, now: TimeMs, slot: BatchSlot, actions: &mut Vec<Action>) {
+        self.begin_ending(now, slot, Ending::Cancelled, actions);
+    }
+
+    /// Stops feeding; what has not run gets an error line, what has run stays.
+    pub(super) fn begin_ending(
+        &mut self,
+        now: TimeMs,
+        slot: BatchSlot,
+        ending: Ending,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        if batch.is_ended() || batch.record.ending.is_some() || batch.writing {
+            return;
+        }
+        batch.record.ending = Some(ending);
+        batch.record.state = match ending {
+            Ending::Cancelled => BatchState::Cancelling,
+            Ending::Expired => BatchState::Finalizing,
+        };
+        self.changed(now, slot, actions);
+        self.stop_jobs(now, slot, actions);
+        self.check_through(now, slot, actions);
+        self.work_changed = true;
+    }
+
+    /// Takes every job of the batch out of queues and from workers.
+    fn stop_jobs(&mut self, now: TimeMs, slot: BatchSlot, actions: &mut Vec<Action>) {
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        let id = batch.record.id.clone();
+        for queue in &mut batch.queues {
+            queue.jobs.clear();
+        }
+        batch.delayed.clear();
+        let in_flight = batch.in_flight > 0;
+        let live: Vec<(u32, bool)> =
+            batch.live.iter().map(|(index, live)| (*index, live.flight.is_some())).collect();
+        if in_flight {
+            self.act(actions, Action::Tell { worker: None, order: Order::Cancel { batch: id } });
+        }
+        for (index, flying) in live {
+            let job = JobRef { batch: slot, index };
+            if flying {
+                self.withdraw(job, false, actions);
+            } else {
+                self.answer_ending(now, job, actions);
+            }
+        }
+    }
+
+    pub(super) fn change(&mut self, now: TimeMs, slot: BatchSlot, change: Change, actions: &mut Vec<Action>) {
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        if batch.is_ended() || batch.record.ending.is_some() {
+            return;
+        }
+        let options = &mut batch.record.options;
+        options.budget_usd_micro = change.budget_usd_micro.or(options.budget_usd_micro);
+        options.priority = change.priority.unwrap_or(options.priority);
+        if let Some(deadline) = change.deadline {
+            options.deadline = Some(deadline);
+            let window = options.completion_window_ms.unwrap_or(super::COMPLETION_WINDOW_MS);
+            batch.record.expires_at = deadline.min(TimeMs(batch.record.created_at.0.saturating_add(window)));
+        }
+        if batch.record.state == BatchState::PausedBudget && batch.budget_left() > UsdMicro::ZERO {
+            batch.record.state = BatchState::InProgress;
+            batch.record.reason = None;
+        }
+        self.changed(now, slot, actions);
+        self.join(now, slot);
+    }
+
+    /// Budget spent, or the rest too small for one more job: wait for more money.
+    pub(super) fn pause(&mut self, now: TimeMs, slot: BatchSlot, reason: String, actions: &mut Vec<Action>) {
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        batch.record.state = BatchState::PausedBudget;
+        batch.record.reason = Some(reason);
+        let flying: Vec<u32> = batch
+            .live
+            .iter()
+            .filter(|(_, live)| live.flight.as_ref().is_some_and(|flight| flight.stage != Stage::Withdrawing))
+            .map(|(index, _)| *index)
+            .collect();
+        for index in flying {
+            self.withdraw(JobRef { batch: slot, index }, false, actions);
+        }
+        self.changed(now, slot, actions);
+    }
+
+    /// Every line answered: write the files.
+    pub(super) fn check_through(&mut self, now: TimeMs, slot: BatchSlot, actions: &mut Vec<Action>) {
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        if self.lead.is_none() || batch.is_ended() || batch.writing || !batch.is_through() {
+            return;
+        }
+        if batch.record.single {
+            self.end(now, slot, BatchState::Completed, actions);
+            return;
+        }
+        batch.writing = true;
+        if batch.record.ending != Some(Ending::Cancelled) {
+            batch.record.state = BatchState::Finalizing;
+        }
+        self.changed(now, slot, actions);
+        self.act(actions, Action::StopReading { batch: slot });
+        self.act(actions, Action::Write { batch: slot });
+    }
+
+    pub(super) fn written(
+        &mut self,
+        now: TimeMs,
+        slot: BatchSlot,
+        outputs: Result<Outputs, String>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        if batch.is_ended() {
+            return;
+        }
+        let state = match outputs {
+            Ok(outputs) => {
+                batch.record.output_object = outputs.output_object;
+                batch.record.error_object = outputs.error_object;
+                batch.end_state()
+            }
+            Err(reason) => {
+                batch.record.reason = Some(reason);
+                BatchState::Failed
+            }
+        };
+        self.end(now, slot, state, actions);
+    }
+
+    fn end(&mut self, now: TimeMs, slot: BatchSlot, state: BatchState, actions: &mut Vec<Action>) {
+        // What its last jobs cost belongs to it.
+        self.accrue(now, actions);
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        batch.record.state = state;
+        batch.record.ended_at = Some(now);
+        batch.record.totals = batch.totals;
+        self.text_bytes -= batch.text_bytes;
+        batch.text_bytes = 0;
+        batch.live.clear();
+        batch.queues.clear();
+        batch.delayed.clear();
+        let (id, single) = (batch.record.id.clone(), batch.record.single);
+        self.active.remove(&slot);
+        self.act(actions, Action::StopReading { batch: slot });
+        self.changed(now, slot, actions);
+        self.act(actions, Action::Forget { batch: id });
+        if single {
+            self.batches.get_mut(&slot).expect("because it was just there").commits.shrink_to_fit();
+        }
+        self.keep_ended(slot);
+    }
+
+    /// The record has changed: store it and say so.
+    pub(super) fn changed(&mut self, _now: TimeMs, slot: BatchSlot, actions: &mut Vec<Action>) {
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        if batch.record.single {
+            return;
+        }
+        batch.record.totals = batch.totals;
+        let record = batch.record.clone();
+        let kind = EventKind::BatchChanged {
+            batch: record.id.clone(),
+            tenant: record.tenant.clone(),
+            state: record.state,
+        };
+        self.act(actions, Action::Record(Box::new(record)));
+        self.act(actions, Action::Audit(kind));
+    }
+}

@@ -1,0 +1,156 @@
+//! What a pod costs while it runs, to the micro-dollar: every interval's cost goes to the batches whose tokens it
+//! made, the rest is idle, and attributed + idle = billed exactly.
+
+use ternfleet_proto::{TimeMs, UsdMicro};
+
+use super::event::BatchSlot;
+
+const MS_PER_HOUR: i128 = 3_600_000;
+
+/// The running bill of one pod.
+#[derive(Debug, Clone)]
+pub struct Bill {
+    price_usd_micro_per_hour: UsdMicro,
+    accrued_to: TimeMs,
+    /// What the rounding down has left over, in micro-dollars × milliseconds per hour.
+    remainder: i128,
+    pub billed: UsdMicro,
+    pub attributed: UsdMicro,
+    pub idle: UsdMicro,
+    /// Tokens made since the last accrual, by batch.
+    tokens: Vec<(BatchSlot, u64)>,
+}
+
+/// One interval's cost, split.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Share {
+    pub from: TimeMs,
+    pub to: TimeMs,
+    pub idle: UsdMicro,
+    pub by_batch: Vec<(BatchSlot, UsdMicro)>,
+}
+
+impl Share {
+    pub fn total(&self) -> UsdMicro {
+        self.idle + self.by_batch.iter().map(|(_, cost)| *cost).sum()
+    }
+}
+
+impl Bill {
+    pub fn new(now: TimeMs, price_usd_micro_per_hour: UsdMicro) -> Self {
+        Self {
+            price_usd_micro_per_hour: UsdMicro(price_usd_micro_per_hour.0.max(0)),
+            accrued_to: now,
+            remainder: 0,
+            billed: UsdMicro::ZERO,
+            attributed: UsdMicro::ZERO,
+            idle: UsdMicro::ZERO,
+            tokens: Vec::new(),
+        }
+    }
+
+    pub fn price(&self) -> UsdMicro {
+        self.price_usd_micro_per_hour
+    }
+
+    /// The price from now on; the caller accrues first.
+    pub fn set_price(&mut self, price_usd_micro_per_hour: UsdMicro) {
+        self.price_usd_micro_per_hour = UsdMicro(price_usd_micro_per_hour.0.max(0));
+    }
+
+    /// The pod made tokens for this batch.
+    pub fn made(&mut self, batch: BatchSlot, tokens: u64) {
+        if tokens == 0 {
+            return;
+        }
+        match self.tokens.iter_mut().find(|(b, _)| *b == batch) {
+            Some((_, sum)) => *sum += tokens,
+            None => self.tokens.push((batch, tokens)),
+        }
+    }
+
+    /// Bills the time up to `now`. `busy_ratio` (0 to 1) of it goes to the batches in proportion to their tokens,
+    /// never more than `room` allows each (its budget left); everything else is idle.
+    pub fn accrue(
+        &mut self,
+        now: TimeMs,
+        busy_ratio: f64,
+        mut room: impl FnMut(BatchSlot) -> UsdMicro,
+    ) -> Share {
+        let from = self.accrued_to;
+        let span_ms = now.0.saturating_sub(from.0);
+        self.accrued_to = self.accrued_to.max(now);
+        let due = i128::from(self.price_usd_micro_per_hour.0) * i128::from(span_ms) + self.remainder;
+        self.remainder = due % MS_PER_HOUR;
+        let cost = i64::try_from(due / MS_PER_HOUR).unwrap_or(i64::MAX);
+        let busy_ratio = if busy_ratio.is_finite() { busy_ratio.clamp(0.0, 1.0) } else { 1.0 };
+        let mut busy_left = ((cost as f64 * busy_ratio) as i64).clamp(0, cost);
+        let tokens = std::mem::take(&mut self.tokens);
+        let mut tokens_left: u64 = tokens.iter().map(|(_, n)| *n).sum();
+        let mut by_batch = Vec::new();
+        let mut attributed = 0i64;
+        for (batch, made) in tokens {
+            // Each takes its part of what is left, so the parts add up without a rounding error.
+            let part = (i128::from(busy_left) * i128::from(made) / i128::from(tokens_left.max(1))) as i64;
+            busy_left -= part;
+            tokens_left -= made;
+            let part = part.min(room(batch).0.max(0));
+            if part > 0 {
+                attributed += part;
+                by_batch.push((batch, UsdMicro(part)));
+            }
+        }
+        let share = Share { from, to: self.accrued_to, idle: UsdMicro(cost - attributed), by_batch };
+        self.billed += UsdMicro(cost);
+        self.attributed += UsdMicro(attributed);
+        self.idle += share.idle;
+        share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn attributed_and_idle_add_up_to_billed(
+            price in 0i64..100_000_000,
+            steps in prop::collection::vec((0u64..100_000, 0.0f64..1.2, prop::collection::vec((0u32..4, 0u64..10_000), 0..5)), 1..50),
+        ) {
+            let mut bill = Bill::new(TimeMs(0), UsdMicro(price));
+            let mut now = 0;
+            for (span, busy, tokens) in steps {
+                for (batch, made) in tokens {
+                    bill.made(BatchSlot(batch), made);
+                }
+                now += span;
+                let share = bill.accrue(TimeMs(now), busy, |b| UsdMicro(if b.0 == 3 { 5 } else { i64::MAX }));
+                prop_assert!(share.by_batch.iter().all(|(b, cost)| b.0 != 3 || cost.0 <= 5));
+                prop_assert_eq!(bill.attributed + bill.idle, bill.billed);
+            }
+            // The sum of many small intervals is the bill of the one long interval.
+            prop_assert_eq!(bill.billed.0, (i128::from(price) * i128::from(now) / MS_PER_HOUR) as i64);
+        }
+    }
+
+    #[test]
+    fn an_hour_of_work_for_one_batch_costs_the_hourly_price() {
+        let mut bill = Bill::new(TimeMs(0), UsdMicro(340_000));
+        for second in 1..=3600 {
+            bill.made(BatchSlot(1), 20);
+            bill.accrue(TimeMs(second * 1000), 1.0, |_| UsdMicro(i64::MAX));
+        }
+        assert_eq!(bill.attributed, UsdMicro(340_000));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_bills_nothing_twice() {
+        let mut bill = Bill::new(TimeMs(10_000), UsdMicro(3_600_000));
+        bill.accrue(TimeMs(20_000), 0.0, |_| UsdMicro(0));
+        bill.accrue(TimeMs(15_000), 0.0, |_| UsdMicro(0));
+        bill.accrue(TimeMs(20_000), 0.0, |_| UsdMicro(0));
+        assert_eq!(bill.billed, UsdMicro(10_000));
+    }
+}

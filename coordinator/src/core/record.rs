@@ -1,0 +1,123 @@
+//! What is durable of a batch: the value under its id in the bucket `batches`. Everything else about it follows
+//! from RESULTS.
+
+use serde::{Deserialize, Serialize};
+use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchState, Durability};
+use ternfleet_proto::openai::Endpoint;
+use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
+
+/// OpenAI's completion window.
+pub const COMPLETION_WINDOW_MS: u64 = 24 * 3600 * 1000;
+
+/// Why a batch ends before all of its jobs have run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    Cancelled,
+    Expired,
+}
+
+/// Sums of a batch that has ended; while it runs, the core holds them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    pub completed: u32,
+    pub failed: u32,
+    pub blank: u32,
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    pub wasted_tokens: u64,
+    pub cost_usd_micro: UsdMicro,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BatchRecord {
+    pub id: BatchId,
+    pub tenant: TenantId,
+    pub name: Option<String>,
+    pub input_object: String,
+    pub input_bytes: u64,
+    pub endpoint: Option<Endpoint>,
+    pub options: BatchOptions,
+    pub metadata: std::collections::BTreeMap<String, String>,
+    /// Digest of the creation, to tell a repetition from another request under the same key.
+    pub creation_digest: u64,
+    pub created_at: TimeMs,
+    pub expires_at: TimeMs,
+    /// Sequence of RESULTS after which this batch's first answer stands.
+    pub results_after: u64,
+    pub durability: Durability,
+    pub replicas: u32,
+    pub state: BatchState,
+    pub ending: Option<Ending>,
+    pub reason: Option<String>,
+    /// Lines of the input, once it has been looked through.
+    pub lines: Option<u32>,
+    pub started_at: Option<TimeMs>,
+    pub ended_at: Option<TimeMs>,
+    pub output_object: Option<String>,
+    pub error_object: Option<String>,
+    #[serde(default)]
+    pub totals: Totals,
+    /// One job that somebody waits for; it has no input object and no output files.
+    #[serde(default)]
+    pub single: bool,
+}
+
+/// What the shell finds out before a batch can be accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ground {
+    pub input_bytes: u64,
+    pub results_after: u64,
+    pub durability: Durability,
+    pub replicas: u32,
+}
+
+/// The id of the batch that this creation makes: the same for every repetition of it.
+pub fn batch_id(tenant: &TenantId, idempotency_key: &str) -> BatchId {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(tenant.as_str().as_bytes()).update(&[0]).update(idempotency_key.as_bytes());
+    let hex = hasher.finalize().to_hex();
+    format!("batch_{}", &hex[..24]).parse().expect("because hexadecimal digits are id characters")
+}
+
+/// Digest of everything a creation asks for.
+pub fn creation_digest(create: &BatchCreate) -> u64 {
+    let digest = blake3::hash(&ternfleet_proto::codec::encode(create));
+    let mut first = [0u8; 8];
+    first.copy_from_slice(&digest.as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+impl BatchRecord {
+    pub fn new(now: TimeMs, create: &BatchCreate, ground: Ground) -> Self {
+        let window = create.options.completion_window_ms.unwrap_or(COMPLETION_WINDOW_MS);
+        let window_end = TimeMs(now.0.saturating_add(window));
+        Self {
+            id: batch_id(&create.tenant, &create.idempotency_key),
+            tenant: create.tenant.clone(),
+            name: create.name.clone(),
+            input_object: create.input_object.clone(),
+            input_bytes: ground.input_bytes,
+            endpoint: create.endpoint,
+            options: create.options.clone(),
+            metadata: create.metadata.clone(),
+            creation_digest: creation_digest(create),
+            created_at: now,
+            expires_at: create.options.deadline.map_or(window_end, |deadline| deadline.min(window_end)),
+            results_after: ground.results_after,
+            durability: ground.durability,
+            replicas: ground.replicas,
+            state: BatchState::Validating,
+            ending: None,
+            reason: None,
+            lines: None,
+            started_at: None,
+            ended_at: None,
+            output_object: None,
+            error_object: None,
+            totals: Totals::default(),
+            single: false,
+        }
+    }
+}

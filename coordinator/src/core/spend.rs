@@ -1,0 +1,119 @@
+//! Spending: each pod's bill is drawn up every second and its parts booked to the batches that used it.
+
+use std::time::Duration;
+
+use ternfleet_proto::message::{BatchState, EventKind};
+use ternfleet_proto::{TimeMs, UsdMicro};
+
+use super::Core;
+use super::event::{Action, BatchSlot};
+use super::money::Share;
+
+/// The audit log gets each pod's spending this often.
+const AUDIT_EVERY: Duration = Duration::from_secs(10);
+
+impl Core {
+    /// Bills every pod up to now.
+    pub(super) fn accrue(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+        let span_ms = now.0.saturating_sub(self.accrued_at.0);
+        self.accrued_at = now;
+        let leading = self.lead.is_some();
+        let names: Vec<String> = self.fleet.pods.keys().cloned().collect();
+        for name in names {
+            let batches = &mut self.batches;
+            let Some(pod) = self.fleet.pods.get_mut(&name) else { continue };
+            let busy_ms = std::mem::take(&mut pod.busy_ms);
+            let engines = pod.workers.len().max(1) as u64;
+            // A worker that does not say how long it was busy was busy if it made anything.
+            let busy_ratio =
+                if busy_ms == 0 { 1.0 } else { busy_ms as f64 / (span_ms * engines).max(1) as f64 };
+            let share = pod.bill.accrue(now, busy_ratio, |slot| {
+                batches.get(&slot).map_or(UsdMicro::ZERO, |batch| batch.budget_left())
+            });
+            if !leading {
+                continue;
+            }
+            for (slot, cost) in &share.by_batch {
+                if let Some(batch) = batches.get_mut(slot) {
+                    batch.totals.cost_usd_micro += *cost;
+                }
+            }
+            add(&mut pod.unaudited, &share);
+            let gone = pod.workers.is_empty();
+            if (gone || now.since(pod.audited_at) >= AUDIT_EVERY) && pod.unaudited.total() != UsdMicro::ZERO {
+                let spent =
+                    std::mem::replace(&mut pod.unaudited, Share { from: now, to: now, ..Share::default() });
+                pod.audited_at = now;
+                let spent = self.spent_event(&name, spent);
+                self.act(actions, Action::Audit(spent));
+            }
+        }
+        let before = self.fleet.pods.len();
+        for pod in self.fleet.pods.values().filter(|pod| pod.workers.is_empty()) {
+            self.closed_bills[0] += pod.bill.attributed;
+            self.closed_bills[1] += pod.bill.idle;
+        }
+        self.fleet.pods.retain(|_, pod| !pod.workers.is_empty());
+        if before != self.fleet.pods.len() {
+            self.work_changed = true;
+        }
+        self.check_money();
+    }
+
+    fn spent_event(&self, pod: &str, share: Share) -> EventKind {
+        EventKind::Spent {
+            pod: pod.to_owned(),
+            from: share.from,
+            to: share.to,
+            idle_usd_micro: share.idle,
+            by_batch: share
+                .by_batch
+                .into_iter()
+                .filter_map(|(slot, cost)| Some((self.batches.get(&slot)?.record.id.clone(), cost)))
+                .collect(),
+        }
+    }
+
+    /// Invariants of money, checked as it is spent: M1 no batch above its budget, M2 attributed + idle = billed.
+    fn check_money(&mut self) {
+        for slot in &self.active {
+            if self.batches[slot].budget_left() < UsdMicro::ZERO {
+                self.counts.violations[2] += 1;
+            }
+        }
+        for pod in self.fleet.pods.values() {
+            if pod.bill.attributed + pod.bill.idle != pod.bill.billed {
+                self.counts.violations[3] += 1;
+            }
+        }
+    }
+
+    /// True if the budget has room for one more job beside what is spent and in flight.
+    pub(super) fn next_job_affordable(&self, slot: BatchSlot) -> bool {
+        let Some(batch) = self.batches.get(&slot) else { return false };
+        if batch.record.state != BatchState::InProgress {
+            return false;
+        }
+        let kappas = self.fleet.workers.values().filter(|worker| worker.takes_work()).filter_map(|worker| {
+            let rate = worker.rate.mean_tok_s();
+            (rate > 0.0).then(|| worker.beat.price_usd_micro_per_hour.0 as f64 * 1e6 / (3600.0 * rate))
+        });
+        let Some(cheapest) = kappas.min_by(f64::total_cmp) else { return true };
+        let next = batch.queues.iter().find_map(|queue| {
+            let index = queue.jobs.front()?;
+            Some(batch.live.get(index)?.task.as_ref()?.tokens_estimate)
+        });
+        next.is_none_or(|tokens| batch.affords(tokens, cheapest))
+    }
+}
+
+fn add(sum: &mut Share, part: &Share) {
+    sum.to = part.to;
+    sum.idle += part.idle;
+    for (slot, cost) in &part.by_batch {
+        match sum.by_batch.iter_mut().find(|(s, _)| s == slot) {
+            Some((_, total)) => *total += *cost,
+            None => sum.by_batch.push((*slot, *cost)),
+        }
+    }
+}

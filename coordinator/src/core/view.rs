@@ -1,0 +1,185 @@
+//! What callers and metrics see of the core.
+
+use ternfleet_proto::message::{BatchState, BatchView, PodView};
+use ternfleet_proto::money::usd_micro_per_million_tokens;
+use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
+
+use super::batch::Batch;
+use super::event::BatchSlot;
+use super::fleet::Liveness;
+use super::{BatchRecord, Core};
+
+/// Levels, as against [`super::Counts`], for metrics.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Gauges {
+    pub leading: bool,
+    pub batches_active: u64,
+    pub jobs_waiting: u64,
+    pub jobs_in_flight: u64,
+    pub text_bytes: u64,
+    pub tokens_in_flight: u64,
+    /// Live, quiet, lost.
+    pub workers: [u64; 3],
+    pub slots: u64,
+    pub slots_in_use: u64,
+    pub fleet_rate_tok_s: f64,
+    pub fleet_usd_micro_per_hour: UsdMicro,
+    pub fleet_usd_micro_per_million: Option<UsdMicro>,
+    pub billed: UsdMicro,
+    pub attributed: UsdMicro,
+    pub idle: UsdMicro,
+    pub hosts_quarantined: u64,
+    pub results_read_to: u64,
+}
+
+impl Batch {
+    pub fn view(&self, now: TimeMs, mean_job_tokens: f64) -> BatchView {
+        let left = f64::from(self.jobs_total().saturating_sub(self.answered())) * mean_job_tokens;
+        let estimate = self.record.state == BatchState::InProgress && self.rate_tok_s > 0.0;
+        BatchView {
+            finish_estimate: estimate.then(|| TimeMs(now.0 + (left / self.rate_tok_s * 1000.0) as u64)),
+            rate_tok_s: if self.is_ended() { 0.0 } else { self.rate_tok_s },
+            total: self.jobs_total(),
+            total_is_final: self.record.lines.is_some(),
+            reason: self.record.reason.clone().or_else(|| self.waits_for()),
+            ..view_of(&self.record, self.totals)
+        }
+    }
+
+    /// Why nothing moves, when nothing does.
+    fn waits_for(&self) -> Option<String> {
+        if !self.runs() || self.in_flight > 0 || self.waiting() == 0 {
+            return None;
+        }
+        let stuck = self.queues.iter().find(|queue| !queue.jobs.is_empty())?;
+        Some(match &stuck.model {
+            Some(model) => format!("waits for a worker that serves the model {model:?}"),
+            None => "waits for a worker".to_owned(),
+        })
+    }
+}
+
+/// A batch that is no longer in memory, from its record.
+pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
+    BatchView {
+        id: record.id.clone(),
+        tenant: record.tenant.clone(),
+        name: record.name.clone(),
+        state: record.state,
+        input_object: record.input_object.clone(),
+        endpoint: record.endpoint,
+        output_object: record.output_object.clone(),
+        error_object: record.error_object.clone(),
+        total: record.lines.unwrap_or(0).saturating_sub(totals.blank),
+        completed: totals.completed,
+        failed: totals.failed,
+        total_is_final: record.lines.is_some(),
+        created_at: record.created_at,
+        started_at: record.started_at,
+        ended_at: record.ended_at,
+        expires_at: record.expires_at,
+        options: record.options.clone(),
+        metadata: record.metadata.clone(),
+        prompt_tokens: totals.prompt_tokens,
+        completion_tokens: totals.completion_tokens,
+        wasted_tokens: totals.wasted_tokens,
+        cost_usd_micro: totals.cost_usd_micro,
+        rate_tok_s: 0.0,
+        finish_estimate: None,
+        durability: record.durability,
+        replicas: record.replicas,
+        reason: record.reason.clone(),
+    }
+}
+
+impl Core {
+    pub fn batch_view(&self, now: TimeMs, slot: BatchSlot) -> Option<BatchView> {
+        self.batches.get(&slot).map(|batch| batch.view(now, self.mean_job_tokens))
+    }
+
+    /// A tenant's batches, newest first.
+    pub fn batch_views(
+        &self,
+        now: TimeMs,
+        tenant: &TenantId,
+        after: Option<&BatchId>,
+        limit: usize,
+    ) -> Vec<BatchView> {
+        let mine = |batch: &&Batch| batch.record.tenant == *tenant && !batch.record.single;
+        let mut found: Vec<&Batch> = self.batches.values().filter(mine).collect();
+        found.sort_by(|a, b| (b.record.created_at, &b.record.id).cmp(&(a.record.created_at, &a.record.id)));
+        let from = match after {
+            Some(id) => {
+                found.iter().position(|batch| batch.record.id == *id).map_or(found.len(), |place| place + 1)
+            }
+            None => 0,
+        };
+        found[from..].iter().take(limit).map(|batch| batch.view(now, self.mean_job_tokens)).collect()
+    }
+
+    pub fn pod_views(&self) -> Vec<PodView> {
+        let of_worker = |worker: &super::Worker| {
+            let pod = self.fleet.pods.get(&worker.beat.pod);
+            let engines = pod.map_or(1, |pod| pod.workers.len().max(1)) as i64;
+            let price = UsdMicro(worker.beat.price_usd_micro_per_hour.0 / engines);
+            PodView {
+                live: worker.liveness == Liveness::Live,
+                rate_tok_s: worker.rate.mean_tok_s(),
+                usd_micro_per_million_tokens: usd_micro_per_million_tokens(price, worker.rate.mean_tok_s()),
+                tokens: worker.tokens_made,
+                cost_usd_micro: pod.map_or(UsdMicro::ZERO, |pod| UsdMicro(pod.bill.billed.0 / engines)),
+                busy_ratio: worker.busy_ratio(),
+                queued_jobs: (worker.flights.len() as u32).saturating_sub(worker.beat.slots_in_use),
+                heartbeat: worker.beat.clone(),
+            }
+        };
+        self.fleet
+            .workers
+            .values()
+            .filter(|worker| worker.liveness != Liveness::Lost)
+            .map(of_worker)
+            .collect()
+    }
+
+    pub fn gauges(&self) -> Gauges {
+        let mut gauges = Gauges {
+            leading: self.lead.is_some(),
+            batches_active: self.active.len() as u64,
+            text_bytes: self.text_bytes,
+            results_read_to: self.results_read_to,
+            billed: self.closed_bills[0] + self.closed_bills[1],
+            attributed: self.closed_bills[0],
+            idle: self.closed_bills[1],
+            ..Gauges::default()
+        };
+        for slot in &self.active {
+            let batch = &self.batches[slot];
+            gauges.jobs_waiting += batch.waiting() as u64;
+            gauges.jobs_in_flight += u64::from(batch.in_flight);
+            gauges.tokens_in_flight += batch.committed_tokens;
+        }
+        for worker in self.fleet.workers.values() {
+            let place = match worker.liveness {
+                Liveness::Live => 0,
+                Liveness::Quiet => 1,
+                Liveness::Lost => 2,
+            };
+            gauges.workers[place] += 1;
+            if worker.liveness != Liveness::Lost {
+                gauges.slots += u64::from(worker.beat.slots);
+                gauges.slots_in_use += u64::from(worker.beat.slots_in_use);
+                gauges.fleet_rate_tok_s += worker.rate.mean_tok_s();
+            }
+        }
+        for pod in self.fleet.pods.values() {
+            gauges.fleet_usd_micro_per_hour += pod.bill.price();
+            gauges.billed += pod.bill.billed;
+            gauges.attributed += pod.bill.attributed;
+            gauges.idle += pod.bill.idle;
+        }
+        gauges.fleet_usd_micro_per_million =
+            usd_micro_per_million_tokens(gauges.fleet_usd_micro_per_hour, gauges.fleet_rate_tok_s);
+        gauges.hosts_quarantined = self.fleet.hosts.values().filter(|host| host.quarantined).count() as u64;
+        gauges
+    }
+}

@@ -1,0 +1,65 @@
+//! Settings of the coordinator: what can be configured, with units in the names and defaults that work on one machine.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What one tenant may have queued.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quotas {
+    /// Batches that have not ended.
+    pub batches_max: u32,
+    /// Bytes of input lines without an answer.
+    pub queued_bytes_max: u64,
+    /// Tokens of input lines without an answer, reckoned from their bytes.
+    pub queued_tokens_max: u64,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self { batches_max: 1000, queued_bytes_max: 16 << 30, queued_tokens_max: 4 << 30 }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Where `/healthz`, `/readyz` and `/metrics` answer; nowhere when absent.
+    pub http: Option<SocketAddr>,
+    /// Name of this process among the coordinators; made up when absent.
+    pub name: Option<String>,
+    /// Replicas of the truth (streams RESULTS and EVENTS, buckets); 3 in a cluster.
+    pub replicas: u32,
+    /// NATS's monitoring address (`http://host:8222`), to read how often it syncs; unknown counts as seldom.
+    pub nats_monitoring_url: Option<String>,
+    /// Refuse to lead when the truth is not synced before it is acknowledged.
+    pub strict_durability: bool,
+    /// The leader's lease: a standby takes over about this long after the leader has died.
+    pub lease_ms: u64,
+    /// Text of jobs between reading and answer, in memory, over all batches.
+    pub text_bytes_max: u64,
+    /// Longest line of an input file; a longer one becomes an error line.
+    pub line_bytes_max: u64,
+    /// Where output files are put together before they go to the object store.
+    pub scratch_dir: Option<PathBuf>,
+    pub quotas: Quotas,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            http: None,
+            name: None,
+            replicas: 1,
+            nats_monitoring_url: None,
+            strict_durability: false,
+            lease_ms: 2_000,
+            text_bytes_max: 256 << 20,
+            line_bytes_max: 8 << 20,
+            scratch_dir: None,
+            quotas: Quotas::default(),
+        }
+    }
+}
