@@ -1,0 +1,260 @@
+//! Good lines read as they should; each bad line gets the answer written beside it.
+
+use super::*;
+use crate::message::{ChatMessage, Prompt, Sampling};
+
+fn job() -> JobKey {
+    JobKey { batch: "batch_1".parse().unwrap(), index: 6 }
+}
+
+fn read_line(bytes: &[u8]) -> Result<(Line, Generation), (Line, Failure)> {
+    let served = ModelDefaults { vocabulary_tokens: Some(1000), ..ModelDefaults::default() };
+    parse_line(bytes, 7, &job(), &served)
+}
+
+fn good(text: &str) -> (Line, Generation) {
+    read_line(text.as_bytes()).unwrap_or_else(|(_, failure)| panic!("{text}: {}", failure.message))
+}
+
+fn body(url: &str, body: &str) -> String {
+    format!(r#"{{"custom_id":"a","method":"POST","url":"/v1/{url}","body":{body}}}"#)
+}
+
+#[test]
+fn the_short_form_takes_openais_defaults() {
+    let (line, generation) = good(r#"{"prompt":"Once"}"#);
+    assert_eq!(line, Line { custom_id: Some("line-7".into()), endpoint: Endpoint::Completions, model: None });
+    assert_eq!(generation.prompt, Prompt::Text("Once".into()));
+    assert_eq!((generation.max_tokens, generation.sampling), (Some(16), Sampling::default()));
+    assert_eq!(generation.seed, job().seed());
+    assert!(
+        generation.stop.is_empty() && generation.logprobs.is_none() && !generation.echo && !generation.stream
+    );
+}
+
+#[test]
+fn the_batch_form_reads_every_parameter() {
+    let text = body(
+        "completions",
+        r#"{"model":"m","prompt":[1,2,999],"max_tokens":7,"temperature":0,"top_p":0.5,"top_k":40,"min_p":0.1,
+            "presence_penalty":-2,"frequency_penalty":1.5,"logit_bias":{"9":-100,"3":1},"seed":-1,"stop":["a","b"],
+            "logprobs":5,"n":1,"best_of":1,"user":"u","stream":false,"suffix":null,"response_format":{"type":"text"}}"#,
+    );
+    let (line, generation) = good(&text.replace('\n', " "));
+    assert_eq!((line.custom_id.as_deref(), line.model.as_deref()), (Some("a"), Some("m")));
+    assert_eq!(generation.prompt, Prompt::Tokens(vec![1, 2, 999]));
+    let sampling = Sampling {
+        temperature: 0.0,
+        top_p: 0.5,
+        top_k: 40,
+        min_p: 0.1,
+        presence_penalty: -2.0,
+        frequency_penalty: 1.5,
+        logit_bias: vec![(3, 1.0), (9, -100.0)],
+    };
+    assert_eq!(generation.sampling, sampling);
+    assert_eq!((generation.max_tokens, generation.seed, generation.logprobs), (Some(7), u64::MAX, Some(5)));
+    assert_eq!(generation.stop, ["a", "b"]);
+}
+
+#[test]
+fn chat_content_is_a_string_or_text_parts() {
+    let text = body(
+        "chat/completions",
+        r#"{"messages":[{"role":"developer","content":"Be brief."},
+            {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}],
+            "max_completion_tokens":9,"logprobs":true,"top_logprobs":20}"#,
+    );
+    let (line, generation) = good(&text.replace('\n', " "));
+    assert_eq!(line.endpoint, Endpoint::ChatCompletions);
+    let said = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
+    assert_eq!(generation.prompt, Prompt::Chat(vec![said("system", "Be brief."), said("user", "ab")]));
+    assert_eq!((generation.max_tokens, generation.logprobs), (Some(9), Some(20)));
+}
+
+#[test]
+fn a_chat_without_a_limit_ends_with_the_context() {
+    let (line, generation) = good(r#"{"messages":[{"role":"user","content":"hi"}],"custom_id":"x"}"#);
+    assert_eq!((line.endpoint, line.custom_id.as_deref()), (Endpoint::ChatCompletions, Some("x")));
+    assert_eq!(generation.max_tokens, None);
+}
+
+#[test]
+fn line_endings_and_a_first_byte_order_mark_are_no_part_of_the_line() {
+    good("{\"prompt\":\"a\"}\r\n");
+    let marked = b"\xef\xbb\xbf{\"prompt\":\"a\"}";
+    assert!(parse_line(marked, 1, &job(), &ModelDefaults::default()).is_ok());
+    assert!(read_line(marked).is_err());
+    assert!(is_blank(b" \t\r\n") && is_blank(b"\xef\xbb\xbf\n") && !is_blank(b"{}"));
+}
+
+#[test]
+fn a_request_without_a_model_is_reported_under_the_served_ones_name() {
+    let served = ModelDefaults { name: Some("storyteller".into()), ..ModelDefaults::default() };
+    let (line, _) = parse_line(br#"{"prompt":"a"}"#, 1, &job(), &served).unwrap();
+    assert_eq!(line.model.as_deref(), Some("storyteller"));
+}
+
+#[test]
+fn every_bad_line_is_told_what_is_wrong_with_it() {
+    let completion = |rest: &str| body("completions", &format!(r#"{{"prompt":"p",{rest}}}"#));
+    let chat = |rest: &str| body("chat/completions", &format!("{{{rest}}}"));
+    let user = r#""messages":[{"role":"user","content":"x"}]"#;
+    let table: Vec<(String, &str)> = vec![
+        (String::new(), "the line is empty"),
+        ("   ".into(), "the line is empty"),
+        ("{".into(), "the JSON ends before it is complete"),
+        (r#"{"prompt":"Once upon"#.into(), "the JSON ends before it is complete"),
+        ("not json".into(), "not JSON at column 2: expected ident"),
+        (r#"{"prompt":"a"} {"prompt":"b"}"#.into(), "not JSON at column 16: trailing characters"),
+        (r#"{"prompt":"a",}"#.into(), "not JSON at column 15: trailing comma"),
+        (r#"{'prompt':'a'}"#.into(), "not JSON at column 2: key must be a string"),
+        ("[]".into(), "a line must be a JSON object, not an array of 0"),
+        ("42".into(), "a line must be a JSON object, not 42"),
+        ("null".into(), "a line must be a JSON object, not null"),
+        ("[".repeat(200_000), "not JSON at column 128: recursion limit exceeded"),
+        ("{}".into(), "neither `body` nor `prompt` nor `messages`"),
+        (r#"{"promt":"a"}"#.into(), "neither `body` nor `prompt` nor `messages`"),
+        (r#"{"prompt":"a","custom_id":7}"#.into(), "`custom_id` must be a string, not 7"),
+        (r#"{"prompt":"a","custom_id":""}"#.into(), "`custom_id` is empty"),
+        (format!(r#"{{"prompt":"a","custom_id":"{}"}}"#, "x".repeat(513)), "`custom_id` is 513 bytes long"),
+        (r#"{"prompt":"a","messages":[]}"#.into(), "`messages` belongs to /v1/chat/completions"),
+        (r#"{"prompt":"a","temprature":1}"#.into(), "`temprature` is not a field of a completion request"),
+        (r#"{"url":"/v1/completions","body":{"prompt":"a"}}"#.into(), "`method` is missing"),
+        (
+            r#"{"method":"GET","url":"/v1/completions","body":{}}"#.into(),
+            "`method` must be \"POST\", not \"GET\"",
+        ),
+        (r#"{"method":"POST","body":{}}"#.into(), "`url` is missing"),
+        (body("embeddings", "{}"), "not \"/v1/embeddings\""),
+        (r#"{"method":"POST","url":"/v1/completions"}"#.into(), "`body` is missing"),
+        (body("completions", "[1]"), "`body` must be an object, not an array of 1"),
+        (
+            r#"{"method":"POST","url":"/v1/completions","body":{"prompt":"a"},"retries":3}"#.into(),
+            "`retries` is not a field of a batch line",
+        ),
+        (body("completions", "{}"), "`prompt` is missing"),
+        (body("completions", r#"{"prompt":7}"#), "`prompt` must be a string or an array of token ids, not 7"),
+        (body("completions", r#"{"prompt":[]}"#), "`prompt` is an empty array"),
+        (body("completions", r#"{"prompt":["a","b"]}"#), "`prompt` holds 2 prompts: write one line for each"),
+        (body("completions", r#"{"prompt":[[1],[2]]}"#), "`prompt` holds 2 prompts: write one line for each"),
+        (body("completions", r#"{"prompt":[1,"a"]}"#), "not an array of 2"),
+        (body("completions", r#"{"prompt":[1,1000]}"#), "`prompt[1]` is not a token id below 1000: 1000"),
+        (body("completions", r#"{"prompt":[1,-5]}"#), "`prompt[1]` is not a token id"),
+        (completion(r#""model":1"#), "`model` must be a string, not 1"),
+        (completion(r#""max_tokens":0"#), "`max_tokens` must be a whole number from 1 to 1000000, not 0"),
+        (completion(r#""max_tokens":-1"#), "`max_tokens` must be a whole number"),
+        (completion(r#""max_tokens":1.5"#), "`max_tokens` must be a whole number"),
+        (
+            completion(r#""max_tokens":"16""#),
+            "`max_tokens` must be a whole number from 1 to 1000000, not \"16\"",
+        ),
+        (completion(r#""temperature":2.5"#), "`temperature` must be a number from 0 to 2, not 2.5"),
+        (completion(r#""temperature":true"#), "`temperature` must be a number from 0 to 2, not true"),
+        (completion(r#""top_p":0"#), "`top_p` must be above 0"),
+        (completion(r#""top_p":1.01"#), "`top_p` must be a number from 0 to 1, not 1.01"),
+        (completion(r#""top_k":-1"#), "`top_k` must be a whole number"),
+        (completion(r#""min_p":2"#), "`min_p` must be a number from 0 to 1, not 2"),
+        (completion(r#""presence_penalty":3"#), "`presence_penalty` must be a number from -2 to 2, not 3"),
+        (
+            completion(r#""frequency_penalty":-3"#),
+            "`frequency_penalty` must be a number from -2 to 2, not -3",
+        ),
+        (completion(r#""logit_bias":[1]"#), "`logit_bias` must be an object"),
+        (completion(r#""logit_bias":{"x":1}"#), "`logit_bias` names \"x\", which is not a token id"),
+        (completion(r#""logit_bias":{"1000":1}"#), "`logit_bias` names \"1000\""),
+        (
+            completion(r#""logit_bias":{"1":101}"#),
+            "`logit_bias[1]` must be a number from -100 to 100, not 101",
+        ),
+        (completion(r#""seed":1.5"#), "`seed` must be a 64-bit whole number, not 1.5"),
+        (completion(r#""stop":7"#), "`stop` must be a string or an array of them, not 7"),
+        (completion(r#""stop":["a","b","c","d","e"]"#), "`stop` has 5 texts; at most 4 are allowed"),
+        (completion(r#""stop":["a",""]"#), "`stop[1]` is empty"),
+        (completion(r#""stop":[1]"#), "`stop[0]` must be a string, not 1"),
+        (completion(r#""logprobs":6"#), "`logprobs` must be a whole number from 0 to 5, not 6"),
+        (completion(r#""logprobs":true"#), "`logprobs` must be a whole number from 0 to 5, not true"),
+        (completion(r#""echo":true,"logprobs":1"#), "`echo` together with `logprobs` is not supported"),
+        (completion(r#""n":2"#), "`n` is 2, and only 1 is supported"),
+        (completion(r#""best_of":3"#), "`best_of` is 3, and only 1 is supported"),
+        (completion(r#""suffix":"s""#), "`suffix` is not supported here"),
+        (completion(r#""stream":true"#), "`stream` cannot be true in a batch"),
+        (completion(r#""stream_options":{"include_usage":true}"#), "`stream_options` needs `stream`"),
+        (completion(r#""store":true"#), "`store` is not supported here"),
+        (completion(r#""service_tier":"flex""#), "`service_tier` \"flex\" is not offered"),
+        (
+            completion(r#""response_format":{"type":"json_object"}"#),
+            "`response_format` \"json_object\" is not supported",
+        ),
+        (completion(r#""response_format":"text""#), "`response_format` must be an object"),
+        (
+            completion(r#""max_completion_tokens":5"#),
+            "`max_completion_tokens` is not a field of a completion request",
+        ),
+        (chat(""), "`messages` is missing"),
+        (chat(r#""messages":[]"#), "`messages` is empty"),
+        (chat(r#""messages":"hi""#), "`messages` must be an array, not \"hi\""),
+        (chat(r#""messages":["hi"]"#), "`messages[0]`: must be an object with `role` and `content`"),
+        (chat(r#""messages":[{"content":"x"}]"#), "`messages[0]`: `role` is missing"),
+        (
+            chat(r#""messages":[{"role":"tool","content":"x"}]"#),
+            "`messages[0]`: `role` \"tool\" is not supported",
+        ),
+        (chat(r#""messages":[{"role":"user"}]"#), "`messages[0]`: `content` is missing"),
+        (
+            chat(r#""messages":[{"role":"user","content":3}]"#),
+            "`content` must be a string or text parts, not 3",
+        ),
+        (
+            chat(r#""messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]"#),
+            "a part of type \"image_url\" is not supported",
+        ),
+        (
+            chat(r#""messages":[{"role":"user","content":"x","name":"n"}]"#),
+            "`name` is not a field of a message",
+        ),
+        (chat(&format!(r#"{user},"prompt":"x""#)), "`prompt` belongs to /v1/completions"),
+        (chat(&format!(r#"{user},"tools":[]"#)), "`tools` is not supported here"),
+        (chat(&format!(r#"{user},"top_logprobs":3"#)), "`top_logprobs` needs `logprobs` to be true"),
+        (
+            chat(&format!(r#"{user},"logprobs":true,"top_logprobs":21"#)),
+            "`top_logprobs` must be a whole number",
+        ),
+        (chat(&format!(r#"{user},"max_tokens":4,"max_completion_tokens":5"#)), "give one of them"),
+    ];
+    for (text, expected) in table {
+        let shown: String = text.chars().take(200).collect();
+        match read_line(text.as_bytes()) {
+            Ok(_) => panic!("{shown} was taken"),
+            Err((_, failure)) => {
+                assert_eq!(failure.code, FailureCode::InvalidRequest);
+                assert!(failure.message.starts_with("line 7: "), "{shown}: {}", failure.message);
+                assert!(failure.message.contains(expected), "{shown}: {}", failure.message);
+                assert!(failure.message.len() < 300, "{shown}: {}", failure.message);
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_that_are_no_text_are_told_where() {
+    let (line, failure) = read_line(b"{\"prompt\":\"\xff\xfe\"}").unwrap_err();
+    assert_eq!(line.custom_id, None);
+    assert!(failure.message.contains("byte 12 is not UTF-8"), "{}", failure.message);
+}
+
+#[test]
+fn a_line_of_200_megabytes_is_refused_without_being_parsed() {
+    let (line, failure) = read_line(&vec![b'x'; 200 << 20]).unwrap_err();
+    assert_eq!(line.custom_id, None);
+    assert!(failure.message.contains("209715200 bytes are too many"), "{}", failure.message);
+    assert_eq!(line_too_long(7, 200 << 20).1, failure);
+}
+
+#[test]
+fn a_bad_body_keeps_the_callers_id_and_a_line_that_cannot_be_read_has_none() {
+    let (line, _) = read_line(body("chat/completions", "{}").as_bytes()).unwrap_err();
+    assert_eq!((line.custom_id.as_deref(), line.endpoint), (Some("a"), Endpoint::ChatCompletions));
+    assert_eq!(read_line(b"{").unwrap_err().0.custom_id, None);
+    assert_eq!(read_line(br#"{"x":1}"#).unwrap_err().0.custom_id.as_deref(), Some("line-7"));
+}
