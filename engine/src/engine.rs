@@ -1,10 +1,26 @@
 //! The engine that callers drive: submit, step, cancel. One caller thread; the pool does the work.
+//!
+//! Here: loading, what a step is made of, and what comes of it. Which sequence takes part with how many tokens is
+//! `schedule`'s affair, the computation `forward`'s.
 
+use crate::forward::{self, Column, HeadColumn, Plan, Segment};
 use crate::gguf::Hyper;
-use crate::options::{Head, KernelChoice, Options};
+use crate::head::Drawn;
+use crate::kernel::{Kernels, PAGE};
+use crate::kv::{self, Cache};
+use crate::model::Model;
+use crate::ops::{Ops, Work};
+use crate::options::{Head, KernelChoice, MAX_SEQUENCES, Options};
+use crate::pool::Pool;
 use crate::request::{Event, Request, SequenceId, StepStats};
-use crate::{Isa, LoadError, Refused};
+use crate::schedule::{Schedule, Turn};
+use crate::{Isa, LoadError, Refused, host};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Names the arithmetic of everything that decides a token. Change it whenever a bit of any result changes.
+const NUMERICS: &str = "ternfleet-1/f16kv";
 
 /// What was loaded, and how it runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,13 +56,63 @@ pub struct Info {
 #[derive(Debug)]
 pub struct Engine {
     info: Info,
+    pool: Pool,
+    kernels: Kernels,
+    model: Model,
+    cache: Cache,
+    work: Work,
+    schedule: Schedule,
 }
 
 impl Engine {
     /// Loads the model at `path`.
     pub fn load(path: &Path, options: &Options) -> Result<Engine, LoadError> {
-        let _ = options;
-        Err(LoadError::File { path: path.to_owned(), reason: "the forward pass is being written".to_owned() })
+        let start = Instant::now();
+        check(options)?;
+        let isa = match options.isa {
+            Some(isa) => isa.checked()?,
+            None => Isa::detect()?,
+        };
+        let kernels = Kernels::new(isa).expect("because the instruction set was checked");
+        let topology = host::Topology::read();
+        let threads = options.threads.unwrap_or(topology.usable_threads.min(host::MAX_DEFAULT_THREADS));
+        let mut pool = Pool::new(threads, &topology.pin_order()).map_err(LoadError::Thread)?;
+        let model = Model::load(path, options.max_context, &mut pool, options.huge_pages)?;
+        let hyper = model.hyper.clone();
+        let max_context = options.max_context.unwrap_or(hyper.context).min(hyper.context);
+        let kv_pages = kv_pages(options, &hyper, max_context, topology.usable_memory_bytes())?;
+        let kv_bytes = kv_pages as u64 * kv::page_bytes(&hyper);
+        let memory = |what, bytes| move |source| LoadError::Memory { what, bytes, source };
+        let cache =
+            Cache::new(&hyper, kv_pages, options.huge_pages).map_err(memory("keys and values", kv_bytes))?;
+        let n_columns = options.prefill_chunk + options.max_sequences;
+        let n_heads = options.max_sequences.max(LOGITS_CHUNK);
+        let work = Work::new(&model, n_columns.max(LOGITS_CHUNK), n_heads, threads)
+            .map_err(memory("a step's buffers", 0))?;
+        model.release_rows();
+        let ternary_macs = hyper.n_ternary_weights();
+        let head_macs = (hyper.vocab * hyper.hidden) as u64;
+        let schedule = Schedule::new(options.max_sequences, options.prefill_chunk, max_context, hyper.vocab);
+        let info = Info {
+            threads,
+            isa,
+            kernel: options.kernel,
+            head: options.head,
+            load_s: start.elapsed().as_secs_f64(),
+            weights_bytes: model.ternary_bytes as u64,
+            bytes_per_token: model.ternary_bytes as u64 + model.head().bytes() as u64,
+            macs_per_token: ternary_macs + head_macs,
+            kv_bytes,
+            kv_pages,
+            page_tokens: PAGE,
+            max_context,
+            max_sequences: options.max_sequences,
+            numerics: NUMERICS,
+            warnings: pool.warnings().to_vec(),
+            hyper,
+        };
+        tracing::info!(isa = %info.isa, threads, kv_pages, kv_bytes, load_s = info.load_s, "model loaded");
+        Ok(Engine { info, pool, kernels, model, cache, work, schedule })
     }
 
     pub fn info(&self) -> &Info {
@@ -55,41 +121,164 @@ impl Engine {
 
     /// Queues a sequence; it joins the running batch as soon as its pages fit.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId, Refused> {
-        let _ = request;
-        Err(Refused::EmptyPrompt)
+        self.schedule.submit(request, self.cache.n_pages())
     }
 
     /// Ends a sequence; its `Finished` event comes with the next step. False if it is not known or already finished.
     pub fn cancel(&mut self, id: SequenceId) -> bool {
-        let _ = id;
-        false
+        self.schedule.cancel(id)
     }
 
     /// Computes one forward step over all active sequences and appends what happened; does nothing when idle.
     pub fn step(&mut self, events: &mut Vec<Event>) -> StepStats {
-        let _ = events;
-        StepStats::default()
+        let start = Instant::now();
+        self.schedule.drop_cancelled(&mut self.cache, events);
+        self.schedule.admit(&mut self.cache);
+        let turns = self.schedule.turns();
+        if turns.is_empty() {
+            return StepStats { elapsed: start.elapsed(), ..StepStats::default() };
+        }
+        let plan = plan(&self.schedule, &turns);
+        let mut drawn =
+            compute(&mut self.pool, self.kernels, &self.model, &self.work, &self.cache, &plan).into_iter();
+        let decoding = turns.iter().filter(|turn| turn.decodes).count();
+        let stats = StepStats {
+            prefill_tokens: plan.columns.len() - decoding,
+            decode_tokens: plan.heads.len(),
+            sequences: turns.len(),
+            elapsed: start.elapsed(),
+        };
+        drop(plan);
+        for turn in &turns {
+            let token = if turn.reaches_end { drawn.next().flatten() } else { None };
+            self.schedule.advance(turn, token, &mut self.cache, events);
+        }
+        self.schedule.drop_finished(&mut self.cache, events);
+        StepStats { elapsed: start.elapsed(), ..stats }
     }
 
+    /// Nothing is active and nothing waits.
     pub fn is_idle(&self) -> bool {
-        true
+        self.schedule.is_idle()
     }
 
     pub fn free_pages(&self) -> usize {
-        self.info.kv_pages
+        self.cache.n_free()
     }
 
+    /// Sequences that hold pages.
     pub fn active(&self) -> usize {
-        0
+        self.schedule.active()
     }
 
+    /// Sequences that wait for pages or for a place.
     pub fn waiting(&self) -> usize {
-        0
+        self.schedule.waiting()
     }
 
     /// Scores of the next token after each of `ids`, by the full head: (n_ids, vocab).
+    ///
+    /// Needs free pages for `ids`; running sequences go on afterwards as if nothing had been.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Refused> {
-        let _ = ids;
-        Err(Refused::EmptyPrompt)
+        self.schedule.check_ids(ids)?;
+        let needed = ids.len().div_ceil(PAGE);
+        if needed > self.cache.n_free() {
+            return Err(Refused::Busy { needed, free: self.cache.n_free() });
+        }
+        let pages: Vec<_> = (0..needed).filter_map(|_| self.cache.take()).collect();
+        let mut logits = Vec::with_capacity(ids.len() * self.info.hyper.vocab);
+        let mut position = 0;
+        for chunk in ids.chunks(LOGITS_CHUNK) {
+            let columns = chunk.iter().enumerate().map(|(i, &token)| Column {
+                token,
+                position: position + i,
+                segment: 0,
+            });
+            let plan = Plan {
+                columns: columns.collect(),
+                segments: vec![Segment { columns: 0..chunk.len(), pages: pages.clone() }],
+                heads: (0..chunk.len()).map(|column| HeadColumn { column, draw: None }).collect(),
+            };
+            compute(&mut self.pool, self.kernels, &self.model, &self.work, &self.cache, &plan);
+            for head in 0..chunk.len() {
+                logits.extend_from_slice(self.work.head.scores(head));
+            }
+            position += chunk.len();
+        }
+        for page in pages {
+            self.cache.release(page);
+        }
+        Ok(logits)
     }
+}
+
+/// Positions that [`Engine::logits`] computes at a time.
+const LOGITS_CHUNK: usize = 64;
+
+/// Lays the turns out as columns.
+fn plan<'a>(schedule: &'a Schedule, turns: &[Turn]) -> Plan<'a> {
+    let mut plan = Plan::default();
+    for (segment, turn) in turns.iter().enumerate() {
+        let sequence = schedule.sequence(turn);
+        let first = plan.columns.len();
+        for position in turn.positions.clone() {
+            plan.columns.push(Column { token: sequence.tokens[position], position, segment });
+        }
+        plan.segments.push(Segment { columns: first..plan.columns.len(), pages: sequence.pages.clone() });
+        if turn.reaches_end {
+            plan.heads.push(HeadColumn { column: plan.columns.len() - 1, draw: Some(sequence.draw()) });
+        }
+    }
+    plan
+}
+
+/// Runs one step on the pool; what was drawn for each head.
+fn compute(
+    pool: &mut Pool,
+    kernels: Kernels,
+    model: &Model,
+    work: &Work,
+    cache: &Cache,
+    plan: &Plan<'_>,
+) -> Vec<Option<Drawn>> {
+    let results: Vec<Mutex<Option<Drawn>>> = plan.heads.iter().map(|_| Mutex::new(None)).collect();
+    pool.run(&|member| {
+        forward::pass(&mut Ops::new(member, kernels, model, work, cache, plan, &results));
+    });
+    results.into_iter().map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
+}
+
+fn check(options: &Options) -> Result<(), LoadError> {
+    let fault = |name, reason: &str| Err(LoadError::Option { name, reason: reason.to_owned() });
+    if !(1..=MAX_SEQUENCES).contains(&options.max_sequences) {
+        return fault("max_sequences", "use 1 to 64");
+    }
+    if options.threads.is_some_and(|threads| !(1..=1024).contains(&threads)) {
+        return fault("threads", "use 1 to 1024");
+    }
+    if !(1..=4096).contains(&options.prefill_chunk) {
+        return fault("prefill_chunk", "use 1 to 4096");
+    }
+    if options.max_context == Some(0) {
+        return fault("max_context", "use at least 1");
+    }
+    Ok(())
+}
+
+/// Pages for keys and values, within the budget.
+fn kv_pages(
+    options: &Options,
+    hyper: &Hyper,
+    max_context: usize,
+    usable_bytes: u64,
+) -> Result<usize, LoadError> {
+    let page_bytes = kv::page_bytes(hyper);
+    let wanted = options.max_sequences * max_context.div_ceil(PAGE);
+    let budget = options.kv_budget_bytes.unwrap_or((usable_bytes / 4).max(page_bytes));
+    let pages = usize::try_from(budget / page_bytes).unwrap_or(usize::MAX).min(wanted);
+    if pages == 0 {
+        let reason = format!("{budget} bytes hold no page: one page of 128 positions takes {page_bytes}");
+        return Err(LoadError::Option { name: "kv_budget_bytes", reason });
+    }
+    Ok(pages)
 }

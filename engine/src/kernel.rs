@@ -97,7 +97,7 @@ struct Table {
 macro_rules! stamp {
     ($lanes:ty, $wide:literal $(, $features:literal)?) => {
         mod stamped {
-            #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
+            #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, unused_imports)]
             use super::super::{Epilogue, Quantised, Query, State, attention, floats};
             use super::*;
             type Lane = $lanes;
@@ -353,7 +353,14 @@ impl Kernels {
     ///
     /// # Safety
     /// `out` has room for them, and no other thread may touch them meanwhile.
-    pub(crate) unsafe fn dots_f16(&self, rows: &[u16], x: &[f32], width: usize, out: *mut f32, out_stride: usize) {
+    pub(crate) unsafe fn dots_f16(
+        &self,
+        rows: &[u16],
+        x: &[f32],
+        width: usize,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
         assert!(rows.len() >= 4 * width && width.is_multiple_of(16) && x.len().is_multiple_of(width));
         let n_tokens = x.len() / width;
         // SAFETY: the lengths were checked above; the caller answers for `out`.

@@ -9,12 +9,25 @@
 
 mod engine;
 mod error;
+mod forward;
 pub mod gguf;
+mod head;
 pub mod host;
 mod isa;
 mod kernel;
+mod kv;
+mod math;
+mod memory;
+mod model;
+mod ops;
+pub mod model_file;
 mod options;
+mod pack;
+mod philox;
+mod pool;
 mod request;
+mod sampler;
+mod schedule;
 pub mod synth;
 
 pub use engine::{Engine, Info};

@@ -27,7 +27,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) const EMPTY: State = State { values: [0.0; MAX_HEAD_DIM], maximum: f32::NEG_INFINITY, sum: 0.0 };
+    pub(crate) const EMPTY: State =
+        State { values: [0.0; MAX_HEAD_DIM], maximum: f32::NEG_INFINITY, sum: 0.0 };
 }
 
 /// Scores, softmax and weighted values of `queries` over one page, folded into their states.
@@ -81,7 +82,8 @@ unsafe fn page<L: Lanes, const Q: usize>(
         let mut sums = [[L::splat(0.0); 2]; Q];
         for d in 0..head_dim {
             let from = keys.add(d * PAGE + block * 16);
-            let (near, far) = (L::load_f16(from), L::load_f16(from.add(16 * usize::from(block + 1 < PAGE / 16))));
+            let (near, far) =
+                (L::load_f16(from), L::load_f16(from.add(16 * usize::from(block + 1 < PAGE / 16))));
             for (query, sum) in queries.iter().zip(&mut sums) {
                 let q = L::splat(*query.q.get_unchecked(d));
                 sum[0] = q.fma(near, sum[0]);
@@ -156,7 +158,13 @@ unsafe fn page<L: Lanes, const Q: usize>(
 
 /// Adds one page's result to what came before it.
 #[inline(always)]
-unsafe fn fold<L: Lanes>(state: &mut State, maximum: f32, sum: f32, values: &[f32; MAX_HEAD_DIM], head_dim: usize) {
+unsafe fn fold<L: Lanes>(
+    state: &mut State,
+    maximum: f32,
+    sum: f32,
+    values: &[f32; MAX_HEAD_DIM],
+    head_dim: usize,
+) {
     let highest = if state.maximum > maximum { state.maximum } else { maximum };
     let before = exp(L::splat(state.maximum - highest));
     let now = exp(L::splat(maximum - highest));

@@ -99,7 +99,8 @@ pub(super) unsafe fn ternary(job: &TernaryJob) {
             let acts = job.acts.add(token * job.act_stride);
             let mut sums = [0i32; ROWS];
             for line in 0..job.n_lines {
-                let codes = job.lines.add((group * job.n_lines + line) * LINE).cast::<[u8; LINE]>().read_unaligned();
+                let codes =
+                    job.lines.add((group * job.n_lines + line) * LINE).cast::<[u8; LINE]>().read_unaligned();
                 for plane in 0..4 {
                     let four = acts.add(line * 16 + plane * 4).cast::<[i8; 4]>().read_unaligned();
                     for (row, sum) in sums.iter_mut().enumerate() {

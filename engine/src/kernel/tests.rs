@@ -26,7 +26,14 @@ impl Bytes {
     }
 }
 
-fn product(kernels: Kernels, lines: &[u8], acts: &[i8], width: usize, n_groups: usize, then: Then) -> Vec<f32> {
+fn product(
+    kernels: Kernels,
+    lines: &[u8],
+    acts: &[i8],
+    width: usize,
+    n_groups: usize,
+    then: Then,
+) -> Vec<f32> {
     let n_tokens = acts.len() / width;
     let activations: Vec<Quantised> = acts
         .chunks(width)
@@ -51,7 +58,14 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-fn products_equal_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extreme: Option<i8>, offset: usize) {
+fn products_equal_scalar(
+    isa: Isa,
+    seed: u64,
+    blocks: usize,
+    n_tokens: usize,
+    extreme: Option<i8>,
+    offset: usize,
+) {
     let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
     let width = blocks * 128;
     let mut bytes = Bytes(seed);
@@ -95,7 +109,18 @@ fn floats_equal_scalar(isa: Isa, seed: u64, blocks: usize, magnitude: f32) {
             unsafe { kernels.dots_f16(&halves, &tokens[..5 * width], width, many.as_mut_ptr(), 4) };
         }
         let scale = quantised.scale.to_bits();
-        (bits(&normed), quants, scale, quantised.sum, halves, bits(&head), wide, bits(&error), bits(&dots), bits(&many))
+        (
+            bits(&normed),
+            quants,
+            scale,
+            quantised.sum,
+            halves,
+            bits(&head),
+            wide,
+            bits(&error),
+            bits(&dots),
+            bits(&many),
+        )
     };
     assert_eq!(run(scalar), run(kernels), "{isa}");
 }
@@ -115,7 +140,11 @@ fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usiz
                 .iter_mut()
                 .zip(&rows)
                 .zip(&visible)
-                .map(|((state, q), &visible)| Query { q, visible: if pass == 0 { PAGE } else { visible }, state })
+                .map(|((state, q), &visible)| Query {
+                    q,
+                    visible: if pass == 0 { PAGE } else { visible },
+                    state,
+                })
                 .collect();
             let width = if together { queries.len().max(1) } else { 1 };
             for part in queries.chunks_mut(width) {
@@ -144,8 +173,9 @@ fn screening_equals_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, 
     let values: Vec<i16> = (0..n_tokens * width)
         .map(|_| if extreme { bound as i16 } else { (bytes.next() as i32 % (2 * bound) - bound) as i16 })
         .collect();
-    let lines: Vec<u8> =
-        (0..width * ROWS).map(|_| if extreme { 127 } else { (bytes.next() as i32 % 255 - 127) as i8 as u8 }).collect();
+    let lines: Vec<u8> = (0..width * ROWS)
+        .map(|_| if extreme { 127 } else { (bytes.next() as i32 % 255 - 127) as i8 as u8 })
+        .collect();
     let mut row_sums = vec![0i32; ROWS];
     for line in lines.chunks(LINE) {
         for (i, &quant) in line.iter().enumerate() {

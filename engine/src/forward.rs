@@ -1,0 +1,60 @@
+//! One forward step, on one page: every member of the pool runs [`pass`] over the same plan, each computing its share.
+//!
+//! What a step computes is said by [`Plan`]; how, by `ops`, which also holds the barriers between operations.
+
+use crate::kernel::Then;
+use crate::kv::PageId;
+use crate::ops::Ops;
+use crate::sampler::Draw;
+use std::ops::Range;
+
+/// One token at one position of one sequence.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Column {
+    pub(crate) token: u32,
+    pub(crate) position: usize,
+    pub(crate) segment: usize,
+}
+
+/// The columns of one sequence, at consecutive positions, and the pages of its keys and values.
+#[derive(Debug, Clone)]
+pub(crate) struct Segment {
+    pub(crate) columns: Range<usize>,
+    pub(crate) pages: Vec<PageId>,
+}
+
+/// A column whose scores are wanted: to draw a token from them, or as they are.
+#[derive(Debug, Clone)]
+pub(crate) struct HeadColumn<'a> {
+    pub(crate) column: usize,
+    pub(crate) draw: Option<Draw<'a>>,
+}
+
+/// What a step computes.
+#[derive(Debug, Default)]
+pub(crate) struct Plan<'a> {
+    pub(crate) columns: Vec<Column>,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) heads: Vec<HeadColumn<'a>>,
+}
+
+/// The graph of BitNet b1.58-2B-4T. Shapes: x (n_columns, hidden); qkv (n_columns, q + k + v rows).
+pub(crate) fn pass(ops: &mut Ops<'_, '_>) {
+    ops.embed();
+    for (index, layer) in ops.model().layers.iter().enumerate() {
+        ops.norm_x(&layer.attn_norm);
+        ops.product(&layer.qkv, Then::Store);
+        ops.rotate_and_store(index);
+        ops.attend(index);
+        ops.norm_attended(&layer.attn_sub_norm);
+        ops.product(&layer.output, Then::Add);
+
+        ops.norm_x(&layer.ffn_norm);
+        ops.product(&layer.gate_up, Then::Gate);
+        ops.norm_gated(&layer.ffn_sub_norm);
+        ops.product(&layer.down, Then::Add);
+    }
+    ops.norm_heads();
+    ops.scores();
+    ops.sample();
+}

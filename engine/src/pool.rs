@@ -1,0 +1,291 @@
+//! The engine's threads: one a core, pinned, entered once a forward step, meeting at a barrier between operations.
+//!
+//! The caller's thread is not one of them: it hands a job over and sleeps until all members are done, so that it need not
+//! be pinned. Members spin for a bounded time, then yield, then sleep. Used by loading, the forward pass and the probes.
+#![allow(unsafe_code)] // The job crosses threads as a pointer, and affinity is a system call; each block says why it holds.
+
+mod gate;
+mod shared;
+
+pub(crate) use gate::Gate;
+pub(crate) use shared::{Plain, Shared};
+use std::cell::{Cell, UnsafeCell};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+/// Spins at a barrier when every member has a core of its own.
+const PATIENT_SPINS: u32 = 2000;
+/// Spins when members share cores: the one waited for needs this very core.
+const HASTY_SPINS: u32 = 20;
+
+type Job = dyn Fn(&Member<'_>) + Sync;
+
+struct Team {
+    count: usize,
+    spins: u32,
+    /// The job of the present run; written only while every member waits at `start`.
+    job: UnsafeCell<Option<*const Job>>,
+    start: Gate,
+    barrier: Gate,
+    arrived: AtomicUsize,
+    done: Gate,
+    finished: AtomicUsize,
+    poisoned: AtomicBool,
+    quit: AtomicBool,
+}
+
+// SAFETY: `job` is written by `Pool::run` before `start` advances and after `done` did, and read by members in between
+// only; the gates order those accesses. Everything else is atomic.
+unsafe impl Sync for Team {}
+// SAFETY: as above; the pointer in `job` is only followed during a run, while the caller keeps its target alive.
+unsafe impl Send for Team {}
+
+/// A team of pinned threads.
+pub(crate) struct Pool {
+    team: Arc<Team>,
+    threads: Vec<JoinHandle<()>>,
+    warnings: Vec<String>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Pool({} threads)", self.team.count)
+    }
+}
+
+/// One thread's view of a run.
+#[derive(Debug)]
+pub(crate) struct Member<'a> {
+    pub(crate) index: usize,
+    team: &'a Team,
+    generation: Cell<u32>,
+}
+
+impl std::fmt::Debug for Team {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Team({} threads)", self.count)
+    }
+}
+
+impl Pool {
+    /// Starts `count` threads and pins them to `cpus` in turn, if there are as many CPUs.
+    pub(crate) fn new(count: usize, cpus: &[usize]) -> std::io::Result<Pool> {
+        assert!(count > 0, "a pool has at least one thread");
+        let shares_cores = count > cpus.len();
+        let team = Arc::new(Team {
+            count,
+            spins: if shares_cores { HASTY_SPINS } else { PATIENT_SPINS },
+            job: UnsafeCell::new(None),
+            start: Gate::new(),
+            barrier: Gate::new(),
+            arrived: AtomicUsize::new(0),
+            done: Gate::new(),
+            finished: AtomicUsize::new(0),
+            poisoned: AtomicBool::new(false),
+            quit: AtomicBool::new(false),
+        });
+        let mut pool = Pool { team: team.clone(), threads: Vec::new(), warnings: Vec::new() };
+        let (report, reports) = std::sync::mpsc::channel();
+        for index in 0..count {
+            let (team, report) = (team.clone(), report.clone());
+            let cpu = (!shares_cores).then(|| cpus[index]);
+            let thread = std::thread::Builder::new().name(format!("engine-{index}")).spawn(move || {
+                let warning = cpu.and_then(|cpu| pin(cpu).err().map(|error| (cpu, error)));
+                let sent = report.send(warning);
+                drop(report);
+                if sent.is_ok() {
+                    serve(&team, index);
+                }
+            })?;
+            pool.threads.push(thread);
+        }
+        drop(report);
+        for (cpu, error) in reports.iter().flatten() {
+            pool.warnings
+                .push(format!("a thread could not be pinned to CPU {cpu} ({error}): speed may vary"));
+        }
+        if shares_cores {
+            pool.warnings.push(format!(
+                "{count} threads share {} CPUs and are not pinned: fewer threads would be faster",
+                cpus.len()
+            ));
+        }
+        Ok(pool)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.team.count
+    }
+
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Every member runs `job` once; returns when all have.
+    ///
+    /// # Panics
+    /// If `job` panicked on any member.
+    pub(crate) fn run(&mut self, job: &(dyn Fn(&Member<'_>) + Sync)) {
+        let team = &*self.team;
+        let generation = team.done.generation();
+        // SAFETY: `&mut self` and the wait below make this the only run; all members wait at `start`, so none reads `job`.
+        // The lifetime is stretched for storage only: `run` returns after the last member has left `job`.
+        unsafe {
+            *team.job.get() =
+                Some(std::mem::transmute::<*const (dyn Fn(&Member<'_>) + Sync + '_), *const Job>(job));
+        }
+        team.start.advance();
+        team.done.wait_past(generation, 0, || false);
+        if team.poisoned.swap(false, Ordering::SeqCst) {
+            team.arrived.store(0, Ordering::SeqCst);
+            panic!("because a pool thread panicked: its message stands above");
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.team.quit.store(true, Ordering::SeqCst);
+        self.team.start.advance();
+        for thread in self.threads.drain(..) {
+            // A member catches its job's panics, so joining fails only if the runtime itself broke.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(team: &Team, index: usize) {
+    let mut generation = 0;
+    loop {
+        team.start.wait_past(generation, team.spins, || false);
+        generation = generation.wrapping_add(1);
+        if team.quit.load(Ordering::SeqCst) {
+            return;
+        }
+        let member = Member { index, team, generation: Cell::new(team.barrier.generation()) };
+        // SAFETY: `run` stored the job before this generation of `start` and keeps it alive until `done` advances.
+        let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
+            let job = (*team.job.get()).expect("because a run stores its job before it starts");
+            (*job)(&member);
+        }));
+        if outcome.is_err() {
+            team.poisoned.store(true, Ordering::SeqCst);
+        }
+        if team.finished.fetch_add(1, Ordering::SeqCst) + 1 == team.count {
+            team.finished.store(0, Ordering::SeqCst);
+            team.done.advance();
+        }
+    }
+}
+
+impl Member<'_> {
+    pub(crate) fn count(&self) -> usize {
+        self.team.count
+    }
+
+    /// Waits until every member has come here: what any of them wrote before, all may read after.
+    ///
+    /// # Panics
+    /// If another member panicked, instead of waiting for it for ever.
+    pub(crate) fn wait(&self) {
+        let team = self.team;
+        if team.count == 1 {
+            return;
+        }
+        let generation = self.generation.get();
+        if team.arrived.fetch_add(1, Ordering::AcqRel) + 1 == team.count {
+            team.arrived.store(0, Ordering::Relaxed);
+            team.barrier.advance();
+        } else {
+            let gave_up =
+                team.barrier.wait_past(generation, team.spins, || team.poisoned.load(Ordering::Relaxed));
+            assert!(!gave_up, "because another pool thread panicked");
+        }
+        self.generation.set(generation.wrapping_add(1));
+    }
+
+    /// This member's contiguous part of `n` equal pieces of work; the parts cover all of them.
+    pub(crate) fn share(&self, n: usize) -> Range<usize> {
+        let (index, count) = (self.index, self.team.count);
+        n * index / count..n * (index + 1) / count
+    }
+
+    /// This member's pieces when dealt out in turn: better balanced where pieces differ.
+    pub(crate) fn deal(&self, n: usize) -> impl Iterator<Item = usize> + use<> {
+        (self.index..n).step_by(self.team.count)
+    }
+}
+
+/// Pins the calling thread to one CPU.
+fn pin(cpu: usize) -> std::io::Result<()> {
+    // SAFETY: an all-zero `cpu_set_t` is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput));
+    }
+    // SAFETY: `cpu` is below CPU_SETSIZE, and the set is a local that outlives the calls.
+    let code = unsafe {
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, std::mem::size_of::<libc::cpu_set_t>(), &set)
+    };
+    if code == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    #[test]
+    fn what_is_written_before_the_barrier_is_read_after_it() {
+        for count in [1, 2, 3, 7] {
+            let mut pool = Pool::new(count, &[0]).unwrap();
+            let cells: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
+            for _ in 0..20 {
+                pool.run(&|member| {
+                    for round in 1..20u64 {
+                        cells[member.index].store(round, Ordering::Relaxed);
+                        member.wait();
+                        assert!(cells.iter().all(|cell| cell.load(Ordering::Relaxed) == round));
+                        member.wait();
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn shares_cover_everything_once() {
+        let mut pool = Pool::new(3, &[]).unwrap();
+        for n in [0, 1, 2, 3, 100] {
+            let hits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(&|member| {
+                for i in member.share(n).chain(member.deal(n)) {
+                    hits[i].fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 2));
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+        let mut pool = Pool::new(3, &[0]).unwrap();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(&|member| {
+                assert!(member.index != 1, "one member fails");
+                member.wait();
+            });
+        }));
+        assert!(outcome.is_err());
+        let ran = AtomicUsize::new(0);
+        pool.run(&|member| {
+            member.wait();
+            ran.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(ran.load(Ordering::Relaxed), 3);
+    }
+}

@@ -1,0 +1,163 @@
+//! From scores to a token: penalties, truncation, and a draw that depends on seed, choice, position and id alone.
+//!
+//! The draw is Gumbel-max: each token's score over the temperature, plus noise that a counter-based generator gives for
+//! its id, and the highest wins. So a draw from any superset of the tokens that matter is the same draw, and no order of
+//! summation enters it. Where the scores come from is `head`'s affair.
+
+use crate::math;
+use crate::philox::philox;
+use crate::request::{Sampling, TokenLogprob};
+
+/// All that a draw depends on besides the scores.
+#[derive(Debug, Clone)]
+pub(crate) struct Draw<'a> {
+    pub(crate) sampling: &'a Sampling,
+    pub(crate) seed: u64,
+    pub(crate) choice: u32,
+    /// Of the token to be drawn, counted from the start of the sequence.
+    pub(crate) position: u32,
+    /// What is added to some tokens' scores: bias and penalties, by ascending id.
+    pub(crate) adjustments: Vec<(u32, f32)>,
+    pub(crate) top_logprobs: Option<u8>,
+}
+
+/// A token and its score.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Candidate {
+    pub(crate) id: u32,
+    pub(crate) score: f32,
+}
+
+/// Bias and penalties for the tokens that have any, by ascending id; `generated` is all output so far.
+pub(crate) fn adjustments(sampling: &Sampling, generated: &[u32]) -> Vec<(u32, f32)> {
+    let penalised = sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
+    let mut result: Vec<(u32, f32)> = sampling.logit_bias.clone();
+    if penalised {
+        let mut ids = generated.to_vec();
+        ids.sort_unstable();
+        for run in ids.chunk_by(|a, b| a == b) {
+            let penalty = sampling.presence_penalty + sampling.frequency_penalty * run.len() as f32;
+            result.push((run[0], -penalty));
+        }
+    }
+    result.sort_by_key(|&(id, _)| id);
+    result.dedup_by(|later, kept| {
+        let same = later.0 == kept.0;
+        if same {
+            kept.1 += later.1;
+        }
+        same
+    });
+    result
+}
+
+impl Draw<'_> {
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.sampling.temperature <= 0.0
+    }
+
+    /// Adds bias and penalties to candidates.
+    pub(crate) fn adjust(&self, candidates: &mut [Candidate]) {
+        if self.adjustments.is_empty() {
+            return;
+        }
+        for candidate in candidates {
+            if let Ok(at) = self.adjustments.binary_search_by_key(&candidate.id, |&(id, _)| id) {
+                candidate.score += self.adjustments[at].1;
+            }
+        }
+    }
+
+    /// The noise of one token.
+    pub(crate) fn gumbel(&self, id: u32) -> f64 {
+        let words = philox(self.seed, [self.choice, self.position, id / 4, 0]);
+        let uniform = (f64::from(words[(id % 4) as usize]) + 0.5) / 4_294_967_296.0;
+        -math::ln(-math::ln(uniform))
+    }
+
+    /// Draws from adjusted candidates, in any order. They must include every token that truncation would keep.
+    pub(crate) fn pick(&self, candidates: &mut Vec<Candidate>) -> u32 {
+        let sampling = self.sampling;
+        if self.is_greedy() {
+            return best(candidates);
+        }
+        if sampling.top_k > 0 {
+            keep_best(candidates, sampling.top_k as usize);
+        }
+        if sampling.top_p < 1.0 || sampling.min_p > 0.0 {
+            self.truncate(candidates);
+        }
+        let temperature = f64::from(sampling.temperature);
+        let mut winner = (f64::NEG_INFINITY, u32::MAX);
+        for candidate in candidates.iter() {
+            let value = f64::from(candidate.score) / temperature + self.gumbel(candidate.id);
+            if value > winner.0 || (value == winner.0 && candidate.id < winner.1) || winner.1 == u32::MAX {
+                winner = (value, candidate.id);
+            }
+        }
+        winner.1
+    }
+
+    /// Top-p, then min-p, on the tokens that are left.
+    fn truncate(&self, candidates: &mut Vec<Candidate>) {
+        candidates.sort_unstable_by(by_rank);
+        let Some(highest) = candidates.first().map(|candidate| f64::from(candidate.score)) else { return };
+        let temperature = f64::from(self.sampling.temperature);
+        let weights: Vec<f64> =
+            candidates.iter().map(|c| math::exp((f64::from(c.score) - highest) / temperature)).collect();
+        let mut kept = candidates.len();
+        if self.sampling.top_p < 1.0 {
+            let enough = weights.iter().sum::<f64>() * f64::from(self.sampling.top_p);
+            let mut sum = 0.0;
+            kept = weights
+                .iter()
+                .take_while(|&&weight| {
+                    let wanted = sum < enough;
+                    sum += weight;
+                    wanted
+                })
+                .count();
+        }
+        let least = f64::from(self.sampling.min_p);
+        kept = kept.min(weights.iter().take_while(|&&weight| weight >= least).count());
+        candidates.truncate(kept.max(1));
+    }
+}
+
+/// Higher scores first, lower ids first among equals.
+fn by_rank(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+    b.score.total_cmp(&a.score).then(a.id.cmp(&b.id))
+}
+
+/// Keeps the `k` best.
+pub(crate) fn keep_best(candidates: &mut Vec<Candidate>, k: usize) {
+    if k < candidates.len() {
+        candidates.select_nth_unstable_by(k, by_rank);
+        candidates.truncate(k);
+    }
+}
+
+/// The best token's id; 0 if there is none.
+fn best(candidates: &[Candidate]) -> u32 {
+    candidates.iter().min_by(|a, b| by_rank(a, b)).map_or(0, |candidate| candidate.id)
+}
+
+/// Log-probabilities under the softmax of all scores, which stand in order of id.
+pub(crate) fn logprobs(scores: &[f32], token: u32, n_top: usize) -> TokenLogprob {
+    let highest = f64::from(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = scores.iter().map(|&score| math::exp(f64::from(score) - highest)).sum();
+    let log_sum = highest + math::ln(sum);
+    let mut top: Vec<Candidate> = candidates_of(scores);
+    keep_best(&mut top, n_top);
+    top.sort_unstable_by(by_rank);
+    let logprob = |score: f32| (f64::from(score) - log_sum) as f32;
+    TokenLogprob {
+        logprob: logprob(scores[token as usize]),
+        top: top.into_iter().take(n_top).map(|c| (c.id, logprob(c.score))).collect(),
+    }
+}
+
+/// All scores as candidates.
+pub(crate) fn candidates_of(scores: &[f32]) -> Vec<Candidate> {
+    scores.iter().enumerate().map(|(id, &score)| Candidate { id: id as u32, score }).collect()
+}

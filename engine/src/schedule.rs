@@ -1,0 +1,306 @@
+//! Which sequences take part in a step, with how many tokens: admission, chunked prefill, ends. No computation, no threads.
+//!
+//! A sequence is admitted when the pages for its prompt and all its output are free, so that an active one never runs out.
+//! Each step decodes one token of every sequence that can, and shares `prefill_chunk` prompt tokens among the others in
+//! order of arrival, the first place going round, so that neither kind starves the other.
+
+use crate::Refused;
+use crate::head::Drawn;
+use crate::kernel::PAGE;
+use crate::kv::{Cache, PageId};
+use crate::request::{Event, Request, SequenceId, StopReason, Usage};
+use crate::sampler::{self, Draw};
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// The most log-probabilities a request may ask for.
+const MAX_LOGPROBS: u8 = 20;
+
+/// A sequence on its way.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    id: SequenceId,
+    request: Request,
+    /// Prompt, kept output, new output.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) pages: Vec<PageId>,
+    /// Positions whose keys and values are in the cache.
+    computed: usize,
+    cached: usize,
+    end: Option<StopReason>,
+}
+
+/// One sequence's part in a step.
+#[derive(Debug, Clone)]
+pub(crate) struct Turn {
+    place: usize,
+    pub(crate) positions: Range<usize>,
+    /// Its last token is among them, so a new one is drawn.
+    pub(crate) reaches_end: bool,
+    /// It is one token that the last step drew.
+    pub(crate) decodes: bool,
+}
+
+/// All sequences.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    max_sequences: usize,
+    prefill_chunk: usize,
+    max_context: usize,
+    vocab: usize,
+    waiting: VecDeque<Sequence>,
+    active: Vec<Sequence>,
+    next_id: u64,
+    /// Steps so far: whose prefill comes first.
+    round: usize,
+}
+
+impl Sequence {
+    fn prompt_len(&self) -> usize {
+        self.request.prompt.len()
+    }
+
+    fn generated(&self) -> &[u32] {
+        &self.tokens[self.prompt_len()..]
+    }
+
+    /// Pages for everything it may become.
+    fn pages_needed(&self, max_context: usize) -> usize {
+        (self.prompt_len() + self.request.max_new_tokens).min(max_context).div_ceil(PAGE)
+    }
+
+    pub(crate) fn draw(&self) -> Draw<'_> {
+        Draw {
+            sampling: &self.request.sampling,
+            seed: self.request.seed,
+            choice: self.request.choice,
+            position: self.tokens.len() as u32,
+            adjustments: sampler::adjustments(&self.request.sampling, self.generated()),
+            top_logprobs: self.request.top_logprobs,
+        }
+    }
+
+    fn finished(&self, reason: StopReason) -> Event {
+        let usage = Usage {
+            prompt_tokens: self.prompt_len(),
+            completion_tokens: self.generated().len(),
+            resumed_tokens: self.request.generated.len(),
+            cached_tokens: self.cached,
+        };
+        Event::Finished { sequence: self.id, reason, usage }
+    }
+}
+
+impl Schedule {
+    pub(crate) fn new(
+        max_sequences: usize,
+        prefill_chunk: usize,
+        max_context: usize,
+        vocab: usize,
+    ) -> Schedule {
+        Schedule {
+            max_sequences,
+            prefill_chunk,
+            max_context,
+            vocab,
+            waiting: VecDeque::new(),
+            active: Vec::new(),
+            next_id: 1,
+            round: 0,
+        }
+    }
+
+    /// Refuses what could never run; queues the rest.
+    pub(crate) fn submit(&mut self, request: Request, total_pages: usize) -> Result<SequenceId, Refused> {
+        let mut tokens = request.prompt.clone();
+        if tokens.is_empty() {
+            return Err(Refused::EmptyPrompt);
+        }
+        tokens.extend_from_slice(&request.generated);
+        self.check_ids(&tokens)?;
+        self.check_request(&request)?;
+        if request.generated.len() >= request.max_new_tokens {
+            let (kept, max_new_tokens) = (request.generated.len(), request.max_new_tokens);
+            return Err(Refused::NothingLeft { kept, max_new_tokens });
+        }
+        if tokens.len() >= self.max_context {
+            return Err(Refused::TooLong { tokens: tokens.len() + 1, max_context: self.max_context });
+        }
+        let id = SequenceId(self.next_id);
+        let sequence = Sequence { id, request, tokens, pages: Vec::new(), computed: 0, cached: 0, end: None };
+        let needed = sequence.pages_needed(self.max_context);
+        if needed > total_pages {
+            return Err(Refused::TooLarge { needed, total: total_pages });
+        }
+        self.next_id += 1;
+        self.waiting.push_back(sequence);
+        Ok(id)
+    }
+
+    /// Checks token ids and their number.
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), Refused> {
+        if ids.is_empty() {
+            return Err(Refused::EmptyPrompt);
+        }
+        if ids.len() > self.max_context {
+            return Err(Refused::TooLong { tokens: ids.len(), max_context: self.max_context });
+        }
+        match ids.iter().find(|&&id| id as usize >= self.vocab) {
+            Some(&id) => Err(Refused::UnknownToken { id, vocab: self.vocab }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_request(&self, request: &Request) -> Result<(), Refused> {
+        let sampling = &request.sampling;
+        let rule = |holds: bool, name: &'static str, value: f32, rule: &'static str| {
+            if holds { Ok(()) } else { Err(Refused::Parameter { name, value: value.to_string(), rule }) }
+        };
+        let temperature = sampling.temperature;
+        // Below a millionth the quotients leave the range in which the noise matters.
+        rule(
+            temperature == 0.0 || (1e-6..=100.0).contains(&temperature),
+            "temperature",
+            temperature,
+            "use 0 to 100",
+        )?;
+        rule(
+            sampling.top_p > 0.0 && sampling.top_p <= 1.0,
+            "top_p",
+            sampling.top_p,
+            "use more than 0, at most 1",
+        )?;
+        rule((0.0..=1.0).contains(&sampling.min_p), "min_p", sampling.min_p, "use 0 to 1")?;
+        for (name, penalty) in [
+            ("presence_penalty", sampling.presence_penalty),
+            ("frequency_penalty", sampling.frequency_penalty),
+        ] {
+            rule((-2.0..=2.0).contains(&penalty), name, penalty, "use -2 to 2")?;
+        }
+        for &(id, bias) in &sampling.logit_bias {
+            rule((-100.0..=100.0).contains(&bias), "logit_bias", bias, "use -100 to 100")?;
+            if id as usize >= self.vocab {
+                return Err(Refused::UnknownToken { id, vocab: self.vocab });
+            }
+        }
+        match request.top_logprobs {
+            Some(n) if n > MAX_LOGPROBS => rule(false, "top_logprobs", f32::from(n), "use at most 20"),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, id: SequenceId) -> bool {
+        let mut all = self.waiting.iter_mut().chain(&mut self.active);
+        match all.find(|sequence| sequence.id == id && sequence.end.is_none()) {
+            Some(sequence) => {
+                sequence.end = Some(StopReason::Cancelled);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Lets go of what was cancelled since the last step.
+    pub(crate) fn drop_cancelled(&mut self, cache: &mut Cache, events: &mut Vec<Event>) {
+        self.waiting.retain(|sequence| match sequence.end {
+            Some(reason) => {
+                events.push(sequence.finished(reason));
+                false
+            }
+            None => true,
+        });
+        self.drop_finished(cache, events);
+    }
+
+    /// Lets go of what has ended.
+    pub(crate) fn drop_finished(&mut self, cache: &mut Cache, events: &mut Vec<Event>) {
+        self.active.retain_mut(|sequence| match sequence.end {
+            Some(reason) => {
+                events.push(sequence.finished(reason));
+                for page in sequence.pages.drain(..) {
+                    cache.release(page);
+                }
+                false
+            }
+            None => true,
+        });
+    }
+
+    /// Takes in waiting sequences, in order, while places and pages last.
+    pub(crate) fn admit(&mut self, cache: &mut Cache) {
+        while self.active.len() < self.max_sequences
+            && let Some(first) = self.waiting.front()
+            && first.pages_needed(self.max_context) <= cache.n_free()
+            && let Some(mut sequence) = self.waiting.pop_front()
+        {
+            let needed = sequence.pages_needed(self.max_context);
+            sequence.pages.extend((0..needed).filter_map(|_| cache.take()));
+            self.active.push(sequence);
+        }
+    }
+
+    /// Who takes part in this step.
+    pub(crate) fn turns(&mut self) -> Vec<Turn> {
+        self.round += 1;
+        let mut budget = self.prefill_chunk;
+        let n = self.active.len();
+        let mut turns = Vec::with_capacity(n);
+        for i in 0..n {
+            let place = (i + self.round) % n;
+            let sequence = &self.active[place];
+            let left = sequence.tokens.len() - sequence.computed;
+            let decodes = left == 1 && sequence.generated().len() > sequence.request.generated.len();
+            let take = if decodes { 1 } else { left.min(budget) };
+            if take == 0 {
+                continue;
+            }
+            if !decodes {
+                budget -= take;
+            }
+            let positions = sequence.computed..sequence.computed + take;
+            turns.push(Turn { place, positions, reaches_end: take == left, decodes });
+        }
+        turns
+    }
+
+    pub(crate) fn sequence(&self, turn: &Turn) -> &Sequence {
+        &self.active[turn.place]
+    }
+
+    /// Takes note of what a step computed for one sequence. Places stay as they are until `drop_finished`.
+    pub(crate) fn advance(
+        &mut self,
+        turn: &Turn,
+        drawn: Option<Drawn>,
+        cache: &mut Cache,
+        events: &mut Vec<Event>,
+    ) {
+        let _ = cache;
+        let sequence = &mut self.active[turn.place];
+        sequence.computed = turn.positions.end;
+        let Some(Drawn { token, logprob }) = drawn else { return };
+        sequence.tokens.push(token);
+        events.push(Event::Token { sequence: sequence.id, token, logprob });
+        sequence.end = if sequence.request.stop_ids.contains(&token) {
+            Some(StopReason::StopToken)
+        } else if sequence.generated().len() >= sequence.request.max_new_tokens {
+            Some(StopReason::Length)
+        } else if sequence.tokens.len() >= self.max_context {
+            Some(StopReason::Context)
+        } else {
+            None
+        };
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.active.is_empty() && self.waiting.is_empty()
+    }
+
+    pub(crate) fn active(&self) -> usize {
+        self.active.len()
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+}
