@@ -193,3 +193,6 @@ fn metadata(shape: &Shape, seed: u64) -> Plan {
     plan.entry("general.quantization_version", Item::U32(2));
     plan
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,3 +111,6 @@ pub fn trailer(scale: f32) -> [u8; TRAILER_BYTES as usize] {
     bytes[..4].copy_from_slice(&scale.to_le_bytes());
     bytes
 }
+
+#[cfg(test)]
+mod tests;

@@ -130,3 +130,6 @@ pub fn f32_to_f16(value: f32) -> u16 {
     let rounded = magnitude + 0x0fff + (magnitude >> 13 & 1);
     sign | ((rounded - ((127 - 15) << 23)) >> 13) as u16
 }
+
+#[cfg(test)]
+mod tests;
