@@ -1,2 +1,55 @@
-//! The `ternfleet` command.
-fn main() {}
+//! The `ternfleet` command: a table of contents.
+//!
+//! Each command is one file under `commands/`; what several of them share stands beside this file. Results go to
+//! standard output, everything said to people goes to standard error.
+
+mod args;
+mod client;
+mod commands;
+mod exit;
+mod follow;
+mod layers;
+mod local;
+mod locate;
+mod logging;
+mod model_file;
+mod output;
+mod progress;
+mod report;
+mod stop;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(usage) => return exit::usage(&usage),
+    };
+    logging::init(arguments.command.log_default());
+    exit::code(run(arguments.command))
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up(command) => command.run(),
+        Command::Submit(command) => command.run(),
+        Command::Batches(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Results(command) => command.run(),
+        Command::Cancel(command) => command.run(),
+        Command::Pods(command) => command.run(),
+        Command::Worker(command) => command.run(),
+        Command::Coordinator(command) => command.run(),
+        Command::Generate(command) => command.run(),
+        Command::Logits(command) => command.run(),
+        Command::Bench(command) => command.run(),
+        Command::Model(command) => command.run(),
+        Command::Topology(command) => command.run(),
+        Command::Demo(command) => command.run(),
+        Command::Attached(command) => command.run(),
+    }
+}

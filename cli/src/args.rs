@@ -1,0 +1,92 @@
+//! The commands by name, and the flags that several of them share. Each command's own flags stand in its file.
+
+use clap::{Args, Parser, Subcommand};
+use ternfleet_proto::TenantId;
+
+use crate::commands::attached::Attached;
+use crate::commands::batches::Batches;
+use crate::commands::bench::Bench;
+use crate::commands::cancel::Cancel;
+use crate::commands::coordinator::Coordinator;
+use crate::commands::demo::Demo;
+use crate::commands::generate::Generate;
+use crate::commands::logits::Logits;
+use crate::commands::model::Model;
+use crate::commands::pods::Pods;
+use crate::commands::results::Results;
+use crate::commands::status::Status;
+use crate::commands::submit::Submit;
+use crate::commands::topology::TopologyCommand;
+use crate::commands::up::Up;
+use crate::commands::worker::Worker;
+
+/// Batch text generation with ternary language models on a fleet of rented pods.
+#[derive(Debug, Parser)]
+#[command(name = "ternfleet", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 all good, 2 some lines of the batch are error lines, 1 anything else went wrong,\n\
+                        64 the command line is wrong, 130 interrupted.\n\
+                        Environment: TERNFLEET_NATS, TERNFLEET_NATS_SERVER, TERNFLEET_ISA, TERNFLEET_LOG, NO_COLOR."
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a whole fleet on this machine: NATS, a coordinator and workers
+    Up(Up),
+    /// Send a file of prompts to the fleet and wait for its answers
+    Submit(Submit),
+    /// List batches, newest first
+    Batches(Batches),
+    /// Show one batch
+    Status(Status),
+    /// Get the answers of a batch, finished or still running
+    Results(Results),
+    /// Stop a batch; what was answered stays
+    Cancel(Cancel),
+    /// List the pods with their measured speed and price
+    Pods(Pods),
+    /// Run one worker: an engine that pulls jobs from NATS
+    Worker(Worker),
+    /// Run one coordinator
+    Coordinator(Coordinator),
+    /// Continue one prompt on this machine, without a fleet
+    Generate(Generate),
+    /// Write the scores of the next token after each of some ids, for comparing engines
+    Logits(Logits),
+    /// Measure this machine: prompt and generation by threads and by batch
+    Bench(Bench),
+    /// Make and look into model files
+    Model(Model),
+    /// Show what the engine sees of this machine, and what it would do
+    Topology(TopologyCommand),
+    /// Start a fleet, run some real prompts through it, show texts and prices, and stop it
+    Demo(Demo),
+    /// Run a program that ends when its parent does
+    #[command(hide = true)]
+    Attached(Attached),
+}
+
+impl Command {
+    /// The log level that suits the command: services tell what they do, tools keep quiet.
+    pub(crate) fn log_default(&self) -> &'static str {
+        match self {
+            Command::Worker(_) | Command::Coordinator(_) => "info",
+            _ => "warn",
+        }
+    }
+}
+
+/// Where the fleet is, and on whose behalf it is asked.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Connection {
+    /// Address of NATS
+    #[arg(long, value_name = "URL", env = "TERNFLEET_NATS", default_value = "127.0.0.1:4222")]
+    pub(crate) nats: String,
+    /// Whose batches these are
+    #[arg(long, value_name = "NAME", env = "TERNFLEET_TENANT", default_value = "default")]
+    pub(crate) tenant: TenantId,
+}

@@ -1,0 +1,185 @@
+//! The fleet as a caller sees it: files in the object store, questions to the coordinator by request and reply.
+//!
+//! A restart of the coordinator is waited for; the questions are such that asking twice does no harm.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::AsyncRead;
+
+use ternfleet_proto::message::{BatchRef, BatchView, Refusal, RefusalCode, Reply};
+use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::{BatchId, Bus, BusError, TenantId, codec, nats};
+
+use crate::args::Connection;
+
+/// How long the first connection is tried; a person waits.
+const CONNECT_MS: u64 = 3000;
+/// How long one question waits for its answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two tries of a question that found nobody.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// After this long without an answer the caller is told why nothing happens.
+const SAY_AFTER: Duration = Duration::from_secs(3);
+
+/// How long to go on asking when nobody answers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    /// A person waits for one answer: long enough for a coordinator that restarts.
+    Short,
+    /// A batch is under way, and giving up would lose sight of it.
+    Endless,
+}
+
+impl Patience {
+    fn lasts(self, waited: Duration) -> bool {
+        match self {
+            Patience::Short => waited < Duration::from_secs(10),
+            Patience::Endless => true,
+        }
+    }
+}
+
+/// A connection to one fleet on behalf of one tenant.
+pub(crate) struct Fleet {
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) tenant: TenantId,
+    address: String,
+}
+
+impl std::fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fleet")
+            .field("address", &self.address)
+            .field("tenant", &self.tenant)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Fleet {
+    pub(crate) async fn connect(to: &Connection) -> anyhow::Result<Fleet> {
+        let bus = connect(&to.nats).await?;
+        Ok(Fleet { bus, tenant: to.tenant.clone(), address: to.nats.clone() })
+    }
+
+    /// Asks the coordinator. A refusal is an error; no answer is waited out as `patience` says.
+    pub(crate) async fn ask<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        verb: ApiVerb,
+        question: &Q,
+        patience: Patience,
+    ) -> anyhow::Result<A> {
+        let payload = codec::encode(question);
+        let mut silence = Silence::new(&self.address);
+        loop {
+            let pause = match self.bus.request(&table::api(verb), payload.clone(), ANSWER_TIMEOUT).await {
+                Ok(answer) => {
+                    let reply: Reply<A> = codec::decode(&answer).context(
+                        "the coordinator's answer is not understood: are both of the same version?",
+                    )?;
+                    match reply {
+                        Ok(answer) => return Ok(answer),
+                        Err(refusal) => wait_for(&refusal).ok_or(refusal)?,
+                    }
+                }
+                Err(BusError::Unreachable(_) | BusError::NotFound(_)) => RETRY_PAUSE,
+                Err(refused) => return Err(anyhow!(refused).context("NATS did not pass the question on")),
+            };
+            silence.goes_on(patience)?;
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    pub(crate) async fn batch(&self, id: &BatchId, patience: Patience) -> anyhow::Result<BatchView> {
+        self.ask(ApiVerb::BatchGet, &BatchRef { tenant: self.tenant.clone(), id: id.clone() }, patience).await
+    }
+
+    /// Streams a file into the tenant's bucket; started anew when the connection breaks.
+    pub(crate) async fn upload(&self, file: &Path, object: &str) -> anyhow::Result<u64> {
+        let bucket = table::files_bucket(&self.tenant);
+        let mut silence = Silence::new(&self.address);
+        loop {
+            let content = tokio::fs::File::open(file)
+                .await
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            match self.bus.object_put(&bucket, object, Box::pin(content)).await {
+                Ok(bytes) => return Ok(bytes),
+                // A fleet that has just started may not have made the bucket yet.
+                Err(BusError::Unreachable(_) | BusError::NotFound(_)) => silence.goes_on(Patience::Short)?,
+                Err(refused) => return Err(anyhow!(refused).context("the file could not be uploaded")),
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Opens an object of the tenant's bucket for reading.
+    pub(crate) async fn open(
+        &self,
+        object: &str,
+    ) -> anyhow::Result<std::pin::Pin<Box<dyn AsyncRead + Send>>> {
+        let bucket = table::files_bucket(&self.tenant);
+        let mut silence = Silence::new(&self.address);
+        loop {
+            match self.bus.object_get(&bucket, object, 0).await {
+                Ok(content) => return Ok(content),
+                Err(BusError::Unreachable(_)) => silence.goes_on(Patience::Short)?,
+                Err(refused) => return Err(anyhow!(refused).context(format!("{object} cannot be read"))),
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+}
+
+/// Connects to NATS, or says what to do.
+pub(crate) async fn connect(address: &str) -> anyhow::Result<Arc<dyn Bus>> {
+    let options = nats::ConnectOptions {
+        url: address.to_owned(),
+        name: "ternfleet-cli".to_owned(),
+        first_connect_ms: CONNECT_MS,
+        ..nats::ConnectOptions::default()
+    };
+    nats::connect(&options).await.with_context(|| {
+        format!("cannot reach NATS at {address}: start a fleet with `ternfleet up`, or give its address with --nats")
+    })
+}
+
+/// How long to wait before asking again, if the refusal will pass.
+fn wait_for(refusal: &Refusal) -> Option<Duration> {
+    match refusal.code {
+        RefusalCode::Unavailable => Some(refusal.retry_after_ms.map_or(RETRY_PAUSE, Duration::from_millis)),
+        _ => None,
+    }
+}
+
+/// Counts how long nobody has answered, and says so once.
+struct Silence<'a> {
+    address: &'a str,
+    since: Instant,
+    said: bool,
+}
+
+impl<'a> Silence<'a> {
+    fn new(address: &'a str) -> Silence<'a> {
+        Silence { address, since: Instant::now(), said: false }
+    }
+
+    fn goes_on(&mut self, patience: Patience) -> anyhow::Result<()> {
+        let waited = self.since.elapsed();
+        if !patience.lasts(waited) {
+            bail!(
+                "no coordinator has answered at {} for {} s: look at its log, or start one with `ternfleet up`",
+                self.address,
+                waited.as_secs()
+            );
+        }
+        if waited >= SAY_AFTER && !self.said {
+            self.said = true;
+            eprintln!("no coordinator answers at {}; still trying", self.address);
+        }
+        Ok(())
+    }
+}

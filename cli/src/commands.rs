@@ -1,0 +1,18 @@
+//! One file a command: its flags, and what it does with them.
+
+pub(crate) mod attached;
+pub(crate) mod batches;
+pub(crate) mod bench;
+pub(crate) mod cancel;
+pub(crate) mod coordinator;
+pub(crate) mod demo;
+pub(crate) mod generate;
+pub(crate) mod logits;
+pub(crate) mod model;
+pub(crate) mod pods;
+pub(crate) mod results;
+pub(crate) mod status;
+pub(crate) mod submit;
+pub(crate) mod topology;
+pub(crate) mod up;
+pub(crate) mod worker;

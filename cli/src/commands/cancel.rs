@@ -1,0 +1,41 @@
+//! `ternfleet cancel ID`: stops a batch; answers that it has stay.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use ternfleet_proto::message::{BatchRef, BatchView};
+use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::{BatchId, openai};
+
+use crate::args::Connection;
+use crate::client::{Fleet, Patience};
+use crate::commands::status;
+use crate::output::{say, say_json};
+use crate::stop;
+
+#[derive(Debug, Args)]
+pub(crate) struct Cancel {
+    /// The batch
+    #[arg(value_name = "ID")]
+    id: BatchId,
+    /// Print OpenAI's batch object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Cancel {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let batch: BatchView = stop::block_on(async {
+            let fleet = Fleet::connect(&self.connection).await?;
+            let question = BatchRef { tenant: fleet.tenant.clone(), id: self.id.clone() };
+            let answer = fleet.ask(ApiVerb::BatchCancel, &question, Patience::Short).await;
+            answer.with_context(|| format!("{} was not cancelled", self.id))
+        })?;
+        if self.json { say_json(&openai::batch_object(&batch)) } else { say(&status::page(&batch)) }?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

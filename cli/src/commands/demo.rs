@@ -1,0 +1,242 @@
+//! `ternfleet demo`: the whole way of a batch on this machine, from a file of prompts to texts and their price.
+//!
+//! It runs `ternfleet up` as a child, which takes NATS, coordinator and workers down with it, whatever happens here.
+
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Deserialize;
+use tokio::process::{Child, Command};
+
+use ternfleet_proto::TenantId;
+
+use crate::args::Connection;
+use crate::client::Fleet;
+use crate::commands::submit::Submit;
+use crate::local::Addresses;
+use crate::output::{Target, say};
+use crate::report::{pod_table, pods, printable};
+use crate::stop::Stops;
+use crate::{exit, locate, stop};
+
+/// The prompts that ship, relative to the repository.
+const PROMPTS: &str = "models/storyteller/prompts.jsonl";
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Folder for the fleet's state, its logs and the results
+    #[arg(long, value_name = "DIR", default_value = "ternfleet-data/demo")]
+    dir: PathBuf,
+    /// Worker processes
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    workers: u16,
+    /// File of prompts; those that ship unless given
+    #[arg(long, value_name = "FILE.jsonl")]
+    prompts: Option<PathBuf>,
+    /// What each worker is reckoned to cost
+    #[arg(long, value_name = "X", value_delimiter = ',', default_value = "0.34,0.50")]
+    price_usd_per_hour: Vec<f64>,
+}
+
+impl Demo {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let prompts = match self.prompts.clone().or_else(|| locate::shipped(PROMPTS)) {
+            Some(prompts) => prompts,
+            None => bail!("{PROMPTS} was not found here or beside the program: name a file with --prompts"),
+        };
+        stop::block_on(async {
+            let mut stops = Stops::listen()?;
+            let mut fleet = self.start_fleet()?;
+            let outcome = tokio::select! {
+                outcome = self.show(&prompts, &mut fleet) => outcome,
+                () = stops.next() => Ok(ExitCode::from(exit::INTERRUPTED)),
+            };
+            tokio::select! {
+                () = end(&mut fleet) => {}
+                // A second Ctrl-C: the fleet's processes die with `up`, which dies here.
+                () = stops.next() => fleet.kill().await.context("the fleet cannot be ended")?,
+            }
+            outcome
+        })
+    }
+
+    fn start_fleet(&self) -> anyhow::Result<Child> {
+        std::fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
+        // Left over from a fleet that was killed, it would be taken for the new one's.
+        let _ = std::fs::remove_file(self.dir.join("addresses.json"));
+        let this_program = std::env::current_exe().context("this program's own file is not known")?;
+        let prices: Vec<String> = self.price_usd_per_hour.iter().map(f64::to_string).collect();
+        Command::new(&this_program)
+            .args(["attached", "--parent", &std::process::id().to_string(), "--"])
+            .arg(&this_program)
+            .args(["up", "--workers", &self.workers.to_string(), "--price-usd-per-hour", &prices.join(",")])
+            .arg("--dir")
+            .arg(&self.dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            // Ctrl-C comes to this process alone, which passes it on.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .context("the fleet cannot be started")
+    }
+
+    async fn show(&self, prompts: &std::path::Path, fleet: &mut Child) -> anyhow::Result<ExitCode> {
+        eprintln!("starting a fleet of {} worker(s) in {}", self.workers, self.dir.display());
+        let addresses = self.wait_until_ready(fleet).await?;
+        let connection = Connection { nats: addresses.nats, tenant: TenantId::default_tenant() };
+        let results = self.dir.join("results.jsonl");
+        let submit = Submit {
+            file: prompts.to_owned(),
+            out: Some(Target::File(results.clone())),
+            detach: false,
+            name: Some("demo".to_owned()),
+            budget: None,
+            priority: 0,
+            json: false,
+            connection: connection.clone(),
+        };
+        let code = submit.send_and_wait(&Default::default()).await?;
+        print_texts(prompts, &results)?;
+        let fleet = Fleet::connect(&connection).await?;
+        say(&format!("\n{}", pod_table(&pods(&fleet).await?)))?;
+        say("(prices are what --price-usd-per-hour says; tok/s are measured)")?;
+        say(&format!("\nresults: {}", std::fs::canonicalize(&results).unwrap_or(results).display()))?;
+        Ok(code)
+    }
+
+    async fn wait_until_ready(&self, fleet: &mut Child) -> anyhow::Result<Addresses> {
+        let began = Instant::now();
+        loop {
+            if let Ok(text) = std::fs::read(self.dir.join("addresses.json")) {
+                return serde_json::from_slice(&text).context("addresses.json is not understood");
+            }
+            if let Some(status) = fleet.try_wait().context("the fleet cannot be watched")? {
+                bail!("the fleet did not start ({status}); see above");
+            }
+            if began.elapsed() > START_TIMEOUT {
+                bail!(
+                    "the fleet is not ready after {} s: see {}/logs",
+                    START_TIMEOUT.as_secs(),
+                    self.dir.display()
+                );
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+/// Asks the fleet to end and waits for it.
+async fn end(fleet: &mut Child) {
+    if let Some(pid) = fleet.id().and_then(|pid| i32::try_from(pid).ok()) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+    // Its own deadlines bound this.
+    let _ = fleet.wait().await;
+}
+
+/// As much of an output line as showing it takes.
+#[derive(Deserialize)]
+struct OutputLine {
+    custom_id: Option<String>,
+    response: Option<Response>,
+    error: Option<LineError>,
+}
+
+#[derive(Deserialize)]
+struct Response {
+    body: Body,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    #[serde(default)]
+    choices: Vec<Choice>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    text: Option<String>,
+    message: Option<Reply>,
+}
+
+#[derive(Deserialize)]
+struct Reply {
+    content: String,
+}
+
+#[derive(Deserialize)]
+struct LineError {
+    message: String,
+}
+
+/// As much of an input line as showing it takes.
+#[derive(Default, Deserialize)]
+struct InputLine {
+    prompt: Option<String>,
+    #[serde(default)]
+    body: InputBody,
+}
+
+#[derive(Default, Deserialize)]
+struct InputBody {
+    prompt: Option<String>,
+}
+
+fn print_texts(prompts: &std::path::Path, results: &std::path::Path) -> anyhow::Result<()> {
+    let read = |path: &std::path::Path| {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let (prompts, results) = (read(prompts)?, read(results)?);
+    for (prompt, result) in prompts.lines().filter(|line| !line.trim().is_empty()).zip(results.lines()) {
+        let asked: InputLine = serde_json::from_str(prompt).unwrap_or_default();
+        let asked = asked.prompt.or(asked.body.prompt).unwrap_or_default();
+        let line: OutputLine =
+            serde_json::from_str(result).context("a line of the results is not understood")?;
+        say(&format!("\n[{}]", printable(line.custom_id.as_deref().unwrap_or("?"))))?;
+        if let Some(error) = line.error {
+            say(&format!("error: {}", printable(&error.message)))?;
+        }
+        for choice in line.response.map(|response| response.body.choices).unwrap_or_default() {
+            let text = choice.text.or(choice.message.map(|message| message.content)).unwrap_or_default();
+            say(&wrap(&printable(&format!("{asked}{text}")), 100))?;
+        }
+    }
+    Ok(())
+}
+
+/// Breaks a text into lines of at most `width` characters, between words where that is possible.
+fn wrap(text: &str, width: usize) -> String {
+    let mut lines: Vec<String> = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("because a line is there from the start");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_broken_between_words() {
+        assert_eq!(wrap("one two  three\nfour", 9), "one two\nthree\nfour");
+        assert_eq!(wrap("", 9), "");
+    }
+}

@@ -1,0 +1,296 @@
+//! `ternfleet generate`: one prompt on this machine, without a fleet.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde::Serialize;
+
+use ternfleet_engine::{Event, Options, Request, Sampling, StopReason};
+use ternfleet_text::{Message, Role, Step, StopMatcher, Stream, Tokenizer};
+
+use crate::model_file::{ModelFile, parse_ids, threads};
+use crate::output::say_json;
+
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// Model file; the storyteller that ships unless given
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// The text to go on from
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "ids", conflicts_with = "ids")]
+    prompt: Option<String>,
+    /// Token ids to go on from, taken as they are: no BOS is added
+    #[arg(long, value_name = "1,2,3", value_parser = parse_ids)]
+    ids: Option<IdList>,
+    /// Most tokens to generate
+    #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 100)]
+    tokens: u32,
+    /// Threads; the usable cores up to 16 unless given
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// 0 takes the most likely token each time
+    #[arg(long, value_name = "X", default_value_t = 0.7)]
+    temp: f32,
+    /// Keep the most likely tokens up to this probability
+    #[arg(long, value_name = "X", default_value_t = 0.9)]
+    top_p: f32,
+    /// Keep this many most likely tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: u32,
+    /// Keep tokens at least this probable relative to the best
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    min_p: f32,
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Stop before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on to -n tokens, whatever comes
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Ask as a chat, by the template of the model's manifest
+    #[arg(long, conflicts_with = "ids")]
+    chat: bool,
+    /// Print one object on one line instead of the text
+    #[arg(long)]
+    json: bool,
+}
+
+/// A list of ids as one value of the command line.
+pub(crate) type IdList = Vec<u32>;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    prompt_ids: Vec<u32>,
+    /// Without the prompt; a stop id that ended it is kept.
+    generated_ids: Vec<u32>,
+    /// `null` when the model file has no usable tokenizer.
+    text: Option<String>,
+    stop_reason: &'static str,
+    prefill_tok_s: Option<f64>,
+    decode_tok_s: Option<f64>,
+    threads: usize,
+    isa: String,
+    load_s: f64,
+}
+
+impl Generate {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let model = ModelFile::open(self.model.as_deref())?;
+        let (tokenizer, prompt_ids) = self.prompt_ids(&model)?;
+        if !self.stop.is_empty() && tokenizer.is_none() {
+            bail!("--stop needs a tokenizer, and this model file has none that can be used");
+        }
+        let room = prompt_ids.len() + self.tokens as usize + 1;
+        let options = Options {
+            threads: Some(threads(self.threads.map(usize::from))),
+            max_sequences: 1,
+            max_context: Some(room.min(model.hyper.context)),
+            ..Options::default()
+        };
+        let mut engine = model.load(&options)?;
+        let stop_ids = match &tokenizer {
+            _ if self.ignore_eos => Vec::new(),
+            Some(tokenizer) => tokenizer.stop_ids().to_vec(),
+            None => model.hyper.eos.into_iter().collect(),
+        };
+        let sequence = engine.submit(Request {
+            prompt: prompt_ids.clone(),
+            max_new_tokens: self.tokens as usize,
+            sampling: Sampling {
+                temperature: self.temp,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                ..Sampling::default()
+            },
+            seed: self.seed,
+            stop_ids,
+            ..Request::default()
+        })?;
+
+        let shows = !self.json;
+        let mut writer = Writer::new(tokenizer.as_ref(), self.stop.clone(), shows);
+        if shows && std::io::stdout().is_terminal() {
+            writer.print(self.prompt.as_deref().unwrap_or_default())?;
+        }
+        let mut clock = Clock::default();
+        let mut events = Vec::new();
+        let reason = 'steps: loop {
+            let stats = engine.step(&mut events);
+            clock.count(stats.prefill_tokens, stats.decode_tokens, stats.elapsed);
+            for event in events.drain(..) {
+                match event {
+                    Event::Token { token, .. } => {
+                        if writer.take(token)? {
+                            engine.cancel(sequence);
+                            break 'steps "stop_string";
+                        }
+                    }
+                    Event::Finished { reason, .. } => break 'steps reason_name(reason),
+                }
+            }
+        };
+        let info = engine.info();
+        let (threads, isa, load_s) = (info.threads, info.isa.to_string(), info.load_s);
+        let (generated_ids, text) = writer.finish()?;
+        let report = Report {
+            prompt_ids,
+            generated_ids,
+            text,
+            stop_reason: reason,
+            prefill_tok_s: clock.prefill_tok_s(),
+            decode_tok_s: clock.decode_tok_s(),
+            threads,
+            isa,
+            load_s,
+        };
+        if self.json {
+            say_json(&report)?;
+        } else {
+            eprintln!("{}", report.in_words());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The prompt as ids, and the tokenizer where there is one. Only a text needs it.
+    fn prompt_ids(&self, model: &ModelFile) -> anyhow::Result<(Option<Tokenizer>, Vec<u32>)> {
+        if let Some(ids) = &self.ids {
+            return Ok((model.tokenizer().ok(), ids.clone()));
+        }
+        let text = self.prompt.as_deref().context("give a prompt with -p TEXT")?;
+        let tokenizer = model.tokenizer()?;
+        let ids = if self.chat {
+            tokenizer.encode_chat(&[Message { role: Role::User, content: text.to_owned() }])?
+        } else {
+            tokenizer.encode(text, tokenizer.adds_bos())?
+        };
+        if ids.is_empty() {
+            bail!("the prompt is empty: give at least one token");
+        }
+        Ok((Some(tokenizer), ids))
+    }
+}
+
+impl Report {
+    fn in_words(&self) -> String {
+        let rate = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{rate:.1} tok/s"));
+        format!(
+            "{} tokens ({}); prompt of {}: {}, generation: {}; {} threads, {}, loaded in {:.2} s",
+            self.generated_ids.len(),
+            self.stop_reason,
+            self.prompt_ids.len(),
+            rate(self.prefill_tok_s),
+            rate(self.decode_tok_s),
+            self.threads,
+            self.isa,
+            self.load_s
+        )
+    }
+}
+
+fn reason_name(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::Length | StopReason::Cancelled => "length",
+        StopReason::StopToken => "stop_token",
+        StopReason::Context => "context",
+    }
+}
+
+/// Turns ids into text as they come, whole characters only, and ends at a stop string.
+struct Writer<'a> {
+    tokenizer: Option<&'a Tokenizer>,
+    stream: Stream,
+    matcher: StopMatcher,
+    ids: Vec<u32>,
+    text: String,
+    stopped: bool,
+    shows: bool,
+}
+
+impl<'a> Writer<'a> {
+    fn new(tokenizer: Option<&'a Tokenizer>, stops: Vec<String>, shows: bool) -> Writer<'a> {
+        let matcher = StopMatcher::new(stops);
+        Writer {
+            tokenizer,
+            stream: Stream::new(),
+            matcher,
+            ids: Vec::new(),
+            text: String::new(),
+            stopped: false,
+            shows,
+        }
+    }
+
+    /// True when a stop string was found.
+    fn take(&mut self, id: u32) -> anyhow::Result<bool> {
+        self.ids.push(id);
+        let Some(tokenizer) = self.tokenizer else {
+            let separator = if self.ids.len() == 1 { "" } else { "," };
+            self.print(&format!("{separator}{id}"))?;
+            return Ok(false);
+        };
+        let Step { text, stopped } = self.matcher.push(&self.stream.push(tokenizer, id));
+        self.print(&text)?;
+        self.text.push_str(&text);
+        self.stopped = stopped;
+        Ok(stopped)
+    }
+
+    fn finish(mut self) -> anyhow::Result<(Vec<u32>, Option<String>)> {
+        if self.tokenizer.is_some() && !self.stopped {
+            let Step { text: mut rest, stopped } =
+                self.matcher.push(&std::mem::take(&mut self.stream).finish());
+            if !stopped {
+                rest.push_str(&std::mem::replace(&mut self.matcher, StopMatcher::new([])).finish());
+            }
+            self.print(&rest)?;
+            self.text.push_str(&rest);
+        }
+        self.print("\n")?;
+        Ok((self.ids, self.tokenizer.map(|_| self.text)))
+    }
+
+    fn print(&self, text: &str) -> anyhow::Result<()> {
+        if !self.shows {
+            return Ok(());
+        }
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        Ok(out.flush()?)
+    }
+}
+
+/// Splits the time of the steps: up to the first token it is prefill, then decoding.
+#[derive(Debug, Default)]
+struct Clock {
+    prefilled: usize,
+    prefill: Duration,
+    decoded: usize,
+    decode: Duration,
+}
+
+impl Clock {
+    fn count(&mut self, prefill_tokens: usize, decode_tokens: usize, elapsed: Duration) {
+        if prefill_tokens > 0 {
+            self.prefilled += prefill_tokens;
+            self.prefill += elapsed;
+        } else {
+            self.decoded += decode_tokens;
+            self.decode += elapsed;
+        }
+    }
+
+    fn prefill_tok_s(&self) -> Option<f64> {
+        (self.prefilled > 0).then(|| self.prefilled as f64 / self.prefill.as_secs_f64())
+    }
+
+    fn decode_tok_s(&self) -> Option<f64> {
+        (self.decoded > 0).then(|| self.decoded as f64 / self.decode.as_secs_f64())
+    }
+}

@@ -1,0 +1,60 @@
+//! `ternfleet model synth` and `ternfleet model inspect`: making and looking into model files.
+
+mod inspect;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+use ternfleet_engine::synth::{self, Shape};
+
+use crate::output::WholeFile;
+
+#[derive(Debug, Args)]
+pub(crate) struct Model {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Write a random ternary model in the exact layout of the official file
+    Synth(Synth),
+    /// Show architecture, tensors, sizes and tokenizer, and what disagrees with the manifest
+    Inspect(inspect::Inspect),
+}
+
+#[derive(Debug, Args)]
+struct Synth {
+    /// `2b4t`, `tiny`, or layers x hidden x ffn x heads x key/value heads x vocabulary, as 2x256x512x4x2x512
+    #[arg(long, value_name = "SHAPE")]
+    shape: Shape,
+    /// The same shape and seed give the same file everywhere
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+impl Model {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.action {
+            Action::Synth(synth) => synth.run(),
+            Action::Inspect(inspect) => inspect.run(),
+        }
+    }
+}
+
+impl Synth {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let mut file = WholeFile::create(&self.out)?;
+        synth::write(&self.shape, self.seed, file.writer())
+            .with_context(|| format!("cannot write {}", self.out.display()))?;
+        let path = file.publish()?;
+        let bytes = std::fs::metadata(&path).map_or(0, |facts| facts.len());
+        eprintln!("{}: {:.1} MB", path.display(), bytes as f64 / 1e6);
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,36 @@
+//! `ternfleet pods`: who works, how fast, at what price.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::args::Connection;
+use crate::client::Fleet;
+use crate::output::{say, say_json};
+use crate::{report, stop};
+
+#[derive(Debug, Args)]
+pub(crate) struct Pods {
+    /// Print an array of pods; money is in micro-dollars
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Pods {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let pods = stop::block_on(async {
+            let fleet = Fleet::connect(&self.connection).await?;
+            report::pods(&fleet).await
+        })?;
+        if self.json {
+            say_json(&pods)?;
+        } else if pods.is_empty() {
+            eprintln!("no pod is known; `ternfleet worker` starts one");
+        } else {
+            say(&report::pod_table(&pods))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,60 @@
+//! `ternfleet results ID`: the answers of a batch, committed ones only, finished or still running.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use ternfleet_proto::BatchId;
+
+use crate::args::Connection;
+use crate::client::{Fleet, Patience};
+use crate::output::{Target, WholeFile};
+use crate::progress::{Progress, describe};
+use crate::{exit, follow, stop};
+
+#[derive(Debug, Args)]
+pub(crate) struct Results {
+    /// The batch
+    #[arg(value_name = "ID")]
+    id: BatchId,
+    /// File for the results, whole and in input order; `-` writes them to standard output in order of completion
+    #[arg(long, value_name = "FILE", default_value = "-", num_args = 0..=1, default_missing_value = "-")]
+    out: Target,
+    /// Wait for the end of the batch
+    #[arg(long)]
+    wait: bool,
+    /// Accepted for symmetry: results are JSON lines anyway
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Results {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let batch = stop::block_on(async {
+            let fleet = Fleet::connect(&self.connection).await?;
+            let draft = match &self.out {
+                Target::File(path) => Some(WholeFile::create(path)?),
+                Target::Stdout => None,
+            };
+            let mut progress = Progress::new();
+            let Some(draft) = draft else {
+                return follow::stream(&fleet, &self.id, self.wait, self.wait.then_some(&mut progress)).await;
+            };
+            let batch = if self.wait {
+                follow::to_the_end(&fleet, &self.id, &mut progress).await?
+            } else {
+                fleet.batch(&self.id, Patience::Short).await?
+            };
+            progress.clear();
+            let path = follow::into_file(&fleet, &batch, draft).await?;
+            eprintln!("results: {}", path.display());
+            Ok(batch)
+        })?;
+        if !batch.state.is_terminal() {
+            eprintln!("{} is still running: {}", batch.id, describe(&batch, ternfleet_proto::TimeMs::now()));
+        }
+        Ok(exit::of_batch(&batch))
+    }
+}

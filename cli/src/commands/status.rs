@@ -1,0 +1,71 @@
+//! `ternfleet status ID`: one batch.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use ternfleet_proto::message::{BatchView, Durability};
+use ternfleet_proto::{BatchId, TimeMs, openai};
+
+use crate::args::Connection;
+use crate::client::{Fleet, Patience};
+use crate::output::{say, say_json};
+use crate::progress::describe;
+use crate::report::printable;
+use crate::stop;
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// The batch
+    #[arg(value_name = "ID")]
+    id: BatchId,
+    /// Print OpenAI's batch object with our `ternfleet` object inside
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Status {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let batch = stop::block_on(async {
+            let fleet = Fleet::connect(&self.connection).await?;
+            fleet.batch(&self.id, Patience::Short).await.with_context(|| format!("no status of {}", self.id))
+        })?;
+        if self.json { say_json(&openai::batch_object(&batch)) } else { say(&page(&batch)) }?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A few lines for people.
+pub(crate) fn page(batch: &BatchView) -> String {
+    let mut lines = vec![batch.id.to_string()];
+    if let Some(name) = &batch.name {
+        lines.push(format!("  name      {}", printable(name)));
+    }
+    lines.push(format!("  state     {}", crate::progress::state_name(batch.state)));
+    lines.push(format!("  progress  {}", describe(batch, TimeMs::now())));
+    lines.push(format!(
+        "  tokens    {} in, {} out, {} wasted",
+        batch.prompt_tokens, batch.completion_tokens, batch.wasted_tokens
+    ));
+    lines.push(format!("  cost      {}", batch.cost_usd_micro));
+    lines.push(format!("  kept      {}", durability(batch)));
+    if let Some(reason) = &batch.reason {
+        lines.push(format!("  reason    {}", printable(reason)));
+    }
+    lines.join("\n")
+}
+
+/// What "accepted" rests on, in words.
+pub(crate) fn durability(batch: &BatchView) -> String {
+    match batch.durability {
+        Durability::Memory => "kept in the memory of NATS alone".to_owned(),
+        Durability::Stored => {
+            format!("stored by {} of {0} servers, synced to disk now and then", batch.replicas)
+        }
+        Durability::Replicated => format!("replicated on {} servers", batch.replicas),
+        Durability::Fsynced => format!("fsynced on {} of {0} replicas", batch.replicas),
+    }
+}

@@ -1,0 +1,213 @@
+//! `ternfleet submit FILE.jsonl`: uploads the file, creates the batch, shows progress, writes the results.
+//!
+//! The creation carries an idempotency key, so that a question repeated over a restart of the coordinator makes one
+//! batch. Ctrl-C leaves a batch that was accepted running, and says how to go on.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tempfile::NamedTempFile;
+
+use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchView};
+use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::{UsdMicro, openai};
+
+use crate::args::Connection;
+use crate::client::{Fleet, Patience};
+use crate::output::{Target, WholeFile, say, say_json};
+use crate::progress::{Progress, describe, state_name};
+use crate::stop::Stops;
+use crate::{exit, follow, stop};
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each line is an OpenAI Batch line, or short: {\"prompt\": \"Once upon a time\", \"max_tokens\": 50}"
+)]
+pub(crate) struct Submit {
+    /// JSONL file of requests; `-` reads standard input
+    #[arg(value_name = "FILE.jsonl")]
+    pub(crate) file: PathBuf,
+    /// File for the results, whole and in input order; `-` writes them to standard output as they land
+    #[arg(long, value_name = "FILE", conflicts_with = "detach")]
+    pub(crate) out: Option<Target>,
+    /// Print the batch id and do not wait
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// A name for people
+    #[arg(long, value_name = "N")]
+    pub(crate) name: Option<String>,
+    /// Most that the batch may cost, in dollars; it pauses when that is spent
+    #[arg(long, value_name = "USD")]
+    pub(crate) budget: Option<f64>,
+    /// From -10 (last) to 10 (first)
+    #[arg(long, value_name = "P", default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(value_parser = clap::value_parser!(i8).range(-10..=10))]
+    pub(crate) priority: i8,
+    /// Print the batch object at the end
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+impl Submit {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        if self.json && self.out == Some(Target::Stdout) {
+            bail!("--json and --out - both write to standard output: choose one");
+        }
+        stop::block_on(async {
+            let mut stops = Stops::listen()?;
+            // Known only once the batch is accepted; decides what Ctrl-C has to say.
+            let accepted = std::cell::RefCell::new(None);
+            tokio::select! {
+                outcome = self.send_and_wait(&accepted) => outcome,
+                () = stops.next() => {
+                    match accepted.borrow().as_ref() {
+                        Some(batch) => self.say_how_to_go_on(batch),
+                        None => eprintln!("interrupted before the batch was accepted; the fleet may have it: see `ternfleet batches`"),
+                    }
+                    Ok(ExitCode::from(exit::INTERRUPTED))
+                }
+            }
+        })
+    }
+
+    pub(crate) async fn send_and_wait(
+        &self,
+        accepted: &std::cell::RefCell<Option<BatchView>>,
+    ) -> anyhow::Result<ExitCode> {
+        let spooled;
+        let file = if self.file == Path::new("-") {
+            spooled = spool_stdin()?;
+            spooled.path()
+        } else {
+            check_input(&self.file)?;
+            &self.file
+        };
+        let draft = match &self.out {
+            Some(Target::File(path)) => Some(WholeFile::create(path)?),
+            _ => None,
+        };
+
+        let fleet = Fleet::connect(&self.connection).await?;
+        let batch = self.create(&fleet, file).await?;
+        *accepted.borrow_mut() = Some(batch.clone());
+        if self.detach {
+            return if self.json { say_json(&openai::batch_object(&batch)) } else { say(batch.id.as_str()) }
+                .map(|()| ExitCode::SUCCESS);
+        }
+        eprintln!("{} accepted, {}", batch.id, crate::commands::status::durability(&batch));
+
+        let mut progress = Progress::new();
+        let ended = match self.out {
+            Some(Target::Stdout) => follow::stream(&fleet, &batch.id, true, Some(&mut progress)).await?,
+            _ => follow::to_the_end(&fleet, &batch.id, &mut progress).await?,
+        };
+        progress.clear();
+        eprintln!("{}", describe(&ended, ternfleet_proto::TimeMs::now()));
+        if let Some(reason) = &ended.reason {
+            eprintln!("{}: {reason}", state_name(ended.state));
+        }
+        match draft {
+            Some(draft) => {
+                let path = follow::into_file(&fleet, &ended, draft).await?;
+                eprintln!("results: {}", path.display());
+            }
+            None if self.out.is_none() => {
+                eprintln!("results: ternfleet results {} --out FILE{}", ended.id, self.elsewhere());
+            }
+            None => {}
+        }
+        if self.json {
+            say_json(&openai::batch_object(&ended))?;
+        }
+        Ok(exit::of_batch(&ended))
+    }
+
+    /// Uploads and creates; both may be tried again without harm.
+    async fn create(&self, fleet: &Fleet, file: &Path) -> anyhow::Result<BatchView> {
+        let key = random_name();
+        let input_object = format!("input-{key}.jsonl");
+        fleet.upload(file, &input_object).await?;
+        let question = BatchCreate {
+            tenant: fleet.tenant.clone(),
+            idempotency_key: key,
+            input_object,
+            name: self.name.clone(),
+            endpoint: None,
+            options: BatchOptions {
+                budget_usd_micro: self.budget.map(UsdMicro::from_dollars),
+                priority: self.priority,
+                ..BatchOptions::default()
+            },
+            metadata: Default::default(),
+        };
+        fleet
+            .ask(ApiVerb::BatchCreate, &question, Patience::Endless)
+            .await
+            .context("the batch was not accepted")
+    }
+
+    fn say_how_to_go_on(&self, batch: &BatchView) {
+        let (id, elsewhere) = (&batch.id, self.elsewhere());
+        eprintln!("\n{id} goes on without this command.");
+        eprintln!("  its results:  ternfleet results {id} --wait --out FILE{elsewhere}");
+        eprintln!("  to stop it:   ternfleet cancel {id}{elsewhere}");
+    }
+
+    /// The flag that the next command needs to find the same fleet.
+    fn elsewhere(&self) -> String {
+        match self.connection.nats.as_str() {
+            "127.0.0.1:4222" => String::new(),
+            nats => format!(" --nats {nats}"),
+        }
+    }
+}
+
+fn check_input(file: &Path) -> anyhow::Result<()> {
+    let facts = std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
+    if facts.is_dir() {
+        bail!("{} is a folder: name a JSONL file", file.display());
+    }
+    // Opened once now, so that a missing permission is said before anything is sent.
+    std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(())
+}
+
+/// Keeps standard input in a file, since an upload that breaks has to start again.
+fn spool_stdin() -> anyhow::Result<NamedTempFile> {
+    let mut file = NamedTempFile::new().context("cannot keep standard input in a temporary file")?;
+    std::io::copy(&mut std::io::stdin().lock().take(u64::MAX), &mut file)
+        .context("cannot read standard input")?;
+    file.flush().context("cannot keep standard input in a temporary file")?;
+    Ok(file)
+}
+
+/// 128 bits that nobody else has, in hexadecimal. From the keys that the standard library draws for its hash maps.
+fn random_name() -> String {
+    let draw = || {
+        let mut hasher = RandomState::new().build_hasher();
+        hasher.write_u128(
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos()),
+        );
+        hasher.write_u32(std::process::id());
+        hasher.finish()
+    };
+    format!("{:016x}{:016x}", draw(), draw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_names_differ() {
+        let names: std::collections::BTreeSet<String> = (0..1000).map(|_| random_name()).collect();
+        assert_eq!(names.len(), 1000);
+        assert!(names.iter().all(|name| name.len() == 32));
+    }
+}

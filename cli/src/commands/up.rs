@@ -1,0 +1,65 @@
+//! `ternfleet up`: a whole fleet on this machine.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use tokio::task::LocalSet;
+
+use crate::local::{self, Plan};
+use crate::output::say;
+use crate::{locate, stop};
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Worker processes; they share this machine's cores
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
+    /// Model file; the storyteller that ships unless given
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// Folder for the fleet's state and logs
+    #[arg(long, value_name = "DIR", default_value = "ternfleet-data")]
+    dir: PathBuf,
+    /// Port of NATS; the last one, 4222 or any free one unless given
+    #[arg(long, value_name = "P")]
+    nats_port: Option<u16>,
+    /// Port of the coordinator's HTTP; the last one, 8080 or any free one unless given
+    #[arg(long, value_name = "P")]
+    http_port: Option<u16>,
+    /// What a worker is reckoned to cost; with several values, each worker has its own and the last holds for the rest
+    #[arg(long, value_name = "X", value_delimiter = ',', default_value = "0.34")]
+    price_usd_per_hour: Vec<f64>,
+    /// Threads of a worker, one value or one each, in place of an equal share of the cores
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    threads: Vec<usize>,
+    /// Jobs that a worker runs at once
+    #[arg(long, value_name = "N")]
+    slots: Option<u32>,
+}
+
+impl Up {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let model = locate::model(self.model.as_deref())?;
+        let workers = self.workers;
+        let plan = Plan {
+            workers: workers.into(),
+            model: model.clone(),
+            dir: self.dir,
+            nats_port: self.nats_port,
+            http_port: self.http_port,
+            prices_usd_per_hour: self.price_usd_per_hour,
+            threads: self.threads,
+            slots: self.slots,
+        };
+        let fleet = local::run(plan, |addresses, dir| {
+            say(&format!("nats     {}", addresses.nats))?;
+            say(&format!("http     {}", addresses.http))?;
+            say(&format!("data     {}", dir.root().display()))?;
+            say(&format!("workers  {workers}, running {}", model.display()))?;
+            say("ready; Ctrl-C drains and ends")
+        });
+        stop::block_on(LocalSet::new().run_until(fleet))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

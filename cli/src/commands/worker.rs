@@ -1,0 +1,72 @@
+//! `ternfleet worker`: one engine that pulls jobs from NATS.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use ternfleet_proto::nats;
+use ternfleet_worker::Options;
+
+use crate::layers::{self, ServiceFlags};
+use crate::output::say;
+use crate::stop;
+
+/// Threads for the network; the engine has its own.
+const NETWORK_THREADS: usize = 2;
+
+#[derive(Debug, Args)]
+pub(crate) struct Worker {
+    #[command(flatten)]
+    service: ServiceFlags,
+    /// Model file
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// Threads of the engine; the usable cores up to 16 unless given
+    #[arg(long, value_name = "N")]
+    threads: Option<u32>,
+    /// Jobs at once
+    #[arg(long, value_name = "N")]
+    slots: Option<u32>,
+    /// What this pod costs while it runs
+    #[arg(long, value_name = "X")]
+    price_usd_per_hour: Option<f64>,
+    /// Kind of pod, for comparing
+    #[arg(long, value_name = "NAME")]
+    pod_class: Option<String>,
+    /// Name of this pod; the host's name unless given
+    #[arg(long, value_name = "NAME")]
+    pod: Option<String>,
+}
+
+impl Worker {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let mut layers = layers::read::<Options, ternfleet_coordinator::Options>(&self.service)?;
+        layers
+            .flag("model", self.model.map(|path| path.display().to_string()))
+            .flag("threads", self.threads)
+            .flag("slots", self.slots)
+            .flag("price_usd_per_hour", self.price_usd_per_hour)
+            .flag("pod_class", self.pod_class)
+            .flag("pod", self.pod);
+        let effective = layers.resolve::<Options>()?;
+        if self.service.print_config {
+            say(effective.print()?.trim_end())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(NETWORK_THREADS)
+            .enable_all()
+            .build()
+            .context("cannot start the asynchronous runtime")?;
+        runtime.block_on(async {
+            let shutdown = CancellationToken::new();
+            stop::drain_on_signal(shutdown.clone())?;
+            let bus = nats::connect(&effective.connection.connect_options("ternfleet-worker")).await?;
+            ternfleet_worker::run(bus, effective.options, shutdown).await
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,188 @@
+//! Following a batch to its end, and getting its answers: as they land, or whole and in input order.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
+
+use ternfleet_proto::message::{BatchView, ResultsPage, ResultsRequest};
+use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::{BatchId, openai};
+
+use crate::client::{Fleet, Patience};
+use crate::output::WholeFile;
+use crate::progress::Progress;
+
+/// Answers asked for at once.
+const PAGE_LINES: u32 = 200;
+/// How long the coordinator may hold a question for more answers.
+const PAGE_WAIT_MS: u32 = 1000;
+/// Between two looks at a batch whose answers are not read; the first looks come quicker.
+const LOOK_EVERY: Duration = Duration::from_millis(400);
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+
+/// Waits for the end, showing progress.
+pub(crate) async fn to_the_end(
+    fleet: &Fleet,
+    id: &BatchId,
+    progress: &mut Progress,
+) -> anyhow::Result<BatchView> {
+    let mut pause = FIRST_LOOK;
+    loop {
+        let batch = fleet.batch(id, Patience::Endless).await?;
+        progress.show(&batch);
+        if batch.state.is_terminal() {
+            return Ok(batch);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK_EVERY);
+    }
+}
+
+/// Writes answers to standard output in the order of their commit: those there are, or all up to the end.
+pub(crate) async fn stream(
+    fleet: &Fleet,
+    id: &BatchId,
+    until_the_end: bool,
+    mut progress: Option<&mut Progress>,
+) -> anyhow::Result<BatchView> {
+    let mut pages = Pages::new(fleet, id, until_the_end);
+    loop {
+        let page = pages.next().await?;
+        let mut text = String::new();
+        for result in &page.lines {
+            text.push_str(&openai::output_line(result));
+            text.push('\n');
+        }
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
+        drop(out);
+        if let Some(progress) = progress.as_deref_mut() {
+            progress.show(&page.batch);
+        }
+        if page.end || (!until_the_end && page.lines.is_empty()) {
+            return Ok(page.batch);
+        }
+    }
+}
+
+/// Writes all answers there are into the file, in input order, good and error lines; answers where it lies.
+pub(crate) async fn into_file(
+    fleet: &Fleet,
+    batch: &BatchView,
+    mut file: WholeFile,
+) -> anyhow::Result<PathBuf> {
+    if batch.state.is_terminal() && (batch.output_object.is_some() || batch.error_object.is_some()) {
+        let mut good = Answers::open(fleet, batch.output_object.as_deref()).await?;
+        let mut bad = Answers::open(fleet, batch.error_object.as_deref()).await?;
+        let mut written = 0_u32;
+        while let Some(line) = earlier(&mut good, &mut bad).await? {
+            file.line(&line)?;
+            written += 1;
+        }
+        if written != batch.completed + batch.failed {
+            bail!("{written} answers were read, and {} are booked", batch.completed + batch.failed);
+        }
+    } else {
+        for line in committed_so_far(fleet, &batch.id).await?.values() {
+            file.line(line)?;
+        }
+    }
+    file.publish()
+}
+
+/// The answers of a batch that has no output file yet, by line.
+async fn committed_so_far(fleet: &Fleet, id: &BatchId) -> anyhow::Result<BTreeMap<u32, String>> {
+    let mut pages = Pages::new(fleet, id, false);
+    let mut lines = BTreeMap::new();
+    loop {
+        let page = pages.next().await?;
+        lines.extend(page.lines.iter().map(|result| (result.job.index, openai::output_line(result))));
+        if page.end || page.lines.is_empty() {
+            return Ok(lines);
+        }
+    }
+}
+
+/// Committed answers, page by page.
+struct Pages<'a> {
+    fleet: &'a Fleet,
+    request: ResultsRequest,
+    patience: Patience,
+}
+
+impl<'a> Pages<'a> {
+    fn new(fleet: &'a Fleet, id: &BatchId, waits: bool) -> Pages<'a> {
+        let request = ResultsRequest {
+            tenant: fleet.tenant.clone(),
+            id: id.clone(),
+            after: 0,
+            limit: PAGE_LINES,
+            wait_ms: if waits { PAGE_WAIT_MS } else { 0 },
+        };
+        Pages { fleet, request, patience: if waits { Patience::Endless } else { Patience::Short } }
+    }
+
+    async fn next(&mut self) -> anyhow::Result<ResultsPage> {
+        let page: ResultsPage = self.fleet.ask(ApiVerb::Results, &self.request, self.patience).await?;
+        self.request.after = page.next;
+        Ok(page)
+    }
+}
+
+/// The lines of an output object, each with its index in the input.
+struct Answers {
+    lines: Option<Lines<BufReader<Pin<Box<dyn AsyncRead + Send>>>>>,
+    next: Option<(u32, String)>,
+}
+
+/// As much of an output line as its place takes.
+#[derive(Deserialize)]
+struct Placed {
+    ternfleet: Place,
+}
+
+#[derive(Deserialize)]
+struct Place {
+    index: u32,
+}
+
+impl Answers {
+    async fn open(fleet: &Fleet, object: Option<&str>) -> anyhow::Result<Answers> {
+        let mut answers = Answers { lines: None, next: None };
+        if let Some(object) = object {
+            answers.lines = Some(BufReader::new(fleet.open(object).await?).lines());
+            answers.advance().await?;
+        }
+        Ok(answers)
+    }
+
+    async fn advance(&mut self) -> anyhow::Result<()> {
+        self.next = None;
+        let Some(lines) = &mut self.lines else { return Ok(()) };
+        if let Some(line) = lines.next_line().await.context("the results cannot be read to their end")? {
+            let placed: Placed =
+                serde_json::from_str(&line).context("a line of the results is not understood")?;
+            self.next = Some((placed.ternfleet.index, line));
+        }
+        Ok(())
+    }
+}
+
+/// Takes the line of the lower index.
+async fn earlier(one: &mut Answers, other: &mut Answers) -> anyhow::Result<Option<String>> {
+    let from = match (&one.next, &other.next) {
+        (Some((a, _)), Some((b, _))) if b < a => other,
+        (Some(_), _) => one,
+        (None, _) => other,
+    };
+    let line = from.next.take().map(|(_, line)| line);
+    from.advance().await?;
+    Ok(line)
+}

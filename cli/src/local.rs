@@ -1,0 +1,14 @@
+//! A fleet on this machine, as child processes: what `up` runs and `demo` shows.
+//!
+//! Not here: any of the fleet's own work. A child is a nats-server, or this program again as `coordinator` or `worker`.
+
+mod data_dir;
+mod fleet;
+mod keeper;
+mod nats_server;
+mod ports;
+mod probe;
+mod shares;
+
+pub(crate) use data_dir::Addresses;
+pub(crate) use fleet::{Plan, run};

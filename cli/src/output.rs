@@ -1,0 +1,116 @@
+//! What goes to standard output and into result files.
+//!
+//! Standard output carries data alone. A result file appears whole, by a rename, or not at all.
+
+use std::fs::Permissions;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+use tempfile::NamedTempFile;
+
+/// One line on standard output. An error, not a panic, when nobody reads it any more.
+pub(crate) fn say(line: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+/// One JSON value on one line of standard output.
+pub(crate) fn say_json(value: &impl Serialize) -> anyhow::Result<()> {
+    say(&serde_json::to_string(value).context("cannot be written as JSON")?)
+}
+
+/// Where results go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// `-`: standard output.
+    Stdout,
+    File(PathBuf),
+}
+
+impl std::str::FromStr for Target {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Target, Self::Err> {
+        Ok(if text == "-" { Target::Stdout } else { Target::File(text.into()) })
+    }
+}
+
+/// A file that is not there until it is complete.
+#[derive(Debug)]
+pub(crate) struct WholeFile {
+    path: PathBuf,
+    draft: BufWriter<NamedTempFile>,
+}
+
+impl WholeFile {
+    /// Begins a draft beside `path`, so that an impossible place is found out before any work is done.
+    pub(crate) fn create(path: &Path) -> anyhow::Result<WholeFile> {
+        if path.is_dir() {
+            bail!("{} is a folder: name a file", path.display());
+        }
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let draft = tempfile::Builder::new()
+            .prefix(".ternfleet-")
+            // The process's umask takes away what it does not give.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)
+            .with_context(|| format!("cannot write in the folder {}", folder.display()))?;
+        Ok(WholeFile { path: path.to_owned(), draft: BufWriter::new(draft) })
+    }
+
+    pub(crate) fn line(&mut self, line: &str) -> anyhow::Result<()> {
+        writeln!(self.draft, "{line}").with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Where to write what is no text.
+    pub(crate) fn writer(&mut self) -> &mut impl Write {
+        &mut self.draft
+    }
+
+    /// Makes it appear, replacing what was there.
+    pub(crate) fn publish(self) -> anyhow::Result<PathBuf> {
+        let fault = || format!("cannot write {}", self.path.display());
+        let draft = self.draft.into_inner().map_err(|error| error.into_error()).with_context(fault)?;
+        draft.as_file().sync_all().with_context(fault)?;
+        draft.persist(&self.path).with_context(fault)?;
+        Ok(std::fs::canonicalize(&self.path).unwrap_or(self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_not_seen_before_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        std::fs::write(&path, "old\n").unwrap();
+        let mut file = WholeFile::create(&path).unwrap();
+        file.line("new").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old\n");
+        file.publish().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new\n");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_abandoned_draft_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(WholeFile::create(&folder.path().join("out.jsonl")).unwrap());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_said_at_once() {
+        assert!(WholeFile::create(Path::new("/nowhere/at/all/out.jsonl")).is_err());
+        assert!(WholeFile::create(Path::new("/")).is_err());
+    }
+}
