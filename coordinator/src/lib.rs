@@ -2,6 +2,7 @@
 
 pub mod core;
 mod options;
+pub mod plan;
 pub mod route;
 
 pub use options::{Options, Quotas};
