@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The worker: registers, measures itself, pulls jobs, drives the engine, checkpoints, returns results.
+//!
+//! [`core`] decides, as a pure state machine that the simulation drives too; [`run`] is the shell around it, which
+//! talks to the bus and to the engine's thread. Price and class of the pod are passed on unread.
+//!
+//! Architecture Invariant: `core` does no I/O, reads no clock and draws no randomness; the engine never runs on a
+//! thread of the async runtime.
+
+pub mod calibrate;
+pub mod core;
+pub mod engine_thread;
+pub mod generator;
+mod http;
+mod identity;
+pub mod language;
+pub mod metrics;
+mod model;
+mod options;
+pub mod request;
+mod shell;
+pub mod transcript;
+
+pub use model::{LoadedModel, digest_of_file};
+pub use options::{EngineKind, Options, OptionsError};
+pub use shell::run;

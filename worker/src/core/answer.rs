@@ -1,0 +1,165 @@
+//! The answer of a job: published under the worker's own name, acknowledged only after it is stored.
+
+use ternfleet_proto::message::{Failure, FailureCode, JobResult, Outcome};
+use ternfleet_proto::{JobKey, TimeMs};
+
+use super::event::{Action, Note, Read, Settled, SlotId, Write};
+use super::slot::Phase;
+use super::{ANSWERED_MAX, Core};
+
+/// Tries of an ack; after that the redelivery is acknowledged, since the answer is remembered.
+const ACKS_MAX: u32 = 8;
+
+impl Core {
+    pub(super) fn answer(&mut self, now: TimeMs, id: SlotId, result: JobResult, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        slot.give_back = false;
+        slot.enter(Phase::Answering(Box::new(result)));
+        self.issue(now, id, actions);
+    }
+
+    pub(super) fn answer_failure(
+        &mut self,
+        now: TimeMs,
+        id: SlotId,
+        failure: Failure,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(slot) = self.slots.get(&id) else { return };
+        let result = slot.failure(now, &self.config.profile, failure);
+        self.answer(now, id, result, actions);
+    }
+
+    pub(super) fn on_result_written(
+        &mut self,
+        now: TimeMs,
+        id: SlotId,
+        outcome: Write,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let Phase::Answering(result) = &slot.phase else { return };
+        match outcome {
+            Write::Stored(_) => {
+                let result = result.clone();
+                self.stored(now, id, result, actions);
+            }
+            Write::Conflict => {
+                let result = result.clone();
+                slot.enter(Phase::Comparing(result));
+                self.issue(now, id, actions);
+            }
+            Write::Full => {
+                actions.push(Action::Note(Note::ResultsFull { job: slot.work.job.clone() }));
+                self.fail(now, id);
+            }
+            Write::TooLarge { bytes, max_bytes } => {
+                if matches!(result.outcome, Outcome::Failed(_)) {
+                    // Not even the failure fits; its message repeats something huge of the line.
+                    return self.fail(now, id);
+                }
+                let failure = Failure {
+                    code: FailureCode::InvalidRequest,
+                    message: format!(
+                        "the answer has {bytes} bytes and a message at most {max_bytes}: ask for fewer tokens or \
+                         fewer log-probabilities"
+                    ),
+                };
+                self.answer_failure(now, id, failure, actions);
+            }
+            Write::Unreachable => {
+                slot.unheard = true;
+                self.fail(now, id);
+            }
+        }
+    }
+
+    pub(super) fn on_result_read(
+        &mut self,
+        now: TimeMs,
+        id: SlotId,
+        outcome: Read<JobResult>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let Phase::Comparing(result) = &slot.phase else { return };
+        let result = result.clone();
+        let diverges = match outcome {
+            Read::Found(stored) => {
+                let diverges = differ(&stored.outcome, &result.outcome);
+                // An earlier publish of ours had been stored unheard.
+                if slot.unheard && stored.epoch == result.epoch && !diverges {
+                    return self.stored(now, id, result, actions);
+                }
+                diverges
+            }
+            Read::Unreadable(_) => true,
+            Read::Nothing => {
+                slot.enter(Phase::Answering(result));
+                return self.fail(now, id);
+            }
+            Read::Unreachable => return self.fail(now, id),
+        };
+        self.counters.duplicates += 1;
+        self.counters.divergences += u64::from(diverges);
+        actions.push(Action::Note(Note::Duplicate { job: result.job.clone(), diverges }));
+        self.acknowledge(now, id, actions);
+    }
+
+    fn stored(&mut self, now: TimeMs, id: SlotId, result: Box<JobResult>, actions: &mut Vec<Action>) {
+        match &result.outcome {
+            Outcome::Text(_) => self.counters.jobs_done += 1,
+            Outcome::Failed(_) => self.counters.jobs_failed += 1,
+        }
+        actions.push(Action::Note(Note::Answered(result)));
+        self.acknowledge(now, id, actions);
+    }
+
+    fn acknowledge(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        slot.enter(Phase::Acking);
+        let (job, epoch) = (slot.work.job.clone(), slot.work.epoch);
+        self.remember(job, epoch);
+        self.issue(now, id, actions);
+    }
+
+    fn remember(&mut self, job: JobKey, epoch: ternfleet_proto::Epoch) {
+        if self.answered.insert(job.clone(), epoch).is_none() {
+            self.answered_order.push_back(job);
+        }
+        while self.answered_order.len() > ANSWERED_MAX {
+            if let Some(oldest) = self.answered_order.pop_front() {
+                self.answered.remove(&oldest);
+            }
+        }
+    }
+
+    pub(super) fn on_settled(
+        &mut self,
+        now: TimeMs,
+        id: SlotId,
+        outcome: Settled,
+        _actions: &mut Vec<Action>,
+    ) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        if !matches!(slot.phase, Phase::Acking) {
+            return;
+        }
+        if outcome == Settled::Done || slot.tries >= ACKS_MAX {
+            self.remove(id);
+        } else {
+            self.fail(now, id);
+        }
+    }
+}
+
+/// Two answers to one job must agree: in the ids of a text, in the code of a failure.
+fn differ(one: &Outcome, other: &Outcome) -> bool {
+    match (one, other) {
+        (Outcome::Text(one), Outcome::Text(other)) => {
+            one.ids_digest != other.ids_digest || one.finish != other.finish
+        }
+        (Outcome::Failed(one), Outcome::Failed(other)) => one.code != other.code,
+        _ => true,
+    }
+}

@@ -1,0 +1,249 @@
+//! A running job: its tokens, its checkpoints, its lease.
+
+use ternfleet_proto::TimeMs;
+use ternfleet_proto::bus::Settle;
+use ternfleet_proto::message::{Checkpoint, TokenChunk};
+
+use super::Core;
+use super::event::{Action, End, HostFacts, Note, Read, SlotId, Steps, Tokens, Write};
+use super::slot::{Phase, Writing};
+
+/// Times that a generation may fail in one stay before the job is given back.
+const FAULTS_MAX: u32 = 3;
+
+impl Core {
+    pub(super) fn on_tokens(&mut self, now: TimeMs, id: SlotId, tokens: Tokens, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        if !matches!(slot.phase, Phase::Running) {
+            return;
+        }
+        slot.first_token_at.get_or_insert(now);
+        if tokens.stream {
+            actions.push(Action::SendTokens(Box::new(TokenChunk {
+                job: slot.work.job.clone(),
+                epoch: slot.work.epoch,
+                position: slot.ids.len() as u32,
+                count: tokens.ids.len() as u32,
+                text: tokens.text,
+                logprobs: tokens.logprobs.clone(),
+            })));
+        }
+        slot.ids.extend(tokens.ids);
+        slot.logprobs.extend(tokens.logprobs);
+        self.checkpoint_if_due(now, id, actions);
+    }
+
+    fn checkpoint_if_due(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slots.get(&id) else { return };
+        let fresh = slot.ids.len() - slot.stored_tokens;
+        let due = fresh >= self.config.checkpoint_tokens
+            || (fresh > 0 && now.since(slot.stored_at) >= self.config.checkpoint_every);
+        let free = slot.writing == Writing::No && slot.retry_at.is_none();
+        if due && free && matches!(slot.phase, Phase::Running) {
+            self.write_checkpoint(now, id, actions);
+        }
+    }
+
+    /// Writes the next checkpoint of a running job, or reads again what an earlier, unheard write may have left.
+    pub(super) fn write_checkpoint(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        slot.retry_at = None;
+        if slot.writing == Writing::Rereading {
+            return actions.push(Action::ReadCheckpoint { slot: id, job: slot.work.job.clone() });
+        }
+        slot.writing = Writing::InFlight(slot.ids.len());
+        let checkpoint = slot.checkpoint(now, &self.config.profile, false, false);
+        actions.push(Action::WriteCheckpoint { slot: id, checkpoint, expect: slot.sequence });
+    }
+
+    pub(super) fn on_checkpoint_written(
+        &mut self,
+        now: TimeMs,
+        id: SlotId,
+        outcome: Write,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        if matches!(slot.phase, Phase::Claiming) {
+            return self.on_claim_written(now, id, outcome, actions);
+        }
+        let Writing::InFlight(tokens) = slot.writing else { return };
+        slot.writing = Writing::No;
+        let releasing = matches!(slot.phase, Phase::Releasing);
+        match outcome {
+            Write::Stored(sequence) => {
+                slot.sequence = sequence;
+                slot.stored_tokens = tokens;
+                slot.stored_at = now;
+                slot.uncertain = false;
+                slot.tries = 0;
+                self.counters.checkpoints += 1;
+                if releasing && slot.released_with == Some(tokens) {
+                    return self.released(id, actions);
+                }
+                if slot.give_back {
+                    return self.release(now, id, actions);
+                }
+                self.checkpoint_if_due(now, id, actions);
+            }
+            Write::Conflict if slot.uncertain && !slot.phase.is_answering() => {
+                slot.writing = Writing::Rereading;
+                actions.push(Action::ReadCheckpoint { slot: id, job: slot.work.job.clone() });
+            }
+            Write::Conflict if slot.uncertain => {}
+            Write::Conflict => self.fenced(id, actions),
+            Write::Full | Write::TooLarge { .. } => {
+                slot.stored_at = now;
+                actions.push(Action::Note(Note::CheckpointSkipped { job: slot.work.job.clone() }));
+                if slot.give_back || releasing {
+                    self.released(id, actions);
+                }
+            }
+            Write::Unreachable => {
+                if slot.phase.is_answering() {
+                    return;
+                }
+                slot.uncertain = true;
+                if slot.give_back && !releasing {
+                    return self.release(now, id, actions);
+                }
+                self.fail(now, id);
+            }
+        }
+    }
+
+    /// The subject was read again because a write may have been stored unheard.
+    pub(super) fn on_checkpoint_reread(
+        &mut self,
+        now: TimeMs,
+        id: SlotId,
+        outcome: Read<(u64, Checkpoint)>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        if slot.writing != Writing::Rereading || slot.phase.is_answering() {
+            return;
+        }
+        match outcome {
+            Read::Found((sequence, found)) => {
+                let own = found.owner == self.config.profile.worker && found.epoch == slot.work.epoch;
+                if !own {
+                    slot.writing = Writing::No;
+                    return self.fenced(id, actions);
+                }
+                slot.sequence = sequence;
+                slot.stored_tokens = found.generated.len().min(slot.ids.len());
+            }
+            // Purged: nobody has claimed it since.
+            Read::Nothing => slot.sequence = 0,
+            Read::Unreadable(_) => return self.fenced(id, actions),
+            Read::Unreachable => return self.fail(now, id),
+        }
+        slot.writing = Writing::No;
+        slot.uncertain = false;
+        slot.stored_at = now;
+        if matches!(slot.phase, Phase::Releasing) || slot.give_back {
+            self.release(now, id, actions);
+        } else {
+            self.checkpoint_if_due(now, id, actions);
+        }
+    }
+
+    pub(super) fn on_ended(&mut self, now: TimeMs, id: SlotId, end: End, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        slot.generating = false;
+        match (&slot.phase, end) {
+            (Phase::Ending, _) => self.remove(id),
+            (Phase::Running, End::Complete(whole)) => {
+                if whole.stream && !whole.tail.is_empty() {
+                    actions.push(Action::SendTokens(Box::new(TokenChunk {
+                        job: slot.work.job.clone(),
+                        epoch: slot.work.epoch,
+                        position: slot.ids.len() as u32,
+                        count: 0,
+                        text: whole.tail,
+                        logprobs: Vec::new(),
+                    })));
+                }
+                let result =
+                    slot.answer(now, &self.config.profile, whole.text, whole.finish, whole.cached_tokens);
+                self.answer(now, id, result, actions);
+            }
+            (Phase::Running | Phase::Starting, end) if !slot.give_back => {
+                let reason = match end {
+                    End::Fault(reason) => reason,
+                    _ => "the generation ended unasked".to_owned(),
+                };
+                actions.push(Action::Note(Note::Fault { job: slot.work.job.clone(), reason }));
+                slot.faults += 1;
+                if slot.faults >= FAULTS_MAX {
+                    return self.hand_back_faulty(id, actions);
+                }
+                // What is generated by now is kept; only a start is repeated.
+                slot.kept = slot.ids.len();
+                slot.begun_before = true;
+                if slot.writing == Writing::No {
+                    slot.enter(Phase::Starting);
+                    self.fail(now, id);
+                } else {
+                    self.hand_back_faulty(id, actions);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_steps(&mut self, steps: Steps) {
+        self.prefilled += steps.prefill_tokens;
+        self.counters.prefill_tokens += steps.prefill_tokens;
+        self.counters.decode_tokens += steps.decode_tokens;
+        self.counters.head_fallbacks += steps.head_fallbacks;
+        self.counters.prefix_cache_hits += steps.prefix_cache_hits;
+        self.counters.busy_ms += steps.busy.as_millis() as u64;
+        // Steps that prefill say little about decoding, and the other way round.
+        if steps.decode_tokens >= steps.prefill_tokens {
+            self.decode_rate.observe(steps.decode_tokens, steps.busy);
+        } else if steps.prefill_tokens >= 4 * steps.decode_tokens {
+            self.prefill_rate.observe(steps.prefill_tokens, steps.busy);
+        }
+    }
+
+    pub(super) fn on_tick(&mut self, now: TimeMs, host: HostFacts, actions: &mut Vec<Action>) {
+        self.host = host;
+        self.expire(now, actions);
+        self.give_back_held(now, actions);
+        self.retry_due(now, false, actions);
+        let ids: Vec<SlotId> = self.slots.keys().copied().collect();
+        for id in ids {
+            self.checkpoint_if_due(now, id, actions);
+            self.extend_lease(now, id, actions);
+        }
+        self.heartbeat_if_due(now, actions);
+    }
+
+    /// A lease is extended only if tokens advanced since it was last extended: generated ones; or, before the first
+    /// one, prompt positions computed by the engine, bounded by what its whole cache holds, since the engine does
+    /// not say whose they are.
+    fn extend_lease(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+        let prefill_max = (self.config.kv_pages * self.config.page_tokens) as u64;
+        let prefilled = self.prefilled;
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        if !matches!(slot.phase, Phase::Running) || now.since(slot.leased_at) < self.config.lease_every {
+            return;
+        }
+        let generated = slot.ids.len() > slot.leased_tokens.max(slot.kept);
+        let prefilling = slot.ids.len() == slot.kept
+            && prefilled > slot.leased_prefill
+            && prefilled - slot.prefill_mark <= prefill_max;
+        if generated || prefilling {
+            slot.leased_at = now;
+            slot.leased_tokens = slot.ids.len();
+            slot.leased_prefill = prefilled;
+            actions.push(Action::Settle {
+                slot: None,
+                delivery: slot.delivery.clone(),
+                how: Settle::Progress,
+            });
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! One job's stay in the worker: where it stands and what it has.
+
+use ternfleet_proto::bus::Delivery;
+use ternfleet_proto::message::{
+    Checkpoint, Failure, Generated, JobResult, Outcome, Timing, TokenLogprobs, Usage, Work,
+};
+use ternfleet_proto::message::{Finish, Heartbeat};
+use ternfleet_proto::{Attempt, TimeMs};
+
+use super::event::Kept;
+
+/// Where a job stands. The names say what is being waited for.
+#[derive(Debug, Clone)]
+pub(super) enum Phase {
+    /// Delivered, not claimed: there is no room yet, or an earlier run of the same job is still here.
+    Held,
+    /// The last checkpoint is being read.
+    Reading,
+    /// The claim is being written.
+    Claiming,
+    /// The claim stands; the generation was asked for.
+    Starting,
+    Running,
+    /// The generation was cancelled, and nothing more will be said about the job; only its end is waited for.
+    Ending,
+    /// The job goes back: its last checkpoint is being written.
+    Releasing,
+    /// The result is being published.
+    Answering(Box<JobResult>),
+    /// Something was there already: it is being read, to be compared.
+    Comparing(Box<JobResult>),
+    /// The result is stored; the work message is being acknowledged.
+    Acking,
+}
+
+impl Phase {
+    /// Takes a place and pages in the engine, now or in a moment.
+    pub(super) fn holds_engine(&self) -> bool {
+        matches!(self, Self::Reading | Self::Claiming | Self::Starting | Self::Running | Self::Ending)
+    }
+
+    pub(super) fn is_answering(&self) -> bool {
+        matches!(self, Self::Answering(_) | Self::Comparing(_) | Self::Acking)
+    }
+}
+
+/// A checkpoint on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writing {
+    No,
+    /// With so many tokens in it.
+    InFlight(usize),
+    /// An earlier write may have been stored unheard: the subject is being read again.
+    Rereading,
+}
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) work: Box<Work>,
+    pub(super) delivery: Delivery,
+    pub(super) phase: Phase,
+    pub(super) attempt: Attempt,
+    /// Key/value pages promised to it.
+    pub(super) pages: usize,
+    /// Output so far, that of earlier attempts first.
+    pub(super) ids: Vec<u32>,
+    pub(super) logprobs: Vec<TokenLogprobs>,
+    /// How many of `ids` an earlier attempt generated.
+    pub(super) kept: usize,
+    /// Output of an earlier attempt that could not be used.
+    pub(super) repeated: usize,
+    /// An earlier attempt had begun.
+    pub(super) begun_before: bool,
+    pub(super) prompt_tokens: u32,
+
+    /// Sequence of the last checkpoint known on the subject, 0 if none.
+    pub(super) sequence: u64,
+    /// The subject has been read in this stay; until then a claim may be tried blindly.
+    pub(super) has_read: bool,
+    pub(super) writing: Writing,
+    /// The outcome of a write is unknown: a conflict may be with ourselves.
+    pub(super) uncertain: bool,
+    /// The same for the result.
+    pub(super) unheard: bool,
+    pub(super) stored_tokens: usize,
+    pub(super) stored_at: TimeMs,
+    /// Give the job back as soon as its state allows.
+    pub(super) give_back: bool,
+    /// The engine works on it; the slot cannot go before it ends.
+    pub(super) generating: bool,
+    /// The engine was asked to end it.
+    pub(super) cancelling: bool,
+    /// Tokens in the last checkpoint that hands it back.
+    pub(super) released_with: Option<usize>,
+
+    pub(super) pulled_at: TimeMs,
+    pub(super) started_at: Option<TimeMs>,
+    pub(super) first_token_at: Option<TimeMs>,
+    /// When, and at which counts of tokens, the lease was last extended.
+    pub(super) leased_at: TimeMs,
+    pub(super) leased_tokens: usize,
+    pub(super) leased_prefill: u64,
+    /// The worker's prefill counter when this job started.
+    pub(super) prefill_mark: u64,
+
+    /// The phase's operation failed and is tried again then.
+    pub(super) retry_at: Option<TimeMs>,
+    pub(super) tries: u32,
+    /// Times that its generation failed in this stay.
+    pub(super) faults: u32,
+}
+
+impl Slot {
+    pub(super) fn new(now: TimeMs, work: Box<Work>, delivery: Delivery, pages: usize) -> Slot {
+        Slot {
+            attempt: work.attempts_before.next(),
+            work,
+            delivery,
+            phase: Phase::Held,
+            pages,
+            ids: Vec::new(),
+            logprobs: Vec::new(),
+            kept: 0,
+            repeated: 0,
+            begun_before: false,
+            prompt_tokens: 0,
+            sequence: 0,
+            has_read: false,
+            writing: Writing::No,
+            uncertain: false,
+            unheard: false,
+            stored_tokens: 0,
+            stored_at: now,
+            give_back: false,
+            generating: false,
+            cancelling: false,
+            released_with: None,
+            pulled_at: now,
+            started_at: None,
+            first_token_at: None,
+            leased_at: now,
+            leased_tokens: 0,
+            leased_prefill: 0,
+            prefill_mark: 0,
+            retry_at: None,
+            tries: 0,
+            faults: 0,
+        }
+    }
+
+    /// Enters a phase with a clean record of failures.
+    pub(super) fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.retry_at = None;
+        self.tries = 0;
+    }
+
+    pub(super) fn kept(&self) -> Kept {
+        Kept { ids: self.ids.clone(), logprobs: self.logprobs.clone() }
+    }
+
+    pub(super) fn checkpoint(
+        &self,
+        now: TimeMs,
+        profile: &Heartbeat,
+        claim: bool,
+        released: bool,
+    ) -> Box<Checkpoint> {
+        Box::new(Checkpoint {
+            job: self.work.job.clone(),
+            epoch: self.work.epoch,
+            attempt: self.attempt,
+            owner: profile.worker.clone(),
+            host: profile.host.clone(),
+            leader: self.work.leader,
+            model_digest: profile.model_digest.clone(),
+            numerics: profile.numerics.clone(),
+            generated: self.ids.clone(),
+            logprobs: self.logprobs.clone(),
+            claim,
+            released,
+            at: now,
+        })
+    }
+
+    /// The answer of a finished generation.
+    pub(super) fn answer(
+        &self,
+        now: TimeMs,
+        profile: &Heartbeat,
+        text: String,
+        finish: Finish,
+        cached: u32,
+    ) -> JobResult {
+        let generated = Generated {
+            text,
+            finish,
+            ids_digest: Generated::digest_of(&self.ids),
+            logprobs: self.logprobs.clone(),
+        };
+        let usage = Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.ids.len() as u32,
+            repeated_tokens: self.repeated as u32,
+            reprefilled_tokens: if self.begun_before { self.prompt_tokens + self.kept as u32 } else { 0 },
+            cached_tokens: cached,
+        };
+        self.result(now, profile, Outcome::Text(generated), usage)
+    }
+
+    pub(super) fn failure(&self, now: TimeMs, profile: &Heartbeat, failure: Failure) -> JobResult {
+        let usage = Usage { prompt_tokens: self.prompt_tokens, ..Usage::default() };
+        self.result(now, profile, Outcome::Failed(failure), usage)
+    }
+
+    fn result(&self, now: TimeMs, profile: &Heartbeat, outcome: Outcome, usage: Usage) -> JobResult {
+        let span = |from: TimeMs, to: TimeMs| u32::try_from(to.since(from).as_millis()).unwrap_or(u32::MAX);
+        let started = self.started_at.unwrap_or(now);
+        JobResult {
+            job: self.work.job.clone(),
+            tenant: self.work.tenant.clone(),
+            epoch: self.work.epoch,
+            attempt: self.attempt,
+            worker: profile.worker.clone(),
+            tag: self.work.tag,
+            line: self.work.line.clone(),
+            outcome,
+            usage,
+            timing: Timing {
+                queued_ms: span(self.pulled_at, started),
+                first_token_ms: span(self.pulled_at, self.first_token_at.unwrap_or(now)),
+                total_ms: span(self.pulled_at, now),
+            },
+            finished_at: now,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The engine's own thread: commands in by a std channel, one report a step out to the async shell.
+//!
+//! Token ids only; text is made by the receiver, away from the pinned threads. The channel out is bounded: a shell
+//! that falls behind slows the engine down instead of filling memory.
+
+use std::collections::HashMap;
+use std::sync::mpsc;
+
+use ternfleet_engine::{Event, Refused, Request, SequenceId, StopReason, TokenLogprob, Usage};
+use tokio::sync::{mpsc as async_mpsc, oneshot};
+
+use crate::core::{SlotId, Steps};
+use crate::generator::Generator;
+
+/// Reports that may wait for the shell.
+const REPORTS: usize = 256;
+
+/// What the shell asks of the engine.
+#[derive(Debug)]
+pub enum Command {
+    Submit { slot: SlotId, request: Box<Request> },
+    Cancel { slot: SlotId },
+}
+
+/// What happened in one step, and to the commands before it.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub admitted: Vec<SlotId>,
+    pub refused: Vec<(SlotId, Refused)>,
+    /// In the order of generation.
+    pub tokens: Vec<(SlotId, u32, Option<TokenLogprob>)>,
+    pub ended: Vec<(SlotId, StopReason, Usage)>,
+    pub steps: Steps,
+}
+
+/// The running thread. When it is dropped, the thread ends after its present step.
+#[derive(Debug)]
+pub struct EngineThread {
+    commands: Option<mpsc::Sender<Command>>,
+    pub reports: async_mpsc::Receiver<Report>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl EngineThread {
+    /// Starts the thread; `load` runs on it, since an engine's memory belongs near the thread that drives it. What
+    /// `load` returns beside the generator comes back through the receiver.
+    pub fn start<T, F>(load: F) -> std::io::Result<(EngineThread, oneshot::Receiver<anyhow::Result<T>>)>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> anyhow::Result<(Box<dyn Generator>, T)> + Send + 'static,
+    {
+        let (commands, inbox) = mpsc::channel();
+        let (outbox, reports) = async_mpsc::channel(REPORTS);
+        let (loaded, about) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || match load() {
+            Ok((generator, facts)) => {
+                if loaded.send(Ok(facts)).is_ok() {
+                    drive(generator, &inbox, &outbox);
+                }
+            }
+            Err(fault) => {
+                // Nobody listens only if the shell is gone already.
+                let _ = loaded.send(Err(fault));
+            }
+        })?;
+        Ok((EngineThread { commands: Some(commands), reports, thread: Some(thread) }, about))
+    }
+
+    /// False when the thread is gone.
+    pub fn send(&self, command: Command) -> bool {
+        self.commands.as_ref().is_some_and(|commands| commands.send(command).is_ok())
+    }
+
+    /// Ends the thread and waits for its present step.
+    pub fn stop(mut self) {
+        self.commands = None;
+        self.reports.close();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the engine was seen by the shell as a closed channel.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn drive(
+    mut generator: Box<dyn Generator>,
+    inbox: &mpsc::Receiver<Command>,
+    outbox: &async_mpsc::Sender<Report>,
+) {
+    let mut sequences: HashMap<SlotId, SequenceId> = HashMap::new();
+    let mut slots: HashMap<SequenceId, SlotId> = HashMap::new();
+    let mut events = Vec::new();
+    loop {
+        let mut report = Report::default();
+        loop {
+            let next = if generator.is_idle() && report.refused.is_empty() {
+                inbox.recv().map_err(|_| mpsc::TryRecvError::Disconnected)
+            } else {
+                inbox.try_recv()
+            };
+            match next {
+                Ok(Command::Submit { slot, request }) => match generator.submit(*request) {
+                    Ok(id) => {
+                        sequences.insert(slot, id);
+                        slots.insert(id, slot);
+                        report.admitted.push(slot);
+                    }
+                    Err(refused) => report.refused.push((slot, refused)),
+                },
+                Ok(Command::Cancel { slot }) => {
+                    if let Some(&id) = sequences.get(&slot) {
+                        generator.cancel(id);
+                    }
+                }
+                Err(mpsc::TryRecvError::Empty) => break,
+                Err(mpsc::TryRecvError::Disconnected) => return,
+            }
+        }
+        let stats = generator.step(&mut events);
+        report.steps = Steps {
+            steps: 1,
+            prefill_tokens: stats.prefill_tokens as u64,
+            decode_tokens: stats.decode_tokens as u64,
+            sequences: stats.sequences as u64,
+            busy: stats.elapsed,
+            head_fallbacks: 0,
+            prefix_cache_hits: 0,
+        };
+        for event in events.drain(..) {
+            match event {
+                Event::Token { sequence, token, logprob } => {
+                    if let Some(&slot) = slots.get(&sequence) {
+                        report.tokens.push((slot, token, logprob));
+                    }
+                }
+                Event::Finished { sequence, reason, usage } => {
+                    if let Some(slot) = slots.remove(&sequence) {
+                        sequences.remove(&slot);
+                        report.ended.push((slot, reason, usage));
+                    }
+                }
+            }
+        }
+        if outbox.blocking_send(report).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Loading: the engine, its language, its digest, and its measured speed, on the engine's thread.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use ternfleet_engine::{Engine, Options as EngineOptions, gguf};
+use ternfleet_text::{Manifest, Tokenizer};
+
+use crate::calibrate::{Calibration, calibrate};
+use crate::generator::{self, Generator, INSTANT_CONTEXT};
+use crate::language::Language;
+use crate::options::{EngineKind, Options};
+
+/// Digest and numerics id of the instant engine.
+const INSTANT: &str = "instant";
+/// Pages of the instant engine, which has no cache: enough never to bind.
+const INSTANT_PAGES: usize = 1 << 20;
+
+/// What is known of a loaded model.
+#[derive(Debug)]
+pub struct LoadedModel {
+    pub name: String,
+    /// `blake3:` and the hexadecimal digest of the whole file.
+    pub digest: String,
+    pub numerics: String,
+    pub language: Language,
+    pub context: usize,
+    pub kv_pages: usize,
+    pub page_tokens: usize,
+    pub threads: usize,
+    pub isa: String,
+    pub load: Duration,
+    pub calibration: Calibration,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// BLAKE3 of a model file, by all cores over a mapping of it. SHA-256, with which models are published, would take
+/// seconds for a gigabyte; the command line checks it when a model is fetched.
+pub fn digest_of_file(path: &Path) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_mmap_rayon(path)?;
+    Ok(format!("blake3:{}", hasher.finalize().to_hex()))
+}
+
+/// Loads what `options` ask for. Runs on the engine's thread and takes seconds.
+pub(crate) fn load(options: &Options, kind: EngineKind) -> anyhow::Result<(Box<dyn Generator>, LoadedModel)> {
+    match kind {
+        EngineKind::Model => load_model(options),
+        EngineKind::Instant { step } => Ok(load_instant(options, step)),
+    }
+}
+
+fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedModel)> {
+    let begun = Instant::now();
+    let path = options.model.as_path();
+    let said = || format!("the model {} cannot be served", path.display());
+    let digest = digest_of_file(path).with_context(said)?;
+    let manifest = Manifest::beside(path).with_context(said)?;
+    let vocabulary = gguf::vocabulary(&gguf::File::open(path).with_context(said)?).with_context(said)?;
+    let prepared = Tokenizer::from_parts(&vocabulary, manifest.as_ref()).with_context(said)?;
+    let engine_options = EngineOptions {
+        threads: options.threads,
+        max_sequences: options.slots,
+        max_context: options.max_context,
+        kv_budget_bytes: options.kv_budget_bytes,
+        prefix_cache: options.prefix_cache,
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::load(path, &engine_options).with_context(said)?;
+    let load = begun.elapsed();
+    let info = engine.info().clone();
+    let vocab = vocabulary.tokens.len();
+    let calibration = measured(&mut engine, options, vocab, info.max_context);
+    let stem =
+        || path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let loaded = LoadedModel {
+        name: manifest.map_or_else(stem, |manifest| manifest.name),
+        digest,
+        numerics: info.numerics.to_owned(),
+        language: Language::Model(Box::new(prepared.tokenizer)),
+        context: info.max_context,
+        kv_pages: info.kv_pages,
+        page_tokens: info.page_tokens,
+        threads: info.threads,
+        isa: info.isa.to_string(),
+        load,
+        calibration,
+        notes: prepared.note.into_iter().chain(info.warnings).collect(),
+    };
+    Ok((Box::new(engine), loaded))
+}
+
+fn load_instant(options: &Options, step: Duration) -> (Box<dyn Generator>, LoadedModel) {
+    let mut engine = generator::Instant::new(step);
+    let calibration = measured(&mut engine, options, 256, INSTANT_CONTEXT);
+    let loaded = LoadedModel {
+        name: INSTANT.to_owned(),
+        digest: INSTANT.to_owned(),
+        numerics: INSTANT.to_owned(),
+        language: Language::Bytes,
+        context: INSTANT_CONTEXT,
+        kv_pages: INSTANT_PAGES,
+        page_tokens: 128,
+        threads: 1,
+        isa: INSTANT.to_owned(),
+        load: Duration::ZERO,
+        calibration,
+        notes: vec!["the engine makes up its letters: for measurements only".to_owned()],
+    };
+    (Box::new(engine), loaded)
+}
+
+fn measured(generator: &mut dyn Generator, options: &Options, vocab: usize, context: usize) -> Calibration {
+    match options.calibrate_ms {
+        0 => Calibration::default(),
+        budget_ms => calibrate(generator, options.slots, vocab, context, Duration::from_millis(budget_ms)),
+    }
+}

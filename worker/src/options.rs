@@ -1,0 +1,180 @@
+//! What a worker is told at its start. Layering of file, environment and flags is the command line's business.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use ternfleet_proto::UsdMicro;
+
+/// Options of one worker process. Every field has a default; unknown keys are refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// The GGUF file; its manifest stands beside it.
+    pub model: PathBuf,
+    /// Threads of the engine; none takes the usable cores, at most 16.
+    pub threads: Option<usize>,
+    /// Jobs that generate at once.
+    pub slots: usize,
+    /// Memory for keys and values; none lets the engine decide.
+    pub kv_budget_bytes: Option<u64>,
+    /// Positions a job may have; none takes the model's context.
+    pub max_context: Option<usize>,
+    /// Keep the pages of prompts that begin alike.
+    pub prefix_cache: bool,
+    /// What an hour of this pod costs, in US dollars. Passed on unread.
+    pub price_usd_per_hour: f64,
+    /// The pod's class, as the fleet's owner names it. Passed on unread.
+    pub pod_class: String,
+    /// Name of the pod; engines of one pod share it. Empty takes the host's name.
+    pub pod: String,
+    /// A checkpoint goes out after so many tokens of a job …
+    pub checkpoint_tokens: usize,
+    /// … or after this time, whichever comes first.
+    pub checkpoint_ms: u64,
+    pub heartbeat_ms: u64,
+    /// From the first signal to the exit, at most.
+    pub drain_ms: u64,
+    /// How long calibration may take at the start; 0 leaves it out.
+    pub calibrate_ms: u64,
+    /// Serve `/metrics`, `/healthz` and `/readyz` here.
+    pub http: Option<SocketAddr>,
+    /// `model`; for measurements of everything but the engine `instant`, which answers at once with made-up
+    /// letters, or `instant:N`, which takes N milliseconds a step. No model file is read then.
+    pub engine: String,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            model: PathBuf::new(),
+            threads: None,
+            slots: 8,
+            kv_budget_bytes: None,
+            max_context: None,
+            prefix_cache: true,
+            price_usd_per_hour: 0.0,
+            pod_class: "default".to_owned(),
+            pod: String::new(),
+            checkpoint_tokens: 32,
+            checkpoint_ms: 2000,
+            heartbeat_ms: 1000,
+            drain_ms: 3500,
+            calibrate_ms: 2000,
+            http: None,
+            engine: "model".to_owned(),
+        }
+    }
+}
+
+/// What computes the tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineKind {
+    Model,
+    /// Made-up letters, one a job and step; a step of no duration yields whole answers.
+    Instant {
+        step: Duration,
+    },
+}
+
+/// Options that cannot be used, all of them at once.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} of the worker's options cannot be used:\n  - {}", faults.len(), faults.join("\n  - "))]
+pub struct OptionsError {
+    pub faults: Vec<String>,
+}
+
+impl Options {
+    /// Checks every option and names each fault.
+    pub fn check(&self) -> Result<EngineKind, OptionsError> {
+        let mut faults = Vec::new();
+        let mut require = |holds: bool, fault: String| {
+            if !holds {
+                faults.push(fault);
+            }
+        };
+        let most = if self.engine == "model" { ternfleet_engine::MAX_SEQUENCES } else { 4096 };
+        require((1..=most).contains(&self.slots), format!("slots is {}: use 1 to {most}", self.slots));
+        require(self.threads != Some(0), "threads is 0: use at least 1, or leave it out".to_owned());
+        let price = self.price_usd_per_hour;
+        require(
+            price.is_finite() && (0.0..=10_000.0).contains(&price),
+            format!("price_usd_per_hour is {price}: use dollars from 0 to 10000"),
+        );
+        require(self.checkpoint_tokens > 0, "checkpoint_tokens is 0: use at least 1".to_owned());
+        require(
+            self.checkpoint_ms >= 50,
+            format!("checkpoint_ms is {}: use at least 50", self.checkpoint_ms),
+        );
+        require(
+            (100..=10_000).contains(&self.heartbeat_ms),
+            format!("heartbeat_ms is {}: use 100 to 10000", self.heartbeat_ms),
+        );
+        let class = &self.pod_class;
+        require(
+            !class.is_empty() && class.len() <= 64,
+            format!("pod_class {class:?}: use 1 to 64 characters"),
+        );
+        require(self.pod.len() <= 64, format!("pod {:?}: use at most 64 characters", self.pod));
+        let engine = self.engine_kind();
+        require(
+            engine.is_some(),
+            format!("engine {:?}: use model, instant or instant:MILLISECONDS", self.engine),
+        );
+        require(
+            engine != Some(EngineKind::Model) || !self.model.as_os_str().is_empty(),
+            "model is missing: name a GGUF file".to_owned(),
+        );
+        match engine {
+            Some(engine) if faults.is_empty() => Ok(engine),
+            _ => Err(OptionsError { faults }),
+        }
+    }
+
+    fn engine_kind(&self) -> Option<EngineKind> {
+        match self.engine.split_once(':') {
+            None if self.engine == "model" => Some(EngineKind::Model),
+            None if self.engine == "instant" => Some(EngineKind::Instant { step: Duration::ZERO }),
+            Some(("instant", step)) => {
+                step.parse().ok().map(|ms| EngineKind::Instant { step: Duration::from_millis(ms) })
+            }
+            _ => None,
+        }
+    }
+
+    /// The price as whole micro-dollars.
+    pub fn price(&self) -> UsdMicro {
+        UsdMicro::from_dollars(self.price_usd_per_hour)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let options = Options { slots: 0, threads: Some(0), price_usd_per_hour: -1.0, ..Options::default() };
+        let faults = options.check().unwrap_err().faults;
+        assert_eq!(faults.len(), 4, "{faults:?}");
+    }
+
+    #[test]
+    fn the_instant_engine_needs_no_model() {
+        let options = Options { engine: "instant:5".to_owned(), ..Options::default() };
+        assert_eq!(options.check(), Ok(EngineKind::Instant { step: Duration::from_millis(5) }));
+    }
+
+    #[test]
+    fn a_price_is_whole_micro_dollars() {
+        let options = Options { price_usd_per_hour: 0.34, ..Options::default() };
+        assert_eq!(options.price(), UsdMicro(340_000));
+    }
+
+    #[test]
+    fn options_survive_json() {
+        let text = serde_json::to_string(&Options::default()).unwrap();
+        assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), Options::default());
+    }
+}

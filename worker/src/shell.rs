@@ -1,0 +1,230 @@
+//! The shell around the core: it waits for the first of many things, hands it to the core, does what the core says.
+//!
+//! One loop owns the core. Operations on the bus run as tasks of their own and come back as events; what must stay in
+//! order (heartbeats, token streams) goes through one sender. The engine has its own thread.
+
+mod generations;
+mod perform;
+mod setup;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::StreamExt;
+use ternfleet_engine::host;
+use ternfleet_proto::bus::{Bus, BusStream, Note as BusNote};
+use ternfleet_proto::message::Control;
+use ternfleet_proto::{TimeMs, codec, table};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::core::{Action, Core, Event, HostFacts};
+use crate::engine_thread::{EngineThread, Report};
+use crate::metrics::Metrics;
+use crate::options::Options;
+use crate::{http, model};
+use generations::{Generations, Preparation};
+use perform::{Kitchen, Performer};
+
+const TICK: Duration = Duration::from_millis(100);
+/// What is still on its way when the core has ended may take this long.
+const LAST_WORDS: Duration = Duration::from_millis(400);
+
+/// Runs a worker until `shutdown` is cancelled and everything has been handed back, or until it cannot go on. The
+/// caller ends the process at once on a second signal, and closes the bus.
+pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let kind = options.check()?;
+    let metrics = Arc::new(Metrics::new());
+    let ready = Arc::new(AtomicBool::new(false));
+    let http_stop = CancellationToken::new();
+    let _stop_http = http_stop.clone().drop_guard();
+    let server = match options.http {
+        Some(address) => Some(http::serve(address, metrics.clone(), ready.clone(), http_stop.clone()).await?),
+        None => None,
+    };
+
+    let load_options = options.clone();
+    let (engine, loaded) = EngineThread::start(move || model::load(&load_options, kind))
+        .context("the engine's thread did not start")?;
+    let model = tokio::select! {
+        loaded = loaded => loaded.context("the engine's thread died while it loaded the model")??,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    for note in &model.notes {
+        tracing::warn!(note, "about this model");
+    }
+    metrics.set_model(&model, options.slots, options.price_usd_per_hour);
+    let (config, identity) = setup::config(&options, &model);
+    tracing::info!(
+        worker = %identity.worker, pod = identity.pod, model = model.name, digest = model.digest,
+        slots = options.slots, threads = model.threads, isa = model.isa,
+        load_s = model.load.as_secs_f64(), prefill_tok_s = model.calibration.prefill_tok_s,
+        decode_tok_s = model.calibration.decode_tok_s(), "the worker is ready"
+    );
+
+    let (events, inbox) = mpsc::unbounded_channel();
+    let (preparations, prepared) = mpsc::unbounded_channel();
+    let language = Arc::new(model.language);
+    let kitchen = Kitchen { language: language.clone(), context: model.context, done: preparations };
+    let performer = Performer::new(bus.clone(), identity.worker.clone(), events, kitchen);
+    let shell = Shell {
+        core: Core::new(config),
+        generations: Generations::new(language),
+        control: subscribe(&bus, &table::control(&identity.worker)).await?,
+        control_all: subscribe(&bus, table::control_all()).await?,
+        performer,
+        engine,
+        inbox,
+        prepared,
+        metrics,
+        bus,
+        actions: Vec::new(),
+        bus_up: true,
+        throttled_at_start: host::throttling().map_or(0, |t| t.throttled_us),
+    };
+    ready.store(true, Ordering::Relaxed);
+    let outcome = shell.turn(shutdown).await;
+    ready.store(false, Ordering::Relaxed);
+    http_stop.cancel();
+    if let Some(server) = server {
+        server.await.context("the HTTP server did not end well")?;
+    }
+    outcome
+}
+
+/// The bus may be down at this moment; a worker waits for it rather than die.
+async fn subscribe(bus: &Arc<dyn Bus>, subject: &str) -> anyhow::Result<BusStream<BusNote>> {
+    let mut tries = 0;
+    loop {
+        match bus.subscribe(subject).await {
+            Ok(stream) => return Ok(stream),
+            Err(fault) if tries >= 20 => {
+                return Err(fault).with_context(|| format!("{subject} cannot be subscribed to"));
+            }
+            Err(_) => {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+        }
+    }
+}
+
+struct Shell {
+    core: Core,
+    generations: Generations,
+    performer: Performer,
+    engine: EngineThread,
+    control: BusStream<BusNote>,
+    control_all: BusStream<BusNote>,
+    inbox: mpsc::UnboundedReceiver<Event>,
+    prepared: mpsc::UnboundedReceiver<Preparation>,
+    metrics: Arc<Metrics>,
+    bus: Arc<dyn Bus>,
+    actions: Vec<Action>,
+    bus_up: bool,
+    throttled_at_start: u64,
+}
+
+impl Shell {
+    async fn turn(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut signalled = false;
+        let outcome = loop {
+            let going_on = tokio::select! {
+                () = shutdown.cancelled(), if !signalled => {
+                    signalled = true;
+                    tracing::info!("draining: jobs go back with what they have");
+                    self.handle(Event::Signal)
+                }
+                Some(event) = self.inbox.recv() => self.handle(event),
+                Some(prepared) = self.prepared.recv() => {
+                    let events = self.generations.on_prepared(prepared, &self.engine);
+                    self.handle_all(events)
+                }
+                report = self.engine.reports.recv() => match report {
+                    Some(report) => self.on_report(report),
+                    None => break Err(anyhow::anyhow!("the engine's thread died; start the worker again")),
+                },
+                Some(note) = self.control.next() => self.on_control(&note),
+                Some(note) = self.control_all.next() => self.on_control(&note),
+                _ = ticks.tick() => self.on_tick(),
+            };
+            if !going_on {
+                break Ok(());
+            }
+        };
+        self.performer.finish(LAST_WORDS).await;
+        self.engine.stop();
+        outcome
+    }
+
+    /// Hands an event to the core and does what it says. False when the worker has ended.
+    fn handle(&mut self, event: Event) -> bool {
+        let mut actions = std::mem::take(&mut self.actions);
+        self.core.on(TimeMs::now(), event, &mut actions);
+        let mut going_on = true;
+        let mut follow_ups = Vec::new();
+        for action in actions.drain(..) {
+            match action {
+                Action::Exit => going_on = false,
+                Action::Note(note) => {
+                    self.metrics.observe(&note);
+                    perform::log(&note);
+                }
+                Action::StartGeneration { slot, work, kept } => {
+                    self.generations.prepare(slot);
+                    self.performer.prepare(slot, work, kept);
+                }
+                Action::CancelGeneration { slot } => {
+                    if let Some(event) = self.generations.cancel(slot, &self.engine) {
+                        follow_ups.push(event);
+                    }
+                }
+                other => self.performer.perform(other),
+            }
+        }
+        self.actions = actions;
+        going_on && self.handle_all(follow_ups)
+    }
+
+    fn handle_all(&mut self, events: Vec<Event>) -> bool {
+        events.into_iter().all(|event| self.handle(event))
+    }
+
+    fn on_report(&mut self, report: Report) -> bool {
+        self.metrics.observe_steps(&report.steps);
+        let steps = Event::Steps(report.steps);
+        let events = self.generations.on_report(report, &self.engine);
+        self.handle(steps) && self.handle_all(events)
+    }
+
+    fn on_control(&mut self, note: &BusNote) -> bool {
+        match codec::decode::<Control>(&note.payload) {
+            Ok(control) => self.handle(Event::Order(control)),
+            Err(fault) => {
+                tracing::warn!(subject = note.subject, %fault, "an order could not be read");
+                true
+            }
+        }
+    }
+
+    fn on_tick(&mut self) -> bool {
+        let up = self.bus.connected();
+        if up != self.bus_up {
+            self.bus_up = up;
+            if !self.handle(Event::Bus { up }) {
+                return false;
+            }
+        }
+        let throttled_us =
+            host::throttling().map_or(0, |t| t.throttled_us).saturating_sub(self.throttled_at_start);
+        let host = HostFacts { throttled_ms: throttled_us / 1000 };
+        let going_on = self.handle(Event::Tick { host });
+        let age = self.core.checkpoint_age(TimeMs::now());
+        self.metrics.copy(&self.core, age, Duration::from_micros(throttled_us), up);
+        going_on
+    }
+}

@@ -1,0 +1,46 @@
+//! The log: one line a job at info, louder where a person should look.
+
+use ternfleet_proto::message::Outcome;
+
+use crate::core::Note;
+
+/// Writes a note as one line.
+pub(in crate::shell) fn log(note: &Note) {
+    match note {
+        Note::Answered(result) => {
+            let (batch, index) = (&result.job.batch, result.job.index);
+            let (attempt, usage, ms) = (result.attempt.0, result.usage, result.timing.total_ms);
+            let outcome = match &result.outcome {
+                Outcome::Text(_) => "done".to_owned(),
+                Outcome::Failed(failure) => format!("failed: {}", failure.message),
+            };
+            tracing::info!(
+                %batch, index, attempt, worker = %result.worker, prompt_tokens = usage.prompt_tokens,
+                completion_tokens = usage.completion_tokens, ms, outcome, "job"
+            );
+        }
+        Note::Duplicate { job, diverges: true } => {
+            tracing::error!(%job, "DIVERGENCE: a stored answer differs from the one computed now");
+        }
+        Note::Duplicate { job, diverges: false } => {
+            tracing::info!(%job, "answered already, with the same answer")
+        }
+        Note::Fenced { job, epoch } => {
+            tracing::info!(%job, %epoch, "stopped: somebody else has claimed the job")
+        }
+        Note::Released { job, epoch, generated } => tracing::info!(%job, %epoch, generated, "job given back"),
+        Note::Dropped { job, epoch, why } => tracing::info!(%job, %epoch, why = why.as_str(), "job dropped"),
+        Note::Undecodable { subject, reason } => {
+            tracing::warn!(subject, reason, "a message could not be read")
+        }
+        Note::StaleLeader { what } => tracing::warn!(what, "refused: sent by a deposed leader"),
+        Note::ResultsFull { job } => {
+            tracing::error!(%job, "RESULTS is full: the answer is kept and tried again; make room");
+        }
+        Note::CheckpointSkipped { job } => {
+            tracing::warn!(%job, "a checkpoint had no room; the job goes on without")
+        }
+        Note::Fault { job, reason } => tracing::warn!(%job, reason, "a generation failed and is tried again"),
+        Note::Misrouted { job, wants } => tracing::warn!(%job, wants, "this worker serves another model"),
+    }
+}
