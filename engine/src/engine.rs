@@ -157,6 +157,11 @@ impl Engine {
         StepStats { elapsed: start.elapsed(), ..stats }
     }
 
+    /// The pool and its kernels, for measuring what they could do at best.
+    pub(crate) fn machine(&mut self) -> (&mut Pool, Kernels) {
+        (&mut self.pool, self.kernels)
+    }
+
     /// Nothing is active and nothing waits.
     pub fn is_idle(&self) -> bool {
         self.schedule.is_idle()

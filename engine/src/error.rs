@@ -31,7 +31,9 @@ pub enum Refused {
     UnknownToken { id: u32, vocab: usize },
     #[error("{tokens} tokens do not fit into a context of {max_context}: shorten the prompt")]
     TooLong { tokens: usize, max_context: usize },
-    #[error("{needed} key/value pages are needed, there are {total}: raise the key/value budget or ask for fewer tokens")]
+    #[error(
+        "{needed} key/value pages are needed, there are {total}: raise the key/value budget or ask for fewer tokens"
+    )]
     TooLarge { needed: usize, total: usize },
     #[error("{needed} key/value pages are needed now, {free} are free: wait for running sequences")]
     Busy { needed: usize, free: usize },

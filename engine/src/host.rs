@@ -184,7 +184,9 @@ fn parse_cpu_list(text: &str) -> Vec<usize> {
 fn cpu_model() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     text.lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned()))
+        .find_map(|line| {
+            line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned())
+        })
         .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
@@ -271,7 +273,8 @@ mod tests {
     fn smt_siblings_are_pinned_last() {
         let cpu = |id, core, l3_group| Cpu { id, socket: 0, core, l3_group };
         let mut topology = Topology::read();
-        topology.cpus = vec![cpu(0, 0, 0), cpu(1, 1, 0), cpu(2, 2, 2), cpu(3, 0, 0), cpu(4, 1, 0), cpu(5, 2, 2)];
+        topology.cpus =
+            vec![cpu(0, 0, 0), cpu(1, 1, 0), cpu(2, 2, 2), cpu(3, 0, 0), cpu(4, 1, 0), cpu(5, 2, 2)];
         assert_eq!(topology.pin_order(), [0, 1, 2, 3, 4, 5]);
     }
 

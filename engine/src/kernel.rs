@@ -3,6 +3,7 @@
 //! Here: the packed layout's constants, the jobs, the table, the choice. Not here: the arithmetic (`kernel/*.rs`), threads
 //! (`pool`), and who computes which rows (`ops`). Float routines are written once over [`lanes::Lanes`]; the integer
 //! products are written for each instruction set, in files of the same shape.
+#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and planes here; iterators would hide them.
 #![allow(unsafe_code)] // Kernels: each door proves the lengths and the CPU features that its kernel needs.
 
 mod attention;
@@ -91,6 +92,8 @@ struct Table {
     dots_f16: unsafe fn(*const u16, usize, *const f32, usize, usize, usize, *mut f32, usize),
     round_i16: unsafe fn(&[f32], f32, &mut [i16], &mut [f32]),
     largest_magnitude: unsafe fn(&[f32]) -> f32,
+    read_all: unsafe fn(&[u8]) -> u64,
+    multiply_all: unsafe fn(u64) -> u64,
 }
 
 /// Writes out the generic routines for one instruction set and gathers them in its `TABLE`.
@@ -180,6 +183,8 @@ macro_rules! stamp {
         pub(super) static TABLE: super::Table = super::Table {
             ternary,
             screen,
+            read_all,
+            multiply_all,
             finish: stamped::finish,
             norm: stamped::norm,
             quantise: stamped::quantise,
@@ -381,6 +386,19 @@ impl Kernels {
         assert!(x.len() == out.len() && x.len() == error.len() && x.len().is_multiple_of(16));
         // SAFETY: as in `norm`.
         unsafe { (self.table.round_i16)(x, step, out, error) }
+    }
+
+    /// Reads `bytes` by the widest loads.
+    pub(crate) fn read_all(&self, bytes: &[u8]) -> u64 {
+        assert!(bytes.len().is_multiple_of(4096));
+        // SAFETY: the length was checked above and `Kernels::new` checked the CPU.
+        unsafe { (self.table.read_all)(bytes) }
+    }
+
+    /// Multiplies and adds on registers; how often.
+    pub(crate) fn multiply_all(&self, rounds: u64) -> u64 {
+        // SAFETY: `Kernels::new` checked the CPU.
+        unsafe { (self.table.multiply_all)(rounds) }
     }
 
     /// Screening sums of one group, (n_tokens, 16), exact as long as they fit into int32.

@@ -25,6 +25,7 @@ mod options;
 mod pack;
 mod philox;
 mod pool;
+pub mod probe;
 mod request;
 mod sampler;
 mod schedule;

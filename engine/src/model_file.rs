@@ -17,21 +17,27 @@ pub use self::report::{KindTotal, Report, TensorFacts, TokenizerFacts};
 /// that can be read at all; everything else is in the report.
 pub fn inspect(path: &Path) -> Result<Report, gguf::Error> {
     let file = File::open(path)?;
+    let (manifest, fault) = match Manifest::beside(path) {
+        Ok(manifest) => (manifest, None),
+        Err(fault) => (None, Some(fault.to_string())),
+    };
+    let mut report = examine(path, &file, manifest.as_ref());
+    report.faults.extend(fault);
+    Ok(report)
+}
+
+/// The report on an open file; `path` is what it is called, and is not read.
+pub fn examine(path: &Path, file: &File, manifest: Option<&Manifest>) -> Report {
     let mut faults = Vec::new();
-    let hyper = Hyper::read(&file).map_err(|fault| faults.push(fault.to_string())).ok();
+    let hyper = Hyper::read(file).map_err(|fault| faults.push(fault.to_string())).ok();
     if hyper.is_some() {
-        match gguf::check_model(&file) {
+        match gguf::check_model(file) {
             Ok(layout) => faults.extend(unused_codes(&layout)),
             Err(fault) => faults.push(fault.to_string()),
         }
     }
-    let manifest = Manifest::beside(path).map_err(|fault| faults.push(fault.to_string())).ok().flatten();
-    let tokenizer = inspect_tokenizer(&file, manifest.as_ref(), &mut faults);
-    let disagreements = match &manifest {
-        Some(manifest) => disagreements(path, &file, hyper.as_ref(), manifest),
-        None => Vec::new(),
-    };
-    Ok(Report {
+    let tokenizer = inspect_tokenizer(file, manifest, &mut faults);
+    Report {
         path: path.to_owned(),
         bytes: file.len_bytes(),
         n_entries: file.entries().len(),
@@ -40,13 +46,14 @@ pub fn inspect(path: &Path) -> Result<Report, gguf::Error> {
             .metadata("general.architecture")
             .and_then(|value| value.as_str())
             .map(str::to_owned),
-        hyper,
         tensors: file.tensors().map(|tensor| TensorFacts::new(&tensor)).collect(),
         tokenizer,
-        manifest: manifest.map(|manifest| manifest.name),
-        disagreements,
+        disagreements: manifest
+            .map_or(Vec::new(), |manifest| disagreements(path, file, hyper.as_ref(), manifest)),
+        manifest: manifest.map(|manifest| manifest.name.clone()),
+        hyper,
         faults,
-    })
+    }
 }
 
 /// Ternary tensors that hold the unused code 3.

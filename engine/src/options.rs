@@ -99,9 +99,11 @@ impl FromStr for Head {
             "screened" => Ok(Head::Screened),
             "full" => Ok(Head::Full),
             "q8" => Ok(Head::Q8),
-            _ => {
-                Err(UnknownChoice { what: "output head", name: name.to_owned(), choices: "screened, full or q8" })
-            }
+            _ => Err(UnknownChoice {
+                what: "output head",
+                name: name.to_owned(),
+                choices: "screened, full or q8",
+            }),
         }
     }
 }

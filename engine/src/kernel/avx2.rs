@@ -316,4 +316,42 @@ unsafe fn screen_tile<const T: usize>(job: &ScreenJob, token: usize) {
     }
 }
 
+/// Reads all of `bytes` by the widest loads and does nothing with them: the memory's ceiling.
+///
+/// # Safety
+/// AVX2; a length that is a multiple of 4096.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn read_all(bytes: &[u8]) -> u64 {
+    let mut sums = [_mm256_setzero_si256(); 8];
+    for chunk in bytes.chunks_exact(256) {
+        _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(PREFETCH_BYTES).cast());
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = _mm256_or_si256(*sum, _mm256_loadu_si256(chunk.as_ptr().add(i * 32).cast()));
+        }
+    }
+    let all = sums.into_iter().fold(_mm256_setzero_si256(), |all, sum| _mm256_or_si256(all, sum));
+    let mut words = [0u64; 4];
+    _mm256_storeu_si256(words.as_mut_ptr().cast(), all);
+    words.into_iter().fold(0, |all, word| all | word)
+}
+
+/// `rounds` rounds of multiply-adds on registers alone; how many were done.
+///
+/// # Safety
+/// AVX2.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
+    let (codes, mut acts) = std::hint::black_box((_mm256_set1_epi8(1), _mm256_set1_epi8(3)));
+    let mut sums = [_mm256_setzero_si256(); 10];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            // No instruction, but the optimiser must take `acts` for a new value, and multiply again.
+            std::arch::asm!("/* {0} */", inout(ymm_reg) acts, options(nomem, nostack, preserves_flags));
+            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(codes, acts));
+        }
+    }
+    std::hint::black_box(sums);
+    rounds * 10 * 32
+}
+
 super::stamp!(Pair, 4, "avx2,fma,f16c");

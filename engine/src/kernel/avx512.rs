@@ -302,4 +302,38 @@ unsafe fn screen_tile<const T: usize, const P: usize>(job: &ScreenJob, token: us
     }
 }
 
+/// Reads all of `bytes` by the widest loads and does nothing with them: the memory's ceiling.
+///
+/// # Safety
+/// The features of [`crate::Isa::Avx512`]; a length that is a multiple of 4096.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) unsafe fn read_all(bytes: &[u8]) -> u64 {
+    let mut sums = [_mm512_setzero_si512(); 8];
+    for chunk in bytes.chunks_exact(512) {
+        _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(PREFETCH_BYTES).cast());
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = _mm512_or_si512(*sum, _mm512_loadu_si512(chunk.as_ptr().add(i * LINE).cast()));
+        }
+    }
+    let all = sums.into_iter().fold(_mm512_setzero_si512(), |all, sum| _mm512_or_si512(all, sum));
+    _mm512_reduce_or_epi64(all) as u64
+}
+
+/// `rounds` rounds of multiply-adds on registers alone; how many were done.
+///
+/// # Safety
+/// The features of [`crate::Isa::Avx512`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
+    let (codes, acts) = std::hint::black_box((_mm512_set1_epi8(1), _mm512_set1_epi8(3)));
+    let mut sums = [_mm512_setzero_si512(); 20];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, codes, acts);
+        }
+    }
+    std::hint::black_box(sums);
+    rounds * 20 * 64
+}
+
 super::stamp!(Whole, 8, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");

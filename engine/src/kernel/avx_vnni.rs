@@ -3,7 +3,7 @@
 //! Floats and the screening product are those of AVX2.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
-use super::avx2::{Pair, screen};
+use super::avx2::{Pair, read_all, screen};
 use super::{LINE, ROWS, TernaryJob};
 use std::arch::x86_64::*;
 
@@ -141,6 +141,23 @@ unsafe fn tile<const T: usize>(
         _mm256_storeu_si256(sums.add(t * 2 * ROWS).cast(), part[0]);
         _mm256_storeu_si256(sums.add(t * 2 * ROWS + 8).cast(), part[1]);
     }
+}
+
+/// `rounds` rounds of multiply-adds on registers alone; how many were done.
+///
+/// # Safety
+/// AVX2 and AVX-VNNI.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
+    let (codes, acts) = std::hint::black_box((_mm256_set1_epi8(1), _mm256_set1_epi8(3)));
+    let mut sums = [_mm256_setzero_si256(); 12];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm256_dpbusd_avx_epi32(*sum, codes, acts);
+        }
+    }
+    std::hint::black_box(sums);
+    rounds * 12 * 32
 }
 
 super::stamp!(Pair, 4, "avx2,fma,f16c,avxvnni");

@@ -137,4 +137,28 @@ pub(super) unsafe fn screen(job: &ScreenJob) {
     }
 }
 
+/// Reads all of `bytes` and does nothing with them: the memory's ceiling.
+///
+/// # Safety
+/// None; unsafe as its siblings are.
+pub(super) unsafe fn read_all(bytes: &[u8]) -> u64 {
+    bytes.as_chunks::<8>().0.iter().fold(0, |all, word| all | u64::from_le_bytes(*word))
+}
+
+/// `rounds` rounds of multiply-adds; how many were done.
+///
+/// # Safety
+/// None; unsafe as its siblings are.
+pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
+    let mut sums = [0i32; 16];
+    for _ in 0..rounds {
+        let (code, act) = std::hint::black_box((1i32, 3i32));
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = sum.wrapping_add(code * (act + i as i32));
+        }
+    }
+    std::hint::black_box(sums);
+    rounds * 16
+}
+
 super::stamp!([f32; 16], 4);

@@ -1,0 +1,109 @@
+//! Speed of one engine on this machine against its ceilings: `cargo bench -p ternfleet-engine --bench speed`.
+//!
+//! `TERNFLEET_BENCH_MODEL` names a model file; without it one of the 2B-4T shape is synthesised once into the target folder.
+//! `TERNFLEET_BENCH_THREADS`, `TERNFLEET_BENCH_HEAD` and `TERNFLEET_ISA` do what they say; `TERNFLEET_BENCH_BATCH` is a list.
+//! For a quick look while working on kernels; `ternfleet bench` is the tool that reports.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use ternfleet_engine::probe::Probe;
+use ternfleet_engine::{Engine, Options, Request, Sampling, synth};
+
+fn main() {
+    let setting = |name: &str| std::env::var(format!("TERNFLEET_BENCH_{name}")).ok();
+    let path = setting("MODEL").map_or_else(synthesised, PathBuf::from);
+    let options = Options {
+        threads: setting("THREADS").map(|threads| threads.parse().expect("a number of threads")),
+        head: setting("HEAD").map_or_else(Default::default, |head| head.parse().expect("an output head")),
+        max_sequences: 64,
+        max_context: Some(1024),
+        prefill_chunk: setting("CHUNK").map_or(128, |chunk| chunk.parse().expect("a number of tokens")),
+        huge_pages: setting("HUGE").is_none_or(|huge| huge != "0"),
+        ..Options::default()
+    };
+    let mut engine = Engine::load(&path, &options).expect("a model that loads");
+    let info = engine.info().clone();
+    println!(
+        "{} threads, {}, head {}: load {:.2} s, weights {} MB, resident {} MB",
+        info.threads,
+        info.isa,
+        info.head,
+        info.load_s,
+        info.weights_bytes / 1_000_000,
+        resident_mb()
+    );
+    let probe = Probe::new(&mut engine).expect("memory for the probe");
+    let mut ratios = Vec::new();
+    for _ in 0..5 {
+        let read_gb_s = probe.read_gb_s(&mut engine);
+        let rate = decode_tok_s(&mut engine, 1, 8, 32);
+        let share = rate * info.bytes_per_token as f64 / 1e9 / read_gb_s;
+        println!("read {read_gb_s:.1} GB/s; one stream {rate:.2} tok/s, {:.0} % of it", share * 100.0);
+        ratios.push(share);
+    }
+    ratios.sort_by(f64::total_cmp);
+    println!("median {:.1} %", ratios[2] * 100.0);
+    let start = Instant::now();
+    let mut events = Vec::new();
+    engine.submit(request(512, 1)).expect("a prompt that fits");
+    while !engine.is_idle() {
+        engine.step(&mut events);
+    }
+    let rate = 512.0 / start.elapsed().as_secs_f64();
+    let macs = probe.mac_per_s(&mut engine);
+    let share = rate * (info.hyper.n_ternary_weights() as f64) / macs;
+    println!("prompt of 512: {rate:.1} tok/s, {:.0} % of {:.0} GMAC/s", share * 100.0, macs / 1e9);
+    let batches = setting("BATCH").unwrap_or_else(|| "2,4,8,16,32".to_owned());
+    for batch in batches.split(',').map(|n| n.parse::<usize>().expect("a list of numbers")) {
+        let rate = decode_tok_s(&mut engine, batch, 128, 64);
+        let share = rate * info.macs_per_token as f64 / macs;
+        println!("batch of {batch}: {rate:.1} tok/s, {:.0} %", share * 100.0);
+    }
+    println!("resident {} MB", resident_mb());
+}
+
+fn request(prompt: u32, max_new_tokens: usize) -> Request {
+    Request {
+        prompt: (0..prompt).map(|i| i * 37 % 500).collect(),
+        max_new_tokens,
+        sampling: Sampling::greedy(),
+        ..Request::default()
+    }
+}
+
+/// Tokens a second of all sequences together, prompts not counted.
+fn decode_tok_s(engine: &mut Engine, batch: usize, prompt: u32, tokens: usize) -> f64 {
+    for _ in 0..batch {
+        engine.submit(request(prompt, tokens)).expect("a prompt that fits");
+    }
+    let (mut events, mut count, mut seconds) = (Vec::new(), 0, 0.0);
+    while !engine.is_idle() {
+        let stats = engine.step(&mut events);
+        if stats.prefill_tokens == 0 {
+            count += stats.decode_tokens;
+            seconds += stats.elapsed.as_secs_f64();
+        }
+    }
+    count as f64 / seconds
+}
+
+fn synthesised() -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("synthetic-2b4t.gguf");
+    if !path.exists() {
+        println!("synthesising {} once", path.display());
+        let part = path.with_extension("part");
+        let mut out = BufWriter::new(File::create(&part).expect("a file in the target folder"));
+        synth::write(&synth::Shape::OFFICIAL, 1, &mut out).expect("room for 1.2 GB");
+        out.flush().expect("room for 1.2 GB");
+        std::fs::rename(&part, &path).expect("a rename within one folder");
+    }
+    path
+}
+
+fn resident_mb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) / 1024
+}

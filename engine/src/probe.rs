@@ -1,0 +1,61 @@
+//! What the machine could do at best: memory read rate and multiply-add rate of an engine's own pinned threads.
+//!
+//! The ceilings that `bench` divides by. They interleave with steps of the same engine, so that both see the same machine.
+#![allow(unsafe_code)] // Members of the pool write, then read, disjoint parts of one region.
+
+use crate::Engine;
+use crate::memory::Region;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// Bytes that one pass reads in all: more than one process can keep in a shared cache.
+const PASS_BYTES: usize = 1 << 30;
+/// Rounds of multiply-adds of one measurement: some tens of milliseconds.
+const ROUNDS: u64 = 4_000_000;
+
+/// Memory to read, touched first by the threads that read it.
+#[derive(Debug)]
+pub struct Probe {
+    region: Region,
+}
+
+impl Probe {
+    /// Takes 1 GiB of memory.
+    pub fn new(engine: &mut Engine) -> std::io::Result<Probe> {
+        let region = Region::new(PASS_BYTES, true)?;
+        let (pool, _) = engine.machine();
+        pool.run(&|member| {
+            let pages = member.share(PASS_BYTES / 4096);
+            // SAFETY: members' shares are disjoint.
+            unsafe { region.write::<u8>(pages.start * 4096..pages.end * 4096) }.fill(1);
+        });
+        Ok(Probe { region })
+    }
+
+    /// One pass over the memory by all threads, in 10^9 bytes a second.
+    pub fn read_gb_s(&self, engine: &mut Engine) -> f64 {
+        let (pool, kernels) = engine.machine();
+        let start = Instant::now();
+        let seen = AtomicU64::new(0);
+        pool.run(&|member| {
+            let pages = member.share(PASS_BYTES / 4096);
+            // SAFETY: nothing writes into the region any more.
+            let bytes = unsafe { self.region.read::<u8>(pages.start * 4096..pages.end * 4096) };
+            seen.fetch_or(kernels.read_all(bytes), Ordering::Relaxed);
+        });
+        assert_ne!(seen.into_inner(), 0, "the memory was filled with ones");
+        PASS_BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
+    }
+
+    /// Multiply-adds a second of all threads together, by the instruction that the ternary kernel uses.
+    pub fn mac_per_s(&self, engine: &mut Engine) -> f64 {
+        let (pool, kernels) = engine.machine();
+        let rounds = if kernels.isa() == crate::Isa::Scalar { ROUNDS / 10 } else { ROUNDS };
+        let start = Instant::now();
+        let done = AtomicU64::new(0);
+        pool.run(&|_| {
+            done.fetch_add(kernels.multiply_all(rounds), Ordering::Relaxed);
+        });
+        done.into_inner() as f64 / start.elapsed().as_secs_f64()
+    }
+}
