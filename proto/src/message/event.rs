@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{BatchId, LeaderRevision, TenantId, TimeMs, WorkerId};
-use crate::message::BatchState;
+use crate::id::{BatchId, JobKey, LeaderRevision, TenantId, TimeMs, WorkerId};
+use crate::message::{BatchState, Line};
 use crate::money::UsdMicro;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,4 +53,17 @@ pub enum EventKind {
         pod: String,
         billed_usd_micro: UsdMicro,
     },
+}
+
+/// A job that was given up, subject `tf.dead.<tenant>.<batch>.<index>` of the stream DEAD.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeadJob {
+    pub job: JobKey,
+    pub tenant: TenantId,
+    pub line: Line,
+    pub attempts: u32,
+    /// Machines on which attempts failed.
+    pub hosts: Vec<String>,
+    pub reason: String,
+    pub at: TimeMs,
 }

@@ -1,0 +1,58 @@
+//! HTTP of the coordinator itself: is it alive, is it ready, what does it count. The gateway adds its routes here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use ternfleet_proto::bus::Bus;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+#[derive(Clone)]
+struct Shared {
+    bus: Arc<dyn Bus>,
+    metrics: Arc<Metrics>,
+}
+
+/// Listens now, serves until shutdown.
+pub(crate) async fn serve(
+    address: SocketAddr,
+    bus: Arc<dyn Bus>,
+    metrics: Arc<Metrics>,
+    more: Router,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}: choose another http address"))?;
+    tracing::info!(address = %listener.local_addr()?, "serving HTTP");
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(numbers))
+        .with_state(Shared { bus, metrics })
+        .merge(more);
+    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await?;
+    Ok(())
+}
+
+/// Ready: connected, and leading or warm enough to take over.
+async fn ready(State(shared): State<Shared>) -> (StatusCode, &'static str) {
+    if !shared.bus.connected() {
+        (StatusCode::SERVICE_UNAVAILABLE, "NATS does not answer\n")
+    } else if !shared.metrics.is_warm() {
+        (StatusCode::SERVICE_UNAVAILABLE, "reading what is stored\n")
+    } else {
+        (StatusCode::OK, "ready\n")
+    }
+}
+
+async fn numbers(State(shared): State<Shared>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shared.metrics.render())
+}

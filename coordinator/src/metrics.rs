@@ -1,0 +1,293 @@
+//! Every metric of the coordinator: name, unit, help and labels in one place. Labels come from closed sets; every
+//! series is there from the start, at zero.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use prometheus::core::{AtomicU64, GenericCounter, GenericCounterVec};
+use prometheus::{Encoder, Gauge, GaugeVec, Opts, Registry, TextEncoder};
+
+use crate::core::{Core, Counts};
+
+type Counter = GenericCounter<AtomicU64>;
+type CounterVec = GenericCounterVec<AtomicU64>;
+
+/// Numbers of the invariants, as [`Counts::violations`] orders them.
+const INVARIANTS: [&str; 4] = ["J1", "J3", "M1", "M2"];
+/// Metrics are brought up to date at most this often.
+const REFRESH_MS: u64 = 500;
+
+/// The registry and handles to everything in it.
+pub struct Metrics {
+    registry: Registry,
+    warm: AtomicBool,
+    refreshed: std::sync::Mutex<Refreshed>,
+    committed: CounterVec,
+    duplicates: Counter,
+    divergences: Counter,
+    forged: Counter,
+    handed: Counter,
+    moved: Counter,
+    failed_handovers: Counter,
+    failed_attempts: Counter,
+    worker_faults: Counter,
+    dead: Counter,
+    lost_workers: Counter,
+    quarantines: Counter,
+    last_host_suspect: Counter,
+    adopted: Counter,
+    tokens: CounterVec,
+    wasted: CounterVec,
+    undecodable: Counter,
+    violations: CounterVec,
+    leader: Gauge,
+    batches: Gauge,
+    jobs: GaugeVec,
+    text_bytes: Gauge,
+    tokens_in_flight: Gauge,
+    workers: GaugeVec,
+    slots: GaugeVec,
+    rate: Gauge,
+    price: Gauge,
+    price_per_million: Gauge,
+    cost: GaugeVec,
+    hosts_quarantined: Gauge,
+    results_read_to: Gauge,
+}
+
+#[derive(Default)]
+struct Refreshed {
+    at: Option<std::time::Instant>,
+    counts: Counts,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// Registers one kind of metric after the other; names are checked by a test, so failing is a mistake of this file.
+struct Maker(Registry);
+
+impl Maker {
+    fn counter(&self, name: &str, help: &str) -> Counter {
+        let made = Counter::new(format!("ternfleet_{name}"), help).expect("because the name is plain");
+        self.0.register(Box::new(made.clone())).expect("because the name is used once");
+        made
+    }
+
+    fn counters(&self, name: &str, help: &str, label: &str, values: &[&str]) -> CounterVec {
+        let opts = Opts::new(format!("ternfleet_{name}"), help);
+        let made = CounterVec::new(opts, &[label]).expect("because name and label are plain");
+        for value in values {
+            made.with_label_values(&[value]);
+        }
+        self.0.register(Box::new(made.clone())).expect("because the name is used once");
+        made
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Gauge {
+        let made = Gauge::new(format!("ternfleet_{name}"), help).expect("because the name is plain");
+        self.0.register(Box::new(made.clone())).expect("because the name is used once");
+        made
+    }
+
+    fn gauges(&self, name: &str, help: &str, label: &str, values: &[&str]) -> GaugeVec {
+        let opts = Opts::new(format!("ternfleet_{name}"), help);
+        let made = GaugeVec::new(opts, &[label]).expect("because name and label are plain");
+        for value in values {
+            made.with_label_values(&[value]);
+        }
+        self.0.register(Box::new(made.clone())).expect("because the name is used once");
+        made
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let m = Maker(Registry::new());
+        let build = m.gauges("build_info", "Always 1; the version is the label.", "version", &[]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        Self {
+            warm: AtomicBool::new(false),
+            refreshed: Default::default(),
+            committed: m.counters(
+                "jobs_committed_total",
+                "Jobs with an answer.",
+                "outcome",
+                &["good", "error"],
+            ),
+            duplicates: m.counter("answers_duplicate_total", "Answers to jobs that had one already."),
+            divergences: m.counter(
+                "answers_divergent_total",
+                "Duplicate answers whose tokens differ from the committed ones: an alarm.",
+            ),
+            forged: m.counter("answers_forged_total", "Answers whose assignment was never made."),
+            handed: m.counter("jobs_handed_total", "Jobs put into a worker's queue."),
+            moved: m.counter("jobs_moved_total", "Jobs taken back from a worker."),
+            failed_handovers: m.counter("handovers_failed_total", "Hand-overs that could not be stored."),
+            failed_attempts: m
+                .counter("attempts_failed_total", "Attempts that ended in a fault of worker or host."),
+            worker_faults: m
+                .counter("worker_faults_total", "Jobs that a worker reported it could not go on with."),
+            dead: m.counter("jobs_dead_total", "Jobs given up as poison."),
+            lost_workers: m
+                .counter("workers_lost_total", "Workers that stopped their heartbeats unannounced."),
+            quarantines: m.counter("hosts_quarantined_total", "Times a host was put in quarantine."),
+            last_host_suspect: m.counter(
+                "last_host_suspect_total",
+                "Times the last healthy host would have been quarantined: an alarm.",
+            ),
+            adopted: m.counter("jobs_adopted_total", "Running jobs taken over from an earlier leader."),
+            tokens: m.counters(
+                "tokens_total",
+                "Tokens of committed answers.",
+                "phase",
+                &["prompt", "completion"],
+            ),
+            wasted: m.counters(
+                "tokens_wasted_total",
+                "Tokens made for nothing: in duplicates, generated again, prefilled again.",
+                "reason",
+                &["duplicate", "repeated", "reprefilled"],
+            ),
+            undecodable: m
+                .counter("messages_undecodable_total", "Messages dropped because they make no sense."),
+            violations: m.counters(
+                "invariant_violations_total",
+                "Broken invariants, by number: each is a mistake in the code.",
+                "id",
+                &INVARIANTS,
+            ),
+            leader: m.gauge("leader", "1 on the coordinator that leads, 0 on one that stands by."),
+            batches: m.gauge("batches_active", "Batches that have not ended."),
+            jobs: m.gauges("jobs", "Jobs in memory by state.", "state", &["waiting", "in_flight"]),
+            text_bytes: m.gauge("text_bytes", "Bytes of request text held between reading and answer."),
+            tokens_in_flight: m.gauge("tokens_in_flight", "Tokens reckoned of the jobs that workers have."),
+            workers: m.gauges("workers", "Workers by liveness.", "state", &["live", "quiet", "lost"]),
+            slots: m.gauges("slots", "Slots of live workers.", "use", &["all", "busy"]),
+            rate: m.gauge("fleet_rate_tok_s", "Measured speed of the fleet in tokens per second."),
+            price: m.gauge("fleet_price_usd_per_hour", "Price of all live pods in dollars per hour."),
+            price_per_million: m.gauge(
+                "fleet_usd_per_million_tokens",
+                "Price of a million tokens at the fleet's speed and price in dollars; 0 while unmeasured.",
+            ),
+            cost: m.gauges(
+                "cost_usd",
+                "Cost since this coordinator began, in dollars, by use; busy and idle add up to billed.",
+                "use",
+                &["billed", "busy", "idle"],
+            ),
+            hosts_quarantined: m.gauge("hosts_quarantined", "Hosts in quarantine now."),
+            results_read_to: m
+                .gauge("results_read_to", "Sequence of RESULTS up to which the ledger has read."),
+            registry: m.0,
+        }
+    }
+}
+
+impl Metrics {
+    /// Warm: the ledger has read everything stored. Only the leader acts.
+    pub(crate) fn set_role(&self, warm: bool, leading: bool) {
+        self.warm.store(warm, Ordering::Relaxed);
+        self.leader.set(f64::from(u8::from(leading)));
+    }
+
+    pub(crate) fn is_warm(&self) -> bool {
+        self.warm.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn undecodable(&self) {
+        self.undecodable.inc();
+    }
+
+    /// Takes over what the core has counted.
+    pub(crate) fn observe(&self, core: &Core) {
+        let mut last = self.refreshed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.at.is_some_and(|at| at.elapsed().as_millis() < u128::from(REFRESH_MS)) {
+            return;
+        }
+        last.at = Some(std::time::Instant::now());
+        let (now, before) = (core.counts, std::mem::replace(&mut last.counts, core.counts));
+        // A core that began anew counts from zero.
+        let add =
+            |counter: &Counter, now: u64, before: u64| counter.inc_by(now.checked_sub(before).unwrap_or(now));
+        for (place, outcome) in ["good", "error"].into_iter().enumerate() {
+            add(&self.committed.with_label_values(&[outcome]), now.committed[place], before.committed[place]);
+        }
+        add(&self.duplicates, now.duplicate_answers, before.duplicate_answers);
+        add(&self.divergences, now.divergent_answers, before.divergent_answers);
+        add(&self.forged, now.forged_answers, before.forged_answers);
+        add(&self.handed, now.handed_jobs, before.handed_jobs);
+        add(&self.moved, now.moved_jobs, before.moved_jobs);
+        add(&self.failed_handovers, now.failed_handovers, before.failed_handovers);
+        add(&self.failed_attempts, now.failed_attempts, before.failed_attempts);
+        add(&self.worker_faults, now.worker_faults, before.worker_faults);
+        add(&self.dead, now.dead_jobs, before.dead_jobs);
+        add(&self.lost_workers, now.lost_workers, before.lost_workers);
+        add(&self.quarantines, now.quarantined_hosts, before.quarantined_hosts);
+        add(&self.last_host_suspect, now.last_host_suspect, before.last_host_suspect);
+        add(&self.adopted, now.adopted_jobs, before.adopted_jobs);
+        let tokens = |phase: &str| self.tokens.with_label_values(&[phase]);
+        add(&tokens("prompt"), now.prompt_tokens, before.prompt_tokens);
+        add(&tokens("completion"), now.completion_tokens, before.completion_tokens);
+        let wasted = |reason: &str| self.wasted.with_label_values(&[reason]);
+        add(&wasted("duplicate"), now.wasted_duplicate_tokens, before.wasted_duplicate_tokens);
+        add(&wasted("repeated"), now.wasted_repeated_tokens, before.wasted_repeated_tokens);
+        add(&wasted("reprefilled"), now.reprefilled_tokens, before.reprefilled_tokens);
+        for (place, id) in INVARIANTS.into_iter().enumerate() {
+            add(&self.violations.with_label_values(&[id]), now.violations[place], before.violations[place]);
+        }
+        self.set_levels(core);
+    }
+
+    fn set_levels(&self, core: &Core) {
+        let levels = core.gauges();
+        self.batches.set(levels.batches_active as f64);
+        self.jobs.with_label_values(&["waiting"]).set(levels.jobs_waiting as f64);
+        self.jobs.with_label_values(&["in_flight"]).set(levels.jobs_in_flight as f64);
+        self.text_bytes.set(levels.text_bytes as f64);
+        self.tokens_in_flight.set(levels.tokens_in_flight as f64);
+        for (place, state) in ["live", "quiet", "lost"].into_iter().enumerate() {
+            self.workers.with_label_values(&[state]).set(levels.workers[place] as f64);
+        }
+        self.slots.with_label_values(&["all"]).set(levels.slots as f64);
+        self.slots.with_label_values(&["busy"]).set(levels.slots_in_use as f64);
+        self.rate.set(levels.fleet_rate_tok_s);
+        self.price.set(levels.fleet_usd_micro_per_hour.dollars());
+        self.price_per_million.set(levels.fleet_usd_micro_per_million.map_or(0.0, |price| price.dollars()));
+        self.cost.with_label_values(&["billed"]).set(levels.billed.dollars());
+        self.cost.with_label_values(&["busy"]).set(levels.attributed.dollars());
+        self.cost.with_label_values(&["idle"]).set(levels.idle.dollars());
+        self.hosts_quarantined.set(levels.hosts_quarantined as f64);
+        self.results_read_to.set(levels.results_read_to as f64);
+    }
+
+    /// The text that Prometheus reads.
+    pub(crate) fn render(&self) -> String {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be written");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_is_there_at_zero_from_the_start() {
+        let text = Metrics::default().render();
+        for series in [
+            "ternfleet_jobs_committed_total{outcome=\"good\"} 0",
+            "ternfleet_invariant_violations_total{id=\"M2\"} 0",
+            "ternfleet_tokens_wasted_total{reason=\"repeated\"} 0",
+            "ternfleet_workers{state=\"live\"} 0",
+            "ternfleet_answers_divergent_total 0",
+        ] {
+            assert!(text.contains(series), "{series} is missing in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! The coordinator as a process: a thin loop around the core, and the tasks that do what takes time.
+//!
+//! `select → on → perform`: events come in from the bus and from tasks, the core decides, actions go out to tasks.
+//! Nothing here decides what happens to a job. Called by [`crate::run`].
+
+mod answers;
+mod api;
+mod lease;
+mod lines;
+mod perform;
+mod reader;
+mod setup;
+mod writer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::StreamExt;
+use ternfleet_proto::bus::Bus;
+use ternfleet_proto::message::{BatchCreate, EventKind, Heartbeat, Refusal};
+use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::{BatchId, JobKey, LeaderRevision, TimeMs, codec};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::Options;
+use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Ground, Lead, Limits, Outputs};
+use crate::metrics::Metrics;
+use answers::Recent;
+use api::{Api, Call};
+
+/// Inputs that may wait for the loop before their senders do.
+const INBOX: usize = 16_384;
+/// Inputs taken in before jobs are handed out again.
+const GULP: usize = 1024;
+const TICK: Duration = Duration::from_millis(200);
+
+/// Everything that comes to the loop.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Event(Event),
+    Call(Call),
+    /// A creation's surroundings are known.
+    Surveyed {
+        create: Box<BatchCreate>,
+        found: Result<Ground, Refusal>,
+        reply: String,
+    },
+    /// A creation is stored.
+    Created {
+        record: Box<BatchRecord>,
+        reply: String,
+    },
+    ReplyView {
+        reply: String,
+        slot: BatchSlot,
+    },
+    PastCommits {
+        batch: BatchId,
+        commits: Arc<Vec<u64>>,
+    },
+    /// The leader has stored something about this batch.
+    Followed(BatchId),
+    /// Every answer stored before this process began has been read.
+    CaughtUp,
+    /// Warm, and another leads.
+    StandingBy,
+    Leading(Lead),
+    Deposed(String),
+    Undecodable,
+}
+
+/// Why a turn of service ended.
+enum Ended {
+    Shutdown,
+    Deposed,
+}
+
+/// Serves until shutdown: as a standby, as the leader, and as a standby again after losing the lease.
+pub(crate) async fn serve(
+    bus: Arc<dyn Bus>,
+    options: Options,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        let tasks = shutdown.child_token();
+        let ended = serve_once(&bus, &options, &metrics, &shutdown, &tasks).await;
+        tasks.cancel();
+        metrics.set_role(false, false);
+        match ended? {
+            Ended::Shutdown => return Ok(()),
+            Ended::Deposed => tokio::time::sleep(Duration::from_millis(500)).await,
+        }
+    }
+}
+
+async fn serve_once(
+    bus: &Arc<dyn Bus>,
+    options: &Options,
+    metrics: &Arc<Metrics>,
+    shutdown: &CancellationToken,
+    cancel: &CancellationToken,
+) -> anyhow::Result<Ended> {
+    let ground = setup::prepare(bus, options).await?;
+    let limits = Limits {
+        quotas: options.quotas.clone(),
+        text_bytes_max: options.text_bytes_max,
+        workers_per_shard: table::WORKERS_PER_SHARD,
+        ..Limits::default()
+    };
+    let mut core = Core::new(ground.key.clone(), limits);
+    let mut actions = Vec::new();
+    let results_from = load_batches(bus, &mut core, &mut actions).await?;
+
+    let (inbox, mut inputs) = mpsc::channel(INBOX);
+    let recent = Recent::default();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(answers::follow(Arc::clone(bus), results_from, recent.clone(), inbox.clone()));
+    tasks.spawn(hear_workers(Arc::clone(bus), inbox.clone()));
+    tasks.spawn(hear_callers(Arc::clone(bus), inbox.clone()));
+    tasks.spawn(hear_leader(Arc::clone(bus), inbox.clone()));
+    let mut service = Service {
+        bus: Arc::clone(bus),
+        options: options.clone(),
+        api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone()),
+        ground,
+        recent,
+        inbox: inbox.clone(),
+        metrics: Arc::clone(metrics),
+        core,
+        hands: None,
+        readers: BTreeMap::new(),
+        tasks,
+        unknown: BTreeSet::new(),
+    };
+    let mut ticker = tokio::time::interval(TICK);
+    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut gulp = Vec::with_capacity(GULP);
+    let ended = loop {
+        tokio::select! {
+            count = inputs.recv_many(&mut gulp, GULP) => {
+                if count == 0 {
+                    anyhow::bail!("the inbox closed");
+                }
+            }
+            _ = ticker.tick() => service.core.on(TimeMs::now(), Event::Tick, &mut actions),
+            () = shutdown.cancelled() => break Ended::Shutdown,
+        }
+        let now = TimeMs::now();
+        let mut deposed = None;
+        for input in gulp.drain(..) {
+            match input {
+                Input::CaughtUp => {
+                    let name = options.name.clone().unwrap_or_else(|| format!("pid-{}", std::process::id()));
+                    let lease = Duration::from_millis(options.lease_ms);
+                    service.tasks.spawn(lease::keep(
+                        Arc::clone(bus),
+                        name,
+                        lease,
+                        inbox.clone(),
+                        cancel.clone(),
+                    ));
+                }
+                Input::Deposed(why) => deposed = Some(why),
+                input => service.take(now, input, &mut actions).await,
+            }
+        }
+        if let Some(why) = deposed {
+            tracing::warn!(why, "the lease is lost; standing by");
+            break Ended::Deposed;
+        }
+        service.core.on(now, Event::Turn, &mut actions);
+        for action in actions.drain(..) {
+            service.perform(now, action);
+        }
+        service.api.serve_pollers(now, &service.core);
+        metrics.observe(&service.core);
+    };
+    service.close(cancel).await;
+    Ok(ended)
+}
+
+/// Reads every stored batch; answers where in RESULTS the reading must begin.
+async fn load_batches(bus: &Arc<dyn Bus>, core: &mut Core, actions: &mut Vec<Action>) -> anyhow::Result<u64> {
+    let entries = bus.kv_entries(table::KV_BATCHES).await.context("the stored batches cannot be read")?;
+    let mut records: Vec<BatchRecord> = Vec::new();
+    for entry in entries {
+        match codec::decode(&entry.value) {
+            Ok(record) => records.push(record),
+            Err(error) => {
+                tracing::error!(key = entry.key, %error, "a stored batch cannot be read; left alone")
+            }
+        }
+    }
+    records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    let end = bus.stream_facts(table::RESULTS).await.context("RESULTS cannot be looked at")?.last_sequence;
+    let live = records.iter().filter(|record| !record.state.is_terminal());
+    let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
+    for record in records {
+        core.on(TimeMs::now(), Event::BatchKnown(Box::new(record)), actions);
+    }
+    Ok(from)
+}
+
+/// The tasks that a leader has besides.
+struct Hands {
+    actions: mpsc::UnboundedSender<Action>,
+    books: mpsc::UnboundedSender<perform::Entry>,
+    leader: LeaderRevision,
+    working: Vec<tokio::task::JoinHandle<()>>,
+}
+
+struct Service {
+    bus: Arc<dyn Bus>,
+    options: Options,
+    ground: setup::Ground,
+    api: Api,
+    recent: Recent,
+    inbox: mpsc::Sender<Input>,
+    metrics: Arc<Metrics>,
+    core: Core,
+    hands: Option<Hands>,
+    readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
+    tasks: JoinSet<()>,
+    /// Batches that answers name and nobody knows: single jobs of an earlier leader, mostly.
+    unknown: BTreeSet<BatchId>,
+}
+
+impl Service {
+    async fn take(&mut self, now: TimeMs, input: Input, actions: &mut Vec<Action>) {
+        match input {
+            Input::Event(event) => {
+                if let Event::Answer { answer, .. } = &event
+                    && !self.core.is_leading()
+                {
+                    // A standby may hear an answer before it hears of the batch.
+                    self.learn(now, &answer.job.batch.clone(), false, actions).await;
+                }
+                self.core.on(now, event, actions);
+            }
+            Input::Call(call) => {
+                if self.core.is_leading() {
+                    for event in self.api.call(now, call, &self.core) {
+                        self.core.on(now, event, actions);
+                    }
+                }
+            }
+            Input::Surveyed { create, found, reply } => {
+                self.api.surveyed(now, *create, found, reply, &self.core);
+            }
+            Input::Created { record, reply } => {
+                let id = record.id.clone();
+                self.core.on(now, Event::BatchKnown(record), actions);
+                if let Some(slot) = self.core.find(&id) {
+                    self.api.reply_view(now, reply, slot, &self.core);
+                }
+            }
+            Input::ReplyView { reply, slot } => self.api.reply_view(now, reply, slot, &self.core),
+            Input::PastCommits { batch, commits } => self.api.past_commits(batch, commits),
+            Input::Followed(batch) => {
+                if !self.core.is_leading() {
+                    self.learn(now, &batch, true, actions).await;
+                }
+            }
+            Input::Leading(lead) => self.lead(now, lead, actions).await,
+            Input::StandingBy => self.metrics.set_role(true, false),
+            Input::Undecodable => self.metrics.undecodable(),
+            Input::CaughtUp | Input::Deposed(_) => {}
+        }
+    }
+
+    /// Reads a batch's record, if it is unknown or has `changed`.
+    async fn learn(&mut self, now: TimeMs, batch: &BatchId, changed: bool, actions: &mut Vec<Action>) {
+        if !changed && (self.core.find(batch).is_some() || self.unknown.contains(batch)) {
+            return;
+        }
+        match self.bus.kv_get(table::KV_BATCHES, batch.as_str()).await {
+            Ok(Some(entry)) => {
+                if let Ok(record) = codec::decode(&entry.value) {
+                    self.core.on(now, Event::BatchKnown(Box::new(record)), actions);
+                }
+            }
+            Ok(None) => {
+                if self.unknown.len() > 10_000 {
+                    self.unknown.clear();
+                }
+                self.unknown.insert(batch.clone());
+            }
+            Err(error) => tracing::warn!(%batch, %error, "a batch's record cannot be read"),
+        }
+    }
+
+    async fn lead(&mut self, now: TimeMs, lead: Lead, actions: &mut Vec<Action>) {
+        tracing::info!(revision = lead.revision.0, term = lead.term, "leading");
+        // What the last leader stored in its last moments may not have been heard.
+        if let Err(error) = load_batches(&self.bus, &mut self.core, actions).await {
+            tracing::error!(error = format!("{error:#}"), "leading with the batches known so far");
+        }
+        self.clear_work().await;
+        let (action_sender, action_queue) = mpsc::unbounded_channel();
+        let (book_sender, book_queue) = mpsc::unbounded_channel();
+        let bus = &self.bus;
+        let working = vec![
+            tokio::spawn(perform::side_by_side(
+                Arc::clone(bus),
+                lead.revision,
+                action_queue,
+                self.inbox.clone(),
+            )),
+            tokio::spawn(perform::keep_books(Arc::clone(bus), lead.revision, book_queue)),
+        ];
+        self.hands =
+            Some(Hands { actions: action_sender, books: book_sender, leader: lead.revision, working });
+        self.metrics.set_role(true, true);
+        self.core.on(now, Event::Lead(lead), actions);
+    }
+
+    /// What earlier leaders left in the work streams is void: their epochs are older than all of ours.
+    async fn clear_work(&self) {
+        for shard in 0..u16::MAX {
+            let stream = table::work_stream(shard);
+            match self.bus.purge(&stream, &table::work_all(shard)).await {
+                Ok(count) => tracing::debug!(stream, count, "cleared"),
+                Err(ternfleet_proto::BusError::NotFound(_)) => return,
+                Err(error) => {
+                    tracing::warn!(stream, %error, "not cleared; workers drop what is stale");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn perform(&mut self, now: TimeMs, action: Action) {
+        match action {
+            Action::Scan { batch } => self.command(batch, reader::Command::Scan),
+            Action::Read { batch, from, lines, skip } => {
+                self.command(batch, reader::Command::Read { from, lines, skip });
+            }
+            Action::StopReading { batch } => {
+                self.readers.remove(&batch);
+            }
+            Action::Write { batch } => self.write(batch),
+            Action::Record(record) => self.book(perform::Entry::Record(record)),
+            Action::Audit(kind) => self.book(perform::Entry::Audit(now, kind)),
+            Action::Announce { key, sequence } => self.announce(key, sequence),
+            Action::ClearWork => {}
+            action => {
+                if let Some(hands) = &self.hands {
+                    let _ = hands.actions.send(action);
+                }
+            }
+        }
+    }
+
+    fn book(&self, entry: perform::Entry) {
+        if let Some(hands) = &self.hands {
+            let _ = hands.books.send(entry);
+        }
+    }
+
+    fn command(&mut self, slot: BatchSlot, command: reader::Command) {
+        let Some(batch) = self.core.batch(slot) else { return };
+        let sender = self.readers.entry(slot).or_insert_with(|| {
+            let (sender, commands) = mpsc::unbounded_channel();
+            let source = reader::Source {
+                slot,
+                batch: batch.record.id.clone(),
+                tenant: batch.record.tenant.clone(),
+                object: batch.record.input_object.clone(),
+                endpoint: batch.record.endpoint,
+            };
+            self.tasks.spawn(reader::serve(Arc::clone(&self.bus), source, commands, self.inbox.clone()));
+            sender
+        });
+        let _ = sender.send(command);
+    }
+
+    fn write(&mut self, slot: BatchSlot) {
+        let Some(batch) = self.core.batch(slot) else { return };
+        let record = BatchRecord { totals: batch.totals, ..batch.record.clone() };
+        let (bus, key) = (Arc::clone(&self.bus), self.ground.key.clone());
+        let (scratch, inbox) = (self.options.scratch_dir.clone(), self.inbox.clone());
+        self.tasks.spawn(async move {
+            let outputs: Result<Outputs, String> = writer::write(bus, key, record, scratch).await;
+            let _ = inbox.send(Input::Event(Event::Written { batch: slot, outputs })).await;
+        });
+    }
+
+    /// Tells whoever waits for a single job.
+    fn announce(&mut self, key: JobKey, sequence: u64) {
+        let (bus, recent) = (Arc::clone(&self.bus), self.recent.clone());
+        self.tasks.spawn(async move {
+            let payload = match recent.get(sequence) {
+                Some(payload) => Some(payload),
+                None => bus.message(table::RESULTS, sequence).await.ok().flatten().map(|m| m.payload),
+            };
+            if let Some(payload) = payload
+                && let Err(error) = bus.send(&table::done(&key), payload).await
+            {
+                tracing::debug!(%error, %key, "not announced");
+            }
+        });
+    }
+
+    /// Lets the books be written, gives the lease back, ends all tasks.
+    async fn close(mut self, cancel: &CancellationToken) {
+        if let Some(Hands { actions, books, leader, working }) = self.hands.take() {
+            drop((actions, books));
+            for task in working {
+                let abort = task.abort_handle();
+                if tokio::time::timeout(Duration::from_secs(2), task).await.is_err() {
+                    tracing::warn!(leader = leader.0, "left an operation unfinished");
+                    abort.abort();
+                }
+            }
+        }
+        cancel.cancel();
+        self.readers.clear();
+        // The lease's task ends by itself, after giving the lease back; the others are cut off.
+        let _ = tokio::time::timeout(Duration::from_millis(500), async {
+            while self.tasks.join_next().await.is_some() {}
+        })
+        .await;
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn hear_workers(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
+    listen(&bus, table::heartbeats(), &inbox, |note| match codec::decode::<Heartbeat>(&note.payload) {
+        Ok(beat) if table::parse_heartbeat_subject(&note.subject).as_ref() == Some(&beat.worker) => {
+            Some(Input::Event(Event::Heartbeat(Box::new(beat))))
+        }
+        Ok(_) | Err(_) => Some(Input::Undecodable),
+    })
+    .await;
+}
+
+async fn hear_callers(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
+    listen(&bus, table::api_all(), &inbox, |note| {
+        let verb = ApiVerb::parse(&note.subject)?;
+        Some(Input::Call(Call { verb, payload: note.payload, reply: note.reply? }))
+    })
+    .await;
+}
+
+/// A standby follows what the leader says about batches.
+async fn hear_leader(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
+    listen(&bus, table::events_all(), &inbox, |note| {
+        let event = codec::decode::<ternfleet_proto::message::Event>(&note.payload).ok()?;
+        match event.what {
+            EventKind::BatchChanged { batch, .. } => Some(Input::Followed(batch)),
+            _ => None,
+        }
+    })
+    .await;
+}
+
+async fn listen(
+    bus: &Arc<dyn Bus>,
+    filter: &str,
+    inbox: &mpsc::Sender<Input>,
+    understand: impl Fn(ternfleet_proto::bus::Note) -> Option<Input>,
+) {
+    while !inbox.is_closed() {
+        match bus.subscribe(filter).await {
+            Ok(mut notes) => {
+                while let Some(note) = notes.next().await {
+                    if let Some(input) = understand(note)
+                        && inbox.send(input).await.is_err()
+                    {
+                        return;
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(filter, %error, "cannot listen"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

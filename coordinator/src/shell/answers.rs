@@ -1,0 +1,164 @@
+//! RESULTS: followed from where the ledger needs it, in stream order; the newest answers kept at hand for readers.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use ternfleet_proto::bus::{Bus, Replayed};
+use ternfleet_proto::message::{FailureCode, JobResult, Outcome};
+use ternfleet_proto::tag::AssignmentKey;
+use ternfleet_proto::{codec, table};
+use tokio::sync::mpsc;
+
+use super::Input;
+use crate::core::{Answer, BatchRecord, Event, Verdict};
+
+/// Newest answers kept in memory, in bytes.
+const RECENT_BYTES: usize = 48 << 20;
+
+/// The newest answers as they stand in the stream, by sequence. Callers that follow a batch read from here.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Recent {
+    kept: Arc<Mutex<Kept>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: usize,
+    answers: BTreeMap<u64, Bytes>,
+}
+
+impl Recent {
+    fn keep(&self, sequence: u64, payload: Bytes) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.bytes += payload.len() + 64;
+        kept.answers.insert(sequence, payload);
+        while kept.bytes > RECENT_BYTES {
+            let Some((_, oldest)) = kept.answers.pop_first() else { break };
+            kept.bytes -= oldest.len() + 64;
+        }
+    }
+
+    pub(crate) fn get(&self, sequence: u64) -> Option<Bytes> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).answers.get(&sequence).cloned()
+    }
+}
+
+/// Drops the text of a result, keeps what decides.
+pub(crate) fn answer_of(result: &JobResult) -> Answer {
+    let verdict = match &result.outcome {
+        Outcome::Text(generated) => Verdict::Good { ids_digest: generated.ids_digest },
+        Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault => Verdict::Fault,
+        Outcome::Failed(_) => Verdict::Bad,
+    };
+    Answer {
+        job: result.job.clone(),
+        epoch: result.epoch,
+        attempt: result.attempt,
+        worker: result.worker.clone(),
+        tag: result.tag,
+        verdict,
+        prompt_tokens: result.usage.prompt_tokens,
+        completion_tokens: result.usage.completion_tokens,
+        repeated_tokens: result.usage.repeated_tokens,
+        finished_at: result.finished_at,
+    }
+}
+
+/// Feeds every answer from `from_sequence` on to the inbox, for ever; `CaughtUp` once in between.
+pub(crate) async fn follow(
+    bus: Arc<dyn Bus>,
+    from_sequence: u64,
+    recent: Recent,
+    inbox: mpsc::Sender<Input>,
+) {
+    let mut next = from_sequence;
+    let mut told = false;
+    loop {
+        match bus.replay(table::RESULTS, table::results_all(), next).await {
+            Ok(mut replay) => {
+                while let Some(item) = replay.next().await {
+                    let input = match item {
+                        Ok(Replayed::CaughtUp) if told => continue,
+                        Ok(Replayed::CaughtUp) => {
+                            told = true;
+                            Input::CaughtUp
+                        }
+                        Ok(Replayed::Message(message)) => {
+                            next = message.sequence + 1;
+                            match codec::decode::<JobResult>(&message.payload) {
+                                Ok(result) => {
+                                    recent.keep(message.sequence, message.payload);
+                                    let answer = Box::new(answer_of(&result));
+                                    Input::Event(Event::Answer { sequence: message.sequence, answer })
+                                }
+                                Err(error) => {
+                                    tracing::warn!(subject = message.subject, %error, "dropped");
+                                    Input::Undecodable
+                                }
+                            }
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "RESULTS must be read anew");
+                            break;
+                        }
+                    };
+                    if inbox.send(input).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "RESULTS cannot be read"),
+        }
+        if inbox.is_closed() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// The committed answers of one batch, in the order of their commit, read from the stream by the ledger's own rule.
+pub(crate) struct Committed {
+    replay: ternfleet_proto::bus::BusStream<ternfleet_proto::bus::Result<Replayed>>,
+    key: AssignmentKey,
+    lines: u32,
+    seen: Vec<u64>,
+}
+
+impl Committed {
+    pub(crate) async fn of(
+        bus: &Arc<dyn Bus>,
+        key: &AssignmentKey,
+        record: &BatchRecord,
+    ) -> anyhow::Result<Self> {
+        let filter = table::results_of(&record.tenant, &record.id);
+        let replay = bus.replay(table::RESULTS, &filter, record.results_after + 1).await?;
+        let lines = record.lines.unwrap_or(0);
+        Ok(Self { replay, key: key.clone(), lines, seen: vec![0; (lines as usize).div_ceil(64)] })
+    }
+
+    /// The next committed answer and its sequence; `None` when the stream's end is reached.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<(u64, JobResult)>> {
+        while let Some(item) = self.replay.next().await {
+            let message = match item? {
+                Replayed::CaughtUp => return Ok(None),
+                Replayed::Message(message) => message,
+            };
+            let Ok(result) = codec::decode::<JobResult>(&message.payload) else { continue };
+            if answer_of(&result).verdict == Verdict::Fault
+                || result.job.index >= self.lines
+                || !self.key.verifies(result.tag, &result.job, result.epoch, &result.worker)
+            {
+                continue;
+            }
+            let (word, bit) = ((result.job.index / 64) as usize, 1u64 << (result.job.index % 64));
+            if self.seen[word] & bit == 0 {
+                self.seen[word] |= bit;
+                return Ok(Some((message.sequence, result)));
+            }
+        }
+        Ok(None)
+    }
+}

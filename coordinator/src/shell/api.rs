@@ -1,0 +1,453 @@
+//! The callers' verbs: requests on `tf.api.*`, answered by the leader alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use serde::{Serialize, de::DeserializeOwned};
+use ternfleet_proto::bus::{Bus, BusError};
+use ternfleet_proto::message::{
+    BatchCreate, BatchList, BatchRef, BatchSet, JobCreate, JobResult, Refusal, RefusalCode, Reply,
+    ResultsPage, ResultsRequest,
+};
+use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::tag::AssignmentKey;
+use ternfleet_proto::{BatchId, TenantId, TimeMs, codec};
+use tokio::sync::mpsc;
+
+use super::Input;
+use super::answers::{Committed, Recent};
+use super::setup;
+use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
+
+const PAGE_LINES_MAX: u32 = 1000;
+/// Replies stay well under the server's largest message.
+const PAGE_BYTES_MAX: usize = 700 << 10;
+const WAIT_MS_MAX: u32 = 30_000;
+const LIST_MAX: u32 = 200;
+
+/// A request as it came.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) verb: ApiVerb,
+    pub(crate) payload: Bytes,
+    pub(crate) reply: String,
+}
+
+/// Somebody who waits for more results.
+#[derive(Debug)]
+struct Poller {
+    request: ResultsRequest,
+    reply: String,
+    until: Instant,
+}
+
+/// Serves callers. Owned by the main loop; what takes time goes to tasks of its own.
+pub(crate) struct Api {
+    bus: Arc<dyn Bus>,
+    inbox: mpsc::Sender<Input>,
+    recent: Recent,
+    ground: setup::Ground,
+    pollers: BTreeMap<BatchSlot, Vec<Poller>>,
+    /// Committed sequences of batches whose ledger is not in memory any more.
+    past: BTreeMap<BatchId, Arc<Vec<u64>>>,
+}
+
+fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
+    Refusal { code, message: message.into(), retry_after_ms: None }
+}
+
+fn unknown(id: &BatchId) -> Refusal {
+    refusal(RefusalCode::NotFound, format!("there is no batch {id}"))
+}
+
+fn unreachable(error: &BusError) -> Refusal {
+    Refusal { code: RefusalCode::Unavailable, message: error.to_string(), retry_after_ms: Some(1000) }
+}
+
+impl Api {
+    pub(crate) fn new(
+        bus: Arc<dyn Bus>,
+        inbox: mpsc::Sender<Input>,
+        recent: Recent,
+        ground: setup::Ground,
+    ) -> Self {
+        Self { bus, inbox, recent, ground, pollers: BTreeMap::new(), past: BTreeMap::new() }
+    }
+
+    /// One call. Events for the core are returned; replies are sent from here or from tasks.
+    pub(crate) fn call(&mut self, now: TimeMs, call: Call, core: &Core) -> Vec<Event> {
+        let Call { verb, payload, reply } = call;
+        match verb {
+            ApiVerb::BatchCreate => {
+                self.with(&payload, reply, |api, create, reply| api.create(create, reply))
+            }
+            ApiVerb::BatchGet => self.with(&payload, reply, |api, batch: BatchRef, reply| {
+                match find(core, &batch.tenant, &batch.id).and_then(|slot| core.batch_view(now, slot)) {
+                    Some(view) => api.answer(reply, &Ok(view)),
+                    None => api.answer_from_record(batch, reply),
+                }
+                Vec::new()
+            }),
+            ApiVerb::BatchList => self.with(&payload, reply, |api, list: BatchList, reply| {
+                let limit = list.limit.clamp(1, LIST_MAX) as usize;
+                api.answer(reply, &Ok(core.batch_views(now, &list.tenant, list.after.as_ref(), limit)));
+                Vec::new()
+            }),
+            ApiVerb::BatchCancel => self.with(&payload, reply, |api, batch: BatchRef, reply| {
+                let Some(slot) = find(core, &batch.tenant, &batch.id) else {
+                    api.answer_from_record(batch, reply);
+                    return Vec::new();
+                };
+                api.later(reply, slot);
+                vec![Event::Cancel { batch: slot }]
+            }),
+            ApiVerb::BatchSet => self.with(&payload, reply, |api, set: BatchSet, reply| {
+                let Some(slot) = find(core, &set.tenant, &set.id) else {
+                    api.answer::<()>(reply, &Err(unknown(&set.id)));
+                    return Vec::new();
+                };
+                if core.batch(slot).is_some_and(|batch| batch.is_ended()) {
+                    let message = format!("batch {} has ended; nothing can be changed", set.id);
+                    api.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
+                    return Vec::new();
+                }
+                if set.priority.is_some_and(|priority| !(-10..=10).contains(&priority)) {
+                    let message = "priority must be from -10 (last) to 10 (first)";
+                    api.answer::<()>(reply, &Err(refusal(RefusalCode::Invalid, message)));
+                    return Vec::new();
+                }
+                let change = Change {
+                    budget_usd_micro: set.budget_usd_micro,
+                    deadline: set.deadline,
+                    priority: set.priority,
+                };
+                api.later(reply, slot);
+                vec![Event::Change { batch: slot, change }]
+            }),
+            ApiVerb::Results => self.with(&payload, reply, |api, request, reply| {
+                api.results(now, request, reply, core);
+                Vec::new()
+            }),
+            ApiVerb::Pods => {
+                self.answer(reply, &Ok(core.pod_views()));
+                Vec::new()
+            }
+            ApiVerb::JobCreate => self.with(&payload, reply, |api, job: JobCreate, reply| {
+                api.answer(reply, &Ok(()));
+                vec![Event::JobCreated(Box::new(job))]
+            }),
+        }
+    }
+
+    fn with<Q: DeserializeOwned>(
+        &mut self,
+        payload: &[u8],
+        reply: String,
+        handle: impl FnOnce(&mut Self, Q, String) -> Vec<Event>,
+    ) -> Vec<Event> {
+        match codec::decode(payload) {
+            Ok(question) => handle(self, question, reply),
+            Err(error) => {
+                self.answer::<()>(reply, &Err(refusal(RefusalCode::Invalid, error.to_string())));
+                Vec::new()
+            }
+        }
+    }
+
+    fn answer<T: Serialize>(&self, reply: String, answer: &Reply<T>) {
+        let payload = codec::encode(answer);
+        let bus = Arc::clone(&self.bus);
+        tokio::spawn(async move {
+            if let Err(error) = bus.send(&reply, payload).await {
+                tracing::debug!(%error, "a reply was not sent");
+            }
+        });
+    }
+
+    /// The reply is the batch as it stands once the core has taken the event in.
+    fn later(&self, reply: String, slot: BatchSlot) {
+        let inbox = self.inbox.clone();
+        tokio::spawn(async move { inbox.send(Input::ReplyView { reply, slot }).await });
+    }
+
+    pub(crate) fn reply_view(&self, now: TimeMs, reply: String, slot: BatchSlot, core: &Core) {
+        let gone = refusal(RefusalCode::NotFound, "the batch is gone");
+        self.answer(reply, &core.batch_view(now, slot).ok_or(gone));
+    }
+
+    fn answer_from_record(&self, batch: BatchRef, reply: String) {
+        let bus = Arc::clone(&self.bus);
+        tokio::spawn(async move {
+            let answer = match stored(&bus, &batch.id).await {
+                Ok(Some(record)) if record.tenant == batch.tenant => Ok(view_of(&record, record.totals)),
+                Ok(_) => Err(unknown(&batch.id)),
+                Err(error) => Err(unreachable(&error)),
+            };
+            let _ = bus.send(&reply, codec::encode(&answer)).await;
+        });
+    }
+
+    /// First half of a creation: find out what it stands on.
+    fn create(&mut self, create: BatchCreate, reply: String) -> Vec<Event> {
+        let (bus, inbox, ground) = (Arc::clone(&self.bus), self.inbox.clone(), self.ground.clone());
+        tokio::spawn(async move {
+            let found = survey(&bus, &create, &ground).await;
+            let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply }).await;
+        });
+        Vec::new()
+    }
+
+    /// Second half: admit, store, then tell.
+    pub(crate) fn surveyed(
+        &mut self,
+        now: TimeMs,
+        create: BatchCreate,
+        found: Result<Ground, Refusal>,
+        reply: String,
+        core: &Core,
+    ) {
+        let id = batch_id(&create.tenant, &create.idempotency_key);
+        if let Some(batch) = core.find(&id).and_then(|slot| core.batch(slot)) {
+            let same = batch.record.creation_digest == creation_digest(&create);
+            let slot = core.find(&id).and_then(|slot| core.batch_view(now, slot));
+            match slot.filter(|_| same) {
+                Some(view) => self.answer(reply, &Ok(view)),
+                None => self.answer::<()>(reply, &Err(other_content(&create))),
+            }
+            return;
+        }
+        let admitted = found.and_then(|ground| {
+            core.admit(&create, ground.input_bytes, ground.durability)?;
+            Ok(ground)
+        });
+        let ground = match admitted {
+            Ok(ground) => ground,
+            Err(refused) => return self.answer::<()>(reply, &Err(refused)),
+        };
+        let record = BatchRecord::new(now, &create, ground);
+        let (bus, inbox) = (Arc::clone(&self.bus), self.inbox.clone());
+        tokio::spawn(async move {
+            let answer =
+                match bus.kv_create(table::KV_BATCHES, id.as_str(), codec::encode(&record), None).await {
+                    Ok(_) => Ok(record),
+                    Err(BusError::Exists(_)) => match stored(&bus, &id).await {
+                        Ok(Some(before)) if before.creation_digest == record.creation_digest => Ok(before),
+                        Ok(_) => Err(other_content(&create)),
+                        Err(error) => Err(unreachable(&error)),
+                    },
+                    Err(error) => Err(unreachable(&error)),
+                };
+            let input = match answer {
+                Ok(record) => Input::Created { record: Box::new(record), reply },
+                Err(refused) => {
+                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
+                    return;
+                }
+            };
+            let _ = inbox.send(input).await;
+        });
+    }
+
+    fn results(&mut self, now: TimeMs, request: ResultsRequest, reply: String, core: &Core) {
+        let Some(slot) = find(core, &request.tenant, &request.id) else {
+            return self.page_of_past(request, reply);
+        };
+        let wait = Duration::from_millis(u64::from(request.wait_ms.min(WAIT_MS_MAX)));
+        let poller = Poller { request, reply, until: Instant::now() + wait };
+        if !self.try_page(now, slot, &poller, core) {
+            self.pollers.entry(slot).or_default().push(poller);
+        }
+    }
+
+    /// Serves those who waited long enough, or whose batch has moved.
+    pub(crate) fn serve_pollers(&mut self, now: TimeMs, core: &Core) {
+        if self.pollers.is_empty() {
+            return;
+        }
+        let mut waiting = std::mem::take(&mut self.pollers);
+        for (slot, pollers) in &mut waiting {
+            pollers.retain(|poller| !self.try_page(now, *slot, poller, core));
+        }
+        waiting.retain(|_, pollers| !pollers.is_empty());
+        self.pollers = waiting;
+    }
+
+    fn try_page(&mut self, now: TimeMs, slot: BatchSlot, poller: &Poller, core: &Core) -> bool {
+        let (Some(batch), Some(view)) = (core.batch(slot), core.batch_view(now, slot)) else {
+            self.page_of_past(poller.request.clone(), poller.reply.clone());
+            return true;
+        };
+        let total = batch.commits.len() as u64;
+        let ended = batch.is_ended();
+        if ended && total < u64::from(view.completed) + u64::from(view.failed) {
+            self.page_of_past(poller.request.clone(), poller.reply.clone());
+            return true;
+        }
+        let after = poller.request.after.min(total);
+        if after == total && !ended && Instant::now() < poller.until {
+            return false;
+        }
+        let limit = u64::from(poller.request.limit.clamp(1, PAGE_LINES_MAX));
+        let upto = total.min(after + limit);
+        let sequences = batch.commits[after as usize..upto as usize].to_vec();
+        let page = ResultsPage { lines: Vec::new(), next: after, end: ended && upto == total, batch: view };
+        tokio::spawn(send_page(
+            Arc::clone(&self.bus),
+            self.recent.clone(),
+            sequences,
+            page,
+            poller.reply.clone(),
+        ));
+        true
+    }
+
+    /// A batch that ended before this process began, or long ago: its commits are read from the stream.
+    fn page_of_past(&mut self, request: ResultsRequest, reply: String) {
+        let (bus, key, recent, inbox) =
+            (Arc::clone(&self.bus), self.ground.key.clone(), self.recent.clone(), self.inbox.clone());
+        let known = self.past.get(&request.id).cloned();
+        tokio::spawn(async move {
+            let page = match past_page(&bus, &key, &request, known).await {
+                Ok(page) => page,
+                Err(refused) => {
+                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
+                    return;
+                }
+            };
+            let (commits, sequences, page) = page;
+            let _ = inbox.send(Input::PastCommits { batch: request.id, commits }).await;
+            send_page(bus, recent, sequences, page, reply).await;
+        });
+    }
+
+    pub(crate) fn past_commits(&mut self, batch: BatchId, commits: Arc<Vec<u64>>) {
+        // A handful of old batches is read at a time.
+        if self.past.len() >= 8 {
+            self.past.pop_first();
+        }
+        self.past.insert(batch, commits);
+    }
+}
+
+fn find(core: &Core, tenant: &TenantId, id: &BatchId) -> Option<BatchSlot> {
+    let slot = core.find(id)?;
+    core.batch(slot).filter(|batch| batch.record.tenant == *tenant).map(|_| slot)
+}
+
+fn other_content(create: &BatchCreate) -> Refusal {
+    let message = format!("the idempotency key {:?} was used for another batch", create.idempotency_key);
+    refusal(RefusalCode::Conflict, message)
+}
+
+async fn stored(bus: &Arc<dyn Bus>, id: &BatchId) -> Result<Option<BatchRecord>, BusError> {
+    let entry = bus.kv_get(table::KV_BATCHES, id.as_str()).await?;
+    Ok(entry.and_then(|entry| codec::decode(&entry.value).ok()))
+}
+
+async fn survey(bus: &Arc<dyn Bus>, create: &BatchCreate, ground: &setup::Ground) -> Result<Ground, Refusal> {
+    if create.idempotency_key.is_empty() || create.idempotency_key.len() > 256 {
+        return Err(refusal(RefusalCode::Invalid, "idempotency_key must have 1 to 256 bytes"));
+    }
+    let bucket = table::files_bucket(&create.tenant);
+    let length = match bus.object_length(&bucket, &create.input_object).await {
+        Ok(length) => length,
+        Err(BusError::NotFound(_)) => None,
+        Err(error) => return Err(unreachable(&error)),
+    };
+    let Some(input_bytes) = length else {
+        let message = format!("there is no file {:?}: upload it first", create.input_object);
+        return Err(refusal(RefusalCode::NotFound, message));
+    };
+    let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
+    Ok(Ground {
+        input_bytes,
+        results_after: facts.last_sequence,
+        durability: ground.durability,
+        replicas: ground.replicas,
+    })
+}
+
+type PastPage = (Arc<Vec<u64>>, Vec<u64>, ResultsPage);
+
+async fn past_page(
+    bus: &Arc<dyn Bus>,
+    key: &AssignmentKey,
+    request: &ResultsRequest,
+    known: Option<Arc<Vec<u64>>>,
+) -> Result<PastPage, Refusal> {
+    let record = stored(bus, &request.id).await.map_err(|error| unreachable(&error))?;
+    let record = record.filter(|r| r.tenant == request.tenant).ok_or_else(|| unknown(&request.id))?;
+    let commits = match known {
+        Some(commits) => commits,
+        None => {
+            let read = async {
+                let mut committed = Committed::of(bus, key, &record).await?;
+                let mut sequences = Vec::new();
+                while let Some((sequence, _)) = committed.next().await? {
+                    sequences.push(sequence);
+                }
+                anyhow::Ok(Arc::new(sequences))
+            };
+            read.await.map_err(|error| refusal(RefusalCode::Unavailable, format!("{error:#}")))?
+        }
+    };
+    let after = (request.after as usize).min(commits.len());
+    let upto = commits.len().min(after + request.limit.clamp(1, PAGE_LINES_MAX) as usize);
+    let view = view_of(&record, record.totals);
+    let end = record.state.is_terminal() && upto == commits.len();
+    let sequences = commits[after..upto].to_vec();
+    Ok((commits, sequences, ResultsPage { lines: Vec::new(), next: after as u64, end, batch: view }))
+}
+
+/// Fetches the answers and replies; a page that would grow too large ends early.
+async fn send_page(
+    bus: Arc<dyn Bus>,
+    recent: Recent,
+    sequences: Vec<u64>,
+    mut page: ResultsPage,
+    reply: String,
+) {
+    let wanted = sequences.len();
+    let fetch = |sequence: u64| {
+        let (bus, recent) = (Arc::clone(&bus), recent.clone());
+        async move {
+            match recent.get(sequence) {
+                Some(payload) => Ok(Some(payload)),
+                None => Ok(bus.message(table::RESULTS, sequence).await?.map(|message| message.payload)),
+            }
+        }
+    };
+    let mut fetched = stream::iter(sequences).map(fetch).buffered(32);
+    let mut bytes = 0;
+    let mut taken = 0;
+    let mut failed = None;
+    while let Some(payload) = fetched.next().await {
+        let payload = match payload {
+            Ok(payload) => payload,
+            Err(error) => {
+                failed = Some(unreachable(&error));
+                break;
+            }
+        };
+        let size = payload.as_ref().map_or(0, Bytes::len);
+        if taken > 0 && bytes + size > PAGE_BYTES_MAX {
+            break;
+        }
+        bytes += size;
+        taken += 1;
+        page.next += 1;
+        if let Some(result) = payload.and_then(|payload| codec::decode::<JobResult>(&payload).ok()) {
+            page.lines.push(result);
+        }
+    }
+    drop(fetched);
+    page.end &= taken == wanted;
+    let answer: Reply<ResultsPage> = match failed {
+        Some(refused) if taken == 0 => Err(refused),
+        _ => Ok(page),
+    };
+    let _ = bus.send(&reply, codec::encode(&answer)).await;
+}

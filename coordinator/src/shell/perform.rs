@@ -1,0 +1,223 @@
+//! Performing actions on the bus: many at a time where order does not matter, one after the other where it does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use ternfleet_proto::bus::{Bus, BusError, Publish};
+use ternfleet_proto::message::{Checkpoint, Control, DeadJob, Event as Audit, EventKind};
+use ternfleet_proto::{LeaderRevision, TimeMs, codec, table};
+use tokio::sync::mpsc;
+
+use super::Input;
+use crate::core::{Action, BatchRecord, Event, HandOut, Trace};
+
+/// Operations on their way at a time.
+const IN_FLIGHT_MAX: usize = 4096;
+/// Hand-overs are given up, and begun anew with a new epoch, after so many attempts.
+const HAND_ATTEMPTS: u32 = 20;
+const WAIT: Duration = Duration::from_millis(150);
+
+/// Performs what may go side by side; what comes of it goes to the inbox.
+pub(crate) async fn side_by_side(
+    bus: Arc<dyn Bus>,
+    leader: LeaderRevision,
+    mut actions: mpsc::UnboundedReceiver<Action>,
+    inbox: mpsc::Sender<Input>,
+) {
+    let mut running = FuturesUnordered::new();
+    let mut open = true;
+    while open || !running.is_empty() {
+        tokio::select! {
+            action = actions.recv(), if open && running.len() < IN_FLIGHT_MAX => match action {
+                Some(action) => running.push(perform(&bus, leader, action)),
+                None => open = false,
+            },
+            Some(input) = running.next(), if !running.is_empty() => {
+                if let Some(input) = input && inbox.send(input).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn perform(bus: &Arc<dyn Bus>, leader: LeaderRevision, action: Action) -> Option<Input> {
+    match action {
+        Action::Hand(hand) => Some(Input::Event(hand_over(bus, *hand).await)),
+        Action::Withdraw { job, key, epoch, shard, sequence } => {
+            if let Some(sequence) = sequence {
+                let stream = table::work_stream(shard);
+                retry(|| bus.delete_message(&stream, sequence)).await;
+            }
+            let subject = table::checkpoint(&key);
+            let last = retry(|| bus.last_on_subject(table::CHECKPOINTS, &subject)).await.flatten();
+            let trace =
+                last.and_then(|message| codec::decode::<Checkpoint>(&message.payload).ok()).map(trace_of);
+            Some(Input::Event(Event::Withdrawn { job, epoch, trace }))
+        }
+        Action::Answer(result) => {
+            let subject = table::result(&result.tenant, &result.job, &result.worker);
+            store_once(bus, &subject, codec::encode(&*result)).await;
+            None
+        }
+        Action::Register { worker, shard } => {
+            let spec = table::work_stream_spec(shard, 1);
+            retry(|| bus.ensure_stream(&spec)).await?;
+            for consumer in table::work_consumers(shard, &worker) {
+                retry(|| bus.ensure_consumer(&consumer)).await?;
+            }
+            Some(Input::Event(Event::Registered { worker, shard }))
+        }
+        Action::Retire { worker, shard } => {
+            let stream = table::work_stream(shard);
+            for consumer in table::work_consumers(shard, &worker) {
+                retry(|| bus.delete_consumer(&stream, &consumer.name)).await;
+                retry(|| bus.purge(&stream, &consumer.filter)).await;
+            }
+            None
+        }
+        Action::Tell { worker, order } => {
+            let subject =
+                worker.map_or_else(|| table::control_all().to_owned(), |worker| table::control(&worker));
+            let control = codec::encode(&Control { leader, order });
+            if let Err(error) = bus.send(&subject, control).await {
+                tracing::debug!(%error, subject, "order not sent; it is repeated or fenced");
+            }
+            None
+        }
+        Action::Dead { tenant, key, line, attempts, hosts, reason } => {
+            let subject = table::dead(&tenant, &key);
+            let dead = DeadJob { job: key, tenant, line: *line, attempts, hosts, reason, at: TimeMs::now() };
+            retry(|| bus.publish(&subject, codec::encode(&dead), Publish::default())).await;
+            None
+        }
+        Action::Forget { batch } => {
+            let filter = table::checkpoints_of(&batch);
+            retry(|| bus.purge(table::CHECKPOINTS, &filter)).await;
+            None
+        }
+        // The shell keeps these to itself.
+        Action::Scan { .. }
+        | Action::Read { .. }
+        | Action::StopReading { .. }
+        | Action::Write { .. }
+        | Action::Record(_)
+        | Action::Audit(_)
+        | Action::Announce { .. }
+        | Action::ClearWork => None,
+    }
+}
+
+/// The same message id for every attempt: a hand-over that was stored unheard is not stored twice.
+async fn hand_over(bus: &Arc<dyn Bus>, hand: HandOut) -> Event {
+    let HandOut { job, shard, worker, work } = hand;
+    let subject = table::work(shard, &worker, work.lane);
+    let how =
+        Publish { message_id: Some(table::work_message_id(&work.job, work.epoch)), ..Publish::default() };
+    let epoch = work.epoch;
+    let payload = codec::encode(&work);
+    for attempt in 0..HAND_ATTEMPTS {
+        let stored = match bus.enqueue(&subject, payload.clone(), how.clone()).await {
+            Ok(ack) => ack.await,
+            Err(error) => Err(error),
+        };
+        match stored {
+            Ok(stored) => return Event::Handed { job, epoch, sequence: Some(stored.sequence) },
+            Err(BusError::Unreachable(_)) => tokio::time::sleep(WAIT * (attempt + 1)).await,
+            Err(error) => {
+                tracing::warn!(%error, %subject, "a hand-over was refused");
+                break;
+            }
+        }
+    }
+    Event::Handed { job, epoch, sequence: None }
+}
+
+/// Publishes where nothing may have been before; an answer that is there already is as good.
+async fn store_once(bus: &Arc<dyn Bus>, subject: &str, payload: bytes::Bytes) {
+    let how = Publish { expect_last_on_subject: Some(0), ..Publish::default() };
+    let mut wait = WAIT;
+    loop {
+        let stored = match bus.enqueue(subject, payload.clone(), how.clone()).await {
+            Ok(ack) => ack.await,
+            Err(error) => Err(error),
+        };
+        match stored {
+            Ok(_) | Err(BusError::WrongLastSequence) => return,
+            Err(error) => {
+                tracing::warn!(%error, subject, "an answer waits to be stored");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(5));
+            }
+        }
+    }
+}
+
+/// Tries until there is an answer; what does not exist, or is refused for good, is `None`.
+async fn retry<T, F: Future<Output = Result<T, BusError>>>(operation: impl Fn() -> F) -> Option<T> {
+    let mut wait = WAIT;
+    loop {
+        match operation().await {
+            Ok(value) => return Some(value),
+            Err(BusError::NotFound(_) | BusError::WrongLastSequence | BusError::Exists(_)) => return None,
+            Err(BusError::Refused(reason)) => {
+                tracing::warn!(reason, "NATS refused an operation");
+                return None;
+            }
+            Err(BusError::Unreachable(_) | BusError::Full { .. }) => {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(2));
+            }
+        }
+    }
+}
+
+fn trace_of(checkpoint: Checkpoint) -> Trace {
+    Trace {
+        attempt: checkpoint.attempt,
+        epoch: checkpoint.epoch,
+        owner: checkpoint.owner,
+        host: checkpoint.host,
+        generated: checkpoint.generated.len() as u32,
+        released: checkpoint.released,
+    }
+}
+
+/// What goes into the books, in order.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    Record(Box<BatchRecord>),
+    Audit(TimeMs, EventKind),
+}
+
+/// Writes the books: records first, then what is said about them, so that whoever hears it finds it.
+pub(crate) async fn keep_books(
+    bus: Arc<dyn Bus>,
+    leader: LeaderRevision,
+    mut entries: mpsc::UnboundedReceiver<Entry>,
+) {
+    while let Some(entry) = entries.recv().await {
+        match entry {
+            Entry::Record(record) => {
+                let value = codec::encode(&*record);
+                retry(|| bus.kv_put(table::KV_BATCHES, record.id.as_str(), value.clone())).await;
+            }
+            Entry::Audit(at, what) => {
+                let subject = table::event(kind_name(&what));
+                let payload = codec::encode(&Audit { at, leader, what });
+                retry(|| bus.publish(&subject, payload.clone(), Publish::default())).await;
+            }
+        }
+    }
+}
+
+fn kind_name(kind: &EventKind) -> &'static str {
+    match kind {
+        EventKind::BatchChanged { .. } => "batch",
+        EventKind::WorkerSeen { .. } | EventKind::WorkerLost { .. } => "worker",
+        EventKind::Spent { .. } => "spent",
+        EventKind::PodIntent { .. } | EventKind::PodRented { .. } | EventKind::PodReturned { .. } => "pod",
+    }
+}

@@ -1,0 +1,267 @@
+//! One task a batch: looks through its input once, then reads lines on request and turns them into tasks.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+use ternfleet_proto::bus::Bus;
+use ternfleet_proto::message::{Failure, FailureCode, Generation, Input as JobInput, Line};
+use ternfleet_proto::openai::{Endpoint, ModelDefaults, is_blank, line_too_long, parse_line};
+use ternfleet_proto::{BatchId, JobKey, TenantId, codec, table};
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
+use tokio::sync::mpsc;
+
+use super::Input;
+use super::lines::{INDEX_EVERY, LineIndex, RawLine, next_line};
+use crate::core::{BatchSlot, Content, Event, Fed, Task, estimate};
+
+/// Text of one answer to a read request; a request for more lines ends early.
+const PART_BYTES: usize = 4 << 20;
+/// What a work message holds beside the request itself.
+const ENVELOPE_BYTES: usize = 8 << 10;
+const ATTEMPTS: u32 = 20;
+
+/// What the shell asks of a reader.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Scan,
+    Read { from: u32, lines: u32, skip: Vec<u64> },
+}
+
+/// Whose input it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) slot: BatchSlot,
+    pub(crate) batch: BatchId,
+    pub(crate) tenant: TenantId,
+    pub(crate) object: String,
+    pub(crate) endpoint: Option<Endpoint>,
+}
+
+type Stream = BufReader<Pin<Box<dyn AsyncRead + Send>>>;
+
+struct Reader {
+    bus: Arc<dyn Bus>,
+    source: Source,
+    index: Option<LineIndex>,
+    /// An open stream and the line that comes next in it.
+    open: Option<(Stream, u32)>,
+}
+
+/// Serves commands until the sender is dropped.
+pub(crate) async fn serve(
+    bus: Arc<dyn Bus>,
+    source: Source,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    inbox: mpsc::Sender<Input>,
+) {
+    let slot = source.slot;
+    let mut reader = Reader { bus, source, index: None, open: None };
+    while let Some(command) = commands.recv().await {
+        let event = match patiently(&mut reader, &command).await {
+            Ok(event) => event,
+            Err(error) => {
+                Event::InputLost { batch: slot, reason: format!("the input cannot be read: {error:#}") }
+            }
+        };
+        if inbox.send(Input::Event(event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A hiccup of the connection does not lose a batch.
+async fn patiently(reader: &mut Reader, command: &Command) -> anyhow::Result<Event> {
+    let mut attempt = 0;
+    loop {
+        match reader.obey(command).await {
+            Ok(event) => return Ok(event),
+            Err(error) => {
+                reader.open = None;
+                attempt += 1;
+                let there = reader.bus.object_length(&reader.bucket(), &reader.source.object).await;
+                if attempt >= ATTEMPTS || matches!(there, Ok(None)) {
+                    return Err(error);
+                }
+                tracing::warn!(batch = %reader.source.batch, error = format!("{error:#}"), "reading again");
+                tokio::time::sleep(Duration::from_millis(200 * u64::from(attempt))).await;
+            }
+        }
+    }
+}
+
+impl Reader {
+    fn bucket(&self) -> String {
+        table::files_bucket(&self.source.tenant)
+    }
+
+    async fn obey(&mut self, command: &Command) -> anyhow::Result<Event> {
+        match command {
+            Command::Scan => {
+                let lines = self.index().await?.lines;
+                Ok(Event::Scanned { batch: self.source.slot, lines })
+            }
+            Command::Read { from, lines, skip } => self.read(*from, *lines, skip).await,
+        }
+    }
+
+    async fn stream(&mut self, from_byte: u64) -> anyhow::Result<Stream> {
+        let content = self.bus.object_get(&self.bucket(), &self.source.object, from_byte).await?;
+        Ok(BufReader::with_capacity(256 << 10, content))
+    }
+
+    /// The stored index, or a new one that is stored.
+    async fn index(&mut self) -> anyhow::Result<&LineIndex> {
+        if self.index.is_none() {
+            let name = index_object(&self.source.batch);
+            let index = match self.stored_index(&name).await? {
+                Some(index) => index,
+                None => {
+                    let index = scan(self.stream(0).await?).await?;
+                    let content = codec::encode(&index);
+                    let reader = Box::pin(std::io::Cursor::new(content));
+                    self.bus.object_put(&self.bucket(), &name, reader).await.context("the line index")?;
+                    index
+                }
+            };
+            self.index = Some(index);
+        }
+        self.index.as_ref().context("because it was just made")
+    }
+
+    async fn stored_index(&mut self, name: &str) -> anyhow::Result<Option<LineIndex>> {
+        if self.bus.object_length(&self.bucket(), name).await?.is_none() {
+            return Ok(None);
+        }
+        let mut content = Vec::new();
+        self.bus.object_get(&self.bucket(), name, 0).await?.read_to_end(&mut content).await?;
+        Ok(codec::decode(&content).ok())
+    }
+
+    async fn read(&mut self, from: u32, lines: u32, skip: &[u64]) -> anyhow::Result<Event> {
+        let (near, offset) = self.index().await?.before(from);
+        let (mut stream, mut next) = match self.open.take() {
+            // Reading on, or skipping a little, is cheaper than opening anew.
+            Some((stream, next)) if next <= from && from - next <= 2 * INDEX_EVERY => (stream, next),
+            _ => (self.stream(offset).await?, near),
+        };
+        let mut line = Vec::new();
+        let mut fed = Vec::new();
+        let mut bytes = 0;
+        let mut end = false;
+        while next < from.saturating_add(lines) && bytes < PART_BYTES {
+            let wanted = next >= from && !is_set(skip, next - from);
+            let Some((raw, _)) = next_line(&mut stream, &mut line, wanted).await? else {
+                end = true;
+                break;
+            };
+            if wanted {
+                bytes += line.len();
+                let content = self.content(next, raw, &line).await?;
+                fed.push(Fed { index: next, content });
+            }
+            next += 1;
+        }
+        end |= self.index.as_ref().is_some_and(|index| next >= index.lines);
+        self.open = Some((stream, next));
+        Ok(Event::Lines { batch: self.source.slot, lines: fed, next, end })
+    }
+
+    async fn content(&mut self, index: u32, raw: RawLine, text: &[u8]) -> anyhow::Result<Content> {
+        let number = u64::from(index) + 1;
+        if let RawLine::TooLong { bytes } = raw {
+            return Ok(Content::Bad(Box::new(line_too_long(number, bytes))));
+        }
+        if is_blank(text) {
+            return Ok(Content::Blank);
+        }
+        let job = JobKey { batch: self.source.batch.clone(), index };
+        let (line, generation) = match parse_line(text, number, &job, &ModelDefaults::default()) {
+            Ok(parsed) => parsed,
+            Err(bad) => return Ok(Content::Bad(Box::new(bad))),
+        };
+        if let Some(fault) = self.fault(index, &line) {
+            let failure =
+                Failure { code: FailureCode::InvalidRequest, message: format!("line {number}: {fault}") };
+            return Ok(Content::Bad(Box::new((line, failure))));
+        }
+        let tokens_estimate = estimate::tokens(&generation);
+        let (input, bytes) = self.input(&job, generation).await?;
+        Ok(Content::Good(Arc::new(Task { line, input, tokens_estimate, bytes })))
+    }
+
+    /// What is wrong with a line that is a request in itself.
+    fn fault(&self, index: u32, line: &Line) -> Option<String> {
+        if let Some(endpoint) = self.source.endpoint
+            && endpoint != line.endpoint
+        {
+            return Some(format!(
+                "it names {}, the batch is for {}",
+                line.endpoint.as_str(),
+                endpoint.as_str()
+            ));
+        }
+        let repeated = self.index.as_ref().is_some_and(|known| known.repeated.binary_search(&index).is_ok());
+        repeated.then(|| format!("an earlier line has the custom_id {:?} already", line.custom_id.as_deref()))
+    }
+
+    /// Small requests travel in the message, large ones as an object.
+    async fn input(&mut self, job: &JobKey, generation: Generation) -> anyhow::Result<(JobInput, u32)> {
+        let bytes = estimate::bytes(&generation);
+        if (bytes as usize) < table::WORK_MESSAGE_BYTES_MAX / 4 {
+            return Ok((JobInput::Inline(generation), bytes));
+        }
+        let encoded = codec::encode(&generation);
+        if encoded.len() + ENVELOPE_BYTES <= table::WORK_MESSAGE_BYTES_MAX {
+            return Ok((JobInput::Inline(generation), bytes));
+        }
+        let name = format!("job-{}-{}", job.batch, job.index);
+        let content = Box::pin(std::io::Cursor::new(encoded));
+        self.bus.object_put(&self.bucket(), &name, content).await.context("a large request")?;
+        Ok((JobInput::Object(name), 400))
+    }
+}
+
+/// Name of the object that holds a batch's line index.
+pub(crate) fn index_object(batch: &BatchId) -> String {
+    format!("index-{batch}")
+}
+
+fn is_set(bits: &[u64], place: u32) -> bool {
+    bits.get((place / 64) as usize).is_some_and(|word| word >> (place % 64) & 1 == 1)
+}
+
+/// Counts lines, notes where they begin, and which repeat a `custom_id`.
+async fn scan(mut input: Stream) -> anyhow::Result<LineIndex> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        custom_id: Option<&'a serde_json::value::RawValue>,
+    }
+    let mut index = LineIndex::default();
+    let mut seen: HashSet<u64> = HashSet::new();
+    let mut line = Vec::new();
+    let mut offset = 0u64;
+    while let Some((_, bytes)) = next_line(&mut input, &mut line, true).await? {
+        if index.lines.is_multiple_of(INDEX_EVERY) {
+            index.offsets.push(offset);
+            // Other tasks share this thread.
+            tokio::task::yield_now().await;
+        }
+        offset += bytes;
+        let named = serde_json::from_slice::<Named<'_>>(&line).ok();
+        if let Some(id) = named.and_then(|named| named.custom_id).filter(|id| id.get() != "null") {
+            let mut hasher = DefaultHasher::new();
+            id.get().hash(&mut hasher);
+            if !seen.insert(hasher.finish()) {
+                index.repeated.push(index.lines);
+            }
+        }
+        index.lines = index.lines.checked_add(1).context("more than 4 billion lines")?;
+    }
+    Ok(index)
+}

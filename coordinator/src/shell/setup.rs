@@ -1,0 +1,106 @@
+//! What must exist before the coordinator can work: streams, buckets, the fleet's key; and how durable it all is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use ternfleet_proto::bus::{Bus, BusError};
+use ternfleet_proto::codec;
+use ternfleet_proto::message::Durability;
+use ternfleet_proto::table::{self, SyncFacts};
+use ternfleet_proto::tag::AssignmentKey;
+
+use crate::Options;
+
+const KEY_NAME: &str = "assignment_key";
+
+/// What was found and made.
+#[derive(Debug, Clone)]
+pub(crate) struct Ground {
+    pub(crate) key: AssignmentKey,
+    pub(crate) durability: Durability,
+    pub(crate) replicas: u32,
+}
+
+/// Makes streams and buckets; finds out what an acceptance rests on.
+pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Result<Ground> {
+    let server = bus.server();
+    if !table::server_is_new_enough(&server.version) {
+        let (major, minor) = table::OLDEST_SERVER;
+        bail!("nats-server {} is too old: {major}.{minor} or newer is needed", server.version);
+    }
+    let replicas = options.replicas.max(1) as usize;
+    for spec in table::streams(replicas) {
+        bus.ensure_stream(&spec).await.with_context(|| format!("stream {} cannot be made", spec.name))?;
+    }
+    bus.ensure_stream(&table::work_stream_spec(0, 1)).await.context("the work stream cannot be made")?;
+    for spec in table::kv_specs(replicas) {
+        bus.ensure_kv(&spec).await.with_context(|| format!("bucket {} cannot be made", spec.bucket))?;
+    }
+    let tenant = ternfleet_proto::TenantId::default_tenant();
+    bus.ensure_objects(&table::files_spec(&tenant, replicas))
+        .await
+        .context("the object store cannot be made")?;
+    let key = assignment_key(bus).await.context("the fleet's key cannot be read or made")?;
+    let sync = match &options.nats_monitoring_url {
+        Some(url) => read_varz(url).await,
+        None => None,
+    };
+    let durability = table::durability(replicas, sync);
+    tracing::info!(?durability, replicas, server = %server.version, "what an acceptance rests on");
+    if options.strict_durability && durability < Durability::Fsynced {
+        bail!(
+            "strict durability is asked for, and this fleet is {durability:?}: set sync_interval: always in \
+             nats-server's jetstream block and name its monitoring address in nats_monitoring_url"
+        );
+    }
+    Ok(Ground { key, durability, replicas: replicas as u32 })
+}
+
+/// The key that signs assignments: made once, by whoever comes first.
+async fn assignment_key(bus: &Arc<dyn Bus>) -> anyhow::Result<AssignmentKey> {
+    loop {
+        if let Some(entry) = bus.kv_get(table::KV_CONTROL, KEY_NAME).await? {
+            return Ok(codec::decode(&entry.value)?);
+        }
+        let mut bytes = [0u8; 32];
+        getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
+        let made = codec::encode(&AssignmentKey(bytes));
+        match bus.kv_create(table::KV_CONTROL, KEY_NAME, made, None).await {
+            Ok(_) | Err(BusError::Exists(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// `GET /varz` by hand: one request, no redirects, no TLS; monitoring ports speak plain HTTP on a private address.
+async fn read_varz(url: &str) -> Option<SyncFacts> {
+    let body = tokio::time::timeout(Duration::from_secs(3), http_get(url, "/varz")).await;
+    match body {
+        Ok(Ok(body)) => SyncFacts::from_varz(&body),
+        Ok(Err(error)) => {
+            tracing::warn!(url, %error, "NATS's monitoring address does not answer; syncing counts as seldom");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(url, "NATS's monitoring address takes too long; syncing counts as seldom");
+            None
+        }
+    }
+}
+
+async fn http_get(url: &str, path: &str) -> anyhow::Result<Vec<u8>> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let host =
+        url.strip_prefix("http://").context("the address must begin with http://")?.trim_end_matches('/');
+    let mut stream = tokio::net::TcpStream::connect(host).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(1 << 20).read_to_end(&mut answer).await?;
+    let text = answer.windows(4).position(|w| w == b"\r\n\r\n").context("the answer is not HTTP")?;
+    if !answer.starts_with(b"HTTP/1.1 200") && !answer.starts_with(b"HTTP/1.0 200") {
+        bail!("the answer is not 200");
+    }
+    Ok(answer.split_off(text + 4))
+}

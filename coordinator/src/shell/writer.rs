@@ -1,0 +1,131 @@
+//! Writing the output files of a batch: one pass over its results into a scratch file, then out in input order.
+//!
+//! Memory is sixteen bytes a line, whatever the texts' size.
+
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ternfleet_proto::bus::Bus;
+use ternfleet_proto::message::Outcome;
+use ternfleet_proto::openai::output_line;
+use ternfleet_proto::table;
+use ternfleet_proto::tag::AssignmentKey;
+
+use super::answers::Committed;
+use crate::core::{BatchRecord, Outputs};
+
+const ATTEMPTS: u32 = 10;
+
+/// Where a line lies in the scratch file.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    offset: u64,
+    bytes: u32,
+    good: bool,
+}
+
+/// Writes both files, trying again when the connection fails. The answer is the reason when it cannot be done.
+pub(crate) async fn write(
+    bus: Arc<dyn Bus>,
+    key: AssignmentKey,
+    record: BatchRecord,
+    scratch: Option<std::path::PathBuf>,
+) -> Result<Outputs, String> {
+    let mut attempt = 0;
+    loop {
+        match write_once(&bus, &key, &record, scratch.as_deref()).await {
+            Ok(outputs) => return Ok(outputs),
+            Err(error) => {
+                attempt += 1;
+                tracing::warn!(batch = %record.id, error = format!("{error:#}"), "output files not written");
+                if attempt >= ATTEMPTS {
+                    return Err(format!("the output files cannot be written: {error:#}"));
+                }
+                tokio::time::sleep(Duration::from_millis(300 * u64::from(attempt))).await;
+            }
+        }
+    }
+}
+
+async fn write_once(
+    bus: &Arc<dyn Bus>,
+    key: &AssignmentKey,
+    record: &BatchRecord,
+    scratch: Option<&Path>,
+) -> anyhow::Result<Outputs> {
+    let spool = temporary(scratch)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, spool);
+    let mut places: Vec<Option<Place>> = vec![None; record.lines.unwrap_or(0) as usize];
+    let mut offset = 0u64;
+    let mut committed = Committed::of(bus, key, record).await?;
+    while let Some((_, result)) = committed.next().await? {
+        let line = output_line(&result);
+        writer.write_all(line.as_bytes()).context("the scratch file")?;
+        let good = matches!(result.outcome, Outcome::Text(_));
+        places[result.job.index as usize] = Some(Place { offset, bytes: line.len() as u32, good });
+        offset += line.len() as u64;
+    }
+    let answered = places.iter().flatten().count() as u32;
+    let expected = record.lines.unwrap_or(0) - record.totals.blank;
+    anyhow::ensure!(answered >= expected, "{answered} of {expected} answers are in RESULTS");
+    let mut spool = writer.into_inner().context("the scratch file")?;
+    let output = in_order(&mut spool, &places, true, scratch)?;
+    let error = in_order(&mut spool, &places, false, scratch)?;
+    drop(spool);
+    let bucket = table::files_bucket(&record.tenant);
+    let mut outputs = Outputs::default();
+    if let Some(file) = output {
+        let name = format!("output-{}.jsonl", record.id);
+        store(bus, &bucket, &name, file).await?;
+        outputs.output_object = Some(name);
+    }
+    if let Some(file) = error {
+        let name = format!("error-{}.jsonl", record.id);
+        store(bus, &bucket, &name, file).await?;
+        outputs.error_object = Some(name);
+    }
+    Ok(outputs)
+}
+
+/// The good or the bad lines in input order; `None` when there are none.
+fn in_order(
+    spool: &mut File,
+    places: &[Option<Place>],
+    good: bool,
+    scratch: Option<&Path>,
+) -> anyhow::Result<Option<File>> {
+    let mut chosen = places.iter().flatten().filter(|place| place.good == good).peekable();
+    if chosen.peek().is_none() {
+        return Ok(None);
+    }
+    let mut writer = BufWriter::with_capacity(1 << 20, temporary(scratch)?);
+    let mut line = Vec::new();
+    for place in chosen {
+        line.resize(place.bytes as usize, 0);
+        spool.seek(SeekFrom::Start(place.offset)).context("the scratch file")?;
+        spool.read_exact(&mut line).context("the scratch file")?;
+        line.push(b'\n');
+        writer.write_all(&line).context("the scratch file")?;
+    }
+    let mut file = writer.into_inner().context("the scratch file")?;
+    file.rewind().context("the scratch file")?;
+    Ok(Some(file))
+}
+
+async fn store(bus: &Arc<dyn Bus>, bucket: &str, name: &str, file: File) -> anyhow::Result<()> {
+    let content = Box::pin(tokio::fs::File::from_std(file));
+    bus.object_put(bucket, name, content).await.with_context(|| format!("object {name}"))?;
+    Ok(())
+}
+
+fn temporary(dir: Option<&Path>) -> anyhow::Result<File> {
+    match dir {
+        Some(dir) => tempfile::tempfile_in(dir),
+        None => tempfile::tempfile(),
+    }
+    .context("a scratch file cannot be made")
+}
