@@ -3,6 +3,7 @@
 pub mod core;
 mod http;
 mod metrics;
+pub mod gateway;
 mod options;
 pub mod plan;
 pub mod route;

@@ -1,0 +1,201 @@
+//! The HTTP gateway: OpenAI's files, batches and completions, and the page at `/`.
+//!
+//! It is a caller like any other: everything goes over the bus (`tf.api.*`, object buckets), nothing is read out of
+//! the coordinator's core. So it serves on a standby as well as on the leader, and could run as a process of its own.
+
+mod auth;
+mod batches;
+mod completions;
+mod error;
+mod files;
+mod live;
+mod models;
+mod page;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use ternfleet_proto::message::Reply;
+use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::{Bus, codec};
+
+pub use auth::{KeyFileError, Keys};
+use error::{ApiError, ApiResult};
+
+/// How long the coordinator may take to answer a question; a takeover by a standby fits inside.
+const ASK_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Settings of the gateway.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayOptions {
+    /// File of API keys; without one everybody is the default tenant.
+    pub keys_file: Option<PathBuf>,
+    /// Largest upload in bytes.
+    pub file_bytes_max: u64,
+    /// Largest JSON body in bytes.
+    pub body_bytes_max: usize,
+    /// A single completion is given up after this many seconds.
+    pub completion_timeout_s: u64,
+}
+
+impl Default for GatewayOptions {
+    fn default() -> Self {
+        Self { keys_file: None, file_bytes_max: 4 << 30, body_bytes_max: 8 << 20, completion_timeout_s: 600 }
+    }
+}
+
+/// What every handler shares. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    bus: Arc<dyn Bus>,
+    keys: Keys,
+    options: GatewayOptions,
+    history: live::History,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// Reads the key file; a key file that cannot be used is an error, not an open door.
+    pub fn new(bus: Arc<dyn Bus>, options: GatewayOptions) -> Result<Gateway, KeyFileError> {
+        let keys = match &options.keys_file {
+            Some(path) => Keys::read(path)?,
+            None => Keys::default(),
+        };
+        Ok(Gateway { shared: Arc::new(Shared { bus, keys, options, history: live::History::default() }) })
+    }
+
+    /// True when no key is asked for.
+    pub fn is_open(&self) -> bool {
+        self.shared.keys.is_open()
+    }
+
+    fn bus(&self) -> &dyn Bus {
+        &*self.shared.bus
+    }
+
+    fn bus_handle(&self) -> Arc<dyn Bus> {
+        Arc::clone(&self.shared.bus)
+    }
+
+    fn keys(&self) -> &Keys {
+        &self.shared.keys
+    }
+
+    fn limits(&self) -> &GatewayOptions {
+        &self.shared.options
+    }
+
+    /// Asks the leading coordinator.
+    async fn ask<Q: Serialize, A: DeserializeOwned>(&self, verb: ApiVerb, question: &Q) -> ApiResult<A> {
+        let payload = self.bus().request(&table::api(verb), codec::encode(question), ASK_TIMEOUT).await?;
+        let reply: Reply<A> = codec::decode(&payload).map_err(|e| {
+            ApiError::new(
+                StatusCode::BAD_GATEWAY,
+                "version_mismatch",
+                format!("The coordinator's answer: {e}"),
+            )
+        })?;
+        Ok(reply?)
+    }
+
+    /// Samples speed and spending once a second for the page's charts, for as long as it is polled.
+    pub async fn sample_history(self) {
+        live::sample(self).await;
+    }
+
+    /// Every route of the gateway, with its limits, keys and request ids.
+    pub fn routes(&self) -> Router {
+        let body_limit = DefaultBodyLimit::max(self.limits().body_bytes_max);
+        let v1 = Router::new()
+            .route("/v1/files", get(files::list).post(files::upload).layer(DefaultBodyLimit::disable()))
+            .route("/v1/files/{id}", get(files::get).delete(files::delete))
+            .route("/v1/files/{id}/content", get(files::content))
+            .route("/v1/batches", get(batches::list).post(batches::create))
+            .route("/v1/batches/{id}", get(batches::get))
+            .route("/v1/batches/{id}/cancel", post(batches::cancel))
+            .route("/v1/batches/{id}/ternfleet", post(batches::set))
+            .route("/v1/completions", post(completions::completion))
+            .route("/v1/chat/completions", post(completions::chat))
+            .route("/v1/models", get(models::list))
+            .route("/v1/models/{id}", get(models::get))
+            .route("/v1/embeddings", post(models::embeddings))
+            .route("/api/overview", get(live::overview))
+            .route("/api/live", get(live::stream))
+            .layer(body_limit)
+            .layer(middleware::from_fn_with_state(self.clone(), auth::require_key));
+        Router::new()
+            .merge(v1)
+            .route("/", get(page::index))
+            .route("/openapi.json", get(page::openapi))
+            .fallback(unknown)
+            .method_not_allowed_fallback(wrong_method)
+            .layer(middleware::from_fn(name_request))
+            .with_state(self.clone())
+    }
+}
+
+async fn unknown(request: Request) -> ApiError {
+    let message =
+        format!("There is nothing at {}; /openapi.json lists what is served.", request.uri().path());
+    ApiError::new(StatusCode::NOT_FOUND, "unknown_path", message)
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    let message = format!("{} does not answer to {}.", request.uri().path(), request.method());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", message)
+}
+
+/// Gives each request an id: the caller's `x-request-id` if it is plain, else a new one.
+async fn name_request(request: Request, next: Next) -> Response {
+    let name = HeaderName::from_static("x-request-id");
+    let given = request
+        .headers()
+        .get(&name)
+        .filter(|v| v.len() <= 64 && v.as_bytes().iter().all(u8::is_ascii_graphic));
+    let id = given.cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&random_id("req_")).expect("because ids are made of ASCII letters and digits")
+    });
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(name, id);
+    response
+}
+
+/// Parses a JSON body; what is wrong is told with its place.
+fn parse_body<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
+    serde_json::from_slice(body)
+        .map_err(|e| ApiError::invalid(format!("The body is not what is expected: {e}")))
+}
+
+/// `prefix` and 96 random bits in hexadecimal.
+fn random_id(prefix: &str) -> String {
+    let mut bytes = [0u8; 12];
+    getrandom::fill(&mut bytes).expect("because the system's random source is always there on Linux");
+    let mut id = String::from(prefix);
+    for byte in bytes {
+        id.push_str(&format!("{byte:02x}"));
+    }
+    id
+}
+
+/// A JSON answer of a list, as OpenAI writes it.
+fn list_of(data: Vec<serde_json::Value>) -> Json<serde_json::Value> {
+    Json(serde_json::json!({"object": "list", "data": data}))
+}

@@ -1,0 +1,135 @@
+//! Errors of the HTTP gateway in OpenAI's shape: `{"error": {message, type, param, code}}`.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use ternfleet_proto::BusError;
+use ternfleet_proto::message::{Failure, FailureCode, Refusal, RefusalCode};
+
+/// What a caller is told. `code` is for programs and stays the same; `message` is for people.
+#[derive(Debug, Clone)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    param: Option<String>,
+    retry_after_s: Option<u64>,
+}
+
+pub(super) type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), param: None, retry_after_s: None }
+    }
+
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
+    }
+
+    pub(super) fn not_found(what: &str, id: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("There is no {what} {id:?} for this key."))
+    }
+
+    #[must_use]
+    pub(super) fn about(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    /// OpenAI's error families, which its clients turn into exception classes.
+    fn family(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            409 => "conflict_error",
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            _ => "server_error",
+        }
+    }
+
+    /// The body, also used as an event inside a stream that has begun.
+    pub(super) fn body(&self) -> serde_json::Value {
+        json!({"error": {
+            "message": self.message, "type": self.family(), "param": self.param, "code": self.code,
+        }})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        if self.status.is_server_error() {
+            tracing::warn!(status = self.status.as_u16(), code = self.code, message = %self.message, "request failed");
+        }
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let (status, code) = match refusal.code {
+            RefusalCode::Invalid => (StatusCode::BAD_REQUEST, "invalid_request"),
+            RefusalCode::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            RefusalCode::Conflict => (StatusCode::CONFLICT, "conflict"),
+            RefusalCode::Busy => (StatusCode::TOO_MANY_REQUESTS, "quota_exceeded"),
+            RefusalCode::Unaffordable => (StatusCode::BAD_REQUEST, "cannot_be_kept"),
+            RefusalCode::NotDurable => (StatusCode::SERVICE_UNAVAILABLE, "not_durable"),
+            RefusalCode::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        };
+        let retry_after_s = refusal.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1));
+        Self { retry_after_s, ..Self::new(status, code, refusal.message) }
+    }
+}
+
+impl From<BusError> for ApiError {
+    fn from(error: BusError) -> Self {
+        let (status, code) = match &error {
+            BusError::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+            BusError::Exists(_) | BusError::WrongLastSequence => (StatusCode::CONFLICT, "conflict"),
+            BusError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "storage_full"),
+            BusError::Unreachable(_) => (StatusCode::SERVICE_UNAVAILABLE, "bus_unreachable"),
+            BusError::Refused(_) => (StatusCode::BAD_GATEWAY, "bus_refused"),
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let (status, code) = match failure.code {
+            FailureCode::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request"),
+            FailureCode::PromptTooLong => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
+            FailureCode::ModelNotFound => (StatusCode::NOT_FOUND, "model_not_found"),
+            FailureCode::BatchExpired => (StatusCode::GATEWAY_TIMEOUT, "expired"),
+            FailureCode::BatchCancelled => (StatusCode::CONFLICT, "cancelled"),
+            FailureCode::Poison | FailureCode::WorkerFault => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "worker_fault")
+            }
+        };
+        Self::new(status, code, failure.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spent_quota_says_when_to_come_back() {
+        let refusal = Refusal {
+            code: RefusalCode::Busy,
+            message: "the queue of this tenant is full".into(),
+            retry_after_ms: Some(1_200),
+        };
+        let response = ApiError::from(refusal).into_response();
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()["retry-after"], "2");
+    }
+}

@@ -1,0 +1,323 @@
+//! `/v1/files`: upload (streamed into the object store), list, get, content (with Range), delete.
+//!
+//! A file is an object of the tenant's bucket; its id is the object's name. What OpenAI wants to know besides the
+//! content (file name, purpose) lies in the key-value bucket `files`.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Multipart, Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use ternfleet_proto::table::{KV_FILES, files_bucket, files_spec};
+use ternfleet_proto::{TenantId, TimeMs};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::io::ReaderStream;
+
+use super::auth::Caller;
+use super::error::{ApiError, ApiResult};
+use super::{Gateway, random_id};
+
+/// Bytes between the upload's socket and the object store: with this, memory stays small whatever the file's size.
+const PIPE_BYTES: usize = 256 * 1024;
+
+/// What is known of a file besides its content.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct FileRecord {
+    pub filename: String,
+    pub purpose: String,
+    pub bytes: u64,
+    pub created_at: TimeMs,
+}
+
+fn key(tenant: &TenantId, id: &str) -> String {
+    format!("{tenant}.{id}")
+}
+
+fn object(id: &str, record: &FileRecord) -> Value {
+    json!({
+        "id": id, "object": "file", "bytes": record.bytes, "created_at": record.created_at.0 / 1000,
+        "filename": record.filename, "purpose": record.purpose, "status": "processed",
+    })
+}
+
+/// Ids come from callers; only those that could name an object are looked up.
+fn checked(id: &str) -> ApiResult<&str> {
+    let fits = (1..=128).contains(&id.len())
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+    if fits { Ok(id) } else { Err(ApiError::not_found("file", id)) }
+}
+
+/// `POST /v1/files`, multipart: `purpose` (only `batch` is served) and `file`.
+pub(super) async fn upload(
+    State(gateway): State<Gateway>,
+    Caller(tenant): Caller,
+    mut form: Multipart,
+) -> ApiResult<Json<Value>> {
+    let broken =
+        |e: axum::extract::multipart::MultipartError| ApiError::invalid(format!("The upload broke off: {e}"));
+    let (mut purpose, mut stored) = (None, None);
+    while let Some(field) = form.next_field().await.map_err(broken)? {
+        match field.name().unwrap_or_default() {
+            "purpose" => purpose = Some(field.text().await.map_err(broken)?),
+            "file" => {
+                let filename =
+                    field.file_name().unwrap_or("upload.jsonl").chars().take(255).collect::<String>();
+                stored = Some((store(&gateway, &tenant, field).await?, filename));
+            }
+            // Clients send options of other services here (expires_after and the like): an unknown one is named.
+            other => {
+                return Err(
+                    ApiError::invalid(format!("The form field {other:?} is not supported.")).about(other)
+                );
+            }
+        }
+    }
+    let Some(((id, bytes), filename)) = stored else {
+        return Err(ApiError::invalid("The form has no field `file`.").about("file"));
+    };
+    if purpose.as_deref() != Some("batch") {
+        gateway.bus().object_delete(&files_bucket(&tenant), &id).await.ok();
+        return Err(
+            ApiError::invalid("`purpose` must be \"batch\": files serve batches here.").about("purpose")
+        );
+    }
+    let record = FileRecord { filename, purpose: "batch".into(), bytes, created_at: TimeMs::now() };
+    let value = serde_json::to_vec(&record).expect("because a record is plain data");
+    gateway.bus().kv_put(KV_FILES, &key(&tenant, &id), value.into()).await?;
+    Ok(Json(object(&id, &record)))
+}
+
+/// Streams one multipart field into a new object; answers its id and length. A broken upload leaves nothing behind.
+async fn store(
+    gateway: &Gateway,
+    tenant: &TenantId,
+    mut field: axum::extract::multipart::Field<'_>,
+) -> ApiResult<(String, u64)> {
+    gateway.bus().ensure_objects(&files_spec(tenant, 1)).await?;
+    let id = random_id("file-");
+    let bucket = files_bucket(tenant);
+    let (mut writer, reader) = tokio::io::duplex(PIPE_BYTES);
+    let put = {
+        let (bus, bucket, id) = (gateway.bus_handle(), bucket.clone(), id.clone());
+        tokio::spawn(async move { bus.object_put(&bucket, &id, Box::pin(reader)).await })
+    };
+    let limit = gateway.limits().file_bytes_max;
+    let (mut bytes, mut fault) = (0u64, None);
+    loop {
+        match field.chunk().await {
+            Ok(Some(chunk)) => {
+                bytes += chunk.len() as u64;
+                if bytes > limit {
+                    let message =
+                        format!("The file is larger than {limit} bytes, the limit of this gateway.");
+                    fault = Some(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "file_too_large", message));
+                    break;
+                }
+                // The reader went away only when the store failed; its error is told below.
+                if writer.write_all(&chunk).await.is_err() {
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(e) => {
+                fault = Some(ApiError::invalid(format!("The upload broke off after {bytes} bytes: {e}")));
+                break;
+            }
+        }
+    }
+    drop(writer);
+    let stored =
+        put.await.map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", e.to_string()))?;
+    match (fault, stored) {
+        (None, Ok(length)) => Ok((id, length)),
+        (fault, stored) => {
+            gateway.bus().object_delete(&bucket, &id).await.ok();
+            Err(fault.unwrap_or_else(|| {
+                stored.err().map_or_else(|| ApiError::invalid("empty upload"), ApiError::from)
+            }))
+        }
+    }
+}
+
+/// A file's record: the stored one, or for an object of other making (outputs, `ternfleet submit`) its plain facts.
+async fn record(gateway: &Gateway, tenant: &TenantId, id: &str) -> ApiResult<FileRecord> {
+    if let Some(entry) = gateway.bus().kv_get(KV_FILES, &key(tenant, checked(id)?)).await?
+        && let Ok(record) = serde_json::from_slice(&entry.value)
+    {
+        return Ok(record);
+    }
+    match gateway.bus().object_length(&files_bucket(tenant), id).await {
+        Ok(Some(bytes)) => Ok(plain(id, bytes, TimeMs::default())),
+        Ok(None) | Err(ternfleet_proto::BusError::NotFound(_)) => Err(ApiError::not_found("file", id)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn plain(id: &str, bytes: u64, created_at: TimeMs) -> FileRecord {
+    let purpose = if id.starts_with("batch_") { "batch_output" } else { "batch" };
+    FileRecord {
+        filename: format!("{}.jsonl", id.trim_end_matches(".jsonl")),
+        purpose: purpose.into(),
+        bytes,
+        created_at,
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ListQuery {
+    limit: Option<usize>,
+    after: Option<String>,
+    purpose: Option<String>,
+    order: Option<String>,
+}
+
+/// `GET /v1/files`, newest first.
+pub(super) async fn list(
+    State(gateway): State<Gateway>,
+    Caller(tenant): Caller,
+    Query(query): Query<ListQuery>,
+) -> ApiResult<Json<Value>> {
+    let prefix = format!("{tenant}.");
+    let mut records = BTreeMap::new();
+    for entry in gateway.bus().kv_entries(KV_FILES).await? {
+        if let (Some(id), Ok(record)) =
+            (entry.key.strip_prefix(&prefix), serde_json::from_slice(&entry.value))
+        {
+            records.insert(id.to_owned(), record);
+        }
+    }
+    let objects = match gateway.bus().object_list(&files_bucket(&tenant)).await {
+        Ok(objects) => objects,
+        Err(ternfleet_proto::BusError::NotFound(_)) => Vec::new(),
+        Err(e) => return Err(e.into()),
+    };
+    let mut files: Vec<(String, FileRecord)> = objects
+        .into_iter()
+        .map(|facts| {
+            let known: Option<FileRecord> = records.remove(&facts.name);
+            let record = known.unwrap_or_else(|| plain(&facts.name, facts.bytes, facts.modified));
+            (facts.name, record)
+        })
+        .filter(|(_, record)| query.purpose.as_ref().is_none_or(|purpose| *purpose == record.purpose))
+        .collect();
+    files.sort_by(|a, b| (b.1.created_at, &b.0).cmp(&(a.1.created_at, &a.0)));
+    if query.order.as_deref() == Some("asc") {
+        files.reverse();
+    }
+    let start = match &query.after {
+        Some(after) => files.iter().position(|(id, _)| id == after).map_or(files.len(), |at| at + 1),
+        None => 0,
+    };
+    let limit = query.limit.unwrap_or(10_000).clamp(1, 10_000);
+    let has_more = files.len() > start + limit;
+    let page: Vec<Value> =
+        files.iter().skip(start).take(limit).map(|(id, record)| object(id, record)).collect();
+    let (first, last) = (page.first().map(|f| f["id"].clone()), page.last().map(|f| f["id"].clone()));
+    Ok(Json(
+        json!({"object": "list", "data": page, "has_more": has_more, "first_id": first, "last_id": last}),
+    ))
+}
+
+/// `GET /v1/files/{id}`.
+pub(super) async fn get(
+    State(gateway): State<Gateway>,
+    Caller(tenant): Caller,
+    Path(id): Path<String>,
+) -> ApiResult<Json<Value>> {
+    Ok(Json(object(&id, &record(&gateway, &tenant, &id).await?)))
+}
+
+/// `DELETE /v1/files/{id}`.
+pub(super) async fn delete(
+    State(gateway): State<Gateway>,
+    Caller(tenant): Caller,
+    Path(id): Path<String>,
+) -> ApiResult<Json<Value>> {
+    record(&gateway, &tenant, &id).await?;
+    gateway.bus().object_delete(&files_bucket(&tenant), &id).await?;
+    gateway.bus().kv_delete(KV_FILES, &key(&tenant, &id), None).await.ok();
+    Ok(Json(json!({"id": id, "object": "file", "deleted": true})))
+}
+
+/// `GET /v1/files/{id}/content`: the bytes; honours one `Range: bytes=a-b`.
+pub(super) async fn content(
+    State(gateway): State<Gateway>,
+    Caller(tenant): Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    let bucket = files_bucket(&tenant);
+    let length = match gateway.bus().object_length(&bucket, checked(&id)?).await {
+        Ok(Some(length)) => length,
+        Ok(None) | Err(ternfleet_proto::BusError::NotFound(_)) => {
+            return Err(ApiError::not_found("file", &id));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let range = match headers.get(header::RANGE).and_then(|value| value.to_str().ok()) {
+        Some(text) => Some(parse_range(text, length).ok_or_else(|| {
+            let message = format!("The range {text:?} lies outside of the file's {length} bytes.");
+            ApiError::new(StatusCode::RANGE_NOT_SATISFIABLE, "bad_range", message)
+        })?),
+        None => None,
+    };
+    let (from, to) = range.unwrap_or((0, length));
+    let reader = gateway.bus().object_get(&bucket, &id, from).await?.take(to - from);
+    let mut response = Response::builder()
+        .header(header::CONTENT_TYPE, "application/jsonl")
+        .header(header::CONTENT_LENGTH, to - from)
+        .header(header::ACCEPT_RANGES, "bytes")
+        .header("x-content-type-options", "nosniff");
+    if range.is_some() {
+        response = response
+            .status(StatusCode::PARTIAL_CONTENT)
+            .header(header::CONTENT_RANGE, format!("bytes {from}-{}/{length}", to - 1));
+    }
+    Ok(response
+        .body(Body::from_stream(ReaderStream::new(reader)))
+        .expect("because every header is valid ASCII"))
+}
+
+/// One range of RFC 9110 as a half-open interval inside `length`; `None` when it cannot be met.
+fn parse_range(text: &str, length: u64) -> Option<(u64, u64)> {
+    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let (from, to) = match (first.trim(), last.trim()) {
+        ("", suffix) => (length.saturating_sub(suffix.parse().ok()?), length),
+        (first, "") => (first.parse().ok()?, length),
+        (first, last) => (first.parse().ok()?, last.parse::<u64>().ok()?.saturating_add(1).min(length)),
+    };
+    (from < to).then_some((from, to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_as_rfc_9110_says() {
+        for (text, want) in [
+            ("bytes=0-9", Some((0, 10))),
+            ("bytes=90-", Some((90, 100))),
+            ("bytes=-10", Some((90, 100))),
+            ("bytes=95-400", Some((95, 100))),
+            ("bytes=100-", None),
+            ("bytes=9-3", None),
+            ("items=0-9", None),
+            ("bytes=a-b", None),
+        ] {
+            assert_eq!(parse_range(text, 100), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_cannot_name_an_object_is_not_found() {
+        for id in ["", "../x", "a b", "a*", "a>"] {
+            assert!(checked(id).is_err(), "{id}");
+        }
+        assert!(checked("file-abc.jsonl").is_ok());
+    }
+}
