@@ -1,1 +1,6 @@
-//! Placeholder.
+//! What needs more than one crate to be tested: a nats-server to run against, a simulated one, the simulation.
+//!
+//! Nothing of the product imports this crate.
+
+pub mod server;
+pub mod sim;
