@@ -34,11 +34,13 @@ use error::{ApiError, ApiResult};
 const ASK_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Settings of the gateway.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GatewayOptions {
     /// File of API keys; without one everybody is the default tenant.
     pub keys_file: Option<PathBuf>,
+    /// Listen beyond this machine although there are no keys.
+    pub serve_without_keys: bool,
     /// Largest upload in bytes.
     pub file_bytes_max: u64,
     /// Largest JSON body in bytes.
@@ -49,7 +51,13 @@ pub struct GatewayOptions {
 
 impl Default for GatewayOptions {
     fn default() -> Self {
-        Self { keys_file: None, file_bytes_max: 4 << 30, body_bytes_max: 8 << 20, completion_timeout_s: 600 }
+        Self {
+            keys_file: None,
+            serve_without_keys: false,
+            file_bytes_max: 4 << 30,
+            body_bytes_max: 8 << 20,
+            completion_timeout_s: 600,
+        }
     }
 }
 

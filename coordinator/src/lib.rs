@@ -1,16 +1,18 @@
 //! The coordinator: ledger of batches and jobs, fleet view, router, planner, gateway. It never runs a model.
 
 pub mod core;
+pub mod gateway;
 mod http;
 mod metrics;
-pub mod gateway;
 mod options;
 pub mod plan;
 pub mod route;
 mod shell;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use gateway::Gateway;
 use ternfleet_proto::Bus;
 use tokio_util::sync::CancellationToken;
 
@@ -29,12 +31,28 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
     match options.http {
         None => fleet.await,
         Some(address) => {
-            let page = http::serve(address, bus, metrics, axum::Router::new(), stop.clone());
+            let gateway = open_gateway(Arc::clone(&bus), &options, address)?;
+            let history =
+                tokio_util::task::AbortOnDropHandle::new(tokio::spawn(gateway.clone().sample_history()));
+            let page = http::serve(address, bus, metrics, gateway.routes(), stop.clone());
             // Whichever ends first, by shutdown or by an error, ends the other.
             let (fleet, page) = tokio::join!(async { fleet.await.inspect_err(|_| stop.cancel()) }, async {
                 page.await.inspect_err(|_| stop.cancel())
             },);
+            drop(history);
             fleet.and(page)
         }
     }
+}
+
+/// A gateway without keys serves everybody who can reach it, so it must say so to listen beyond this machine.
+fn open_gateway(bus: Arc<dyn Bus>, options: &Options, address: SocketAddr) -> anyhow::Result<Gateway> {
+    let gateway = Gateway::new(bus, options.gateway.clone())?;
+    if gateway.is_open() && !address.ip().is_loopback() && !options.gateway.serve_without_keys {
+        anyhow::bail!(
+            "{address} can be reached from other machines and there are no API keys: set gateway.keys_file \
+             (`ternfleet key new` makes an entry), or gateway.serve_without_keys = true where the network is trusted"
+        );
+    }
+    Ok(gateway)
 }

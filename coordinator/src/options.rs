@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gateway::GatewayOptions;
+
 /// What one tenant may have queued.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -26,7 +28,7 @@ impl Default for Quotas {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// Where `/healthz`, `/readyz` and `/metrics` answer; nowhere when absent.
+    /// Where the gateway, `/healthz`, `/readyz` and `/metrics` answer; nowhere when absent.
     pub http: Option<SocketAddr>,
     /// Name of this process among the coordinators; made up when absent.
     pub name: Option<String>,
@@ -45,6 +47,7 @@ pub struct Options {
     /// Where output files are put together before they go to the object store.
     pub scratch_dir: Option<PathBuf>,
     pub quotas: Quotas,
+    pub gateway: GatewayOptions,
 }
 
 impl Default for Options {
@@ -60,6 +63,7 @@ impl Default for Options {
             line_bytes_max: 8 << 20,
             scratch_dir: None,
             quotas: Quotas::default(),
+            gateway: GatewayOptions::default(),
         }
     }
 }

@@ -45,7 +45,7 @@ struct OwnFields {
     webhook_url: Option<String>,
 }
 
-/// `24h`, `90m`, `3600s`, `2d`: between a minute and 30 days.
+/// `24h`, `90m`, `3600s`, `2d`: between a minute and 7 days (checkpoints are kept for 8).
 fn window(text: &str) -> ApiResult<Duration> {
     let unit_s = match text.chars().last() {
         Some('s') => 1,
@@ -57,10 +57,10 @@ fn window(text: &str) -> ApiResult<Duration> {
     let count =
         text.get(..text.len().saturating_sub(1)).and_then(|digits| digits.parse::<u64>().ok()).unwrap_or(0);
     let seconds = count.saturating_mul(unit_s);
-    if (60..=30 * 86_400).contains(&seconds) {
+    if (60..=7 * 86_400).contains(&seconds) {
         return Ok(Duration::from_secs(seconds));
     }
-    let message = format!("completion_window {text:?} is not served: write \"24h\", or any of 60s to 30d.");
+    let message = format!("completion_window {text:?} is not served: write \"24h\", or any of 60s to 7d.");
     Err(ApiError::invalid(message).about("completion_window"))
 }
 
@@ -196,7 +196,7 @@ mod tests {
     fn completion_windows_are_read_with_their_unit() {
         assert_eq!(window("24h").unwrap(), Duration::from_secs(86_400));
         assert_eq!(window("90m").unwrap(), Duration::from_secs(5_400));
-        for bad in ["", "h", "24", "1s", "31d", "-1h", "ä"] {
+        for bad in ["", "h", "24", "1s", "8d", "-1h", "ä"] {
             assert!(window(bad).is_err(), "{bad}");
         }
     }
