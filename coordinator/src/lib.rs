@@ -7,6 +7,7 @@ mod metrics;
 mod options;
 pub mod plan;
 pub mod route;
+pub mod simulate;
 mod shell;
 
 use std::net::SocketAddr;
