@@ -6,7 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use prometheus::core::{AtomicU64, GenericCounter, GenericCounterVec};
 use prometheus::{Encoder, Gauge, GaugeVec, Opts, Registry, TextEncoder};
 
+mod fleet;
+mod timing;
+
+use ternfleet_proto::TimeMs;
+use ternfleet_proto::message::JobResult;
+
 use crate::core::{Core, Counts};
+use fleet::FleetSeries;
+use timing::Timings;
 
 type Counter = GenericCounter<AtomicU64>;
 type CounterVec = GenericCounterVec<AtomicU64>;
@@ -52,6 +60,8 @@ pub struct Metrics {
     cost: GaugeVec,
     hosts_quarantined: Gauge,
     results_read_to: Gauge,
+    fleet: FleetSeries,
+    timings: Timings,
 }
 
 #[derive(Default)]
@@ -181,6 +191,8 @@ impl Default for Metrics {
             hosts_quarantined: m.gauge("hosts_quarantined", "Hosts in quarantine now."),
             results_read_to: m
                 .gauge("results_read_to", "Sequence of RESULTS up to which the ledger has read."),
+            fleet: FleetSeries::new(&m.0),
+            timings: Timings::new(&m.0),
             registry: m.0,
         }
     }
@@ -239,6 +251,18 @@ impl Metrics {
             add(&self.violations.with_label_values(&[id]), now.violations[place], before.violations[place]);
         }
         self.set_levels(core);
+        // Only the leader's view is complete; a standby would show the same pods twice.
+        let now = TimeMs::now();
+        let (pods, batches) = match core.gauges().leading {
+            true => (core.pod_views(), core.live_batch_views(now)),
+            false => Default::default(),
+        };
+        self.fleet.refresh(now, &pods, &batches);
+    }
+
+    /// An answer was read as it came, not in a replay.
+    pub(crate) fn answered(&self, result: &JobResult) {
+        self.timings.observe(result);
     }
 
     fn set_levels(&self, core: &Core) {
@@ -265,6 +289,8 @@ impl Metrics {
 
     /// The text that Prometheus reads.
     pub(crate) fn render(&self) -> String {
+        // Held so that no reader sees the fleet's series half written.
+        let _whole = self.refreshed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics cannot be written");

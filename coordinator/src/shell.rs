@@ -119,7 +119,8 @@ async fn serve_once(
     let (inbox, mut inputs) = mpsc::channel(INBOX);
     let recent = Recent::default();
     let mut tasks = JoinSet::new();
-    tasks.spawn(answers::follow(Arc::clone(bus), results_from, recent.clone(), inbox.clone()));
+    let results = answers::follow(Arc::clone(bus), results_from, recent.clone(), Arc::clone(metrics), inbox.clone());
+    tasks.spawn(results);
     tasks.spawn(hear_workers(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear_callers(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear_leader(Arc::clone(bus), inbox.clone()));

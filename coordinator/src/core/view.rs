@@ -97,6 +97,12 @@ impl Core {
         self.batches.get(&slot).map(|batch| batch.view(now, self.mean_job_tokens))
     }
 
+    /// Batches of every tenant that have not ended, single jobs apart.
+    pub fn live_batch_views(&self, now: TimeMs) -> Vec<BatchView> {
+        let batches = self.active.iter().map(|slot| &self.batches[slot]).filter(|batch| !batch.record.single);
+        batches.map(|batch| batch.view(now, self.mean_job_tokens)).collect()
+    }
+
     /// A tenant's batches, newest first.
     pub fn batch_views(
         &self,

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::Input;
 use crate::core::{Answer, BatchRecord, Event, Verdict};
+use crate::metrics::Metrics;
 
 /// Newest answers kept in memory, in bytes.
 const RECENT_BYTES: usize = 48 << 20;
@@ -72,6 +73,7 @@ pub(crate) async fn follow(
     bus: Arc<dyn Bus>,
     from_sequence: u64,
     recent: Recent,
+    metrics: Arc<Metrics>,
     inbox: mpsc::Sender<Input>,
 ) {
     let mut next = from_sequence;
@@ -91,6 +93,9 @@ pub(crate) async fn follow(
                             match codec::decode::<JobResult>(&message.payload) {
                                 Ok(result) => {
                                     recent.keep(message.sequence, message.payload);
+                                    if told {
+                                        metrics.answered(&result);
+                                    }
                                     let answer = Box::new(answer_of(&result));
                                     Input::Event(Event::Answer { sequence: message.sequence, answer })
                                 }

@@ -1,0 +1,65 @@
+//! How long answers took, as histograms, from what workers measured.
+
+use prometheus::{Histogram, HistogramOpts, Registry};
+use ternfleet_proto::message::{JobResult, Outcome};
+
+/// From 5 ms to 20 minutes, about three a decade.
+const SECONDS: [f64; 17] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0];
+/// A token takes a millisecond in a wide batch and half a second on a slow pod.
+const TOKEN_SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+
+pub(super) struct Timings {
+    queue_wait: Histogram,
+    first_token: Histogram,
+    between_tokens: Histogram,
+    duration: Histogram,
+}
+
+impl Timings {
+    pub(super) fn new(registry: &Registry) -> Self {
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(format!("ternfleet_{name}"), help).buckets(buckets.to_vec());
+            let made = Histogram::with_opts(opts).expect("because name and buckets are plain");
+            registry.register(Box::new(made.clone())).expect("because the name is used once");
+            made
+        };
+        Self {
+            queue_wait: histogram(
+                "job_queue_wait_seconds",
+                "Time from a worker's pull to the job's admission to its batch.",
+                &SECONDS,
+            ),
+            first_token: histogram(
+                "job_time_to_first_token_seconds",
+                "Time from a worker's pull to the first token.",
+                &SECONDS,
+            ),
+            between_tokens: histogram(
+                "job_time_between_tokens_seconds",
+                "Mean time between a job's tokens after the first.",
+                &TOKEN_SECONDS,
+            ),
+            duration: histogram(
+                "job_duration_seconds",
+                "Time from a worker's pull to the end of the output.",
+                &SECONDS,
+            ),
+        }
+    }
+
+    pub(super) fn observe(&self, result: &JobResult) {
+        if !matches!(result.outcome, Outcome::Text(_)) {
+            return;
+        }
+        let seconds = |ms: u32| f64::from(ms) / 1000.0;
+        let timing = &result.timing;
+        self.queue_wait.observe(seconds(timing.queued_ms));
+        self.first_token.observe(seconds(timing.first_token_ms));
+        self.duration.observe(seconds(timing.total_ms));
+        if result.usage.completion_tokens > 1 {
+            let after_first = seconds(timing.total_ms.saturating_sub(timing.first_token_ms));
+            self.between_tokens.observe(after_first / f64::from(result.usage.completion_tokens - 1));
+        }
+    }
+}
