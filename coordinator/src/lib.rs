@@ -17,7 +17,7 @@ use gateway::Gateway;
 use ternfleet_proto::Bus;
 use tokio_util::sync::CancellationToken;
 
-pub use metrics::Metrics;
+pub use metrics::{Described, Metrics};
 pub use options::{Options, Quotas};
 
 /// Serves until `shutdown`: as a warm standby, and as the leader while it holds the lease.

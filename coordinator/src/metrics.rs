@@ -1,16 +1,17 @@
 //! Every metric of the coordinator: name, unit, help and labels in one place. Labels come from closed sets; every
 //! series is there from the start, at zero.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use prometheus::core::{AtomicU64, GenericCounter, GenericCounterVec};
-use prometheus::{Encoder, Gauge, GaugeVec, Opts, Registry, TextEncoder};
+use prometheus::core::{AtomicU64, Collector, GenericCounter, GenericCounterVec};
+use prometheus::{Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, Opts, Registry, TextEncoder};
 
 mod fleet;
 mod timing;
 
 use ternfleet_proto::TimeMs;
-use ternfleet_proto::message::JobResult;
+use ternfleet_proto::message::{Durability, JobResult};
 
 use crate::core::{Core, Counts};
 use fleet::FleetSeries;
@@ -60,8 +61,11 @@ pub struct Metrics {
     cost: GaugeVec,
     hosts_quarantined: Gauge,
     results_read_to: Gauge,
+    nats_connected: Gauge,
+    durability: Gauge,
     fleet: FleetSeries,
     timings: Timings,
+    table: Vec<Described>,
 }
 
 #[derive(Default)]
@@ -76,46 +80,81 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-/// Registers one kind of metric after the other; names are checked by a test, so failing is a mistake of this file.
-struct Maker(Registry);
+/// A metric as the documentation lists it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Described {
+    pub name: String,
+    pub kind: &'static str,
+    pub labels: Vec<String>,
+    pub help: String,
+}
+
+/// Registers metrics and keeps the list of them; names are checked by tests, so failing is a mistake of this crate.
+#[derive(Default)]
+struct Maker {
+    registry: Registry,
+    made: RefCell<Vec<Described>>,
+}
 
 impl Maker {
-    fn counter(&self, name: &str, help: &str) -> Counter {
-        let made = Counter::new(format!("ternfleet_{name}"), help).expect("because the name is plain");
-        self.0.register(Box::new(made.clone())).expect("because the name is used once");
+    fn register<M: Collector + Clone + 'static>(
+        &self,
+        kind: &'static str,
+        (name, help, labels): (&str, &str, &[&str]),
+        make: impl FnOnce(Opts) -> prometheus::Result<M>,
+    ) -> M {
+        let name = format!("ternfleet_{name}");
+        let made = make(Opts::new(name.clone(), help)).expect("because names and labels are plain");
+        self.registry.register(Box::new(made.clone())).expect("because the name is used once");
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        self.made.borrow_mut().push(Described { name, kind, labels, help: help.to_owned() });
         made
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Counter {
+        self.register("counter", (name, help, &[]), Counter::with_opts)
     }
 
     fn counters(&self, name: &str, help: &str, label: &str, values: &[&str]) -> CounterVec {
-        let opts = Opts::new(format!("ternfleet_{name}"), help);
-        let made = CounterVec::new(opts, &[label]).expect("because name and label are plain");
+        let made = self.counter_family(name, help, &[label]);
         for value in values {
             made.with_label_values(&[value]);
         }
-        self.0.register(Box::new(made.clone())).expect("because the name is used once");
         made
+    }
+
+    /// Counters whose series come and go.
+    fn counter_family(&self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
+        self.register("counter", (name, help, labels), |opts| CounterVec::new(opts, labels))
     }
 
     fn gauge(&self, name: &str, help: &str) -> Gauge {
-        let made = Gauge::new(format!("ternfleet_{name}"), help).expect("because the name is plain");
-        self.0.register(Box::new(made.clone())).expect("because the name is used once");
-        made
+        self.register("gauge", (name, help, &[]), Gauge::with_opts)
     }
 
     fn gauges(&self, name: &str, help: &str, label: &str, values: &[&str]) -> GaugeVec {
-        let opts = Opts::new(format!("ternfleet_{name}"), help);
-        let made = GaugeVec::new(opts, &[label]).expect("because name and label are plain");
+        let made = self.gauge_family(name, help, &[label]);
         for value in values {
             made.with_label_values(&[value]);
         }
-        self.0.register(Box::new(made.clone())).expect("because the name is used once");
         made
+    }
+
+    /// Gauges whose series come and go.
+    fn gauge_family(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.register("gauge", (name, help, labels), |opts| GaugeVec::new(opts, labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.register("histogram", (name, help, &[]), |opts| {
+            Histogram::with_opts(HistogramOpts { common_opts: opts, buckets: buckets.to_vec() })
+        })
     }
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        let m = Maker(Registry::new());
+        let m = Maker::default();
         let build = m.gauges("build_info", "Always 1; the version is the label.", "version", &[]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         Self {
@@ -191,9 +230,15 @@ impl Default for Metrics {
             hosts_quarantined: m.gauge("hosts_quarantined", "Hosts in quarantine now."),
             results_read_to: m
                 .gauge("results_read_to", "Sequence of RESULTS up to which the ledger has read."),
-            fleet: FleetSeries::new(&m.0),
-            timings: Timings::new(&m.0),
-            registry: m.0,
+            nats_connected: m.gauge("nats_connected", "1 while the connection to NATS is up."),
+            durability: m.gauge(
+                "durability_level",
+                "What an acceptance rests on: 0 memory, 1 stored, 2 replicated, 3 synced to disk.",
+            ),
+            fleet: FleetSeries::new(&m),
+            timings: Timings::new(&m),
+            table: m.made.take(),
+            registry: m.registry,
         }
     }
 }
@@ -207,6 +252,26 @@ impl Metrics {
 
     pub(crate) fn is_warm(&self) -> bool {
         self.warm.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_ground(&self, durability: Durability) {
+        self.durability.set(match durability {
+            Durability::Memory => 0.0,
+            Durability::Stored => 1.0,
+            Durability::Replicated => 2.0,
+            Durability::Fsynced => 3.0,
+        });
+    }
+
+    pub(crate) fn set_connected(&self, connected: bool) {
+        self.nats_connected.set(f64::from(u8::from(connected)));
+    }
+
+    /// Every metric there is, by name, for the documentation and for checks of dashboards and rules.
+    pub fn described(&self) -> Vec<Described> {
+        let mut table = self.table.clone();
+        table.sort();
+        table
     }
 
     pub(crate) fn undecodable(&self) {

@@ -106,6 +106,7 @@ async fn serve_once(
     cancel: &CancellationToken,
 ) -> anyhow::Result<Ended> {
     let ground = setup::prepare(bus, options).await?;
+    metrics.set_ground(ground.durability);
     let limits = Limits {
         quotas: options.quotas.clone(),
         text_bytes_max: options.text_bytes_max,

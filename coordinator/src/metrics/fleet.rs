@@ -3,10 +3,11 @@
 //!
 //! Series of a pod that is gone, or of a batch that has ended, go with it: each refresh writes all of them anew.
 
-use prometheus::core::{AtomicU64, GenericCounterVec};
-use prometheus::{GaugeVec, Opts, Registry};
+use prometheus::GaugeVec;
 use ternfleet_proto::TimeMs;
 use ternfleet_proto::message::{BatchView, PodView, WorkerCounters, WorkerState};
+
+use super::{CounterVec, Maker};
 
 /// Batches with series of their own: those with the least time left.
 const BATCHES_MAX: usize = 20;
@@ -50,7 +51,7 @@ pub(super) struct FleetSeries {
     pages: GaugeVec,
     queued: GaugeVec,
     threads: GaugeVec,
-    counters: Vec<GenericCounterVec<AtomicU64>>,
+    counters: Vec<CounterVec>,
     batch_jobs: GaugeVec,
     batch_slack: GaugeVec,
     batch_budget_left: GaugeVec,
@@ -59,21 +60,11 @@ pub(super) struct FleetSeries {
 }
 
 impl FleetSeries {
-    pub(super) fn new(registry: &Registry) -> Self {
-        let gauges = |name: &str, help: &str, labels: &[&str]| {
-            let made = GaugeVec::new(Opts::new(format!("ternfleet_{name}"), help), labels)
-                .expect("because name and labels are plain");
-            registry.register(Box::new(made.clone())).expect("because the name is used once");
-            made
-        };
+    pub(super) fn new(maker: &Maker) -> Self {
+        let gauges = |name: &str, help: &str, labels: &[&str]| maker.gauge_family(name, help, labels);
         let counters = WORKER_COUNTERS
             .iter()
-            .map(|(name, help, _)| {
-                let opts = Opts::new(format!("ternfleet_pod_{name}"), *help);
-                let made = GenericCounterVec::new(opts, &["pod", "class"]).expect("because names are plain");
-                registry.register(Box::new(made.clone())).expect("because the name is used once");
-                made
-            })
+            .map(|(name, help, _)| maker.counter_family(&format!("pod_{name}"), help, &["pod", "class"]))
             .collect();
         let pod = ["pod", "class"];
         Self {
@@ -121,7 +112,7 @@ impl FleetSeries {
         }
         self.queued.reset();
         self.threads.reset();
-        self.counters.iter().for_each(GenericCounterVec::reset);
+        self.counters.iter().for_each(CounterVec::reset);
         for view in pods {
             let worker = &view.heartbeat;
             let pod = [worker.pod.as_str(), worker.pod_class.as_str()];

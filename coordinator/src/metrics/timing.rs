@@ -1,7 +1,9 @@
 //! How long answers took, as histograms, from what workers measured.
 
-use prometheus::{Histogram, HistogramOpts, Registry};
+use prometheus::Histogram;
 use ternfleet_proto::message::{JobResult, Outcome};
+
+use super::Maker;
 
 /// From 5 ms to 20 minutes, about three a decade.
 const SECONDS: [f64; 17] =
@@ -17,13 +19,8 @@ pub(super) struct Timings {
 }
 
 impl Timings {
-    pub(super) fn new(registry: &Registry) -> Self {
-        let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            let opts = HistogramOpts::new(format!("ternfleet_{name}"), help).buckets(buckets.to_vec());
-            let made = Histogram::with_opts(opts).expect("because name and buckets are plain");
-            registry.register(Box::new(made.clone())).expect("because the name is used once");
-            made
-        };
+    pub(super) fn new(maker: &Maker) -> Self {
+        let histogram = |name: &str, help: &str, buckets: &[f64]| maker.histogram(name, help, buckets);
         Self {
             queue_wait: histogram(
                 "job_queue_wait_seconds",
