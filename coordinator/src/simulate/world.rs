@@ -288,8 +288,8 @@ impl<'a> World<'a> {
             unit.seen = None;
             self.boots += 1;
         }
-        while guarded {
-            let Some(batch) = self.payer() else { break };
+        loop {
+            let Some(batch) = self.payer().filter(|_| guarded) else { break };
             if self.batches[batch].spent + self.committed() <= self.batches[batch].budget {
                 break;
             }

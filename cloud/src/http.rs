@@ -1,0 +1,227 @@
+//! One HTTP request over one connection, with a deadline: enough for an API that is asked a few times a minute.
+//!
+//! HTTPS by rustls with the system's root certificates; plain HTTP only to this machine, for mock servers. No pool,
+//! no redirects (a redirect would carry the key elsewhere), no retry: the caller knows what may be repeated.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+/// Longest answer that is read.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// A secret that is sent and never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(hidden)")
+    }
+}
+
+/// What came back, whatever its status.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub retry_after: Option<Duration>,
+    pub body: Bytes,
+}
+
+/// Why nothing came back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HttpError {
+    /// The request never left: nothing can have happened.
+    #[error("cannot connect to {host}: {reason}")]
+    NotSent { host: String, reason: String },
+    /// It may have been carried out.
+    #[error("no whole answer from {host}: {reason}")]
+    Lost { host: String, reason: String },
+    /// The address is none.
+    #[error("{0}")]
+    Address(String),
+}
+
+/// A server and the key to it.
+#[derive(Clone)]
+pub struct Server {
+    host: String,
+    port: u16,
+    tls: Option<Arc<ClientConfig>>,
+    key: Option<Secret>,
+    timeout: Duration,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// `https://host[:port]`, or `http://` to this machine only: a key must not cross a network in clear.
+    pub fn new(base: &str, key: Option<Secret>, timeout: Duration) -> Result<Server, HttpError> {
+        let wrong = |why: &str| HttpError::Address(format!("{base:?} is no usable address: {why}"));
+        let (secure, rest) = match (base.strip_prefix("https://"), base.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (_, Some(rest)) => (false, rest),
+            _ => return Err(wrong("it must begin with https://")),
+        };
+        let authority = rest.trim_end_matches('/');
+        if authority.is_empty() || authority.contains(['/', '@', '?', '#', ' ']) {
+            return Err(wrong("give a host and nothing after it"));
+        }
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().map_err(|_| wrong("the port is no number"))?),
+            None => (authority, if secure { 443 } else { 80 }),
+        };
+        if !secure && !matches!(host, "127.0.0.1" | "localhost") {
+            return Err(wrong("http:// is for this machine only"));
+        }
+        let tls = if secure { Some(tls_settings()?) } else { None };
+        Ok(Server { host: host.to_owned(), port, tls, key, timeout })
+    }
+
+    /// Sends one request; `path` begins with a slash and may carry a query. Any status is an answer.
+    pub async fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Answer, HttpError> {
+        let stream = tokio::time::timeout(self.timeout, TcpStream::connect((self.host.as_str(), self.port)))
+            .await
+            .map_err(|_| self.not_sent("timed out"))?
+            .map_err(|reason| self.not_sent(&reason.to_string()))?;
+        match &self.tls {
+            None => self.exchange(stream, method, path, body).await,
+            Some(settings) => {
+                let name = ServerName::try_from(self.host.clone())
+                    .map_err(|_| HttpError::Address(format!("{} is no host name", self.host)))?;
+                let connector = TlsConnector::from(Arc::clone(settings));
+                let stream = tokio::time::timeout(self.timeout, connector.connect(name, stream))
+                    .await
+                    .map_err(|_| self.not_sent("timed out"))?
+                    .map_err(|reason| self.not_sent(&reason.to_string()))?;
+                self.exchange(stream, method, path, body).await
+            }
+        }
+    }
+
+    async fn exchange<S>(
+        &self,
+        stream: S,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Answer, HttpError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let request = self.request(method, path, body)?;
+        let talk = async {
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|reason| self.not_sent(&reason.to_string()))?;
+            // The connection is driven here, beside the request, so that no task outlives the call.
+            let asked = async {
+                let response =
+                    sender.send_request(request).await.map_err(|reason| self.lost(&reason.to_string()))?;
+                let status = response.status().as_u16();
+                let header = response.headers().get(hyper::header::RETRY_AFTER);
+                let retry_after =
+                    header.and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
+                let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+                let body = body.map_err(|reason| self.lost(&reason.to_string()))?.to_bytes();
+                Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), body })
+            };
+            tokio::pin!(asked);
+            tokio::select! {
+                answer = &mut asked => answer,
+                _ = connection => asked.await,
+            }
+        };
+        tokio::time::timeout(self.timeout, talk).await.map_err(|_| self.lost("timed out"))?
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Request<Full<Bytes>>, HttpError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(hyper::header::HOST, &self.host)
+            .header(hyper::header::ACCEPT, "application/json")
+            .header(hyper::header::CONNECTION, "close")
+            .header(hyper::header::USER_AGENT, concat!("ternfleet/", env!("CARGO_PKG_VERSION")));
+        if let Some(key) = &self.key {
+            let mut value = hyper::header::HeaderValue::from_str(&format!("Bearer {}", key.reveal()))
+                .map_err(|_| HttpError::Address("the key holds characters that no header may".to_owned()))?;
+            value.set_sensitive(true);
+            request = request.header(hyper::header::AUTHORIZATION, value);
+        }
+        if body.is_some() {
+            request = request.header(hyper::header::CONTENT_TYPE, "application/json");
+        }
+        request
+            .body(Full::new(Bytes::from(body.unwrap_or_default())))
+            .map_err(|reason| HttpError::Address(format!("{path:?}: {reason}")))
+    }
+
+    fn not_sent(&self, reason: &str) -> HttpError {
+        HttpError::NotSent { host: self.host.clone(), reason: reason.to_owned() }
+    }
+
+    fn lost(&self, reason: &str) -> HttpError {
+        HttpError::Lost { host: self.host.clone(), reason: reason.to_owned() }
+    }
+}
+
+fn tls_settings() -> Result<Arc<ClientConfig>, HttpError> {
+    let mut roots = RootCertStore::empty();
+    let loaded = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(loaded.certs);
+    if roots.is_empty() {
+        return Err(HttpError::Address(
+            "this machine has no root certificates: install ca-certificates".to_owned(),
+        ));
+    }
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let settings = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|reason| HttpError::Address(reason.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(settings))
+}
+
+/// Percent-encodes everything but letters, digits and `-._~`.
+pub fn encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
