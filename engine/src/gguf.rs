@@ -23,5 +23,6 @@ pub use error::Error;
 pub use hyper::Hyper;
 pub use kind::Kind;
 pub use layout::{Block, Layout, check_model};
+pub(crate) use map::Bytes;
 pub use value::{Array, Element, Value};
 pub use vocabulary::vocabulary;

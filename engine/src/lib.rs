@@ -7,6 +7,7 @@
 //! All results are equal to the last bit whatever the thread count, batch, chunking and instruction set; README.md
 //! says by which rules, and does the sums.
 
+pub mod convert;
 mod engine;
 mod error;
 mod forward;

@@ -20,6 +20,7 @@ use self::split::Split;
 use crate::chat::{self, Message};
 use crate::{Error, Manifest, Vocabulary};
 
+pub use self::llama3::SPLIT as LLAMA3_SPLIT;
 pub(crate) use self::split::check as check_split;
 
 /// Turns text into ids and back.

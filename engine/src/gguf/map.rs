@@ -10,14 +10,14 @@ use super::Error;
 
 /// A file's bytes, read-only.
 #[derive(Debug)]
-pub(super) enum Bytes {
+pub(crate) enum Bytes {
     Mapped(Mmap),
     Owned(Vec<u8>),
 }
 
 impl Bytes {
     /// Maps `path` read-only.
-    pub(super) fn map(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn map(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(io)?;
         let facts = file.metadata().map_err(io)?;

@@ -3,7 +3,7 @@
 use crate::{TokenType, Vocabulary};
 
 /// The split regex of Llama 3's own tokenizer.json, which BitNet b1.58-2B-4T uses unchanged.
-pub(super) const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The names `tokenizer.ggml.pre` has for it.
 pub(super) const PRE_NAMES: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];

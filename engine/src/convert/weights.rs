@@ -1,0 +1,141 @@
+//! Weights from one form to another, a tensor at a time: floats, absmean ternarisation, four rows in a byte.
+
+use rayon::prelude::*;
+
+use super::Error;
+use super::safetensors::{Dtype, Tensor};
+use crate::gguf::i2s::{self, BLOCK, BLOCK_BYTES};
+use crate::gguf::rows::{f16_to_f32, f32_to_f16};
+
+/// The least mean that the reference divides by.
+const LEAST_MEAN: f32 = 1e-5;
+/// Weights whose absolute values are summed in one piece.
+const PIECE: usize = 1 << 16;
+
+/// The weights of a float tensor, widened exactly.
+pub(super) fn floats(tensor: &Tensor<'_>) -> Result<Vec<f32>, Error> {
+    let data = tensor.data;
+    let values: Vec<f32> = match tensor.dtype {
+        Dtype::F32 => data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        Dtype::F16 => {
+            data.as_chunks::<2>().0.iter().map(|bytes| f16_to_f32(u16::from_le_bytes(*bytes))).collect()
+        }
+        Dtype::BF16 => data.as_chunks::<2>().0.iter().map(|bytes| bf16_to_f32(*bytes)).collect(),
+        Dtype::U8 => {
+            let reason = "bytes stand where floats belong; does config.json speak of another checkpoint?";
+            return Err(fault(tensor, reason));
+        }
+    };
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(index) => {
+            Err(fault(tensor, format!("weight {index} is {}, not a finite number", values[index])))
+        }
+    }
+}
+
+fn bf16_to_f32([low, high]: [u8; 2]) -> f32 {
+    f32::from_le_bytes([0, 0, low, high])
+}
+
+/// The upper half of an f32, if nothing is lost.
+pub(super) fn to_bf16_exactly(value: f32) -> Option<[u8; 2]> {
+    let [a, b, low, high] = value.to_le_bytes();
+    (a == 0 && b == 0).then_some([low, high])
+}
+
+fn fault(tensor: &Tensor<'_>, reason: impl Into<String>) -> Error {
+    Error::damaged(tensor.path, format!("tensor '{}'", tensor.name), reason)
+}
+
+/// Narrows to f16. Returns the bytes and how many weights were rounded; one too large for f16 is a fault.
+pub(super) fn to_f16(tensor: &Tensor<'_>) -> Result<(Vec<u8>, u64), Error> {
+    let mut n_rounded = 0;
+    let mut bytes = Vec::with_capacity(tensor.data.len());
+    for value in floats(tensor)? {
+        let half = f32_to_f16(value);
+        let back = f16_to_f32(half);
+        if back.is_infinite() {
+            return Err(fault(tensor, format!("{value} is too large for f16")));
+        }
+        n_rounded += u64::from(back != value);
+        bytes.extend_from_slice(&half.to_le_bytes());
+    }
+    Ok((bytes, n_rounded))
+}
+
+/// Ternarises master weights of shape (rows, `n_columns`) as the reference does, into I2_S codes; and the
+/// scale that they are multiplied by.
+///
+/// The reference computes s = 1/max(mean|w|, 1e-5) in f32, t = clamp(round(w·s), −1, 1), and uses t/s. The
+/// mean is summed here in f64; the reference sums in f32 in an order that depends on the machine.
+pub(super) fn ternarise(tensor: &Tensor<'_>, n_columns: usize) -> Result<(Vec<u8>, f32), Error> {
+    let weights = floats(tensor)?;
+    let sums: Vec<f64> = weights
+        .par_chunks(PIECE)
+        .map(|piece| piece.iter().map(|weight| f64::from(weight.abs())).sum())
+        .collect();
+    let mean = (sums.iter().sum::<f64>() / weights.len() as f64) as f32;
+    let inverse = 1.0 / mean.max(LEAST_MEAN);
+    let mut codes = vec![0u8; weights.len() / 4];
+    codes.par_chunks_mut(n_columns / 4).zip(weights.par_chunks(n_columns)).for_each(|(codes, row)| {
+        for (bytes, weights) in
+            codes.as_chunks_mut::<BLOCK_BYTES>().0.iter_mut().zip(row.as_chunks::<BLOCK>().0)
+        {
+            let block = weights.map(|weight| (weight * inverse).round_ties_even().clamp(-1.0, 1.0) as i8);
+            *bytes = i2s::encode_block(&block);
+        }
+    });
+    Ok((codes, 1.0 / inverse))
+}
+
+/// Turns four rows in a byte, (rows / 4, `n_columns`), into I2_S codes.
+pub(super) fn unpack(tensor: &Tensor<'_>, n_columns: usize) -> Result<Vec<u8>, Error> {
+    if tensor.dtype != Dtype::U8 {
+        return Err(fault(
+            tensor,
+            "floats stand where packed bytes belong; does config.json speak of another checkpoint?",
+        ));
+    }
+    if let Err(reason) = i2s::check(tensor.data, tensor.data.len() * 4) {
+        return Err(fault(tensor, format!("it holds the code 3, which stands for nothing ({reason})")));
+    }
+    let n_packed_rows = tensor.data.len() / n_columns;
+    let mut codes = vec![0u8; tensor.data.len()];
+    codes.par_chunks_mut(n_columns / 4).enumerate().for_each(|(row, codes)| {
+        let shift = 2 * (row / n_packed_rows);
+        let packed = &tensor.data[row % n_packed_rows * n_columns..][..n_columns];
+        for (bytes, packed) in
+            codes.as_chunks_mut::<BLOCK_BYTES>().0.iter_mut().zip(packed.as_chunks::<BLOCK>().0)
+        {
+            *bytes = i2s::encode_block(&packed.map(|byte| (byte >> shift & 3) as i8 - 1));
+        }
+    });
+    Ok(codes)
+}
+
+/// The way back: I2_S codes of shape (`n_rows`, `n_columns`) to four rows in a byte.
+pub(super) fn pack(codes: &[u8], n_rows: usize, n_columns: usize) -> Vec<u8> {
+    let n_packed_rows = n_rows / 4;
+    let mut packed = vec![0u8; n_packed_rows * n_columns];
+    packed.par_chunks_mut(n_columns).enumerate().for_each(|(packed_row, bytes)| {
+        for quarter in 0..4 {
+            let first = (packed_row + quarter * n_packed_rows) * n_columns;
+            for (column, byte) in bytes.iter_mut().enumerate() {
+                *byte |= i2s::code(codes, first + column) << (2 * quarter);
+            }
+        }
+    });
+    packed
+}
+
+/// The scale of a packed matrix, as a factor.
+pub(super) fn factor(tensor: &Tensor<'_>, divides: bool) -> Result<f32, Error> {
+    let values = floats(tensor)?;
+    let scale = if divides { 1.0 / values[0] } else { values[0] };
+    if scale.is_finite() && scale > 0.0 {
+        Ok(scale)
+    } else {
+        Err(fault(tensor, format!("{} is no scale", values[0])))
+    }
+}

@@ -1,0 +1,213 @@
+//! Conversions against checkpoints that Hugging Face's own code made and ran (`tests/convert/` at the root):
+//! the same ternary codes to the last one, the same scales, and logits as close as rounding allows.
+
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use ternfleet_engine::convert::{self, Checkpoint};
+use ternfleet_engine::gguf::{self, File, i2s};
+use ternfleet_engine::{Engine, Options};
+
+fn checkpoint(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/convert")).join(name)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The name of a checkpoint's matrix in a GGUF.
+fn gguf_name(hugging_face: &str) -> String {
+    let mut parts = hugging_face.split('.').skip(2);
+    let layer = parts.next().unwrap();
+    let part = match parts.nth(1).unwrap() {
+        "q_proj" => "attn_q",
+        "k_proj" => "attn_k",
+        "v_proj" => "attn_v",
+        "o_proj" => "attn_output",
+        "gate_proj" => "ffn_gate",
+        "up_proj" => "ffn_up",
+        "down_proj" => "ffn_down",
+        other => panic!("{other}"),
+    };
+    format!("blk.{layer}.{part}.weight")
+}
+
+fn best(scores: &[f32]) -> usize {
+    (0..scores.len()).fold(0, |best, id| if scores[id] > scores[best] { id } else { best })
+}
+
+/// Converts the checkpoint `name` and holds the result to its `case.json`.
+fn check(name: &str, kind: Checkpoint, scale_tolerance: f64) {
+    let folder = checkpoint(name);
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().join("model.gguf");
+    let summary = convert::to_gguf(&folder, &path).unwrap();
+    assert_eq!(summary.checkpoint, kind);
+    assert_eq!(summary.bytes, std::fs::metadata(&path).unwrap().len());
+
+    let case = json(&folder.join("case.json"));
+    let file = File::open(&path).unwrap();
+    gguf::check_model(&file).unwrap();
+    for (matrix, expected) in case["matrices"].as_object().unwrap() {
+        let tensor = file.tensor(&gguf_name(matrix)).unwrap();
+        let n = tensor.n_weights() as usize;
+        let digest = (0..n).fold(0xcbf2_9ce4_8422_2325u64, |digest, index| {
+            (digest ^ u64::from(i2s::code(tensor.data, index))).wrapping_mul(0x100_0000_01b3)
+        });
+        assert_eq!(format!("{digest:016x}"), expected["codes_fnv"], "{matrix}");
+        let (scale, wanted) =
+            (f64::from(i2s::scale(tensor.data, n).unwrap()), expected["scale"].as_f64().unwrap());
+        assert!((scale - wanted).abs() <= scale_tolerance * wanted, "{matrix}: {scale} and not {wanted}");
+    }
+
+    let mut engine = Engine::load(&path, &Options::default()).unwrap();
+    let (vocab, sd) = (engine.info().hyper.vocab, case["logit_sd"].as_f64().unwrap());
+    for prompt in case["prompts"].as_array().unwrap() {
+        let ids: Vec<u32> =
+            prompt["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+        let expected = std::fs::read(folder.join(prompt["logits"].as_str().unwrap())).unwrap();
+        let expected: Vec<f32> =
+            expected.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let found = engine.logits(&ids).unwrap();
+        assert_eq!(found.len(), expected.len());
+        let square: f64 = found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let rms = (square / found.len() as f64).sqrt() / sd;
+        println!("{name}, {} tokens: rms {rms:.5} sd", ids.len());
+        // A flip of one int8 rounding moves a row; a single position has no history through which it spreads.
+        assert!(rms <= if ids.len() == 1 { 0.01 } else { 0.06 }, "{name}: rms {rms}");
+        let same =
+            found.chunks(vocab).zip(expected.chunks(vocab)).filter(|(a, b)| best(a) == best(b)).count();
+        assert!(
+            same * 10 >= ids.len() * 9,
+            "{name}: the best token is the same at {same} of {} places",
+            ids.len()
+        );
+    }
+}
+
+#[test]
+fn master_weights_are_ternarised_as_the_reference_does() {
+    // The reference sums |w| in f32, this engine in f64: the last bits of the mean differ.
+    check("master", Checkpoint::Master, 1e-6);
+}
+
+#[test]
+fn packed_weights_with_multiplying_scales_are_read_as_they_are() {
+    check("packed", Checkpoint::Multiplying, 0.0);
+}
+
+#[test]
+fn packed_weights_with_dividing_scales_and_a_separate_output_are_read_as_they_are() {
+    check("dividing", Checkpoint::Dividing, 1e-7);
+}
+
+#[test]
+fn a_packed_checkpoint_comes_back_to_the_byte() {
+    let out = tempfile::tempdir().unwrap();
+    let (first, second) = (out.path().join("first.gguf"), out.path().join("second.gguf"));
+    let back = out.path().join("back");
+    for name in ["packed", "master", "dividing"] {
+        convert::to_gguf(&checkpoint(name), &first).unwrap();
+        let summary = convert::to_safetensors(&first, &back).unwrap();
+        assert_eq!(summary.checkpoint, Checkpoint::Multiplying);
+        convert::to_gguf(&back, &second).unwrap();
+        let (first, second) = (File::open(&first).unwrap(), File::open(&second).unwrap());
+        assert_eq!(first.tensors().len(), second.tensors().len());
+        for tensor in first.tensors() {
+            assert_eq!(tensor.data, second.tensor(tensor.name).unwrap().data, "{name}: {}", tensor.name);
+        }
+    }
+    // The weights are those of the checkpoint itself, byte for byte.
+    convert::to_gguf(&checkpoint("packed"), &first).unwrap();
+    convert::to_safetensors(&first, &back).unwrap();
+    let packed = |path: PathBuf| {
+        let bytes = std::fs::read(path).unwrap();
+        let table_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let table: Value = serde_json::from_slice(&bytes[8..8 + table_bytes]).unwrap();
+        let offsets = &table["model.layers.1.mlp.down_proj.weight"]["data_offsets"];
+        let [start, end] = [0, 1].map(|side| offsets[side].as_u64().unwrap() as usize + 8 + table_bytes);
+        bytes[start..end].to_vec()
+    };
+    assert_eq!(
+        packed(back.join("model.safetensors")),
+        packed(checkpoint("packed").join("model.safetensors"))
+    );
+}
+
+/// A copy of a checkpoint, with its config changed.
+fn changed(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(checkpoint(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let config = folder.path().join("config.json");
+    let mut value = json(&config);
+    change(&mut value);
+    std::fs::write(&config, value.to_string()).unwrap();
+    folder
+}
+
+fn refusal(folder: &Path) -> String {
+    let out = folder.join("out.gguf");
+    let refusal = convert::to_gguf(folder, &out).unwrap_err().to_string();
+    assert!(!out.exists() && !folder.join("out.gguf.part").exists(), "nothing is left behind");
+    refusal
+}
+
+#[test]
+fn what_the_config_does_not_say_or_says_wrongly_is_refused() {
+    let refused = |name: &str, field: &str, value: Value| {
+        let folder = changed(name, |config| {
+            let place = field.split('.').fold(config, |value, key| &mut value[key]);
+            *place = value;
+        });
+        refusal(folder.path())
+    };
+    assert!(refused("packed", "hidden_act", "silu".into()).contains("relu2"));
+    assert!(refused("packed", "model_type", "llama".into()).contains("bitnet"));
+    assert!(refused("packed", "attention_bias", true.into()).contains("attention_bias"));
+    assert!(refused("packed", "rope_parameters.rope_type", "yarn".into()).contains("yarn"));
+    assert!(refused("packed", "vocab_size", 321.into()).contains("model.embed_tokens.weight"));
+    assert!(refused("packed", "num_hidden_layers", 1.into()).contains("the architecture has no such tensor"));
+    assert!(refused("packed", "num_hidden_layers", 3.into()).contains("it is missing"));
+    assert!(refused("packed", "hidden_size", (1u64 << 40).into()).contains("hidden_size"));
+    assert!(refused("packed", "quantization_config.quant_method", "gptq".into()).contains("gptq"));
+    assert!(
+        refused("packed", "quantization_config.quantization_mode", "online".into())
+            .contains("no such tensor")
+    );
+    assert!(refused("packed", "quantization_config", Value::Null).contains("no such tensor"));
+    assert!(
+        refused("master", "quantization_config.quantization_mode", "offline".into()).contains("its shape is")
+    );
+    assert!(refused("dividing", "quantization_config.linear_class", "other".into()).contains("'other'"));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_by_field() {
+    let damaged = |change: fn(&mut Vec<u8>)| {
+        let folder = changed("packed", |_| ());
+        let path = folder.path().join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        change(&mut bytes);
+        std::fs::write(&path, bytes).unwrap();
+        refusal(folder.path())
+    };
+    assert!(damaged(|bytes| bytes.truncate(5)).contains("its length field"));
+    assert!(damaged(|bytes| bytes[..8].fill(0xff)).contains("its length field"));
+    assert!(damaged(|bytes| bytes[9] = b'!').contains("its table"));
+    assert!(damaged(|bytes| bytes.truncate(bytes.len() - 1)).contains("shape and offsets"));
+    // From the middle on: NaN in floats, code 3 in packed matrices.
+    let overwritten = damaged(|bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle..].fill(0xff);
+    });
+    assert!(overwritten.contains("not a finite number") || overwritten.contains("code 3"), "{overwritten}");
+    let folder = changed("packed", |_| ());
+    std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    assert!(refusal(folder.path()).contains("model.safetensors"));
+}
