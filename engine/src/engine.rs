@@ -5,7 +5,7 @@
 
 use crate::forward::{self, Column, HeadColumn, Plan, Segment};
 use crate::gguf::Hyper;
-use crate::head::Drawn;
+use crate::head::{Drawn, HeadCounters, HeadWork, Screen};
 use crate::kernel::{Kernels, PAGE};
 use crate::kv::{self, Cache};
 use crate::model::Model;
@@ -19,8 +19,14 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// Names the arithmetic of everything that decides a token. Change it whenever a bit of any result changes.
-const NUMERICS: &str = "ternfleet-1/f16kv";
+/// Names the arithmetic of everything that decides a token. Change it whenever a bit of any result changes. The screened
+/// head and the full one draw the same tokens.
+fn numerics(head: Head) -> &'static str {
+    match head {
+        Head::Screened | Head::Full => "ternfleet-1/f16kv",
+        Head::Q8 => "ternfleet-1/f16kv/q8head",
+    }
+}
 
 /// What was loaded, and how it runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,8 +93,18 @@ impl Engine {
             Cache::new(&hyper, kv_pages, options.huge_pages).map_err(memory("keys and values", kv_bytes))?;
         let n_columns = options.prefill_chunk + options.max_sequences;
         let n_heads = options.max_sequences.max(LOGITS_CHUNK);
-        let work = Work::new(&model, n_columns.max(LOGITS_CHUNK), n_heads, threads)
-            .map_err(memory("a step's buffers", 0))?;
+        let screen = match options.head {
+            Head::Full => None,
+            Head::Screened | Head::Q8 => Some(Screen::build(&model, kernels, &mut pool, options.huge_pages)?),
+        };
+        let head = HeadWork::new(&hyper, options.head, screen, n_heads, threads)
+            .map_err(memory("scores", (n_heads * hyper.vocab * size_of::<f32>()) as u64))?;
+        let head_bytes = match options.head {
+            Head::Full => model.head().bytes() as u64,
+            Head::Screened | Head::Q8 => head.screen_bytes(),
+        };
+        let anonymous_bytes = model.ternary_bytes as u64 + head.screen_bytes();
+        let work = Work::new(&model, n_columns.max(LOGITS_CHUNK), n_heads, threads, head);
         model.release_rows();
         let ternary_macs = hyper.n_ternary_weights();
         let head_macs = (hyper.vocab * hyper.hidden) as u64;
@@ -99,15 +115,15 @@ impl Engine {
             kernel: options.kernel,
             head: options.head,
             load_s: start.elapsed().as_secs_f64(),
-            weights_bytes: model.ternary_bytes as u64,
-            bytes_per_token: model.ternary_bytes as u64 + model.head().bytes() as u64,
+            weights_bytes: anonymous_bytes,
+            bytes_per_token: model.ternary_bytes as u64 + head_bytes,
             macs_per_token: ternary_macs + head_macs,
             kv_bytes,
             kv_pages,
             page_tokens: PAGE,
             max_context,
             max_sequences: options.max_sequences,
-            numerics: NUMERICS,
+            numerics: numerics(options.head),
             warnings: pool.warnings().to_vec(),
             hyper,
         };
@@ -155,6 +171,11 @@ impl Engine {
         }
         self.schedule.drop_finished(&mut self.cache, events);
         StepStats { elapsed: start.elapsed(), ..stats }
+    }
+
+    /// What the output head did so far.
+    pub fn head_counters(&self) -> HeadCounters {
+        self.work.head.counters()
     }
 
     /// The pool and its kernels, for measuring what they could do at best.

@@ -1,20 +1,32 @@
 //! The output head: from final activations to scores, and from scores to a drawn token.
 //!
-//! The canonical score of a token is the f32 dot product of its row, as the file holds it, with the normed activations,
-//! in the order that `kernel/lanes.rs` fixes.
+//! The canonical score of a token is the f32 dot product of its row, as the file holds it, with the normed activations, in
+//! the order that `kernel/lanes.rs` fixes. The default head computes only those that can matter: `screen` bounds all
+//! scores from an int8 copy, `candidates` picks the few that may win, and those are computed canonically.
 #![allow(unsafe_code)] // Members write disjoint rows of shared buffers; each block says which.
 
+mod candidates;
+mod screen;
+
 use crate::gguf::Hyper;
-use crate::kernel::Kernels;
+use crate::kernel::{Kernels, ROWS, WideActs};
 use crate::memory::Region;
 use crate::model::Rows;
 use crate::ops::Ops;
+use crate::options::Head;
 use crate::pool::Shared;
 use crate::request::TokenLogprob;
-use crate::sampler::{self, Draw};
+use crate::sampler::{self, Candidate, Draw};
+use candidates::{Finds, NoiseTable, Part};
+pub(crate) use screen::{Rounded, Screen};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Rows that are computed together.
+/// Rows of f16 that are computed together.
 const TOGETHER: usize = 4;
+/// The largest top-k, and the most tokens with bias or penalty, for which screening is tried.
+const MOST_SCREENED: usize = 1024;
 
 /// A drawn token.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,79 +35,236 @@ pub(crate) struct Drawn {
     pub(crate) logprob: Option<TokenLogprob>,
 }
 
+/// What one head column needs of the scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Demand {
+    /// The tokens that may be among the `k` best.
+    Best(usize),
+    /// The token that wins with noise.
+    Noisy,
+    /// The int8 scores as they are.
+    Approximate,
+    /// All canonical scores.
+    All,
+}
+
+impl Demand {
+    fn of(draw: Option<&Draw<'_>>, head: Head) -> Demand {
+        let Some(draw) = draw else { return Demand::All };
+        let sampling = draw.sampling;
+        let top_k = sampling.top_k as usize;
+        match head {
+            Head::Full => Demand::All,
+            Head::Q8 => Demand::Approximate,
+            Head::Screened if draw.top_logprobs.is_some() || draw.adjustments.len() > MOST_SCREENED => {
+                Demand::All
+            }
+            Head::Screened if draw.is_greedy() => Demand::Best(1),
+            Head::Screened if (1..=MOST_SCREENED).contains(&top_k) => Demand::Best(top_k),
+            Head::Screened if top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 => Demand::Noisy,
+            Head::Screened => Demand::All,
+        }
+    }
+}
+
+/// How often the head did what since loading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HeadCounters {
+    /// Tokens drawn from screened scores.
+    pub screened: u64,
+    /// Rows rescored for them.
+    pub candidates: u64,
+    /// Tokens drawn from all exact scores.
+    pub full: u64,
+}
+
 /// The head's buffers of a step.
 #[derive(Debug)]
 pub(crate) struct HeadWork {
+    head: Head,
+    screen: Option<Screen>,
     hidden: usize,
     vocab: usize,
-    /// (n_heads, hidden): the normed activations.
+    /// (n_heads, hidden): the normed activations; rows in the order of `slots`.
     input: Shared<f32>,
-    /// (n_heads, vocab)
+    values: Shared<i16>,
+    high: Shared<u8>,
+    low: Shared<u8>,
+    rounded: Shared<Rounded>,
+    /// (n_heads, vocab rounded up to groups)
     scores: Region,
+    /// One a head and member.
+    finds: Vec<Mutex<Finds>>,
+    chosen: Vec<Mutex<Vec<Candidate>>>,
+    noise: NoiseTable,
+    screened: AtomicU64,
+    candidates: AtomicU64,
+    full: AtomicU64,
 }
 
 /// What a member needs for the head.
 #[derive(Debug)]
 pub(crate) struct Private {
     row: Vec<f32>,
+    hits: Vec<u32>,
+    sums: Vec<i32>,
 }
 
 impl Private {
-    pub(crate) fn new(hyper: &Hyper) -> Private {
-        Private { row: vec![0.0; hyper.hidden] }
+    pub(crate) fn new(hyper: &Hyper, n_heads: usize) -> Private {
+        Private { row: vec![0.0; hyper.hidden], hits: Vec::new(), sums: vec![0; n_heads * ROWS] }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where each head of a plan has its rows: those that are screened first, so that they stand together.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    /// By slot: head and demand.
+    order: Vec<(usize, Demand)>,
+    n_screened: usize,
 }
 
 impl HeadWork {
-    pub(crate) fn new(hyper: &Hyper, n_heads: usize) -> std::io::Result<HeadWork> {
+    pub(crate) fn new(
+        hyper: &Hyper,
+        head: Head,
+        screen: Option<Screen>,
+        n_heads: usize,
+        n_threads: usize,
+    ) -> std::io::Result<HeadWork> {
+        let rows = hyper.vocab.next_multiple_of(ROWS);
         Ok(HeadWork {
+            head,
+            screen,
             hidden: hyper.hidden,
             vocab: hyper.vocab,
             input: Shared::new(n_heads * hyper.hidden),
-            scores: Region::new(n_heads * hyper.vocab * size_of::<f32>(), false)?,
+            values: Shared::new(n_heads * hyper.hidden),
+            high: Shared::new(n_heads * hyper.hidden),
+            low: Shared::new(n_heads * hyper.hidden),
+            rounded: Shared::new(n_heads),
+            scores: Region::new(n_heads * rows * size_of::<f32>(), false)?,
+            finds: (0..n_heads * n_threads).map(|_| Mutex::new(Finds::default())).collect(),
+            chosen: (0..n_heads * n_threads).map(|_| Mutex::new(Vec::new())).collect(),
+            noise: NoiseTable::new(),
+            screened: AtomicU64::new(0),
+            candidates: AtomicU64::new(0),
+            full: AtomicU64::new(0),
         })
     }
 
-    /// Norms one column's x.
-    pub(crate) fn set_input(&self, ops: &Ops<'_, '_>, head: usize, x: &[f32]) {
-        let model = ops.model();
-        // SAFETY: heads are shared out among members.
-        let input = unsafe { self.input.write(head * self.hidden..(head + 1) * self.hidden) };
-        ops.kernels.norm(x, &model.output_norm, model.hyper.rms_eps, input);
+    pub(crate) fn counters(&self) -> HeadCounters {
+        HeadCounters {
+            screened: self.screened.load(Ordering::Relaxed),
+            candidates: self.candidates.load(Ordering::Relaxed),
+            full: self.full.load(Ordering::Relaxed),
+        }
     }
 
-    /// The scores of one head, after the step's barrier.
-    pub(crate) fn scores(&self, head: usize) -> &[f32] {
+    /// Bytes of the screening copy.
+    pub(crate) fn screen_bytes(&self) -> u64 {
+        self.screen.as_ref().map_or(0, Screen::bytes)
+    }
+
+    /// Orders the heads of a plan.
+    pub(crate) fn slots(&self, plan: &crate::forward::Plan<'_>) -> Slots {
+        let head = if self.screen.is_some() { self.head } else { Head::Full };
+        let mut order: Vec<(usize, Demand)> = plan
+            .heads
+            .iter()
+            .enumerate()
+            .map(|(i, column)| (i, Demand::of(column.draw.as_ref(), head)))
+            .collect();
+        order.sort_by_key(|&(_, demand)| demand == Demand::All);
+        let n_screened = order.iter().filter(|&&(_, demand)| demand != Demand::All).count();
+        Slots { order, n_screened }
+    }
+
+    fn stride(&self) -> usize {
+        self.vocab.next_multiple_of(ROWS)
+    }
+
+    /// The scores in one slot, all rows, after the step's barrier.
+    fn slot_scores(&self, slot: usize) -> &[f32] {
         // SAFETY: written before the last barrier, read-only since.
-        unsafe { self.scores.read(head * self.vocab..(head + 1) * self.vocab) }
+        unsafe { self.scores.read(slot * self.stride()..(slot + 1) * self.stride()) }
+    }
+
+    /// The canonical scores of a head column without a draw; such plans have no others.
+    pub(crate) fn scores(&self, head: usize) -> &[f32] {
+        &self.slot_scores(head)[..self.vocab]
     }
 }
 
-/// Scores of all tokens for all heads of the plan, each member a part of the vocabulary.
-pub(crate) fn scores(ops: &mut Ops<'_, '_>) {
+/// Norms the x of one slot's column, and rounds it for screening.
+pub(crate) fn set_input(ops: &mut Ops<'_, '_>, slot: usize, x: &[f32]) {
     let work = &ops.work.head;
-    let rows = ops.model().head();
-    let n_heads = ops.plan.heads.len();
+    let model = ops.model();
+    let range = slot * work.hidden..(slot + 1) * work.hidden;
+    // SAFETY: slots are shared out among members.
+    let (input, values, high, low, rounded) = unsafe {
+        (
+            work.input.write(range.clone()),
+            work.values.write(range.clone()),
+            work.high.write(range.clone()),
+            work.low.write(range),
+            work.rounded.write(slot..slot + 1),
+        )
+    };
+    ops.kernels.norm(x, &model.output_norm, model.hyper.rms_eps, input);
+    if slot < ops.slots.n_screened {
+        rounded[0] = Screen::round(ops.kernels, input, values, high, low, &mut ops.private.head.row);
+    }
+}
+
+/// Which column's x goes into a slot.
+pub(crate) fn column_of(ops: &Ops<'_, '_>, slot: usize) -> usize {
+    ops.plan.heads[ops.slots.order[slot].0].column
+}
+
+/// Scores for all heads of the plan, each member a part of the vocabulary; ends with a barrier if there was any work.
+pub(crate) fn scores(ops: &mut Ops<'_, '_>) {
+    exact_scores(ops);
+    if ops.slots.n_screened > 0 {
+        let rows = approximate_scores(ops);
+        bound_scores(ops, rows.clone());
+        ops.member.wait();
+        rescore(ops, rows);
+    }
+    ops.member.wait();
+}
+
+/// All canonical scores of the slots that want them.
+fn exact_scores(ops: &mut Ops<'_, '_>) {
+    let work = &ops.work.head;
+    let (first_slot, n_slots) = (ops.slots.n_screened, ops.slots.order.len());
+    if first_slot == n_slots {
+        return;
+    }
+    let head = ops.model().head();
     // SAFETY: inputs were written before the last barrier.
-    let input = unsafe { work.input.read(0..n_heads * work.hidden) };
-    let blocks = ops.member.share(work.vocab.div_ceil(TOGETHER));
-    let kernels = ops.kernels;
-    let private = &mut ops.private.head;
-    for block in blocks {
+    let input = unsafe { work.input.read(first_slot * work.hidden..n_slots * work.hidden) };
+    let (kernels, stride) = (ops.kernels, work.stride());
+    for block in ops.member.share(work.vocab.div_ceil(TOGETHER)) {
         let first = block * TOGETHER;
         let last = work.vocab.min(first + TOGETHER);
         if last - first == TOGETHER
-            && let Some(halves) = rows.halves(first..last)
+            && let Some(halves) = head.halves(first..last)
         {
-            // SAFETY: `scores` holds (n_heads, vocab), and these rows are this member's.
-            unsafe { kernels.dots_f16(halves, input, work.hidden, work.scores.element(first), work.vocab) };
+            let out = work.scores.element(first_slot * stride + first);
+            // SAFETY: `scores` holds (n_heads, stride), and these rows are this member's.
+            unsafe { kernels.dots_f16(halves, input, work.hidden, out, stride) };
             continue;
         }
         for id in first..last {
-            for (head, x) in input.chunks_exact(work.hidden).enumerate() {
-                let score = exact_score(kernels, &rows, id, x, &mut private.row);
+            for (i, x) in input.chunks_exact(work.hidden).enumerate() {
+                let score = exact_score(kernels, &head, id, x, &mut ops.private.head.row);
                 // SAFETY: in bounds, and this row is this member's.
-                unsafe { work.scores.element::<f32>(head * work.vocab + id).write(score) };
+                unsafe { work.scores.element::<f32>((first_slot + i) * stride + id).write(score) };
             }
         }
     }
@@ -112,12 +281,121 @@ fn exact_score(kernels: Kernels, rows: &Rows<'_>, id: usize, x: &[f32], scratch:
     }
 }
 
-/// Draws one head's token.
-pub(crate) fn draw(ops: &mut Ops<'_, '_>, head: usize, draw: &Draw<'_>) -> Drawn {
-    let scores = ops.work.head.scores(head);
-    let mut candidates = sampler::candidates_of(scores);
-    draw.adjust(&mut candidates);
-    let token = draw.pick(&mut candidates);
+/// Approximate scores of the screened slots for this member's rows, which are returned.
+fn approximate_scores(ops: &mut Ops<'_, '_>) -> Range<usize> {
+    let work = &ops.work.head;
+    let screen = work.screen.as_ref().expect("because slots are screened only if there is a screen");
+    let (n, stride) = (ops.slots.n_screened, work.stride());
+    // SAFETY: inputs were written before the last barrier.
+    let (acts, rounded) = unsafe {
+        let acts = WideActs {
+            width: work.hidden,
+            values: work.values.read(0..n * work.hidden),
+            high: work.high.read(0..n * work.hidden),
+            low: work.low.read(0..n * work.hidden),
+        };
+        (acts, work.rounded.read(0..n))
+    };
+    let groups = ops.member.share(screen.n_groups());
+    for group in groups.clone() {
+        screen.approximate(ops.kernels, group, &acts, rounded, &mut ops.private.head.sums, |slot, scores| {
+            // SAFETY: `scores` holds whole groups, and these rows are this member's.
+            unsafe { work.scores.write(slot * stride + group * ROWS..slot * stride + (group + 1) * ROWS) }
+                .copy_from_slice(&scores);
+        });
+    }
+    groups.start * ROWS..groups.end * ROWS
+}
+
+/// One slot's part for this member; it reads its own rows only.
+fn part<'a>(ops: &'a Ops<'_, '_>, slot: usize, rows: &Range<usize>) -> Option<(Part<'a>, Demand)> {
+    let work = &ops.work.head;
+    let (head, demand) = ops.slots.order[slot];
+    let draw = ops.plan.heads[head].draw.as_ref()?;
+    let screen = work.screen.as_ref()?;
+    let scores = slot * work.stride() + rows.start..slot * work.stride() + rows.end;
+    // SAFETY: inputs were written before the last barrier, and these scores by this member itself.
+    let (rounded, scores) = unsafe { (&work.rounded.read(slot..slot + 1)[0], work.scores.read(scores)) };
+    let (kernels, vocab, first_row) = (ops.kernels, work.vocab, rows.start);
+    Some((Part { kernels, screen, first_row, scores, rounded, draw, vocab }, demand))
+}
+
+/// Lower bounds of this member's best rows.
+fn bound_scores(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
+    let mut hits = std::mem::take(&mut ops.private.head.hits);
+    for slot in 0..ops.slots.n_screened {
+        if let Some((part, demand)) = part(ops, slot, &rows) {
+            let finds = match demand {
+                Demand::Best(k) => part.best_lower(k, &mut hits),
+                Demand::Noisy => part.best_noisy(&ops.work.head.noise),
+                Demand::Approximate | Demand::All => Finds::default(),
+            };
+            *lock(&ops.work.head.finds[slot * ops.member.count() + ops.member.index]) = finds;
+        }
+    }
+    ops.private.head.hits = hits;
+}
+
+/// Canonical scores of this member's rows that may win.
+fn rescore(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
+    let (count, index) = (ops.member.count(), ops.member.index);
+    let mut hits = std::mem::take(&mut ops.private.head.hits);
+    let mut scratch = std::mem::take(&mut ops.private.head.row);
+    for slot in 0..ops.slots.n_screened {
+        let Some((part, demand)) = part(ops, slot, &rows) else { continue };
+        let k = match demand {
+            Demand::Best(k) => k,
+            Demand::Noisy => 1,
+            Demand::Approximate | Demand::All => continue,
+        };
+        let work = &ops.work.head;
+        let finds = &work.finds[slot * count..(slot + 1) * count];
+        let all: Vec<f64> = finds.iter().flat_map(|finds| lock(finds).lower.clone()).collect();
+        let threshold = candidates::threshold(all.into_iter(), k);
+        if demand == Demand::Noisy {
+            hits.clear();
+            hits.extend(lock(&finds[index]).possible(threshold));
+        } else {
+            part.reaching(threshold, &mut hits);
+        }
+        let adjusted = part.draw.adjustments.iter().map(|&(id, _)| id);
+        hits.extend(adjusted.filter(|&id| rows.contains(&(id as usize))));
+        // SAFETY: inputs were written before the last barrier.
+        let x = unsafe { work.input.read(slot * work.hidden..(slot + 1) * work.hidden) };
+        let head = ops.model().head();
+        let mut chosen = lock(&work.chosen[slot * count + index]);
+        chosen.clear();
+        chosen.extend(hits.iter().map(|&id| Candidate {
+            id,
+            score: exact_score(ops.kernels, &head, id as usize, x, &mut scratch),
+        }));
+    }
+    ops.private.head.hits = hits;
+    ops.private.head.row = scratch;
+}
+
+/// Draws the token of one slot: which head it is, and what was drawn.
+pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
+    let work = &ops.work.head;
+    let (head, demand) = ops.slots.order[slot];
+    let draw = ops.plan.heads[head].draw.as_ref()?;
+    let scores = &work.slot_scores(slot)[..work.vocab];
+    let mut found = match demand {
+        Demand::Best(_) | Demand::Noisy => {
+            let count = ops.member.count();
+            let chosen = &work.chosen[slot * count..(slot + 1) * count];
+            let found: Vec<Candidate> = chosen.iter().flat_map(|chosen| lock(chosen).clone()).collect();
+            work.screened.fetch_add(1, Ordering::Relaxed);
+            work.candidates.fetch_add(found.len() as u64, Ordering::Relaxed);
+            found
+        }
+        Demand::Approximate | Demand::All => {
+            work.full.fetch_add(1, Ordering::Relaxed);
+            sampler::candidates_of(scores)
+        }
+    };
+    draw.adjust(&mut found);
+    let token = draw.pick(&mut found);
     let logprob = draw.top_logprobs.map(|n_top| sampler::logprobs(scores, token, usize::from(n_top)));
-    Drawn { token, logprob }
+    Some((head, Drawn { token, logprob }))
 }

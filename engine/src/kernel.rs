@@ -21,7 +21,7 @@ mod tests;
 
 use crate::Isa;
 pub(crate) use attention::{Query, State};
-pub(crate) use floats::{Epilogue, Then};
+pub(crate) use floats::{Bounds, Epilogue, Then};
 
 /// Output rows that are computed together.
 pub(crate) const ROWS: usize = 16;
@@ -92,6 +92,8 @@ struct Table {
     dots_f16: unsafe fn(*const u16, usize, *const f32, usize, usize, usize, *mut f32, usize),
     round_i16: unsafe fn(&[f32], f32, &mut [i16], &mut [f32]),
     largest_magnitude: unsafe fn(&[f32]) -> f32,
+    from_f16: unsafe fn(&[u16], &mut [f32]),
+    reach: unsafe fn(&Bounds<'_>, f32, f32, &mut Vec<u32>),
     read_all: unsafe fn(&[u8]) -> u64,
     multiply_all: unsafe fn(u64) -> u64,
 }
@@ -101,7 +103,7 @@ macro_rules! stamp {
     ($lanes:ty, $wide:literal $(, $features:literal)?) => {
         mod stamped {
             #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, unused_imports)]
-            use super::super::{Epilogue, Quantised, Query, State, attention, floats};
+            use super::super::{Bounds, Epilogue, Quantised, Query, State, attention, floats};
             use super::*;
             type Lane = $lanes;
 
@@ -124,6 +126,14 @@ macro_rules! stamp {
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn to_f16(from: &[f32], to: &mut [u16]) {
                 floats::to_f16::<Lane>(from, to);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn from_f16(from: &[u16], to: &mut [f32]) {
+                floats::from_f16::<Lane>(from, to);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn reach(bounds: &Bounds<'_>, sign: f32, threshold: f32, hits: &mut Vec<u32>) {
+                floats::reach::<Lane>(bounds, sign, threshold, hits);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn attend(
@@ -192,6 +202,8 @@ macro_rules! stamp {
             to_f16: stamped::to_f16,
             attend: stamped::attend,
             attended: stamped::attended,
+            from_f16: stamped::from_f16,
+            reach: stamped::reach,
             dot_f16: stamped::dot_f16,
             dot_f32: stamped::dot_f32,
             dots_f16: stamped::dots_f16,
@@ -317,6 +329,22 @@ impl Kernels {
         unsafe { (self.table.to_f16)(from, to) }
     }
 
+    /// Widens half precision. Both slices have one length, a multiple of 16.
+    pub(crate) fn from_f16(&self, from: &[u16], to: &mut [f32]) {
+        assert!(from.len() == to.len() && from.len().is_multiple_of(16));
+        // SAFETY: as in `norm`.
+        unsafe { (self.table.from_f16)(from, to) }
+    }
+
+    /// Indices at which the bound, upper (`sign` 1) or lower (-1), is at least `threshold`: appended to `hits`.
+    pub(crate) fn reach(&self, bounds: &Bounds<'_>, sign: f32, threshold: f32, hits: &mut Vec<u32>) {
+        let n = bounds.scores.len();
+        assert!(n.is_multiple_of(16) && bounds.residuals.len() == n && bounds.quants.len() == n);
+        assert!(bounds.weights.len() == n);
+        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
+        unsafe { (self.table.reach)(bounds, sign, threshold, hits) }
+    }
+
     /// Attention over one page of one head: `keys` (head_dim, 128), `values` (128, head_dim).
     pub(crate) fn attend(
         &self,
@@ -405,7 +433,7 @@ impl Kernels {
     pub(crate) fn screen(
         &self,
         lines: &[u8],
-        acts: &WideActs,
+        acts: &WideActs<'_>,
         n_tokens: usize,
         row_sums: &[i32],
         sums: &mut [i32],
@@ -431,11 +459,11 @@ impl Kernels {
 }
 
 /// Rows of int16 activations, (n_tokens, width), as the screening kernels want them.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct WideActs {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WideActs<'a> {
     pub(crate) width: usize,
-    pub(crate) values: Vec<i16>,
+    pub(crate) values: &'a [i16],
     /// Upper and lower byte of value + 32768.
-    pub(crate) high: Vec<u8>,
-    pub(crate) low: Vec<u8>,
+    pub(crate) high: &'a [u8],
+    pub(crate) low: &'a [u8],
 }

@@ -20,8 +20,8 @@ mod kv;
 mod math;
 mod memory;
 mod model;
-mod ops;
 pub mod model_file;
+mod ops;
 mod options;
 mod pack;
 mod philox;
@@ -34,6 +34,7 @@ pub mod synth;
 
 pub use engine::{Engine, Info};
 pub use error::{LoadError, Refused};
+pub use head::HeadCounters;
 pub use isa::{ISA_VARIABLE, Isa, IsaError};
 pub use options::{Head, KernelChoice, MAX_SEQUENCES, Options, UnknownChoice};
 pub use request::{Event, Request, Sampling, SequenceId, StepStats, StopReason, TokenLogprob, Usage};

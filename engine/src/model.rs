@@ -203,6 +203,11 @@ impl Model {
         self.rows(self.head_name)
     }
 
+    /// The tensor that [`Model::head`] reads.
+    pub(crate) fn head_name(&self) -> &'static str {
+        self.head_name
+    }
+
     fn rows(&self, name: &str) -> Rows<'_> {
         Rows { tensor: self.file.tensor(name).expect("because `check_model` found it") }
     }

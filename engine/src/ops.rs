@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // Members share buffers and write disjoint parts between barriers; each block says which.
 
 use crate::forward::Plan;
-use crate::head::{Drawn, HeadWork};
+use crate::head::{self, Drawn, HeadWork, Slots};
 use crate::kernel::{Epilogue, Kernels, MAX_TOKENS, PAGE, Quantised, Query, ROWS, Scratch, State, Then};
 use crate::kv::Cache;
 use crate::model::{Matrix, Model};
@@ -40,7 +40,7 @@ pub(crate) struct Private {
     row: Vec<f32>,
     states: Vec<State>,
     halves: Vec<u16>,
-    pub(crate) head: crate::head::Private,
+    pub(crate) head: head::Private,
 }
 
 impl std::fmt::Debug for Work {
@@ -55,7 +55,8 @@ impl Work {
         n_columns: usize,
         n_heads: usize,
         n_threads: usize,
-    ) -> std::io::Result<Work> {
+        head: HeadWork,
+    ) -> Work {
         let hyper = &model.hyper;
         let widest = hyper.hidden.max(hyper.ffn).max(hyper.q_width());
         let qkv_rows = hyper.q_width() + 2 * hyper.kv_width();
@@ -64,18 +65,18 @@ impl Work {
             row: vec![0.0; widest],
             states: vec![State::EMPTY; QUERIES.max(hyper.n_heads / hyper.n_kv_heads)],
             halves: vec![0; 2 * hyper.head_dim],
-            head: crate::head::Private::new(hyper),
+            head: head::Private::new(hyper, n_heads),
         };
-        Ok(Work {
+        Work {
             x: Shared::new(n_columns * hyper.hidden),
             acts: Shared::new(n_columns * widest),
             quantised: Shared::new(n_columns),
             qkv: Shared::new(n_columns * qkv_rows),
             attended: Shared::new(n_columns * hyper.q_width()),
             gated: Shared::new(n_columns * hyper.ffn),
-            head: HeadWork::new(hyper, n_heads)?,
+            head,
             private: (0..n_threads).map(|_| Mutex::new(private())).collect(),
-        })
+        }
     }
 }
 
@@ -87,6 +88,7 @@ pub(crate) struct Ops<'a, 'm> {
     pub(crate) work: &'a Work,
     cache: &'a Cache,
     pub(crate) plan: &'a Plan<'a>,
+    pub(crate) slots: Slots,
     pub(crate) private: MutexGuard<'a, Private>,
     results: &'a [Mutex<Option<Drawn>>],
 }
@@ -104,7 +106,8 @@ impl<'a, 'm> Ops<'a, 'm> {
     ) -> Ops<'a, 'm> {
         assert!(results.len() == plan.heads.len() && plan.columns.len() * model.hyper.hidden <= work.x.len());
         let private = work.private[member.index].lock().unwrap_or_else(PoisonError::into_inner);
-        Ops { member, kernels, model, work, cache, plan, private, results }
+        let slots = work.head.slots(plan);
+        Ops { member, kernels, model, work, cache, plan, slots, private, results }
     }
 
     pub(crate) fn model(&self) -> &'a Model {
@@ -298,11 +301,12 @@ impl<'a, 'm> Ops<'a, 'm> {
     /// The final norm of the columns whose scores are wanted.
     pub(crate) fn norm_heads(&mut self) {
         let hidden = self.model.hyper.hidden;
-        for head in self.member.share(self.plan.heads.len()) {
-            let start = self.plan.heads[head].column * hidden;
+        let work = self.work;
+        for slot in self.member.share(self.plan.heads.len()) {
+            let start = head::column_of(self, slot) * hidden;
             // SAFETY: x is only read now.
-            let x = unsafe { self.work.x.read(start..start + hidden) };
-            self.work.head.set_input(self, head, x);
+            let x = unsafe { work.x.read(start..start + hidden) };
+            head::set_input(self, slot, x);
         }
         self.member.wait();
     }
@@ -310,19 +314,16 @@ impl<'a, 'm> Ops<'a, 'm> {
     /// Scores of the wanted columns.
     pub(crate) fn scores(&mut self) {
         if !self.plan.heads.is_empty() {
-            crate::head::scores(self);
-            self.member.wait();
+            head::scores(self);
         }
     }
 
     /// Draws a token for each wanted column that asks for one.
     pub(crate) fn sample(&mut self) {
-        for head in self.member.deal(self.plan.heads.len()) {
-            if let Some(draw) = &self.plan.heads[head].draw {
-                let drawn = crate::head::draw(self, head, draw);
+        for slot in self.member.deal(self.plan.heads.len()) {
+            if let Some((head, drawn)) = head::draw(self, slot) {
                 *self.results[head].lock().unwrap_or_else(PoisonError::into_inner) = Some(drawn);
             }
         }
-        self.member.wait();
     }
 }

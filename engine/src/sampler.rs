@@ -68,9 +68,14 @@ impl Draw<'_> {
         }
     }
 
+    /// The random words of four tokens: `id` takes the one at `id` modulo 4.
+    pub(crate) fn words(&self, id: u32) -> [u32; 4] {
+        philox(self.seed, [self.choice, self.position, id / 4, 0])
+    }
+
     /// The noise of one token.
     pub(crate) fn gumbel(&self, id: u32) -> f64 {
-        let words = philox(self.seed, [self.choice, self.position, id / 4, 0]);
+        let words = self.words(id);
         let uniform = (f64::from(words[(id % 4) as usize]) + 0.5) / 4_294_967_296.0;
         -math::ln(-math::ln(uniform))
     }

@@ -44,7 +44,8 @@ fn compare(found: &[f32], expected: &[f32], vocab: usize, sd: f64) -> (f64, f64,
     let mut same = 0;
     let rows = found.len() / vocab;
     for (a, b) in found.chunks(vocab).zip(expected.chunks(vocab)) {
-        let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+        let dot =
+            |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
         lowest = lowest.min(dot(a, b) / (dot(a, a) * dot(b, b)).sqrt());
         same += usize::from(best(a) == best(b));
     }
@@ -61,7 +62,12 @@ fn check(name: &str) {
             let (rms, cosine, same) = compare(&found, &prompt.logits, vocab, prompt.sd);
             println!("{name} {isa} prompt {index}: rms {rms:.5} sd, cosine {cosine:.6}, same best {same:.3}");
             if prompt.ids.len() == 1 {
-                assert!(found.iter().zip(&prompt.logits).all(|(a, b)| f64::from((a - b).abs()) <= 0.01 * prompt.sd));
+                assert!(
+                    found
+                        .iter()
+                        .zip(&prompt.logits)
+                        .all(|(a, b)| f64::from((a - b).abs()) <= 0.01 * prompt.sd)
+                );
             } else {
                 assert!(rms <= 0.06 && cosine >= 0.998 && same >= 0.9);
             }
@@ -90,7 +96,11 @@ fn check_greedy(engine: &mut Engine, prompt: &Prompt, vocab: usize) {
     for (step, (expected, gap)) in prompt.greedy.iter().zip(&prompt.gaps).enumerate() {
         let position = prompt.ids.len() - 1 + step;
         if *gap >= 0.15 {
-            assert_eq!(best(&scores[position * vocab..(position + 1) * vocab]), *expected as usize, "step {step}");
+            assert_eq!(
+                best(&scores[position * vocab..(position + 1) * vocab]),
+                *expected as usize,
+                "step {step}"
+            );
         }
     }
 }

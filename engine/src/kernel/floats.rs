@@ -232,3 +232,59 @@ pub(super) unsafe fn to_f16<L: Lanes>(from: &[f32], to: &mut [u16]) {
         L::load(from.as_ptr().add(i)).store_f16(to.as_mut_ptr().add(i));
     }
 }
+
+/// Widens half precision.
+///
+/// # Safety
+/// CPU features of `L`; both slices of one length, a multiple of 16.
+#[inline(always)]
+pub(super) unsafe fn from_f16<L: Lanes>(from: &[u16], to: &mut [f32]) {
+    for i in (0..from.len()).step_by(16) {
+        L::load_f16(from.as_ptr().add(i)).store(to.as_mut_ptr().add(i));
+    }
+}
+
+/// Approximate scores, and how far the exact ones may lie from them: see `head/screen.rs` for the inequality.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds<'a> {
+    pub(crate) scores: &'a [f32],
+    /// Per row: norms of the residual, of the quantised row, of the row itself.
+    pub(crate) residuals: &'a [f32],
+    pub(crate) quants: &'a [f32],
+    pub(crate) weights: &'a [f32],
+    /// What each of them is multiplied by, and the share of the score itself.
+    pub(crate) factors: [f32; 4],
+}
+
+impl Bounds<'_> {
+    /// How far the exact score of one row may lie from its approximation, in the order of `reach`.
+    pub(crate) fn error(&self, row: usize) -> f32 {
+        let [residual, quant, weight, score] = self.factors;
+        let mut error = self.scores[row].abs() * score;
+        error = self.residuals[row].mul_add(residual, error);
+        error = self.quants[row].mul_add(quant, error);
+        self.weights[row].mul_add(weight, error)
+    }
+}
+
+/// Appends the indices whose score plus `sign` times its error is at least `threshold`.
+///
+/// # Safety
+/// CPU features of `L`; all slices of one length, a multiple of 16.
+#[inline(always)]
+pub(super) unsafe fn reach<L: Lanes>(bounds: &Bounds<'_>, sign: f32, threshold: f32, hits: &mut Vec<u32>) {
+    let [residual, quant, weight, score] = bounds.factors.map(|factor| L::splat(factor));
+    let (sign, threshold) = (L::splat(sign), L::splat(threshold));
+    for i in (0..bounds.scores.len()).step_by(16) {
+        let value = L::load(bounds.scores.as_ptr().add(i));
+        let mut error = value.abs().mul(score);
+        error = L::load(bounds.residuals.as_ptr().add(i)).fma(residual, error);
+        error = L::load(bounds.quants.as_ptr().add(i)).fma(quant, error);
+        error = L::load(bounds.weights.as_ptr().add(i)).fma(weight, error);
+        let mut mask = error.fma(sign, value).at_least(threshold);
+        while mask != 0 {
+            hits.push(i as u32 + mask.trailing_zeros());
+            mask &= mask - 1;
+        }
+    }
+}

@@ -100,6 +100,13 @@ fn floats_equal_scalar(isa: Isa, seed: u64, blocks: usize, magnitude: f32) {
         let (mut wide, mut error) = (vec![0i16; n], vec![0f32; n]);
         let step = kernels.largest_magnitude(&x) / 6605.0;
         kernels.round_i16(&x, step.max(1e-30), &mut wide, &mut error);
+        let mut widened = vec![0f32; n];
+        kernels.from_f16(&halves, &mut widened);
+        let factors = [0.3, 0.2, 0.1, 0.01];
+        let bounds = Bounds { scores: &x, residuals: &widened, quants: &w, weights: &normed, factors };
+        let mut hits = Vec::new();
+        kernels.reach(&bounds, 1.0, x[0], &mut hits);
+        kernels.reach(&bounds, -1.0, x[0], &mut hits);
         let dots = [kernels.dot_f16(&halves, &w), kernels.dot_f32(&x, &w)];
         let mut many = vec![0f32; 20];
         if n >= 64 {
@@ -185,9 +192,9 @@ fn screening_equals_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, 
     let shifted: Vec<u16> = values.iter().map(|&y| (i32::from(y) + 32768) as u16).collect();
     let acts = WideActs {
         width,
-        high: shifted.iter().map(|&y| (y >> 8) as u8).collect(),
-        low: shifted.iter().map(|&y| y as u8).collect(),
-        values,
+        high: &shifted.iter().map(|&y| (y >> 8) as u8).collect::<Vec<u8>>(),
+        low: &shifted.iter().map(|&y| y as u8).collect::<Vec<u8>>(),
+        values: &values,
     };
     let run = |kernels: Kernels| {
         let mut sums = vec![0i32; n_tokens * ROWS];

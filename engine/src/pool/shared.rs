@@ -23,6 +23,7 @@ impl Plain for u16 {}
 impl Plain for i32 {}
 impl Plain for f32 {}
 impl Plain for crate::kernel::Quantised {}
+impl Plain for crate::head::Rounded {}
 
 // SAFETY: access goes through unsafe methods whose callers promise that no part is written by one thread while another
 // reads or writes it.

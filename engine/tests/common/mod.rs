@@ -1,0 +1,104 @@
+//! What the engine's integration tests share: small models, and running requests to their end.
+#![allow(dead_code, unreachable_pub)] // Each test binary uses a part of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use ternfleet_engine::synth::{self, Shape};
+use ternfleet_engine::{Engine, Event, Options, Request, Sampling, SequenceId, StopReason, TokenLogprob};
+
+/// A synthetic model in a folder that lives as long as the returned guard.
+pub fn synthetic(shape: &Shape, seed: u64) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    synth::write(shape, seed, &mut std::fs::File::create(&path).unwrap()).unwrap();
+    (folder, path)
+}
+
+pub fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name).join("model.gguf")
+}
+
+/// What came of one request.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Outcome {
+    pub tokens: Vec<u32>,
+    pub logprobs: Vec<Option<TokenLogprob>>,
+    pub end: Option<StopReason>,
+    pub cached: usize,
+}
+
+/// Submits all requests and steps until the engine is idle; outcomes in the order of the requests.
+pub fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Outcome> {
+    let ids: Vec<SequenceId> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+    let mut outcomes: BTreeMap<SequenceId, Outcome> = BTreeMap::new();
+    let mut events = Vec::new();
+    while !engine.is_idle() {
+        events.clear();
+        let stats = engine.step(&mut events);
+        assert!(stats.sequences > 0 || !events.is_empty(), "a step that is not idle does something");
+        for event in events.drain(..) {
+            match event {
+                Event::Token { sequence, token, logprob } => {
+                    let outcome = outcomes.entry(sequence).or_default();
+                    assert!(outcome.end.is_none(), "no token follows the end");
+                    outcome.tokens.push(token);
+                    outcome.logprobs.push(logprob);
+                }
+                Event::Finished { sequence, reason, usage } => {
+                    let outcome = outcomes.entry(sequence).or_default();
+                    outcome.end = Some(reason);
+                    outcome.cached = usage.cached_tokens;
+                }
+            }
+        }
+    }
+    ids.iter().map(|id| outcomes.remove(id).unwrap_or_default()).collect()
+}
+
+/// A prompt that depends on `seed` and has `n` tokens below `vocab`.
+pub fn prompt(seed: u32, n: usize, vocab: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 977) >> 7) % vocab as u32).collect()
+}
+
+/// Requests of every kind of sampling.
+pub fn requests(vocab: usize, max_new_tokens: usize) -> Vec<Request> {
+    let sampling = |temperature, top_k, top_p, min_p| Sampling {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        ..Sampling::default()
+    };
+    let kinds = [
+        sampling(0.0, 0, 1.0, 0.0),
+        sampling(0.7, 40, 0.9, 0.0),
+        sampling(1.0, 0, 1.0, 0.0),
+        sampling(0.8, 0, 0.9, 0.05),
+        Sampling {
+            presence_penalty: 0.5,
+            frequency_penalty: 0.3,
+            logit_bias: vec![(3, 2.5), (7, -100.0)],
+            ..sampling(1.2, 5, 1.0, 0.0)
+        },
+        Sampling { frequency_penalty: 1.5, ..sampling(0.0, 0, 1.0, 0.0) },
+        sampling(1.5, 200, 1.0, 0.1),
+    ];
+    let mut requests: Vec<Request> = kinds
+        .into_iter()
+        .enumerate()
+        .map(|(i, sampling)| Request {
+            prompt: prompt(i as u32, [1, 9, 40, 130, 17, 3, 200][i], vocab),
+            max_new_tokens,
+            sampling,
+            seed: 1234 + i as u64,
+            choice: i as u32 % 2,
+            ..Request::default()
+        })
+        .collect();
+    requests[3].top_logprobs = Some(3);
+    requests
+}
+
+pub fn load(path: &Path, options: Options) -> Engine {
+    Engine::load(path, &options).unwrap()
+}
