@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fused
 
 @dataclass(frozen=True)
 class Shape:
@@ -47,7 +48,7 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
     x: (batch, time, features) f32 -> the same shape, (batch, time, 1).
     """
-    scale = 127.0 / x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5)
+    scale = 127 / x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5)
     exact = x * scale
     return straight_through(exact, exact.round().clamp(-128, 127)), scale
 
@@ -70,19 +71,24 @@ class Mode:
 class BitLinear(nn.Module):
     """A linear layer without bias whose product runs on int8 activations and ternary weights.
 
-    The latent weight stays in f32. `forward` takes what `Layer.quantised` prepared,
-    because one quantisation serves several layers (query/key/value, gate/up).
+    The latent weight stays in f32. `forward` takes what `Layer.quantised` prepared, because one quantisation
+    serves several layers (query/key/value, gate/up).
     """
 
     def __init__(self, k: int, m: int, std: float):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(m, k) * std)
 
-    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        if scale is None:
-            return F.linear(x, self.weight.to(x.dtype))
+    def product(self, x: Tensor, quantise: bool) -> tuple[Tensor, Tensor | None]:
+        """The product before it is scaled, and the weights' unit."""
+        if not quantise:
+            return F.linear(x, self.weight.to(x.dtype)), None
         weight, unit = ternary(self.weight)
-        return F.linear(x, weight.to(x.dtype)).float() / scale * unit
+        return F.linear(x, weight.to(x.dtype)), unit
+
+    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        y, unit = self.product(x, scale is not None)
+        return y if scale is None else y.float() / scale * unit
 
 
 class RmsNorm(nn.Module):
@@ -103,14 +109,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain causal attention; for a few hundred positions this compiles to faster code than the library's own.
-
-    q, k, v: (batch, heads, time, head_dim) -> the same shape.
-    """
-    t = q.shape[2]
-    scores = (q @ k.mT).float() * q.shape[3] ** -0.5
+    """q, k, v: (batch, heads, time, head_dim) -> the same shape."""
+    t, factor = q.shape[2], q.shape[3] ** -0.5
+    scores = q @ k.mT
+    if q.dtype == torch.bfloat16:
+        return fused.causal_softmax(scores, factor) @ v
     future = torch.ones(t, t, dtype=torch.bool).triu(1)
-    return scores.masked_fill(future, -torch.inf).softmax(-1).to(v.dtype) @ v
+    return (scores * factor).masked_fill(future, -torch.inf).softmax(-1) @ v
 
 
 class Layer(nn.Module):
@@ -150,9 +155,21 @@ class Layer(nn.Module):
         return self.attn_output(*self.quantised(self.attn_sub_norm(a.transpose(1, 2).reshape(b, t, -1))))
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        h = self.quantised(self.ffn_norm(x))
-        f = F.relu(self.ffn_gate(*h).float()).square() * self.ffn_up(*h)
+        h, scale = self.quantised(self.ffn_norm(x))
+        if h.dtype == torch.bfloat16:
+            return self.ffn_down(*self.gated(h, scale))
+        f = F.relu(self.ffn_gate(h, scale)).square() * self.ffn_up(h, scale)
         return self.ffn_down(*self.quantised(self.ffn_sub_norm(f)))
+
+    def gated(self, h: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The middle of the feed-forward, from the gate to the quantised sub-norm, in one fused pass."""
+        quantise, shape, norm = scale is not None, h.shape[:2], self.ffn_sub_norm
+        gate, gate_unit = self.ffn_gate.product(h.flatten(0, 1), quantise)
+        up, up_unit = self.ffn_up.product(h.flatten(0, 1), quantise)
+        row = 1 / scale.detach().flatten() if quantise else None
+        unit = torch.stack((gate_unit, up_unit)) if quantise else None
+        out, out_scale, _ = fused.gated(gate, up, row, unit, norm.weight, norm.eps)
+        return out.unflatten(0, shape), out_scale.detach().view(*shape, 1) if quantise else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attention(x, cos, sin)

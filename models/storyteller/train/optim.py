@@ -17,7 +17,8 @@ def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
     x = (x.mT if tall else x).to(torch.bfloat16)
     for _ in range(steps):
         outer = x @ x.mT
-        x = a * x + (b * outer + c * outer @ outer) @ x
+        polynomial = torch.baddbmm(outer, outer, outer, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).float()
 
 

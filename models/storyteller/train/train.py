@@ -1,8 +1,12 @@
 """Trains the storyteller, or with `--plain` the same network without quantisation.
 
+The first steps run without quantisation, the others with it: a ternary network learns better from such a start than
+from random weights (Nielsen et al., 2025, arXiv:2502.11895). What stands at the change is kept as change.pt, from which
+`--start` continues a comparison without repeating those steps.
+
 Batches, initial weights and learning rates follow from the step number and the seed alone, so a run that was
 stopped goes on from its last checkpoint as if nothing had happened; nothing looks at the clock except to report
-speed. Writes to out/<name>/: checkpoint.pt while running, final.pt at the end, and curve.csv.
+speed. Writes to out/<name>/: checkpoint.pt while running, change.pt, final.pt at the end, and curve.csv.
 """
 
 import argparse
@@ -26,14 +30,16 @@ SHORT, LONG = 256, 512
 def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--name", default="ternary", help="folder under out/")
-    p.add_argument("--plain", action="store_true", help="no quantisation, for comparison")
-    p.add_argument("--steps", type=int, default=4000)
-    p.add_argument("--long-share", type=float, default=0.15, help="share of the steps, at the end, on long sequences")
+    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--change", type=int, default=400, help="the step from which on the network is quantised")
+    p.add_argument("--plain", action="store_true", help="never quantise")
+    p.add_argument("--start", type=Path, help="a checkpoint to begin from when this run has none of its own")
+    p.add_argument("--long", type=int, default=300, help="steps, at the end, on long sequences")
     p.add_argument("--warmup", type=int, default=100)
-    p.add_argument("--hold", type=float, default=0.25, help="share of the steps at the full learning rate")
-    p.add_argument("--muon-lr", type=float, default=3e-3)
+    p.add_argument("--hold", type=int, default=600, help="the step from which on the learning rate falls")
+    p.add_argument("--muon-lr", type=float, default=4e-3)
     p.add_argument("--adam-lr", type=float, default=3e-3)
-    p.add_argument("--weight-decay", type=float, default=0.1, help="of the matrices, over the first half")
+    p.add_argument("--weight-decay", type=float, default=0.1, help="of the matrices, while the learning rate is full")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--save-every", type=int, default=250)
@@ -43,8 +49,7 @@ def arguments() -> argparse.Namespace:
 
 def learning_rate(step: int, a: argparse.Namespace) -> float:
     """A share of the peak: linear warm-up, a plateau, then a straight line to zero."""
-    hold = a.hold * a.steps
-    return min((step + 1) / a.warmup, 1.0, (a.steps - step) / (a.steps - hold))
+    return min((step + 1) / a.warmup, 1.0, (a.steps - step) / (a.steps - a.hold))
 
 
 def save(path: Path, **content) -> None:
@@ -62,34 +67,34 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     corpus = load(HERE / "out" / "tokenizer.json")
 
-    model = Storyteller(Shape(quantise=not a.plain))
+    model = Storyteller(Shape())
     optimisers = make_optimisers(model, a.muon_lr, a.adam_lr)
+    peaks = [a.muon_lr, a.adam_lr]
     first, rows = 0, []
-    if (out / "checkpoint.pt").exists():
-        saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    own = out / "checkpoint.pt"
+    if own.exists() or a.start:
+        saved = torch.load(own if own.exists() else a.start, weights_only=True)
         model.load_state_dict(saved["model"])
         for optimiser, state in zip(optimisers, saved["optimisers"]):
             optimiser.load_state_dict(state)
         first, rows = saved["step"], saved["rows"]
 
-    peaks = [[g["lr"] for g in o.param_groups] for o in optimisers]
-    if first:
-        peaks = [[a.muon_lr], [a.adam_lr]]
+    switch = a.steps - a.long
     compiled = torch.compile(model.loss, dynamic=False)
-    switch = a.steps - int(a.long_share * a.steps)
     sequences = {t: Sequences(corpus, t, TOKENS_A_STEP // t, a.seed) for t in (SHORT, LONG)}
     recent, since, tick = 0.0, 0, time.monotonic()
     for step in range(first, a.steps):
+        model.mode.quantise = step >= a.change and not a.plain
         length, number = (SHORT, step) if step < switch else (LONG, step - switch)
         batch = torch.from_numpy(sequences[length][number])
         loss = compiled(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser, peak in zip(optimisers, peaks):
-            for group, lr in zip(optimiser.param_groups, peak):
-                group["lr"] = lr * learning_rate(step, a)
+            for group in optimiser.param_groups:
+                group["lr"] = peak * learning_rate(step, a)
                 if "momentum" in group:
-                    group["weight_decay"] = a.weight_decay if step < a.steps // 2 else 0.0
+                    group["weight_decay"] = a.weight_decay if step < a.hold else 0.0
             optimiser.step()
             optimiser.zero_grad()
         recent, since, done = recent + loss.item(), since + 1, step + 1
@@ -104,12 +109,13 @@ def main() -> None:
             with open(out / "curve.csv", "w", newline="") as f:
                 csv.writer(f).writerows([["step", "tokens", "train_nats_per_token", "held_out_bits_per_byte"], *rows])
             recent, since, tick = 0.0, 0, time.monotonic()
-        if done % a.save_every == 0 and done < a.steps:
+        if done < a.steps and (done == a.change or done % a.save_every == 0):
             states = [o.state_dict() for o in optimisers]
-            save(out / "checkpoint.pt", model=model.state_dict(), optimisers=states, step=done, rows=rows)
+            to = out / "change.pt" if done == a.change else own
+            save(to, model=model.state_dict(), optimisers=states, step=done, rows=rows)
 
-    save(out / "final.pt", model=model.state_dict(), shape=model.shape.as_dict(), arguments=vars(a))
-    (out / "checkpoint.pt").unlink(missing_ok=True)
+    save(out / "final.pt", model=model.state_dict(), shape=model.shape.as_dict(), quantise=model.mode.quantise)
+    own.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -38,17 +38,17 @@ def rotate(x: np.ndarray, theta: float) -> np.ndarray:
     return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """q: (tokens, heads, d); k, v: (tokens, kv heads, d), rounded to f16 as a cache would. -> (tokens, heads * d)."""
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, cache: type) -> np.ndarray:
+    """q: (tokens, heads, d); k, v: (tokens, kv heads, d), rounded as a cache of that type would. -> (tokens, heads * d)."""
     n, heads, d = q.shape
-    k, v = (y.astype(np.float16).astype(np.float32).repeat(heads // y.shape[1], axis=1) for y in (k, v))
+    k, v = (y.astype(cache).astype(np.float32).repeat(heads // y.shape[1], axis=1) for y in (k, v))
     scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(np.float32(d))
     scores[:, ~np.tri(n, dtype=bool)] = -np.inf
     p = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("hij,jhd->ihd", p / p.sum(-1, keepdims=True), v).reshape(n, -1)
 
 
-def forward(file: gguf.Reader, ids: list[int]) -> np.ndarray:
+def forward(file: gguf.Reader, ids: list[int], cache: type) -> np.ndarray:
     """Logits of every position: (tokens, vocab) f32."""
     m = file.metadata
     prefix = m["general.architecture"]
@@ -61,7 +61,7 @@ def forward(file: gguf.Reader, ids: list[int]) -> np.ndarray:
         h = rms_norm(x, w("attn_norm"), eps)
         q = bit_linear(h, w("attn_q")).reshape(len(ids), heads, -1)
         k, v = (bit_linear(h, w(f"attn_{c}")).reshape(len(ids), kv_heads, -1) for c in "kv")
-        a = attention(rotate(q, theta), rotate(k, theta), v)
+        a = attention(rotate(q, theta), rotate(k, theta), v, cache)
         x = x + bit_linear(rms_norm(a, w("attn_sub_norm"), eps), w("attn_output"))
         h = rms_norm(x, w("ffn_norm"), eps)
         f = np.maximum(bit_linear(h, w("ffn_gate")), 0) ** 2 * bit_linear(h, w("ffn_up"))
@@ -96,17 +96,18 @@ def main() -> None:
         for i, prompt in enumerate(case["prompts"]):
             ids = prompt["ids"] if isinstance(prompt, dict) else prompt
             wanted = np.fromfile(a.golden / f"logits-{i}.f32", "<f4").reshape(len(ids), -1)
-            compare(f"golden prompt {i}", forward(file, ids), wanted)
+            compare(f"golden prompt {i}", forward(file, ids, np.float16), wanted)
         return
     file = gguf.Reader(MODEL)
     tokenizer = Tokenizer.from_file(str(HERE / "out" / "tokenizer.json"))
     check_tokenizer(file, tokenizer)
     model = load_model(HERE / "out" / a.name / "final.pt")
+    model.token_embd.data = model.token_embd.data.half().float()  # as the file holds it
     for prompt in ("Once upon a time", "The king had three sons, and the youngest of them went into the forest to look for"):
         ids = [file.metadata["tokenizer.ggml.bos_token_id"], *tokenizer.encode(prompt).ids]
         with torch.no_grad():
             wanted = model(torch.tensor([ids]))[0].float().numpy()
-        compare(repr(prompt), forward(file, ids), wanted)
+        compare(repr(prompt), forward(file, ids, np.float32), wanted)
 
 
 if __name__ == "__main__":
