@@ -49,7 +49,8 @@ pub fn to_gguf(folder: &Path, out: &Path) -> Result<Summary, Error> {
         let mut writer = plan.begin(file).map_err(Error::io(out))?;
         for origin in &origins {
             writer.advance().map_err(Error::io(out))?;
-            writer.write(&convert(&config, &reader, origin, &mut n_rounded)?).map_err(Error::io(out))?;
+            let sink = |bytes: &[u8]| writer.write(bytes).map_err(Error::io(out));
+            n_rounded += convert(&config, &reader, origin, sink)?;
         }
         let file = writer.finish().map_err(Error::io(out))?;
         file.get_ref().metadata().map(|facts| facts.len()).map_err(Error::io(out))
@@ -129,20 +130,21 @@ fn check_names(
     Ok(note)
 }
 
-/// The bytes of one tensor.
-fn convert(config: &Config, reader: &Reader, origin: &Origin, n_rounded: &mut u64) -> Result<Vec<u8>, Error> {
+/// Hands on the bytes of one tensor; returns how many weights were rounded.
+fn convert(
+    config: &Config,
+    reader: &Reader,
+    origin: &Origin,
+    mut sink: impl FnMut(&[u8]) -> Result<(), Error>,
+) -> Result<u64, Error> {
     let hyper = &config.hyper;
     match origin {
-        Origin::Half(name) => {
-            let (bytes, rounded) = weights::to_f16(&reader.get(name, &[hyper.vocab, hyper.hidden])?)?;
-            *n_rounded += rounded;
-            Ok(bytes)
-        }
+        Origin::Half(name) => weights::to_f16(&reader.get(name, &[hyper.vocab, hyper.hidden])?, sink),
         Origin::Norm(name, width) => {
             let weights = weights::floats(&reader.get(name, &[*width])?)?;
-            Ok(weights.into_iter().flat_map(f32::to_le_bytes).collect())
+            sink(&weights.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>()).map(|()| 0)
         }
-        Origin::Ternary(part, layer) => ternary(config, reader, part, *layer),
+        Origin::Ternary(part, layer) => sink(&ternary(config, reader, part, *layer)?).map(|()| 0),
     }
 }
 

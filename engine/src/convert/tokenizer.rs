@@ -97,3 +97,6 @@ fn splits_as_llama3(json: &Value) -> bool {
         && json["model"]["ignore_merges"] == true
         && json["normalizer"].is_null()
 }
+
+#[cfg(test)]
+mod tests;

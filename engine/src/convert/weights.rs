@@ -14,7 +14,11 @@ const PIECE: usize = 1 << 16;
 
 /// The weights of a float tensor, widened exactly.
 pub(super) fn floats(tensor: &Tensor<'_>) -> Result<Vec<f32>, Error> {
-    let data = tensor.data;
+    floats_of(tensor, tensor.data)
+}
+
+/// The weights in `data`, a part of the tensor's.
+fn floats_of(tensor: &Tensor<'_>, data: &[u8]) -> Result<Vec<f32>, Error> {
     let values: Vec<f32> = match tensor.dtype {
         Dtype::F32 => data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
         Dtype::F16 => {
@@ -26,11 +30,9 @@ pub(super) fn floats(tensor: &Tensor<'_>) -> Result<Vec<f32>, Error> {
             return Err(fault(tensor, reason));
         }
     };
-    match values.iter().position(|value| !value.is_finite()) {
+    match values.iter().find(|value| !value.is_finite()) {
         None => Ok(values),
-        Some(index) => {
-            Err(fault(tensor, format!("weight {index} is {}, not a finite number", values[index])))
-        }
+        Some(value) => Err(fault(tensor, format!("a weight is {value}, not a finite number"))),
     }
 }
 
@@ -48,20 +50,26 @@ fn fault(tensor: &Tensor<'_>, reason: impl Into<String>) -> Error {
     Error::damaged(tensor.path, format!("tensor '{}'", tensor.name), reason)
 }
 
-/// Narrows to f16. Returns the bytes and how many weights were rounded; one too large for f16 is a fault.
-pub(super) fn to_f16(tensor: &Tensor<'_>) -> Result<(Vec<u8>, u64), Error> {
+/// Narrows to f16 and hands the bytes on piece by piece, since an embedding has hundreds of millions of weights.
+/// Returns how many of them were rounded; one too large for f16 is a fault.
+pub(super) fn to_f16(
+    tensor: &Tensor<'_>,
+    mut sink: impl FnMut(&[u8]) -> Result<(), Error>,
+) -> Result<u64, Error> {
     let mut n_rounded = 0;
-    let mut bytes = Vec::with_capacity(tensor.data.len());
-    for value in floats(tensor)? {
-        let half = f32_to_f16(value);
-        let back = f16_to_f32(half);
-        if back.is_infinite() {
-            return Err(fault(tensor, format!("{value} is too large for f16")));
+    for piece in tensor.data.chunks(PIECE * 16 * tensor.dtype.bytes()) {
+        let values = floats_of(tensor, piece)?;
+        let halves: Vec<u16> = values.par_iter().map(|&value| f32_to_f16(value)).collect();
+        for (&value, &half) in values.iter().zip(&halves) {
+            let back = f16_to_f32(half);
+            if back.is_infinite() {
+                return Err(fault(tensor, format!("{value} is too large for f16")));
+            }
+            n_rounded += u64::from(back != value);
         }
-        n_rounded += u64::from(back != value);
-        bytes.extend_from_slice(&half.to_le_bytes());
+        sink(&halves.into_iter().flat_map(u16::to_le_bytes).collect::<Vec<u8>>())?;
     }
-    Ok((bytes, n_rounded))
+    Ok(n_rounded)
 }
 
 /// Ternarises master weights of shape (rows, `n_columns`) as the reference does, into I2_S codes; and the
