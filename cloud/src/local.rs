@@ -357,7 +357,7 @@ mod tests {
         let pod = former.create(&order("orphan")).await.unwrap();
         // The former life is not dropped: its child would otherwise be a zombie that nobody waits for.
         let later = provider(folder.path(), 5);
-        assert_eq!(later.list().await.unwrap(), [pod.clone()]);
+        assert_eq!(later.list().await.unwrap(), std::slice::from_ref(&pod));
         later.terminate(&pod.id).await.unwrap();
         assert_eq!(later.list().await.unwrap(), []);
         assert_eq!(former.list().await.unwrap(), []);

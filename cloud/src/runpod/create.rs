@@ -11,12 +11,14 @@ use crate::provider::{CloudError, Order, PodId, Provider, Rented};
 const BODY_BYTES_MAX: usize = 100 * 1024;
 /// The provider takes no more environment variables.
 const ENV_MAX: usize = 50;
+/// Lists that are read before a creation without an answer is tried again.
+const LOOKS: u32 = 3;
 
 impl Runpod {
     /// 1. Look for the name: an earlier life of the caller may have ordered it.
     /// 2. Order. A clear answer ends it.
-    /// 3. After a lost or failing answer: wait, look for the name, and only when a *whole* list does not hold it,
-    ///    order again. If the list cannot be read, it stays uncertain and nothing more is ordered.
+    /// 3. After a lost or failing answer: wait and look for the name, more than once; only when no *whole* list holds
+    ///    it, order again. If the list cannot be read, it stays uncertain and nothing more is ordered.
     /// 4. After an uncertain path look once more, and end all but one pod of the name.
     pub(super) async fn create_once(&self, order: &Order) -> Result<Rented, CloudError> {
         let body = self.body(order)?;
@@ -52,8 +54,7 @@ impl Runpod {
                 }
                 CloudError::Uncertain(why) => {
                     uncertain = true;
-                    tokio::time::sleep(self.options.settle).await;
-                    match self.find(&order.name).await {
+                    match self.look_for(&order.name).await {
                         Ok(Some(found)) => return Ok(self.alone(found).await),
                         Ok(None) if attempt < self.options.tries => {}
                         Ok(None) => return Err(CloudError::Uncertain(why)),
@@ -90,6 +91,18 @@ impl Runpod {
             return Err(CloudError::Invalid(format!("the order is larger than {BODY_BYTES_MAX} bytes")));
         }
         Ok(body)
+    }
+
+    /// Looks several times, since a pod may show late; a name that no look found was not rented, as far as anybody
+    /// can know.
+    async fn look_for(&self, name: &str) -> Result<Option<Rented>, CloudError> {
+        for _ in 0..LOOKS {
+            tokio::time::sleep(self.options.settle).await;
+            if let Some(found) = self.find(name).await? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     /// The oldest living pod of the name.
