@@ -1,5 +1,8 @@
 //! The client against a server with faults: every answer of the provider's table, and creations whose answer is lost.
 
+// Helpers of tests are not marked as tests, so the exception for tests does not reach them.
+#![allow(clippy::unwrap_used)]
+
 #[path = "runpod/mock.rs"]
 mod mock;
 
