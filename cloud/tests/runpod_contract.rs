@@ -134,7 +134,8 @@ fn the_enums_agree() {
             .map(|action| serde_json::to_value(action).unwrap().as_str().unwrap().to_owned())
             .collect();
     let mut theirs = words("PodAction");
-    (sent.sort(), theirs.sort());
+    sent.sort();
+    theirs.sort();
     assert_eq!(sent, theirs);
     let tiers = words("Cloud");
     for order in orders() {
