@@ -10,6 +10,7 @@
 pub mod convert;
 mod engine;
 mod error;
+pub mod eval;
 mod forward;
 pub mod gguf;
 mod head;
