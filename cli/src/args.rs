@@ -9,11 +9,13 @@ use crate::commands::bench::Bench;
 use crate::commands::cancel::Cancel;
 use crate::commands::coordinator::Coordinator;
 use crate::commands::demo::Demo;
+use crate::commands::eval::Eval;
 use crate::commands::generate::Generate;
 use crate::commands::logits::Logits;
 use crate::commands::model::Model;
 use crate::commands::pods::Pods;
 use crate::commands::results::Results;
+use crate::commands::simulate::Simulate;
 use crate::commands::status::Status;
 use crate::commands::submit::Submit;
 use crate::commands::topology::TopologyCommand;
@@ -59,10 +61,14 @@ pub(crate) enum Command {
     Logits(Logits),
     /// Measure this machine: prompt and generation by threads and by batch
     Bench(Bench),
-    /// Make and look into model files
+    /// Measure how good a model's predictions are, and how far two models' lie apart
+    Eval(Eval),
+    /// Make, convert and look into model files
     Model(Model),
     /// Show what the engine sees of this machine, and what it would do
     Topology(TopologyCommand),
+    /// Compare policies of renting and routing on a virtual fleet
+    Simulate(Simulate),
     /// Start a fleet, run some real prompts through it, show texts and prices, and stop it
     Demo(Demo),
     /// Run a program that ends when its parent does

@@ -47,8 +47,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(command) => command.run(),
         Command::Logits(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Eval(command) => command.run(),
         Command::Model(command) => command.run(),
         Command::Topology(command) => command.run(),
+        Command::Simulate(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Attached(command) => command.run(),
     }

@@ -6,9 +6,11 @@ mod http;
 mod metrics;
 mod options;
 pub mod plan;
+pub mod quote;
 pub mod route;
-pub mod simulate;
+pub mod scale;
 mod shell;
+pub mod simulate;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

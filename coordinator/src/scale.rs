@@ -1,0 +1,128 @@
+//! The scaler: turns a plan into what is to be rented and given back, and keeps the money safe while doing so.
+//!
+//! A pure function of what is written down (intents), what is seen (the provider's list, the workers' heartbeats) and
+//! the plan. Asked twice in the same situation it answers the same, and whatever it asked for may be done once, twice
+//! or not at all: the next answer starts from what is. So a coordinator may die at any point, and the next one adopts
+//! what runs. It performs nothing itself; the coordinator's shell writes, orders and ends.
+//!
+//! # What holds, whatever happens
+//!
+//! An intent is written before a pod is ordered, and the pod bears its name. A pod of this fleet's name that no
+//! intent claims is ended. While the provider's list cannot be read, nothing is ordered and nothing is reaped. A pod
+//! that never becomes ready, or falls silent, is ended. The prices of all pods together never pass the fleet's hourly
+//! limit, and what is spent today plus one lease of every pod never passes the daily one.
+
+mod choose;
+mod settings;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use ternfleet_proto::{TimeMs, UsdMicro};
+
+use crate::plan::{Batch, Plan};
+
+pub use choose::{dead_man_at, decide};
+pub use settings::{Class, Refused, Settings};
+
+/// A pod that somebody decided to have. Written (by compare-and-set) before anything is ordered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// `<fleet>-<class>-<number>`; never used again.
+    pub name: String,
+    pub class: String,
+    /// Where it should be; `None` leaves it to the provider.
+    pub data_center: Option<String>,
+    /// Expected, then the provider's word.
+    pub price_usd_micro_per_hour: UsdMicro,
+    pub written_at: TimeMs,
+    /// The provider's id, once it is known.
+    pub provider_id: Option<String>,
+    /// It shall end, for this reason; kept until the provider lists it no more.
+    pub ending: Option<Why>,
+}
+
+/// Why a pod ends or an intent is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// The plan does without it.
+    NotNeeded,
+    /// It bears this fleet's name, and no intent claims it.
+    Orphan,
+    /// Its worker did not register in time.
+    NeverReady,
+    /// Its worker has not been heard of for too long.
+    Silent,
+    /// The provider says that it stopped or failed; a stopped pod still pays for its disk.
+    Stopped,
+    /// It ran, and the provider lists it no more.
+    Vanished,
+    /// It was ordered, and no list ever held it.
+    NeverCame,
+    /// A limit of the fleet would be passed.
+    Limit,
+}
+
+/// A pod in the provider's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenPod {
+    pub id: String,
+    pub name: String,
+    /// False when it has stopped or failed, but is still listed.
+    pub computes: bool,
+    pub price_usd_micro_per_hour: Option<UsdMicro>,
+    pub data_center: Option<String>,
+}
+
+/// A pod as its workers' heartbeats show it, engines added up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SeenWorker {
+    pub pod: String,
+    pub rate_mean_tok_s: f64,
+    pub rate_sd_tok_s: f64,
+    pub heard_at: TimeMs,
+}
+
+/// The situation.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Seen {
+    pub now: TimeMs,
+    /// `None` while the provider's list cannot be read.
+    pub pods: Option<Vec<SeenPod>>,
+    pub workers: Vec<SeenWorker>,
+    pub batches: Vec<Batch>,
+    pub spent_today: UsdMicro,
+    /// The provider said that there is no balance, or that the key is wrong: nothing is ordered.
+    pub halted: bool,
+    /// The number of the next name.
+    pub next_number: u64,
+}
+
+/// What is to be done. Each may be repeated without harm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Act {
+    /// Write the intent, and only when that is durable order the pod.
+    Write(Intent),
+    /// Order the pod of a written intent (again): creating by name rents once.
+    Order(String),
+    /// Note the provider's id and price of a written intent.
+    Adopt { name: String, id: String, price: Option<UsdMicro> },
+    /// Mark the intent as ending, drain its worker, then end the pod.
+    End { name: String, id: String, why: Why },
+    /// Strike the intent out.
+    Close { name: String, why: Why },
+}
+
+/// The answer, with the plan that it follows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Decision {
+    pub acts: Vec<Act>,
+    pub plan: Plan,
+}
+
+/// All intents by name.
+pub type Intents = BTreeMap<String, Intent>;
+
+#[cfg(test)]
+mod tests;

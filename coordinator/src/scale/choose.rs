@@ -1,0 +1,320 @@
+//! The decision: tidy up first, then plan with what is left, then order within the limits.
+
+use std::time::Duration;
+
+use ternfleet_proto::{TimeMs, UsdMicro};
+
+use super::{Act, Class, Decision, Intent, Intents, Seen, SeenPod, Settings, Why};
+use crate::plan::{Care, Limits, Plan, Pod, PodClass, PodState, Problem, Step, plan};
+
+/// Decides what to do now.
+pub fn decide(settings: &Settings, intents: &Intents, seen: &Seen, previous: Option<&Plan>) -> Decision {
+    let mut acts = Vec::new();
+    let mut alive = Vec::new();
+    if let Some(listed) = &seen.pods {
+        reap(settings, intents, listed, &mut acts);
+    }
+    for intent in intents.values() {
+        if let Some(standing) = stand(settings, intent, seen, &mut acts) {
+            alive.push((intent, standing));
+        }
+    }
+    keep_daily_limit(settings, seen, &mut alive, &mut acts);
+
+    let offers = offers(settings, &alive, seen);
+    let problem = problem(settings, &alive, &offers, seen);
+    let plan = plan(&problem, previous);
+    follow(settings, &alive, &offers, &plan, seen, &mut acts);
+    Decision { acts, plan }
+}
+
+/// Where a claimed pod stands, as the planner sees it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Standing {
+    state: PodState,
+    rate_mean_tok_s: f64,
+    rate_sd_tok_s: f64,
+    /// The provider has it for certain.
+    rented: bool,
+}
+
+/// Ends every pod of ours that no intent claims.
+fn reap(settings: &Settings, intents: &Intents, listed: &[SeenPod], acts: &mut Vec<Act>) {
+    for pod in listed.iter().filter(|pod| settings.is_ours(&pod.name)) {
+        let claimed = intents.get(&pod.name);
+        // A second pod of one name is an orphan too.
+        let by_other = claimed.and_then(|intent| intent.provider_id.as_ref()).is_some_and(|id| *id != pod.id);
+        if claimed.is_none() || by_other {
+            acts.push(Act::End { name: pod.name.clone(), id: pod.id.clone(), why: Why::Orphan });
+        }
+    }
+}
+
+/// Compares one intent with what is seen. `None` when it is not to be counted on.
+fn stand(settings: &Settings, intent: &Intent, seen: &Seen, acts: &mut Vec<Act>) -> Option<Standing> {
+    let age_s = seen.now.since(intent.written_at).as_secs_f64();
+    let class = settings.class(&intent.class);
+    let worker = seen.workers.iter().find(|worker| worker.pod == intent.name);
+    let pod = match &seen.pods {
+        // Blind: what was rented is taken to run on.
+        None => None,
+        Some(listed) => {
+            let own = |pod: &&SeenPod| match &intent.provider_id {
+                Some(id) => pod.id == *id,
+                None => pod.name == intent.name,
+            };
+            let found = listed.iter().find(own);
+            if found.is_none() && (intent.provider_id.is_some() || age_s > settings.order_limit_s) {
+                let why = if intent.provider_id.is_some() { Why::Vanished } else { Why::NeverCame };
+                acts.push(Act::Close { name: intent.name.clone(), why: intent.ending.unwrap_or(why) });
+                return None;
+            }
+            found
+        }
+    };
+    let id = pod.map(|pod| pod.id.clone()).or_else(|| intent.provider_id.clone());
+    let mut end = |why: Why| {
+        if let Some(id) = &id {
+            acts.push(Act::End { name: intent.name.clone(), id: id.clone(), why });
+        }
+    };
+    if let Some(why) = intent.ending {
+        end(why);
+        return None;
+    }
+    if pod.is_some_and(|pod| !pod.computes) {
+        end(Why::Stopped);
+        return None;
+    }
+    match worker {
+        None if age_s > settings.ready_limit_s && id.is_some() => {
+            end(Why::NeverReady);
+            return None;
+        }
+        Some(worker) if seen.now.since(worker.heard_at).as_secs_f64() > settings.silence_limit_s => {
+            end(Why::Silent);
+            return None;
+        }
+        _ => {}
+    }
+    if let Some(pod) = pod.filter(|_| intent.provider_id.is_none()) {
+        acts.push(Act::Adopt {
+            name: intent.name.clone(),
+            id: pod.id.clone(),
+            price: pod.price_usd_micro_per_hour,
+        });
+    }
+    let boot_s = class.map_or(0.0, |class| class.boot_s);
+    let ready_at = intent.written_at.plus(Duration::from_secs_f64(boot_s)).max(seen.now);
+    Some(match worker {
+        Some(worker) => Standing {
+            state: PodState::Running,
+            rate_mean_tok_s: worker.rate_mean_tok_s,
+            rate_sd_tok_s: worker.rate_sd_tok_s,
+            rented: true,
+        },
+        None => Standing {
+            state: PodState::Booting { ready_at },
+            rate_mean_tok_s: class.map_or(0.0, |class| class.rate_tok_s),
+            rate_sd_tok_s: class.map_or(0.0, |class| class.rate_sd_tok_s),
+            rented: id.is_some(),
+        },
+    })
+}
+
+/// What one pod may cost until its lease runs out.
+fn lease(settings: &Settings, price: UsdMicro) -> UsdMicro {
+    price.over(Duration::from_secs_f64(settings.lease_s))
+}
+
+/// Gives back the dearest pods until what is spent today and a lease of all others is within the day's limit.
+fn keep_daily_limit(
+    settings: &Settings,
+    seen: &Seen,
+    alive: &mut Vec<(&Intent, Standing)>,
+    acts: &mut Vec<Act>,
+) {
+    let Some(limit) = settings.usd_micro_per_day_max else { return };
+    alive.sort_by(|a, b| {
+        (a.0.price_usd_micro_per_hour, &a.0.name).cmp(&(b.0.price_usd_micro_per_hour, &b.0.name))
+    });
+    let mut committed: UsdMicro =
+        alive.iter().map(|(intent, _)| lease(settings, intent.price_usd_micro_per_hour)).sum();
+    while seen.spent_today + committed > limit {
+        let Some((intent, _)) = alive.pop() else { break };
+        committed = committed - lease(settings, intent.price_usd_micro_per_hour);
+        give_back(intent, Why::Limit, acts);
+    }
+    alive.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+}
+
+/// A pod with an id is ended; an intent that was never answered is closed once the list is sure not to hold it, so
+/// it is only marked here.
+fn give_back(intent: &Intent, why: Why, acts: &mut Vec<Act>) {
+    // An Adopt of the same pod in this decision may carry the id.
+    let adopted = acts.iter().find_map(|act| match act {
+        Act::Adopt { name, id, .. } if *name == intent.name => Some(id.clone()),
+        _ => None,
+    });
+    let id = intent.provider_id.clone().or(adopted).unwrap_or_default();
+    acts.push(Act::End { name: intent.name.clone(), id, why });
+}
+
+/// A pod that could be rented: its intent, if it is.
+struct Candidate<'a> {
+    class: &'a Class,
+    intent: Intent,
+}
+
+/// New pods of each class, up to its limit, each in the data centre that has the fewest of ours.
+fn offers<'a>(settings: &'a Settings, alive: &[(&Intent, Standing)], seen: &Seen) -> Vec<Candidate<'a>> {
+    if seen.halted || seen.pods.is_none() {
+        return Vec::new();
+    }
+    let mut number = seen.next_number;
+    let mut offers: Vec<Candidate<'a>> = Vec::new();
+    for class in &settings.classes {
+        let refused = |place: Option<&String>| {
+            settings.refused.iter().any(|refused| {
+                refused.class == class.name
+                    && refused.data_center.as_ref() == place
+                    && refused.until > seen.now
+            })
+        };
+        let held = alive.iter().filter(|(intent, _)| intent.class == class.name).count();
+        let room = (class.pods_max as usize).saturating_sub(held).min(settings.pods_max);
+        for _ in 0..room {
+            let crowd = |place: &String| {
+                let there = |intent: &Intent| intent.data_center.as_ref() == Some(place);
+                alive.iter().filter(|(intent, _)| there(intent)).count()
+                    + offers
+                        .iter()
+                        .filter(|offer| offer.class.name == class.name && there(&offer.intent))
+                        .count()
+            };
+            let open = class.data_centers.iter().filter(|place| !refused(Some(place)));
+            let place = open.min_by_key(|place| crowd(place)).cloned();
+            if place.is_none() && (!class.data_centers.is_empty() || refused(None)) {
+                break;
+            }
+            let intent = Intent {
+                name: format!("{}-{}-{number}", settings.fleet, class.name),
+                class: class.name.clone(),
+                data_center: place,
+                price_usd_micro_per_hour: class.price_usd_micro_per_hour,
+                written_at: seen.now,
+                provider_id: None,
+                ending: None,
+            };
+            offers.push(Candidate { class, intent });
+            number += 1;
+        }
+    }
+    offers
+}
+
+fn problem(
+    settings: &Settings,
+    alive: &[(&Intent, Standing)],
+    offers: &[Candidate<'_>],
+    seen: &Seen,
+) -> Problem {
+    let index =
+        |name: &str| settings.classes.iter().position(|class| class.name == name).unwrap_or(63).min(63) as u8;
+    let pod = |intent: &Intent, state: PodState, mean: f64, sd: f64| {
+        let class = settings.class(&intent.class);
+        Pod {
+            name: intent.name.clone(),
+            class: PodClass(index(&intent.class)),
+            rate_mean_tok_s: mean,
+            rate_sd_tok_s: sd,
+            price_usd_micro_per_hour: intent.price_usd_micro_per_hour,
+            boot_s: class.map_or(0.0, |class| class.boot_s),
+            loss_per_hour: class.map_or(0.0, |class| class.loss_per_hour),
+            restart_s: 30.0,
+            checkpoint_tokens: 512,
+            state,
+        }
+    };
+    let held = alive.iter().map(|(intent, at)| pod(intent, at.state, at.rate_mean_tok_s, at.rate_sd_tok_s));
+    let new = offers.iter().map(|offer| {
+        pod(&offer.intent, PodState::Offered, offer.class.rate_tok_s, offer.class.rate_sd_tok_s)
+    });
+    Problem {
+        now: seen.now,
+        pods: held.chain(new).collect(),
+        batches: seen.batches.clone(),
+        limits: Limits {
+            usd_micro_per_hour: settings.usd_micro_per_hour_max,
+            usd_micro_today: settings.usd_micro_per_day_max.map(|limit| limit - seen.spent_today),
+            pods_max: Some(settings.pods_max),
+        },
+        care: Care { epsilon: settings.epsilon, replan_s: settings.replan_s, ..Care::default() },
+    }
+}
+
+/// Gives back what the plan does without (never below the least number), and orders what it wants, as far as every
+/// limit has room.
+fn follow(
+    settings: &Settings,
+    alive: &[(&Intent, Standing)],
+    offers: &[Candidate<'_>],
+    plan: &Plan,
+    seen: &Seen,
+    acts: &mut Vec<Act>,
+) {
+    let step = |name: &str| {
+        let found = plan.pods.binary_search_by(|planned| planned.name.as_str().cmp(name));
+        found.ok().map(|place| plan.pods[place].step)
+    };
+    let mut kept: Vec<&(&Intent, Standing)> = Vec::new();
+    let mut spare: Vec<&(&Intent, Standing)> = Vec::new();
+    for pod in alive {
+        if step(&pod.0.name) == Some(Step::Keep) { kept.push(pod) } else { spare.push(pod) }
+    }
+    // Of those that nobody needs, the cheapest stay up to the least number.
+    spare.sort_by(|a, b| {
+        (a.0.price_usd_micro_per_hour, &a.0.name).cmp(&(b.0.price_usd_micro_per_hour, &b.0.name))
+    });
+    let staying = settings.pods_min.saturating_sub(kept.len()).min(spare.len());
+    kept.extend(&spare[..staying]);
+    for (intent, _) in &spare[staying..] {
+        give_back(intent, Why::NotNeeded, acts);
+    }
+    if seen.halted || seen.pods.is_none() {
+        return;
+    }
+    for (intent, standing) in &kept {
+        if !standing.rented {
+            acts.push(Act::Order(intent.name.clone()));
+        }
+    }
+
+    let mut per_hour: UsdMicro = kept.iter().map(|(intent, _)| intent.price_usd_micro_per_hour).sum();
+    let mut today: UsdMicro = seen.spent_today
+        + kept.iter().map(|(intent, _)| lease(settings, intent.price_usd_micro_per_hour)).sum();
+    let mut count = kept.len();
+    let mut new: Vec<&Candidate<'_>> =
+        offers.iter().filter(|offer| step(&offer.intent.name) == Some(Step::Start)).collect();
+    let mut others: Vec<&Candidate<'_>> =
+        offers.iter().filter(|offer| step(&offer.intent.name) != Some(Step::Start)).collect();
+    others.sort_by_key(|offer| offer.intent.price_usd_micro_per_hour);
+    new.extend(others.into_iter().take(settings.pods_min.saturating_sub(count + new.len())));
+    for offer in new {
+        let price = offer.intent.price_usd_micro_per_hour;
+        let within = count < settings.pods_max
+            && settings.usd_micro_per_hour_max.is_none_or(|limit| per_hour + price <= limit)
+            && settings.usd_micro_per_day_max.is_none_or(|limit| today + lease(settings, price) <= limit);
+        if within {
+            per_hour += price;
+            today += lease(settings, price);
+            count += 1;
+            acts.push(Act::Write(offer.intent.clone()));
+        }
+    }
+}
+
+/// When a worker that has not heard of its coordinator ends its pod.
+pub fn dead_man_at(heard_at: TimeMs, settings: &Settings) -> TimeMs {
+    heard_at.plus(Duration::from_secs_f64(settings.lease_s))
+}

@@ -1,0 +1,84 @@
+//! What the fleet's owner sets: classes of pods, limits, patience.
+
+use serde::{Deserialize, Serialize};
+use ternfleet_proto::{TimeMs, UsdMicro};
+
+/// A class of pods that may be rented.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Class {
+    pub name: String,
+    pub price_usd_micro_per_hour: UsdMicro,
+    /// Expected until a pod of the class is measured.
+    pub rate_tok_s: f64,
+    pub rate_sd_tok_s: f64,
+    pub boot_s: f64,
+    #[serde(default)]
+    pub loss_per_hour: f64,
+    /// So many at once.
+    pub pods_max: u32,
+    /// Where they may be, in order of preference; pods are spread over all of them.
+    #[serde(default)]
+    pub data_centers: Vec<String>,
+}
+
+/// A place that had no room a moment ago.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    pub class: String,
+    pub data_center: Option<String>,
+    pub until: TimeMs,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Begins every pod's name; pods with other names are never touched.
+    pub fleet: String,
+    pub pods_min: usize,
+    pub pods_max: usize,
+    pub classes: Vec<Class>,
+    pub usd_micro_per_hour_max: Option<UsdMicro>,
+    pub usd_micro_per_day_max: Option<UsdMicro>,
+    /// A pod that loses its coordinator ends itself after so long: what each pod may cost unattended.
+    pub lease_s: f64,
+    /// From the order to the first heartbeat.
+    pub ready_limit_s: f64,
+    /// Between two heartbeats.
+    pub silence_limit_s: f64,
+    /// From the intent to the provider's list.
+    pub order_limit_s: f64,
+    pub epsilon: f64,
+    pub replan_s: f64,
+    pub refused: Vec<Refused>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            fleet: "ternfleet".to_owned(),
+            pods_min: 0,
+            pods_max: 8,
+            classes: Vec::new(),
+            usd_micro_per_hour_max: None,
+            usd_micro_per_day_max: None,
+            lease_s: 300.0,
+            ready_limit_s: 900.0,
+            silence_limit_s: 60.0,
+            order_limit_s: 600.0,
+            epsilon: 0.05,
+            replan_s: 30.0,
+            refused: Vec::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// Is this one of ours? `<fleet>-<class>-<number>`.
+    pub(super) fn is_ours(&self, name: &str) -> bool {
+        name.strip_prefix(self.fleet.as_str()).is_some_and(|rest| rest.starts_with('-'))
+    }
+
+    pub(super) fn class(&self, name: &str) -> Option<&Class> {
+        self.classes.iter().find(|class| class.name == name)
+    }
+}
