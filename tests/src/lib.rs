@@ -2,5 +2,6 @@
 //!
 //! Nothing of the product imports this crate.
 
+pub mod program;
 pub mod server;
 pub mod sim;

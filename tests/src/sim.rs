@@ -5,10 +5,18 @@
 //! `Bus` trait over it, so that one contract suite holds it and a real server to the same behaviour.
 
 mod bus;
+mod chance;
+mod check;
 mod consumer;
 mod jetstream;
+mod run;
+mod scenario;
 mod stream;
+mod world;
 
 pub use bus::SimBus;
 pub use jetstream::JetStream;
+pub use run::{Failure, run_scenario, run_seed};
+pub use scenario::{BatchPlan, Fault, Scenario, WorkerPlan};
 pub use stream::subject_matches;
+pub use world::Tally;

@@ -110,8 +110,8 @@ impl Stream {
     }
 
     fn make_room(&mut self, more_bytes: u64) -> Result<()> {
-        let full =
-            |reason: &str| BusError::Full { stream: self.spec.name.clone(), reason: reason.to_owned() };
+        let name = self.spec.name.clone();
+        let full = |reason: &str| BusError::Full { stream: name.clone(), reason: reason.to_owned() };
         if self.no_room {
             return Err(full("no space left on device (10077)"));
         }

@@ -1,0 +1,306 @@
+//! The numbered invariants, checked from outside: by what the streams hold, not by what the cores believe.
+//!
+//! J1 one terminal record a job, the same for all who read · J2 ack only after a stored result or a cause to drop ·
+//! J3 attempts bounded, old owners fenced · M1 spend within budget · M2 attributed + idle = billed · R1 planning
+//! twice changes nothing · L1 (in the world) when faults stop everything ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ternfleet_coordinator::core::{Action, BatchRecord, CellState, Core, Verdict};
+use ternfleet_proto::message::{BatchState, Checkpoint, Generated, JobResult, Work};
+use ternfleet_proto::tag::AssignmentKey;
+use ternfleet_proto::{BatchId, Epoch, JobKey, LeaderRevision, TimeMs, UsdMicro, codec, table};
+
+use super::JetStream;
+use super::world::{Tally, answer_of, blanks, stored_record};
+
+/// Five failed attempts make a job poison; a sixth may have begun by then under a leader who could not know.
+const ATTEMPTS_MAX: u32 = 6;
+
+#[derive(Debug, Clone, Copy)]
+struct Committed {
+    sequence: u64,
+    verdict: Verdict,
+}
+
+#[derive(Debug, Default)]
+struct Accepted {
+    results_after: u64,
+    lines: u32,
+    answered: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Checker {
+    key: AssignmentKey,
+    broken: Option<String>,
+    results_read: u64,
+    checkpoints_read: u64,
+    batches: BTreeMap<BatchId, Accepted>,
+    committed: BTreeMap<JobKey, Committed>,
+    answered_epochs: BTreeSet<(JobKey, Epoch)>,
+    expected_digest: BTreeMap<JobKey, u64>,
+    claimed: BTreeMap<JobKey, Epoch>,
+    revoked: BTreeSet<(JobKey, Epoch)>,
+    ending: BTreeSet<BatchId>,
+    newest_leader: LeaderRevision,
+    duplicates: u64,
+    moved: u64,
+    repeated_tokens: u64,
+}
+
+impl Checker {
+    pub(super) fn new(key: AssignmentKey) -> Checker {
+        Checker {
+            key,
+            broken: None,
+            results_read: 0,
+            checkpoints_read: 0,
+            batches: BTreeMap::new(),
+            committed: BTreeMap::new(),
+            answered_epochs: BTreeSet::new(),
+            expected_digest: BTreeMap::new(),
+            claimed: BTreeMap::new(),
+            revoked: BTreeSet::new(),
+            ending: BTreeSet::new(),
+            newest_leader: LeaderRevision(0),
+            duplicates: 0,
+            moved: 0,
+            repeated_tokens: 0,
+        }
+    }
+
+    /// The first thing found broken.
+    pub(super) fn verdict(&mut self) -> Result<(), String> {
+        self.broken.take().map_or(Ok(()), Err)
+    }
+
+    fn fail(&mut self, what: String) {
+        self.broken.get_or_insert(what);
+    }
+
+    pub(super) fn accepted(&mut self, record: &BatchRecord, lines: u32) {
+        let accepted = Accepted { results_after: record.results_after, lines, answered: 0 };
+        self.batches.insert(record.id.clone(), accepted);
+    }
+
+    pub(super) fn led(&mut self, leader: LeaderRevision) {
+        if leader <= self.newest_leader {
+            self.fail(format!("J3: a later leader has revision {leader}, not above {}", self.newest_leader));
+        }
+        self.newest_leader = self.newest_leader.max(leader);
+    }
+
+    pub(super) fn revoked(&mut self, job: &JobKey, epoch: Epoch) {
+        self.revoked.insert((job.clone(), epoch));
+    }
+
+    pub(super) fn ending(&mut self, batch: &BatchId) {
+        self.ending.insert(batch.clone());
+    }
+
+    pub(super) fn answered(&self, batch: &BatchId) -> u32 {
+        self.batches.get(batch).map_or(0, |batch| batch.answered)
+    }
+
+    pub(super) fn diverged(&mut self, job: &JobKey) {
+        self.fail(format!("J1: a worker saw two different answers to {job}"));
+    }
+
+    /// Output kept from an earlier attempt must be the beginning of the one true output.
+    pub(super) fn resumed(&mut self, job: &JobKey, kept: &[u32], ids: &[u32]) {
+        if !ids.starts_with(kept) {
+            self.fail(format!("J1: {job} resumes from output that is not its own"));
+        }
+        self.expected_digest.insert(job.clone(), Generated::digest_of(ids));
+    }
+
+    /// Reads what was stored in RESULTS since the last look.
+    pub(super) fn results(&mut self, net: &JetStream) {
+        while let Ok(Some(message)) =
+            net.next_message(table::RESULTS, table::results_all(), self.results_read + 1)
+        {
+            self.results_read = message.sequence;
+            let Ok(result) = codec::decode::<JobResult>(&message.payload) else { continue };
+            if !self.key.verifies(result.tag, &result.job, result.epoch, &result.worker) {
+                self.fail(format!("J1: an answer to {} with a tag that nobody gave out", result.job));
+                continue;
+            }
+            self.result(message.sequence, &result);
+        }
+    }
+
+    fn result(&mut self, sequence: u64, result: &JobResult) {
+        self.answered_epochs.insert((result.job.clone(), result.epoch));
+        self.repeated_tokens += u64::from(result.usage.repeated_tokens);
+        let verdict = answer_of(result).verdict;
+        let Some(batch) = self.batches.get_mut(&result.job.batch) else { return };
+        if verdict == Verdict::Fault || sequence <= batch.results_after || result.job.index >= batch.lines {
+            return;
+        }
+        if let Verdict::Good { ids_digest } = verdict {
+            let expected = self.expected_digest.get(&result.job);
+            if expected.is_some_and(|expected| *expected != ids_digest) {
+                self.fail(format!("J1: {} was answered with another output than its own", result.job));
+                return;
+            }
+        }
+        if self.committed.contains_key(&result.job) {
+            self.duplicates += 1;
+            return;
+        }
+        batch.answered += 1;
+        self.committed.insert(result.job.clone(), Committed { sequence, verdict });
+    }
+
+    /// Reads what was stored in CHECKPOINTS since the last look.
+    pub(super) fn checkpoints(&mut self, net: &JetStream) {
+        while let Ok(Some(message)) =
+            net.next_message(table::CHECKPOINTS, table::checkpoints_all(), self.checkpoints_read + 1)
+        {
+            self.checkpoints_read = message.sequence;
+            let Ok(checkpoint) = codec::decode::<Checkpoint>(&message.payload) else { continue };
+            let before = self.claimed.get(&checkpoint.job).copied().unwrap_or_default();
+            let over = self.ending.contains(&checkpoint.job.batch);
+            if checkpoint.epoch < before && !over {
+                let Checkpoint { job, epoch, owner, .. } = &checkpoint;
+                self.fail(format!(
+                    "J3: {owner} wrote {job} under epoch {epoch} after epoch {before} had claimed it"
+                ));
+            }
+            if checkpoint.attempt.0 > ATTEMPTS_MAX && !over {
+                self.fail(format!("J3: attempt {} of {}", checkpoint.attempt, checkpoint.job));
+            }
+            self.moved += u64::from(before != Epoch(0) && checkpoint.epoch > before);
+            self.claimed.insert(checkpoint.job.clone(), checkpoint.epoch.max(before));
+        }
+    }
+
+    /// A worker's ack has removed this work message: there must be an answer, or a cause to drop the job.
+    pub(super) fn acked(&mut self, worker_now: TimeMs, payload: &[u8]) {
+        let Ok(work) = codec::decode::<Work>(payload) else { return };
+        let this = (work.job.clone(), work.epoch);
+        let allowed = self.committed.contains_key(&work.job)
+            || self.answered_epochs.contains(&this)
+            || self.revoked.contains(&this)
+            || self.claimed.get(&work.job).is_some_and(|epoch| *epoch > work.epoch)
+            || self.ending.contains(&work.job.batch)
+            || work.deadline.is_some_and(|deadline| deadline <= worker_now)
+            || self.newest_leader > work.leader;
+        if !allowed {
+            self.fail(format!("J2: {} was acked under epoch {} without an answer", work.job, work.epoch));
+        }
+    }
+
+    /// A coordinator has just read an answer: its ledger must say what the stream says.
+    pub(super) fn agrees(&mut self, core: Option<&Core>, job: &JobKey) {
+        let Some(core) = core else { return };
+        let Some(batch) = core.find(&job.batch).and_then(|slot| core.batch(slot)) else { return };
+        if batch.is_ended() {
+            return;
+        }
+        let read_to = core.results_read_to();
+        let committed = self.committed.get(job).filter(|committed| committed.sequence <= read_to);
+        let expected = committed.map(|committed| match committed.verdict {
+            Verdict::Good { .. } => CellState::Good,
+            Verdict::Bad | Verdict::Fault => CellState::Bad,
+        });
+        let found = batch.cell(job.index).state;
+        if expected.is_some_and(|expected| expected != found) {
+            self.fail(format!("J1: the ledger says {found:?} of {job}, the stream says {expected:?}"));
+        }
+        if !batch.commits.is_sorted() {
+            self.fail(format!("J1: commits of {} are out of order", job.batch));
+        }
+    }
+
+    /// R1: looking again at the same state must change nothing.
+    pub(super) fn planned_again(&mut self, actions: &[Action]) {
+        if let Some(Action::Hand(hand)) = actions.iter().find(|action| matches!(action, Action::Hand(_))) {
+            self.fail(format!("R1: a second look handed out {}", hand.work.job));
+        }
+    }
+
+    /// What the core counts itself, and its money seen from outside.
+    pub(super) fn violations(&mut self, core: Option<&Core>) {
+        let Some(core) = core else { return };
+        for (count, name) in core.counts.violations.iter().zip(["J1", "J3", "M1", "M2"]) {
+            if *count > 0 {
+                self.fail(format!("{name}: the coordinator counted {count} violations itself"));
+            }
+        }
+        for pod in core.fleet().pods.values() {
+            if pod.bill.attributed + pod.bill.idle != pod.bill.billed {
+                self.fail(format!(
+                    "M2: {} + {} is not {}",
+                    pod.bill.attributed, pod.bill.idle, pod.bill.billed
+                ));
+            }
+        }
+        let ids: Vec<&BatchId> = self.batches.keys().collect();
+        let over = ids.iter().find_map(|id| {
+            let batch = core.batch(core.find(id)?)?;
+            let budget = batch.record.options.budget_usd_micro?;
+            (batch.totals.cost_usd_micro > budget)
+                .then(|| (id.to_string(), batch.totals.cost_usd_micro, budget))
+        });
+        if let Some((id, cost, budget)) = over {
+            self.fail(format!("M1: {id} has spent {cost} of {budget}"));
+        }
+    }
+
+    /// A batch that ends must have an answer for each of its lines.
+    pub(super) fn recorded(&mut self, record: &BatchRecord) {
+        if record.ending.is_some() || record.state.is_terminal() {
+            self.ending.insert(record.id.clone());
+        }
+        if record.state.is_terminal()
+            && let Some(fault) = self.incomplete(record)
+        {
+            self.fail(fault);
+        }
+    }
+
+    fn incomplete(&self, record: &BatchRecord) -> Option<String> {
+        let batch = self.batches.get(&record.id)?;
+        if record.state == BatchState::Failed {
+            return Some(format!("J1: {} failed: {:?}", record.id, record.reason));
+        }
+        let totals = record.totals;
+        let counted = totals.completed + totals.failed;
+        let whole = batch.answered + blanks(batch.lines) == batch.lines;
+        (counted != batch.answered || !whole).then(|| {
+            let (answered, lines) = (batch.answered, batch.lines);
+            format!(
+                "J1: {} ended {:?} with {counted} booked, {answered} answered of {lines} lines",
+                record.id, record.state
+            )
+        })
+    }
+
+    /// At the end everything accepted is committed or errored, once, and what is stored says so.
+    pub(super) fn finish(&mut self, net: &mut JetStream, now: TimeMs) -> Result<(), String> {
+        self.results(net);
+        self.verdict()?;
+        for id in self.batches.keys() {
+            let record = stored_record(net, now, id).ok_or_else(|| format!("J1: {id} has no record"))?;
+            if let Some(fault) = self.incomplete(&record) {
+                return Err(fault);
+            }
+            let cost = record.totals.cost_usd_micro;
+            if record.options.budget_usd_micro.is_some_and(|budget| cost > budget) || cost < UsdMicro::ZERO {
+                return Err(format!("M1: {id} ended having spent {cost}"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn count(&self, tally: &mut Tally) {
+        let good = |committed: &&Committed| matches!(committed.verdict, Verdict::Good { .. });
+        tally.good = self.committed.values().filter(good).count() as u64;
+        tally.bad = self.committed.len() as u64 - tally.good;
+        tally.duplicates = self.duplicates;
+        tally.moved = self.moved;
+        tally.repeated_tokens = self.repeated_tokens;
+    }
+}

@@ -1,0 +1,143 @@
+//! What a seed stands for: a fleet, some batches, and a list of faults with their times.
+
+use std::time::Duration;
+
+use super::chance::Chance;
+
+/// Faults begin in this span of virtual time, and none lasts beyond its end by more than its own length.
+const FAULTS_MS: (u64, u64) = (500, 45_000);
+
+/// Everything that chance decides before the start.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    pub seed: u64,
+    pub workers: Vec<WorkerPlan>,
+    pub coordinators: usize,
+    pub batches: Vec<BatchPlan>,
+    /// Each keeps its number when others are left out, so that a shrunk list names the same faults.
+    pub faults: Vec<(usize, u64, Fault)>,
+}
+
+#[derive(Debug, Clone)]
+pub struct WorkerPlan {
+    pub slots: usize,
+    pub rate_tok_s: u64,
+    pub price_usd_micro_per_hour: i64,
+    /// What it says of its own speed, in percent of the truth.
+    pub claims_percent: u64,
+    pub pod: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct BatchPlan {
+    pub at_ms: u64,
+    pub lines: u32,
+    pub tokens_max: u32,
+    pub tenant: usize,
+    pub priority: i8,
+    pub window_ms: Option<u64>,
+    pub budget_usd_micro: Option<i64>,
+    pub cancel_at_ms: Option<u64>,
+    /// A line that kills every worker that runs it.
+    pub killer: Option<u32>,
+}
+
+/// What goes wrong. Numbers of workers and coordinators are places, not names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    CrashWorker { place: usize, back_after: Duration },
+    PauseWorker { place: usize, lasting: Duration },
+    CutWorker { place: usize, lasting: Duration },
+    DrainWorker { place: usize, back_after: Duration },
+    SlowWorker { place: usize, factor: u64, lasting: Duration },
+    PriceChange { place: usize, usd_micro_per_hour: i64 },
+    CrashCoordinator { place: usize, back_after: Duration },
+    PauseCoordinator { place: usize, lasting: Duration },
+    CutCoordinator { place: usize, lasting: Duration },
+    ServerDown { lasting: Duration },
+    FullStream { results: bool, lasting: Duration },
+    LoseRequests { one_in: u64, lasting: Duration },
+    LoseAnswers { one_in: u64, lasting: Duration },
+    DoubleMessages { lasting: Duration },
+    SkewWorker { place: usize, ms: i64 },
+    SkewCoordinator { place: usize, ms: i64 },
+}
+
+impl Scenario {
+    pub fn of(seed: u64) -> Scenario {
+        let mut chance = Chance::new(seed);
+        let n_workers = chance.within(1, 5) as usize;
+        let workers = (0..n_workers).map(|place| WorkerPlan {
+            slots: chance.within(1, 6) as usize,
+            rate_tok_s: chance.within(20, 400),
+            price_usd_micro_per_hour: chance.within(50_000, 3_000_000) as i64,
+            claims_percent: if chance.one_in(4) { chance.within(10, 1000) } else { 100 },
+            // Now and then two engines share a pod.
+            pod: if place > 0 && chance.one_in(4) { place - 1 } else { place },
+        });
+        let workers: Vec<WorkerPlan> = workers.collect();
+        let coordinators = chance.within(1, 2) as usize;
+        let batches = (0..chance.within(1, 3)).map(|_| batch(&mut chance)).collect();
+        let count = chance.within(0, 12) as usize;
+        let mut faults: Vec<(usize, u64, Fault)> = (0..count)
+            .map(|number| {
+                let at = chance.within(FAULTS_MS.0, FAULTS_MS.1);
+                (number, at, fault(&mut chance, n_workers, coordinators))
+            })
+            .collect();
+        faults.sort_by_key(|(number, at, _)| (*at, *number));
+        Scenario { seed, workers, coordinators, batches, faults }
+    }
+
+    /// Only the faults with these numbers.
+    #[must_use]
+    pub fn keeping(mut self, numbers: &[usize]) -> Scenario {
+        self.faults.retain(|(number, _, _)| numbers.contains(number));
+        self
+    }
+}
+
+fn batch(chance: &mut Chance) -> BatchPlan {
+    let lines = chance.within(1, 120) as u32;
+    BatchPlan {
+        at_ms: chance.within(0, 10_000),
+        lines,
+        tokens_max: chance.within(1, 60) as u32,
+        tenant: chance.within(0, 1) as usize,
+        priority: chance.within(0, 4) as i8 - 2,
+        window_ms: chance.one_in(6).then(|| chance.within(3_000, 60_000)),
+        budget_usd_micro: chance.one_in(5).then(|| chance.within(10, 20_000) as i64),
+        cancel_at_ms: chance.one_in(8).then(|| chance.within(11_000, 40_000)),
+        killer: chance.one_in(12).then(|| chance.within(0, u64::from(lines) - 1) as u32),
+    }
+}
+
+fn fault(chance: &mut Chance, workers: usize, coordinators: usize) -> Fault {
+    let lasting = Duration::from_millis(match chance.within(0, 3) {
+        0 => chance.within(50, 1_000),
+        1 | 2 => chance.within(1_000, 8_000),
+        // Longer than the ack wait.
+        _ => chance.within(20_000, 30_000),
+    });
+    let worker = chance.within(0, workers as u64 - 1) as usize;
+    let coordinator = chance.within(0, coordinators as u64 - 1) as usize;
+    let one_in = chance.within(2, 20);
+    match chance.within(0, 17) {
+        0 | 1 => Fault::CrashWorker { place: worker, back_after: lasting },
+        2 => Fault::PauseWorker { place: worker, lasting },
+        3 => Fault::CutWorker { place: worker, lasting },
+        4 => Fault::DrainWorker { place: worker, back_after: lasting },
+        5 => Fault::SlowWorker { place: worker, factor: chance.within(2, 20), lasting },
+        6 => Fault::PriceChange { place: worker, usd_micro_per_hour: chance.within(0, 5_000_000) as i64 },
+        7 | 8 => Fault::CrashCoordinator { place: coordinator, back_after: lasting },
+        9 => Fault::PauseCoordinator { place: coordinator, lasting },
+        10 => Fault::CutCoordinator { place: coordinator, lasting },
+        11 => Fault::ServerDown { lasting },
+        12 => Fault::FullStream { results: chance.one_in(2), lasting },
+        13 => Fault::LoseRequests { one_in, lasting },
+        14 => Fault::LoseAnswers { one_in, lasting },
+        15 => Fault::DoubleMessages { lasting },
+        16 => Fault::SkewWorker { place: worker, ms: chance.within(0, 20_000) as i64 - 10_000 },
+        _ => Fault::SkewCoordinator { place: coordinator, ms: chance.within(0, 6_000) as i64 - 3_000 },
+    }
+}

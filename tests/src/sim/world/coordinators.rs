@@ -1,0 +1,580 @@
+//! Coordinators: the real core, the lease, the replay of RESULTS, and the shell's operations on the simulated server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ternfleet_coordinator::core::{
+    Action, Answer, BatchRecord, BatchSlot, Content, Core, Event, Fed, HandOut, JobRef, Lead, Limits,
+    Outputs, Task, Trace, Verdict,
+};
+use ternfleet_proto::bus::{BusError, Publish};
+use ternfleet_proto::message::{
+    Checkpoint, Control, Event as Audit, Failure, FailureCode, Generation, Heartbeat, Input, JobResult, Line,
+    Order, Outcome, Prompt, Sampling,
+};
+use ternfleet_proto::openai::Endpoint;
+use ternfleet_proto::{BatchId, LeaderRevision, TimeMs, codec, table};
+
+use super::super::JetStream;
+use super::super::scenario::BatchPlan;
+use super::{Life, Occurrence, World};
+
+const TICK_MS: u64 = 200;
+const LEASE: Duration = Duration::from_secs(2);
+const ASK_EVERY_MS: u64 = 400;
+const READ_EVERY_MS: u64 = 10;
+/// As the shell: so many attempts, then the hand-over is begun anew.
+const HAND_ATTEMPTS: u32 = 20;
+const WAIT_MS: u64 = 150;
+const LEADER: &str = "leader";
+const TERM: &str = "term";
+
+/// A request on its way to the server, and what is done again until it is answered.
+#[derive(Debug, Clone)]
+pub(super) enum Duty {
+    AskForLease { asked_at: TimeMs },
+    CountTerm { revision: u64, renewed_at: TimeMs },
+    RenewLease,
+    Action { action: Box<Action>, leader: LeaderRevision, attempt: u32 },
+}
+
+/// Where a coordinator stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Reading what is there; done when this sequence of RESULTS is reached.
+    Warming {
+        until: u64,
+    },
+    Standby,
+    Leading {
+        lease_revision: u64,
+        renewed_at: TimeMs,
+        leader: LeaderRevision,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct CoordinatorNode {
+    place: usize,
+    lives: u32,
+    core: Option<Core>,
+    role: Role,
+    next_result: u64,
+    pub(super) paused: u32,
+    pub(super) cut: u32,
+    pub(super) skew_ms: i64,
+}
+
+impl CoordinatorNode {
+    pub(super) fn off(place: usize) -> CoordinatorNode {
+        CoordinatorNode {
+            place,
+            lives: 0,
+            core: None,
+            role: Role::Standby,
+            next_result: 1,
+            paused: 0,
+            cut: 0,
+            skew_ms: 0,
+        }
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.core = None;
+    }
+
+    pub(super) fn leads(&self) -> bool {
+        self.core.is_some() && matches!(self.role, Role::Leading { .. })
+    }
+
+    pub(super) fn reachable(&self) -> bool {
+        self.cut == 0 && self.paused == 0
+    }
+
+    pub(super) fn life(&self) -> Option<Life> {
+        self.core.is_some().then_some(Life { place: self.place, number: self.lives })
+    }
+
+    pub(super) fn find(&self, batch: &BatchId) -> Option<BatchSlot> {
+        self.core.as_ref()?.find(batch)
+    }
+
+    fn lives_as(&self, life: Life) -> bool {
+        self.core.is_some() && self.lives == life.number
+    }
+}
+
+pub(in super::super) fn stored_record(net: &mut JetStream, now: TimeMs, id: &BatchId) -> Option<BatchRecord> {
+    let entry = net.kv_get(now, table::KV_BATCHES, id.as_str()).ok()??;
+    codec::decode(&entry.value).ok()
+}
+
+fn stored_records(net: &mut JetStream, now: TimeMs) -> Vec<BatchRecord> {
+    let entries = net.kv_entries(now, table::KV_BATCHES).unwrap_or_default();
+    let mut records: Vec<BatchRecord> =
+        entries.iter().filter_map(|entry| codec::decode(&entry.value).ok()).collect();
+    records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    records
+}
+
+impl World {
+    /// The process comes up: what is stored is read, then the lease is asked for.
+    pub(super) fn start_coordinator(&mut self, place: usize) {
+        let node = &self.coordinators[place];
+        if node.core.is_some() {
+            return;
+        }
+        if node.cut > 0 || self.server_down > 0 {
+            self.at(500, Occurrence::StartCoordinator(place));
+            return;
+        }
+        let records = stored_records(&mut self.net, self.now);
+        let end = self.net.stream_facts(table::RESULTS).map_or(0, |facts| facts.last_sequence);
+        let live = records.iter().filter(|record| !record.state.is_terminal());
+        let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
+        let limits = Limits { text_bytes_max: 64 << 20, ..Limits::default() };
+        let node = &mut self.coordinators[place];
+        node.lives += 1;
+        node.core = Some(Core::new(self.key.clone(), limits));
+        node.next_result = from;
+        node.role = Role::Warming { until: end };
+        let life = Life { place, number: node.lives };
+        for record in records {
+            self.coordinator_on(life, Event::BatchKnown(Box::new(record)));
+        }
+        self.at(1, Occurrence::ReadResults(life));
+        self.at(TICK_MS, Occurrence::CoordinatorTick(life));
+    }
+
+    pub(super) fn coordinator_tick(&mut self, life: Life) {
+        if !self.coordinators[life.place].lives_as(life) {
+            return;
+        }
+        self.at(TICK_MS, Occurrence::CoordinatorTick(life));
+        if self.coordinators[life.place].paused == 0 {
+            self.coordinator_on(life, Event::Tick);
+            self.turn(life);
+            self.check.violations(self.coordinators[life.place].core.as_ref());
+        }
+    }
+
+    pub(super) fn coordinator_event(&mut self, life: Life, event: Event) {
+        if !self.coordinators[life.place].lives_as(life) {
+            return;
+        }
+        if self.coordinators[life.place].paused > 0 {
+            self.at(20, Occurrence::CoordinatorEvent(life, Box::new(event)));
+            return;
+        }
+        self.coordinator_on(life, event);
+        self.turn(life);
+    }
+
+    fn coordinator_on(&mut self, life: Life, event: Event) {
+        let now = self.skewed(self.coordinators[life.place].skew_ms);
+        let Some(core) = self.coordinators[life.place].core.as_mut() else { return };
+        let mut actions = Vec::new();
+        core.on(now, event, &mut actions);
+        for action in actions {
+            self.coordinator_action(life, action);
+        }
+    }
+
+    /// R1: a second look at the same state hands out nothing more.
+    fn turn(&mut self, life: Life) {
+        self.coordinator_on(life, Event::Turn);
+        let now = self.skewed(self.coordinators[life.place].skew_ms);
+        let Some(core) = self.coordinators[life.place].core.as_mut() else { return };
+        let mut again = Vec::new();
+        core.on(now, Event::Turn, &mut again);
+        self.check.planned_again(&again);
+        for action in again {
+            self.coordinator_action(life, action);
+        }
+    }
+
+    fn coordinator_action(&mut self, life: Life, action: Action) {
+        let Role::Leading { leader, .. } = self.coordinators[life.place].role else { return };
+        match action {
+            Action::Scan { batch } => {
+                let Some(lines) = self.plan_of(life, batch).map(|plan| plan.lines) else { return };
+                self.at(5, Occurrence::CoordinatorEvent(life, Box::new(Event::Scanned { batch, lines })));
+            }
+            Action::Read { batch, from, lines, skip } => {
+                let Some(plan) = self.plan_of(life, batch) else { return };
+                let event = read_lines(&plan, batch, from, lines, &skip);
+                self.at(3, Occurrence::CoordinatorEvent(life, Box::new(event)));
+            }
+            Action::Write { batch } => {
+                let outputs = Ok(Outputs { output_object: Some("output".into()), error_object: None });
+                self.at(20, Occurrence::CoordinatorEvent(life, Box::new(Event::Written { batch, outputs })));
+            }
+            Action::Tell { worker, order } => {
+                if let Order::Revoke { job, epoch } = &order {
+                    self.check.revoked(job, *epoch);
+                }
+                if let Order::Cancel { batch } = &order {
+                    self.check.ending(batch);
+                }
+                if self.coordinators[life.place].cut == 0 && self.server_down == 0 {
+                    let copies = 1 + u32::from(self.doubling > 0);
+                    for _ in 0..copies {
+                        let delay = self.latency();
+                        let control = Control { leader, order: order.clone() };
+                        self.at(delay, Occurrence::Order(worker.clone(), control));
+                    }
+                }
+            }
+            Action::StopReading { .. } | Action::ClearWork | Action::Announce { .. } => {}
+            action => {
+                let delay = self.latency();
+                let duty = Duty::Action { action: Box::new(action), leader, attempt: 0 };
+                self.at(delay, Occurrence::CoordinatorDuty(life, duty));
+            }
+        }
+    }
+
+    fn plan_of(&self, life: Life, slot: BatchSlot) -> Option<BatchPlan> {
+        let core = self.coordinators[life.place].core.as_ref()?;
+        self.plans.get(&core.batch(slot)?.record.id).cloned()
+    }
+
+    /// RESULTS in stream order; with everything read that was there at the start, the lease is asked for.
+    pub(super) fn read_results(&mut self, life: Life) {
+        if !self.coordinators[life.place].lives_as(life) {
+            return;
+        }
+        self.at(READ_EVERY_MS, Occurrence::ReadResults(life));
+        let node = &self.coordinators[life.place];
+        if node.paused > 0 || node.cut > 0 || self.server_down > 0 {
+            return;
+        }
+        for _ in 0..64 {
+            let from = self.coordinators[life.place].next_result;
+            let found = self.net.next_message(table::RESULTS, table::results_all(), from).ok().flatten();
+            let Some(message) = found else { break };
+            self.coordinators[life.place].next_result = message.sequence + 1;
+            let Ok(result) = codec::decode::<JobResult>(&message.payload) else { continue };
+            self.learn(life, &result.job.batch);
+            let answer = Box::new(answer_of(&result));
+            self.coordinator_on(life, Event::Answer { sequence: message.sequence, answer });
+            let core = self.coordinators[life.place].core.as_ref();
+            self.check.agrees(core, &result.job);
+        }
+        self.turn(life);
+        let node = &mut self.coordinators[life.place];
+        if let Role::Warming { until } = node.role
+            && node.next_result > until
+        {
+            node.role = Role::Standby;
+            self.at(0, Occurrence::CoordinatorDuty(life, Duty::AskForLease { asked_at: self.now }));
+        }
+    }
+
+    /// A standby may hear an answer before it hears of the batch.
+    fn learn(&mut self, life: Life, batch: &BatchId) {
+        if self.coordinators[life.place].find(batch).is_none()
+            && let Some(record) = stored_record(&mut self.net, self.now, batch)
+        {
+            self.coordinator_on(life, Event::BatchKnown(Box::new(record)));
+        }
+    }
+
+    pub(super) fn hear_beat(&mut self, beat: Heartbeat) {
+        for place in 0..self.coordinators.len() {
+            let node = &self.coordinators[place];
+            // Nothing waits for a stopped process for ever; here nothing waits at all.
+            if let (Some(life), 0, 0) = (node.life(), node.cut, node.paused) {
+                self.coordinator_event(life, Event::Heartbeat(Box::new(beat.clone())));
+            }
+        }
+    }
+
+    pub(super) fn coordinator_duty(&mut self, life: Life, duty: Duty) {
+        if !self.coordinators[life.place].lives_as(life) {
+            return;
+        }
+        if self.coordinators[life.place].paused > 0 {
+            self.at(20, Occurrence::CoordinatorDuty(life, duty));
+            return;
+        }
+        match duty {
+            Duty::AskForLease { asked_at } => self.ask_for_lease(life, asked_at),
+            Duty::CountTerm { revision, renewed_at } => self.count_term(life, revision, renewed_at),
+            Duty::RenewLease => self.renew_lease(life),
+            Duty::Action { action, leader, attempt } => self.perform(life, *action, leader, attempt),
+        }
+    }
+
+    fn ask_for_lease(&mut self, life: Life, asked_at: TimeMs) {
+        let cut = self.coordinators[life.place].cut > 0;
+        let value = codec::encode(&format!("c{}", life.place));
+        let asked =
+            self.attempt(cut, |net, now| net.kv_create(now, table::KV_CONTROL, LEADER, value, Some(LEASE)));
+        match asked {
+            Ok(revision) if self.now.since(asked_at) < LEASE => {
+                let duty = Duty::CountTerm { revision, renewed_at: asked_at };
+                self.at(2, Occurrence::CoordinatorDuty(life, duty));
+            }
+            _ => {
+                let asked_at = TimeMs(self.now.0 + ASK_EVERY_MS);
+                self.at(ASK_EVERY_MS, Occurrence::CoordinatorDuty(life, Duty::AskForLease { asked_at }));
+            }
+        }
+    }
+
+    fn count_term(&mut self, life: Life, revision: u64, renewed_at: TimeMs) {
+        let cut = self.coordinators[life.place].cut > 0;
+        let counted = self.attempt(cut, |net, now| {
+            let entry = net.kv_get(now, table::KV_CONTROL, TERM)?;
+            let term =
+                entry.as_ref().and_then(|entry| codec::decode::<u32>(&entry.value).ok()).unwrap_or(0) + 1;
+            net.kv_set(now, table::KV_CONTROL, TERM, codec::encode(&term), None, None)?;
+            Ok(term)
+        });
+        let Ok(term) = counted else { return self.depose(life) };
+        self.tally.leaders += 1;
+        let leader = LeaderRevision(revision);
+        self.check.led(leader);
+        // What the last leader stored in its last moments may not have been heard.
+        for record in stored_records(&mut self.net, self.now) {
+            self.coordinator_on(life, Event::BatchKnown(Box::new(record)));
+        }
+        let _ = self.attempt(cut, |net, _| net.purge(&table::work_stream(0), &table::work_all(0)));
+        self.coordinators[life.place].role = Role::Leading { lease_revision: revision, renewed_at, leader };
+        self.coordinator_on(life, Event::Lead(Lead { revision: leader, term }));
+        self.turn(life);
+        self.at(LEASE.as_millis() as u64 / 4, Occurrence::CoordinatorDuty(life, Duty::RenewLease));
+    }
+
+    fn renew_lease(&mut self, life: Life) {
+        let node = &self.coordinators[life.place];
+        let Role::Leading { lease_revision, renewed_at, leader } = node.role else { return };
+        let cut = node.cut > 0;
+        let value = codec::encode(&format!("c{}", life.place));
+        let renewed = self.attempt(cut, |net, now| {
+            net.kv_set(now, table::KV_CONTROL, LEADER, value, Some(lease_revision), Some(LEASE))
+        });
+        let late = self.now.since(renewed_at) >= LEASE;
+        match renewed {
+            Ok(lease_revision) => {
+                let role = Role::Leading { lease_revision, renewed_at: self.now, leader };
+                self.coordinators[life.place].role = role;
+            }
+            Err(BusError::Unreachable(_)) if !late => {}
+            Err(_) => return self.depose(life),
+        }
+        self.at(LEASE.as_millis() as u64 / 4, Occurrence::CoordinatorDuty(life, Duty::RenewLease));
+    }
+
+    /// The lease is lost: begin anew as a standby.
+    fn depose(&mut self, life: Life) {
+        self.coordinators[life.place].stop();
+        self.at(500, Occurrence::StartCoordinator(life.place));
+    }
+
+    /// An operation of the leader, as its shell does it: again and again while nobody answers.
+    fn perform(&mut self, life: Life, action: Action, leader: LeaderRevision, attempt: u32) {
+        let cut = self.coordinators[life.place].cut > 0;
+        let done = match &action {
+            Action::Hand(hand) => self.hand_over(life, cut, hand, attempt),
+            Action::Withdraw { job, key, epoch, shard, sequence } => {
+                let (stream, subject) = (table::work_stream(*shard), table::checkpoint(key));
+                self.check.revoked(key, *epoch);
+                let read = self.attempt(cut, |net, now| {
+                    if let Some(sequence) = sequence {
+                        net.delete_message(&stream, *sequence)?;
+                    }
+                    net.last_on_subject(now, table::CHECKPOINTS, &subject)
+                });
+                read.map(|last| {
+                    let trace = last.and_then(|message| codec::decode::<Checkpoint>(&message.payload).ok());
+                    let trace = trace.map(trace_of);
+                    self.answer_to(life, Event::Withdrawn { job: *job, epoch: *epoch, trace });
+                })
+            }
+            Action::Answer(result) => {
+                let subject = table::result(&result.tenant, &result.job, &result.worker);
+                let how = Publish { expect_last_on_subject: Some(0), ..Publish::default() };
+                let payload = codec::encode(&**result);
+                let stored = self.attempt(cut, |net, now| net.publish(now, &subject, payload, &how));
+                self.check.results(&self.net);
+                match stored {
+                    Err(BusError::WrongLastSequence) => Ok(()),
+                    other => other.map(drop),
+                }
+            }
+            Action::Register { worker, shard } => {
+                let consumers = table::work_consumers(*shard, worker);
+                let made = self.attempt(cut, |net, _| {
+                    net.ensure_stream(&table::work_stream_spec(*shard, 1))?;
+                    consumers.iter().try_for_each(|consumer| net.ensure_consumer(consumer))
+                });
+                let event = Event::Registered { worker: worker.clone(), shard: *shard };
+                made.map(|()| self.answer_to(life, event))
+            }
+            Action::Retire { worker, shard } => {
+                let consumers = table::work_consumers(*shard, worker);
+                self.attempt(cut, |net, _| {
+                    for consumer in &consumers {
+                        // It may be gone already.
+                        let _ = net.delete_consumer(&consumer.stream, &consumer.name);
+                        net.purge(&consumer.stream, &consumer.filter)?;
+                    }
+                    Ok(())
+                })
+            }
+            Action::Forget { batch } => {
+                let filter = table::checkpoints_of(batch);
+                self.attempt(cut, |net, _| net.purge(table::CHECKPOINTS, &filter)).map(drop)
+            }
+            Action::Record(record) => {
+                let (value, id) = (codec::encode(&**record), record.id.clone());
+                let stored = self.attempt(cut, |net, now| {
+                    net.kv_set(now, table::KV_BATCHES, id.as_str(), value, None, None)
+                });
+                self.check.recorded(record);
+                stored.map(|_| self.follow(life, &id))
+            }
+            Action::Audit(what) => {
+                let event = Audit { at: self.now, leader, what: what.clone() };
+                let subject = table::event("simulated");
+                let payload = codec::encode(&event);
+                self.attempt(cut, |net, now| net.publish(now, &subject, payload, &Publish::default()))
+                    .map(drop)
+            }
+            Action::Dead { tenant, key, .. } => {
+                self.tally.dead += 1;
+                let subject = table::dead(tenant, key);
+                let how = Publish::default();
+                self.attempt(cut, |net, now| net.publish(now, &subject, "dead".into(), &how)).map(drop)
+            }
+            _ => Ok(()),
+        };
+        if let Err(BusError::Unreachable(_) | BusError::Full { .. }) = done {
+            let wait = WAIT_MS * u64::from(attempt + 1).min(13);
+            let duty = Duty::Action { action: Box::new(action), leader, attempt: attempt + 1 };
+            self.at(wait, Occurrence::CoordinatorDuty(life, duty));
+        }
+    }
+
+    fn hand_over(
+        &mut self,
+        life: Life,
+        cut: bool,
+        hand: &HandOut,
+        attempt: u32,
+    ) -> ternfleet_proto::bus::Result<()> {
+        let HandOut { job, shard, worker, work } = hand;
+        let subject = table::work(*shard, worker, work.lane);
+        let id = table::work_message_id(&work.job, work.epoch);
+        let how = Publish { message_id: Some(id), ..Publish::default() };
+        let payload = codec::encode(work);
+        let handed = |job: JobRef, sequence| Event::Handed { job, epoch: work.epoch, sequence };
+        if attempt >= HAND_ATTEMPTS {
+            self.answer_to(life, handed(*job, None));
+            return Ok(());
+        }
+        match self.attempt(cut, |net, now| net.publish(now, &subject, payload, &how)) {
+            Ok(stored) => self.answer_to(life, handed(*job, Some(stored.sequence))),
+            Err(unreachable @ BusError::Unreachable(_)) => return Err(unreachable),
+            Err(_) => self.answer_to(life, handed(*job, None)),
+        }
+        Ok(())
+    }
+
+    fn answer_to(&mut self, life: Life, event: Event) {
+        let delay = self.latency();
+        self.at(delay, Occurrence::CoordinatorEvent(life, Box::new(event)));
+    }
+
+    /// Standbys hear of a stored record and read it.
+    fn follow(&mut self, from: Life, id: &BatchId) {
+        let Some(record) = stored_record(&mut self.net, self.now, id) else { return };
+        for place in 0..self.coordinators.len() {
+            let node = &self.coordinators[place];
+            if place == from.place || node.leads() || !node.reachable() {
+                continue;
+            }
+            if let Some(life) = node.life() {
+                let event = Event::BatchKnown(Box::new(record.clone()));
+                self.at(2, Occurrence::CoordinatorEvent(life, Box::new(event)));
+            }
+        }
+    }
+}
+
+/// As the shell's: everything but the text.
+pub(in super::super) fn answer_of(result: &JobResult) -> Answer {
+    let verdict = match &result.outcome {
+        Outcome::Text(generated) => Verdict::Good { ids_digest: generated.ids_digest },
+        Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault => Verdict::Fault,
+        Outcome::Failed(_) => Verdict::Bad,
+    };
+    Answer {
+        job: result.job.clone(),
+        epoch: result.epoch,
+        attempt: result.attempt,
+        worker: result.worker.clone(),
+        tag: result.tag,
+        verdict,
+        prompt_tokens: result.usage.prompt_tokens,
+        completion_tokens: result.usage.completion_tokens,
+        repeated_tokens: result.usage.repeated_tokens,
+        finished_at: result.finished_at,
+    }
+}
+
+fn trace_of(checkpoint: Checkpoint) -> Trace {
+    Trace {
+        attempt: checkpoint.attempt,
+        epoch: checkpoint.epoch,
+        owner: checkpoint.owner,
+        host: checkpoint.host,
+        generated: checkpoint.generated.len() as u32,
+        released: checkpoint.released,
+    }
+}
+
+/// The batch's input: every eleventh line is blank, every seventh is none, the rest are requests.
+fn read_lines(plan: &BatchPlan, batch: BatchSlot, from: u32, lines: u32, skip: &[u64]) -> Event {
+    let next = from.saturating_add(lines).min(plan.lines).max(from);
+    let skipped = |index: u32| {
+        let offset = index - from;
+        skip.get((offset / 64) as usize).is_some_and(|word| word & (1 << (offset % 64)) != 0)
+    };
+    let fed = (from..next)
+        .filter(|index| !skipped(*index))
+        .map(|index| Fed { index, content: content(plan, index) });
+    Event::Lines { batch, lines: fed.collect(), next, end: next >= plan.lines }
+}
+
+fn content(plan: &BatchPlan, index: u32) -> Content {
+    let line =
+        Line { custom_id: Some(format!("line-{}", index + 1)), endpoint: Endpoint::Completions, model: None };
+    if index % 11 == 10 {
+        return Content::Blank;
+    }
+    if index % 7 == 6 {
+        let failure = Failure { code: FailureCode::InvalidRequest, message: "simulated".into() };
+        return Content::Bad(Box::new((line, failure)));
+    }
+    let generation = Generation {
+        prompt: Prompt::Tokens(vec![index; 12]),
+        max_tokens: Some(plan.tokens_max),
+        sampling: Sampling::default(),
+        seed: 1,
+        stop: Vec::new(),
+        logprobs: None,
+        echo: false,
+        stream: false,
+    };
+    let task =
+        Task { line, input: Input::Inline(generation), tokens_estimate: 12 + plan.tokens_max, bytes: 100 };
+    Content::Good(Arc::new(task))
+}
+
+/// Blank lines, which have no answer.
+pub(in super::super) fn blanks(lines: u32) -> u32 {
+    (0..lines).filter(|index| index % 11 == 10).count() as u32
+}

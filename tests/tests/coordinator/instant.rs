@@ -1,0 +1,261 @@
+//! A worker that answers at once: the whole protocol of a worker, no engine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use ternfleet_proto::bus::{Bus, BusError, Delivery, Publish, Settle};
+use ternfleet_proto::message::{
+    Checkpoint, Control, Finish, Generated, Heartbeat, Input, JobResult, Order, Outcome, Prompt, RatePoint,
+    Timing, Usage, Work, WorkerCounters, WorkerState,
+};
+use ternfleet_proto::{Attempt, LeaderRevision, TimeMs, UsdMicro, WorkerId, codec, table};
+use tokio_util::sync::CancellationToken;
+
+/// How it behaves.
+#[derive(Debug, Clone)]
+pub(crate) struct Manner {
+    pub(crate) host: String,
+    pub(crate) slots: u32,
+    pub(crate) rate_tok_s: f64,
+    pub(crate) price: UsdMicro,
+    /// Writes claims, as a real worker does.
+    pub(crate) claims: bool,
+    /// Time that each job takes.
+    pub(crate) takes: Duration,
+    pub(crate) model: String,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self {
+            host: "host-a".to_owned(),
+            slots: 64,
+            rate_tok_s: 100_000.0,
+            price: UsdMicro(340_000),
+            claims: true,
+            takes: Duration::ZERO,
+            model: "instant".to_owned(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    done: AtomicU64,
+    running: AtomicU32,
+    leader: AtomicU64,
+    pulling: AtomicBool,
+}
+
+/// Stops when dropped, as by kill -9: without a word.
+#[derive(Debug)]
+pub(crate) struct InstantWorker {
+    pub(crate) id: WorkerId,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Drop for InstantWorker {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl InstantWorker {
+    pub(crate) async fn start(bus: Arc<dyn Bus>, name: &str, manner: Manner) -> Self {
+        let id: WorkerId = name.parse().unwrap();
+        let shared = Arc::new(Shared {
+            done: AtomicU64::new(0),
+            running: AtomicU32::new(0),
+            leader: AtomicU64::new(0),
+            pulling: AtomicBool::new(false),
+        });
+        let stop = CancellationToken::new();
+        let mut orders = bus.subscribe(&table::control(&id)).await.unwrap();
+        let beat = tokio::spawn(beat(Arc::clone(&bus), id.clone(), manner.clone(), Arc::clone(&shared)));
+        let (work_bus, work_id, work_shared) = (Arc::clone(&bus), id.clone(), Arc::clone(&shared));
+        let listen = tokio::spawn(async move {
+            let mut pullers = tokio::task::JoinSet::new();
+            while let Some(note) = orders.next().await {
+                let Ok(control) = codec::decode::<Control>(&note.payload) else { continue };
+                let Order::Assigned { shard, interactive, batch } = control.order else { continue };
+                work_shared.leader.store(control.leader.0, Ordering::Relaxed);
+                if work_shared.pulling.swap(true, Ordering::Relaxed) {
+                    continue;
+                }
+                for consumer in [interactive, batch] {
+                    pullers.spawn(pull(
+                        Arc::clone(&work_bus),
+                        work_id.clone(),
+                        table::work_stream(shard),
+                        consumer,
+                        manner.clone(),
+                        Arc::clone(&work_shared),
+                    ));
+                }
+            }
+        });
+        Self { id, shared, stop, tasks: vec![beat, listen] }
+    }
+
+    pub(crate) fn done(&self) -> u64 {
+        self.shared.done.load(Ordering::Relaxed)
+    }
+}
+
+async fn beat(bus: Arc<dyn Bus>, id: WorkerId, manner: Manner, shared: Arc<Shared>) {
+    let started_at = TimeMs::now();
+    loop {
+        let done = shared.done.load(Ordering::Relaxed);
+        let heartbeat = Heartbeat {
+            worker: id.clone(),
+            pod: format!("pod-{id}"),
+            host: manner.host.clone(),
+            pod_class: "test".to_owned(),
+            price_usd_micro_per_hour: manner.price,
+            state: WorkerState::Ready,
+            model: manner.model.clone(),
+            model_digest: format!("digest-of-{}", manner.model),
+            numerics: "test-1".to_owned(),
+            context_tokens: 4096,
+            slots: manner.slots,
+            slots_in_use: shared.running.load(Ordering::Relaxed).min(manner.slots),
+            kv_pages: 0,
+            kv_pages_free: 0,
+            threads: 1,
+            isa: "scalar".to_owned(),
+            calibration: vec![RatePoint { batch: 1, tok_s: manner.rate_tok_s }],
+            prefill_tok_s: manner.rate_tok_s,
+            decode_tok_s: manner.rate_tok_s,
+            counters: WorkerCounters { jobs_done: done, ..WorkerCounters::default() },
+            leader_seen: LeaderRevision(shared.leader.load(Ordering::Relaxed)),
+            version: "test".to_owned(),
+            started_at,
+            at: TimeMs::now(),
+            running: Vec::new(),
+        };
+        let _ = bus.send(&table::heartbeat(&id), codec::encode(&heartbeat)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+async fn pull(
+    bus: Arc<dyn Bus>,
+    id: WorkerId,
+    stream: String,
+    consumer: String,
+    manner: Manner,
+    shared: Arc<Shared>,
+) {
+    loop {
+        let pulled =
+            bus.pull(&stream, &consumer, manner.slots as usize * 4, Duration::from_millis(500)).await;
+        let Ok(deliveries) = pulled else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let answer = |delivery: Delivery| {
+            let (bus, id, manner, shared) = (&bus, &id, &manner, &shared);
+            async move {
+                shared.running.fetch_add(1, Ordering::Relaxed);
+                run(bus, id, manner, shared, delivery).await;
+                shared.running.fetch_sub(1, Ordering::Relaxed);
+            }
+        };
+        futures::stream::iter(deliveries).for_each_concurrent(manner.slots as usize, answer).await;
+    }
+}
+
+/// Claim, answer, ack: in this order.
+async fn run(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, shared: &Shared, delivery: Delivery) {
+    let Ok(work) = codec::decode::<Work>(&delivery.payload) else {
+        let _ = bus.settle(&delivery, Settle::Term).await;
+        return;
+    };
+    if manner.claims && !claim(bus, id, manner, &work).await {
+        let _ = bus.settle(&delivery, Settle::Ack).await;
+        return;
+    }
+    if !manner.takes.is_zero() {
+        tokio::time::sleep(manner.takes).await;
+    }
+    let result = answer(id, &work);
+    let subject = table::result(&work.tenant, &work.job, id);
+    let how = Publish { expect_last_on_subject: Some(0), ..Publish::default() };
+    let stored = match bus.enqueue(&subject, codec::encode(&result), how).await {
+        Ok(ack) => ack.await,
+        Err(error) => Err(error),
+    };
+    match stored {
+        Ok(_) | Err(BusError::WrongLastSequence) => {
+            shared.done.fetch_add(1, Ordering::Relaxed);
+            let _ = bus.settle(&delivery, Settle::Ack).await;
+        }
+        Err(_) => {
+            let _ = bus.settle(&delivery, Settle::Nak(Duration::from_millis(100))).await;
+        }
+    }
+}
+
+async fn claim(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, work: &Work) -> bool {
+    let subject = table::checkpoint(&work.job);
+    let Ok(last) = bus.last_on_subject(table::CHECKPOINTS, &subject).await else { return false };
+    let before: Option<Checkpoint> = last.as_ref().and_then(|m| codec::decode(&m.payload).ok());
+    if before.as_ref().is_some_and(|before| before.epoch > work.epoch) {
+        return false;
+    }
+    let checkpoint = Checkpoint {
+        job: work.job.clone(),
+        epoch: work.epoch,
+        attempt: Attempt(before.map_or(0, |before| before.attempt.0) + 1),
+        owner: id.clone(),
+        host: manner.host.clone(),
+        leader: work.leader,
+        model_digest: work.model_digest.clone(),
+        numerics: work.numerics.clone(),
+        generated: Vec::new(),
+        logprobs: Vec::new(),
+        claim: true,
+        released: false,
+        at: TimeMs::now(),
+    };
+    let how = Publish { expect_last_on_subject: Some(last.map_or(0, |m| m.sequence)), ..Publish::default() };
+    bus.publish(&subject, codec::encode(&checkpoint), how).await.is_ok()
+}
+
+/// The prompt, backwards: the same on every worker.
+fn answer(id: &WorkerId, work: &Work) -> JobResult {
+    let prompt = match &work.input {
+        Input::Inline(generation) => match &generation.prompt {
+            Prompt::Text(text) => text.clone(),
+            other => format!("{other:?}"),
+        },
+        Input::Object(name) => name.clone(),
+    };
+    let text: String = prompt.chars().rev().collect();
+    let ids: Vec<u32> = text.chars().map(u32::from).collect();
+    JobResult {
+        job: work.job.clone(),
+        tenant: work.tenant.clone(),
+        epoch: work.epoch,
+        attempt: Attempt(work.attempts_before.0 + 1),
+        worker: id.clone(),
+        tag: work.tag,
+        line: work.line.clone(),
+        outcome: Outcome::Text(Generated {
+            ids_digest: Generated::digest_of(&ids),
+            text,
+            finish: Finish::Stop,
+            logprobs: Vec::new(),
+        }),
+        usage: Usage { prompt_tokens: 5, completion_tokens: 10, ..Usage::default() },
+        timing: Timing::default(),
+        finished_at: TimeMs::now(),
+    }
+}

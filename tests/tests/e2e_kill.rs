@@ -1,0 +1,82 @@
+//! `kill -9` in the middle of a batch, on real processes: nothing is lost, nothing is doubled, and the texts are the
+//! ones that nobody's death would have changed.
+
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use ternfleet_tests::program::{LocalFleet, json_lines, wait_for};
+
+const JOBS: usize = 40;
+
+fn long_batch() -> String {
+    let line = |n: usize| {
+        json!({
+            "custom_id": format!("job-{n}"),
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"prompt": format!("There was once a king who had {n} sons"), "max_tokens": 180, "seed": n},
+        })
+    };
+    (0..JOBS).map(|n| format!("{}\n", line(n))).collect()
+}
+
+/// Text by custom id; panics on an error line and on an id that comes twice.
+fn texts(file: &str) -> BTreeMap<String, String> {
+    let mut texts = BTreeMap::new();
+    for line in json_lines(&std::fs::read_to_string(file).unwrap()).unwrap() {
+        assert!(line["error"].is_null(), "{line}");
+        let text = line["response"]["body"]["choices"][0]["text"].as_str().unwrap().to_owned();
+        let doubled = texts.insert(line["custom_id"].as_str().unwrap().to_owned(), text);
+        assert!(doubled.is_none(), "answered twice: {line}");
+    }
+    texts
+}
+
+/// Runs the batch undisturbed, then again with a victim killed after the first answers; both must agree.
+fn survives_the_death_of(victim: &str) {
+    let fleet = LocalFleet::start(&["--workers", "2"]).unwrap();
+    let input = fleet.write("in.jsonl", &long_batch()).unwrap();
+    let file = |name: &str| fleet.dir.join(name).display().to_string();
+    let calm = fleet.run(&["submit", &input, "--out", &file("calm.jsonl")]).unwrap();
+    assert_eq!(calm.code, Some(0), "{calm:?}");
+
+    // `submit` itself waits through it all.
+    let mut waiting = fleet.spawn(&["submit", &input, "--out", &file("stormy.jsonl")]).unwrap();
+    let batch = wait_for(Duration::from_secs(30), || {
+        let batches = fleet.run(&["batches", "--json"])?.json()?;
+        let newest = &batches[0];
+        let fresh = batches.as_array().is_some_and(|all| all.len() == 2);
+        Ok(fresh.then(|| newest["id"].as_str().unwrap_or_default().to_owned()))
+    })
+    .unwrap();
+    let seen = fleet.wait_for_answers(&batch, 1).unwrap();
+    assert_ne!(seen["status"], "completed", "the batch must be long enough to be disturbed");
+    let before = fleet.processes().unwrap()[victim];
+    kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
+
+    let status = wait_for(Duration::from_secs(180), || Ok(waiting.try_wait()?)).unwrap();
+    assert_eq!(status.code(), Some(0), "submit survives it");
+    let after = wait_for(Duration::from_secs(10), || Ok(fleet.processes()?.get(victim).copied())).unwrap();
+    assert_ne!(before, after, "`up` has started it again");
+
+    let (calm, stormy) = (texts(&file("calm.jsonl")), texts(&file("stormy.jsonl")));
+    assert_eq!(stormy.len(), JOBS, "nothing is lost");
+    assert_eq!(calm, stormy, "the texts are the same to the letter");
+    let ended = fleet.run(&["status", &batch, "--json"]).unwrap().json().unwrap();
+    assert_eq!(ended["request_counts"], json!({"total": JOBS, "completed": JOBS, "failed": 0}));
+}
+
+#[test]
+fn a_killed_worker_loses_and_doubles_nothing() {
+    survives_the_death_of("worker-1");
+}
+
+#[test]
+fn a_killed_coordinator_loses_and_doubles_nothing() {
+    survives_the_death_of("coordinator");
+}

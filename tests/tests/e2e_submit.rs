@@ -1,0 +1,161 @@
+//! A file of prompts through real processes: what `submit`, `results`, `status`, `batches`, `cancel` and `pods` promise.
+
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use ternfleet_tests::program::{LocalFleet, json_lines, run};
+
+/// Lines as OpenAI's Batch API has them.
+fn batch_lines(count: usize, max_tokens: usize) -> String {
+    let line = |n: usize| {
+        json!({
+            "custom_id": format!("job-{n}"),
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"prompt": format!("Once upon a time there were {n}"), "max_tokens": max_tokens, "seed": n},
+        })
+    };
+    (0..count).map(|n| format!("{}\n", line(n))).collect()
+}
+
+fn custom_ids(lines: &[Value]) -> Vec<&str> {
+    lines.iter().map(|line| line["custom_id"].as_str().unwrap_or("null")).collect()
+}
+
+#[test]
+fn a_file_of_prompts_comes_back_as_text_with_its_price() {
+    let fleet = LocalFleet::start(&["--workers", "2", "--price-usd-per-hour", "0.34"]).unwrap();
+    let input = fleet.write("in.jsonl", &batch_lines(12, 24)).unwrap();
+    let out = fleet.dir.join("out.jsonl").display().to_string();
+
+    let ended = fleet.run(&["submit", &input, "--out", &out, "--name", "first light", "--json"]).unwrap();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains("tok/s"), "{}", ended.stderr);
+    let batch = ended.json().unwrap();
+    assert_eq!(batch["status"], "completed");
+    assert_eq!(batch["ternfleet"]["name"], "first light");
+    assert_eq!(batch["request_counts"], json!({"total": 12, "completed": 12, "failed": 0}));
+    assert!(batch["ternfleet"]["cost_usd_micro"].is_i64(), "{batch}");
+
+    let lines = json_lines(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    let expected: Vec<String> = (0..12).map(|n| format!("job-{n}")).collect();
+    assert_eq!(custom_ids(&lines), expected, "in the order of the input");
+    for line in &lines {
+        assert!(line["error"].is_null() && line["id"].is_string(), "{line}");
+        assert_eq!(line["response"]["status_code"], 200);
+        assert!(line["response"]["request_id"].is_string(), "{line}");
+        let body = &line["response"]["body"];
+        assert!(!body["choices"][0]["text"].as_str().unwrap().is_empty(), "{line}");
+        assert!(body["usage"]["prompt_tokens"].as_u64().unwrap() > 0, "{line}");
+        assert!((1..=24).contains(&body["usage"]["completion_tokens"].as_u64().unwrap()), "{line}");
+    }
+
+    let pods = fleet.run(&["pods", "--json"]).unwrap().json().unwrap();
+    let pods = pods.as_array().unwrap();
+    assert_eq!(pods.len(), 2, "{pods:?}");
+    for pod in pods {
+        assert_eq!(pod["heartbeat"]["price_usd_micro_per_hour"], 340_000, "{pod}");
+        assert!(pod["rate_tok_s"].as_f64().unwrap() > 0.0, "{pod}");
+        assert!(pod["usd_micro_per_million_tokens"].as_i64().unwrap() > 0, "{pod}");
+    }
+    let table = fleet.run(&["pods"]).unwrap().stdout;
+    assert!(table.contains("local-1") && table.contains("$ per 1M tokens"), "{table}");
+
+    let id = batch["id"].as_str().unwrap();
+    let listed = fleet.run(&["batches", "--json"]).unwrap().json().unwrap();
+    assert_eq!(listed[0]["id"], id);
+    assert_eq!(fleet.run(&["status", id, "--json"]).unwrap().json().unwrap()["status"], "completed");
+    assert!(fleet.run(&["status", id]).unwrap().stdout.contains("completed"));
+
+    // The same again, whole and as they landed.
+    let again = fleet.dir.join("again.jsonl").display().to_string();
+    assert_eq!(fleet.run(&["results", id, "--out", &again]).unwrap().code, Some(0));
+    assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&out).unwrap());
+    let landed = fleet.run(&["results", id]).unwrap();
+    assert_eq!(landed.json_lines().unwrap().len(), 12);
+
+    let absent = fleet.run(&["status", "batch_none"]).unwrap();
+    assert_eq!((absent.code, absent.stdout.as_str()), (Some(1), ""));
+    assert!(absent.stderr.starts_with("error: "), "{}", absent.stderr);
+}
+
+#[test]
+fn a_bad_line_is_one_error_line_and_nothing_else_suffers() {
+    let fleet = LocalFleet::start(&["--workers", "1"]).unwrap();
+    let lines = [
+        r#"{"prompt": "A fox", "max_tokens": 4}"#,
+        r#"{"custom_id": "broken", "method": "POST", "#,
+        r#"{"custom_id": "nowhere", "method": "POST", "url": "/v1/images", "body": {"prompt": "A fox"}}"#,
+        r#"{"custom_id": "odd", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", "colour": "red"}}"#,
+        r#"{"custom_id": "hot", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", "temperature": 99}}"#,
+        r#"{"custom_id": "good", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", "max_tokens": 4}}"#,
+    ];
+    let input = fleet.write("in.jsonl", &format!("{}\n", lines.join("\n"))).unwrap();
+    let out = fleet.dir.join("out.jsonl");
+    let ended = fleet.run(&["submit", &input, "--out", &out.display().to_string()]).unwrap();
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    let lines = json_lines(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!(custom_ids(&lines), ["line-1", "null", "nowhere", "odd", "hot", "good"]);
+    let failed: Vec<bool> = lines.iter().map(|line| line["error"]["code"].is_string()).collect();
+    assert_eq!(failed, [false, true, true, true, true, false]);
+    assert!(lines[1].to_string().contains("\"line\":2"), "the line number is told: {}", lines[1]);
+    assert!(lines[3]["error"]["message"].as_str().unwrap().contains("colour"), "{}", lines[3]);
+}
+
+#[test]
+fn results_stream_as_they_land_and_a_detached_batch_is_found_again() {
+    let fleet = LocalFleet::start(&["--workers", "2"]).unwrap();
+    let input = fleet.write("in.jsonl", &batch_lines(10, 12)).unwrap();
+
+    let streamed = fleet.run(&["submit", &input, "--out", "-"]).unwrap();
+    assert_eq!(streamed.code, Some(0), "{streamed:?}");
+    let lines = streamed.json_lines().unwrap();
+    assert_eq!(custom_ids(&lines).into_iter().collect::<BTreeSet<_>>().len(), 10, "each line once");
+
+    let detached = fleet.run(&["submit", &input, "--detach"]).unwrap();
+    assert_eq!(detached.code, Some(0), "{detached:?}");
+    let id = detached.stdout.trim();
+    assert!(id.starts_with("batch_") && !id.contains(char::is_whitespace), "{id}");
+    let waited = fleet.run(&["results", id, "--wait", "--out", "-"]).unwrap();
+    assert_eq!(waited.code, Some(0), "{waited:?}");
+    let again = waited.json_lines().unwrap();
+    assert_eq!(again.len(), 10);
+
+    // Seeds are given, so the texts are the same whoever generated them, and in whatever company.
+    let texts = |lines: &[Value]| -> BTreeSet<String> {
+        lines.iter().map(|line| format!("{} {}", line["custom_id"], line["response"]["body"]["choices"][0]["text"])).collect()
+    };
+    assert_eq!(texts(&lines), texts(&again));
+
+    let long = fleet.write("long.jsonl", &batch_lines(200, 200)).unwrap();
+    let id = fleet.run(&["submit", &long, "--detach"]).unwrap().stdout.trim().to_owned();
+    let cancelled = fleet.run(&["cancel", &id, "--json"]).unwrap();
+    assert_eq!(cancelled.code, Some(0), "{cancelled:?}");
+    let ended = fleet.run(&["results", &id, "--wait", "--out", "-"]).unwrap();
+    assert_eq!(ended.code, Some(2), "cancelled lines are error lines: {}", ended.stderr);
+    assert_eq!(ended.json_lines().unwrap().len(), 200, "every line ends as one answer");
+    assert_eq!(fleet.run(&["status", &id, "--json"]).unwrap().json().unwrap()["status"], "cancelled");
+}
+
+#[test]
+fn what_cannot_be_done_is_said_with_what_to_do() {
+    let missing = run(&["submit", "no-such-file.jsonl"]).unwrap();
+    assert_eq!(missing.code, Some(1));
+    assert!(missing.stderr.contains("no-such-file.jsonl"), "{}", missing.stderr);
+
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in.jsonl");
+    std::fs::write(&input, batch_lines(1, 1)).unwrap();
+    let input = input.display().to_string();
+    // Port 1 is nobody's.
+    let unreachable = run(&["submit", &input, "--nats", "127.0.0.1:1"]).unwrap();
+    assert_eq!((unreachable.code, unreachable.stdout.as_str()), (Some(1), ""));
+    assert!(unreachable.stderr.contains("ternfleet up"), "{}", unreachable.stderr);
+
+    let usage = run(&["submit", &input, "--no-such-flag"]).unwrap();
+    assert_eq!(usage.code, Some(64), "a wrong command line is not `some error lines`");
+    let nowhere = run(&["submit", &input, "--out", "/no/such/folder/out.jsonl"]).unwrap();
+    assert_eq!(nowhere.code, Some(1), "found out before anything is sent");
+}

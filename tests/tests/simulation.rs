@@ -1,0 +1,35 @@
+//! Fleets in simulation, seed by seed: faults of every kind, invariants after every step, an end when faults stop.
+
+use ternfleet_tests::sim::run_seed;
+
+/// Runs a range of seeds on this thread; the ranges run side by side as tests of their own.
+fn seeds(from: u64, count: u64) {
+    let failures: Vec<String> = (from..from + count)
+        .filter_map(|seed| run_seed(seed).err())
+        .map(|failure| failure.to_string())
+        .collect();
+    assert!(failures.is_empty(), "{} of {count} seeds failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn seeds_1_to_100_keep_every_invariant() {
+    seeds(1, 100);
+}
+
+#[test]
+fn seeds_101_to_200_keep_every_invariant() {
+    seeds(101, 100);
+}
+
+#[test]
+fn seeds_201_to_300_keep_every_invariant() {
+    seeds(201, 100);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let steps = |seed| run_seed(seed).map(|tally| (tally.steps, tally.good, tally.duplicates)).ok();
+    for seed in [3, 17, 42] {
+        assert_eq!(steps(seed), steps(seed));
+    }
+}
