@@ -21,6 +21,9 @@ mod spend;
 mod view;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ternfleet_proto::tag::AssignmentKey;
@@ -80,6 +83,8 @@ pub struct Counts {
     pub answers_without_batch: u64,
     pub handed_jobs: u64,
     pub moved_jobs: u64,
+    /// Moved because the sweeper found them lost.
+    pub swept_jobs: u64,
     pub failed_handovers: u64,
     pub failed_attempts: u64,
     pub worker_faults: u64,
@@ -123,6 +128,7 @@ pub struct Core {
     hand_after: TimeMs,
     ticked_at: TimeMs,
     accrued_at: TimeMs,
+    swept_at: TimeMs,
     results_read_to: u64,
     /// What pods cost that are gone: attributed and idle.
     closed_bills: [UsdMicro; 2],
@@ -151,6 +157,7 @@ impl Core {
             hand_after: TimeMs(0),
             ticked_at: TimeMs(0),
             accrued_at: TimeMs(0),
+            swept_at: TimeMs(0),
             results_read_to: 0,
             closed_bills: [UsdMicro::ZERO; 2],
             mean_job_tokens: 128.0,

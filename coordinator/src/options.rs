@@ -42,8 +42,6 @@ pub struct Options {
     pub lease_ms: u64,
     /// Text of jobs between reading and answer, in memory, over all batches.
     pub text_bytes_max: u64,
-    /// Longest line of an input file; a longer one becomes an error line.
-    pub line_bytes_max: u64,
     /// Where output files are put together before they go to the object store.
     pub scratch_dir: Option<PathBuf>,
     pub quotas: Quotas,
@@ -58,9 +56,8 @@ impl Default for Options {
             replicas: 1,
             nats_monitoring_url: None,
             strict_durability: false,
-            lease_ms: 2_000,
+            lease_ms: 3_000,
             text_bytes_max: 256 << 20,
-            line_bytes_max: 8 << 20,
             scratch_dir: None,
             quotas: Quotas::default(),
             gateway: GatewayOptions::default(),

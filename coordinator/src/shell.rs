@@ -5,6 +5,7 @@
 
 mod answers;
 mod api;
+mod books;
 mod lease;
 mod lines;
 mod perform;
@@ -120,7 +121,8 @@ async fn serve_once(
     let (inbox, mut inputs) = mpsc::channel(INBOX);
     let recent = Recent::default();
     let mut tasks = JoinSet::new();
-    let results = answers::follow(Arc::clone(bus), results_from, recent.clone(), Arc::clone(metrics), inbox.clone());
+    let results =
+        answers::follow(Arc::clone(bus), results_from, recent.clone(), Arc::clone(metrics), inbox.clone());
     tasks.spawn(results);
     tasks.spawn(hear_workers(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear_callers(Arc::clone(bus), inbox.clone()));
@@ -211,7 +213,7 @@ async fn load_batches(bus: &Arc<dyn Bus>, core: &mut Core, actions: &mut Vec<Act
 /// The tasks that a leader has besides.
 struct Hands {
     actions: mpsc::UnboundedSender<Action>,
-    books: mpsc::UnboundedSender<perform::Entry>,
+    books: mpsc::UnboundedSender<books::Entry>,
     leader: LeaderRevision,
     working: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -313,7 +315,7 @@ impl Service {
                 action_queue,
                 self.inbox.clone(),
             )),
-            tokio::spawn(perform::keep_books(Arc::clone(bus), lead.revision, book_queue)),
+            tokio::spawn(books::keep(Arc::clone(bus), lead.revision, book_queue)),
         ];
         self.hands =
             Some(Hands { actions: action_sender, books: book_sender, leader: lead.revision, working });
@@ -346,8 +348,8 @@ impl Service {
                 self.readers.remove(&batch);
             }
             Action::Write { batch } => self.write(batch),
-            Action::Record(record) => self.book(perform::Entry::Record(record)),
-            Action::Audit(kind) => self.book(perform::Entry::Audit(now, kind)),
+            Action::Record(record) => self.book(books::Entry::Record(record)),
+            Action::Audit(kind) => self.book(books::Entry::Audit(now, kind)),
             Action::Announce { key, sequence } => self.announce(key, sequence),
             Action::ClearWork => {}
             action => {
@@ -358,7 +360,7 @@ impl Service {
         }
     }
 
-    fn book(&self, entry: perform::Entry) {
+    fn book(&self, entry: books::Entry) {
         if let Some(hands) = &self.hands {
             let _ = hands.books.send(entry);
         }

@@ -255,6 +255,10 @@ pub enum Action {
     },
     /// What earlier leaders left in the work streams is void.
     ClearWork,
+    /// Make consumers that are missing, remove those of workers that nobody knows.
+    Sweep {
+        shards: std::collections::BTreeMap<u16, Vec<WorkerId>>,
+    },
     /// Remove what a closed batch left in the caches.
     Forget {
         batch: BatchId,

@@ -16,6 +16,7 @@ const ENDED_MAX: usize = 200;
 impl Core {
     pub(super) fn begin_to_lead(&mut self, now: TimeMs, lead: Lead, actions: &mut Vec<Action>) {
         self.lead = Some(lead);
+        self.swept_at = now;
         actions.push(Action::ClearWork);
         let slots: Vec<BatchSlot> = self.active.iter().copied().collect();
         // Workers say within a second what they run; what nobody runs is handed out after that.

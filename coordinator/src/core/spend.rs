@@ -1,5 +1,6 @@
 //! Spending: each pod's bill is drawn up every second and its parts booked to the batches that used it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ternfleet_proto::message::{BatchState, EventKind};
@@ -19,6 +20,7 @@ impl Core {
         self.accrued_at = now;
         let leading = self.lead.is_some();
         let names: Vec<String> = self.fleet.pods.keys().cloned().collect();
+        let mut charged = BTreeSet::new();
         for name in names {
             let batches = &mut self.batches;
             let Some(pod) = self.fleet.pods.get_mut(&name) else { continue };
@@ -44,9 +46,19 @@ impl Core {
                 let spent =
                     std::mem::replace(&mut pod.unaudited, Share { from: now, to: now, ..Share::default() });
                 pod.audited_at = now;
+                charged.extend(spent.by_batch.iter().map(|(slot, _)| *slot));
                 let spent = self.spent_event(&name, spent);
                 self.act(actions, Action::Audit(spent));
             }
+        }
+        // What the audit log says, the batches' records say too: a restarted coordinator goes on from there.
+        for slot in charged {
+            let Some(batch) = self.batches.get_mut(&slot).filter(|batch| !batch.record.single) else {
+                continue;
+            };
+            batch.record.totals = batch.totals;
+            let record = Box::new(batch.record.clone());
+            self.act(actions, Action::Record(record));
         }
         let before = self.fleet.pods.len();
         for pod in self.fleet.pods.values().filter(|pod| pod.workers.is_empty()) {

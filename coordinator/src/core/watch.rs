@@ -236,6 +236,7 @@ impl Core {
             self.accrue(now, actions);
             self.sample_rates(now);
             self.rebalance(now, actions);
+            self.sweep(now, actions);
             // A lost hint must not leave a job lying: look anew once a second.
             self.work_changed = true;
         }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use ternfleet_proto::bus::{Bus, BusError, Publish};
-use ternfleet_proto::message::{Checkpoint, Control, DeadJob, Event as Audit, EventKind};
-use ternfleet_proto::{LeaderRevision, TimeMs, codec, table};
+use ternfleet_proto::message::{Checkpoint, Control, DeadJob};
+use ternfleet_proto::{Lane, LeaderRevision, TimeMs, WorkerId, codec, table};
 use tokio::sync::mpsc;
 
 use super::Input;
-use crate::core::{Action, BatchRecord, Event, HandOut, Trace};
+use crate::core::{Action, Event, HandOut, Trace};
 
 /// Operations on their way at a time.
 const IN_FLIGHT_MAX: usize = 4096;
@@ -93,6 +93,12 @@ async fn perform(bus: &Arc<dyn Bus>, leader: LeaderRevision, action: Action) -> 
             retry(|| bus.publish(&subject, codec::encode(&dead), Publish::default())).await;
             None
         }
+        Action::Sweep { shards } => {
+            for (shard, workers) in shards {
+                sweep(bus, shard, &workers).await;
+            }
+            None
+        }
         Action::Forget { batch } => {
             let filter = table::checkpoints_of(&batch);
             retry(|| bus.purge(table::CHECKPOINTS, &filter)).await;
@@ -107,6 +113,28 @@ async fn perform(bus: &Arc<dyn Bus>, leader: LeaderRevision, action: Action) -> 
         | Action::Audit(_)
         | Action::Announce { .. }
         | Action::ClearWork => None,
+    }
+}
+
+/// Consumers of one shard: those that should be there are made, those of unknown workers removed with their messages.
+async fn sweep(bus: &Arc<dyn Bus>, shard: u16, workers: &[WorkerId]) {
+    let stream = table::work_stream(shard);
+    let Some(found) = retry(|| bus.consumers(&stream)).await else { return };
+    for consumer in workers.iter().flat_map(|worker| table::work_consumers(shard, worker)) {
+        if !found.contains(&consumer.name) {
+            tracing::warn!(consumer = consumer.name, "a consumer was missing");
+            retry(|| bus.ensure_consumer(&consumer)).await;
+        }
+    }
+    for name in found {
+        let owner = Lane::ALL.iter().find_map(|lane| {
+            let worker = name.strip_suffix(lane.as_str())?.strip_suffix('-')?.parse::<WorkerId>().ok()?;
+            Some((worker, *lane))
+        });
+        let Some((worker, lane)) = owner.filter(|(worker, _)| !workers.contains(worker)) else { continue };
+        retry(|| bus.delete_consumer(&stream, &name)).await;
+        let subject = table::work(shard, &worker, lane);
+        retry(|| bus.purge(&stream, &subject)).await;
     }
 }
 
@@ -156,7 +184,9 @@ async fn store_once(bus: &Arc<dyn Bus>, subject: &str, payload: bytes::Bytes) {
 }
 
 /// Tries until there is an answer; what does not exist, or is refused for good, is `None`.
-async fn retry<T, F: Future<Output = Result<T, BusError>>>(operation: impl Fn() -> F) -> Option<T> {
+pub(crate) async fn retry<T, F: Future<Output = Result<T, BusError>>>(
+    operation: impl Fn() -> F,
+) -> Option<T> {
     let mut wait = WAIT;
     loop {
         match operation().await {
@@ -182,42 +212,5 @@ fn trace_of(checkpoint: Checkpoint) -> Trace {
         host: checkpoint.host,
         generated: checkpoint.generated.len() as u32,
         released: checkpoint.released,
-    }
-}
-
-/// What goes into the books, in order.
-#[derive(Debug)]
-pub(crate) enum Entry {
-    Record(Box<BatchRecord>),
-    Audit(TimeMs, EventKind),
-}
-
-/// Writes the books: records first, then what is said about them, so that whoever hears it finds it.
-pub(crate) async fn keep_books(
-    bus: Arc<dyn Bus>,
-    leader: LeaderRevision,
-    mut entries: mpsc::UnboundedReceiver<Entry>,
-) {
-    while let Some(entry) = entries.recv().await {
-        match entry {
-            Entry::Record(record) => {
-                let value = codec::encode(&*record);
-                retry(|| bus.kv_put(table::KV_BATCHES, record.id.as_str(), value.clone())).await;
-            }
-            Entry::Audit(at, what) => {
-                let subject = table::event(kind_name(&what));
-                let payload = codec::encode(&Audit { at, leader, what });
-                retry(|| bus.publish(&subject, payload.clone(), Publish::default())).await;
-            }
-        }
-    }
-}
-
-fn kind_name(kind: &EventKind) -> &'static str {
-    match kind {
-        EventKind::BatchChanged { .. } => "batch",
-        EventKind::WorkerSeen { .. } | EventKind::WorkerLost { .. } => "worker",
-        EventKind::Spent { .. } => "spent",
-        EventKind::PodIntent { .. } | EventKind::PodRented { .. } | EventKind::PodReturned { .. } => "pod",
     }
 }

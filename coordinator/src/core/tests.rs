@@ -1,0 +1,317 @@
+//! Rules of the core, one by one, and random lives under faults.
+
+mod world;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use proptest::prelude::*;
+use ternfleet_proto::message::{BatchOptions, BatchState, RefusalCode, Work};
+use ternfleet_proto::{JobKey, TimeMs, UsdMicro};
+
+use super::*;
+use world::{World, epoch_zero, good_lines, line, task, tenant};
+
+#[test]
+fn a_batch_runs_to_its_end() {
+    let mut world = World::new(1);
+    world.add_worker("a", "host-a", 340_000);
+    let slot = world.submit("in", "t", 500, BatchOptions::default());
+    world.run_to_the_end();
+    world.check(slot);
+    assert_eq!(world.state(slot), BatchState::Completed);
+}
+
+#[test]
+fn an_answer_that_was_never_assigned_commits_nothing() {
+    let mut world = World::new(2);
+    let slot = world.submit_content("in", "t", good_lines(3), BatchOptions::default());
+    world.perform_all();
+    let id = world.core.batch(slot).unwrap().record.id.clone();
+    let job = JobKey { batch: id, index: 0 };
+    let worker = "liar".parse().unwrap();
+    let mut answer = Answer {
+        tag: world::KEY.sign(&job, epoch_zero().next(), &worker),
+        job,
+        epoch: epoch_zero(),
+        attempt: ternfleet_proto::Attempt(1),
+        worker,
+        verdict: Verdict::Good { ids_digest: 1 },
+        prompt_tokens: 1,
+        completion_tokens: 1,
+        repeated_tokens: 0,
+        finished_at: TimeMs(0),
+    };
+    world.tell(Event::Answer { sequence: 1, answer: Box::new(answer.clone()) });
+    assert_eq!(world.core.counts.forged_answers, 1);
+    assert_eq!(world.core.counts.committed, [0, 0]);
+    answer.epoch = epoch_zero().next();
+    world.tell(Event::Answer { sequence: 2, answer: Box::new(answer.clone()) });
+    assert_eq!(world.core.counts.committed, [1, 0]);
+    answer.verdict = Verdict::Good { ids_digest: 2 };
+    world.tell(Event::Answer { sequence: 3, answer: Box::new(answer) });
+    assert_eq!((world.core.counts.duplicate_answers, world.core.counts.divergent_answers), (1, 1));
+}
+
+#[test]
+fn a_job_that_kills_its_workers_on_two_hosts_is_poison_and_the_rest_goes_on() {
+    let mut world = World::new(3);
+    world.add_worker("a", "host-a", 1);
+    world.add_worker("b", "host-b", 1);
+    world.poisonous.push(3);
+    let slot = world.submit_content("in", "t", good_lines(40), BatchOptions::default());
+    world.run_to_the_end();
+    world.check(slot);
+    assert_eq!(world.dead.len(), 1);
+    assert_eq!(world.dead[0].index, 3);
+    let totals = world.core.batch(slot).unwrap().record.totals;
+    assert_eq!((totals.completed, totals.failed), (39, 1));
+    assert!(world.core.counts.failed_attempts >= 3, "{:?}", world.core.counts);
+}
+
+#[test]
+fn a_host_on_which_everything_fails_is_quarantined_and_its_jobs_get_their_attempts_back() {
+    let mut world = World::new(4);
+    world.add_worker("sick", "host-s", 1);
+    world.add_worker("well", "host-w", 1);
+    world.workers[0].sick = true;
+    let slot = world.submit_content("in", "t", good_lines(200), BatchOptions::default());
+    world.run_to_the_end();
+    world.check(slot);
+    assert_eq!(world.core.counts.quarantined_hosts, 1);
+    assert_eq!(world.dead, []);
+    assert_eq!(world.core.batch(slot).unwrap().record.totals.completed, 200);
+}
+
+#[test]
+fn the_last_healthy_host_is_never_quarantined() {
+    let mut world = World::new(5);
+    world.add_worker("only", "host-o", 1);
+    world.workers[0].sick = true;
+    let slot = world.submit_content("in", "t", good_lines(30), BatchOptions::default());
+    world.run_to_the_end();
+    assert_eq!(world.core.counts.quarantined_hosts, 0);
+    assert!(world.core.counts.last_host_suspect > 0);
+    world.check(slot);
+}
+
+#[test]
+fn an_expired_batch_answers_what_has_not_run() {
+    let mut world = World::new(6);
+    let options = BatchOptions { completion_window_ms: Some(3_000), ..BatchOptions::default() };
+    let slot = world.submit("in", "t", 2_500, options);
+    world.run_to_the_end();
+    world.check(slot);
+    assert_eq!(world.state(slot), BatchState::Expired);
+}
+
+#[test]
+fn a_batch_pauses_when_its_budget_is_spent_and_goes_on_with_more() {
+    let mut world = World::new(7);
+    world.add_worker("a", "host-a", 3_600_000_000);
+    let budget = UsdMicro(2_000_000);
+    let options = BatchOptions { budget_usd_micro: Some(budget), ..BatchOptions::default() };
+    let slot = world.submit_content("in", "t", good_lines(2_000), options);
+    for _ in 0..200 {
+        world.run_quietly();
+    }
+    assert_eq!(world.state(slot), BatchState::PausedBudget);
+    let batch = world.core.batch(slot).unwrap();
+    assert!(batch.totals.cost_usd_micro <= budget, "{}", batch.totals.cost_usd_micro);
+    assert!(batch.totals.completed > 0);
+    let change = Change { budget_usd_micro: Some(UsdMicro(i64::MAX / 4)), ..Change::default() };
+    world.tell(Event::Change { batch: slot, change });
+    world.run_to_the_end();
+    world.check(slot);
+    assert_eq!(world.state(slot), BatchState::Completed);
+}
+
+#[test]
+fn a_cancelled_batch_answers_every_line_and_keeps_what_is_done() {
+    let mut world = World::new(8);
+    world.add_worker("a", "host-a", 1);
+    let slot = world.submit("in", "t", 5_000, BatchOptions::default());
+    for _ in 0..10 {
+        world.run_quietly();
+    }
+    let done = world.core.batch(slot).unwrap().totals.completed;
+    assert!(done > 0);
+    world.tell(Event::Cancel { batch: slot });
+    world.run_to_the_end();
+    world.check(slot);
+    assert_eq!(world.state(slot), BatchState::Cancelled);
+    assert!(world.core.batch(slot).unwrap().record.totals.completed >= done);
+}
+
+#[test]
+fn ten_short_lines_behind_a_long_batch_finish_long_before_it() {
+    let mut world = World::new(9);
+    world.add_worker("a", "host-a", 1);
+    let long = world.submit_content("long", "t", good_lines(3_000), BatchOptions::default());
+    for _ in 0..10 {
+        world.run_quietly();
+    }
+    let short = world.submit_content("short", "t", good_lines(10), BatchOptions::default());
+    let before = world.core.batch(long).unwrap().totals.completed;
+    while !world.state(short).is_terminal() {
+        world.run_quietly();
+    }
+    let after = world.core.batch(long).unwrap().totals.completed;
+    assert!(after - before <= 60, "{} jobs of the long batch went first", after - before);
+    assert!(!world.state(long).is_terminal());
+}
+
+#[test]
+fn a_tenant_over_its_quota_is_told_when_to_come_back() {
+    let mut world = World::new(10);
+    let slot = world.submit_content("in", "default", good_lines(10), BatchOptions::default());
+    world.perform_all();
+    let record = world.core.batch(slot).unwrap().record.clone();
+    let create = ternfleet_proto::message::BatchCreate {
+        tenant: tenant(),
+        idempotency_key: "next".to_owned(),
+        input_object: "next".to_owned(),
+        name: None,
+        endpoint: None,
+        options: BatchOptions::default(),
+        metadata: Default::default(),
+    };
+    assert_eq!(world.core.admit(&create, 1000, record.durability), Ok(()));
+    let refused = world.core.admit(&create, u64::MAX / 8, record.durability).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::Busy);
+    assert!(refused.retry_after_ms.is_some());
+}
+
+#[test]
+fn a_job_whose_model_nobody_serves_waits_and_does_not_hold_up_the_others() {
+    let mut world = World::new(11);
+    world.add_worker("a", "host-a", 1);
+    let mut content = good_lines(20);
+    let mut other = task(20);
+    other.line = ternfleet_proto::message::Line { model: Some("nobody's".to_owned()), ..line(20) };
+    content.insert(0, Content::Good(Arc::new(other)));
+    let options = BatchOptions { completion_window_ms: Some(60_000), ..BatchOptions::default() };
+    let slot = world.submit_content("in", "t", content, options);
+    for _ in 0..30 {
+        world.run_quietly();
+    }
+    let view = world.core.batch_view(world.now, slot).unwrap();
+    assert_eq!(view.completed, 20);
+    assert!(view.reason.unwrap().contains("nobody's"));
+    world.run_to_the_end();
+    world.check(slot);
+    assert_eq!(world.state(slot), BatchState::Expired);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// Crashes of workers and of the coordinator, silence, late and reordered actions: nothing is lost or doubled.
+    #[test]
+    fn no_line_is_lost_or_answered_twice_whatever_dies(seed in any::<u64>(), lines in 1u32..400) {
+        let mut world = World::new(seed);
+        for (n, host) in ["h1", "h1", "h2", "h3"].into_iter().enumerate() {
+            world.add_worker(&format!("w{n}"), host, 100_000 * (n as i64 + 1));
+        }
+        let one = world.submit("one", "t", lines, BatchOptions::default());
+        let budget = BatchOptions { budget_usd_micro: Some(UsdMicro(50)), completion_window_ms: Some(120_000), ..BatchOptions::default() };
+        let two = world.submit("two", "u", lines / 2 + 1, budget);
+        // A restarted coordinator numbers its batches anew.
+        let ids = [one, two].map(|slot| world.core.batch(slot).unwrap().record.id.clone());
+        for _ in 0..1_500 {
+            let n = world.dice.below(4) as usize;
+            match world.dice.below(20) {
+                0..=3 => world.beat(n),
+                4..=7 => world.pull(n),
+                8..=9 => world.finish(n),
+                10..=13 => { world.perform_one(); }
+                14 => { let count = world.dice.below(5) as usize; world.tell_results(count); }
+                15..=16 => { world.now = TimeMs(world.now.0 + 150); world.tell(Event::Tick); }
+                17 => world.tell(Event::Turn),
+                18 if world.dice.chance(20) => world.crash(n),
+                19 if world.dice.chance(5) => world.restart_coordinator(),
+                19 if world.dice.chance(3) => { world.workers[n].up = !world.workers[n].up; }
+                _ => {}
+            }
+        }
+        for worker in &mut world.workers {
+            worker.up = true;
+        }
+        world.run_to_the_end();
+        for id in ids {
+            world.check(world.core.find(&id).unwrap());
+        }
+    }
+}
+
+/// A million jobs through ten thousand workers, nothing but the core: events a second, and memory.
+#[test]
+#[ignore = "measures; run with --release --nocapture"]
+fn the_core_takes_two_hundred_thousand_events_a_second() {
+    const WORKERS: usize = 10_000;
+    const JOBS: u32 = 1_000_000;
+    let mut world = World::new(12);
+    for n in 0..WORKERS {
+        world.add_worker(&format!("w{n}"), &format!("h{n}"), 100_000);
+    }
+    for n in 0..WORKERS {
+        world.beat(n);
+    }
+    world.perform_all();
+    let slot = world.submit_content("in", "t", Vec::new(), BatchOptions::default());
+    world.actions.clear();
+    world.tell(Event::Scanned { batch: slot, lines: JOBS });
+    let began = Instant::now();
+    let (mut events, mut sequence) = (0u64, 0u64);
+    let mut beating = 0;
+    while world.core.batch(slot).unwrap().answered() < JOBS {
+        let actions = std::mem::take(&mut world.actions);
+        let mut told = Vec::new();
+        for action in actions {
+            match action {
+                Action::Read { batch, from, lines, .. } => {
+                    let to = (from + lines).min(JOBS);
+                    let fed = |index| Fed { index, content: Content::Good(Arc::new(task(index))) };
+                    let lines = (from..to).map(fed).collect();
+                    told.push(Event::Lines { batch, lines, next: to, end: to == JOBS });
+                }
+                Action::Hand(hand) => {
+                    sequence += 1;
+                    let Work { job, epoch, tag, .. } = hand.work;
+                    told.push(Event::Handed { job: hand.job, epoch, sequence: Some(sequence) });
+                    let answer = Answer {
+                        job,
+                        epoch,
+                        attempt: ternfleet_proto::Attempt(1),
+                        worker: hand.worker,
+                        tag,
+                        verdict: Verdict::Good { ids_digest: 1 },
+                        prompt_tokens: 5,
+                        completion_tokens: 10,
+                        repeated_tokens: 0,
+                        finished_at: TimeMs(0),
+                    };
+                    told.push(Event::Answer { sequence, answer: Box::new(answer) });
+                }
+                _ => {}
+            }
+        }
+        for event in told {
+            world.tell(event);
+            events += 1;
+        }
+        for _ in 0..200 {
+            world.beat(beating % WORKERS);
+            beating += 1;
+            events += 1;
+        }
+        world.now = TimeMs(world.now.0 + 20);
+        world.tell(Event::Tick);
+        world.tell(Event::Turn);
+        events += 2;
+    }
+    let took = began.elapsed();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+    println!("{events} events in {took:?}: {:.0} a second; {peak}", events as f64 / took.as_secs_f64());
+}
