@@ -1,5 +1,5 @@
 //! Writes the figures and plots of `docs/routing`: `cargo run --release -p ternfleet-coordinator --example
-//! routing_study -- docs/routing [FLEETS]`. The same command gives the same files, to the byte, on any machine.
+//! routing_study -- docs/routing [FLEETS [BUDGET_FLEETS]]`. The same command gives the same files, to the byte, on any machine.
 
 use std::path::Path;
 
@@ -12,6 +12,7 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().unwrap_or_else(|| "docs/routing".to_owned());
     let fleets: u32 = arguments.next().map_or(Ok(1000), |count| count.parse())?;
+    let budget_fleets: u32 = arguments.next().map_or(Ok(100_000), |count| count.parse())?;
     let folder = Path::new(&folder);
     std::fs::create_dir_all(folder)?;
 
@@ -30,17 +31,25 @@ fn main() -> anyhow::Result<()> {
          stated in `coordinator/src/simulate/generate.rs`. The bound is the relaxed problem with true speeds and one boot for \
          each pod that it uses.\n",
     );
-    for (title, generator, policies) in [
-        ("Slack 2", Generator::default(), Policy::ALL.to_vec()),
-        ("Slack 1.2", Generator { slack: 1.2, ..Generator::default() }, Policy::ALL.to_vec()),
+    for (title, fleets, generator, policies) in [
+        ("Slack 2", fleets, Generator::default(), Policy::ALL.to_vec()),
+        ("Slack 1.2", fleets, Generator { slack: 1.2, ..Generator::default() }, Policy::ALL.to_vec()),
         (
             "Slack 2, up to one loss per pod and hour",
+            fleets,
             Generator { loss_per_hour_max: 1.0, ..Generator::default() },
             vec![Policy::Ours],
         ),
         (
-            "Slack 2, with budgets from half to four times the least cost",
-            Generator { budgets: true, ..Generator::default() },
+            "Slack 1.5, up to 20 batches with budgets from half to four times the least cost, losses",
+            budget_fleets,
+            Generator {
+                slack: 1.5,
+                batches_max: 20,
+                loss_per_hour_max: 1.0,
+                budgets: true,
+                ..Generator::default()
+            },
             vec![Policy::Ours],
         ),
     ] {

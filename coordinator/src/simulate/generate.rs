@@ -3,7 +3,7 @@
 //! A fleet has 2 to 6 classes of 1 to 8 pods. Of a class: speed log-uniform in 10 to 80 tok/s, price per million
 //! tokens log-uniform in $2 to $16 (so price per hour follows), boot uniform in 30 to 180 s, pods spread by up to
 //! 8 % around their class, ticks by 2 to 10 % around their pod, losses up to `loss_per_hour_max`. The work of one to
-//! three batches takes the whole fleet `boots_min` to twice as many boots of its slowest class; each deadline is
+//! `batches_max` batches takes the whole fleet `boots_min` to twice as many boots of its slowest class; each deadline is
 //! `slack` times the least time in which the whole fleet could do all that is due by then.
 
 use super::random::Random;
@@ -16,13 +16,14 @@ pub struct Generator {
     /// Least length of the work, in boots.
     pub boots_min: f64,
     pub loss_per_hour_max: f64,
+    pub batches_max: u32,
     /// Budgets around what the work costs, so that many do not suffice; `false` gives none.
     pub budgets: bool,
 }
 
 impl Default for Generator {
     fn default() -> Self {
-        Self { slack: 2.0, boots_min: 20.0, loss_per_hour_max: 0.05, budgets: false }
+        Self { slack: 2.0, boots_min: 20.0, loss_per_hour_max: 0.05, batches_max: 3, budgets: false }
     }
 }
 
@@ -58,7 +59,7 @@ pub fn random_fleet(generator: &Generator, seed: u64) -> Fleet {
         .map(|pod| pod.price_usd_per_hour / (3600.0 * pod.rate_tok_s))
         .fold(f64::INFINITY, f64::min);
 
-    let count = random.whole(1, 3);
+    let count = random.whole(1, generator.batches_max.max(1));
     let mut due_tokens = 0.0;
     let batches = (0..count)
         .map(|number| {

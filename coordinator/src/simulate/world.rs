@@ -288,8 +288,7 @@ impl<'a> World<'a> {
             unit.seen = None;
             self.boots += 1;
         }
-        loop {
-            let Some(batch) = self.payer().filter(|_| guarded) else { break };
+        while let Some(batch) = self.payer().filter(|_| guarded) {
             if self.batches[batch].spent + self.committed() <= self.batches[batch].budget {
                 break;
             }
