@@ -1,0 +1,50 @@
+# What a person runs. `make demo` shows the whole thing, `make test` proves it.
+#
+# CARGO_TARGET_DIR is honoured. Everything that is fetched comes from the package indexes of Rust and Python.
+
+CARGO ?= cargo
+# nextest runs each test in a process of its own; cargo's own runner will do without it.
+RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
+# The doctests need a run of their own under nextest.
+DOC_TESTS := $(if $(findstring nextest,$(RUN_TESTS)),$(CARGO) test --workspace --doc --quiet,true)
+
+.PHONY: help demo build test format lint tests doc tools clients clean
+
+help:
+	@echo "make demo   build, start a fleet on this machine, run real prompts through it, stop it"
+	@echo "make build  the release binary, target/release/ternfleet"
+	@echo "make test   every check: format, lints, tests, documentation"
+	@echo "make clean  remove what was built (not ternfleet-data/)"
+
+demo: tools
+	exec $(CARGO) run --release --quiet --package ternfleet -- demo
+
+build:
+	$(CARGO) build --release --package ternfleet
+
+# The order is from cheap to dear, so that a slip is told soon. Lints and documentation share one compilation, tests
+# and the binary that they run share the other.
+test: tools format lint tests doc
+	@scripts/system-tests.sh
+
+format:
+	$(CARGO) fmt --all --check
+
+lint:
+	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+
+tests: tools clients
+	$(CARGO) $(RUN_TESTS) --workspace
+	$(DOC_TESTS)
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+
+tools:
+	@scripts/fetch-nats-server.sh
+
+clients:
+	@scripts/fetch-clients.sh
+
+clean:
+	$(CARGO) clean

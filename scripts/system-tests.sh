@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Checks that need programs of the system: promtool, compose and the like. Each is listed as passed, failed or skipped.
+#
+# A missing program is installed where that is possible (root on Debian). Elsewhere its check is skipped and listed; in
+# CI (CI=true) a check that cannot run has failed: a skipped proof is no proof.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+passed=0 failed=0 skipped=0
+
+in_ci() { [ "${CI:-}" = true ]; }
+
+# have PROGRAM PACKAGE: tries to have PROGRAM, if need be by installing PACKAGE.
+have() {
+  command -v "$1" >/dev/null && return 0
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+  [ -n "${updated:-}" ] || { apt-get update -qq >/dev/null 2>&1; updated=1; }
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$2" >/dev/null 2>&1
+  command -v "$1" >/dev/null
+}
+
+# check NAME PROGRAM PACKAGE COMMAND…
+check() {
+  local name=$1 program=$2 package=$3
+  shift 3
+  if ! have "$program" "$package"; then
+    if in_ci; then
+      echo "FAILED   $name: $program is not here and $package could not be installed"
+      failed=$((failed + 1))
+    else
+      echo "skipped  $name: needs $program (Debian package $package)"
+      skipped=$((skipped + 1))
+    fi
+    return
+  fi
+  local output
+  if output="$("$@" 2>&1)"; then
+    echo "passed   $name"
+    passed=$((passed + 1))
+  else
+    echo "FAILED   $name: $*"
+    printf '%s\n' "$output" | sed 's/^/         /'
+    failed=$((failed + 1))
+  fi
+}
+
+shopt -s nullglob
+rules=(dashboards/rules/*.yml)
+rule_tests=(dashboards/rules/tests/*.yml)
+[ ${#rules[@]} -gt 0 ] && check "alert and recording rules parse" promtool prometheus promtool check rules "${rules[@]}"
+[ ${#rule_tests[@]} -gt 0 ] && check "alerts fire when they should" promtool prometheus promtool test rules "${rule_tests[@]}"
+
+echo "system tests: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
