@@ -14,6 +14,7 @@ use crate::commands::generate::Generate;
 use crate::commands::logits::Logits;
 use crate::commands::model::Model;
 use crate::commands::pods::Pods;
+use crate::commands::quote::Quote;
 use crate::commands::results::Results;
 use crate::commands::simulate::Simulate;
 use crate::commands::status::Status;
@@ -67,6 +68,8 @@ pub(crate) enum Command {
     Model(Model),
     /// Show what the engine sees of this machine, and what it would do
     Topology(TopologyCommand),
+    /// Say what a file of prompts will cost and when it will be done
+    Quote(Quote),
     /// Compare policies of renting and routing on a virtual fleet
     Simulate(Simulate),
     /// Start a fleet, run some real prompts through it, show texts and prices, and stop it

@@ -11,6 +11,7 @@ pub(crate) mod generate;
 pub(crate) mod logits;
 pub(crate) mod model;
 pub(crate) mod pods;
+pub(crate) mod quote;
 pub(crate) mod results;
 pub(crate) mod simulate;
 pub(crate) mod status;

@@ -50,6 +50,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Eval(command) => command.run(),
         Command::Model(command) => command.run(),
         Command::Topology(command) => command.run(),
+        Command::Quote(command) => command.run(),
         Command::Simulate(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Attached(command) => command.run(),

@@ -10,6 +10,7 @@ pub struct Fleet {
     #[serde(default)]
     pub name: String,
     pub pods: Vec<PodSpec>,
+    #[serde(default)]
     pub batches: Vec<BatchSpec>,
     #[serde(default)]
     pub limits: LimitSpec,
