@@ -1,5 +1,6 @@
-//! `ternfleet model synth` and `ternfleet model inspect`: making and looking into model files.
+//! `ternfleet model synth|inspect|convert`: making, looking into and converting model files.
 
+mod convert;
 mod inspect;
 
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ enum Action {
     Synth(Synth),
     /// Show architecture, tensors, sizes and tokenizer, and what disagrees with the manifest
     Inspect(inspect::Inspect),
+    /// Convert a Hugging Face checkpoint to a GGUF, or back
+    Convert(convert::Convert),
 }
 
 #[derive(Debug, Args)]
@@ -43,6 +46,7 @@ impl Model {
         match self.action {
             Action::Synth(synth) => synth.run(),
             Action::Inspect(inspect) => inspect.run(),
+            Action::Convert(convert) => convert.run(),
         }
     }
 }
