@@ -55,12 +55,12 @@ pub struct Summary {
 #[non_exhaustive]
 pub enum Error {
     /// A file cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A file of the checkpoint contradicts itself or ends early.
     #[error("{} is damaged at {field}: {reason}; fetch it again", path.display())]
@@ -90,7 +90,7 @@ pub enum Error {
 impl Error {
     fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { path, source }
+        move |reason| Self::Io { path, reason }
     }
 
     fn damaged(path: &Path, field: impl Into<String>, reason: impl Into<String>) -> Self {

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// A manifest cannot be read.
-    #[error("cannot read the manifest {}: {source}", path.display())]
+    #[error("cannot read the manifest {}: {reason}", path.display())]
     Io {
         /// Where it should be.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A manifest is wrong, in every way that is listed.
     #[error("{origin} has {} fault(s); correct them:\n  - {}", faults.len(), faults.join("\n  - "))]

@@ -114,7 +114,7 @@ pub struct Sampling {
 impl Manifest {
     /// Reads the manifest at `path`.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
+        let io = |reason| Error::Io { path: path.to_owned(), reason };
         let size = std::fs::metadata(path).map_err(io)?.len();
         let origin = path.display().to_string();
         if size > MAX_BYTES {
@@ -130,7 +130,7 @@ impl Manifest {
         match path.try_exists() {
             Ok(true) => Self::open(&path).map(Some),
             Ok(false) => Ok(None),
-            Err(source) => Err(Error::Io { path, source }),
+            Err(reason) => Err(Error::Io { path, reason }),
         }
     }
 

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// The file cannot be opened or mapped.
-    #[error("cannot read the model file {}: {source}; check the path and its permissions", path.display())]
+    #[error("cannot read the model file {}: {reason}; check the path and its permissions", path.display())]
     Io {
         /// The path as it was given.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The file is not GGUF, or not a GGUF this engine reads.
     #[error("{0}")]

@@ -18,7 +18,7 @@ pub(crate) enum Bytes {
 impl Bytes {
     /// Maps `path` read-only.
     pub(crate) fn map(path: &Path) -> Result<Self, Error> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
+        let io = |reason| Error::Io { path: path.to_owned(), reason };
         let file = std::fs::File::open(path).map_err(io)?;
         let facts = file.metadata().map_err(io)?;
         if facts.is_dir() {
