@@ -80,11 +80,11 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// The log level that suits the command: services tell what they do, tools keep quiet.
+    /// The log filter that suits the command: services tell what they do, tools keep quiet and report in their own words.
     pub(crate) fn log_default(&self) -> &'static str {
         match self {
-            Command::Worker(_) | Command::Coordinator(_) => "info",
-            _ => "warn",
+            Command::Worker(_) | Command::Coordinator(_) => "info,async_nats=error",
+            _ => "warn,async_nats=error,ternfleet_proto=error",
         }
     }
 }

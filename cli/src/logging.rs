@@ -9,10 +9,11 @@ pub(crate) const LOG_VARIABLE: &str = "TERNFLEET_LOG";
 /// `json` writes one object a line, for machines.
 pub(crate) const FORMAT_VARIABLE: &str = "TERNFLEET_LOG_FORMAT";
 
-pub(crate) fn init(default_level: &str) {
+/// `default_filter` holds when nothing was asked for.
+pub(crate) fn init(default_filter: &str) {
     let wanted = std::env::var(LOG_VARIABLE).unwrap_or_default();
     let filter = EnvFilter::try_new(&wanted).ok().filter(|_| !wanted.is_empty());
-    let filter = filter.unwrap_or_else(|| EnvFilter::new(format!("{default_level},async_nats=error")));
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(default_filter));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::env::var(FORMAT_VARIABLE).is_ok_and(|format| format == "json") {
         log.json().init();

@@ -23,7 +23,18 @@ fn plenty_of_work_follows_speed_and_little_follows_price() {
     // The same tokens per second cost ten times as much on the fast one.
     let worker = |pod: &str, engine: &str, price: &str| {
         let arguments = [
-            "worker", "--nats", &url, "--pod", pod, "--slots", "4", "--price-usd-per-hour", price, "--set", engine, "--set",
+            "worker",
+            "--nats",
+            &url,
+            "--pod",
+            pod,
+            "--slots",
+            "4",
+            "--price-usd-per-hour",
+            price,
+            "--set",
+            engine,
+            "--set",
             "calibrate_ms=300",
         ];
         Service::start(&arguments, &log(pod)).unwrap()

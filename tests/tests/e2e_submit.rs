@@ -125,7 +125,10 @@ fn results_stream_as_they_land_and_a_detached_batch_is_found_again() {
 
     // Seeds are given, so the texts are the same whoever generated them, and in whatever company.
     let texts = |lines: &[Value]| -> BTreeSet<String> {
-        lines.iter().map(|line| format!("{} {}", line["custom_id"], line["response"]["body"]["choices"][0]["text"])).collect()
+        lines
+            .iter()
+            .map(|line| format!("{} {}", line["custom_id"], line["response"]["body"]["choices"][0]["text"]))
+            .collect()
     };
     assert_eq!(texts(&lines), texts(&again));
 

@@ -12,7 +12,8 @@ const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// Waits until none of the processes is there any more.
 fn all_gone(processes: &BTreeMap<String, i32>) {
-    wait_for(Duration::from_secs(5), || Ok((!processes.values().any(|pid| is_running(*pid))).then_some(()))).unwrap();
+    wait_for(Duration::from_secs(5), || Ok((!processes.values().any(|pid| is_running(*pid))).then_some(())))
+        .unwrap();
 }
 
 #[test]
@@ -70,8 +71,12 @@ fn a_model_that_is_missing_or_broken_is_said_and_ends_it() {
     let broken = folder.path().join("broken.gguf");
     std::fs::write(&broken, "this is no model").unwrap();
     let ports = ["--nats-port", "0", "--http-port", "0"];
-    let ended = run(&[&["up", "--dir", &dir, "--workers", "1", "--model", &broken.display().to_string()], &ports[..]].concat())
-        .unwrap();
+    let ended = run(&[
+        &["up", "--dir", &dir, "--workers", "1", "--model", &broken.display().to_string()],
+        &ports[..],
+    ]
+    .concat())
+    .unwrap();
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("GGUF"), "the worker's own words: {}", ended.stderr);
 }

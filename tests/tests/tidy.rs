@@ -47,7 +47,10 @@ fn read(path: &Path) -> String {
 
 /// Lines of Rust that are no comments, with their numbers.
 fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines().enumerate().map(|(at, line)| (at + 1, line)).filter(|(_, line)| !line.trim_start().starts_with("//"))
+    text.lines()
+        .enumerate()
+        .map(|(at, line)| (at + 1, line))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
 fn report(faults: Vec<String>) {
@@ -66,7 +69,8 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let packages = metadata["packages"].as_array().unwrap().iter();
     packages
         .map(|package| {
-            let normal = package["dependencies"].as_array().unwrap().iter().filter(|dep| dep["kind"] != "dev");
+            let normal =
+                package["dependencies"].as_array().unwrap().iter().filter(|dep| dep["kind"] != "dev");
             let names = normal.map(|dep| dep["name"].as_str().unwrap().to_owned()).collect();
             (package["name"].as_str().unwrap().to_owned(), names)
         })
@@ -79,7 +83,10 @@ fn crates_import_only_what_the_house_allows() {
     let forbidden: [(&str, &[&str]); 6] = [
         ("ternfleet-text", &["ternfleet-engine", "ternfleet-proto", "tokio", "async-nats"]),
         ("ternfleet-engine", &["ternfleet-proto", "tokio", "async-nats", "rmp-serde"]),
-        ("ternfleet-proto", &["ternfleet-engine", "ternfleet-text", "ternfleet-worker", "ternfleet-coordinator"]),
+        (
+            "ternfleet-proto",
+            &["ternfleet-engine", "ternfleet-text", "ternfleet-worker", "ternfleet-coordinator"],
+        ),
         ("ternfleet-cloud", &["ternfleet-proto", "ternfleet-engine", "ternfleet-text", "async-nats"]),
         ("ternfleet-worker", &["ternfleet-coordinator", "async-nats"]),
         ("ternfleet-coordinator", &["ternfleet-engine", "ternfleet-worker", "async-nats"]),
@@ -87,7 +94,12 @@ fn crates_import_only_what_the_house_allows() {
     let mut faults = Vec::new();
     for (package, not_allowed) in forbidden {
         let used = all.get(package).unwrap_or_else(|| panic!("{package} is gone: mend this table"));
-        faults.extend(not_allowed.iter().filter(|name| used.contains(**name)).map(|name| format!("{package} uses {name}")));
+        faults.extend(
+            not_allowed
+                .iter()
+                .filter(|name| used.contains(**name))
+                .map(|name| format!("{package} uses {name}")),
+        );
     }
     let importers = all.iter().filter(|(_, used)| used.contains("ternfleet-tests")).map(|(name, _)| name);
     faults.extend(importers.map(|name| format!("{name} uses ternfleet-tests")));
@@ -134,20 +146,24 @@ fn every_source_file_says_what_it_is() {
 #[test]
 fn nothing_is_left_open_and_nothing_speaks_of_another_place() {
     // Put together here, so that this file does not find itself.
-    let open: Vec<String> = [("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("to", "do!("), ("unimple", "mented!(")]
-        .map(|(a, b)| format!("{a}{b}"))
-        .into();
-    let places: Vec<String> = [("/wo", "rk/"), ("/ro", "ot/"), ("/fa", "rm/")].map(|(a, b)| format!("{a}{b}")).into();
+    let open: Vec<String> =
+        [("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("to", "do!("), ("unimple", "mented!(")]
+            .map(|(a, b)| format!("{a}{b}"))
+            .into();
+    let places: Vec<String> =
+        [("/wo", "rk/"), ("/ro", "ot/"), ("/fa", "rm/")].map(|(a, b)| format!("{a}{b}")).into();
     let mut faults = Vec::new();
     for path in files(&[".rs", ".py", ".sh", ".md", ".toml", ".yml", ".yaml", ".conf"]) {
         let text = read(&path);
         let is_word = |line: &str, word: &str| {
             let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
             line.match_indices(word).any(|(at, _)| {
-                !line[..at].ends_with(inside) && (word.ends_with('(') || !line[at + word.len()..].starts_with(inside))
+                !line[..at].ends_with(inside)
+                    && (word.ends_with('(') || !line[at + word.len()..].starts_with(inside))
             })
         };
-        let is_code = path.extension().is_some_and(|ending| ["rs", "py", "sh"].iter().any(|code| ending == *code));
+        let is_code =
+            path.extension().is_some_and(|ending| ["rs", "py", "sh"].iter().any(|code| ending == *code));
         for (at, line) in text.lines().enumerate() {
             let left = is_code && open.iter().any(|word| is_word(line, word));
             if left || places.iter().any(|place| line.contains(place.as_str())) {

@@ -12,7 +12,7 @@ use ternfleet_worker::Options;
 
 use crate::layers::{self, ServiceFlags};
 use crate::output::say;
-use crate::stop;
+use crate::{locate, stop};
 
 /// Threads for the network; the engine has its own.
 const NETWORK_THREADS: usize = 2;
@@ -51,7 +51,13 @@ impl Worker {
             .flag("price_usd_per_hour", self.price_usd_per_hour)
             .flag("pod_class", self.pod_class)
             .flag("pod", self.pod);
-        let effective = layers.resolve::<Options>()?;
+        let mut effective = layers.resolve::<Options>()?;
+        // The model that ships, where it is found: a worker that is told nothing works in a checkout.
+        if effective.options.model.as_os_str().is_empty()
+            && let Ok(shipped) = locate::model(None)
+        {
+            effective.options.model = shipped;
+        }
         if self.service.print_config {
             say(effective.print()?.trim_end())?;
             return Ok(ExitCode::SUCCESS);

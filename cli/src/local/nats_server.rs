@@ -5,6 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
+use ternfleet_proto::table::server_is_new_enough;
+
 use super::data_dir::DataDir;
 use crate::locate;
 
@@ -12,8 +14,6 @@ use crate::locate;
 pub(crate) const PROGRAM_VARIABLE: &str = "TERNFLEET_NATS_SERVER";
 /// Where `scripts/fetch-nats-server.sh` puts it, relative to the repository.
 const FETCHED: &str = "target/tools/nats-server";
-/// The oldest version whose JetStream is known to keep the promises (major, minor).
-const OLDEST: (u32, u32) = (2, 14);
 /// Large prompts and results go by reference, so this bounds a page of results and a work message.
 const MAX_PAYLOAD_BYTES: usize = 8 << 20;
 
@@ -23,13 +23,8 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
         let program = PathBuf::from(named);
         let version =
             version(&program).with_context(|| format!("{PROGRAM_VARIABLE} names {}", program.display()))?;
-        if version < OLDEST {
-            bail!(
-                "{} is older than {}.{}: {PROGRAM_VARIABLE} must name a newer one",
-                program.display(),
-                OLDEST.0,
-                OLDEST.1
-            );
+        if !server_is_new_enough(&version) {
+            bail!("{} is {version}: {PROGRAM_VARIABLE} must name 2.14 or newer", program.display());
         }
         return Ok(program);
     }
@@ -39,27 +34,26 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
         .into_iter()
         .map(|folder| folder.join("nats-server"))
         .chain(locate::shipped(FETCHED))
-        .find(|program| program.is_file() && version(program).is_ok_and(|version| version >= OLDEST));
+        .filter(|program| program.is_file())
+        .find(|program| version(program).is_ok_and(|version| server_is_new_enough(&version)));
     found.with_context(|| {
         format!(
-            "no nats-server of version {}.{} or newer was found: run scripts/fetch-nats-server.sh, install one on PATH, \
-             or set {PROGRAM_VARIABLE}",
-            OLDEST.0, OLDEST.1
+            "no nats-server of version 2.14 or newer was found: run scripts/fetch-nats-server.sh, install one on \
+             PATH, or set {PROGRAM_VARIABLE}"
         )
     })
 }
 
-/// What `nats-server --version` says.
-fn version(program: &Path) -> anyhow::Result<(u32, u32)> {
+/// What `nats-server --version` says, as in `2.15.1`.
+fn version(program: &Path) -> anyhow::Result<String> {
     let output = Command::new(program).arg("--version").output().context("it cannot be run")?;
     let text = String::from_utf8_lossy(&output.stdout);
     parse_version(&text).with_context(|| format!("its version {:?} is not understood", text.trim()))
 }
 
-fn parse_version(text: &str) -> Option<(u32, u32)> {
-    let numbers = text.rsplit('v').next()?;
-    let mut parts = numbers.trim().split('.').map(|part| part.parse::<u32>().ok());
-    Some((parts.next()??, parts.next()??))
+fn parse_version(text: &str) -> Option<String> {
+    let (_, version) = text.trim().rsplit_once('v')?;
+    version.starts_with(|c: char| c.is_ascii_digit()).then(|| version.to_owned())
 }
 
 /// Ports and name of one server.
@@ -94,8 +88,8 @@ mod tests {
 
     #[test]
     fn versions_are_read_as_the_server_prints_them() {
-        assert_eq!(parse_version("nats-server: v2.15.1\n"), Some((2, 15)));
-        assert_eq!(parse_version("nats-server: v2.9.0-beta.1\n"), Some((2, 9)));
+        assert_eq!(parse_version("nats-server: v2.15.1\n").as_deref(), Some("2.15.1"));
+        assert_eq!(parse_version("nats-server: v2.9.0-RC.1\n").as_deref(), Some("2.9.0-RC.1"));
         assert_eq!(parse_version("something else"), None);
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use ternfleet_engine::probe::Probe;
 use ternfleet_engine::{Engine, Event, Options, Request, Sampling, SequenceId};
 
 use crate::model_file::ModelFile;
@@ -33,13 +34,14 @@ impl Bench<'_> {
         let context = self.prompt.max(self.generated) + 2;
         let mut engine = self.load(threads, 1, context, Options::default().prefill_chunk)?;
         let (mut prompt, mut decode, mut read, mut mac) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let probe = Probe::new(&mut engine).context("there is no memory to measure reading with (1 GiB)")?;
         // One short run first: caches, page tables and clocks settle.
         self.decode(&mut engine, self.generated.min(8))?;
         for _ in 0..self.repeat {
             prompt.push(self.prefill(&mut engine)?);
             decode.push(self.decode(&mut engine, self.generated)?);
-            read.push(engine.probe_read_gb_s());
-            mac.push(engine.probe_mac_per_s());
+            read.push(probe.read_gb_s(&mut engine));
+            mac.push(probe.mac_per_s(&mut engine));
         }
         Ok(Rates {
             isa: engine.info().isa.to_string(),

@@ -1,0 +1,277 @@
+//! The commands that need no fleet, run as a person runs them: their output is a contract.
+
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    fn json(&self) -> Value {
+        assert_eq!(self.stdout.lines().count(), 1, "one line, alone: {}", self.stdout);
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
+    }
+}
+
+fn run_with(environment: &[(&str, &str)], arguments: &[&str]) -> Ended {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ternfleet"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TERNFLEET_")) {
+        command.env_remove(name);
+    }
+    let output = command.args(arguments).envs(environment.iter().copied()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn run(arguments: &[&str]) -> Ended {
+    run_with(&[], arguments)
+}
+
+/// A model of the smallest shape, in a folder that goes away.
+fn tiny() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf").display().to_string();
+    let made = run(&["model", "synth", "--shape", "tiny", "--seed", "7", "--out", &path]);
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    (folder, path)
+}
+
+fn storyteller() -> String {
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/storyteller/storyteller.gguf");
+    path.display().to_string()
+}
+
+fn fields(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn generate_prints_one_object_with_its_fields() {
+    let model = storyteller();
+    let greedy =
+        ["generate", "--model", &model, "-p", "Once upon a time", "-n", "12", "--temp", "0", "--json"];
+    let first = run(&greedy).json();
+    let expected = [
+        "decode_tok_s",
+        "generated_ids",
+        "isa",
+        "load_s",
+        "prefill_tok_s",
+        "prompt_ids",
+        "stop_reason",
+        "text",
+        "threads",
+    ];
+    assert_eq!(fields(&first), expected);
+    assert!(first["text"].as_str().unwrap().len() > 4, "{first}");
+    assert!((1..=12).contains(&first["generated_ids"].as_array().unwrap().len()));
+    assert!(first["decode_tok_s"].as_f64().unwrap() > 0.0);
+
+    let again = run(&[&greedy[..], &["-t", "1"]].concat()).json();
+    assert_eq!(first["generated_ids"], again["generated_ids"], "whatever the thread count");
+    assert_eq!(again["threads"], 1);
+
+    // The same ids, given as ids, go on the same way.
+    let ids: Vec<String> = first["prompt_ids"].as_array().unwrap().iter().map(Value::to_string).collect();
+    let by_ids =
+        run(&["generate", "--model", &model, "--ids", &ids.join(","), "-n", "12", "--temp", "0", "--json"])
+            .json();
+    assert_eq!(by_ids["prompt_ids"], first["prompt_ids"]);
+    assert_eq!(by_ids["generated_ids"], first["generated_ids"]);
+}
+
+#[test]
+fn generate_streams_text_and_seeds_repeat() {
+    let model = storyteller();
+    let sampled = ["generate", "--model", &model, "-p", "A fox", "-n", "20", "--seed", "5"];
+    let first = run(&sampled);
+    assert_eq!(first.code, Some(0), "{}", first.stderr);
+    assert!(first.stderr.contains("tok/s"), "{}", first.stderr);
+    assert_eq!(first.stdout, run(&sampled).stdout);
+    let other = run(&["generate", "--model", &model, "-p", "A fox", "-n", "20", "--seed", "6"]);
+    assert_ne!(first.stdout, other.stdout);
+}
+
+#[test]
+fn generate_says_why_it_stopped() {
+    let (_folder, model) = tiny();
+    let base = ["generate", "--model", &model, "--ids", "1,2,3", "--temp", "0", "--json"];
+    let with = |more: &[&str]| run(&[&base[..], more].concat());
+    let length = with(&["-n", "5", "--ignore-eos"]).json();
+    assert_eq!(length["stop_reason"], "length");
+    assert_eq!(length["generated_ids"].as_array().unwrap().len(), 5);
+    let full = with(&["-n", "100000", "--ignore-eos", "-t", "2"]).json();
+    assert_eq!(full["stop_reason"], "context");
+
+    let story = storyteller();
+    let told = run(&[
+        "generate",
+        "--model",
+        &story,
+        "-p",
+        "Once upon a time",
+        "-n",
+        "60",
+        "--temp",
+        "0",
+        "--stop",
+        "e",
+        "--json",
+    ])
+    .json();
+    assert_eq!(told["stop_reason"], "stop_string");
+    assert!(!told["text"].as_str().unwrap().contains('e'), "{told}");
+}
+
+#[test]
+fn generate_refuses_with_a_reason() {
+    let (_folder, model) = tiny();
+    for (arguments, code, word) in [
+        (vec!["generate", "--model", "no-such.gguf", "-p", "x"], 1, "no-such.gguf"),
+        (vec!["generate", "--model", &model, "--ids", "1,99999999"], 1, "vocabulary"),
+        (vec!["generate", "--model", &model, "--ids", "one"], 64, "token id"),
+        (vec!["generate", "--model", &model], 64, "--prompt"),
+        (
+            vec!["generate", "--model", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "-p", "x"],
+            1,
+            "GGUF",
+        ),
+    ] {
+        let ended = run(&arguments);
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{arguments:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(word), "{arguments:?}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn logits_are_rows_of_little_endian_floats() {
+    let (folder, model) = tiny();
+    let out = folder.path().join("logits.f32");
+    let ended =
+        run(&["logits", "--model", &model, "--ids", "5,6,7", "-t", "1", "--out", &out.display().to_string()]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let bytes = std::fs::read(&out).unwrap();
+    // The tiny shape has 512 tokens.
+    assert_eq!(bytes.len(), 3 * 512 * 4);
+    let scores: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    assert!(scores.iter().all(|score| score.is_finite()));
+    let greedy = run(&[
+        "generate",
+        "--model",
+        &model,
+        "--ids",
+        "5,6,7",
+        "-n",
+        "1",
+        "--temp",
+        "0",
+        "--ignore-eos",
+        "--json",
+    ])
+    .json();
+    let last = &scores[2 * 512..];
+    let best = (0..512).rev().max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
+    assert_eq!(greedy["generated_ids"][0], best, "the best score is the token that greedy takes");
+}
+
+#[test]
+fn bench_measures_and_refuses_what_the_machine_cannot_run() {
+    let (_folder, model) = tiny();
+    let ended = run(&[
+        "bench", "--model", &model, "-t", "1,1000", "--batch", "1,2", "--prompt", "16", "--gen", "8",
+        "--repeat", "1", "--json",
+    ]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let report = ended.json();
+    assert_eq!(fields(&report), ["batch", "machine", "threads"]);
+    assert_eq!(fields(&report["machine"]), ["cores", "cpu", "isa", "mac_per_s", "quota", "read_gb_s"]);
+    assert!(report["machine"]["read_gb_s"].as_f64().unwrap() > 0.1);
+    assert_eq!(fields(&report["threads"][0]), ["decode_tok_s", "prompt_tok_s", "threads"]);
+    assert_eq!(fields(&report["threads"][1]), ["refused", "threads"]);
+    assert_eq!(fields(&report["batch"][1]), ["batch", "gen", "prompt", "tok_s"]);
+    assert_eq!(report["batch"][1]["batch"], 2);
+}
+
+#[test]
+fn the_same_shape_and_seed_give_the_same_model_and_inspect_knows_it() {
+    let (folder, model) = tiny();
+    let twin = folder.path().join("twin.gguf").display().to_string();
+    run(&["model", "synth", "--shape", "tiny", "--seed", "7", "--out", &twin]);
+    assert_eq!(std::fs::read(&model).unwrap(), std::fs::read(&twin).unwrap());
+    let facts = run(&["model", "inspect", &model, "--json"]).json();
+    assert_eq!(facts["architecture"], "bitnet-b1.58", "{facts}");
+    assert_eq!(facts["shape"]["vocab"], 512);
+    let told = run(&["model", "inspect", &storyteller()]);
+    assert_eq!(
+        told.code,
+        Some(0),
+        "the shipped model agrees with its manifest: {}{}",
+        told.stdout,
+        told.stderr
+    );
+    assert_eq!(run(&["model", "synth", "--shape", "1x2x3", "--out", &twin]).code, Some(64));
+}
+
+#[test]
+fn topology_says_what_it_would_do() {
+    let seen = run(&["topology", "--json"]).json();
+    assert!(seen["plan"]["threads"].as_u64().unwrap() >= 1);
+    assert!(run(&["topology"]).stdout.contains("would run"));
+}
+
+#[test]
+fn configuration_is_layered_and_every_fault_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("worker.toml").display().to_string();
+    std::fs::write(&file, "slots = 3\nthreads = 2\npod_class = \"file\"\n").unwrap();
+    let environment =
+        [("TERNFLEET_THREADS", "1"), ("TERNFLEET_PRICE_USD_PER_HOUR", "0.5"), ("TERNFLEET_LEASE_MS", "3000")];
+    let shown = run_with(
+        &environment,
+        &[
+            "worker",
+            "--config",
+            &file,
+            "--pod-class",
+            "flag",
+            "--nats",
+            "nats://example:4222",
+            "--print-config",
+        ],
+    );
+    assert_eq!(shown.code, Some(0), "{}", shown.stderr);
+    for line in [
+        "slots = 3  # file",
+        "threads = 1  # environment",
+        "price_usd_per_hour = 0.5  # environment",
+        "pod_class = \"flag\"  # flag",
+        "nats = \"nats://example:4222\"  # flag",
+    ] {
+        assert!(shown.stdout.contains(line), "{line} is not in:\n{}", shown.stdout);
+    }
+    // What it prints is a configuration file.
+    let again = folder.path().join("again.toml").display().to_string();
+    std::fs::write(&again, &shown.stdout).unwrap();
+    assert_eq!(run(&["worker", "--config", &again, "--print-config"]).code, Some(0));
+
+    std::fs::write(&file, "slots = \"many\"\ncolour = 1\n").unwrap();
+    let faulty =
+        run_with(&[("TERNFLEET_THREADS", "few")], &["worker", "--config", &file, "--set", "nothing=1"]);
+    assert_eq!(faulty.code, Some(1));
+    for word in ["slots (file)", "colour (file)", "threads (environment)", "nothing (flag)"] {
+        assert!(faulty.stderr.contains(word), "{word} is not in:\n{}", faulty.stderr);
+    }
+
+    let secret = run_with(&[("TERNFLEET_NATS_TOKEN", "hush")], &["coordinator", "--print-config"]);
+    assert_eq!(secret.code, Some(0), "{}", secret.stderr);
+    assert!(!secret.stdout.contains("hush"), "{}", secret.stdout);
+    let nested = run_with(&[("TERNFLEET_QUOTAS__BATCHES_MAX", "5")], &["coordinator", "--print-config"]);
+    assert!(nested.stdout.contains("batches_max = 5"), "{}{}", nested.stdout, nested.stderr);
+}
