@@ -44,7 +44,10 @@ fn main() {
         ratios.push(share);
     }
     ratios.sort_by(f64::total_cmp);
+    decode_tok_s(&mut engine, 1, 8, 65);
     println!("median {:.1} %", ratios[2] * 100.0);
+    let macs = (0..3).map(|_| probe.mac_per_s(&mut engine)).fold(0.0, f64::max);
+    let before = engine.profile();
     let start = Instant::now();
     let mut events = Vec::new();
     engine.submit(request(512, 1)).expect("a prompt that fits");
@@ -52,9 +55,9 @@ fn main() {
         engine.step(&mut events);
     }
     let rate = 512.0 / start.elapsed().as_secs_f64();
-    let macs = probe.mac_per_s(&mut engine);
     let share = rate * (info.hyper.n_ternary_weights() as f64) / macs;
     println!("prompt of 512: {rate:.1} tok/s, {:.0} % of {:.0} GMAC/s", share * 100.0, macs / 1e9);
+    println!("{:.3?}", engine.profile().since(&before));
     let batches = setting("BATCH").unwrap_or_else(|| "2,4,8,16,32".to_owned());
     for batch in batches.split(',').map(|n| n.parse::<usize>().expect("a list of numbers")) {
         let rate = decode_tok_s(&mut engine, batch, 128, 64);
@@ -79,12 +82,18 @@ fn decode_tok_s(engine: &mut Engine, batch: usize, prompt: u32, tokens: usize) -
         engine.submit(request(prompt, tokens)).expect("a prompt that fits");
     }
     let (mut events, mut count, mut seconds) = (Vec::new(), 0, 0.0);
+    let mut before = engine.profile();
     while !engine.is_idle() {
         let stats = engine.step(&mut events);
         if stats.prefill_tokens == 0 {
             count += stats.decode_tokens;
             seconds += stats.elapsed.as_secs_f64();
+        } else {
+            before = engine.profile();
         }
+    }
+    if batch > 1 || tokens > 64 {
+        println!("{seconds:.3} s, {:.3?}", engine.profile().since(&before));
     }
     count as f64 / seconds
 }

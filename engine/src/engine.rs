@@ -12,6 +12,7 @@ use crate::model::Model;
 use crate::ops::{Ops, Work};
 use crate::options::{Head, KernelChoice, MAX_SEQUENCES, Options};
 use crate::pool::Pool;
+use crate::profile::Profile;
 use crate::request::{Event, Request, SequenceId, StepStats};
 use crate::schedule::{Schedule, Turn};
 use crate::{Isa, LoadError, Refused, host};
@@ -108,7 +109,13 @@ impl Engine {
         model.release_rows();
         let ternary_macs = hyper.n_ternary_weights();
         let head_macs = (hyper.vocab * hyper.hidden) as u64;
-        let schedule = Schedule::new(options.max_sequences, options.prefill_chunk, max_context, hyper.vocab);
+        let schedule = Schedule::new(
+            options.max_sequences,
+            options.prefill_chunk,
+            max_context,
+            hyper.vocab,
+            options.prefix_cache,
+        );
         let info = Info {
             threads,
             isa,
@@ -178,6 +185,11 @@ impl Engine {
         self.work.head.counters()
     }
 
+    /// Where the time of all steps so far went.
+    pub fn profile(&self) -> Profile {
+        self.work.clocks.read()
+    }
+
     /// The pool and its kernels, for measuring what they could do at best.
     pub(crate) fn machine(&mut self) -> (&mut Pool, Kernels) {
         (&mut self.pool, self.kernels)
@@ -188,8 +200,9 @@ impl Engine {
         self.schedule.is_idle()
     }
 
+    /// Pages that new sequences could have.
     pub fn free_pages(&self) -> usize {
-        self.cache.n_free()
+        self.schedule.n_available(&self.cache)
     }
 
     /// Sequences that hold pages.
@@ -208,7 +221,7 @@ impl Engine {
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Refused> {
         self.schedule.check_ids(ids)?;
         let needed = ids.len().div_ceil(PAGE);
-        if needed > self.cache.n_free() {
+        if !self.schedule.make_room(needed, &mut self.cache) {
             return Err(Refused::Busy { needed, free: self.cache.n_free() });
         }
         let pages: Vec<_> = (0..needed).filter_map(|_| self.cache.take()).collect();

@@ -112,7 +112,7 @@ pub(crate) struct Private {
 
 impl Private {
     pub(crate) fn new(hyper: &Hyper, n_heads: usize) -> Private {
-        Private { row: vec![0.0; hyper.hidden], hits: Vec::new(), sums: vec![0; n_heads * ROWS] }
+        Private { row: vec![0.0; hyper.hidden], hits: Vec::new(), sums: vec![0; n_heads * 2 * ROWS] }
     }
 }
 
@@ -226,7 +226,7 @@ pub(crate) fn column_of(ops: &Ops<'_, '_>, slot: usize) -> usize {
     ops.plan.heads[ops.slots.order[slot].0].column
 }
 
-/// Scores for all heads of the plan, each member a part of the vocabulary; ends with a barrier if there was any work.
+/// Scores for all heads of the plan, each member a part of the vocabulary; the caller waits afterwards.
 pub(crate) fn scores(ops: &mut Ops<'_, '_>) {
     exact_scores(ops);
     if ops.slots.n_screened > 0 {
@@ -235,7 +235,6 @@ pub(crate) fn scores(ops: &mut Ops<'_, '_>) {
         ops.member.wait();
         rescore(ops, rows);
     }
-    ops.member.wait();
 }
 
 /// All canonical scores of the slots that want them.
@@ -297,11 +296,13 @@ fn approximate_scores(ops: &mut Ops<'_, '_>) -> Range<usize> {
         (acts, work.rounded.read(0..n))
     };
     let groups = ops.member.share(screen.n_groups());
-    for group in groups.clone() {
-        screen.approximate(ops.kernels, group, &acts, rounded, &mut ops.private.head.sums, |slot, scores| {
+    let sums = &mut ops.private.head.sums;
+    for first in groups.clone().step_by(2) {
+        let together = first..groups.end.min(first + 2);
+        screen.approximate(ops.kernels, together, &acts, rounded, sums, |slot, group, scores| {
+            let start = slot * stride + group * ROWS;
             // SAFETY: `scores` holds whole groups, and these rows are this member's.
-            unsafe { work.scores.write(slot * stride + group * ROWS..slot * stride + (group + 1) * ROWS) }
-                .copy_from_slice(&scores);
+            unsafe { work.scores.write(start..start + ROWS) }.copy_from_slice(&scores);
         });
     }
     groups.start * ROWS..groups.end * ROWS

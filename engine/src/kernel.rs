@@ -31,6 +31,8 @@ pub(crate) const LINE: usize = 64;
 pub(crate) const MAX_TOKENS: usize = 128;
 /// Positions of a page of keys and values, which is also the unit of attention's sums.
 pub(crate) const PAGE: usize = 128;
+/// Positions whose keys stand together within a page.
+pub(crate) const KEY_BLOCK: usize = 32;
 pub(crate) const MAX_HEAD_DIM: usize = 256;
 
 /// A row of int8 activations: x ≈ q / scale.
@@ -56,14 +58,15 @@ pub(crate) struct TernaryJob {
     panel: *mut u8,
 }
 
-/// A screening product of 16 int8 rows with int16 activations.
+/// A screening product of one or two groups of 16 int8 rows with int16 activations.
 ///
-/// `lines` holds `n_lines` lines of 16 rows × 4 weights; the activations stand three times, as int16 `values` and as the
-/// bytes `high` and `low` of values + 32768, each (n_tokens, stride); `row_sums` are the sums of the 16 rows; `sums` takes
-/// (n_tokens, 16). The dot products fit into int32 (see `head`).
+/// `lines` holds `n_groups · n_lines` lines of 16 rows × 4 weights; the activations stand three times, as int16 `values` and as the
+/// bytes `high` and `low` of values + 32768, each (n_tokens, stride); `row_sums` are the sums of the rows; `sums` takes
+/// (n_tokens, 32). The dot products fit into int32 (see `head`).
 pub(crate) struct ScreenJob {
     lines: *const u8,
     n_lines: usize,
+    n_groups: usize,
     values: *const i16,
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     high: *const u8,
@@ -345,7 +348,7 @@ impl Kernels {
         unsafe { (self.table.reach)(bounds, sign, threshold, hits) }
     }
 
-    /// Attention over one page of one head: `keys` (head_dim, 128), `values` (128, head_dim).
+    /// Attention over one page of one head: `keys` (4, head_dim, 32), `values` (128, head_dim).
     pub(crate) fn attend(
         &self,
         queries: &mut [Query<'_>],
@@ -429,7 +432,7 @@ impl Kernels {
         unsafe { (self.table.multiply_all)(rounds) }
     }
 
-    /// Screening sums of one group, (n_tokens, 16), exact as long as they fit into int32.
+    /// Screening sums of one or two groups, as many as `row_sums` has: (n_tokens, 32), exact as long as they fit into int32.
     pub(crate) fn screen(
         &self,
         lines: &[u8],
@@ -439,12 +442,15 @@ impl Kernels {
         sums: &mut [i32],
     ) {
         let width = acts.width;
-        assert!(width.is_multiple_of(128) && lines.len() >= width / 4 * LINE && row_sums.len() >= ROWS);
-        assert!(acts.values.len() >= n_tokens * width && sums.len() >= n_tokens * ROWS);
+        let n_groups = row_sums.len() / ROWS;
+        assert!(n_groups == 1 || n_groups == 2);
+        assert!(width.is_multiple_of(128) && lines.len() >= n_groups * width / 4 * LINE);
+        assert!(acts.values.len() >= n_tokens * width && sums.len() >= n_tokens * 2 * ROWS);
         assert!(acts.high.len() == acts.values.len() && acts.low.len() == acts.values.len());
         let job = ScreenJob {
             lines: lines.as_ptr(),
             n_lines: width / 4,
+            n_groups,
             values: acts.values.as_ptr(),
             high: acts.high.as_ptr(),
             low: acts.low.as_ptr(),

@@ -1,11 +1,11 @@
 //! The paged cache of keys and values: pages of 128 positions in half precision, counted by reference.
 //!
-//! Within a page each layer and head has its keys transposed, (head_dim, 128), then its values, (128, head_dim); see
+//! Within a page each layer and head has its keys transposed, (4, head_dim, 32), then its values, (128, head_dim); see
 //! `kernel/attention.rs` for why. Which sequence holds which pages is `engine`'s affair.
 #![allow(unsafe_code)] // Members of the pool write disjoint heads of one region.
 
 use crate::gguf::Hyper;
-use crate::kernel::PAGE;
+use crate::kernel::{KEY_BLOCK, PAGE};
 use crate::memory::Region;
 
 /// One page's number.
@@ -86,7 +86,7 @@ impl Cache {
         page.0 as usize * self.page_len + (layer * self.n_heads + head) * 2 * PAGE * self.head_dim
     }
 
-    /// Keys (head_dim, 128) and values (128, head_dim) of one head of one page.
+    /// Keys (4, head_dim, 32) and values (128, head_dim) of one head of one page.
     ///
     /// # Safety
     /// No other thread writes this head of this page while the result lives.
@@ -113,12 +113,13 @@ impl Cache {
         let (start, half) = (self.start(page, layer, head), PAGE * self.head_dim);
         // The last element of the head is checked to lie in the region; all others lie before it.
         self.region.element::<u16>(start + 2 * half - 1);
-        let keys = self.region.element::<u16>(start + slot);
+        let block = slot / KEY_BLOCK * KEY_BLOCK * self.head_dim;
+        let keys = self.region.element::<u16>(start + block + slot % KEY_BLOCK);
         let values = self.region.element::<u16>(start + half + slot * self.head_dim);
         // SAFETY: in bounds by the checks above; the elements are this position's, which the caller says is untouched.
         unsafe {
             for (d, &element) in key.iter().enumerate() {
-                keys.add(d * PAGE).write(element);
+                keys.add(d * KEY_BLOCK).write(element);
             }
             values.copy_from_nonoverlapping(value.as_ptr(), self.head_dim);
         }
@@ -126,10 +127,10 @@ impl Cache {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn hyper() -> Hyper {
+    pub(crate) fn hyper() -> Hyper {
         Hyper {
             architecture: "bitnet-b1.58".to_owned(),
             name: String::new(),
@@ -167,10 +168,11 @@ mod tests {
         let (key, value): (Vec<u16>, Vec<u16>) = ((1..33).collect(), (101..133).collect());
         // SAFETY: one thread.
         unsafe {
-            cache.write(page, 1, 1, 5, &key, &value);
+            cache.write(page, 1, 1, 69, &key, &value);
             let (keys, values) = cache.read(page, 1, 1);
-            assert!((0..32).all(|d| keys[d * PAGE + 5] == key[d] && keys[d * PAGE + 4] == 0));
-            assert_eq!(&values[5 * 32..6 * 32], &value);
+            let block = &keys[2 * 32 * 32..];
+            assert!((0..32).all(|d| block[d * 32 + 5] == key[d] && block[d * 32 + 4] == 0));
+            assert_eq!(&values[69 * 32..70 * 32], &value);
             assert!(cache.read(page, 1, 0).0.iter().all(|&element| element == 0));
         }
     }

@@ -11,8 +11,10 @@ use crate::kernel::{Epilogue, Kernels, MAX_TOKENS, PAGE, Quantised, Query, ROWS,
 use crate::kv::Cache;
 use crate::model::{Matrix, Model};
 use crate::pool::{Member, Shared};
+use crate::profile::{Clocks, Operation};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Queries that attend to a page together, at most: more share the loads, but need more registers.
 const QUERIES: usize = 8;
@@ -31,6 +33,7 @@ pub(crate) struct Work {
     /// (n_columns, ffn)
     gated: Shared<f32>,
     pub(crate) head: HeadWork,
+    pub(crate) clocks: Clocks,
     private: Vec<Mutex<Private>>,
 }
 
@@ -75,6 +78,7 @@ impl Work {
             attended: Shared::new(n_columns * hyper.q_width()),
             gated: Shared::new(n_columns * hyper.ffn),
             head,
+            clocks: Clocks::default(),
             private: (0..n_threads).map(|_| Mutex::new(private())).collect(),
         }
     }
@@ -91,6 +95,8 @@ pub(crate) struct Ops<'a, 'm> {
     pub(crate) slots: Slots,
     pub(crate) private: MutexGuard<'a, Private>,
     results: &'a [Mutex<Option<Drawn>>],
+    /// When the present operation began.
+    start: Instant,
 }
 
 impl<'a, 'm> Ops<'a, 'm> {
@@ -107,7 +113,7 @@ impl<'a, 'm> Ops<'a, 'm> {
         assert!(results.len() == plan.heads.len() && plan.columns.len() * model.hyper.hidden <= work.x.len());
         let private = work.private[member.index].lock().unwrap_or_else(PoisonError::into_inner);
         let slots = work.head.slots(plan);
-        Ops { member, kernels, model, work, cache, plan, slots, private, results }
+        Ops { member, kernels, model, work, cache, plan, slots, private, results, start: Instant::now() }
     }
 
     pub(crate) fn model(&self) -> &'a Model {
@@ -116,6 +122,14 @@ impl<'a, 'm> Ops<'a, 'm> {
 
     fn n_columns(&self) -> usize {
         self.plan.columns.len()
+    }
+
+    /// Ends an operation: waits for all members, and takes the time.
+    fn end(&mut self, operation: Operation) {
+        self.member.wait();
+        if self.member.index == 0 {
+            self.work.clocks.lap(operation, &mut self.start);
+        }
     }
 
     /// x = embedding of each column's token.
@@ -127,7 +141,7 @@ impl<'a, 'm> Ops<'a, 'm> {
             let row = unsafe { self.work.x.write(column * hidden..(column + 1) * hidden) };
             embedding.read(self.plan.columns[column].token as usize, row);
         }
-        self.member.wait();
+        self.end(Operation::Embed);
     }
 
     /// acts = quantised norm of x.
@@ -161,7 +175,7 @@ impl<'a, 'm> Ops<'a, 'm> {
             self.kernels.norm(x, weight, self.model.hyper.rms_eps, normed);
             quantised[0] = self.kernels.quantise(normed, acts);
         }
-        self.member.wait();
+        self.end(Operation::Norm);
     }
 
     /// A ternary product of acts: stored in qkv, added to x, or gated, as `then` says.
@@ -202,7 +216,7 @@ impl<'a, 'm> Ops<'a, 'm> {
             }
             group += n_groups;
         }
-        self.member.wait();
+        self.end(Operation::Product);
     }
 
     /// Rotates queries and keys, and writes keys and values into the cache.
@@ -239,7 +253,7 @@ impl<'a, 'm> Ops<'a, 'm> {
                 self.cache.write(page, layer, kv_head, column.position % PAGE, key_halves, value_halves)
             };
         }
-        self.member.wait();
+        self.end(Operation::Rotate);
     }
 
     /// attended = causal attention of each column.
@@ -260,7 +274,7 @@ impl<'a, 'm> Ops<'a, 'm> {
                 }
             }
         }
-        self.member.wait();
+        self.end(Operation::Attend);
     }
 
     /// The query heads of one key head, for a few columns of one segment.
@@ -308,13 +322,14 @@ impl<'a, 'm> Ops<'a, 'm> {
             let x = unsafe { work.x.read(start..start + hidden) };
             head::set_input(self, slot, x);
         }
-        self.member.wait();
+        self.end(Operation::Head);
     }
 
     /// Scores of the wanted columns.
     pub(crate) fn scores(&mut self) {
         if !self.plan.heads.is_empty() {
             head::scores(self);
+            self.end(Operation::Head);
         }
     }
 
@@ -325,5 +340,6 @@ impl<'a, 'm> Ops<'a, 'm> {
                 *self.results[head].lock().unwrap_or_else(PoisonError::into_inner) = Some(drawn);
             }
         }
+        self.end(Operation::Sample);
     }
 }

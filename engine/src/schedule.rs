@@ -8,6 +8,7 @@ use crate::Refused;
 use crate::head::Drawn;
 use crate::kernel::PAGE;
 use crate::kv::{Cache, PageId};
+use crate::prefix::Prefix;
 use crate::request::{Event, Request, SequenceId, StopReason, Usage};
 use crate::sampler::{self, Draw};
 use std::collections::VecDeque;
@@ -53,6 +54,7 @@ pub(crate) struct Schedule {
     next_id: u64,
     /// Steps so far: whose prefill comes first.
     round: usize,
+    prefix: Option<Prefix>,
 }
 
 impl Sequence {
@@ -97,6 +99,7 @@ impl Schedule {
         prefill_chunk: usize,
         max_context: usize,
         vocab: usize,
+        prefix_cache: bool,
     ) -> Schedule {
         Schedule {
             max_sequences,
@@ -107,6 +110,7 @@ impl Schedule {
             active: Vec::new(),
             next_id: 1,
             round: 0,
+            prefix: prefix_cache.then(Prefix::default),
         }
     }
 
@@ -229,13 +233,37 @@ impl Schedule {
     /// Takes in waiting sequences, in order, while places and pages last.
     pub(crate) fn admit(&mut self, cache: &mut Cache) {
         while self.active.len() < self.max_sequences
-            && let Some(first) = self.waiting.front()
-            && first.pages_needed(self.max_context) <= cache.n_free()
-            && let Some(mut sequence) = self.waiting.pop_front()
+            && let Some(first) = self.waiting.front_mut()
         {
-            let needed = sequence.pages_needed(self.max_context);
-            sequence.pages.extend((0..needed).filter_map(|_| cache.take()));
-            self.active.push(sequence);
+            let shared =
+                self.prefix.as_mut().map_or_else(Vec::new, |prefix| prefix.find(&first.tokens, cache));
+            let needed = first.pages_needed(self.max_context) - shared.len();
+            let fits = match &mut self.prefix {
+                Some(prefix) => prefix.reclaim(needed, cache),
+                None => needed <= cache.n_free(),
+            };
+            if !fits {
+                shared.into_iter().for_each(|page| cache.release(page));
+                return;
+            }
+            first.computed = shared.len() * PAGE;
+            first.cached = first.computed.min(first.prompt_len());
+            first.pages = shared;
+            first.pages.extend((0..needed).filter_map(|_| cache.take()));
+            self.active.extend(self.waiting.pop_front());
+        }
+    }
+
+    /// Pages that a new sequence could have: free ones, and those kept for prompts that nobody uses now.
+    pub(crate) fn n_available(&self, cache: &Cache) -> usize {
+        cache.n_free() + self.prefix.as_ref().map_or(0, |prefix| prefix.n_reclaimable(cache))
+    }
+
+    /// Gives up kept prompts until `n_pages` are free; false if there are not enough.
+    pub(crate) fn make_room(&mut self, n_pages: usize, cache: &mut Cache) -> bool {
+        match &mut self.prefix {
+            Some(prefix) => prefix.reclaim(n_pages, cache),
+            None => n_pages <= cache.n_free(),
         }
     }
 
@@ -275,9 +303,14 @@ impl Schedule {
         cache: &mut Cache,
         events: &mut Vec<Event>,
     ) {
-        let _ = cache;
         let sequence = &mut self.active[turn.place];
         sequence.computed = turn.positions.end;
+        if turn.reaches_end
+            && !turn.decodes
+            && let Some(prefix) = &mut self.prefix
+        {
+            prefix.keep(&sequence.request.prompt, &sequence.pages, cache);
+        }
         let Some(Drawn { token, logprob }) = drawn else { return };
         sequence.tokens.push(token);
         events.push(Event::Token { sequence: sequence.id, token, logprob });

@@ -48,11 +48,16 @@ fn same_bits_everywhere(path: &Path) {
         let n = if isa == Isa::Scalar { 2 } else { configurations.len() };
         for (threads, batch, chunk, head, prefix_cache) in configurations.into_iter().take(n) {
             let what = format!("{isa}, {threads} threads, batch {batch}, chunk {chunk}, head {head}");
-            let mut engine = load(path, Options { prefix_cache, ..options(isa, threads, batch, chunk, head) });
+            let mut engine =
+                load(path, Options { prefix_cache, ..options(isa, threads, batch, chunk, head) });
             assert_eq!(engine.info().numerics, numerics);
             let found = run(&mut engine, &filled(&requests, batch));
             for (outcome, expected) in found.iter().zip(expected.iter().cycle()) {
-                assert_eq!((&outcome.tokens, &outcome.logprobs), (&expected.tokens, &expected.logprobs), "{what}");
+                assert_eq!(
+                    (&outcome.tokens, &outcome.logprobs),
+                    (&expected.tokens, &expected.logprobs),
+                    "{what}"
+                );
             }
             let again = run(&mut engine, &resumed(&requests, &expected));
             for ((outcome, expected), kept) in again.iter().zip(&expected).zip(KEPT.into_iter().cycle()) {

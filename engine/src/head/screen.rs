@@ -174,17 +174,17 @@ impl Screen {
         self.n_groups
     }
 
-    /// Approximate scores of one group for several tokens: `set(token, scores of the 16 rows)`.
+    /// Approximate scores of one or two groups for several tokens: `set(token, group, scores of its 16 rows)`.
     pub(crate) fn approximate(
         &self,
         kernels: Kernels,
-        group: usize,
+        groups: Range<usize>,
         acts: &WideActs<'_>,
         rounded: &[Rounded],
         sums: &mut [i32],
-        mut set: impl FnMut(usize, [f32; ROWS]),
+        mut set: impl FnMut(usize, usize, [f32; ROWS]),
     ) {
-        let rows = group * ROWS..(group + 1) * ROWS;
+        let rows = groups.start * ROWS..groups.end * ROWS;
         // SAFETY: nothing writes after `build`.
         let (lines, scales, row_sums) = unsafe {
             (
@@ -195,8 +195,11 @@ impl Screen {
         };
         kernels.screen(lines, acts, rounded.len(), row_sums, sums);
         for (token, rounded) in rounded.iter().enumerate() {
-            let sums = &sums[token * ROWS..(token + 1) * ROWS];
-            set(token, std::array::from_fn(|r| sums[r] as f32 * (scales[r] * rounded.step)));
+            for (i, scales) in scales.as_chunks::<ROWS>().0.iter().enumerate() {
+                let sums = &sums[(token * 2 + i) * ROWS..(token * 2 + i + 1) * ROWS];
+                let scores = std::array::from_fn(|r| sums[r] as f32 * (scales[r] * rounded.step));
+                set(token, groups.start + i, scores);
+            }
         }
     }
 

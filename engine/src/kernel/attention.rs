@@ -1,12 +1,12 @@
 //! Attention of a few queries over one page of 128 positions, once for all instruction sets.
 //!
-//! Keys are stored transposed, (head_dim, 128), so that a lane is a position and no dot product sums across lanes; values
-//! are (128, head_dim), so that a lane is a dimension. Each page yields its own maximum, sum and weighted values, and
+//! Keys are stored transposed, (4, head_dim, 32): a lane is a position, no dot product sums across lanes, and what is read
+//! of a page that is not full yet is one piece. Values are (128, head_dim), so that a lane is a dimension. Each page yields its own maximum, sum and weighted values, and
 //! pages are folded in order: the result depends on the positions alone, not on who computed which page.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Vector loads by pointer; `kernel.rs` checks the lengths.
 
 use super::lanes::{Lanes, exp};
-use super::{MAX_HEAD_DIM, PAGE};
+use super::{KEY_BLOCK, MAX_HEAD_DIM, PAGE};
 
 /// One query and what it has gathered so far.
 pub(crate) struct Query<'a> {
@@ -75,15 +75,14 @@ unsafe fn page<L: Lanes, const Q: usize>(
         return;
     }
     let mut weights = [[0f32; PAGE]; Q];
-    let blocks = seen.div_ceil(16);
-    let mut block = 0;
-    while block < blocks {
-        // Two blocks at once give enough independent sums; the page is always whole, so the second may be read.
+    // Whole blocks are computed; what lies beyond the visible positions is cut off below.
+    let blocks = seen.div_ceil(KEY_BLOCK);
+    for block in 0..blocks {
         let mut sums = [[L::splat(0.0); 2]; Q];
+        let rows = keys.add(block * KEY_BLOCK * head_dim);
         for d in 0..head_dim {
-            let from = keys.add(d * PAGE + block * 16);
-            let (near, far) =
-                (L::load_f16(from), L::load_f16(from.add(16 * usize::from(block + 1 < PAGE / 16))));
+            let from = rows.add(d * KEY_BLOCK);
+            let (near, far) = (L::load_f16(from), L::load_f16(from.add(16)));
             for (query, sum) in queries.iter().zip(&mut sums) {
                 let q = L::splat(*query.q.get_unchecked(d));
                 sum[0] = q.fma(near, sum[0]);
@@ -91,13 +90,11 @@ unsafe fn page<L: Lanes, const Q: usize>(
             }
         }
         for (sum, weight) in sums.iter().zip(&mut weights) {
-            sum[0].mul(L::splat(scale)).store(weight.as_mut_ptr().add(block * 16));
-            if block + 1 < PAGE / 16 {
-                sum[1].mul(L::splat(scale)).store(weight.as_mut_ptr().add(block * 16 + 16));
-            }
+            sum[0].mul(L::splat(scale)).store(weight.as_mut_ptr().add(block * KEY_BLOCK));
+            sum[1].mul(L::splat(scale)).store(weight.as_mut_ptr().add(block * KEY_BLOCK + 16));
         }
-        block += 2;
     }
+    let blocks = blocks * (KEY_BLOCK / 16);
     let mut maxima = [0f32; Q];
     let mut totals = [0f32; Q];
     for (index, query) in queries.iter().enumerate() {

@@ -271,28 +271,30 @@ unsafe fn tile<const T: usize>(
     }
 }
 
-/// Dot products of one group of 16 int8 rows with int16 activations.
+/// Dot products of one or two groups of 16 int8 rows with int16 activations.
 ///
 /// # Safety
 /// AVX2; as [`ScreenJob`] says.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn screen(job: &ScreenJob) {
-    let mut token = 0;
-    while token < job.n_tokens {
-        match job.n_tokens - token {
-            1 => screen_tile::<1>(job, token),
-            2 => screen_tile::<2>(job, token),
-            _ => screen_tile::<3>(job, token),
+    for group in 0..job.n_groups {
+        let mut token = 0;
+        while token < job.n_tokens {
+            match job.n_tokens - token {
+                1 => screen_tile::<1>(job, group, token),
+                2 => screen_tile::<2>(job, group, token),
+                _ => screen_tile::<3>(job, group, token),
+            }
+            token += 3;
         }
-        token += 3;
     }
 }
 
 #[inline(always)]
-unsafe fn screen_tile<const T: usize>(job: &ScreenJob, token: usize) {
+unsafe fn screen_tile<const T: usize>(job: &ScreenJob, group: usize, token: usize) {
     let mut sums = [[_mm256_setzero_si256(); 4]; T];
     for line in 0..job.n_lines {
-        let at = job.lines.add(line * LINE);
+        let at = job.lines.add((group * job.n_lines + line) * LINE);
         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
         for quarter in 0..4 {
             // Four rows of four weights; each 64 bits of the broadcast meet one row.
@@ -309,8 +311,8 @@ unsafe fn screen_tile<const T: usize>(job: &ScreenJob, token: usize) {
             let mut pairs = [0i32; 8];
             _mm256_storeu_si256(pairs.as_mut_ptr().cast(), part);
             for row in 0..4 {
-                *job.sums.add((token + t) * ROWS + quarter * 4 + row) =
-                    pairs[2 * row].wrapping_add(pairs[2 * row + 1]);
+                let place = job.sums.add(((token + t) * 2 + group) * ROWS + quarter * 4 + row);
+                *place = pairs[2 * row].wrapping_add(pairs[2 * row + 1]);
             }
         }
     }

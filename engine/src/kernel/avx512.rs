@@ -245,60 +245,81 @@ unsafe fn tile<const T: usize, const G: usize>(
     }
 }
 
-/// Dot products of one group of 16 int8 rows with int16 activations, these as two bytes each: `vpdpbusd` takes an
-/// unsigned operand, so y + 32768 = 256 · high + low is multiplied, and 32768 times the row's sum taken off again.
-/// All of it in wrapping int32, which is exact because the result fits.
+/// Dot products of one or two groups of 16 int8 rows with int16 activations, these as two bytes each: `vpdpbusd` takes an
+/// unsigned operand, so y + 32768 = 256 · high + low is multiplied, and 32768 times the row's sum taken off again. All of
+/// it in wrapping int32, which is exact because the result fits.
 ///
 /// # Safety
 /// The features of [`crate::Isa::Avx512`]; as [`ScreenJob`] says.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) unsafe fn screen(job: &ScreenJob) {
+    if job.n_tokens == 1 || job.n_groups == 1 {
+        for group in 0..job.n_groups {
+            for token in 0..job.n_tokens {
+                screen_tile::<1, 1, 2>(job, group, token);
+            }
+        }
+        return;
+    }
     let mut token = 0;
     while token < job.n_tokens {
         let left = job.n_tokens - token;
-        let tile_tokens = if left <= 10 { left } else { left.div_ceil(left.div_ceil(10)) };
-        macro_rules! tiles {
-            ($($tokens:literal)*) => {
-                match tile_tokens {
-                    1 => screen_tile::<1, 2>(job, token),
-                    $($tokens => screen_tile::<$tokens, 1>(job, token),)*
-                    _ => screen_tile::<10, 1>(job, token),
-                }
-            };
+        // Six tokens, two groups and two bytes take 24 registers for sums.
+        let tile_tokens = if left <= 6 { left } else { left.div_ceil(left.div_ceil(6)) };
+        match tile_tokens {
+            1 => screen_tile::<1, 2, 1>(job, 0, token),
+            2 => screen_tile::<2, 2, 1>(job, 0, token),
+            3 => screen_tile::<3, 2, 1>(job, 0, token),
+            4 => screen_tile::<4, 2, 1>(job, 0, token),
+            5 => screen_tile::<5, 2, 1>(job, 0, token),
+            _ => screen_tile::<6, 2, 1>(job, 0, token),
         }
-        tiles!(2 3 4 5 6 7 8 9);
         token += tile_tokens;
     }
 }
 
+/// `T` tokens and `G` groups; `P` sums for each keep the multipliers busy where there are few.
 #[inline(always)]
-unsafe fn screen_tile<const T: usize, const P: usize>(job: &ScreenJob, token: usize) {
-    let mut high = [[_mm512_setzero_si512(); P]; T];
-    let mut low = [[_mm512_setzero_si512(); P]; T];
+unsafe fn screen_tile<const T: usize, const G: usize, const P: usize>(
+    job: &ScreenJob,
+    first_group: usize,
+    token: usize,
+) {
+    let mut high = [[[_mm512_setzero_si512(); P]; G]; T];
+    let mut low = [[[_mm512_setzero_si512(); P]; G]; T];
     let mut line = 0;
     // The number of lines is even: widths are multiples of 128.
     while line < job.n_lines {
         for part in 0..P {
-            let at = job.lines.add((line + part) * LINE);
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
-            let quants = _mm512_loadu_si512(at.cast());
+            let mut quants = [_mm512_setzero_si512(); G];
+            for (group, quant) in quants.iter_mut().enumerate() {
+                let at = job.lines.add(((first_group + group) * job.n_lines + line + part) * LINE);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+                *quant = _mm512_loadu_si512(at.cast());
+            }
             for t in 0..T {
                 let place = (token + t) * job.stride + (line + part) * 4;
-                high[t][part] = _mm512_dpbusd_epi32(high[t][part], broadcast(job.high.add(place)), quants);
-                low[t][part] = _mm512_dpbusd_epi32(low[t][part], broadcast(job.low.add(place)), quants);
+                let (upper, lower) = (broadcast(job.high.add(place)), broadcast(job.low.add(place)));
+                for group in 0..G {
+                    high[t][group][part] = _mm512_dpbusd_epi32(high[t][group][part], upper, quants[group]);
+                    low[t][group][part] = _mm512_dpbusd_epi32(low[t][group][part], lower, quants[group]);
+                }
             }
         }
         line += P;
     }
-    let offsets = _mm512_slli_epi32::<15>(_mm512_loadu_si512(job.row_sums.cast()));
     for t in 0..T {
-        let (mut upper, mut lower) = (high[t][0], low[t][0]);
-        for part in 1..P {
-            upper = _mm512_add_epi32(upper, high[t][part]);
-            lower = _mm512_add_epi32(lower, low[t][part]);
+        for group in 0..G {
+            let (mut upper, mut lower) = (high[t][group][0], low[t][group][0]);
+            for part in 1..P {
+                upper = _mm512_add_epi32(upper, high[t][group][part]);
+                lower = _mm512_add_epi32(lower, low[t][group][part]);
+            }
+            let row_sums = _mm512_loadu_si512(job.row_sums.add((first_group + group) * ROWS).cast());
+            let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower);
+            let place = job.sums.add(((token + t) * 2 + first_group + group) * ROWS);
+            _mm512_storeu_si512(place.cast(), _mm512_sub_epi32(sum, _mm512_slli_epi32::<15>(row_sums)));
         }
-        let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower);
-        _mm512_storeu_si512(job.sums.add((token + t) * ROWS).cast(), _mm512_sub_epi32(sum, offsets));
     }
 }
 

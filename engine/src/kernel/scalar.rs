@@ -116,24 +116,27 @@ pub(super) unsafe fn ternary(job: &TernaryJob) {
     }
 }
 
-/// Dot products of one group of 16 int8 rows with int16 activations.
+/// Dot products of one or two groups of 16 int8 rows with int16 activations.
 ///
 /// # Safety
 /// As [`ScreenJob`] says.
 pub(super) unsafe fn screen(job: &ScreenJob) {
-    for token in 0..job.n_tokens {
-        let y = job.values.add(token * job.stride);
-        let mut sums = [0i32; ROWS];
-        for line in 0..job.n_lines {
-            let quants = job.lines.add(line * LINE).cast::<[i8; LINE]>().read_unaligned();
-            let four = y.add(line * 4).cast::<[i16; 4]>().read_unaligned();
-            for (row, sum) in sums.iter_mut().enumerate() {
-                for (j, &value) in four.iter().enumerate() {
-                    *sum = sum.wrapping_add(i32::from(quants[4 * row + j]) * i32::from(value));
+    for group in 0..job.n_groups {
+        for token in 0..job.n_tokens {
+            let y = job.values.add(token * job.stride);
+            let mut sums = [0i32; ROWS];
+            for line in 0..job.n_lines {
+                let at = job.lines.add((group * job.n_lines + line) * LINE);
+                let quants = at.cast::<[i8; LINE]>().read_unaligned();
+                let four = y.add(line * 4).cast::<[i16; 4]>().read_unaligned();
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    for (j, &value) in four.iter().enumerate() {
+                        *sum = sum.wrapping_add(i32::from(quants[4 * row + j]) * i32::from(value));
+                    }
                 }
             }
+            job.sums.add((token * 2 + group) * ROWS).cast::<[i32; ROWS]>().write_unaligned(sums);
         }
-        job.sums.add(token * ROWS).cast::<[i32; ROWS]>().write_unaligned(sums);
     }
 }
 

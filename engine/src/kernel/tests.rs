@@ -173,6 +173,12 @@ fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usiz
 }
 
 fn screening_equals_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extreme: bool) {
+    for n_groups in [1, 2] {
+        groups_equal_scalar(isa, seed, blocks, n_tokens, extreme, n_groups);
+    }
+}
+
+fn groups_equal_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extreme: bool, n_groups: usize) {
     let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
     let width = blocks * 128;
     let mut bytes = Bytes(seed);
@@ -180,13 +186,13 @@ fn screening_equals_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, 
     let values: Vec<i16> = (0..n_tokens * width)
         .map(|_| if extreme { bound as i16 } else { (bytes.next() as i32 % (2 * bound) - bound) as i16 })
         .collect();
-    let lines: Vec<u8> = (0..width * ROWS)
+    let lines: Vec<u8> = (0..width * ROWS * n_groups)
         .map(|_| if extreme { 127 } else { (bytes.next() as i32 % 255 - 127) as i8 as u8 })
         .collect();
-    let mut row_sums = vec![0i32; ROWS];
-    for line in lines.chunks(LINE) {
-        for (i, &quant) in line.iter().enumerate() {
-            row_sums[i / 4] += i32::from(quant as i8);
+    let mut row_sums = vec![0i32; ROWS * n_groups];
+    for (line, bytes) in lines.chunks(LINE).enumerate() {
+        for (i, &quant) in bytes.iter().enumerate() {
+            row_sums[line / (width / 4) * ROWS + i / 4] += i32::from(quant as i8);
         }
     }
     let shifted: Vec<u16> = values.iter().map(|&y| (i32::from(y) + 32768) as u16).collect();
@@ -197,7 +203,7 @@ fn screening_equals_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, 
         values: &values,
     };
     let run = |kernels: Kernels| {
-        let mut sums = vec![0i32; n_tokens * ROWS];
+        let mut sums = vec![0i32; n_tokens * 2 * ROWS];
         kernels.screen(&lines, &acts, n_tokens, &row_sums, &mut sums);
         sums
     };

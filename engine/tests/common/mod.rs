@@ -29,7 +29,8 @@ pub struct Outcome {
 
 /// Submits all requests and steps until the engine is idle; outcomes in the order of the requests.
 pub fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Outcome> {
-    let ids: Vec<SequenceId> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+    let ids: Vec<SequenceId> =
+        requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
     let mut outcomes: BTreeMap<SequenceId, Outcome> = BTreeMap::new();
     let mut events = Vec::new();
     while !engine.is_idle() {
@@ -57,7 +58,9 @@ pub fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Outcome> {
 
 /// A prompt that depends on `seed` and has `n` tokens below `vocab`.
 pub fn prompt(seed: u32, n: usize, vocab: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 977) >> 7) % vocab as u32).collect()
+    (0..n as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 977) >> 7) % vocab as u32)
+        .collect()
 }
 
 /// Requests of every kind of sampling.

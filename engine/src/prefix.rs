@@ -1,0 +1,133 @@
+//! Pages of prompts that were computed before, found again by their token ids: batches share system prompts.
+//!
+//! A tree: each node is one full page, below the page before it, keyed by its own 128 ids exactly (no hash decides what is
+//! the same). The tree holds each of its pages once; a page that only the tree holds may be given up, leaves first, the
+//! longest unused first. Results do not change: a page's bits depend on the ids before it alone.
+
+use crate::kernel::PAGE;
+use crate::kv::{Cache, PageId};
+use std::collections::BTreeMap;
+
+/// A node's number; the root has none.
+type Node = Option<u64>;
+
+#[derive(Debug)]
+struct Entry {
+    node: u64,
+    page: PageId,
+    used: u64,
+    n_children: usize,
+}
+
+/// All pages that are kept.
+#[derive(Debug, Default)]
+pub(crate) struct Prefix {
+    entries: BTreeMap<(Node, Vec<u32>), Entry>,
+    next_node: u64,
+    clock: u64,
+}
+
+impl Prefix {
+    /// The pages that hold the beginning of `tokens`, shared with the caller; at least one token is left to compute.
+    pub(crate) fn find(&mut self, tokens: &[u32], cache: &mut Cache) -> Vec<PageId> {
+        self.clock += 1;
+        let mut pages = Vec::new();
+        let mut parent: Node = None;
+        for ids in tokens[..tokens.len().saturating_sub(1)].chunks_exact(PAGE) {
+            let Some(entry) = self.entries.get_mut(&(parent, ids.to_vec())) else { break };
+            entry.used = self.clock;
+            cache.share(entry.page);
+            pages.push(entry.page);
+            parent = Some(entry.node);
+        }
+        pages
+    }
+
+    /// Keeps the full pages of a computed prompt.
+    pub(crate) fn keep(&mut self, tokens: &[u32], pages: &[PageId], cache: &mut Cache) {
+        self.clock += 1;
+        let mut parent: Node = None;
+        let mut parent_key: Option<(Node, Vec<u32>)> = None;
+        for (ids, &page) in tokens.chunks_exact(PAGE).zip(pages) {
+            let key = (parent, ids.to_vec());
+            if !self.entries.contains_key(&key) {
+                self.next_node += 1;
+                cache.share(page);
+                let entry = Entry { node: self.next_node, page, used: self.clock, n_children: 0 };
+                self.entries.insert(key.clone(), entry);
+                if let Some(above) = parent_key.as_ref().and_then(|key| self.entries.get_mut(key)) {
+                    above.n_children += 1;
+                }
+            }
+            let Some(entry) = self.entries.get_mut(&key) else { break };
+            entry.used = self.clock;
+            parent = Some(entry.node);
+            parent_key = Some(key);
+        }
+    }
+
+    /// Pages that only the tree holds.
+    pub(crate) fn n_reclaimable(&self, cache: &Cache) -> usize {
+        self.entries.values().filter(|entry| cache.holders(entry.page) == 1).count()
+    }
+
+    /// Gives pages up until `n_free` are free; false if it cannot.
+    pub(crate) fn reclaim(&mut self, n_free: usize, cache: &mut Cache) -> bool {
+        while cache.n_free() < n_free {
+            let leaves = self.entries.iter().filter(|(_, e)| e.n_children == 0 && cache.holders(e.page) == 1);
+            let Some(key) = leaves.min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone()) else {
+                return false;
+            };
+            if let Some(entry) = self.entries.remove(&key) {
+                cache.release(entry.page);
+            }
+            if let Some(node) = key.0
+                && let Some(above) = self.entries.values_mut().find(|entry| entry.node == node)
+            {
+                above.n_children -= 1;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv;
+
+    fn cache(n_pages: usize) -> Cache {
+        Cache::new(&kv::tests::hyper(), n_pages, false).unwrap()
+    }
+
+    fn prompt(n: usize, last: u32) -> Vec<u32> {
+        let mut ids: Vec<u32> = (0..n as u32).collect();
+        ids[n - 1] = last;
+        ids
+    }
+
+    #[test]
+    fn a_prompt_is_found_up_to_its_last_full_page_but_never_as_a_whole() {
+        let (mut prefix, mut cache) = (Prefix::default(), cache(8));
+        let pages: Vec<PageId> = (0..3).filter_map(|_| cache.take()).collect();
+        prefix.keep(&prompt(300, 1), &pages, &mut cache);
+        assert_eq!(prefix.find(&prompt(300, 2), &mut cache), pages[..2]);
+        assert_eq!(prefix.find(&prompt(256, 255), &mut cache), pages[..1], "one token must be computed");
+        assert_eq!(prefix.find(&prompt(257, 9), &mut cache), pages[..2]);
+        assert!(prefix.find(&prompt(128, 5), &mut cache).is_empty());
+    }
+
+    #[test]
+    fn pages_are_given_up_leaves_first_and_only_when_nobody_uses_them() {
+        let (mut prefix, mut cache) = (Prefix::default(), cache(3));
+        let pages: Vec<PageId> = (0..2).filter_map(|_| cache.take()).collect();
+        prefix.keep(&prompt(256, 255), &pages, &mut cache);
+        assert_eq!(prefix.n_reclaimable(&cache), 0);
+        assert!(!prefix.reclaim(2, &mut cache), "the sequence still holds them");
+        pages.iter().for_each(|&page| cache.release(page));
+        assert_eq!(prefix.n_reclaimable(&cache), 2);
+        assert!(prefix.reclaim(2, &mut cache));
+        assert_eq!(prefix.find(&prompt(257, 0), &mut cache), pages[..1], "the leaf went, its parent stayed");
+        assert!(!prefix.reclaim(3, &mut cache));
+    }
+}

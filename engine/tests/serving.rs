@@ -1,0 +1,134 @@
+//! Admission, waiting, cancelling, refusing, and the prefix cache, as a caller sees them.
+
+mod common;
+
+use common::{load, prompt, run, synthetic};
+use ternfleet_engine::synth::Shape;
+use ternfleet_engine::{Engine, Event, Options, Refused, Request, Sampling, StopReason};
+
+const VOCAB: usize = 512;
+
+fn engine(options: Options) -> (tempfile::TempDir, Engine) {
+    let (folder, path) = synthetic(&Shape::TINY, 5);
+    let engine = load(&path, Options { threads: Some(2), max_context: Some(512), ..options });
+    (folder, engine)
+}
+
+fn request(seed: u32, n_prompt: usize, max_new_tokens: usize) -> Request {
+    Request {
+        prompt: prompt(seed, n_prompt, VOCAB),
+        max_new_tokens,
+        sampling: Sampling::greedy(),
+        ..Request::default()
+    }
+}
+
+/// One page of the tiny model.
+fn page_bytes() -> u64 {
+    let (_folder, engine) = engine(Options::default());
+    engine.info().kv_bytes / engine.info().kv_pages as u64
+}
+
+#[test]
+fn a_sequence_that_does_not_fit_waits_and_then_runs() {
+    let budget = Some(3 * page_bytes());
+    let (_folder, mut engine) =
+        engine(Options { kv_budget_bytes: budget, max_sequences: 4, ..Options::default() });
+    assert_eq!(engine.info().kv_pages, 3);
+    for seed in 0..3 {
+        engine.submit(request(seed, 150, 6)).unwrap();
+    }
+    let mut events = Vec::new();
+    engine.step(&mut events);
+    assert_eq!((engine.active(), engine.waiting(), engine.free_pages()), (1, 2, 1));
+    let mut finished = 0;
+    while !engine.is_idle() {
+        engine.step(&mut events);
+        assert!(engine.active() <= 1);
+    }
+    for event in events {
+        if let Event::Finished { reason, usage, .. } = event {
+            assert_eq!((reason, usage.completion_tokens, usage.prompt_tokens), (StopReason::Length, 6, 150));
+            finished += 1;
+        }
+    }
+    assert_eq!((finished, engine.free_pages()), (3, 3));
+}
+
+#[test]
+fn what_can_never_run_is_refused_with_a_reason() {
+    let budget = Some(2 * page_bytes());
+    let (_folder, mut engine) = engine(Options { kv_budget_bytes: budget, ..Options::default() });
+    let refused = |engine: &mut Engine, request: Request| engine.submit(request).unwrap_err();
+    assert_eq!(refused(&mut engine, request(0, 0, 5)), Refused::EmptyPrompt);
+    assert!(matches!(refused(&mut engine, request(0, 200, 100)), Refused::TooLarge { needed: 3, total: 2 }));
+    assert!(matches!(refused(&mut engine, request(0, 600, 1)), Refused::TooLong { .. }));
+    assert!(matches!(refused(&mut engine, request(0, 5, 0)), Refused::NothingLeft { .. }));
+    let unknown = Request { prompt: vec![VOCAB as u32], ..Request::default() };
+    assert!(matches!(refused(&mut engine, unknown), Refused::UnknownToken { .. }));
+    for sampling in [
+        Sampling { temperature: f32::NAN, ..Sampling::default() },
+        Sampling { top_p: 0.0, ..Sampling::default() },
+        Sampling { min_p: 2.0, ..Sampling::default() },
+        Sampling { logit_bias: vec![(1, f32::INFINITY)], ..Sampling::default() },
+    ] {
+        let faulty = Request { sampling, ..request(0, 5, 5) };
+        assert!(matches!(refused(&mut engine, faulty), Refused::Parameter { .. }));
+    }
+    assert!(matches!(engine.logits(&prompt(0, 300, VOCAB)), Err(Refused::Busy { needed: 3, free: 2 })));
+    assert!(engine.is_idle() && engine.free_pages() == 2);
+}
+
+#[test]
+fn a_cancelled_sequence_ends_once_and_frees_its_pages() {
+    let (_folder, mut engine) = engine(Options { max_sequences: 1, ..Options::default() });
+    let total = engine.free_pages();
+    let ids = [engine.submit(request(0, 9, 400)).unwrap(), engine.submit(request(1, 9, 400)).unwrap()];
+    let mut events = Vec::new();
+    engine.step(&mut events);
+    assert!(engine.cancel(ids[0]) && engine.cancel(ids[1]) && !engine.cancel(ids[0]));
+    events.clear();
+    while !engine.is_idle() {
+        engine.step(&mut events);
+    }
+    let cancelled = |event: &Event| matches!(event, Event::Finished { reason: StopReason::Cancelled, .. });
+    assert_eq!((events.len(), events.iter().filter(|event| cancelled(event)).count()), (2, 2));
+    assert_eq!(engine.free_pages(), total);
+    assert!(!engine.cancel(ids[1]));
+}
+
+#[test]
+fn generation_ends_at_a_stop_id_and_at_the_end_of_the_context() {
+    let (_folder, mut engine) = engine(Options::default());
+    let free = run(&mut engine, &[request(3, 20, 30)]).remove(0);
+    let stop = free.tokens[4];
+    let first = free.tokens.iter().position(|&token| token == stop).unwrap();
+    let stopped = run(&mut engine, &[Request { stop_ids: vec![stop], ..request(3, 20, 30) }]).remove(0);
+    assert_eq!((stopped.tokens, stopped.end), (free.tokens[..=first].to_vec(), Some(StopReason::StopToken)));
+    let full = run(&mut engine, &[request(4, 500, 100)]).remove(0);
+    assert_eq!((full.tokens.len(), full.end), (12, Some(StopReason::Context)));
+}
+
+#[test]
+fn the_prefix_cache_saves_work_and_changes_nothing() {
+    let (_folder, mut plain) = engine(Options::default());
+    let requests: Vec<Request> = (0..4)
+        .map(|i| {
+            let mut request = request(8, 300, 10);
+            request.prompt[299] = i;
+            request
+        })
+        .collect();
+    let expected = run(&mut plain, &requests);
+    let (_folder, mut engine) =
+        engine(Options { prefix_cache: true, max_sequences: 2, ..Options::default() });
+    let total = engine.free_pages();
+    let found = run(&mut engine, &requests);
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_eq!(found.tokens, expected.tokens);
+    }
+    assert_eq!(found.iter().map(|outcome| outcome.cached).collect::<Vec<_>>(), [0, 0, 256, 256]);
+    assert_eq!(engine.free_pages(), total, "kept pages count as free");
+    let others: Vec<Request> = (20..30).map(|seed| request(seed, 400, 8)).collect();
+    assert_eq!(run(&mut engine, &others), run(&mut plain, &others), "kept pages give way");
+}
