@@ -161,3 +161,80 @@ pub(super) fn chat_logprobs(tokens: &[TokenLogprobs]) -> Value {
         .collect();
     json!({ "content": content, "refusal": null })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Attempt, Epoch, TenantId, TimeMs};
+    use crate::message::{Failure, FailureCode, Line, Timing};
+    use crate::tag::AssignmentTag;
+
+    fn result(endpoint: Endpoint, outcome: Outcome) -> JobResult {
+        JobResult {
+            job: JobKey { batch: "batch_ab".parse().unwrap(), index: 6 },
+            tenant: TenantId::default_tenant(),
+            epoch: Epoch(2),
+            attempt: Attempt(1),
+            worker: "w".parse().unwrap(),
+            tag: AssignmentTag(0),
+            line: Line { custom_id: Some("mine".into()), endpoint, model: Some("storyteller".into()) },
+            outcome,
+            usage: Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() },
+            timing: Timing::default(),
+            finished_at: TimeMs(1_700_000_000_999),
+        }
+    }
+
+    fn text(logprobs: Vec<TokenLogprobs>) -> Outcome {
+        Outcome::Text(Generated { text: "a\nb".into(), finish: Finish::Length, ids_digest: 1, logprobs })
+    }
+
+    #[test]
+    fn a_good_line_is_openais_with_one_more_object() {
+        let value = output_value(&result(Endpoint::Completions, text(Vec::new())));
+        assert_eq!(value["id"], "batch_req_ab_6");
+        assert_eq!((&value["custom_id"], &value["error"]), (&json!("mine"), &Value::Null));
+        assert_eq!(value["response"]["status_code"], 200);
+        let body = &value["response"]["body"];
+        assert_eq!((&body["object"], &body["created"]), (&json!("text_completion"), &json!(1_700_000_000)));
+        let choice = json!({ "index": 0, "text": "a\nb", "logprobs": null, "finish_reason": "length" });
+        assert_eq!(body["choices"], json!([choice]));
+        assert_eq!(body["usage"]["total_tokens"], 7);
+        assert_eq!((&value["ternfleet"]["index"], &value["ternfleet"]["line"]), (&json!(6), &json!(7)));
+        assert!(!output_line(&result(Endpoint::Completions, text(Vec::new()))).contains('\n'));
+    }
+
+    #[test]
+    fn a_chat_answer_is_a_message_of_the_assistant() {
+        let value = output_value(&result(Endpoint::ChatCompletions, text(Vec::new())));
+        let body = &value["response"]["body"];
+        assert_eq!(body["id"], "chatcmpl-ab-6");
+        assert_eq!(body["choices"][0]["message"]["content"], "a\nb");
+        assert_eq!(body["choices"][0]["message"]["role"], "assistant");
+    }
+
+    #[test]
+    fn an_error_line_has_no_response() {
+        let failure = Failure { code: FailureCode::BatchExpired, message: "too late".into() };
+        let value = output_value(&result(Endpoint::Completions, Outcome::Failed(failure)));
+        assert_eq!(value["response"], Value::Null);
+        assert_eq!(value["error"], json!({ "code": "batch_expired", "message": "too late" }));
+    }
+
+    #[test]
+    fn log_probabilities_take_each_endpoints_form_and_stay_json() {
+        let token = |text: &str, logprob| TokenLogprobs {
+            id: 1,
+            text: text.into(),
+            logprob,
+            top: vec![(1, text.into(), logprob)],
+        };
+        let tokens = vec![token("é", -0.1), token("b", f32::NEG_INFINITY)];
+        let completion = completion_logprobs(&tokens, 0);
+        assert_eq!(completion["token_logprobs"], json!([-0.1, -9999.0]));
+        assert_eq!(completion["text_offset"], json!([0, 1]));
+        let chat = chat_logprobs(&tokens);
+        assert_eq!(chat["content"][0]["bytes"], json!([0xc3, 0xa9]));
+        assert_eq!(chat["content"][1]["top_logprobs"][0]["logprob"], -9999.0);
+    }
+}

@@ -64,7 +64,7 @@ impl Stream {
         }
     }
 
-    /// In the server's order: too large, seen before, another last sequence, no room.
+    /// In the server's order: too large, another last sequence, seen before, no room.
     pub(super) fn publish(
         &mut self,
         now: TimeMs,
@@ -79,11 +79,11 @@ impl Stream {
                 self.spec.name
             )));
         }
-        if let Some(sequence) = how.message_id.as_ref().and_then(|id| self.stored_as.get(id)) {
-            return Ok(Stored { sequence: *sequence, duplicate: true });
-        }
         if how.expect_last_on_subject.is_some_and(|expected| expected != self.last_of(subject)) {
             return Err(BusError::WrongLastSequence);
+        }
+        if let Some(sequence) = how.message_id.as_ref().and_then(|id| self.stored_as.get(id)) {
+            return Ok(Stored { sequence: *sequence, duplicate: true });
         }
         self.make_room(payload.len() as u64)?;
         self.last_sequence += 1;

@@ -31,7 +31,7 @@ pub(super) use coordinators::{answer_of, blanks, stored_record};
 /// Virtual time begins here rather than at zero, so that skewed clocks stay positive.
 const BEGIN: TimeMs = TimeMs(1_000_000_000);
 /// Virtual time from the last fault's end until everything must have ended.
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(1_800);
 /// How long an operation waits for an answer that never comes.
 const TIMEOUT_MS: u64 = 5_000;
 
@@ -163,7 +163,7 @@ impl World {
             coordinators: Vec::new(),
             batches: Vec::new(),
             plans: BTreeMap::new(),
-            check: Checker::new(key.clone()),
+            check: Checker::new(key.clone(), scenario.faults.len()),
             key,
             server_down: 0,
             lose_requests: Vec::new(),

@@ -6,7 +6,7 @@ on_both!(
     a_repeated_id_is_stored_nowhere_even_on_another_subject,
     an_id_may_come_back_after_its_window,
     a_new_epoch_of_a_job_is_stored_on_another_subject,
-    a_duplicate_answers_before_its_condition_is_looked_at,
+    a_condition_is_looked_at_before_a_duplicate_is,
     answered_already_is_told_from_no_room,
     a_full_stream_refuses_and_takes_again_after_a_deletion,
     a_stream_that_drops_old_messages_never_refuses,
@@ -46,12 +46,11 @@ async fn a_new_epoch_of_a_job_is_stored_on_another_subject(bus: Shared) {
     assert!(put_with_id(&bus, "q.a", "job.1").await.duplicate, "deletion does not end the window");
 }
 
-async fn a_duplicate_answers_before_its_condition_is_looked_at(bus: Shared) {
+async fn a_condition_is_looked_at_before_a_duplicate_is(bus: Shared) {
     bus.ensure_stream(&queue()).await.unwrap();
     put_with_id(&bus, "q.a", "job.1").await;
     let how = Publish { message_id: Some("job.1".into()), expect_last_on_subject: Some(77), headers: vec![] };
-    let stored = bus.publish("q.a", "x".into(), how).await.unwrap();
-    assert_eq!(stored, Stored { sequence: 1, duplicate: true });
+    assert_eq!(bus.publish("q.a", "x".into(), how).await, Err(BusError::WrongLastSequence));
 }
 
 async fn answered_already_is_told_from_no_room(bus: Shared) {

@@ -1,10 +1,11 @@
 //! Coordinators: the real core, the lease, the replay of RESULTS, and the shell's operations on the simulated server.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ternfleet_coordinator::core::{
-    Action, Answer, BatchRecord, BatchSlot, Content, Core, Event, Fed, HandOut, JobRef, Lead, Limits,
+    Action, Answer, Batch, BatchRecord, BatchSlot, Content, Core, Event, Fed, HandOut, JobRef, Lead, Limits,
     Outputs, Task, Trace, Verdict,
 };
 use ternfleet_proto::bus::{BusError, Publish};
@@ -32,10 +33,23 @@ const TERM: &str = "term";
 /// A request on its way to the server, and what is done again until it is answered.
 #[derive(Debug, Clone)]
 pub(super) enum Duty {
-    AskForLease { asked_at: TimeMs },
-    CountTerm { revision: u64, renewed_at: TimeMs },
+    AskForLease {
+        asked_at: TimeMs,
+    },
+    CountTerm {
+        revision: u64,
+        renewed_at: TimeMs,
+    },
     RenewLease,
-    Action { action: Box<Action>, leader: LeaderRevision, attempt: u32 },
+    /// The first entry of the books, which are written one after the other.
+    Book {
+        attempt: u32,
+    },
+    Action {
+        action: Box<Action>,
+        leader: LeaderRevision,
+        attempt: u32,
+    },
 }
 
 /// Where a coordinator stands.
@@ -60,6 +74,9 @@ pub(super) struct CoordinatorNode {
     core: Option<Core>,
     role: Role,
     next_result: u64,
+    /// Records and audit entries still to be written, oldest first, and the revisions of records last seen.
+    books: VecDeque<(LeaderRevision, Action)>,
+    revisions: BTreeMap<BatchId, u64>,
     pub(super) paused: u32,
     pub(super) cut: u32,
     pub(super) skew_ms: i64,
@@ -73,6 +90,8 @@ impl CoordinatorNode {
             core: None,
             role: Role::Standby,
             next_result: 1,
+            books: VecDeque::new(),
+            revisions: BTreeMap::new(),
             paused: 0,
             cut: 0,
             skew_ms: 0,
@@ -81,6 +100,13 @@ impl CoordinatorNode {
 
     pub(super) fn stop(&mut self) {
         self.core = None;
+        self.books.clear();
+        self.revisions.clear();
+    }
+
+    pub(super) fn batch(&self, id: &BatchId) -> Option<&Batch> {
+        let core = self.core.as_ref()?;
+        core.batch(core.find(id)?)
     }
 
     pub(super) fn leads(&self) -> bool {
@@ -180,16 +206,21 @@ impl World {
         }
     }
 
-    /// R1: a second look at the same state hands out nothing more.
+    /// R1: looking again and again at the same state soon finds nothing more to hand out.
     fn turn(&mut self, life: Life) {
-        self.coordinator_on(life, Event::Turn);
         let now = self.skewed(self.coordinators[life.place].skew_ms);
-        let Some(core) = self.coordinators[life.place].core.as_mut() else { return };
-        let mut again = Vec::new();
-        core.on(now, Event::Turn, &mut again);
-        self.check.planned_again(&again);
-        for action in again {
-            self.coordinator_action(life, action);
+        for look in 1.. {
+            let Some(core) = self.coordinators[life.place].core.as_mut() else { return };
+            let mut actions = Vec::new();
+            core.on(now, Event::Turn, &mut actions);
+            let hands = actions.iter().filter(|action| matches!(action, Action::Hand(_))).count();
+            for action in actions {
+                self.coordinator_action(life, action);
+            }
+            if hands == 0 {
+                return;
+            }
+            self.check.planned_again(look);
         }
     }
 
@@ -226,6 +257,14 @@ impl World {
                 }
             }
             Action::StopReading { .. } | Action::ClearWork | Action::Announce { .. } => {}
+            Action::Record(_) | Action::Audit(_) => {
+                let node = &mut self.coordinators[life.place];
+                node.books.push_back((leader, action));
+                if node.books.len() == 1 {
+                    let delay = self.latency();
+                    self.at(delay, Occurrence::CoordinatorDuty(life, Duty::Book { attempt: 0 }));
+                }
+            }
             action => {
                 let delay = self.latency();
                 let duty = Duty::Action { action: Box::new(action), leader, attempt: 0 };
@@ -302,6 +341,7 @@ impl World {
             Duty::AskForLease { asked_at } => self.ask_for_lease(life, asked_at),
             Duty::CountTerm { revision, renewed_at } => self.count_term(life, revision, renewed_at),
             Duty::RenewLease => self.renew_lease(life),
+            Duty::Book { attempt } => self.keep_books(life, attempt),
             Duty::Action { action, leader, attempt } => self.perform(life, *action, leader, attempt),
         }
     }
@@ -428,21 +468,6 @@ impl World {
                 let filter = table::checkpoints_of(batch);
                 self.attempt(cut, |net, _| net.purge(table::CHECKPOINTS, &filter)).map(drop)
             }
-            Action::Record(record) => {
-                let (value, id) = (codec::encode(&**record), record.id.clone());
-                let stored = self.attempt(cut, |net, now| {
-                    net.kv_set(now, table::KV_BATCHES, id.as_str(), value, None, None)
-                });
-                self.check.recorded(record);
-                stored.map(|_| self.follow(life, &id))
-            }
-            Action::Audit(what) => {
-                let event = Audit { at: self.now, leader, what: what.clone() };
-                let subject = table::event("simulated");
-                let payload = codec::encode(&event);
-                self.attempt(cut, |net, now| net.publish(now, &subject, payload, &Publish::default()))
-                    .map(drop)
-            }
             Action::Dead { tenant, key, .. } => {
                 self.tally.dead += 1;
                 let subject = table::dead(tenant, key);
@@ -456,6 +481,70 @@ impl World {
             let duty = Duty::Action { action: Box::new(action), leader, attempt: attempt + 1 };
             self.at(wait, Occurrence::CoordinatorDuty(life, duty));
         }
+    }
+
+    /// Writes the oldest entry; the next one follows only then.
+    fn keep_books(&mut self, life: Life, attempt: u32) {
+        let cut = self.coordinators[life.place].cut > 0;
+        let Some((leader, entry)) = self.coordinators[life.place].books.front().cloned() else { return };
+        let done = match &entry {
+            Action::Record(record) => self.store_record(life, cut, record),
+            Action::Audit(what) => {
+                let event = Audit { at: self.now, leader, what: what.clone() };
+                let (subject, payload) = (table::event("simulated"), codec::encode(&event));
+                self.attempt(cut, |net, now| net.publish(now, &subject, payload, &Publish::default()))
+                    .map(drop)
+            }
+            _ => Ok(()),
+        };
+        let (wait, attempt) = match done {
+            Err(BusError::Unreachable(_) | BusError::Full { .. }) => {
+                (WAIT_MS * u64::from(attempt + 1).min(13), attempt + 1)
+            }
+            _ => {
+                self.coordinators[life.place].books.pop_front();
+                (self.latency(), 0)
+            }
+        };
+        if !self.coordinators[life.place].books.is_empty() {
+            self.at(wait, Occurrence::CoordinatorDuty(life, Duty::Book { attempt }));
+        }
+    }
+
+    /// By compare-and-set: a leader that has been overtaken writes over nobody.
+    fn store_record(
+        &mut self,
+        life: Life,
+        cut: bool,
+        record: &BatchRecord,
+    ) -> ternfleet_proto::bus::Result<()> {
+        let id = record.id.clone();
+        let value = codec::encode(record);
+        let known = match self.coordinators[life.place].revisions.get(&id) {
+            Some(revision) => *revision,
+            None => {
+                let found = self.attempt(cut, |net, now| net.kv_get(now, table::KV_BATCHES, id.as_str()))?;
+                let Some(entry) = found else { return Ok(()) };
+                entry.revision
+            }
+        };
+        let stored = self.attempt(cut, |net, now| {
+            net.kv_set(now, table::KV_BATCHES, id.as_str(), value.clone(), Some(known), None)
+        });
+        let revision = match stored {
+            Ok(revision) => revision,
+            Err(BusError::WrongLastSequence) => {
+                // It may have been stored unheard: then the bucket holds this very value.
+                let found = self.attempt(cut, |net, now| net.kv_get(now, table::KV_BATCHES, id.as_str()))?;
+                let Some(entry) = found.filter(|entry| entry.value == value) else { return Ok(()) };
+                entry.revision
+            }
+            Err(other) => return Err(other),
+        };
+        self.coordinators[life.place].revisions.insert(id.clone(), revision);
+        self.check.recorded(record);
+        self.follow(life, &id);
+        Ok(())
     }
 
     fn hand_over(

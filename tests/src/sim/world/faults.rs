@@ -197,19 +197,26 @@ impl World {
         self.at(1, Occurrence::CoordinatorEvent(life, Box::new(Event::Cancel { batch: slot })));
     }
 
-    /// Callers give a paused batch more money, until it goes on.
+    /// Callers look after their batches: a leader that does not know one is told again, as by a repeated creation with
+    /// the same key, and a paused one gets more money.
     pub(super) fn raise_budgets(&mut self) {
         self.at(5_000, Occurrence::RaiseBudgets);
         let now = self.now;
         let mut orders = Vec::new();
         for batch in &self.batches {
             let Some(record) = stored_record(&mut self.net, now, &batch.id) else { continue };
-            let Some(budget) = record.options.budget_usd_micro else { continue };
             let leader = self.coordinators.iter().find(|node| node.leads() && node.reachable());
+            let unknown = leader.filter(|node| node.find(&batch.id).is_none()).and_then(|node| node.life());
+            if let (Some(life), false) = (unknown, record.state.is_terminal()) {
+                orders.push((life, Event::BatchKnown(Box::new(record))));
+                continue;
+            }
+            let Some(budget) = record.options.budget_usd_micro else { continue };
             if record.state != BatchState::PausedBudget {
                 continue;
             }
-            if let Some((life, slot)) = leader.and_then(|node| Some((node.life()?, node.find(&batch.id)?))) {
+            let found = leader.and_then(|node| Some((node.life()?, node.find(&batch.id)?)));
+            if let Some((life, slot)) = found {
                 let budget = UsdMicro(budget.0 * 4 + 10_000);
                 let change = Change { budget_usd_micro: Some(budget), ..Change::default() };
                 orders.push((life, Event::Change { batch: slot, change }));

@@ -276,7 +276,7 @@ impl World {
         }
         let mut events = Vec::new();
         let mut ended = Vec::new();
-        let mut killed = false;
+        let mut killed = None;
         let mut steps = Steps { steps: 1, busy: Duration::from_millis(STEP_MS), ..Steps::default() };
         for (slot, generation) in &mut node.engine {
             steps.sequences += 1;
@@ -293,7 +293,9 @@ impl World {
             let until = (generation.made + each).min(generation.ids.len());
             let ids = generation.ids[generation.made..until].to_vec();
             generation.made = until;
-            killed |= generation.killer && generation.made >= KILLER_TOKENS.min(generation.ids.len());
+            if generation.killer && generation.made >= KILLER_TOKENS.min(generation.ids.len()) {
+                killed = Some(generation.job.clone());
+            }
             if !ids.is_empty() {
                 steps.decode_tokens += ids.len() as u64;
                 events.push(Event::Tokens { slot: *slot, tokens: Tokens { ids, ..Tokens::default() } });
@@ -302,8 +304,9 @@ impl World {
                 ended.push(*slot);
             }
         }
-        if killed {
+        if let Some(job) = killed {
             node.stop();
+            self.check.killed(&job);
             self.at(2_000, Occurrence::StartWorker(life.place));
             return;
         }

@@ -1,0 +1,383 @@
+//! Every message of the wire: it reads back as it was written, survives fields it does not know, and whatever bytes
+//! come in its place are an error and never a panic.
+
+use std::fmt::Debug;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ternfleet_proto::codec::{decode, encode};
+use ternfleet_proto::message::*;
+use ternfleet_proto::openai::Endpoint;
+use ternfleet_proto::tag::{AssignmentKey, AssignmentTag};
+use ternfleet_proto::{
+    Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId,
+};
+
+fn job() -> JobKey {
+    JobKey { batch: batch_id(), index: 7 }
+}
+
+fn batch_id() -> BatchId {
+    "batch_1".parse().unwrap()
+}
+
+fn tenant() -> TenantId {
+    TenantId::default_tenant()
+}
+
+fn worker() -> WorkerId {
+    "w-1".parse().unwrap()
+}
+
+fn line() -> Line {
+    Line { custom_id: Some("line-8".into()), endpoint: Endpoint::ChatCompletions, model: None }
+}
+
+fn logprobs() -> Vec<TokenLogprobs> {
+    vec![TokenLogprobs { id: 5, text: "é".into(), logprob: -0.25, top: vec![(5, "é".into(), -0.25)] }]
+}
+
+fn generation() -> Generation {
+    Generation {
+        prompt: Prompt::Chat(vec![ChatMessage { role: "user".into(), content: "Wie geht's?\n".into() }]),
+        max_tokens: Some(40),
+        sampling: Sampling { logit_bias: vec![(3, -1.5)], ..Sampling::default() },
+        seed: u64::MAX,
+        stop: vec!["\n\n".into()],
+        logprobs: Some(2),
+        echo: false,
+        stream: true,
+    }
+}
+
+fn work() -> Work {
+    Work {
+        job: job(),
+        tenant: tenant(),
+        lane: Lane::Interactive,
+        epoch: Epoch(4097),
+        attempts_before: Attempt(1),
+        leader: LeaderRevision(9),
+        tag: AssignmentKey([3; 32]).sign(&job(), Epoch(4097), &worker()),
+        model_digest: "d".into(),
+        numerics: "n".into(),
+        deadline: Some(TimeMs(99)),
+        tokens_estimate: 52,
+        line: line(),
+        input: Input::Inline(generation()),
+        traceparent: Some("00-x".into()),
+    }
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint {
+        job: job(),
+        epoch: Epoch(4097),
+        attempt: Attempt(2),
+        owner: worker(),
+        host: "h".into(),
+        leader: LeaderRevision(9),
+        model_digest: "d".into(),
+        numerics: "n".into(),
+        generated: (0..300).collect(),
+        logprobs: logprobs(),
+        claim: false,
+        released: true,
+        at: TimeMs(5),
+    }
+}
+
+fn result(outcome: Outcome) -> JobResult {
+    JobResult {
+        job: job(),
+        tenant: tenant(),
+        epoch: Epoch(1),
+        attempt: Attempt(1),
+        worker: worker(),
+        tag: AssignmentTag(u128::MAX),
+        line: line(),
+        outcome,
+        usage: Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() },
+        timing: Timing { queued_ms: 1, first_token_ms: 2, total_ms: 3 },
+        finished_at: TimeMs(1_700_000_000_123),
+    }
+}
+
+fn good() -> JobResult {
+    let ids_digest = Generated::digest_of(&[1, 2, 3]);
+    result(Outcome::Text(Generated {
+        text: "gut".into(),
+        finish: Finish::Stop,
+        ids_digest,
+        logprobs: logprobs(),
+    }))
+}
+
+fn bad() -> JobResult {
+    result(Outcome::Failed(Failure { code: FailureCode::PromptTooLong, message: "zu lang".into() }))
+}
+
+fn heartbeat() -> Heartbeat {
+    Heartbeat {
+        worker: worker(),
+        pod: "p".into(),
+        host: "h".into(),
+        pod_class: "c".into(),
+        price_usd_micro_per_hour: UsdMicro(340_000),
+        state: WorkerState::Ready,
+        model: "m".into(),
+        model_digest: "d".into(),
+        numerics: "n".into(),
+        context_tokens: 4096,
+        slots: 8,
+        slots_in_use: 1,
+        kv_pages: 64,
+        kv_pages_free: 60,
+        threads: 16,
+        isa: "avx512".into(),
+        calibration: vec![RatePoint { batch: 4, tok_s: 61.5 }],
+        prefill_tok_s: 300.0,
+        decode_tok_s: 20.79,
+        counters: WorkerCounters { jobs_done: 3, ..WorkerCounters::default() },
+        leader_seen: LeaderRevision(9),
+        version: "0.1.0".into(),
+        started_at: TimeMs(1),
+        at: TimeMs(2),
+        running: vec![Running { job: job(), epoch: Epoch(1), generated: 12 }],
+    }
+}
+
+fn view() -> BatchView {
+    BatchView {
+        id: batch_id(),
+        tenant: tenant(),
+        name: Some("Märchen".into()),
+        state: BatchState::PausedBudget,
+        input_object: "in".into(),
+        endpoint: None,
+        output_object: None,
+        error_object: None,
+        total: 10,
+        completed: 3,
+        failed: 1,
+        total_is_final: true,
+        created_at: TimeMs(1_000),
+        started_at: Some(TimeMs(2_000)),
+        ended_at: None,
+        expires_at: TimeMs(86_400_000),
+        options: BatchOptions {
+            budget_usd_micro: Some(UsdMicro(5)),
+            priority: -3,
+            ..BatchOptions::default()
+        },
+        metadata: [("k".to_owned(), "v".to_owned())].into(),
+        prompt_tokens: 30,
+        completion_tokens: 40,
+        wasted_tokens: 2,
+        cost_usd_micro: UsdMicro(18),
+        rate_tok_s: 20.5,
+        finish_estimate: Some(TimeMs(9_000)),
+        durability: Durability::Stored,
+        replicas: 1,
+        reason: Some("spent".into()),
+    }
+}
+
+/// Runs the body for a sample of every message, with its type.
+macro_rules! every_message {
+    ($sample:ident => $body:expr) => {{
+        macro_rules! with {
+            ($value:expr) => {{
+                let $sample = $value;
+                $body
+            }};
+        }
+        with!(work());
+        with!(Work { input: Input::Object("request-1".into()), deadline: None, ..work() });
+        with!(generation());
+        with!(checkpoint());
+        with!(good());
+        with!(bad());
+        with!(TokenChunk {
+            job: job(),
+            epoch: Epoch(1),
+            position: 4,
+            count: 2,
+            text: "x".into(),
+            logprobs: logprobs()
+        });
+        with!(heartbeat());
+        for order in [
+            Order::Revoke { job: job(), epoch: Epoch(2) },
+            Order::Cancel { batch: batch_id() },
+            Order::Drain,
+            Order::Assigned { shard: 3, interactive: "i".into(), batch: "b".into() },
+            Order::Identify,
+        ] {
+            with!(Control { leader: LeaderRevision(9), order });
+        }
+        for what in [
+            EventKind::BatchChanged { batch: batch_id(), tenant: tenant(), state: BatchState::Completed },
+            EventKind::WorkerLost { worker: worker(), pod: "p".into(), reason: "r".into() },
+            EventKind::Spent {
+                pod: "p".into(),
+                from: TimeMs(1),
+                to: TimeMs(2),
+                idle_usd_micro: UsdMicro(1),
+                by_batch: vec![(batch_id(), UsdMicro(2))],
+            },
+        ] {
+            with!(Event { at: TimeMs(1), leader: LeaderRevision(9), what });
+        }
+        with!(BatchCreate {
+            tenant: tenant(),
+            idempotency_key: "k".into(),
+            input_object: "in".into(),
+            name: None,
+            endpoint: Some(Endpoint::Completions),
+            options: BatchOptions::default(),
+            metadata: Default::default(),
+        });
+        with!(BatchList { tenant: tenant(), after: Some(batch_id()), limit: 20 });
+        with!(BatchRef { tenant: tenant(), id: batch_id() });
+        with!(BatchSet {
+            tenant: tenant(),
+            id: batch_id(),
+            budget_usd_micro: Some(UsdMicro(7)),
+            deadline: None,
+            priority: Some(1)
+        });
+        with!(ResultsRequest { tenant: tenant(), id: batch_id(), after: 3, limit: 100, wait_ms: 500 });
+        with!(ResultsPage { lines: vec![good(), bad()], next: 2, end: true, batch: view() });
+        with!(JobCreate {
+            tenant: tenant(),
+            batch: batch_id(),
+            line: line(),
+            generation: generation(),
+            deadline: TimeMs(4)
+        });
+        with!(PodView {
+            heartbeat: heartbeat(),
+            live: true,
+            rate_tok_s: 20.0,
+            usd_micro_per_million_tokens: Some(UsdMicro(4_540_000)),
+            tokens: 9,
+            cost_usd_micro: UsdMicro(3),
+            busy_ratio: 0.5,
+            queued_jobs: 2
+        });
+        with!(Reply::<BatchView>::Ok(view()));
+        with!(Reply::<BatchView>::Err(Refusal {
+            code: RefusalCode::Busy,
+            message: "later".into(),
+            retry_after_ms: Some(1)
+        }));
+    }};
+}
+
+fn reads_back<T: Serialize + DeserializeOwned + PartialEq + Debug>(sample: &T) {
+    assert_eq!(&decode::<T>(&encode(sample)).unwrap(), sample);
+}
+
+#[test]
+fn every_message_reads_back_as_it_was_written() {
+    every_message!(sample => reads_back(&sample));
+}
+
+/// A MessagePack map with one more field in front, as a newer version might send.
+fn with_an_unknown_field(encoded: &[u8]) -> Option<Vec<u8>> {
+    let (count, body) = match encoded {
+        [first @ 0x80..=0x8f, body @ ..] => (u16::from(first & 0x0f), body),
+        [0xde, high, low, body @ ..] => (u16::from_be_bytes([*high, *low]), body),
+        _ => return None,
+    };
+    let mut more = vec![0xde];
+    more.extend((count + 1).to_be_bytes());
+    // "from_2031": [nil, {"a": 1.5}]
+    more.extend(b"\xa9from_2031\x92\xc0\x81\xa1a\xcb\x3f\xf8\0\0\0\0\0\0");
+    more.extend(body);
+    Some(more)
+}
+
+fn skips_the_unknown<T: Serialize + DeserializeOwned + PartialEq + Debug>(sample: &T) -> bool {
+    let Some(newer) = with_an_unknown_field(&encode(sample)) else { return false };
+    match decode::<T>(&newer) {
+        Ok(read) => assert_eq!(&read, sample),
+        // An answer is either this or that, and has no fields of its own.
+        Err(reason) => assert!(std::any::type_name::<T>().contains("Result<"), "{reason}"),
+    }
+    true
+}
+
+#[test]
+fn a_reader_skips_fields_of_a_newer_version() {
+    let mut tried = 0;
+    every_message!(sample => tried += usize::from(skips_the_unknown(&sample)));
+    assert!(tried > 20, "only {tried} messages are maps");
+}
+
+/// xorshift64*: enough to break bytes with.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n.max(1)
+    }
+}
+
+fn broken(encoded: &[u8], chance: &mut Chance) -> Vec<u8> {
+    let mut bytes = encoded.to_vec();
+    for _ in 0..=chance.below(3) {
+        let at = chance.below(bytes.len());
+        match chance.below(6) {
+            0 => bytes.truncate(at),
+            1 if !bytes.is_empty() => bytes[at] ^= 1 << chance.below(8),
+            2 if !bytes.is_empty() => bytes[at] = chance.below(256) as u8,
+            // Markers of arrays, maps, texts and bytes of four billion entries.
+            3 => drop(
+                bytes.splice(at..at, [[0xdd, 0xdf, 0xdb, 0xc6][chance.below(4)], 0xff, 0xff, 0xff, 0xff]),
+            ),
+            4 => {
+                let part = bytes[at..].to_vec();
+                bytes.splice(at..at, part);
+            }
+            _ => drop(bytes.splice(at..at, std::iter::repeat_n(0x91, chance.below(400)))),
+        }
+    }
+    bytes
+}
+
+fn survives<T: Serialize + DeserializeOwned>(sample: &T, chance: &mut Chance) {
+    let encoded = encode(sample);
+    for _ in 0..3_000 {
+        let bytes = broken(&encoded, chance);
+        if let Err(reason) = decode::<T>(&bytes) {
+            assert_eq!(reason.bytes, bytes.len());
+            assert!(!reason.to_string().is_empty());
+        }
+    }
+}
+
+#[test]
+fn broken_bytes_are_an_error_and_never_a_panic() {
+    let mut chance = Chance(0x5eed);
+    every_message!(sample => survives(&sample, &mut chance));
+}
+
+#[test]
+fn a_message_in_anothers_place_is_refused_by_name() {
+    let reason = decode::<Work>(&encode(&heartbeat())).unwrap_err();
+    assert_eq!(reason.expected, "Work");
+    assert!(decode::<Heartbeat>(b"").is_err());
+    assert!(decode::<Checkpoint>(&[0xc0]).is_err());
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    for marker in [0x91u8, 0x81] {
+        assert!(decode::<JobResult>(&vec![marker; 1 << 20]).is_err());
+    }
+}
