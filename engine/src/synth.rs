@@ -28,15 +28,15 @@ const PIECES: usize = 16;
 /// Tensors of a block in the official file's order.
 const PARTS: [Part; 11] = [
     Part::Norm("attn_norm", Width::Hidden),
-    Part::Ternary("ffn_down", Width::Ffn, Width::Hidden, Branch::Residual),
+    Part::Ternary("ffn_down", Width::Ffn, Width::Hidden, Branch::FeedForward),
     Part::Norm("ffn_sub_norm", Width::Ffn),
     Part::Ternary("ffn_gate", Width::Hidden, Width::Ffn, Branch::Inner),
     Part::Ternary("ffn_up", Width::Hidden, Width::Ffn, Branch::Inner),
     Part::Norm("ffn_norm", Width::Hidden),
     Part::Norm("attn_sub_norm", Width::Hidden),
-    Part::Ternary("attn_k", Width::Hidden, Width::KeyValue, Branch::Inner),
-    Part::Ternary("attn_output", Width::Hidden, Width::Hidden, Branch::Residual),
-    Part::Ternary("attn_q", Width::Hidden, Width::Hidden, Branch::Inner),
+    Part::Ternary("attn_k", Width::Hidden, Width::KeyValue, Branch::Scores),
+    Part::Ternary("attn_output", Width::Hidden, Width::Hidden, Branch::Attention),
+    Part::Ternary("attn_q", Width::Hidden, Width::Hidden, Branch::Scores),
     Part::Ternary("attn_v", Width::Hidden, Width::KeyValue, Branch::Inner),
 ];
 
@@ -54,11 +54,35 @@ enum Width {
     KeyValue,
 }
 
-/// Whether a product stays inside its branch or is added to the residual stream.
+/// Where a product goes, which sets its deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Branch {
+    /// Into the rest of its branch.
     Inner,
-    Residual,
+    /// Into queries or keys.
+    Scores,
+    /// From the feed-forward part to the residual stream.
+    FeedForward,
+    /// From attention to the residual stream.
+    Attention,
+}
+
+impl Branch {
+    /// The standard deviation of its products for normed inputs.
+    ///
+    /// The feed-forward parts of all L layers together add that of the logits: then a token's own embedding
+    /// lifts its own logit by about one standard deviation and no more. Attention adds a quarter as much and
+    /// looks at few positions: an average over a long context hardly changes from token to token, and with
+    /// more of it the model says one token for ever.
+    fn deviation(self, n_layers: usize) -> f32 {
+        let feed_forward = LOGIT_DEVIATION / (n_layers as f32).sqrt();
+        match self {
+            Self::Inner => 1.0,
+            Self::Scores => 2.0,
+            Self::FeedForward => feed_forward,
+            Self::Attention => 0.25 * feed_forward,
+        }
+    }
 }
 
 /// What a tensor of the plan is filled with.
@@ -146,9 +170,6 @@ fn plan(shape: &Shape, seed: u64) -> (Plan, Vec<Fill>) {
     };
     plan.tensor("token_embd.weight", &[shape.hidden, shape.vocab], Kind::F16);
     fills.push(Fill::Embedding { deviation: LOGIT_DEVIATION / (shape.hidden as f32).sqrt() });
-    // Inside a branch products have deviation 1. All 2·L branches together have half that of the logits, so
-    // that a token's own embedding lifts its own logit by about two standard deviations and no more.
-    let residual_deviation = 0.5 * LOGIT_DEVIATION / (2.0 * shape.n_layers as f32).sqrt();
     for layer in 0..shape.n_layers {
         for part in PARTS {
             match part {
@@ -159,7 +180,7 @@ fn plan(shape: &Shape, seed: u64) -> (Plan, Vec<Fill>) {
                 Part::Ternary(name, inputs, outputs, branch) => {
                     let dims = [width(inputs), width(outputs)];
                     plan.tensor(format!("blk.{layer}.{name}.weight"), &dims, Kind::I2S);
-                    let deviation = if branch == Branch::Residual { residual_deviation } else { 1.0 };
+                    let deviation = branch.deviation(shape.n_layers);
                     // Half of the weights are zero, so a sum over K normed inputs has variance K / 2.
                     fills.push(Fill::Ternary { scale: deviation / (dims[0] as f32 / 2.0).sqrt() });
                 }
