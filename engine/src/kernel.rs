@@ -87,7 +87,7 @@ struct Table {
     norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     quantise: unsafe fn(&[f32], &mut [i8]) -> Quantised,
     rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
-    to_f16: unsafe fn(&[f32], &mut [u16]),
+    narrow: unsafe fn(&[f32], &mut [u16]),
     attend: unsafe fn(&mut [Query<'_>], *const u16, *const u16, usize, f32),
     attended: unsafe fn(&State, &mut [f32]),
     dot_f16: unsafe fn(*const u16, *const f32, usize) -> f32,
@@ -95,7 +95,7 @@ struct Table {
     dots_f16: unsafe fn(*const u16, usize, *const f32, usize, usize, usize, *mut f32, usize),
     round_i16: unsafe fn(&[f32], f32, &mut [i16], &mut [f32]),
     largest_magnitude: unsafe fn(&[f32]) -> f32,
-    from_f16: unsafe fn(&[u16], &mut [f32]),
+    widen: unsafe fn(&[u16], &mut [f32]),
     reach: unsafe fn(&Bounds<'_>, f32, f32, &mut Vec<u32>),
     read_all: unsafe fn(&[u8]) -> u64,
     multiply_all: unsafe fn(u64) -> u64,
@@ -127,12 +127,12 @@ macro_rules! stamp {
                 floats::rotate(head, cos, sin);
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn to_f16(from: &[f32], to: &mut [u16]) {
-                floats::to_f16::<Lane>(from, to);
+            pub(super) unsafe fn narrow(from: &[f32], to: &mut [u16]) {
+                floats::narrow::<Lane>(from, to);
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn from_f16(from: &[u16], to: &mut [f32]) {
-                floats::from_f16::<Lane>(from, to);
+            pub(super) unsafe fn widen(from: &[u16], to: &mut [f32]) {
+                floats::widen::<Lane>(from, to);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn reach(bounds: &Bounds<'_>, sign: f32, threshold: f32, hits: &mut Vec<u32>) {
@@ -202,10 +202,10 @@ macro_rules! stamp {
             norm: stamped::norm,
             quantise: stamped::quantise,
             rotate: stamped::rotate,
-            to_f16: stamped::to_f16,
+            narrow: stamped::narrow,
             attend: stamped::attend,
             attended: stamped::attended,
-            from_f16: stamped::from_f16,
+            widen: stamped::widen,
             reach: stamped::reach,
             dot_f16: stamped::dot_f16,
             dot_f32: stamped::dot_f32,
@@ -326,17 +326,17 @@ impl Kernels {
     }
 
     /// Rounds to half precision. Both slices have one length, a multiple of 16.
-    pub(crate) fn to_f16(&self, from: &[f32], to: &mut [u16]) {
+    pub(crate) fn narrow(&self, from: &[f32], to: &mut [u16]) {
         assert!(from.len() == to.len() && from.len().is_multiple_of(16));
         // SAFETY: as in `norm`.
-        unsafe { (self.table.to_f16)(from, to) }
+        unsafe { (self.table.narrow)(from, to) }
     }
 
     /// Widens half precision. Both slices have one length, a multiple of 16.
-    pub(crate) fn from_f16(&self, from: &[u16], to: &mut [f32]) {
+    pub(crate) fn widen(&self, from: &[u16], to: &mut [f32]) {
         assert!(from.len() == to.len() && from.len().is_multiple_of(16));
         // SAFETY: as in `norm`.
-        unsafe { (self.table.from_f16)(from, to) }
+        unsafe { (self.table.widen)(from, to) }
     }
 
     /// Indices at which the bound, upper (`sign` 1) or lower (-1), is at least `threshold`: appended to `hits`.

@@ -245,8 +245,8 @@ impl<'a, 'm> Ops<'a, 'm> {
             }
             self.kernels.rotate(key, cos, sin);
             let (key_halves, value_halves) = self.private.halves.split_at_mut(head_dim);
-            self.kernels.to_f16(key, key_halves);
-            self.kernels.to_f16(value, value_halves);
+            self.kernels.narrow(key, key_halves);
+            self.kernels.narrow(value, value_halves);
             let page = self.plan.segments[column.segment].pages[column.position / PAGE];
             // SAFETY: each position of each head is one task, and nobody reads the cache in this operation.
             unsafe {

@@ -74,7 +74,8 @@ impl Pool {
     /// Starts `count` threads and pins them to `cpus` in turn, if there are as many CPUs.
     pub(crate) fn new(count: usize, cpus: &[usize]) -> std::io::Result<Pool> {
         assert!(count > 0, "a pool has at least one thread");
-        let shares_cores = count > cpus.len();
+        let n_cpus = cpus.len();
+        let shares_cores = count > n_cpus;
         let team = Arc::new(Team {
             count,
             spins: if shares_cores { HASTY_SPINS } else { PATIENT_SPINS },
@@ -89,9 +90,9 @@ impl Pool {
         });
         let mut pool = Pool { team: team.clone(), threads: Vec::new(), warnings: Vec::new() };
         let (report, reports) = std::sync::mpsc::channel();
-        for index in 0..count {
+        let cpus = (0..count).map(|index| if shares_cores { None } else { cpus.get(index).copied() });
+        for (index, cpu) in cpus.enumerate() {
             let (team, report) = (team.clone(), report.clone());
-            let cpu = (!shares_cores).then(|| cpus[index]);
             let thread = std::thread::Builder::new().name(format!("engine-{index}")).spawn(move || {
                 let warning = cpu.and_then(|cpu| pin(cpu).err().map(|error| (cpu, error)));
                 let sent = report.send(warning);
@@ -109,15 +110,10 @@ impl Pool {
         }
         if shares_cores {
             pool.warnings.push(format!(
-                "{count} threads share {} CPUs and are not pinned: fewer threads would be faster",
-                cpus.len()
+                "{count} threads share {n_cpus} CPUs and are not pinned: fewer threads would be faster"
             ));
         }
         Ok(pool)
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.team.count
     }
 
     pub(crate) fn warnings(&self) -> &[String] {

@@ -1,4 +1,5 @@
 //! The gate: the same bits whatever the instruction set, threads, batch, prefill chunk, head, and point of resumption.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 mod common;
 

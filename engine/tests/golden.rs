@@ -1,4 +1,5 @@
 //! The engine against outputs that Hugging Face transformers computed; the rules stand in `tests/golden/README.md`.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use serde_json::Value;
 use std::path::PathBuf;

@@ -87,7 +87,7 @@ impl Screen {
                 for r in 0..ROWS.min(vocab - group * ROWS) {
                     let row = group * ROWS + r;
                     match head.halves(row..row + 1) {
-                        Some(halves) => kernels.from_f16(halves, &mut buffers.row),
+                        Some(halves) => kernels.widen(halves, &mut buffers.row),
                         None => head.read(row, &mut buffers.row),
                     }
                     // SAFETY: as above: this row is this member's.

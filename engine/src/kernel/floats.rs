@@ -227,7 +227,7 @@ pub(super) unsafe fn round_i16<L: Lanes>(x: &[f32], step: f32, out: &mut [i16], 
 /// # Safety
 /// CPU features of `L`; both slices of one length, a multiple of 16.
 #[inline(always)]
-pub(super) unsafe fn to_f16<L: Lanes>(from: &[f32], to: &mut [u16]) {
+pub(super) unsafe fn narrow<L: Lanes>(from: &[f32], to: &mut [u16]) {
     for i in (0..from.len()).step_by(16) {
         L::load(from.as_ptr().add(i)).store_f16(to.as_mut_ptr().add(i));
     }
@@ -238,7 +238,7 @@ pub(super) unsafe fn to_f16<L: Lanes>(from: &[f32], to: &mut [u16]) {
 /// # Safety
 /// CPU features of `L`; both slices of one length, a multiple of 16.
 #[inline(always)]
-pub(super) unsafe fn from_f16<L: Lanes>(from: &[u16], to: &mut [f32]) {
+pub(super) unsafe fn widen<L: Lanes>(from: &[u16], to: &mut [f32]) {
     for i in (0..from.len()).step_by(16) {
         L::load_f16(from.as_ptr().add(i)).store(to.as_mut_ptr().add(i));
     }

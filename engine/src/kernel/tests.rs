@@ -95,13 +95,13 @@ fn floats_equal_scalar(isa: Isa, seed: u64, blocks: usize, magnitude: f32) {
         let mut quants = vec![0i8; n];
         let quantised = kernels.quantise(&x, &mut quants);
         let (mut halves, mut head) = (vec![0u16; n], x.clone());
-        kernels.to_f16(&x, &mut halves);
+        kernels.narrow(&x, &mut halves);
         kernels.rotate(&mut head, &w[..n / 2], &w[n / 2..]);
         let (mut wide, mut error) = (vec![0i16; n], vec![0f32; n]);
         let step = kernels.largest_magnitude(&x) / 6605.0;
         kernels.round_i16(&x, step.max(1e-30), &mut wide, &mut error);
         let mut widened = vec![0f32; n];
-        kernels.from_f16(&halves, &mut widened);
+        kernels.widen(&halves, &mut widened);
         let factors = [0.3, 0.2, 0.1, 0.01];
         let bounds = Bounds { scores: &x, residuals: &widened, quants: &w, weights: &normed, factors };
         let mut hits = Vec::new();
@@ -137,8 +137,8 @@ fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usiz
     let head_dim = blocks * 16;
     let mut bytes = Bytes(seed);
     let (mut keys, mut values) = (vec![0u16; PAGE * head_dim], vec![0u16; PAGE * head_dim]);
-    scalar.to_f16(&bytes.floats(PAGE * head_dim, magnitude), &mut keys);
-    scalar.to_f16(&bytes.floats(PAGE * head_dim, magnitude), &mut values);
+    scalar.narrow(&bytes.floats(PAGE * head_dim, magnitude), &mut keys);
+    scalar.narrow(&bytes.floats(PAGE * head_dim, magnitude), &mut values);
     let rows: Vec<Vec<f32>> = visible.iter().map(|_| bytes.floats(head_dim, magnitude)).collect();
     let run = |kernels: Kernels, together: bool| {
         let mut states = vec![State::EMPTY; visible.len()];

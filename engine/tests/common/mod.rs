@@ -1,5 +1,5 @@
 //! What the engine's integration tests share: small models, and running requests to their end.
-#![allow(dead_code, unreachable_pub)] // Each test binary uses a part of it.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // A test fails by panicking; each test binary uses a part of it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
