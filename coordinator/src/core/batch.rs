@@ -86,6 +86,8 @@ pub struct Live {
     pub attempts: u32,
     /// Hosts on which attempts failed.
     pub hosts: Vec<String>,
+    /// Workers that reported a fault: their subject in RESULTS is taken, so they cannot answer this job any more.
+    pub faulted: Vec<WorkerSlot>,
     pub flight: Option<Flight>,
     /// The coordinator has published an answer of its own and waits to see it in RESULTS.
     pub answering: bool,

@@ -178,7 +178,14 @@ impl Core {
             let placed = route::assign(&snapshot.fleet, &Demand { kind, urgency, jobs: &sizes }).placed;
             all &= placed.len() == jobs.len();
             for (job, &place) in jobs.iter().zip(&placed) {
-                let place = self.other_host(job, place, snapshot);
+                let Some(place) = self.elsewhere(job, place, snapshot) else {
+                    // Nobody is left who could try: that is one more failed attempt.
+                    if let Some(batch) = self.batches.get_mut(&job.job.batch) {
+                        batch.committed_tokens = batch.committed_tokens.saturating_sub(u64::from(job.tokens));
+                    }
+                    self.failed_once(now, job.job, None, actions);
+                    continue;
+                };
                 let load = &mut snapshot.fleet.workers[place];
                 load.held_jobs += 1;
                 load.held_tokens += u64::from(job.tokens);
@@ -191,23 +198,26 @@ impl Core {
         all
     }
 
-    /// A job that failed on a host goes to another one, if there is any.
-    fn other_host(&self, drawn: &Drawn, place: usize, snapshot: &Snapshot) -> usize {
-        let Some(live) = self.batches.get(&drawn.job.batch).and_then(|b| b.live.get(&drawn.job.index)) else {
-            return place;
+    /// A job that failed on a host goes to another one, if there is any; never to a worker that reported the fault.
+    fn elsewhere(&self, drawn: &Drawn, place: usize, snapshot: &Snapshot) -> Option<usize> {
+        let live = self.batches.get(&drawn.job.batch).and_then(|b| b.live.get(&drawn.job.index));
+        let Some(live) = live.filter(|live| !live.hosts.is_empty() || !live.faulted.is_empty()) else {
+            return Some(place);
         };
-        if live.hosts.is_empty() {
-            return place;
-        }
-        let failed_there = |n: usize| {
-            self.fleet.get(snapshot.slots[n]).is_some_and(|worker| live.hosts.contains(&worker.beat.host))
+        // Worse is larger: a worker that cannot answer, a host where it failed.
+        let doubt = |n: usize| {
+            let slot = snapshot.slots[n];
+            let failed_here =
+                self.fleet.get(slot).is_some_and(|worker| live.hosts.contains(&worker.beat.host));
+            (live.faulted.contains(&slot), failed_here)
         };
-        if !failed_there(place) {
-            return place;
+        if doubt(place) == (false, false) {
+            return Some(place);
         }
         let loads = &snapshot.fleet.workers;
-        let other = (0..loads.len()).filter(|&n| loads[n].kind == drawn.kind && !failed_there(n));
-        other.min_by_key(|&n| (loads[n].held_tokens, n)).unwrap_or(place)
+        let others = (0..loads.len()).filter(|&n| loads[n].kind == drawn.kind);
+        let best = others.min_by_key(|&n| (doubt(n), loads[n].held_tokens, n))?;
+        (!doubt(best).0).then_some(best)
     }
 
     fn give_back(&mut self, now: TimeMs, drawn: &Drawn) {

@@ -150,6 +150,7 @@ impl Core {
             return;
         }
         let host = worker.beat.host.clone();
+        live.faulted.push(flight.worker);
         self.take_off(job);
         self.blame_host(job, &host);
         self.failed_once(now, job, Some(host), actions);
@@ -228,7 +229,13 @@ impl Core {
     }
 
     /// An attempt has failed; another one follows, or the job is poison.
-    fn failed_once(&mut self, now: TimeMs, job: JobRef, host: Option<String>, actions: &mut Vec<Action>) {
+    pub(super) fn failed_once(
+        &mut self,
+        now: TimeMs,
+        job: JobRef,
+        host: Option<String>,
+        actions: &mut Vec<Action>,
+    ) {
         self.counts.failed_attempts += 1;
         let Some(batch) = self.batches.get_mut(&job.batch) else { return };
         let Some(live) = batch.live.get_mut(&job.index) else { return };
