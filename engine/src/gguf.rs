@@ -3,7 +3,7 @@
 //! Nothing in a file is believed before it is checked: every offset, length and count goes through checked
 //! arithmetic, nothing is allocated by a number that the file's size does not bound, and an error names the
 //! field at fault. It neither repacks nor computes: `weights` asks [`check_model`] for the tensors of a
-//! model, `model_file` prints what is found here, `synth` and `convert` write the same format by [`write`].
+//! model, `model_file` prints what is found here, `synth` and `convert` write the same format by [`mod@write`].
 
 mod container;
 mod cursor;

@@ -62,7 +62,8 @@ fn another_split_is_left_unnamed_and_said_aloud() {
 
 #[test]
 fn a_broken_tokenizer_is_refused_by_field() {
-    let changes: [(fn(&mut Value), &str); 5] = [
+    type Change = (fn(&mut Value), &'static str);
+    let changes: [Change; 5] = [
         (|json| json["model"]["type"] = json!("Unigram"), "model.type"),
         (|json| json["model"]["vocab"]["z"] = json!(7), "id 7 is outside"),
         (|json| json["model"]["vocab"]["z"] = json!(-1), "id -1 is outside"),
