@@ -22,20 +22,23 @@ pub(super) fn choose(problem: &Problem, market: &Market, previous: Option<&Plan>
     let mut outlook = chooser.outlook(&mean, previous);
 
     // A batch that its budget cannot carry is planned only as far as the money goes, so that no pod starts in vain.
-    let mut cut = false;
+    // What is told of it is what the whole of it would cost.
+    let mut cut = vec![false; mean.len()];
     for (need, tokens) in mean.iter_mut().enumerate() {
         let budget = market.needs[need].budget;
         if outlook.expected.cost[need] > budget {
             *tokens *= (SHORT_BUDGET_RATIO * budget / outlook.expected.cost[need]).clamp(0.0, 1.0);
-            cut = true;
+            cut[need] = true;
         }
     }
-    let full = outlook.verdicts(problem, market);
-    if cut {
-        outlook = chooser.outlook(&mean, previous);
+    let verdicts = outlook.verdicts(problem, market);
+    let mut whole = None;
+    if cut.contains(&true) {
+        whole = Some(std::mem::replace(&mut outlook, chooser.outlook(&mean, previous)));
     }
     let hasty = chooser.hasten(&mean, &outlook);
-    chooser.report(&outlook, &hasty, &full)
+    let told = |need: usize| whole.as_ref().filter(|_| cut[need]);
+    chooser.report(&outlook, &hasty, &verdicts, told)
 }
 
 struct Chooser<'a> {
@@ -251,7 +254,13 @@ impl Chooser<'_> {
         added
     }
 
-    fn report(&self, outlook: &Outlook, hasty: &[usize], verdicts: &[Verdict]) -> Plan {
+    fn report<'b>(
+        &self,
+        outlook: &Outlook,
+        hasty: &[usize],
+        verdicts: &[Verdict],
+        told: impl Fn(usize) -> Option<&'b Outlook>,
+    ) -> Plan {
         let (problem, market) = (self.problem, self.market);
         let at = |seconds: f64| TimeMs(problem.now.0.saturating_add((seconds * 1000.0) as u64));
         let rate: f64 =
@@ -305,15 +314,16 @@ impl Chooser<'_> {
                         view.finish_s[need].min(together_at[need])
                     }
                 };
-                let p50_s = reach(&outlook.expected);
+                let of = told(need).unwrap_or(outlook);
+                let p50_s = reach(&of.expected);
                 let planned = BatchPlan {
                     name: problem.batches[market.batch_of[need]].name.clone(),
                     verdict: verdicts[need],
                     finish_p50: at(p50_s),
-                    finish_p95: at(reach(&outlook.careful).max(p50_s)),
-                    cost_usd_micro: market.usd_up(outlook.expected.cost[need] + extra * share),
+                    finish_p95: at(reach(&of.careful).max(p50_s)),
+                    cost_usd_micro: market.usd_up(of.expected.cost[need] + extra * share),
                     cost_p95_usd_micro: market
-                        .usd_up(outlook.careful.cost[need].max(outlook.expected.cost[need]) + extra * share),
+                        .usd_up(of.careful.cost[need].max(of.expected.cost[need]) + extra * share),
                 };
                 (market.batch_of[need], planned)
             })

@@ -76,6 +76,17 @@ fn what_cannot_be_kept_is_refused_with_the_limit_that_binds() {
 }
 
 #[test]
+fn a_quote_beyond_the_budget_tells_the_whole_price() {
+    let (problem, names) = market();
+    let whole = quote(&problem, &names, &request(160_000.0, Some(1.0), None));
+    let refused = quote(&problem, &names, &request(160_000.0, Some(1.0), Some(0.20)));
+    assert!(
+        (refused.cost_p50_usd_micro.0 - whole.cost_p50_usd_micro.0).abs() < 20_000,
+        "{refused:?} {whole:?}"
+    );
+}
+
+#[test]
 fn a_batch_that_would_break_an_earlier_promise_is_refused() {
     let (mut problem, names) = market();
     problem.batches.push(Batch {

@@ -89,12 +89,9 @@ fn written(acts: &[Act]) -> Vec<&Intent> {
 fn the_fleet_goes_from_none_to_what_is_needed_and_back() {
     let (mut intents, mut now_seen) = (Intents::new(), seen(130_000.0, 1.0));
     let first = decide(&settings(), &intents, &now_seen, None);
-    assert_eq!(
-        written(&first.acts).len(),
-        2,
-        "two cheap pods do 130,000 tokens in an hour: {:?}",
-        first.acts
-    );
+    // Two cheap pods do 130,000 tokens in an hour; a third costs a boot, less than 2 %, and all end a third sooner.
+    assert_eq!(written(&first.acts).len(), 3, "{:?}", first.acts);
+    assert!(written(&first.acts).iter().all(|intent| intent.class == "cheap"));
     perform(&first.acts, &mut intents, &mut now_seen);
     let second = decide(&settings(), &intents, &now_seen, Some(&first.plan));
     assert!(second.acts.iter().all(|act| matches!(act, Act::Adopt { .. })), "{:?}", second.acts);
