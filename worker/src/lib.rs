@@ -9,6 +9,7 @@
 pub mod calibrate;
 pub mod core;
 pub mod engine_thread;
+pub mod engines;
 pub mod generator;
 mod http;
 mod identity;

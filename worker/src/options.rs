@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use ternfleet_cloud::EndMyself;
 use ternfleet_proto::UsdMicro;
 
 /// Options of one worker process. Every field has a default; unknown keys are refused.
@@ -17,6 +18,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Jobs that generate at once.
     pub slots: usize,
+    /// `1`, or `auto`: one engine process for each socket or large cache group ([`crate::engines`]).
+    pub engines: String,
     /// Memory for keys and values; none lets the engine decide.
     pub kv_budget_bytes: Option<u64>,
     /// Positions a job may have; none takes the model's context.
@@ -38,6 +41,10 @@ pub struct Options {
     pub drain_ms: u64,
     /// How long calibration may take at the start; 0 leaves it out.
     pub calibrate_ms: u64,
+    /// End the pod when nothing was heard of a coordinator for so long, 0 never: an orphan costs money.
+    pub dead_man_ms: u64,
+    /// How the dead-man timer ends the pod: `exit` leaves the process, `runpod` terminates the rented pod.
+    pub end_myself: EndMyself,
     /// Serve `/metrics`, `/healthz` and `/readyz` here.
     pub http: Option<SocketAddr>,
     /// `model`; for measurements of everything but the engine `instant`, which answers at once with made-up
@@ -51,6 +58,7 @@ impl Default for Options {
             model: PathBuf::new(),
             threads: None,
             slots: 8,
+            engines: "1".to_owned(),
             kv_budget_bytes: None,
             max_context: None,
             prefix_cache: true,
@@ -62,6 +70,8 @@ impl Default for Options {
             heartbeat_ms: 1000,
             drain_ms: 3500,
             calibrate_ms: 2000,
+            dead_man_ms: 0,
+            end_myself: EndMyself::Exit,
             http: None,
             engine: "model".to_owned(),
         }
@@ -111,12 +121,18 @@ impl Options {
             (100..=10_000).contains(&self.heartbeat_ms),
             format!("heartbeat_ms is {}: use 100 to 10000", self.heartbeat_ms),
         );
+        require(
+            self.dead_man_ms == 0 || self.dead_man_ms >= 10_000,
+            format!("dead_man_ms is {}: use at least 10000, or 0 for never", self.dead_man_ms),
+        );
         let class = &self.pod_class;
         require(
             !class.is_empty() && class.len() <= 64,
             format!("pod_class {class:?}: use 1 to 64 characters"),
         );
         require(self.pod.len() <= 64, format!("pod {:?}: use at most 64 characters", self.pod));
+        let engines = self.engines.as_str();
+        require(matches!(engines, "1" | "auto"), format!("engines {engines:?}: use 1 or auto"));
         let engine = self.engine_kind();
         require(
             engine.is_some(),

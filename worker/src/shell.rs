@@ -3,6 +3,7 @@
 //! One loop owns the core. Operations on the bus run as tasks of their own and come back as events; what must stay in
 //! order (heartbeats, token streams) goes through one sender. The engine has its own thread.
 
+mod dead_man;
 mod generations;
 mod perform;
 mod setup;
@@ -17,7 +18,7 @@ use ternfleet_engine::host;
 use ternfleet_proto::bus::{Bus, BusStream, Note as BusNote};
 use ternfleet_proto::message::Control;
 use ternfleet_proto::{TimeMs, codec, table};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::core::{Action, Core, Event, HostFacts};
@@ -25,6 +26,7 @@ use crate::engine_thread::{EngineThread, Report};
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::{http, model};
+use dead_man::{DeadMan, Due};
 use generations::{Generations, Preparation};
 use perform::{Kitchen, Performer};
 
@@ -69,6 +71,7 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
     let language = Arc::new(model.language);
     let kitchen = Kitchen { language: language.clone(), context: model.context, done: preparations };
     let performer = Performer::new(bus.clone(), identity.worker.clone(), events, kitchen);
+    let silence_max = (options.dead_man_ms > 0).then(|| Duration::from_millis(options.dead_man_ms));
     let shell = Shell {
         core: Core::new(config),
         generations: Generations::new(language),
@@ -83,15 +86,31 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
         actions: Vec::new(),
         bus_up: true,
         throttled_at_start: host::throttling().map_or(0, |t| t.throttled_us),
+        dead_man: DeadMan::new(TimeMs::now(), silence_max),
+        alive: Arc::new(Notify::new()),
+        orphaned: false,
     };
     ready.store(true, Ordering::Relaxed);
     let outcome = shell.turn(shutdown).await;
+    if let Ok(Ended::Orphaned) = outcome
+        && let Err(fault) = ternfleet_cloud::end_myself(options.end_myself).await
+    {
+        tracing::error!(%fault, "this pod cannot end itself and goes on costing money: terminate it by hand");
+    }
     ready.store(false, Ordering::Relaxed);
     http_stop.cancel();
     if let Some(server) = server {
         server.await.context("the HTTP server did not end well")?;
     }
-    outcome
+    outcome.map(|_| ())
+}
+
+/// Why a worker's loop ended in good order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Asked,
+    /// By the dead-man timer.
+    Orphaned,
 }
 
 /// The bus may be down at this moment; a worker waits for it rather than die.
@@ -125,10 +144,14 @@ struct Shell {
     actions: Vec<Action>,
     bus_up: bool,
     throttled_at_start: u64,
+    dead_man: DeadMan,
+    /// An answer to the dead-man timer's question.
+    alive: Arc<Notify>,
+    orphaned: bool,
 }
 
 impl Shell {
-    async fn turn(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+    async fn turn(mut self, shutdown: CancellationToken) -> anyhow::Result<Ended> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut signalled = false;
@@ -150,10 +173,14 @@ impl Shell {
                 },
                 Some(note) = self.control.next() => self.on_control(&note),
                 Some(note) = self.control_all.next() => self.on_control(&note),
+                () = self.alive.notified() => {
+                    self.dead_man.heard(TimeMs::now());
+                    true
+                }
                 _ = ticks.tick() => self.on_tick(),
             };
             if !going_on {
-                break Ok(());
+                break Ok(if self.orphaned { Ended::Orphaned } else { Ended::Asked });
             }
         };
         self.performer.finish(LAST_WORDS).await;
@@ -163,6 +190,9 @@ impl Shell {
 
     /// Hands an event to the core and does what it says. False when the worker has ended.
     fn handle(&mut self, event: Event) -> bool {
+        if let Event::WorkPulled { .. } = event {
+            self.dead_man.heard(TimeMs::now());
+        }
         let mut actions = std::mem::take(&mut self.actions);
         self.core.on(TimeMs::now(), event, &mut actions);
         let mut going_on = true;
@@ -203,7 +233,10 @@ impl Shell {
 
     fn on_control(&mut self, note: &BusNote) -> bool {
         match codec::decode::<Control>(&note.payload) {
-            Ok(control) => self.handle(Event::Order(control)),
+            Ok(control) => {
+                self.dead_man.heard(TimeMs::now());
+                self.handle(Event::Order(control))
+            }
             Err(fault) => {
                 tracing::warn!(subject = note.subject, %fault, "an order could not be read");
                 true
@@ -225,6 +258,24 @@ impl Shell {
         let going_on = self.handle(Event::Tick { host });
         let age = self.core.checkpoint_age(TimeMs::now());
         self.metrics.copy(&self.core, age, Duration::from_micros(throttled_us), up);
+        match self.dead_man.due(TimeMs::now()) {
+            Due::Ask => self.ask_whether_anybody_is_there(),
+            Due::End if !self.orphaned => {
+                self.orphaned = true;
+                tracing::error!("no coordinator was heard for too long: this worker ends");
+                return going_on && self.handle(Event::Signal);
+            }
+            Due::End | Due::Nothing => {}
+        }
         going_on
+    }
+
+    fn ask_whether_anybody_is_there(&self) {
+        let (bus, alive) = (self.bus.clone(), self.alive.clone());
+        self.performer.spawn(async move {
+            if dead_man::ask(bus, Duration::from_secs(2)).await {
+                alive.notify_one();
+            }
+        });
     }
 }

@@ -69,6 +69,11 @@ impl Performer {
         let _ = tokio::time::timeout(most, self.bus.stream_facts(table::RESULTS)).await;
     }
 
+    /// Owns a task until the end.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
     /// Makes a request ready to run: fetches it if it lies elsewhere, tokenizes it, feeds the kept output through.
     pub(super) fn prepare(&self, slot: SlotId, work: Box<Work>, kept: Kept) {
         let (bus, kitchen) = (self.bus.clone(), self.kitchen.clone());

@@ -1,0 +1,117 @@
+//! Answers: stored first, acknowledged after; duplicates compared; no room waited out.
+
+use std::time::Duration;
+
+use ternfleet_proto::bus::Settle;
+use ternfleet_proto::message::Outcome;
+
+use super::rig::*;
+use crate::core::*;
+
+#[test]
+fn a_message_is_acknowledged_only_after_its_result_is_stored() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    rig.tokens(slot, 1);
+    let actions = rig.on(Event::Ended { slot, end: completion() });
+    assert!(published(&actions).is_some() && settled(&actions).is_empty());
+    let actions = rig.on(Event::ResultWritten { slot, outcome: Write::Stored(1) });
+    assert_eq!(settled(&actions), [(1, Settle::Ack)]);
+}
+
+#[test]
+fn an_unheard_result_is_published_again_and_is_no_duplicate_of_itself() {
+    let mut rig = Rig::assigned();
+    let (slot, result) = rig.answering(0);
+    rig.on(Event::ResultWritten { slot, outcome: Write::Unreachable });
+    assert!(published(&rig.tick_after(Duration::from_secs(6))).is_some());
+    rig.on(Event::ResultWritten { slot, outcome: Write::Conflict });
+    let actions = rig.on(Event::ResultRead { slot, outcome: Read::Found(result) });
+    assert_eq!(settled(&actions), [(1, Settle::Ack)]);
+    let counters = rig.core.counters();
+    assert_eq!((counters.jobs_done, counters.duplicates, counters.divergences), (1, 0, 0));
+}
+
+#[test]
+fn an_answer_that_was_there_already_is_compared_counted_and_acknowledged() {
+    let mut rig = Rig::assigned();
+    let (slot, result) = rig.answering(0);
+    rig.on(Event::ResultWritten { slot, outcome: Write::Conflict });
+    let actions = rig.on(Event::ResultRead { slot, outcome: Read::Found(result) });
+    assert_eq!(settled(&actions), [(1, Settle::Ack)]);
+    let counters = rig.core.counters();
+    assert_eq!((counters.jobs_done, counters.duplicates, counters.divergences), (0, 1, 0));
+}
+
+#[test]
+fn an_answer_that_differs_from_the_stored_one_is_a_divergence() {
+    let mut rig = Rig::assigned();
+    let (slot, mut result) = rig.answering(0);
+    rig.on(Event::ResultWritten { slot, outcome: Write::Conflict });
+    if let Outcome::Text(generated) = &mut result.outcome {
+        generated.ids_digest ^= 1;
+    }
+    let actions = rig.on(Event::ResultRead { slot, outcome: Read::Found(result) });
+    assert_eq!(settled(&actions), [(1, Settle::Ack)]);
+    assert_eq!(rig.core.counters().divergences, 1);
+}
+
+#[test]
+fn a_full_stream_is_waited_out_and_said_aloud() {
+    let mut rig = Rig::assigned();
+    let (slot, _) = rig.answering(0);
+    for _ in 0..5 {
+        let actions = rig.on(Event::ResultWritten { slot, outcome: Write::Full });
+        assert!(matches!(actions[..], [Action::Note(Note::ResultsFull { .. }), ..]));
+        assert!(settled(&actions).is_empty());
+        assert!(published(&rig.tick_after(Duration::from_secs(6))).is_some());
+    }
+    let actions = rig.on(Event::ResultWritten { slot, outcome: Write::Stored(1) });
+    assert_eq!(settled(&actions), [(1, Settle::Ack)]);
+}
+
+#[test]
+fn an_answer_that_is_too_large_becomes_an_error_line_that_says_so() {
+    let mut rig = Rig::assigned();
+    let (slot, _) = rig.answering(0);
+    let outcome = Write::TooLarge { bytes: 2_000_000, max_bytes: 1_048_576 };
+    let actions = rig.on(Event::ResultWritten { slot, outcome });
+    let result = published(&actions).expect("a result");
+    assert!(matches!(&result.outcome, Outcome::Failed(failure) if failure.message.contains("2000000")));
+}
+
+#[test]
+fn an_answering_job_holds_no_slot_of_the_engine() {
+    let mut rig = Rig::assigned();
+    rig.answering(0);
+    assert_eq!((rig.core.slots_in_use(), rig.core.answering(), rig.core.pages_free()), (0, 1, 32));
+}
+
+#[test]
+fn an_ack_that_nobody_heard_is_sent_again() {
+    let mut rig = Rig::assigned();
+    let (slot, _) = rig.answering(0);
+    rig.on(Event::ResultWritten { slot, outcome: Write::Stored(1) });
+    rig.on(Event::Settled { slot, outcome: Settled::Unreachable });
+    assert_eq!(settled(&rig.tick_after(Duration::from_secs(6))), [(1, Settle::Ack)]);
+}
+
+#[test]
+fn retries_come_at_once_when_the_bus_is_back() {
+    let mut rig = Rig::assigned();
+    let (slot, _) = rig.answering(0);
+    rig.on(Event::Bus { up: false });
+    rig.on(Event::ResultWritten { slot, outcome: Write::Unreachable });
+    assert!(published(&rig.on(Event::Bus { up: true })).is_some());
+}
+
+#[test]
+fn too_many_waiting_answers_stop_the_pulls() {
+    let mut rig = Rig::assigned();
+    for index in 0..=(4 * SLOTS as u32) {
+        rig.answering(index);
+    }
+    let actions =
+        rig.on(Event::PullEnded { lane: ternfleet_proto::Lane::Batch, outcome: PullOutcome::Served });
+    assert!(pulls(&actions).is_empty());
+}

@@ -1,0 +1,142 @@
+//! Running jobs: checkpoints, fences, leases, token streams.
+
+use std::time::Duration;
+
+use ternfleet_proto::bus::Settle;
+
+use super::rig::*;
+use crate::core::*;
+
+#[test]
+fn a_checkpoint_goes_out_every_k_tokens() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    assert!(written(&rig.tokens(slot, 7)).is_none());
+    let (_, checkpoint, expect) = written(&rig.tokens(slot, 1)).expect("a checkpoint");
+    assert_eq!((checkpoint.generated.len(), checkpoint.claim, expect), (8, false, 100));
+}
+
+#[test]
+fn a_slow_job_is_checkpointed_by_time() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    rig.tokens(slot, 1);
+    assert!(written(&rig.tick_after(Duration::from_millis(1900))).is_none());
+    assert!(written(&rig.tick_after(Duration::from_millis(200))).is_some());
+}
+
+#[test]
+fn only_one_checkpoint_is_on_its_way_and_the_next_holds_all_that_came_meanwhile() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    assert!(written(&rig.tokens(slot, 8)).is_some());
+    assert!(written(&rig.tokens(slot, 20)).is_none());
+    let actions = rig.on(Event::CheckpointWritten { slot, outcome: Write::Stored(101) });
+    let (_, checkpoint, expect) = written(&actions).expect("a checkpoint");
+    assert_eq!((checkpoint.generated.len(), expect), (28, 101));
+}
+
+#[test]
+fn a_fenced_job_stops_and_publishes_nothing_more() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    rig.tokens(slot, 8);
+    let actions = rig.on(Event::CheckpointWritten { slot, outcome: Write::Conflict });
+    assert!(cancels(&actions) && !publishes_anything(&actions));
+    assert!(!publishes_anything(&rig.tokens(slot, 20)));
+    assert!(!publishes_anything(&rig.on(Event::Ended { slot, end: completion() })));
+    assert_eq!((rig.core.counters().fenced, rig.core.slots_in_use()), (1, 0));
+}
+
+#[test]
+fn a_conflict_with_our_own_unheard_write_is_no_fence() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    let (_, lost, _) = written(&rig.tokens(slot, 8)).expect("a checkpoint");
+    rig.on(Event::CheckpointWritten { slot, outcome: Write::Unreachable });
+    let actions = rig.tick_after(Duration::from_secs(6));
+    assert_eq!(written(&actions).expect("the same again").2, 100);
+    let actions = rig.on(Event::CheckpointWritten { slot, outcome: Write::Conflict });
+    assert_eq!(reads(&actions), Some(slot));
+    rig.on(Event::CheckpointRead { slot, outcome: Read::Found((101, lost)) });
+    let (_, checkpoint, expect) = written(&rig.tokens(slot, 8)).expect("the next");
+    assert_eq!((expect, checkpoint.generated.len()), (101, 16));
+}
+
+#[test]
+fn a_conflict_with_a_rival_after_an_unheard_write_is_a_fence() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    rig.tokens(slot, 8);
+    rig.on(Event::CheckpointWritten { slot, outcome: Write::Unreachable });
+    rig.tick_after(Duration::from_secs(6));
+    rig.on(Event::CheckpointWritten { slot, outcome: Write::Conflict });
+    let found = Read::Found((102, rival_checkpoint(0, 1, 0)));
+    let actions = rig.on(Event::CheckpointRead { slot, outcome: found });
+    assert!(cancels(&actions) && !publishes_anything(&actions));
+}
+
+#[test]
+fn a_job_goes_on_when_its_checkpoint_has_no_room() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    rig.tokens(slot, 8);
+    let actions = rig.on(Event::CheckpointWritten { slot, outcome: Write::Full });
+    assert!(matches!(actions[..], [Action::Note(Note::CheckpointSkipped { .. }), ..]) && !cancels(&actions));
+    assert!(published(&rig.on(Event::Ended { slot, end: completion() })).is_some());
+}
+
+#[test]
+fn a_lease_is_extended_only_if_tokens_advanced() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    rig.tokens(slot, 1);
+    assert_eq!(extended(&rig.tick_after(Duration::from_secs(3))), 1);
+    assert_eq!(extended(&rig.tick_after(Duration::from_secs(3))), 0, "nothing came since");
+    rig.tokens(slot, 1);
+    assert_eq!(extended(&rig.tick_after(Duration::from_secs(1))), 1);
+    rig.tokens(slot, 1);
+    assert_eq!(extended(&rig.tick_after(Duration::from_secs(1))), 0, "not so soon again");
+}
+
+#[test]
+fn prefilling_counts_as_advance_up_to_what_the_cache_holds() {
+    let mut rig = Rig::assigned();
+    rig.running(0);
+    let steps = |tokens| Event::Steps(Steps { steps: 1, prefill_tokens: tokens, ..Steps::default() });
+    assert_eq!(extended(&rig.tick_after(Duration::from_secs(3))), 0);
+    rig.on(steps(128));
+    assert_eq!(extended(&rig.tick_after(Duration::from_secs(3))), 1);
+    rig.on(steps(32 * 128));
+    assert_eq!(extended(&rig.tick_after(Duration::from_secs(3))), 0, "others prefill, this one does not");
+}
+
+#[test]
+fn streamed_tokens_carry_their_position_without_gap_or_repeat() {
+    let mut rig = Rig::assigned();
+    let slot = reads(&rig.pulled(1, work(0, 2))).expect("a read");
+    rig.on(Event::CheckpointRead { slot, outcome: Read::Found((7, rival_checkpoint(0, 1, 20))) });
+    rig.on(Event::CheckpointWritten { slot, outcome: Write::Stored(8) });
+    rig.on(Event::Started { slot, prompt_tokens: 3, kept: 20 });
+    let mut positions = Vec::new();
+    for count in [2, 3, 1] {
+        let tokens = Tokens { ids: vec![1; count], stream: true, ..Tokens::default() };
+        for action in rig.on(Event::Tokens { slot, tokens }) {
+            if let Action::SendTokens(chunk) = action {
+                positions.push((chunk.position, chunk.count));
+            }
+        }
+    }
+    assert_eq!(positions, [(20, 2), (22, 3), (25, 1)]);
+}
+
+#[test]
+fn a_generation_that_fails_is_started_again_from_what_it_had() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    rig.tokens(slot, 5);
+    rig.on(Event::Ended { slot, end: End::Fault("odd".to_owned()) });
+    let actions = rig.tick_after(Duration::from_secs(6));
+    assert_eq!(started(&actions).expect("a start").1.ids.len(), 5);
+    assert!(settled(&actions).iter().all(|(_, how)| *how != Settle::Ack));
+}
