@@ -12,7 +12,7 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().unwrap_or_else(|| "docs/routing".to_owned());
     let fleets: u32 = arguments.next().map_or(Ok(1000), |count| count.parse())?;
-    let budget_fleets: u32 = arguments.next().map_or(Ok(100_000), |count| count.parse())?;
+    let budget_fleets: u32 = arguments.next().map_or(Ok(8_000), |count| count.parse())?;
     let folder = Path::new(&folder);
     std::fs::create_dir_all(folder)?;
 
