@@ -22,7 +22,9 @@ impl Core {
         // Workers say within a second what they run; what nobody runs is handed out after that.
         self.hand_after = if slots.is_empty() { now } else { TimeMs(now.0 + self.limits.settle_ms) };
         for slot in slots {
-            let batch = &self.batches[&slot];
+            let Some(batch) = self.batches.get_mut(&slot) else { continue };
+            // What was replayed was not made just now.
+            batch.rate_sample = (now, batch.tokens_made);
             if batch.record.lines.is_none() {
                 actions.push(Action::Scan { batch: slot });
             }
