@@ -6,6 +6,8 @@
 
 mod coordinators;
 mod faults;
+mod inputs;
+mod office;
 mod workers;
 
 use std::cmp::Reverse;
@@ -26,7 +28,8 @@ use super::scenario::{BatchPlan, Scenario};
 use coordinators::{CoordinatorNode, Duty};
 use workers::{Call, WorkerNode};
 
-pub(super) use coordinators::{answer_of, blanks, stored_record};
+pub(super) use coordinators::stored_record;
+pub(super) use inputs::{answer_of, blanks};
 
 /// Virtual time begins here rather than at zero, so that skewed clocks stay positive.
 const BEGIN: TimeMs = TimeMs(1_000_000_000);
@@ -117,7 +120,7 @@ pub struct Tally {
     pub dead: u64,
 }
 
-pub struct World {
+pub(super) struct World {
     now: TimeMs,
     queue: BinaryHeap<Reverse<Scheduled>>,
     number: u64,
@@ -141,7 +144,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(scenario: Scenario) -> World {
+    pub(super) fn new(scenario: Scenario) -> World {
         let key = AssignmentKey([7; 32]);
         let mut net = JetStream::default();
         let ground = || "because the simulated server takes the table's settings";
@@ -204,7 +207,7 @@ impl World {
     ///
     /// # Errors
     /// The first broken invariant, or what has not ended in time.
-    pub fn run(mut self) -> std::result::Result<Tally, String> {
+    pub(super) fn run(mut self) -> std::result::Result<Tally, String> {
         loop {
             let Some(Reverse(Scheduled { at, what, .. })) = self.queue.pop() else {
                 return Err("L1: nothing is left to happen".into());

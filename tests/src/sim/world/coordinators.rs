@@ -1,34 +1,24 @@
 //! Coordinators: the real core, the lease, the replay of RESULTS, and the shell's operations on the simulated server.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
-use std::time::Duration;
 
 use ternfleet_coordinator::core::{
-    Action, Answer, Batch, BatchRecord, BatchSlot, Content, Core, Event, Fed, HandOut, JobRef, Lead, Limits,
-    Outputs, Task, Trace, Verdict,
+    Action, Batch, BatchRecord, BatchSlot, Core, Event, HandOut, JobRef, Limits, Outputs,
 };
 use ternfleet_proto::bus::{BusError, Publish};
-use ternfleet_proto::message::{
-    Checkpoint, Control, Event as Audit, Failure, FailureCode, Generation, Heartbeat, Input, JobResult, Line,
-    Order, Outcome, Prompt, Sampling,
-};
-use ternfleet_proto::openai::Endpoint;
+use ternfleet_proto::message::{Checkpoint, Control, Heartbeat, JobResult, Order};
 use ternfleet_proto::{BatchId, LeaderRevision, TimeMs, codec, table};
 
 use super::super::JetStream;
 use super::super::scenario::BatchPlan;
+use super::inputs::{answer_of, read_lines, trace_of};
 use super::{Life, Occurrence, World};
 
 const TICK_MS: u64 = 200;
-const LEASE: Duration = Duration::from_secs(2);
-const ASK_EVERY_MS: u64 = 400;
 const READ_EVERY_MS: u64 = 10;
 /// As the shell: so many attempts, then the hand-over is begun anew.
 const HAND_ATTEMPTS: u32 = 20;
-const WAIT_MS: u64 = 150;
-const LEADER: &str = "leader";
-const TERM: &str = "term";
+pub(super) const WAIT_MS: u64 = 150;
 
 /// A request on its way to the server, and what is done again until it is answered.
 #[derive(Debug, Clone)]
@@ -54,7 +44,7 @@ pub(super) enum Duty {
 
 /// Where a coordinator stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     /// Reading what is there; done when this sequence of RESULTS is reached.
     Warming {
         until: u64,
@@ -72,11 +62,11 @@ pub(super) struct CoordinatorNode {
     place: usize,
     lives: u32,
     core: Option<Core>,
-    role: Role,
-    next_result: u64,
+    pub(super) role: Role,
+    pub(super) next_result: u64,
     /// Records and audit entries still to be written, oldest first, and the revisions of records last seen.
-    books: VecDeque<(LeaderRevision, Action)>,
-    revisions: BTreeMap<BatchId, u64>,
+    pub(super) books: VecDeque<(LeaderRevision, Action)>,
+    pub(super) revisions: BTreeMap<BatchId, u64>,
     pub(super) paused: u32,
     pub(super) cut: u32,
     pub(super) skew_ms: i64,
@@ -135,7 +125,7 @@ pub(in super::super) fn stored_record(net: &mut JetStream, now: TimeMs, id: &Bat
     codec::decode(&entry.value).ok()
 }
 
-fn stored_records(net: &mut JetStream, now: TimeMs) -> Vec<BatchRecord> {
+pub(super) fn stored_records(net: &mut JetStream, now: TimeMs) -> Vec<BatchRecord> {
     let entries = net.kv_entries(now, table::KV_BATCHES).unwrap_or_default();
     let mut records: Vec<BatchRecord> =
         entries.iter().filter_map(|entry| codec::decode(&entry.value).ok()).collect();
@@ -196,7 +186,7 @@ impl World {
         self.turn(life);
     }
 
-    fn coordinator_on(&mut self, life: Life, event: Event) {
+    pub(super) fn coordinator_on(&mut self, life: Life, event: Event) {
         let now = self.skewed(self.coordinators[life.place].skew_ms);
         let Some(core) = self.coordinators[life.place].core.as_mut() else { return };
         let mut actions = Vec::new();
@@ -207,7 +197,7 @@ impl World {
     }
 
     /// R1: looking again and again at the same state soon finds nothing more to hand out.
-    fn turn(&mut self, life: Life) {
+    pub(super) fn turn(&mut self, life: Life) {
         let now = self.skewed(self.coordinators[life.place].skew_ms);
         for look in 1.. {
             let Some(core) = self.coordinators[life.place].core.as_mut() else { return };
@@ -346,73 +336,6 @@ impl World {
         }
     }
 
-    fn ask_for_lease(&mut self, life: Life, asked_at: TimeMs) {
-        let cut = self.coordinators[life.place].cut > 0;
-        let value = codec::encode(&format!("c{}", life.place));
-        let asked =
-            self.attempt(cut, |net, now| net.kv_create(now, table::KV_CONTROL, LEADER, value, Some(LEASE)));
-        match asked {
-            Ok(revision) if self.now.since(asked_at) < LEASE => {
-                let duty = Duty::CountTerm { revision, renewed_at: asked_at };
-                self.at(2, Occurrence::CoordinatorDuty(life, duty));
-            }
-            _ => {
-                let asked_at = TimeMs(self.now.0 + ASK_EVERY_MS);
-                self.at(ASK_EVERY_MS, Occurrence::CoordinatorDuty(life, Duty::AskForLease { asked_at }));
-            }
-        }
-    }
-
-    fn count_term(&mut self, life: Life, revision: u64, renewed_at: TimeMs) {
-        let cut = self.coordinators[life.place].cut > 0;
-        let counted = self.attempt(cut, |net, now| {
-            let entry = net.kv_get(now, table::KV_CONTROL, TERM)?;
-            let term =
-                entry.as_ref().and_then(|entry| codec::decode::<u32>(&entry.value).ok()).unwrap_or(0) + 1;
-            net.kv_set(now, table::KV_CONTROL, TERM, codec::encode(&term), None, None)?;
-            Ok(term)
-        });
-        let Ok(term) = counted else { return self.depose(life) };
-        self.tally.leaders += 1;
-        let leader = LeaderRevision(revision);
-        self.check.led(leader);
-        // What the last leader stored in its last moments may not have been heard.
-        for record in stored_records(&mut self.net, self.now) {
-            self.coordinator_on(life, Event::BatchKnown(Box::new(record)));
-        }
-        let _ = self.attempt(cut, |net, _| net.purge(&table::work_stream(0), &table::work_all(0)));
-        self.coordinators[life.place].role = Role::Leading { lease_revision: revision, renewed_at, leader };
-        self.coordinator_on(life, Event::Lead(Lead { revision: leader, term }));
-        self.turn(life);
-        self.at(LEASE.as_millis() as u64 / 4, Occurrence::CoordinatorDuty(life, Duty::RenewLease));
-    }
-
-    fn renew_lease(&mut self, life: Life) {
-        let node = &self.coordinators[life.place];
-        let Role::Leading { lease_revision, renewed_at, leader } = node.role else { return };
-        let cut = node.cut > 0;
-        let value = codec::encode(&format!("c{}", life.place));
-        let renewed = self.attempt(cut, |net, now| {
-            net.kv_set(now, table::KV_CONTROL, LEADER, value, Some(lease_revision), Some(LEASE))
-        });
-        let late = self.now.since(renewed_at) >= LEASE;
-        match renewed {
-            Ok(lease_revision) => {
-                let role = Role::Leading { lease_revision, renewed_at: self.now, leader };
-                self.coordinators[life.place].role = role;
-            }
-            Err(BusError::Unreachable(_)) if !late => {}
-            Err(_) => return self.depose(life),
-        }
-        self.at(LEASE.as_millis() as u64 / 4, Occurrence::CoordinatorDuty(life, Duty::RenewLease));
-    }
-
-    /// The lease is lost: begin anew as a standby.
-    fn depose(&mut self, life: Life) {
-        self.coordinators[life.place].stop();
-        self.at(500, Occurrence::StartCoordinator(life.place));
-    }
-
     /// An operation of the leader, as its shell does it: again and again while nobody answers.
     fn perform(&mut self, life: Life, action: Action, leader: LeaderRevision, attempt: u32) {
         let cut = self.coordinators[life.place].cut > 0;
@@ -483,70 +406,6 @@ impl World {
         }
     }
 
-    /// Writes the oldest entry; the next one follows only then.
-    fn keep_books(&mut self, life: Life, attempt: u32) {
-        let cut = self.coordinators[life.place].cut > 0;
-        let Some((leader, entry)) = self.coordinators[life.place].books.front().cloned() else { return };
-        let done = match &entry {
-            Action::Record(record) => self.store_record(life, cut, record),
-            Action::Audit(what) => {
-                let event = Audit { at: self.now, leader, what: what.clone() };
-                let (subject, payload) = (table::event("simulated"), codec::encode(&event));
-                self.attempt(cut, |net, now| net.publish(now, &subject, payload, &Publish::default()))
-                    .map(drop)
-            }
-            _ => Ok(()),
-        };
-        let (wait, attempt) = match done {
-            Err(BusError::Unreachable(_) | BusError::Full { .. }) => {
-                (WAIT_MS * u64::from(attempt + 1).min(13), attempt + 1)
-            }
-            _ => {
-                self.coordinators[life.place].books.pop_front();
-                (self.latency(), 0)
-            }
-        };
-        if !self.coordinators[life.place].books.is_empty() {
-            self.at(wait, Occurrence::CoordinatorDuty(life, Duty::Book { attempt }));
-        }
-    }
-
-    /// By compare-and-set: a leader that has been overtaken writes over nobody.
-    fn store_record(
-        &mut self,
-        life: Life,
-        cut: bool,
-        record: &BatchRecord,
-    ) -> ternfleet_proto::bus::Result<()> {
-        let id = record.id.clone();
-        let value = codec::encode(record);
-        let known = match self.coordinators[life.place].revisions.get(&id) {
-            Some(revision) => *revision,
-            None => {
-                let found = self.attempt(cut, |net, now| net.kv_get(now, table::KV_BATCHES, id.as_str()))?;
-                let Some(entry) = found else { return Ok(()) };
-                entry.revision
-            }
-        };
-        let stored = self.attempt(cut, |net, now| {
-            net.kv_set(now, table::KV_BATCHES, id.as_str(), value.clone(), Some(known), None)
-        });
-        let revision = match stored {
-            Ok(revision) => revision,
-            Err(BusError::WrongLastSequence) => {
-                // It may have been stored unheard: then the bucket holds this very value.
-                let found = self.attempt(cut, |net, now| net.kv_get(now, table::KV_BATCHES, id.as_str()))?;
-                let Some(entry) = found.filter(|entry| entry.value == value) else { return Ok(()) };
-                entry.revision
-            }
-            Err(other) => return Err(other),
-        };
-        self.coordinators[life.place].revisions.insert(id.clone(), revision);
-        self.check.recorded(record);
-        self.follow(life, &id);
-        Ok(())
-    }
-
     fn hand_over(
         &mut self,
         life: Life,
@@ -578,7 +437,7 @@ impl World {
     }
 
     /// Standbys hear of a stored record and read it.
-    fn follow(&mut self, from: Life, id: &BatchId) {
+    pub(super) fn follow(&mut self, from: Life, id: &BatchId) {
         let Some(record) = stored_record(&mut self.net, self.now, id) else { return };
         for place in 0..self.coordinators.len() {
             let node = &self.coordinators[place];
@@ -591,79 +450,4 @@ impl World {
             }
         }
     }
-}
-
-/// As the shell's: everything but the text.
-pub(in super::super) fn answer_of(result: &JobResult) -> Answer {
-    let verdict = match &result.outcome {
-        Outcome::Text(generated) => Verdict::Good { ids_digest: generated.ids_digest },
-        Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault => Verdict::Fault,
-        Outcome::Failed(_) => Verdict::Bad,
-    };
-    Answer {
-        job: result.job.clone(),
-        epoch: result.epoch,
-        attempt: result.attempt,
-        worker: result.worker.clone(),
-        tag: result.tag,
-        verdict,
-        prompt_tokens: result.usage.prompt_tokens,
-        completion_tokens: result.usage.completion_tokens,
-        repeated_tokens: result.usage.repeated_tokens,
-        finished_at: result.finished_at,
-    }
-}
-
-fn trace_of(checkpoint: Checkpoint) -> Trace {
-    Trace {
-        attempt: checkpoint.attempt,
-        epoch: checkpoint.epoch,
-        owner: checkpoint.owner,
-        host: checkpoint.host,
-        generated: checkpoint.generated.len() as u32,
-        released: checkpoint.released,
-    }
-}
-
-/// The batch's input: every eleventh line is blank, every seventh is none, the rest are requests.
-fn read_lines(plan: &BatchPlan, batch: BatchSlot, from: u32, lines: u32, skip: &[u64]) -> Event {
-    let next = from.saturating_add(lines).min(plan.lines).max(from);
-    let skipped = |index: u32| {
-        let offset = index - from;
-        skip.get((offset / 64) as usize).is_some_and(|word| word & (1 << (offset % 64)) != 0)
-    };
-    let fed = (from..next)
-        .filter(|index| !skipped(*index))
-        .map(|index| Fed { index, content: content(plan, index) });
-    Event::Lines { batch, lines: fed.collect(), next, end: next >= plan.lines }
-}
-
-fn content(plan: &BatchPlan, index: u32) -> Content {
-    let line =
-        Line { custom_id: Some(format!("line-{}", index + 1)), endpoint: Endpoint::Completions, model: None };
-    if index % 11 == 10 {
-        return Content::Blank;
-    }
-    if index % 7 == 6 {
-        let failure = Failure { code: FailureCode::InvalidRequest, message: "simulated".into() };
-        return Content::Bad(Box::new((line, failure)));
-    }
-    let generation = Generation {
-        prompt: Prompt::Tokens(vec![index; 12]),
-        max_tokens: Some(plan.tokens_max),
-        sampling: Sampling::default(),
-        seed: 1,
-        stop: Vec::new(),
-        logprobs: None,
-        echo: false,
-        stream: false,
-    };
-    let task =
-        Task { line, input: Input::Inline(generation), tokens_estimate: 12 + plan.tokens_max, bytes: 100 };
-    Content::Good(Arc::new(task))
-}
-
-/// Blank lines, which have no answer.
-pub(in super::super) fn blanks(lines: u32) -> u32 {
-    (0..lines).filter(|index| index % 11 == 10).count() as u32
 }

@@ -1,0 +1,86 @@
+//! What batches consist of, and what the coordinator's shell makes of messages before the core sees them.
+
+use std::sync::Arc;
+
+use ternfleet_coordinator::core::{Answer, BatchSlot, Content, Event, Fed, Task, Trace, Verdict};
+use ternfleet_proto::message::{
+    Checkpoint, Failure, FailureCode, Generation, Input, JobResult, Line, Outcome, Prompt, Sampling,
+};
+use ternfleet_proto::openai::Endpoint;
+
+use super::super::scenario::BatchPlan;
+
+/// As the shell's: everything but the text.
+pub(in super::super) fn answer_of(result: &JobResult) -> Answer {
+    let verdict = match &result.outcome {
+        Outcome::Text(generated) => Verdict::Good { ids_digest: generated.ids_digest },
+        Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault => Verdict::Fault,
+        Outcome::Failed(_) => Verdict::Bad,
+    };
+    Answer {
+        job: result.job.clone(),
+        epoch: result.epoch,
+        attempt: result.attempt,
+        worker: result.worker.clone(),
+        tag: result.tag,
+        verdict,
+        prompt_tokens: result.usage.prompt_tokens,
+        completion_tokens: result.usage.completion_tokens,
+        repeated_tokens: result.usage.repeated_tokens,
+        finished_at: result.finished_at,
+    }
+}
+
+pub(super) fn trace_of(checkpoint: Checkpoint) -> Trace {
+    Trace {
+        attempt: checkpoint.attempt,
+        epoch: checkpoint.epoch,
+        owner: checkpoint.owner,
+        host: checkpoint.host,
+        generated: checkpoint.generated.len() as u32,
+        released: checkpoint.released,
+    }
+}
+
+/// The batch's input: every eleventh line is blank, every seventh is none, the rest are requests.
+pub(super) fn read_lines(plan: &BatchPlan, batch: BatchSlot, from: u32, lines: u32, skip: &[u64]) -> Event {
+    let next = from.saturating_add(lines).min(plan.lines).max(from);
+    let skipped = |index: u32| {
+        let offset = index - from;
+        skip.get((offset / 64) as usize).is_some_and(|word| word & (1 << (offset % 64)) != 0)
+    };
+    let fed = (from..next)
+        .filter(|index| !skipped(*index))
+        .map(|index| Fed { index, content: content(plan, index) });
+    Event::Lines { batch, lines: fed.collect(), next, end: next >= plan.lines }
+}
+
+fn content(plan: &BatchPlan, index: u32) -> Content {
+    let line =
+        Line { custom_id: Some(format!("line-{}", index + 1)), endpoint: Endpoint::Completions, model: None };
+    if index % 11 == 10 {
+        return Content::Blank;
+    }
+    if index % 7 == 6 {
+        let failure = Failure { code: FailureCode::InvalidRequest, message: "simulated".into() };
+        return Content::Bad(Box::new((line, failure)));
+    }
+    let generation = Generation {
+        prompt: Prompt::Tokens(vec![index; 12]),
+        max_tokens: Some(plan.tokens_max),
+        sampling: Sampling::default(),
+        seed: 1,
+        stop: Vec::new(),
+        logprobs: None,
+        echo: false,
+        stream: false,
+    };
+    let task =
+        Task { line, input: Input::Inline(generation), tokens_estimate: 12 + plan.tokens_max, bytes: 100 };
+    Content::Good(Arc::new(task))
+}
+
+/// Blank lines, which have no answer.
+pub(in super::super) fn blanks(lines: u32) -> u32 {
+    (0..lines).filter(|index| index % 11 == 10).count() as u32
+}
