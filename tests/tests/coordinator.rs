@@ -99,8 +99,10 @@ async fn check_outputs(client: &Client, view: &BatchView, good: usize, bad: usiz
 async fn a_batch_goes_out_to_two_workers_and_comes_back_in_input_order() {
     let server = NatsServer::start().unwrap();
     let coordinator = Coordinator::start(server.bus().await.unwrap());
-    let one = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
-    let two = InstantWorker::start(server.bus().await.unwrap(), "two", Manner::default()).await;
+    // Slow enough that no window holds the whole batch: scarce work would all go to one of them.
+    let manner = Manner { rate_tok_s: 2_000.0, ..Manner::default() };
+    let one = InstantWorker::start(server.bus().await.unwrap(), "one", manner.clone()).await;
+    let two = InstantWorker::start(server.bus().await.unwrap(), "two", manner).await;
     let client = Client::new(server.bus().await.unwrap());
     let view = client.submit("input-1", prompts(3000)).await;
     let lines = client.follow(&view.id).await;
