@@ -228,7 +228,8 @@ pub enum FailureCode {
     BatchCancelled,
     /// Every allowed attempt failed; the job is in the dead-letter stream.
     Poison,
-    /// The worker could not go on; another one may.
+    /// The worker could not go on; another one may. A result with this code commits nothing: the coordinator counts a
+    /// failed attempt and hands the job to another worker.
     WorkerFault,
 }
 
