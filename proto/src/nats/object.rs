@@ -141,10 +141,10 @@ impl NatsBus {
             in_flight.push_back(
                 self.start_publish(subject, chunk, Publish { headers, ..Publish::default() }).await?,
             );
-            if in_flight.len() >= CHUNKS_IN_FLIGHT {
-                if let Some(oldest) = in_flight.pop_front() {
-                    oldest.await?;
-                }
+            if in_flight.len() >= CHUNKS_IN_FLIGHT
+                && let Some(oldest) = in_flight.pop_front()
+            {
+                oldest.await?;
             }
             if ended {
                 break;
@@ -259,24 +259,18 @@ impl Body {
                 format!("object {name} was deleted or replaced while read"),
             )
         };
-        loop {
-            match self.messages.next().await {
-                None => return Err(cut_short()),
-                Some(Err(reason)) => return Err(io::Error::other(reason)),
-                // All chunks were stored before the metadata, so the last one comes before the end is reached.
-                Some(Ok(Replayed::CaughtUp)) => return Err(cut_short()),
-                Some(Ok(Replayed::Message(message))) => {
-                    let n = message.payload.len() as u64;
-                    if n > self.left {
-                        return Err(io::Error::new(
-                            io::ErrorKind::InvalidData,
-                            "an object longer than it says",
-                        ));
-                    }
-                    self.left -= n;
-                    self.verify(&message.payload)?;
-                    return Ok(Some(message.payload));
+        match self.messages.next().await {
+            // All chunks were stored before the metadata, so the last one comes before the end is reached.
+            None | Some(Ok(Replayed::CaughtUp)) => Err(cut_short()),
+            Some(Err(reason)) => Err(io::Error::other(reason)),
+            Some(Ok(Replayed::Message(message))) => {
+                let n = message.payload.len() as u64;
+                if n > self.left {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "an object longer than it says"));
                 }
+                self.left -= n;
+                self.verify(&message.payload)?;
+                Ok(Some(message.payload))
             }
         }
     }
