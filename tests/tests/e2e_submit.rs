@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
-use ternfleet_tests::program::{LocalFleet, json_lines, run};
+use ternfleet_tests::program::{LocalFleet, command, json_lines, run, wait_for};
 
 /// Lines as OpenAI's Batch API has them.
 fn batch_lines(count: usize, max_tokens: usize) -> String {
@@ -140,6 +143,46 @@ fn results_stream_as_they_land_and_a_detached_batch_is_found_again() {
     assert_eq!(ended.code, Some(2), "cancelled lines are error lines: {}", ended.stderr);
     assert_eq!(ended.json_lines().unwrap().len(), 200, "every line ends as one answer");
     assert_eq!(fleet.run(&["status", &id, "--json"]).unwrap().json().unwrap()["status"], "cancelled");
+}
+
+#[test]
+fn an_interrupted_submit_leaves_its_batch_running_and_says_how_to_go_on() {
+    let fleet = LocalFleet::start(&["--workers", "1"]).unwrap();
+    let input = fleet.write("in.jsonl", &batch_lines(60, 200)).unwrap();
+    let out = fleet.dir.join("out.jsonl");
+    let waiting = fleet.spawn(&["submit", &input, "--out", &out.display().to_string()]).unwrap();
+    let id = wait_for(Duration::from_secs(30), || {
+        let batches = fleet.run(&["batches", "--json"])?.json()?;
+        Ok(batches[0]["id"].as_str().map(str::to_owned))
+    })
+    .unwrap();
+    fleet.wait_for_answers(&id, 1).unwrap();
+    kill(Pid::from_raw(i32::try_from(waiting.id()).unwrap()), Signal::SIGINT).unwrap();
+    let ended = waiting.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130));
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(said.contains(&format!("ternfleet cancel {id}")), "{said}");
+    assert!(!out.exists(), "a file appears whole or not at all");
+    let results = fleet.run(&["results", &id, "--wait", "--out", &out.display().to_string()]).unwrap();
+    assert_eq!(results.code, Some(0), "{results:?}");
+    assert_eq!(json_lines(&std::fs::read_to_string(&out).unwrap()).unwrap().len(), 60);
+}
+
+#[test]
+fn a_pipe_goes_in_and_a_pipe_comes_out() {
+    let fleet = LocalFleet::start(&["--workers", "1"]).unwrap();
+    let input = fleet.write("in.jsonl", &batch_lines(3, 4)).unwrap();
+    let output = command(&["submit", "-", "--out", "-", "--nats", &fleet.addresses.nats])
+        .unwrap()
+        .stdin(std::fs::File::open(&input).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(json_lines(&String::from_utf8(output.stdout).unwrap()).unwrap().len(), 3);
+    let nothing = fleet.write("empty.jsonl", "").unwrap();
+    let ended = fleet.run(&["submit", &nothing]).unwrap();
+    assert_eq!(ended.code, Some(1), "a file without requests is a failed batch: {ended:?}");
+    assert!(!ended.stderr.is_empty());
 }
 
 #[test]

@@ -313,10 +313,25 @@ impl World {
             let state = record.as_ref().map(|record| record.state);
             if state.is_none_or(|state| !state.is_terminal()) {
                 let answered = self.check.answered(&batch.id);
-                parts.push(format!(
-                    "{} {state:?}, {answered} of {} lines answered",
-                    batch.id, batch.plan.lines
-                ));
+                let lines = batch.plan.lines;
+                parts.push(format!("{} {state:?}, {answered} of {lines} lines answered", batch.id));
+                let leader = self.coordinators.iter().find(|node| node.leads());
+                if let Some(known) = leader.and_then(|node| node.batch(&batch.id)) {
+                    parts.push(format!(
+                        "its leader: {:?}, {} in flight, {} waiting, {} delayed, {} live, reading {} at {} of {:?}, \
+                         spent {} of {:?}",
+                        known.record.state,
+                        known.in_flight,
+                        known.waiting(),
+                        known.delayed.len(),
+                        known.live.len(),
+                        known.reading,
+                        known.read_next,
+                        known.record.lines,
+                        known.totals.cost_usd_micro,
+                        known.record.options.budget_usd_micro,
+                    ));
+                }
             }
         }
         if self.batches.len() < self.scenario.batches.len() {
