@@ -90,6 +90,7 @@ fn drive(
     let mut sequences: HashMap<SlotId, SequenceId> = HashMap::new();
     let mut slots: HashMap<SequenceId, SlotId> = HashMap::new();
     let mut events = Vec::new();
+    let mut head_fallbacks = 0;
     loop {
         let mut report = Report::default();
         loop {
@@ -123,9 +124,10 @@ fn drive(
             decode_tokens: stats.decode_tokens as u64,
             sequences: stats.sequences as u64,
             busy: stats.elapsed,
-            head_fallbacks: 0,
+            head_fallbacks: generator.head_fallbacks() - head_fallbacks,
             prefix_cache_hits: 0,
         };
+        head_fallbacks += report.steps.head_fallbacks;
         for event in events.drain(..) {
             match event {
                 Event::Token { sequence, token, logprob } => {
@@ -134,6 +136,7 @@ fn drive(
                     }
                 }
                 Event::Finished { sequence, reason, usage } => {
+                    report.steps.prefix_cache_hits += u64::from(usage.cached_tokens > 0);
                     if let Some(slot) = slots.remove(&sequence) {
                         sequences.remove(&slot);
                         report.ended.push((slot, reason, usage));

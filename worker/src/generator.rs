@@ -13,6 +13,10 @@ pub trait Generator {
     /// One forward step over all active sequences.
     fn step(&mut self, events: &mut Vec<Event>) -> StepStats;
     fn is_idle(&self) -> bool;
+    /// Tokens so far for which the screened output head had to run in full.
+    fn head_fallbacks(&self) -> u64 {
+        0
+    }
 }
 
 impl Generator for Engine {
@@ -30,6 +34,10 @@ impl Generator for Engine {
 
     fn is_idle(&self) -> bool {
         Engine::is_idle(self)
+    }
+
+    fn head_fallbacks(&self) -> u64 {
+        self.head_counters().full
     }
 }
 
