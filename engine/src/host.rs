@@ -202,7 +202,9 @@ fn memory_bytes() -> u64 {
 
 fn memory_limit_bytes() -> Option<u64> {
     let read = |name| cgroup_files("memory", name).into_iter().filter_map(|path| read_trimmed(&path));
-    read("memory.max").chain(read("memory.limit_in_bytes")).filter_map(|text| text.parse::<u64>().ok()).min()
+    let limits = read("memory.max").chain(read("memory.limit_in_bytes"));
+    // Version 1 writes a huge number where it means that there is no limit.
+    limits.filter_map(|text| text.parse::<u64>().ok()).filter(|limit| *limit < memory_bytes()).min()
 }
 
 /// CPUs' worth of time of the tightest limit on the way up the cgroup tree, of version 2 or 1.

@@ -8,7 +8,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use ternfleet_proto::nats;
-use ternfleet_worker::Options;
+use ternfleet_worker::{Options, engines};
 
 use crate::layers::{self, ServiceFlags};
 use crate::output::say;
@@ -27,6 +27,9 @@ pub(crate) struct Worker {
     /// Threads of the engine; the usable cores up to 16 unless given
     #[arg(long, value_name = "N")]
     threads: Option<u32>,
+    /// 1, or auto: one engine process for each socket or large cache group
+    #[arg(long, value_name = "1|auto")]
+    engines: Option<String>,
     /// Jobs at once
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
@@ -47,6 +50,7 @@ impl Worker {
         layers
             .flag("model", self.model.map(|path| path.display().to_string()))
             .flag("threads", self.threads)
+            .flag("engines", self.engines)
             .flag("slots", self.slots)
             .flag("price_usd_per_hour", self.price_usd_per_hour)
             .flag("pod_class", self.pod_class)
@@ -70,6 +74,11 @@ impl Worker {
         runtime.block_on(async {
             let shutdown = CancellationToken::new();
             stop::drain_on_signal(shutdown.clone())?;
+            if let Some(groups) = engines::wanted(&effective.options) {
+                let options = effective.options;
+                let watch = move || engines::supervise(groups, &options, &shutdown);
+                return tokio::task::spawn_blocking(watch).await.context("the supervisor of the engines panicked")?;
+            }
             let bus = nats::connect(&effective.connection.connect_options("ternfleet-worker")).await?;
             ternfleet_worker::run(bus, effective.options, shutdown).await
         })?;
