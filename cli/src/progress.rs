@@ -48,10 +48,13 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away, so that what follows stands on lines of its own.
-    pub(crate) fn clear(&self) {
+    /// Takes the bar away and leaves a line in its place, so that what follows stands on lines of its own.
+    pub(crate) fn finish(&mut self, batch: &BatchView) {
         if let Progress::Bar(bar) = self {
             bar.finish_and_clear();
+            eprintln!("{}", describe(batch, TimeMs::now()));
+        } else {
+            self.show(batch);
         }
     }
 }
@@ -63,7 +66,7 @@ pub(crate) fn describe(batch: &BatchView, now: TimeMs) -> String {
     let mut parts = vec![
         format!("jobs {done}/{total}"),
         format!("{} tokens", batch.completion_tokens),
-        format!("{:.1} tok/s", batch.rate_tok_s),
+        format!("{:.1} tok/s", rate_tok_s(batch)),
         batch.cost_usd_micro.to_string(),
     ];
     if batch.failed > 0 {
@@ -75,6 +78,16 @@ pub(crate) fn describe(batch: &BatchView, now: TimeMs) -> String {
         (state, _) => parts.push(state_name(state)),
     }
     parts.join(" · ")
+}
+
+/// Over the last seconds while it runs, over all of it once it has ended.
+fn rate_tok_s(batch: &BatchView) -> f64 {
+    match (batch.started_at, batch.ended_at) {
+        (Some(started), Some(ended)) => {
+            batch.completion_tokens as f64 / ended.since(started).as_secs_f64().max(0.001)
+        }
+        _ => batch.rate_tok_s,
+    }
 }
 
 /// A state in the words of the wire.

@@ -47,7 +47,9 @@ impl Results {
             } else {
                 fleet.batch(&self.id, Patience::Short).await?
             };
-            progress.clear();
+            if self.wait {
+                progress.finish(&batch);
+            }
             let path = follow::into_file(&fleet, &batch, draft).await?;
             eprintln!("results: {}", path.display());
             Ok(batch)

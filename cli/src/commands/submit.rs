@@ -19,7 +19,7 @@ use ternfleet_proto::{UsdMicro, openai};
 use crate::args::Connection;
 use crate::client::{Fleet, Patience};
 use crate::output::{Target, WholeFile, say, say_json};
-use crate::progress::{Progress, describe, state_name};
+use crate::progress::{Progress, state_name};
 use crate::stop::Stops;
 use crate::{exit, follow, stop};
 
@@ -107,8 +107,7 @@ impl Submit {
             Some(Target::Stdout) => follow::stream(&fleet, &batch.id, true, Some(&mut progress)).await?,
             _ => follow::to_the_end(&fleet, &batch.id, &mut progress).await?,
         };
-        progress.clear();
-        eprintln!("{}", describe(&ended, ternfleet_proto::TimeMs::now()));
+        progress.finish(&ended);
         if let Some(reason) = &ended.reason {
             eprintln!("{}: {reason}", state_name(ended.state));
         }
@@ -162,7 +161,7 @@ impl Submit {
     /// The flag that the next command needs to find the same fleet.
     fn elsewhere(&self) -> String {
         match self.connection.nats.as_str() {
-            "127.0.0.1:4222" => String::new(),
+            "127.0.0.1:4222" | "nats://127.0.0.1:4222" => String::new(),
             nats => format!(" --nats {nats}"),
         }
     }
@@ -172,6 +171,9 @@ fn check_input(file: &Path) -> anyhow::Result<()> {
     let facts = std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
     if facts.is_dir() {
         bail!("{} is a folder: name a JSONL file", file.display());
+    }
+    if facts.is_file() && facts.len() == 0 {
+        bail!("{} is empty: it needs at least one request, one a line", file.display());
     }
     // Opened once now, so that a missing permission is said before anything is sent.
     std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;

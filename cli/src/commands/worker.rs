@@ -77,7 +77,9 @@ impl Worker {
             if let Some(groups) = engines::wanted(&effective.options) {
                 let options = effective.options;
                 let watch = move || engines::supervise(groups, &options, &shutdown);
-                return tokio::task::spawn_blocking(watch).await.context("the supervisor of the engines panicked")?;
+                return tokio::task::spawn_blocking(watch)
+                    .await
+                    .context("the supervisor of the engines panicked")?;
             }
             let bus = nats::connect(&effective.connection.connect_options("ternfleet-worker")).await?;
             ternfleet_worker::run(bus, effective.options, shutdown).await
