@@ -2,6 +2,8 @@
 //!
 //! What the fleet builds upon stands here as a test; if a newer server changes its mind, this tells.
 
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
 use std::sync::Arc;
 use std::time::Duration;
 

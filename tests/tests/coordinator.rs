@@ -1,7 +1,11 @@
 //! The coordinator against a real nats-server, with workers that answer at once.
 
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
+#[allow(dead_code)] // Two tests share it, and neither uses all of it.
 #[path = "coordinator/client.rs"]
 mod client;
+#[allow(dead_code)]
 #[path = "coordinator/instant.rs"]
 mod instant;
 

@@ -1,8 +1,12 @@
 //! How fast the coordinator and the bus hand jobs over, with workers that answer at once. Run by hand:
 //! `cargo test --release -p ternfleet-tests --test coordinator_speed -- --ignored --nocapture`.
 
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
+#[allow(dead_code)] // Two tests share it, and neither uses all of it.
 #[path = "coordinator/client.rs"]
 mod client;
+#[allow(dead_code)]
 #[path = "coordinator/instant.rs"]
 mod instant;
 

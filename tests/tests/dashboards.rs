@@ -1,5 +1,7 @@
 //! Dashboards, rules and documentation name only metrics that exist, and are what their sources make of them.
 
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
