@@ -136,9 +136,11 @@ impl<'a> Pages<'a> {
     }
 }
 
+type ObjectLines = Lines<BufReader<Pin<Box<dyn AsyncRead + Send>>>>;
+
 /// The lines of an output object, each with its index in the input.
 struct Answers {
-    lines: Option<Lines<BufReader<Pin<Box<dyn AsyncRead + Send>>>>>,
+    lines: Option<ObjectLines>,
     next: Option<(u32, String)>,
 }
 
