@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use ternfleet_proto::TenantId;
 
 use crate::commands::attached::Attached;
+use crate::commands::batch::Batch;
 use crate::commands::batches::Batches;
 use crate::commands::bench::Bench;
 use crate::commands::cancel::Cancel;
@@ -11,6 +12,7 @@ use crate::commands::coordinator::Coordinator;
 use crate::commands::demo::Demo;
 use crate::commands::eval::Eval;
 use crate::commands::generate::Generate;
+use crate::commands::key::Key;
 use crate::commands::logits::Logits;
 use crate::commands::model::Model;
 use crate::commands::pods::Pods;
@@ -50,6 +52,8 @@ pub(crate) enum Command {
     Results(Results),
     /// Stop a batch; what was answered stays
     Cancel(Cancel),
+    /// Change what a running batch may cost, or when it must be done
+    Batch(Batch),
     /// List the pods with their measured speed and price
     Pods(Pods),
     /// Run one worker: an engine that pulls jobs from NATS
@@ -72,6 +76,8 @@ pub(crate) enum Command {
     Quote(Quote),
     /// Compare policies of renting and routing on a virtual fleet
     Simulate(Simulate),
+    /// Make API keys for the gateway
+    Key(Key),
     /// Start a fleet, run some real prompts through it, show texts and prices, and stop it
     Demo(Demo),
     /// Run a program that ends when its parent does

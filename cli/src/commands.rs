@@ -1,6 +1,7 @@
 //! One file a command: its flags, and what it does with them.
 
 pub(crate) mod attached;
+pub(crate) mod batch;
 pub(crate) mod batches;
 pub(crate) mod bench;
 pub(crate) mod cancel;
@@ -8,6 +9,7 @@ pub(crate) mod coordinator;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod generate;
+pub(crate) mod key;
 pub(crate) mod logits;
 pub(crate) mod model;
 pub(crate) mod pods;

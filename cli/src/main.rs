@@ -16,6 +16,7 @@ mod model_file;
 mod output;
 mod progress;
 mod report;
+mod span;
 mod stop;
 
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(command) => command.run(),
         Command::Results(command) => command.run(),
         Command::Cancel(command) => command.run(),
+        Command::Batch(command) => command.run(),
         Command::Pods(command) => command.run(),
         Command::Worker(command) => command.run(),
         Command::Coordinator(command) => command.run(),
@@ -52,6 +54,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Topology(command) => command.run(),
         Command::Quote(command) => command.run(),
         Command::Simulate(command) => command.run(),
+        Command::Key(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Attached(command) => command.run(),
     }

@@ -227,6 +227,16 @@ fn topology_says_what_it_would_do() {
 }
 
 #[test]
+fn a_new_key_is_told_once_and_only_its_hash_is_kept() {
+    let made = run(&["key", "new", "--tenant", "acme"]);
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let key = made.stderr.split_whitespace().find(|word| word.starts_with("tf-")).unwrap();
+    assert!(made.stdout.contains("tenant = \"acme\"") && !made.stdout.contains(key), "{}", made.stdout);
+    assert!(made.stdout.contains(&blake3::hash(key.as_bytes()).to_hex().to_string()), "{}", made.stdout);
+    assert_eq!(run(&["key", "new", "--tenant", "a b"]).code, Some(64));
+}
+
+#[test]
 fn configuration_is_layered_and_every_fault_is_told_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("worker.toml").display().to_string();

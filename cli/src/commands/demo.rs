@@ -99,6 +99,7 @@ impl Demo {
             detach: false,
             name: Some("demo".to_owned()),
             budget: None,
+            deadline: None,
             priority: 0,
             json: false,
             connection: connection.clone(),

@@ -19,6 +19,7 @@ use crate::args::Connection;
 use crate::client::Fleet;
 use crate::model_file::ModelFile;
 use crate::output::{say, say_json};
+use crate::span;
 use crate::{report, stop};
 
 #[derive(Debug, Args)]
@@ -27,7 +28,7 @@ pub(crate) struct Quote {
     #[arg(value_name = "FILE.jsonl")]
     file: PathBuf,
     /// Done within this time: 90s, 45m, 2h, 1d
-    #[arg(long, value_name = "TIME", value_parser = span)]
+    #[arg(long, value_name = "TIME", value_parser = span::parse)]
     deadline: Option<Duration>,
     /// Most that it may cost, in dollars
     #[arg(long, value_name = "USD")]
@@ -213,38 +214,4 @@ fn page(answer: &Answer, counted: &sample::Counted, now: TimeMs) -> String {
         text += &format!("faster    in {} for {}\n", after(other.finish_p95_ms), other.cost_usd_micro);
     }
     text + &answer.explanation + "\n"
-}
-
-/// `90s`, `45m`, `2h`, `1d`.
-fn span(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time: write 90s, 45m, 2h or 1d");
-    let unit = text.chars().last().ok_or_else(wrong)?;
-    let seconds = match unit {
-        's' => 1.0,
-        'm' => 60.0,
-        'h' => 3600.0,
-        'd' => 86_400.0,
-        _ => return Err(wrong()),
-    };
-    let number: f64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-    let total = number * seconds;
-    if total.is_finite() && (0.0..=1e9).contains(&total) {
-        Ok(Duration::from_secs_f64(total))
-    } else {
-        Err(wrong())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_as_people_write_them() {
-        assert_eq!(span("2h"), Ok(Duration::from_secs(7200)));
-        assert_eq!(span("1.5m"), Ok(Duration::from_secs(90)));
-        for text in ["", "2", "h", "-1h", "2 weeks", "nanh", "1e99d", "2é"] {
-            assert!(span(text).is_err(), "{text}");
-        }
-    }
 }

@@ -3,10 +3,10 @@
 //! The creation carries an idempotency key, so that a question repeated over a restart of the coordinator makes one
 //! batch. Ctrl-C leaves a batch that was accepted running, and says how to go on.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -14,14 +14,14 @@ use tempfile::NamedTempFile;
 
 use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchView};
 use ternfleet_proto::table::ApiVerb;
-use ternfleet_proto::{UsdMicro, openai};
+use ternfleet_proto::{TimeMs, UsdMicro, openai};
 
 use crate::args::Connection;
 use crate::client::{Fleet, Patience};
 use crate::output::{Target, WholeFile, say, say_json};
 use crate::progress::{Progress, state_name};
 use crate::stop::Stops;
-use crate::{exit, follow, stop};
+use crate::{exit, follow, span, stop};
 
 #[derive(Debug, Args)]
 #[command(
@@ -43,6 +43,9 @@ pub(crate) struct Submit {
     /// Most that the batch may cost, in dollars; it pauses when that is spent
     #[arg(long, value_name = "USD")]
     pub(crate) budget: Option<f64>,
+    /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
+    #[arg(long, value_name = "TIME", value_parser = span::parse)]
+    pub(crate) deadline: Option<Duration>,
     /// From -10 (last) to 10 (first)
     #[arg(long, value_name = "P", default_value_t = 0, allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(i8).range(-10..=10))]
@@ -129,7 +132,7 @@ impl Submit {
 
     /// Uploads and creates; both may be tried again without harm.
     async fn create(&self, fleet: &Fleet, file: &Path) -> anyhow::Result<BatchView> {
-        let key = random_name();
+        let key = random_name()?;
         let input_object = format!("input-{key}.jsonl");
         fleet.upload(file, &input_object).await?;
         let question = BatchCreate {
@@ -140,6 +143,7 @@ impl Submit {
             endpoint: None,
             options: BatchOptions {
                 budget_usd_micro: self.budget.map(UsdMicro::from_dollars),
+                deadline: self.deadline.map(|span| TimeMs::now().plus(span)),
                 priority: self.priority,
                 ..BatchOptions::default()
             },
@@ -189,17 +193,11 @@ fn spool_stdin() -> anyhow::Result<NamedTempFile> {
     Ok(file)
 }
 
-/// 128 bits that nobody else has, in hexadecimal. From the keys that the standard library draws for its hash maps.
-fn random_name() -> String {
-    let draw = || {
-        let mut hasher = RandomState::new().build_hasher();
-        hasher.write_u128(
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos()),
-        );
-        hasher.write_u32(std::process::id());
-        hasher.finish()
-    };
-    format!("{:016x}{:016x}", draw(), draw())
+/// 128 bits that nobody else has, in hexadecimal.
+fn random_name() -> anyhow::Result<String> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).context("the system gives no random bytes")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
@@ -208,7 +206,7 @@ mod tests {
 
     #[test]
     fn random_names_differ() {
-        let names: std::collections::BTreeSet<String> = (0..1000).map(|_| random_name()).collect();
+        let names: std::collections::BTreeSet<String> = (0..1000).map(|_| random_name().unwrap()).collect();
         assert_eq!(names.len(), 1000);
         assert!(names.iter().all(|name| name.len() == 32));
     }

@@ -1,0 +1,47 @@
+//! `ternfleet key new`: makes an API key for the gateway and the entry that knows it.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+use ternfleet_proto::TenantId;
+
+use crate::output::say;
+
+#[derive(Debug, Args)]
+pub(crate) struct Key {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Print an entry for the coordinator's key file; the key itself is told once, on standard error
+    New(New),
+}
+
+#[derive(Debug, Args)]
+struct New {
+    /// On whose account the key's batches run
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    tenant: TenantId,
+}
+
+impl Key {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let Action::New(New { tenant }) = self.action;
+        let mut secret = [0u8; 32];
+        getrandom::fill(&mut secret).context("the system gives no random bytes")?;
+        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        let key = format!("tf-{hex}");
+        // Only the hash is kept: 32 random bytes leave nothing to guess.
+        say(&format!(
+            "[[key]]\ntenant = \"{tenant}\"\nblake3 = \"{}\"\n",
+            blake3::hash(key.as_bytes()).to_hex()
+        ))?;
+        eprintln!("the key, told this once: {key}");
+        eprintln!("append the entry to the file that gateway.keys_file of the coordinator names");
+        Ok(ExitCode::SUCCESS)
+    }
+}
