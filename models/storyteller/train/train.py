@@ -30,11 +30,11 @@ SHORT, LONG = 256, 512
 def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--name", default="ternary", help="folder under out/")
-    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--steps", type=int, default=1600)
     p.add_argument("--change", type=int, default=400, help="the step from which on the network is quantised")
     p.add_argument("--plain", action="store_true", help="never quantise")
     p.add_argument("--start", type=Path, help="a checkpoint to begin from when this run has none of its own")
-    p.add_argument("--long", type=int, default=300, help="steps, at the end, on long sequences")
+    p.add_argument("--long", type=int, default=200, help="steps, at the end, on long sequences")
     p.add_argument("--warmup", type=int, default=100)
     p.add_argument("--hold", type=int, default=600, help="the step from which on the learning rate falls")
     p.add_argument("--muon-lr", type=float, default=4e-3)
@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--save-every", type=int, default=250)
-    p.add_argument("--evaluate-every", type=int, default=500)
+    p.add_argument("--evaluate-every", type=int, default=400)
     return p.parse_args()
 
 
