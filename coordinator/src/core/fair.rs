@@ -1,7 +1,7 @@
 //! Who is next: deficit round robin in tokens over tenants, and within a tenant over its batches, by priority with
 //! ageing. It knows no jobs: the caller says what the next job of a batch would cost.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ternfleet_proto::{TenantId, TimeMs};
 
@@ -16,15 +16,17 @@ const AGEING_MS: u64 = 30_000;
 #[derive(Debug)]
 struct Ring<K> {
     order: VecDeque<(K, i64)>,
+    /// The keys of `order`, so that joining again costs little.
+    members: BTreeSet<K>,
 }
 
-impl<K: Copy + PartialEq> Ring<K> {
+impl<K: Copy + Ord> Ring<K> {
     fn new() -> Self {
-        Self { order: VecDeque::new() }
+        Self { order: VecDeque::new(), members: BTreeSet::new() }
     }
 
     fn join(&mut self, key: K) {
-        if !self.order.iter().any(|(k, _)| *k == key) {
+        if self.members.insert(key) {
             self.order.push_back((key, 0));
         }
     }
@@ -34,6 +36,7 @@ impl<K: Copy + PartialEq> Ring<K> {
         loop {
             let (key, deficit) = self.order.front_mut()?;
             let Some(tokens) = cost(*key) else {
+                self.members.remove(key);
                 self.order.pop_front();
                 continue;
             };
@@ -107,7 +110,7 @@ impl Default for Fair {
 }
 
 impl Fair {
-    /// The batch has jobs to hand out (again).
+    /// The batch has jobs to hand out (again). Whoever takes part already keeps its place.
     pub(super) fn join(&mut self, now: TimeMs, tenant: &TenantId, priority: i8, batch: BatchSlot) {
         let slot = match self.slots.get(tenant) {
             Some(slot) => *slot,

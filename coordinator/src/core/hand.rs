@@ -110,6 +110,7 @@ impl Core {
         if snapshot.slots.is_empty() {
             return;
         }
+        self.everybody_joins(now);
         for _ in 0..ROUNDS_MAX {
             let room = snapshot.room(self.mean_job_tokens).min(DRAW_MAX);
             let drawn = self.draw(now, room, &snapshot);
@@ -121,6 +122,18 @@ impl Core {
             }
         }
         self.work_changed = true;
+    }
+
+    /// A batch that had nothing that could run has left the rings, and what kept it back goes away in many ways: an
+    /// answer sets money free, a worker of its model comes, one gets faster. So nobody has to be told: whoever waits
+    /// is asked again each time.
+    fn everybody_joins(&mut self, now: TimeMs) {
+        for slot in &self.active {
+            let batch = &self.batches[slot];
+            if batch.runs() && !batch.record.single && batch.waiting() > 0 {
+                self.fair.join(now, &batch.record.tenant, batch.record.options.priority, *slot);
+            }
+        }
     }
 
     /// Up to `room` jobs in the order that fairness wants; they have left their queues.
