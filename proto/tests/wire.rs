@@ -1,6 +1,8 @@
 //! Every message of the wire: it reads back as it was written, survives fields it does not know, and whatever bytes
 //! come in its place are an error and never a panic.
 
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
 use std::fmt::Debug;
 
 use serde::Serialize;
