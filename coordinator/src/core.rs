@@ -14,6 +14,7 @@ mod fleet;
 mod hand;
 mod life;
 mod money;
+mod next;
 mod rate;
 mod record;
 mod settle;

@@ -53,6 +53,8 @@ pub struct Flight {
     /// Of the message in the shard's stream, when known.
     pub sequence: Option<u64>,
     pub tokens: u32,
+    /// What it was reckoned to cost at this worker when it was handed over.
+    pub cost: UsdMicro,
     pub since: TimeMs,
     /// Seen in a slot, in a heartbeat.
     pub running: bool,
@@ -122,6 +124,8 @@ pub struct Batch {
     pub in_flight: u32,
     /// Tokens of the jobs in flight.
     pub committed_tokens: u64,
+    /// What the jobs in flight are reckoned to cost, each at the price of its worker.
+    pub committed_cost: UsdMicro,
     /// Bytes of text held in memory.
     pub text_bytes: u64,
     /// Tokens made up to the last sample, and the rate since, for progress.
@@ -149,6 +153,7 @@ impl Batch {
             answering: 0,
             in_flight: 0,
             committed_tokens: 0,
+            committed_cost: UsdMicro::ZERO,
             text_bytes: 0,
             tokens_made: 0,
             rate_tok_s: 0.0,
@@ -245,11 +250,21 @@ impl Batch {
         }
     }
 
-    /// True if `tokens` more fit into the budget beside what is spent and in flight, at this price of a million.
-    pub fn affords(&self, tokens: u32, kappa_usd_micro: f64) -> bool {
-        let Some(budget) = self.record.options.budget_usd_micro else { return true };
-        let committed = (self.committed_tokens + u64::from(tokens)) as f64 * kappa_usd_micro / 1e6;
-        self.totals.cost_usd_micro.0 as f64 + committed <= budget.0 as f64
+    /// True if this much more fits into the budget beside what is spent and in flight.
+    pub fn affords(&self, cost: UsdMicro) -> bool {
+        self.record.options.budget_usd_micro.is_none() || self.committed_cost + cost <= self.budget_left()
+    }
+
+    /// A job takes off, or is about to.
+    pub fn commit(&mut self, tokens: u32, cost: UsdMicro) {
+        self.committed_tokens += u64::from(tokens);
+        self.committed_cost += cost;
+    }
+
+    /// It has landed, with an answer or without.
+    pub fn release(&mut self, tokens: u32, cost: UsdMicro) {
+        self.committed_tokens = self.committed_tokens.saturating_sub(u64::from(tokens));
+        self.committed_cost = (self.committed_cost - cost).max(UsdMicro::ZERO);
     }
 
     /// The state in which the batch ends.

@@ -204,6 +204,13 @@ impl Fleet {
         rates.into_iter().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0))).map(|(kind, _)| kind)
     }
 
+    /// Price of a million tokens at a worker, in micro-dollars: its pod's price over the speed of all that run there.
+    pub fn kappa(&self, slot: WorkerSlot) -> Option<f64> {
+        let pod = self.pods.get(&self.get(slot)?.beat.pod)?;
+        let rate: f64 = pod.workers.iter().filter_map(|slot| Some(self.get(*slot)?.rate.mean_tok_s())).sum();
+        (rate > 0.0).then(|| pod.bill.price().0 as f64 * 1e6 / (3600.0 * rate))
+    }
+
     /// True if some worker of this kind could run a job now or soon.
     pub fn serves(&self, kind: EngineKind) -> bool {
         self.workers.values().any(|worker| worker.kind == kind && worker.liveness != Liveness::Lost)

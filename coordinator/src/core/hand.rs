@@ -1,12 +1,13 @@
-//! Handing out: fairness says whose job is next, the router says which worker gets it.
+//! Handing out: fairness says whose job is next, the budget which workers may have it, the router which one gets it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ternfleet_proto::message::Work;
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TimeMs, UsdMicro};
 
-use super::batch::{Batch, Flight, Stage};
+use super::batch::{Flight, Stage};
 use super::event::{Action, BatchSlot, HandOut, JobRef, WorkerSlot};
+use super::next::{Next, Ready, cost_of, next_job};
 use super::{Core, EPOCH_TERM_SHIFT, Fleet, HANDOVERS_MAX};
 use crate::route::{self, Demand, EngineKind, FleetSnapshot, JobSize, Urgency, WINDOW_S, WorkerLoad};
 
@@ -21,7 +22,26 @@ struct Drawn {
     job: JobRef,
     kind: EngineKind,
     tokens: u32,
+    /// Set aside of the budget until the worker, and so the price, is known.
+    cost: UsdMicro,
     interactive: bool,
+}
+
+/// Where a drawn job goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    Worker(usize),
+    /// The workers that the budget allows are full.
+    Later,
+    /// Every worker has reported a fault on it.
+    Nobody,
+}
+
+impl Drawn {
+    fn of(job: JobRef, ready: Ready, interactive: bool) -> Self {
+        let Ready { kind, tokens, cost, .. } = ready;
+        Self { job, kind, tokens, cost, interactive }
+    }
 }
 
 /// The fleet as the router sees it, and which slot each entry is.
@@ -30,7 +50,11 @@ pub(super) struct Snapshot {
     pub(super) slots: Vec<WorkerSlot>,
     /// Speed of each kind, by its number.
     kinds: Vec<f64>,
-    /// Dearest price of a million tokens among the workers, in micro-dollars.
+    /// Price of a million tokens at each worker, in micro-dollars, not finite while nothing was measured.
+    kappas: Vec<f64>,
+    /// Lowest known price of each kind, by its number.
+    kappa_min: Vec<f64>,
+    /// Highest known price of all.
     kappa_max: f64,
 }
 
@@ -44,6 +68,8 @@ impl Snapshot {
             fleet: FleetSnapshot::default(),
             slots: Vec::new(),
             kinds: vec![0.0; fleet.kinds.len()],
+            kappas: Vec::new(),
+            kappa_min: vec![f64::INFINITY; fleet.kinds.len()],
             kappa_max: 0.0,
         };
         for (slot, worker) in &fleet.workers {
@@ -70,11 +96,38 @@ impl Snapshot {
             if kappa.is_finite() {
                 taken.kappa_max = taken.kappa_max.max(kappa);
             }
+            let lowest = &mut taken.kappa_min[usize::from(worker.kind.0)];
+            *lowest = lowest.min(kappa);
+            taken.kappas.push(kappa);
             taken.kinds[usize::from(worker.kind.0)] += mean.max(1e-9);
             taken.fleet.workers.push(load);
             taken.slots.push(*slot);
         }
         taken
+    }
+
+    /// Speed of all workers of a kind, above zero as soon as there is one.
+    pub(super) fn rate(&self, kind: EngineKind) -> f64 {
+        self.kinds.get(usize::from(kind.0)).copied().unwrap_or(0.0)
+    }
+
+    pub(super) fn serves(&self, kind: EngineKind) -> bool {
+        self.rate(kind) > 0.0
+    }
+
+    /// Price at a worker; one that nobody has measured is taken to be as dear as the dearest known, and when none is
+    /// known, for nothing: somebody must try it, and the bill stops at the budget.
+    pub(super) fn kappa(&self, place: usize) -> f64 {
+        self.known_or_dearest(self.kappas[place])
+    }
+
+    /// Lowest price among the workers of a kind.
+    pub(super) fn kappa_min(&self, kind: EngineKind) -> f64 {
+        self.known_or_dearest(self.kappa_min.get(usize::from(kind.0)).copied().unwrap_or(f64::INFINITY))
+    }
+
+    fn known_or_dearest(&self, kappa: f64) -> f64 {
+        if kappa.is_finite() { kappa } else { self.kappa_max }
     }
 
     /// About how many jobs the fleet has room for.
@@ -111,13 +164,15 @@ impl Core {
             return;
         }
         self.everybody_joins(now);
+        // Batches that wait for room at the workers they can pay: they do not hold up the others.
+        let mut held = BTreeSet::new();
         for _ in 0..ROUNDS_MAX {
             let room = snapshot.room(self.mean_job_tokens).min(DRAW_MAX);
-            let drawn = self.draw(now, room, &snapshot);
+            let drawn = self.draw(now, room, &snapshot, &held);
             if drawn.is_empty() {
                 return;
             }
-            if !self.place(now, drawn, &mut snapshot, actions) {
+            if !self.place(now, drawn, &mut snapshot, &mut held, actions) {
                 return;
             }
         }
@@ -137,46 +192,57 @@ impl Core {
     }
 
     /// Up to `room` jobs in the order that fairness wants; they have left their queues.
-    fn draw(&mut self, now: TimeMs, room: usize, snapshot: &Snapshot) -> Vec<Drawn> {
+    fn draw(
+        &mut self,
+        now: TimeMs,
+        room: usize,
+        snapshot: &Snapshot,
+        held: &BTreeSet<BatchSlot>,
+    ) -> Vec<Drawn> {
         let mut drawn = Vec::new();
         let Self { fair, batches, interactive, fleet, .. } = self;
         let mut waiting_on = Vec::new();
         while let Some(job) = interactive.pop_front() {
             let Some(batch) = batches.get_mut(&job.batch) else { continue };
-            let Some((queue, tokens)) = head(batch, fleet, snapshot) else {
+            let Next::Ready(ready) = next_job(batch, fleet, snapshot) else {
                 if batch.waiting() > 0 {
                     waiting_on.push(job);
                 }
                 continue;
             };
-            batch.queues[queue].jobs.pop_front();
-            let kind = batch.queues[queue].kind.expect("because a head has a kind");
-            batch.committed_tokens += u64::from(tokens);
-            drawn.push(Drawn { job, kind, tokens, interactive: true });
+            batch.queues[ready.queue].jobs.pop_front();
+            drawn.push(Drawn::of(job, ready, true));
+            batch.commit(ready.tokens, ready.cost);
         }
         interactive.extend(waiting_on);
         while drawn.len() < room {
             let next = fair.next(now, |slot| {
-                let batch = batches.get_mut(&slot)?;
-                head(batch, fleet, snapshot).map(|(_, tokens)| tokens)
+                if held.contains(&slot) {
+                    return None;
+                }
+                match next_job(batches.get_mut(&slot)?, fleet, snapshot) {
+                    Next::Ready(ready) => Some(ready.tokens),
+                    Next::Nothing | Next::NoWorker | Next::TooDear => None,
+                }
             });
             let Some(slot) = next else { break };
             let Some(batch) = batches.get_mut(&slot) else { continue };
-            let Some((queue, tokens)) = head(batch, fleet, snapshot) else { continue };
-            let Some(index) = batch.queues[queue].jobs.pop_front() else { continue };
-            let kind = batch.queues[queue].kind.expect("because a head has a kind");
-            batch.committed_tokens += u64::from(tokens);
-            drawn.push(Drawn { job: JobRef { batch: slot, index }, kind, tokens, interactive: false });
+            let Next::Ready(ready) = next_job(batch, fleet, snapshot) else { continue };
+            let Some(index) = batch.queues[ready.queue].jobs.pop_front() else { continue };
+            drawn.push(Drawn::of(JobRef { batch: slot, index }, ready, false));
+            batch.commit(ready.tokens, ready.cost);
         }
         drawn
     }
 
-    /// Lets the router choose; what finds no room goes back. True if everything found a place.
+    /// Lets the router choose; what finds no room goes back. False if the fleet is full; a batch that only the workers
+    /// it can pay have no room for is put into `held`.
     fn place(
         &mut self,
         now: TimeMs,
         drawn: Vec<Drawn>,
         snapshot: &mut Snapshot,
+        held: &mut BTreeSet<BatchSlot>,
         actions: &mut Vec<Action>,
     ) -> bool {
         let mut groups: BTreeMap<(bool, EngineKind), Vec<Drawn>> = BTreeMap::new();
@@ -185,30 +251,107 @@ impl Core {
         }
         let mut all = true;
         for ((patient, kind), jobs) in groups {
-            let sizes: Vec<JobSize> =
-                jobs.iter().map(|job| JobSize { tokens: job.tokens, pages: 0 }).collect();
             let urgency = if patient { Urgency::Thrifty } else { Urgency::Soonest };
-            let placed = route::assign(&snapshot.fleet, &Demand { kind, urgency, jobs: &sizes }).placed;
-            all &= placed.len() == jobs.len();
-            for (job, &place) in jobs.iter().zip(&placed) {
-                let Some(place) = self.elsewhere(job, place, snapshot) else {
-                    // Nobody is left who could try: that is one more failed attempt.
-                    if let Some(batch) = self.batches.get_mut(&job.job.batch) {
-                        batch.committed_tokens = batch.committed_tokens.saturating_sub(u64::from(job.tokens));
-                    }
-                    self.failed_once(now, job.job, None, actions);
-                    continue;
+            // Who can pay only some of the workers chooses before those who can pay any.
+            let dearest = snapshot.kappa_max;
+            let (easy, tight): (Vec<Drawn>, Vec<Drawn>) =
+                jobs.into_iter().partition(|job| self.can_pay(job, dearest));
+            let mut back = Vec::new();
+            for job in tight {
+                let any = snapshot.fleet.workers.iter().position(|load| load.kind == kind);
+                let choice = match any.and_then(|any| self.elsewhere(&job, any, snapshot)) {
+                    None => Choice::Nobody,
+                    Some(_) => self.choose_payable(&job, urgency, snapshot),
                 };
-                let load = &mut snapshot.fleet.workers[place];
-                load.held_jobs += 1;
-                load.held_tokens += u64::from(job.tokens);
-                self.hand(now, *job, snapshot.slots[place], actions);
+                self.settle(now, job, choice, snapshot, &mut back, actions);
             }
-            for job in jobs[placed.len()..].iter().rev() {
+            let sizes: Vec<JobSize> =
+                easy.iter().map(|job| JobSize { tokens: job.tokens, pages: 0 }).collect();
+            let placed = route::assign(&snapshot.fleet, &Demand { kind, urgency, jobs: &sizes }).placed;
+            for (job, &place) in easy.iter().zip(&placed) {
+                let choice = self.choose(job, place, urgency, snapshot);
+                self.settle(now, *job, choice, snapshot, &mut back, actions);
+            }
+            held.extend(back.iter().map(|job| job.job.batch));
+            all &= placed.len() == easy.len();
+            back.extend_from_slice(&easy[placed.len()..]);
+            for job in back.iter().rev() {
                 self.give_back(now, job);
             }
         }
         all
+    }
+
+    /// Does with the job what was chosen for it; what has to wait is added to `back`.
+    fn settle(
+        &mut self,
+        now: TimeMs,
+        mut job: Drawn,
+        choice: Choice,
+        snapshot: &mut Snapshot,
+        back: &mut Vec<Drawn>,
+        actions: &mut Vec<Action>,
+    ) {
+        match choice {
+            Choice::Worker(place) => {
+                let load = &mut snapshot.fleet.workers[place];
+                load.held_jobs += 1;
+                load.held_tokens += u64::from(job.tokens);
+                let cost = cost_of(job.tokens, snapshot.kappa(place));
+                if let Some(batch) = self.batches.get_mut(&job.job.batch) {
+                    batch.release(job.tokens, job.cost);
+                    batch.commit(job.tokens, cost);
+                }
+                job.cost = cost;
+                self.hand(now, job, snapshot.slots[place], actions);
+            }
+            Choice::Later => back.push(job),
+            Choice::Nobody => {
+                // Nobody is left who could try: that is one more failed attempt.
+                if let Some(batch) = self.batches.get_mut(&job.job.batch) {
+                    batch.release(job.tokens, job.cost);
+                }
+                self.failed_once(now, job.job, None, actions);
+            }
+        }
+    }
+
+    /// True if the budget has room for the job at this price of a million tokens.
+    fn can_pay(&self, drawn: &Drawn, kappa_usd_micro: f64) -> bool {
+        self.batches.get(&drawn.job.batch).is_some_and(|batch| {
+            // Its share was set aside when it was drawn.
+            batch.affords(cost_of(drawn.tokens, kappa_usd_micro) - drawn.cost)
+        })
+    }
+
+    /// The worker that the router proposes, or another one if the job has failed there or the budget forbids it.
+    fn choose(&self, drawn: &Drawn, proposed: usize, urgency: Urgency, snapshot: &Snapshot) -> Choice {
+        match self.elsewhere(drawn, proposed, snapshot) {
+            None => Choice::Nobody,
+            Some(place) if self.can_pay(drawn, snapshot.kappa(place)) => Choice::Worker(place),
+            Some(_) => self.choose_payable(drawn, urgency, snapshot),
+        }
+    }
+
+    /// Asks the router for a worker among those that the budget allows.
+    fn choose_payable(&self, drawn: &Drawn, urgency: Urgency, snapshot: &Snapshot) -> Choice {
+        let live = self.batches.get(&drawn.job.batch).and_then(|b| b.live.get(&drawn.job.index));
+        let Some(live) = live else { return Choice::Later };
+        let loads = &snapshot.fleet.workers;
+        let mut payable: Vec<usize> = (0..loads.len())
+            .filter(|&n| loads[n].kind == drawn.kind && !live.faulted.contains(&snapshot.slots[n]))
+            .filter(|&n| self.can_pay(drawn, snapshot.kappa(n)))
+            .collect();
+        let failed_at = |n: usize| {
+            self.fleet.get(snapshot.slots[n]).is_some_and(|worker| live.hosts.contains(&worker.beat.host))
+        };
+        if payable.iter().any(|&n| !failed_at(n)) {
+            payable.retain(|&n| !failed_at(n));
+        }
+        let fleet = FleetSnapshot { workers: payable.iter().map(|&n| loads[n].clone()).collect() };
+        let size = [JobSize { tokens: drawn.tokens, pages: 0 }];
+        let placed = route::assign(&fleet, &Demand { kind: drawn.kind, urgency, jobs: &size }).placed;
+        placed.first().map_or(Choice::Later, |&n| Choice::Worker(payable[n]))
     }
 
     /// A job that failed on a host goes to another one, if there is any; never to a worker that reported the fault.
@@ -238,7 +381,7 @@ impl Core {
         if let Some(live) = batch.live.get(&drawn.job.index) {
             batch.queues[live.queue].jobs.push_front(drawn.job.index);
         }
-        batch.committed_tokens = batch.committed_tokens.saturating_sub(u64::from(drawn.tokens));
+        batch.release(drawn.tokens, drawn.cost);
         if drawn.interactive {
             self.interactive.push_front(drawn.job);
             return;
@@ -278,6 +421,7 @@ impl Core {
             stage: Stage::Leaving,
             sequence: None,
             tokens: drawn.tokens,
+            cost: drawn.cost,
             since: now,
             running: false,
             generated: 0,
@@ -359,46 +503,4 @@ impl Core {
         }
         self.work_changed = true;
     }
-}
-
-/// The batch's next job that can run now: its queue and its tokens.
-fn head(batch: &mut Batch, fleet: &Fleet, snapshot: &Snapshot) -> Option<(usize, u32)> {
-    if !batch.runs() {
-        return None;
-    }
-    for place in 0..batch.queues.len() {
-        let queue = &mut batch.queues[place];
-        let Some(&index) = queue.jobs.front() else { continue };
-        let served =
-            |kind: EngineKind| snapshot.kinds.get(usize::from(kind.0)).is_some_and(|rate| *rate > 0.0);
-        if !queue.kind.is_some_and(served) {
-            // Nobody serves the kind chosen before: another numerics is better than no answer at all only when no
-            // such worker is left.
-            if queue.kind.is_some_and(|kind| fleet.serves(kind)) {
-                continue;
-            }
-            queue.kind = best_kind(fleet, snapshot, queue.model.as_deref());
-            if queue.kind.is_none() {
-                continue;
-            }
-        }
-        let tokens = batch.live.get(&index)?.task.as_ref()?.tokens_estimate;
-        if !batch.affords(tokens, snapshot.kappa_max) {
-            return None;
-        }
-        return Some((place, tokens));
-    }
-    None
-}
-
-/// The kind that serves this model with the most speed; `None` asks for any model.
-fn best_kind(fleet: &Fleet, snapshot: &Snapshot, model: Option<&str>) -> Option<EngineKind> {
-    let fits = |n: &usize| {
-        let kind = &fleet.kinds[*n];
-        snapshot.kinds[*n] > 0.0 && model.is_none_or(|wanted| wanted == kind.model || wanted == kind.digest)
-    };
-    let best = (0..fleet.kinds.len())
-        .filter(fits)
-        .max_by(|a, b| snapshot.kinds[*a].total_cmp(&snapshot.kinds[*b]).then(b.cmp(a)));
-    best.map(|n| EngineKind(n as u16))
 }

@@ -106,7 +106,7 @@ impl Core {
         let key = JobKey { batch: batch.record.id.clone(), index: job.index };
         let Some(flight) = live.flight else { return };
         batch.in_flight -= 1;
-        batch.committed_tokens = batch.committed_tokens.saturating_sub(u64::from(flight.tokens));
+        batch.release(flight.tokens, flight.cost);
         let Some(worker) = self.fleet.get_mut(flight.worker) else { return };
         worker.flights.remove(&job);
         worker.held_tokens = worker.held_tokens.saturating_sub(u64::from(flight.tokens));
@@ -162,7 +162,7 @@ impl Core {
         let Some(live) = batch.live.get_mut(&job.index) else { return };
         let Some(flight) = live.flight.take() else { return };
         batch.in_flight -= 1;
-        batch.committed_tokens = batch.committed_tokens.saturating_sub(u64::from(flight.tokens));
+        batch.release(flight.tokens, flight.cost);
         if let Some(worker) = self.fleet.get_mut(flight.worker) {
             worker.flights.remove(&job);
             worker.held_tokens = worker.held_tokens.saturating_sub(u64::from(flight.tokens));

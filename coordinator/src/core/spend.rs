@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ternfleet_proto::message::{BatchState, EventKind};
+use ternfleet_proto::message::EventKind;
 use ternfleet_proto::{TimeMs, UsdMicro};
 
 use super::Core;
-use super::event::{Action, BatchSlot};
+use super::event::Action;
 use super::money::Share;
 
 /// The audit log gets each pod's spending this often: what a coordinator that is killed has not written is lost to
@@ -102,24 +102,6 @@ impl Core {
                 self.counts.violations[3] += 1;
             }
         }
-    }
-
-    /// True if the budget has room for one more job beside what is spent and in flight.
-    pub(super) fn next_job_affordable(&self, slot: BatchSlot) -> bool {
-        let Some(batch) = self.batches.get(&slot) else { return false };
-        if batch.record.state != BatchState::InProgress {
-            return false;
-        }
-        let kappas = self.fleet.workers.values().filter(|worker| worker.takes_work()).filter_map(|worker| {
-            let rate = worker.rate.mean_tok_s();
-            (rate > 0.0).then(|| worker.beat.price_usd_micro_per_hour.0 as f64 * 1e6 / (3600.0 * rate))
-        });
-        let Some(cheapest) = kappas.min_by(f64::total_cmp) else { return true };
-        let next = batch.queues.iter().find_map(|queue| {
-            let index = queue.jobs.front()?;
-            Some(batch.live.get(index)?.task.as_ref()?.tokens_estimate)
-        });
-        next.is_none_or(|tokens| batch.affords(tokens, cheapest))
     }
 }
 

@@ -126,6 +126,91 @@ fn a_batch_pauses_when_its_budget_is_spent_and_goes_on_with_more() {
     assert_eq!(world.state(slot), BatchState::Completed);
 }
 
+/// A worker of 100 tokens a second at this price makes a token for 10 micro-dollars, so a job is reckoned at 200.
+const TEN_A_TOKEN: i64 = 3_600_000;
+
+fn budget(usd_micro: i64) -> BatchOptions {
+    BatchOptions { budget_usd_micro: Some(UsdMicro(usd_micro)), ..BatchOptions::default() }
+}
+
+#[test]
+fn a_batch_whose_budget_was_all_in_flight_goes_on_as_answers_come() {
+    let mut world = World::new(13);
+    world.add_worker("a", "host-a", TEN_A_TOKEN);
+    // Fewer jobs at a time than the worker has room for.
+    let slot = world.submit_content("in", "t", good_lines(6), budget(700));
+    for _ in 0..100 {
+        world.run_quietly();
+    }
+    world.check(slot);
+    assert_eq!(world.state(slot), BatchState::Completed);
+}
+
+#[test]
+fn a_batch_goes_on_when_a_worker_of_its_model_comes_after_others() {
+    let mut world = World::new(14);
+    world.add_worker("a", "host-a", 1);
+    let mut other = task(0);
+    other.line = ternfleet_proto::message::Line { model: Some("late".to_owned()), ..line(0) };
+    let slot = world.submit_content("in", "t", vec![Content::Good(Arc::new(other))], BatchOptions::default());
+    for _ in 0..20 {
+        world.run_quietly();
+    }
+    assert_eq!(world.state(slot), BatchState::InProgress);
+    world.add_worker("b", "host-b", 1);
+    world.workers[1].model = "late".to_owned();
+    for _ in 0..20 {
+        world.run_quietly();
+    }
+    world.check(slot);
+    assert_eq!(world.state(slot), BatchState::Completed);
+}
+
+#[test]
+fn a_batch_that_can_pay_only_the_cheap_worker_runs_there_and_holds_up_nobody() {
+    let mut world = World::new(15);
+    world.add_worker("dear", "host-d", 100 * TEN_A_TOKEN);
+    world.add_worker("cheap", "host-c", TEN_A_TOKEN);
+    let poor = world.submit_content("poor", "t", good_lines(20), budget(3_000));
+    let rich = world.submit_content("rich", "u", good_lines(200), BatchOptions::default());
+    let poor_id = world.core.batch(poor).unwrap().record.id.clone();
+    for _ in 0..300 {
+        world.run_quietly();
+        let dear = &world.workers[0].running;
+        assert!(dear.iter().all(|work| work.job.batch != poor_id), "a job for 20,000 of 3,000 micro-dollars");
+    }
+    for slot in [poor, rich] {
+        world.check(slot);
+        assert_eq!(world.state(slot), BatchState::Completed);
+    }
+    assert!(world.workers[0].decoded > 0, "the dear worker idled beside a batch that can pay it");
+}
+
+#[test]
+fn a_batch_too_poor_for_every_worker_pauses_although_nothing_of_it_runs() {
+    let mut world = World::new(16);
+    world.add_worker("dear", "host-d", 100 * TEN_A_TOKEN);
+    world.add_worker("cheap", "host-c", TEN_A_TOKEN);
+    // The first line waits for a model that nobody serves; the second could run, for more money than there is.
+    let mut first = task(0);
+    first.line = ternfleet_proto::message::Line { model: Some("nobody's".to_owned()), ..line(0) };
+    let mut content = good_lines(2);
+    content[0] = Content::Good(Arc::new(first));
+    let slot = world.submit_content("in", "t", content, budget(199));
+    for _ in 0..20 {
+        world.run_quietly();
+    }
+    assert_eq!(world.state(slot), BatchState::PausedBudget);
+    world.tell(Event::Change {
+        batch: slot,
+        change: Change { budget_usd_micro: Some(UsdMicro(200)), ..Change::default() },
+    });
+    for _ in 0..20 {
+        world.run_quietly();
+    }
+    assert_eq!(world.core.batch(slot).unwrap().totals.completed, 1);
+}
+
 #[test]
 fn a_cancelled_batch_answers_every_line_and_keeps_what_is_done() {
     let mut world = World::new(8);

@@ -8,6 +8,8 @@ use ternfleet_proto::{Lane, TimeMs, WorkerId, table};
 use super::batch::{Flight, Stage};
 use super::event::{Action, BatchSlot, JobRef, WorkerSlot};
 use super::fleet::{LOST_AFTER, Liveness, QUIET_AFTER, RETIRED_AFTER, Worker};
+use super::hand::Snapshot;
+use super::next::{Next, cost_of, next_job};
 use super::record::Ending;
 use super::{Core, EPOCH_TERM_SHIFT};
 
@@ -148,12 +150,15 @@ impl Core {
         {
             queue.jobs.retain(|index| *index != job.index);
         }
+        // Nothing is measured yet: then the bill alone keeps the budget.
+        let cost = cost_of(tokens, self.fleet.kappa(slot).unwrap_or(0.0));
         live.flight = Some(Flight {
             worker: slot,
             epoch,
             stage: Stage::Handed,
             sequence: None,
             tokens,
+            cost,
             since: now,
             running: true,
             generated,
@@ -162,7 +167,7 @@ impl Core {
             blame: false,
         });
         batch.in_flight += 1;
-        batch.committed_tokens += u64::from(tokens);
+        batch.commit(tokens, cost);
         if let Some(worker) = self.fleet.get_mut(slot) {
             worker.flights.insert(job);
             worker.held_tokens += u64::from(tokens);
@@ -287,6 +292,8 @@ impl Core {
 
     fn watch_batches(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
         let slots: Vec<BatchSlot> = self.active.iter().copied().collect();
+        // Taken when the first batch with a budget has nothing in flight.
+        let mut snapshot: Option<Snapshot> = None;
         for slot in slots {
             let Some(batch) = self.batches.get_mut(&slot) else { continue };
             let mut due = Vec::new();
@@ -298,7 +305,6 @@ impl Core {
                 due.push(index);
             }
             let expired = now >= batch.record.expires_at;
-            let starved = batch.runs() && batch.in_flight == 0 && batch.waiting() > 0;
             let budget = batch.record.options.budget_usd_micro;
             let spent = batch.totals.cost_usd_micro;
             let paused = batch.record.state == BatchState::PausedBudget;
@@ -314,13 +320,24 @@ impl Core {
                 && !paused
             {
                 let spent_up = spent >= budget;
-                let too_small = starved && !self.next_job_affordable(slot);
+                let too_small = !spent_up && self.nothing_affordable(slot, &mut snapshot);
                 if spent_up || too_small {
                     let reason = format!("{spent} of the budget of {budget} is spent; raise it to go on");
                     self.pause(now, slot, reason, actions);
                 }
             }
         }
+    }
+
+    /// True if nothing of the batch is in flight and its next job is too dear at every worker there is: then no
+    /// answer will change that, only more money.
+    fn nothing_affordable(&mut self, slot: BatchSlot, snapshot: &mut Option<Snapshot>) -> bool {
+        let Some(batch) = self.batches.get_mut(&slot) else { return false };
+        if !batch.runs() || batch.in_flight > 0 || batch.waiting() == 0 {
+            return false;
+        }
+        let snapshot = snapshot.get_or_insert_with(|| Snapshot::take(&self.fleet));
+        next_job(batch, &self.fleet, snapshot) == Next::TooDear
     }
 
     fn sample_rates(&mut self, now: TimeMs) {

@@ -47,6 +47,7 @@ pub(super) struct SimWorker {
     pub(super) decoded: u64,
     pub(super) busy_ms: u64,
     pub(super) price: UsdMicro,
+    pub(super) model: String,
 }
 
 #[derive(Debug)]
@@ -125,6 +126,7 @@ impl World {
             decoded: 0,
             busy_ms: 0,
             price: UsdMicro(price),
+            model: "m".to_owned(),
         });
     }
 
@@ -294,7 +296,7 @@ impl World {
             pod_class: "test".to_owned(),
             price_usd_micro_per_hour: worker.price,
             state: WorkerState::Ready,
-            model: "m".to_owned(),
+            model: worker.model.clone(),
             model_digest: "d".to_owned(),
             numerics: "n".to_owned(),
             context_tokens: 4096,

@@ -1,0 +1,99 @@
+//! Can this batch run its next job, and if not, why not? One answer for handing out and for pausing, so that no batch
+//! lies between the two, neither run nor paused.
+//!
+//! It does not choose the worker: that is the router's ([`super::hand`]).
+
+use ternfleet_proto::UsdMicro;
+
+use super::Fleet;
+use super::batch::{Batch, Live};
+use super::hand::Snapshot;
+use crate::route::EngineKind;
+
+/// What a batch can do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// No job waits, or the batch does not run.
+    Nothing,
+    /// No worker takes work of this kind now.
+    NoWorker,
+    /// Every worker would cost more than the budget leaves beside what is in flight.
+    TooDear,
+    Ready(Ready),
+}
+
+/// The next job of a batch, which at least one worker can be paid for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ready {
+    /// Which of the batch's queues it heads.
+    pub(super) queue: usize,
+    pub(super) kind: EngineKind,
+    pub(super) tokens: u32,
+    /// What it costs on the cheapest worker that could answer it.
+    pub(super) cost: UsdMicro,
+}
+
+/// The first queue whose head can run now. Chooses the kind of a queue that has none, or whose kind has died out.
+pub(super) fn next_job(batch: &mut Batch, fleet: &Fleet, snapshot: &Snapshot) -> Next {
+    if !batch.runs() {
+        return Next::Nothing;
+    }
+    let mut next = Next::Nothing;
+    for place in 0..batch.queues.len() {
+        let queue = &mut batch.queues[place];
+        let Some(&index) = queue.jobs.front() else { continue };
+        if !queue.kind.is_some_and(|kind| snapshot.serves(kind)) {
+            // Nobody serves the kind chosen before: another numerics is better than no answer at all only when no
+            // such worker is left.
+            if !queue.kind.is_some_and(|kind| fleet.serves(kind)) {
+                queue.kind = best_kind(fleet, snapshot, queue.model.as_deref());
+            }
+            if !queue.kind.is_some_and(|kind| snapshot.serves(kind)) {
+                if next == Next::Nothing {
+                    next = Next::NoWorker;
+                }
+                continue;
+            }
+        }
+        let Some(kind) = queue.kind else { continue };
+        let Some(live) = batch.live.get(&index) else { continue };
+        let Some(task) = &live.task else { continue };
+        let tokens = task.tokens_estimate;
+        let cost = cost_of(tokens, cheapest(live, kind, snapshot));
+        if batch.affords(cost) {
+            return Next::Ready(Ready { queue: place, kind, tokens, cost });
+        }
+        next = Next::TooDear;
+    }
+    next
+}
+
+/// What so many tokens cost at this price of a million, rounded up.
+pub(super) fn cost_of(tokens: u32, kappa_usd_micro: f64) -> UsdMicro {
+    // The cast saturates.
+    UsdMicro((f64::from(tokens) * kappa_usd_micro / 1e6).ceil() as i64)
+}
+
+/// The lowest price among the workers of the kind that have not reported a fault on the job; among all of them when
+/// none is left, and then the hand-out counts a failed attempt.
+fn cheapest(live: &Live, kind: EngineKind, snapshot: &Snapshot) -> f64 {
+    let known = snapshot.kappa_min(kind);
+    if live.faulted.is_empty() {
+        return known;
+    }
+    let able = (0..snapshot.slots.len())
+        .filter(|&n| snapshot.fleet.workers[n].kind == kind && !live.faulted.contains(&snapshot.slots[n]));
+    able.map(|n| snapshot.kappa(n)).min_by(f64::total_cmp).unwrap_or(known)
+}
+
+/// The kind that serves this model with the most speed; `None` asks for any model.
+fn best_kind(fleet: &Fleet, snapshot: &Snapshot, model: Option<&str>) -> Option<EngineKind> {
+    let fits = |kind: &EngineKind| {
+        let known = &fleet.kinds[usize::from(kind.0)];
+        snapshot.serves(*kind) && model.is_none_or(|wanted| wanted == known.model || wanted == known.digest)
+    };
+    (0..fleet.kinds.len())
+        .map(|n| EngineKind(n as u16))
+        .filter(fits)
+        .max_by(|a, b| snapshot.rate(*a).total_cmp(&snapshot.rate(*b)).then(b.cmp(a)))
+}
