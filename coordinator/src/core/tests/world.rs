@@ -177,12 +177,16 @@ impl World {
         self.core.find(&id).unwrap()
     }
 
-    /// Performs one waiting action, any of them.
+    /// Performs one waiting action, any of them; but records of a batch are stored in their order, as the shell does.
     pub(super) fn perform_one(&mut self) -> bool {
         if self.actions.is_empty() {
             return false;
         }
-        let place = self.dice.below(self.actions.len() as u64) as usize;
+        let mut place = self.dice.below(self.actions.len() as u64) as usize;
+        if let Action::Record(chosen) = &self.actions[place] {
+            let same = |action: &Action| matches!(action, Action::Record(other) if other.id == chosen.id);
+            place = self.actions.iter().position(same).expect("because the chosen one is there");
+        }
         let action = self.actions.remove(place);
         self.perform(action);
         true
