@@ -1,7 +1,7 @@
 //! The coordinator's decisions as one state machine without I/O: what it is told goes in through [`Core::on`], what
 //! it wants done comes out as [`Action`]s. No clock, no randomness, no await, no lock.
 //!
-//! The shell ([`crate::shell`]) drives it over a real bus, the simulation over a simulated one. A standby feeds it
+//! The shell (`shell.rs`) drives it over a real bus, the simulation over a simulated one. A standby feeds it
 //! the same events; without a [`Lead`] it keeps the ledger and the fleet warm and asks for nothing.
 
 mod balance;
