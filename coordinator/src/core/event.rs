@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ternfleet_proto::message::{
-    EventKind, Failure, Heartbeat, Input, JobCreate, JobResult, Line, Order, Work,
+    EventKind, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line, Order, Outcome, Work,
 };
 use ternfleet_proto::tag::AssignmentTag;
 use ternfleet_proto::{
@@ -86,6 +86,29 @@ pub enum Verdict {
     Bad,
     /// The worker could not go on: not an answer, the job goes elsewhere.
     Fault,
+}
+
+/// Drops the text of a result, keeps what decides: the ledger's reading of RESULTS, in the shell and in the simulation.
+impl From<&JobResult> for Answer {
+    fn from(result: &JobResult) -> Answer {
+        let verdict = match &result.outcome {
+            Outcome::Text(generated) => Verdict::Good { ids_digest: generated.ids_digest },
+            Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault => Verdict::Fault,
+            Outcome::Failed(_) => Verdict::Bad,
+        };
+        Answer {
+            job: result.job.clone(),
+            epoch: result.epoch,
+            attempt: result.attempt,
+            worker: result.worker.clone(),
+            tag: result.tag,
+            verdict,
+            prompt_tokens: result.usage.prompt_tokens,
+            completion_tokens: result.usage.completion_tokens,
+            repeated_tokens: result.usage.repeated_tokens,
+            finished_at: result.finished_at,
+        }
+    }
 }
 
 /// What the last checkpoint of a job says about who had it.

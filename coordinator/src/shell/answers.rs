@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use ternfleet_proto::bus::{Bus, Replayed};
-use ternfleet_proto::message::{FailureCode, JobResult, Outcome};
+use ternfleet_proto::message::JobResult;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{codec, table};
 use tokio::sync::mpsc;
@@ -47,27 +47,6 @@ impl Recent {
     }
 }
 
-/// Drops the text of a result, keeps what decides.
-pub(crate) fn answer_of(result: &JobResult) -> Answer {
-    let verdict = match &result.outcome {
-        Outcome::Text(generated) => Verdict::Good { ids_digest: generated.ids_digest },
-        Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault => Verdict::Fault,
-        Outcome::Failed(_) => Verdict::Bad,
-    };
-    Answer {
-        job: result.job.clone(),
-        epoch: result.epoch,
-        attempt: result.attempt,
-        worker: result.worker.clone(),
-        tag: result.tag,
-        verdict,
-        prompt_tokens: result.usage.prompt_tokens,
-        completion_tokens: result.usage.completion_tokens,
-        repeated_tokens: result.usage.repeated_tokens,
-        finished_at: result.finished_at,
-    }
-}
-
 /// Feeds every answer from `from_sequence` on to the inbox, for ever; `CaughtUp` once in between.
 pub(crate) async fn follow(
     bus: Arc<dyn Bus>,
@@ -96,7 +75,7 @@ pub(crate) async fn follow(
                                     if told {
                                         metrics.answered(&result);
                                     }
-                                    let answer = Box::new(answer_of(&result));
+                                    let answer = Box::new(Answer::from(&result));
                                     Input::Event(Event::Answer { sequence: message.sequence, answer })
                                 }
                                 Err(error) => {
@@ -152,7 +131,7 @@ impl Committed {
                 Replayed::Message(message) => message,
             };
             let Ok(result) = codec::decode::<JobResult>(&message.payload) else { continue };
-            if answer_of(&result).verdict == Verdict::Fault
+            if Answer::from(&result).verdict == Verdict::Fault
                 || result.job.index >= self.lines
                 || !self.key.verifies(result.tag, &result.job, result.epoch, &result.worker)
             {

@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ternfleet_coordinator::core::{BatchRecord, CellState, Core, Verdict};
+use ternfleet_coordinator::core::{Answer, BatchRecord, CellState, Core, Verdict};
 use ternfleet_proto::message::{BatchState, Checkpoint, Generated, JobResult, Work};
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, Epoch, JobKey, LeaderRevision, TimeMs, UsdMicro, codec, table};
 
 use super::JetStream;
-use super::world::{Tally, answer_of, blanks, stored_record};
+use super::world::{Tally, blanks, stored_record};
 
 /// Failed attempts that make a job poison.
 const ATTEMPTS_MAX: u32 = 5;
@@ -142,7 +142,7 @@ impl Checker {
     fn result(&mut self, sequence: u64, result: &JobResult) {
         self.answered_epochs.insert((result.job.clone(), result.epoch));
         self.repeated_tokens += u64::from(result.usage.repeated_tokens);
-        let verdict = answer_of(result).verdict;
+        let verdict = Answer::from(result).verdict;
         let Some(batch) = self.batches.get_mut(&result.job.batch) else { return };
         if verdict == Verdict::Fault || sequence <= batch.results_after || result.job.index >= batch.lines {
             return;

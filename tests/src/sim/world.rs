@@ -29,7 +29,7 @@ use coordinators::{CoordinatorNode, Duty};
 use workers::{Call, WorkerNode};
 
 pub(super) use coordinators::stored_record;
-pub(super) use inputs::{answer_of, blanks};
+pub(super) use inputs::blanks;
 
 /// Virtual time begins here rather than at zero, so that skewed clocks stay positive.
 const BEGIN: TimeMs = TimeMs(1_000_000_000);

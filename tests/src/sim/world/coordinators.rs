@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ternfleet_coordinator::core::{
-    Action, Batch, BatchRecord, BatchSlot, Core, Event, HandOut, JobRef, Limits, Outputs,
+    Action, Answer, Batch, BatchRecord, BatchSlot, Core, Event, HandOut, JobRef, Limits, Outputs,
 };
 use ternfleet_proto::bus::{BusError, Publish};
 use ternfleet_proto::message::{Checkpoint, Control, Heartbeat, JobResult, Order};
@@ -11,7 +11,7 @@ use ternfleet_proto::{BatchId, LeaderRevision, TimeMs, codec, table};
 
 use super::super::JetStream;
 use super::super::scenario::BatchPlan;
-use super::inputs::{answer_of, read_lines, trace_of};
+use super::inputs::{read_lines, trace_of};
 use super::{Life, Occurrence, World};
 
 const TICK_MS: u64 = 200;
@@ -285,7 +285,7 @@ impl World {
             self.coordinators[life.place].next_result = message.sequence + 1;
             let Ok(result) = codec::decode::<JobResult>(&message.payload) else { continue };
             self.learn(life, &result.job.batch);
-            let answer = Box::new(answer_of(&result));
+            let answer = Box::new(Answer::from(&result));
             self.coordinator_on(life, Event::Answer { sequence: message.sequence, answer });
             let core = self.coordinators[life.place].core.as_ref();
             self.check.agrees(core, &result.job);

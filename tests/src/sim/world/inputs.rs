@@ -2,34 +2,11 @@
 
 use std::sync::Arc;
 
-use ternfleet_coordinator::core::{Answer, BatchSlot, Content, Event, Fed, Task, Trace, Verdict};
-use ternfleet_proto::message::{
-    Checkpoint, Failure, FailureCode, Generation, Input, JobResult, Line, Outcome, Prompt, Sampling,
-};
+use ternfleet_coordinator::core::{BatchSlot, Content, Event, Fed, Task, Trace};
+use ternfleet_proto::message::{Checkpoint, Failure, FailureCode, Generation, Input, Line, Prompt, Sampling};
 use ternfleet_proto::openai::Endpoint;
 
 use super::super::scenario::BatchPlan;
-
-/// As the shell's: everything but the text.
-pub(in super::super) fn answer_of(result: &JobResult) -> Answer {
-    let verdict = match &result.outcome {
-        Outcome::Text(generated) => Verdict::Good { ids_digest: generated.ids_digest },
-        Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault => Verdict::Fault,
-        Outcome::Failed(_) => Verdict::Bad,
-    };
-    Answer {
-        job: result.job.clone(),
-        epoch: result.epoch,
-        attempt: result.attempt,
-        worker: result.worker.clone(),
-        tag: result.tag,
-        verdict,
-        prompt_tokens: result.usage.prompt_tokens,
-        completion_tokens: result.usage.completion_tokens,
-        repeated_tokens: result.usage.repeated_tokens,
-        finished_at: result.finished_at,
-    }
-}
 
 pub(super) fn trace_of(checkpoint: Checkpoint) -> Trace {
     Trace {
