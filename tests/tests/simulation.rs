@@ -1,6 +1,6 @@
 //! Fleets in simulation, seed by seed: faults of every kind, invariants after every step, an end when faults stop.
 
-use ternfleet_tests::sim::run_seed;
+use ternfleet_tests::sim::{Scenario, run_scenario, run_seed};
 
 /// Runs a range of seeds on this thread; the ranges run side by side as tests of their own.
 fn seeds(from: u64, count: u64) {
@@ -31,5 +31,14 @@ fn the_same_seed_gives_the_same_run() {
     let steps = |seed| run_seed(seed).map(|tally| (tally.steps, tally.good, tally.duplicates)).ok();
     for seed in [3, 17, 42] {
         assert_eq!(steps(seed), steps(seed));
+    }
+}
+
+/// Seeds that once broke something, with the faults that it took.
+#[test]
+fn seeds_that_failed_once_pass() {
+    // A paused leader's record was overtaken and not repeated: a batch stayed `finalizing`.
+    for (seed, faults) in [(849, [2, 4, 3])] {
+        run_scenario(Scenario::of(seed).keeping(&faults)).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
     }
 }

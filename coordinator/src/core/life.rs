@@ -181,6 +181,7 @@ impl Core {
             error_object: None,
             totals: Totals::default(),
             single: true,
+            leader: Default::default(),
         };
         let task = Task {
             tokens_estimate: estimate::tokens(&job.generation),

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchState, Durability};
 use ternfleet_proto::openai::Endpoint;
-use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
+use ternfleet_proto::{BatchId, LeaderRevision, TenantId, TimeMs, UsdMicro};
 
 /// OpenAI's completion window.
 pub const COMPLETION_WINDOW_MS: u64 = 24 * 3600 * 1000;
@@ -62,6 +62,9 @@ pub struct BatchRecord {
     /// One job that somebody waits for; it has no input object and no output files.
     #[serde(default)]
     pub single: bool,
+    /// Who wrote this: a later leader's record is never replaced by an earlier one's.
+    #[serde(default)]
+    pub leader: LeaderRevision,
 }
 
 /// What the shell finds out before a batch can be accepted.
@@ -118,6 +121,13 @@ impl BatchRecord {
             error_object: None,
             totals: Totals::default(),
             single: false,
+            leader: LeaderRevision::default(),
         }
+    }
+
+    /// The fence of the books: a leader that was paused and followed by another gives way, and the other goes over what
+    /// the first still wrote after waking.
+    pub fn gives_way_to(&self, stored: &BatchRecord) -> bool {
+        stored.leader > self.leader
     }
 }

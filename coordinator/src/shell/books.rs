@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ternfleet_proto::bus::{Bus, BusError, Publish};
@@ -11,6 +12,8 @@ use tokio::sync::mpsc;
 
 use super::perform::retry;
 use crate::core::BatchRecord;
+
+const WAIT: Duration = Duration::from_millis(150);
 
 /// What goes into the books.
 #[derive(Debug)]
@@ -28,7 +31,8 @@ pub(crate) async fn keep(
     let mut revisions = BTreeMap::new();
     while let Some(entry) = entries.recv().await {
         match entry {
-            Entry::Record(record) => {
+            Entry::Record(mut record) => {
+                record.leader = leader;
                 let ended = record.state.is_terminal();
                 store(&bus, &mut revisions, &record).await;
                 if ended {
@@ -44,51 +48,65 @@ pub(crate) async fn keep(
     }
 }
 
-/// By compare-and-set: a leader that was paused and has been followed by another overwrites nothing of the other's.
+/// By compare-and-set, and only over what an earlier leader or this one has written: a leader that was paused and has
+/// been followed by another overwrites nothing of the other's, and the other repeats what it was beaten to.
 async fn store(bus: &Arc<dyn Bus>, revisions: &mut BTreeMap<BatchId, u64>, record: &BatchRecord) {
     let key = record.id.as_str();
     let value = codec::encode(record);
-    let known = match revisions.get(&record.id) {
-        Some(revision) => Some(*revision),
-        None => retry(|| bus.kv_get(table::KV_BATCHES, key)).await.flatten().map(|entry| entry.revision),
-    };
-    let Some(revision) = known else {
-        tracing::error!(batch = %record.id, "the record of a batch is not in its bucket; nothing is written");
-        return;
-    };
-    loop {
-        match put(bus, key, value.clone(), revision).await {
-            Ok(next) => {
-                revisions.insert(record.id.clone(), next);
-                return;
-            }
-            Err(BusError::Unreachable(_)) => {
-                // It may have been stored unheard: then the bucket holds this very value.
-                let now = retry(|| bus.kv_get(table::KV_BATCHES, key)).await.flatten();
-                match now {
-                    Some(entry) if entry.value == value => {
-                        revisions.insert(record.id.clone(), entry.revision);
-                        return;
-                    }
-                    Some(entry) if entry.revision == revision => {}
-                    _ => return overtaken(record),
-                }
-            }
-            Err(BusError::WrongLastSequence) => return overtaken(record),
+    let mut known = revisions.remove(&record.id);
+    let stored_at = loop {
+        let revision = match known.take() {
+            Some(revision) => revision,
+            None => match look(bus, record, &value).await {
+                Look::Ours(revision) => break revision,
+                Look::Earlier(revision) => revision,
+                Look::Later | Look::Unusable => return,
+            },
+        };
+        match bus.kv_update(table::KV_BATCHES, key, value.clone(), revision, None).await {
+            Ok(next) => break next,
+            // Another has written, or this was stored unheard: what is there decides.
+            Err(BusError::WrongLastSequence) => {}
+            Err(BusError::Unreachable(_) | BusError::Full { .. }) => tokio::time::sleep(WAIT).await,
             Err(error) => {
                 tracing::error!(batch = %record.id, %error, "the record of a batch is not stored");
                 return;
             }
         }
+    };
+    revisions.insert(record.id.clone(), stored_at);
+}
+
+/// What the bucket holds of a batch, as seen by the leader that wants to write.
+enum Look {
+    /// This very value.
+    Ours(u64),
+    /// Something older, to be written over at this revision.
+    Earlier(u64),
+    Later,
+    Unusable,
+}
+
+async fn look(bus: &Arc<dyn Bus>, record: &BatchRecord, value: &Bytes) -> Look {
+    let found = retry(|| bus.kv_get(table::KV_BATCHES, record.id.as_str())).await.flatten();
+    let Some(entry) = found else {
+        tracing::error!(batch = %record.id, "the record of a batch is not in its bucket; nothing is written");
+        return Look::Unusable;
+    };
+    if entry.value == *value {
+        return Look::Ours(entry.revision);
     }
-}
-
-fn overtaken(record: &BatchRecord) {
-    tracing::warn!(batch = %record.id, "another coordinator has written this batch's record; ours is dropped");
-}
-
-async fn put(bus: &Arc<dyn Bus>, key: &str, value: Bytes, revision: u64) -> Result<u64, BusError> {
-    bus.kv_update(table::KV_BATCHES, key, value, revision, None).await
+    match codec::decode::<BatchRecord>(&entry.value) {
+        Ok(stored) if record.gives_way_to(&stored) => {
+            tracing::warn!(batch = %record.id, "a later leader has written this batch's record; ours is dropped");
+            Look::Later
+        }
+        Ok(_) => Look::Earlier(entry.revision),
+        Err(error) => {
+            tracing::error!(batch = %record.id, %error, "the stored record cannot be read; it is left alone");
+            Look::Unusable
+        }
+    }
 }
 
 fn kind_name(kind: &EventKind) -> &'static str {

@@ -88,7 +88,10 @@ impl World {
         let cut = self.coordinators[life.place].cut > 0;
         let Some((leader, entry)) = self.coordinators[life.place].books.front().cloned() else { return };
         let done = match &entry {
-            Action::Record(record) => self.store_record(life, cut, record),
+            Action::Record(record) => {
+                let record = BatchRecord { leader, ..(**record).clone() };
+                self.store_record(life, cut, &record)
+            }
             Action::Audit(what) => {
                 let event = Audit { at: self.now, leader, what: what.clone() };
                 let (subject, payload) = (table::event("simulated"), codec::encode(&event));
@@ -111,7 +114,7 @@ impl World {
         }
     }
 
-    /// By compare-and-set: a leader that has been overtaken writes over nobody.
+    /// As the shell's books: by compare-and-set, and over nothing that a later leader has written.
     fn store_record(
         &mut self,
         life: Life,
@@ -120,26 +123,32 @@ impl World {
     ) -> ternfleet_proto::bus::Result<()> {
         let id = record.id.clone();
         let value = codec::encode(record);
-        let known = match self.coordinators[life.place].revisions.get(&id) {
-            Some(revision) => *revision,
-            None => {
-                let found = self.attempt(cut, |net, now| net.kv_get(now, table::KV_BATCHES, id.as_str()))?;
-                let Some(entry) = found else { return Ok(()) };
-                entry.revision
+        let mut known = self.coordinators[life.place].revisions.remove(&id);
+        let revision = loop {
+            let revision = match known.take() {
+                Some(revision) => revision,
+                None => {
+                    let found =
+                        self.attempt(cut, |net, now| net.kv_get(now, table::KV_BATCHES, id.as_str()))?;
+                    let Some(entry) = found else { return Ok(()) };
+                    if entry.value == value {
+                        break entry.revision;
+                    }
+                    let Ok(stored) = codec::decode::<BatchRecord>(&entry.value) else { return Ok(()) };
+                    if record.gives_way_to(&stored) {
+                        return Ok(());
+                    }
+                    entry.revision
+                }
+            };
+            let stored = self.attempt(cut, |net, now| {
+                net.kv_set(now, table::KV_BATCHES, id.as_str(), value.clone(), Some(revision), None)
+            });
+            match stored {
+                Ok(next) => break next,
+                Err(BusError::WrongLastSequence) => {}
+                Err(other) => return Err(other),
             }
-        };
-        let stored = self.attempt(cut, |net, now| {
-            net.kv_set(now, table::KV_BATCHES, id.as_str(), value.clone(), Some(known), None)
-        });
-        let revision = match stored {
-            Ok(revision) => revision,
-            Err(BusError::WrongLastSequence) => {
-                // It may have been stored unheard: then the bucket holds this very value.
-                let found = self.attempt(cut, |net, now| net.kv_get(now, table::KV_BATCHES, id.as_str()))?;
-                let Some(entry) = found.filter(|entry| entry.value == value) else { return Ok(()) };
-                entry.revision
-            }
-            Err(other) => return Err(other),
         };
         self.coordinators[life.place].revisions.insert(id.clone(), revision);
         self.check.recorded(record);
