@@ -59,7 +59,9 @@ fn generate_prints_one_object_with_its_fields() {
         ["generate", "--model", &model, "-p", "Once upon a time", "-n", "12", "--temp", "0", "--json"];
     let first = run(&greedy).json();
     let expected = [
+        "accepted_tokens",
         "decode_tok_s",
+        "drafted_tokens",
         "generated_ids",
         "isa",
         "load_s",

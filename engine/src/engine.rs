@@ -10,10 +10,10 @@ use crate::kernel::{Kernels, PAGE};
 use crate::kv::{self, Cache};
 use crate::model::Model;
 use crate::ops::{Ops, Work};
-use crate::options::{Head, KernelChoice, MAX_SEQUENCES, Options};
+use crate::options::{Head, KernelChoice, MAX_SEQUENCES, Options, Speculation};
 use crate::pool::Pool;
 use crate::profile::Profile;
-use crate::request::{Event, Request, SequenceId, StepStats};
+use crate::request::{Event, Request, SequenceId, SpeculationCounters, StepStats};
 use crate::schedule::{Schedule, Turn};
 use crate::{Isa, LoadError, Refused, host};
 use std::path::Path;
@@ -83,7 +83,7 @@ impl Engine {
         let kernels = Kernels::new(isa).expect("because the instruction set was checked");
         let topology = host::Topology::read();
         let threads = options.threads.unwrap_or(topology.usable_threads.min(host::MAX_DEFAULT_THREADS));
-        let mut pool = Pool::new(threads, &topology.pin_order()).map_err(LoadError::Thread)?;
+        let mut pool = Pool::new(threads, &topology.pins()).map_err(LoadError::Thread)?;
         let model = Model::load(path, options.max_context, &mut pool, options.huge_pages)?;
         let hyper = model.hyper.clone();
         let max_context = options.max_context.unwrap_or(hyper.context).min(hyper.context);
@@ -92,7 +92,9 @@ impl Engine {
         let memory = |what, bytes| move |source| LoadError::Memory { what, bytes, source };
         let cache =
             Cache::new(&hyper, kv_pages, options.huge_pages).map_err(memory("keys and values", kv_bytes))?;
-        let n_columns = options.prefill_chunk + options.max_sequences;
+        let n_guesses = options.speculation.draft_tokens * options.speculation.sequences;
+        let n_columns = options.prefill_chunk + options.max_sequences + n_guesses;
+        // Guesses are made only while few sequences run, so that those fit as well.
         let n_heads = options.max_sequences.max(LOGITS_CHUNK);
         let screen = match options.head {
             Head::Full => None,
@@ -114,6 +116,7 @@ impl Engine {
             options.prefill_chunk,
             max_context,
             hyper.vocab,
+            options.speculation,
             options.prefix_cache,
         );
         let info = Info {
@@ -164,20 +167,32 @@ impl Engine {
         let plan = plan(&self.schedule, &turns);
         let mut drawn =
             compute(&mut self.pool, self.kernels, &self.model, &self.work, &self.cache, &plan).into_iter();
-        let decoding = turns.iter().filter(|turn| turn.decodes).count();
-        let stats = StepStats {
-            prefill_tokens: plan.columns.len() - decoding,
-            decode_tokens: plan.heads.len(),
-            sequences: turns.len(),
-            elapsed: start.elapsed(),
-        };
         drop(plan);
+        let prefilling = turns.iter().filter(|turn| !turn.decodes);
+        let prefill_tokens = prefilling.map(|turn| turn.positions.len()).sum();
+        let before = self.schedule.speculation_counters();
+        let mut decode_tokens = 0;
         for turn in &turns {
-            let token = if turn.reaches_end { drawn.next().flatten() } else { None };
-            self.schedule.advance(turn, token, &mut self.cache, events);
+            let drawn: Vec<Option<Drawn>> = drawn.by_ref().take(turn.draws()).collect();
+            decode_tokens += self.schedule.advance(turn, drawn.into_iter(), &mut self.cache, events);
         }
         self.schedule.drop_finished(&mut self.cache, events);
-        StepStats { elapsed: start.elapsed(), ..stats }
+        let after = self.schedule.speculation_counters();
+        StepStats {
+            prefill_tokens,
+            decode_tokens,
+            sequences: turns.len(),
+            speculation: SpeculationCounters {
+                drafted: after.drafted - before.drafted,
+                accepted: after.accepted - before.accepted,
+            },
+            elapsed: start.elapsed(),
+        }
+    }
+
+    /// What speculation did so far.
+    pub fn speculation_counters(&self) -> SpeculationCounters {
+        self.schedule.speculation_counters()
     }
 
     /// What the output head did so far.
@@ -263,9 +278,14 @@ fn plan<'a>(schedule: &'a Schedule, turns: &[Turn]) -> Plan<'a> {
         for position in turn.positions.clone() {
             plan.columns.push(Column { token: sequence.tokens[position], position, segment });
         }
+        for (i, &token) in turn.draft.iter().enumerate() {
+            plan.columns.push(Column { token, position: turn.positions.end + i, segment });
+        }
         plan.segments.push(Segment { columns: first..plan.columns.len(), pages: sequence.pages.clone() });
-        if turn.reaches_end {
-            plan.heads.push(HeadColumn { column: plan.columns.len() - 1, draw: Some(sequence.draw()) });
+        let n_draws = turn.draws();
+        for i in 0..n_draws {
+            let draw = sequence.draw(&turn.draft[..i]);
+            plan.heads.push(HeadColumn { column: plan.columns.len() - n_draws + i, draw: Some(draw) });
         }
     }
     plan
@@ -297,6 +317,12 @@ fn check(options: &Options) -> Result<(), LoadError> {
     }
     if !(1..=4096).contains(&options.prefill_chunk) {
         return fault("prefill_chunk", "use 1 to 4096");
+    }
+    if options.speculation.draft_tokens > Speculation::MAX_DRAFT_TOKENS {
+        return fault("speculation", "use at most 15 draft tokens");
+    }
+    if !(1..=Speculation::MAX_SEQUENCES).contains(&options.speculation.sequences) {
+        return fault("speculation", "use 1 to 4 sequences");
     }
     if options.max_context == Some(0) {
         return fault("max_context", "use at least 1");

@@ -78,6 +78,17 @@ pub struct HeadCounters {
     pub full: u64,
 }
 
+impl HeadCounters {
+    /// What came on top of an earlier reading.
+    pub fn since(self, earlier: HeadCounters) -> HeadCounters {
+        HeadCounters {
+            screened: self.screened - earlier.screened,
+            candidates: self.candidates - earlier.candidates,
+            full: self.full - earlier.full,
+        }
+    }
+}
+
 /// The head's buffers of a step.
 #[derive(Debug)]
 pub(crate) struct HeadWork {

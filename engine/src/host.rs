@@ -91,19 +91,24 @@ impl Topology {
     /// The CPUs to pin threads to, in order: one logical CPU of each core first, filling one cache group after the
     /// other, then the SMT siblings.
     pub fn pin_order(&self) -> Vec<usize> {
+        self.pins().into_iter().map(|(cpu, _)| cpu).collect()
+    }
+
+    /// [`Topology::pin_order`] with the cache group of each CPU.
+    pub(crate) fn pins(&self) -> Vec<(usize, usize)> {
         let mut order: Vec<&Cpu> = self.cpus.iter().collect();
         order.sort_by_key(|cpu| (cpu.socket, cpu.l3_group, cpu.core, cpu.id));
         let mut seen: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-        let mut ranked: Vec<(usize, usize)> = order
+        let mut ranked: Vec<(usize, usize, usize)> = order
             .iter()
             .map(|cpu| {
                 let sibling = seen.entry((cpu.socket, cpu.core)).or_insert(0);
                 *sibling += 1;
-                (*sibling, cpu.id)
+                (*sibling, cpu.id, cpu.l3_group)
             })
             .collect();
-        ranked.sort_by_key(|&(sibling, _)| sibling);
-        ranked.into_iter().map(|(_, id)| id).collect()
+        ranked.sort_by_key(|&(sibling, ..)| sibling);
+        ranked.into_iter().map(|(_, id, l3_group)| (id, l3_group)).collect()
     }
 }
 

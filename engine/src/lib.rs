@@ -8,6 +8,7 @@
 //! says by which rules, and does the sums.
 
 pub mod convert;
+mod draft;
 mod engine;
 mod error;
 pub mod eval;
@@ -39,6 +40,8 @@ pub use engine::{Engine, Info};
 pub use error::{LoadError, Refused};
 pub use head::HeadCounters;
 pub use isa::{ISA_VARIABLE, Isa, IsaError};
-pub use options::{Head, KernelChoice, MAX_SEQUENCES, Options, UnknownChoice};
+pub use options::{Head, KernelChoice, MAX_SEQUENCES, Options, Speculation, UnknownChoice};
 pub use profile::Profile;
-pub use request::{Event, Request, Sampling, SequenceId, StepStats, StopReason, TokenLogprob, Usage};
+pub use request::{
+    Event, Request, Sampling, SequenceId, SpeculationCounters, StepStats, StopReason, TokenLogprob, Usage,
+};

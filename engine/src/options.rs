@@ -27,6 +27,7 @@ pub struct Options {
     pub prefill_chunk: usize,
     pub head: Head,
     pub kernel: KernelChoice,
+    pub speculation: Speculation,
     /// Keep the pages of finished prompts, so that a later request with the same beginning skips that work.
     pub prefix_cache: bool,
     /// Ask the kernel for huge pages for the weights.
@@ -44,10 +45,31 @@ impl Default for Options {
             prefill_chunk: 128,
             head: Head::Screened,
             kernel: KernelChoice::Auto,
+            speculation: Speculation::OFF,
             prefix_cache: false,
             huge_pages: true,
         }
     }
+}
+
+/// Guessing the next tokens from what a sequence said before, and checking the guesses in one step as extra columns.
+///
+/// Tokens are the same with and without. It pays while few sequences run, when a step costs its memory traffic and columns
+/// are nearly free: at the tail of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speculation {
+    /// Tokens guessed for a sequence in one step, at most [`Speculation::MAX_DRAFT_TOKENS`]; 0 turns it off.
+    pub draft_tokens: usize,
+    /// No guesses while more sequences than this are active, at most [`Speculation::MAX_SEQUENCES`].
+    pub sequences: usize,
+}
+
+impl Speculation {
+    pub const MAX_DRAFT_TOKENS: usize = 15;
+    pub const MAX_SEQUENCES: usize = 4;
+    pub const OFF: Speculation = Speculation { draft_tokens: 0, sequences: 2 };
+    /// What the worker and `generate` do unless told otherwise: eight columns a sequence, two sequences.
+    pub const TAIL: Speculation = Speculation { draft_tokens: 7, sequences: 2 };
 }
 
 /// How the next token's scores are computed.

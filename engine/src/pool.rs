@@ -4,9 +4,12 @@
 //! be pinned. Members spin for a bounded time, then yield, then sleep. Used by loading, the forward pass and the probes.
 #![allow(unsafe_code)] // The job crosses threads as a pointer, and affinity is a system call; each block says why it holds.
 
+mod barrier;
 mod gate;
 mod shared;
+mod sync;
 
+use barrier::Barrier;
 pub(crate) use gate::Gate;
 pub(crate) use shared::{Plain, Shared};
 use std::cell::{Cell, UnsafeCell};
@@ -25,15 +28,15 @@ type Job = dyn Fn(&Member<'_>) + Sync;
 
 struct Team {
     count: usize,
+    /// By member: its cache group.
+    groups: Vec<usize>,
     spins: u32,
     /// The job of the present run; written only while every member waits at `start`.
     job: UnsafeCell<Option<*const Job>>,
     start: Gate,
-    barrier: Gate,
-    arrived: AtomicUsize,
+    barrier: Barrier,
     done: Gate,
     finished: AtomicUsize,
-    poisoned: AtomicBool,
     quit: AtomicBool,
 }
 
@@ -61,7 +64,7 @@ impl std::fmt::Debug for Pool {
 pub(crate) struct Member<'a> {
     pub(crate) index: usize,
     team: &'a Team,
-    generation: Cell<u32>,
+    generation: Cell<u64>,
 }
 
 impl std::fmt::Debug for Team {
@@ -71,21 +74,22 @@ impl std::fmt::Debug for Team {
 }
 
 impl Pool {
-    /// Starts `count` threads and pins them to `cpus` in turn, if there are as many CPUs.
-    pub(crate) fn new(count: usize, cpus: &[usize]) -> std::io::Result<Pool> {
+    /// Starts `count` threads and pins them to `cpus` in turn, if there are as many CPUs. Each CPU comes with the number of
+    /// its cache group.
+    pub(crate) fn new(count: usize, cpus: &[(usize, usize)]) -> std::io::Result<Pool> {
         assert!(count > 0, "a pool has at least one thread");
         let n_cpus = cpus.len();
         let shares_cores = count > n_cpus;
+        let (groups, sizes) = cache_groups(count, if shares_cores { &[] } else { cpus });
         let team = Arc::new(Team {
             count,
+            groups,
             spins: if shares_cores { HASTY_SPINS } else { PATIENT_SPINS },
             job: UnsafeCell::new(None),
             start: Gate::new(),
-            barrier: Gate::new(),
-            arrived: AtomicUsize::new(0),
+            barrier: Barrier::new(&sizes),
             done: Gate::new(),
             finished: AtomicUsize::new(0),
-            poisoned: AtomicBool::new(false),
             quit: AtomicBool::new(false),
         });
         let mut pool = Pool { team: team.clone(), threads: Vec::new(), warnings: Vec::new() };
@@ -94,7 +98,7 @@ impl Pool {
         for (index, cpu) in cpus.enumerate() {
             let (team, report) = (team.clone(), report.clone());
             let thread = std::thread::Builder::new().name(format!("engine-{index}")).spawn(move || {
-                let warning = cpu.and_then(|cpu| pin(cpu).err().map(|error| (cpu, error)));
+                let warning = cpu.and_then(|(cpu, _)| pin(cpu).err().map(|error| (cpu, error)));
                 let sent = report.send(warning);
                 drop(report);
                 if sent.is_ok() {
@@ -135,8 +139,7 @@ impl Pool {
         }
         team.start.advance();
         team.done.wait_past(generation, 0, || false);
-        if team.poisoned.swap(false, Ordering::SeqCst) {
-            team.arrived.store(0, Ordering::SeqCst);
+        if team.barrier.mend() {
             panic!("because a pool thread panicked: its message stands above");
         }
     }
@@ -168,7 +171,7 @@ fn serve(team: &Team, index: usize) {
             (*job)(&member);
         }));
         if outcome.is_err() {
-            team.poisoned.store(true, Ordering::SeqCst);
+            team.barrier.poison();
         }
         if team.finished.fetch_add(1, Ordering::SeqCst) + 1 == team.count {
             team.finished.store(0, Ordering::SeqCst);
@@ -191,16 +194,10 @@ impl Member<'_> {
         if team.count == 1 {
             return;
         }
-        let generation = self.generation.get();
-        if team.arrived.fetch_add(1, Ordering::AcqRel) + 1 == team.count {
-            team.arrived.store(0, Ordering::Relaxed);
-            team.barrier.advance();
-        } else {
-            let gave_up =
-                team.barrier.wait_past(generation, team.spins, || team.poisoned.load(Ordering::Relaxed));
-            assert!(!gave_up, "because another pool thread panicked");
+        match team.barrier.wait(team.groups[self.index], self.generation.get(), team.spins) {
+            Ok(generation) => self.generation.set(generation),
+            Err(barrier::Poisoned) => panic!("because another pool thread panicked"),
         }
-        self.generation.set(generation.wrapping_add(1));
     }
 
     /// This member's contiguous part of `n` equal pieces of work; the parts cover all of them.
@@ -213,6 +210,20 @@ impl Member<'_> {
     pub(crate) fn deal(&self, n: usize) -> impl Iterator<Item = usize> + use<> {
         (self.index..n).step_by(self.team.count)
     }
+}
+
+/// Each member's group and each group's size, groups numbered as they come; one group where members are not pinned.
+fn cache_groups(count: usize, cpus: &[(usize, usize)]) -> (Vec<usize>, Vec<usize>) {
+    let mut names: Vec<usize> = Vec::new();
+    let mut groups = vec![0; count];
+    for (group, &(_, name)) in groups.iter_mut().zip(cpus) {
+        *group = names.iter().position(|&known| known == name).unwrap_or_else(|| {
+            names.push(name);
+            names.len() - 1
+        });
+    }
+    let sizes = (0..names.len().max(1)).map(|group| groups.iter().filter(|&&g| g == group).count());
+    (groups.clone(), sizes.collect())
 }
 
 /// Pins the calling thread to one CPU.
@@ -237,8 +248,9 @@ mod tests {
 
     #[test]
     fn what_is_written_before_the_barrier_is_read_after_it() {
-        for count in [1, 2, 3, 7] {
-            let mut pool = Pool::new(count, &[0]).unwrap();
+        for (count, cpus) in [(1, vec![(0, 0)]), (2, vec![]), (3, vec![(0, 0), (0, 8), (0, 0)]), (7, vec![])]
+        {
+            let mut pool = Pool::new(count, &cpus).unwrap();
             let cells: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
             for _ in 0..20 {
                 pool.run(&|member| {
@@ -251,6 +263,14 @@ mod tests {
                 });
             }
         }
+    }
+
+    #[test]
+    fn members_are_grouped_by_cache() {
+        assert_eq!(cache_groups(3, &[]), (vec![0, 0, 0], vec![3]));
+        let cpus = [(0, 5), (1, 5), (8, 9), (9, 9), (2, 5)];
+        assert_eq!(cache_groups(5, &cpus), (vec![0, 0, 1, 1, 0], vec![3, 2]));
+        assert_eq!(cache_groups(2, &cpus), (vec![0, 0], vec![2]));
     }
 
     #[test]
@@ -269,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
-        let mut pool = Pool::new(3, &[0]).unwrap();
+        let mut pool = Pool::new(3, &[(0, 0)]).unwrap();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             pool.run(&|member| {
                 assert!(member.index != 1, "one member fails");

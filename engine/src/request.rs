@@ -25,6 +25,8 @@ pub struct Request {
     pub stop_ids: Vec<u32>,
     /// Report the log-probability of each token and of this many best ones, at most 20.
     pub top_logprobs: Option<u8>,
+    /// Guess ahead for this sequence, where the engine does that. Off for measuring.
+    pub speculate: bool,
 }
 
 impl Default for Request {
@@ -38,6 +40,7 @@ impl Default for Request {
             choice: 0,
             stop_ids: Vec::new(),
             top_logprobs: None,
+            speculate: true,
         }
     }
 }
@@ -128,9 +131,17 @@ pub struct Usage {
 pub struct StepStats {
     /// Positions computed that were known before.
     pub prefill_tokens: usize,
-    /// Tokens produced.
+    /// Tokens produced, accepted guesses included.
     pub decode_tokens: usize,
     /// Sequences that took part.
     pub sequences: usize,
+    pub speculation: SpeculationCounters,
     pub elapsed: Duration,
+}
+
+/// Tokens that speculation guessed, and how many of them were what was then drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpeculationCounters {
+    pub drafted: u64,
+    pub accepted: u64,
 }

@@ -2,14 +2,18 @@
 //!
 //! A sequence is admitted when the pages for its prompt and all its output are free, so that an active one never runs out.
 //! Each step decodes one token of every sequence that can, and shares `prefill_chunk` prompt tokens among the others in
-//! order of arrival, the first place going round, so that neither kind starves the other.
+//! order of arrival, the first place going round, so that neither kind starves the other. When few sequences decode and
+//! none prefills, each may add guesses of its next tokens to its turn; those that the step's draws do not confirm are
+//! forgotten, and what they left in the sequence's own pages is written over.
 
 use crate::Refused;
+use crate::draft::Drafter;
 use crate::head::Drawn;
 use crate::kernel::PAGE;
 use crate::kv::{Cache, PageId};
+use crate::options::Speculation;
 use crate::prefix::Prefix;
-use crate::request::{Event, Request, SequenceId, StopReason, Usage};
+use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason, Usage};
 use crate::sampler::{self, Draw};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -28,6 +32,7 @@ pub(crate) struct Sequence {
     /// Positions whose keys and values are in the cache.
     computed: usize,
     cached: usize,
+    drafter: Drafter,
     end: Option<StopReason>,
 }
 
@@ -40,6 +45,15 @@ pub(crate) struct Turn {
     pub(crate) reaches_end: bool,
     /// It is one token that the last step drew.
     pub(crate) decodes: bool,
+    /// Guesses for the positions that follow, each with a draw of its own.
+    pub(crate) draft: Vec<u32>,
+}
+
+impl Turn {
+    /// Tokens to draw: one at the end, and one after each guess.
+    pub(crate) fn draws(&self) -> usize {
+        if self.reaches_end { 1 + self.draft.len() } else { 0 }
+    }
 }
 
 /// All sequences.
@@ -49,6 +63,8 @@ pub(crate) struct Schedule {
     prefill_chunk: usize,
     max_context: usize,
     vocab: usize,
+    speculation: Speculation,
+    counters: SpeculationCounters,
     waiting: VecDeque<Sequence>,
     active: Vec<Sequence>,
     next_id: u64,
@@ -66,20 +82,45 @@ impl Sequence {
         &self.tokens[self.prompt_len()..]
     }
 
-    /// Pages for everything it may become.
-    fn pages_needed(&self, max_context: usize) -> usize {
-        (self.prompt_len() + self.request.max_new_tokens).min(max_context).div_ceil(PAGE)
+    /// Positions that it may become.
+    fn most_tokens(&self, max_context: usize) -> usize {
+        (self.prompt_len() + self.request.max_new_tokens).min(max_context)
     }
 
-    pub(crate) fn draw(&self) -> Draw<'_> {
+    /// Pages for everything it may become.
+    fn pages_needed(&self, max_context: usize) -> usize {
+        self.most_tokens(max_context).div_ceil(PAGE)
+    }
+
+    /// The draw of the token that comes after all so far and after `guesses`.
+    pub(crate) fn draw(&self, guesses: &[u32]) -> Draw<'_> {
+        let adjustments = if guesses.is_empty() {
+            sampler::adjustments(&self.request.sampling, self.generated())
+        } else {
+            sampler::adjustments(&self.request.sampling, &[self.generated(), guesses].concat())
+        };
         Draw {
             sampling: &self.request.sampling,
             seed: self.request.seed,
             choice: self.request.choice,
-            position: self.tokens.len() as u32,
-            adjustments: sampler::adjustments(&self.request.sampling, self.generated()),
+            position: (self.tokens.len() + guesses.len()) as u32,
+            adjustments,
             top_logprobs: self.request.top_logprobs,
         }
+    }
+
+    /// Appends a drawn token and sees whether it is the last.
+    fn push(&mut self, token: u32, max_context: usize) {
+        self.tokens.push(token);
+        self.end = if self.request.stop_ids.contains(&token) {
+            Some(StopReason::StopToken)
+        } else if self.generated().len() >= self.request.max_new_tokens {
+            Some(StopReason::Length)
+        } else if self.tokens.len() >= max_context {
+            Some(StopReason::Context)
+        } else {
+            None
+        };
     }
 
     fn finished(&self, reason: StopReason) -> Event {
@@ -99,6 +140,7 @@ impl Schedule {
         prefill_chunk: usize,
         max_context: usize,
         vocab: usize,
+        speculation: Speculation,
         prefix_cache: bool,
     ) -> Schedule {
         Schedule {
@@ -106,6 +148,8 @@ impl Schedule {
             prefill_chunk,
             max_context,
             vocab,
+            speculation,
+            counters: SpeculationCounters::default(),
             waiting: VecDeque::new(),
             active: Vec::new(),
             next_id: 1,
@@ -131,7 +175,9 @@ impl Schedule {
             return Err(Refused::TooLong { tokens: tokens.len() + 1, max_context: self.max_context });
         }
         let id = SequenceId(self.next_id);
-        let sequence = Sequence { id, request, tokens, pages: Vec::new(), computed: 0, cached: 0, end: None };
+        let drafter = Drafter::new();
+        let sequence =
+            Sequence { id, request, tokens, pages: Vec::new(), computed: 0, cached: 0, drafter, end: None };
         let needed = sequence.pages_needed(self.max_context);
         if needed > total_pages {
             return Err(Refused::TooLarge { needed, total: total_pages });
@@ -286,23 +332,39 @@ impl Schedule {
                 budget -= take;
             }
             let positions = sequence.computed..sequence.computed + take;
-            turns.push(Turn { place, positions, reaches_end: take == left, decodes });
+            let reaches_end = take == left;
+            turns.push(Turn { place, positions, reaches_end, decodes, draft: Vec::new() });
+        }
+        if n <= self.speculation.sequences && turns.iter().all(|turn| turn.decodes) {
+            for turn in &mut turns {
+                turn.draft = self.draft(turn.place);
+            }
         }
         turns
+    }
+
+    /// Guesses for one sequence: no more than it may still need after the token that the step draws anyway.
+    fn draft(&mut self, place: usize) -> Vec<u32> {
+        let sequence = &mut self.active[place];
+        let left = sequence.most_tokens(self.max_context) - sequence.tokens.len();
+        let allowed = if sequence.request.speculate { self.speculation.draft_tokens } else { 0 };
+        let most = allowed.min(left.saturating_sub(1));
+        sequence.drafter.draft(&sequence.tokens, most)
     }
 
     pub(crate) fn sequence(&self, turn: &Turn) -> &Sequence {
         &self.active[turn.place]
     }
 
-    /// Takes note of what a step computed for one sequence. Places stay as they are until `drop_finished`.
+    /// Takes note of what a step computed for one sequence: `drawn` has what was drawn at its end and after each guess.
+    /// Places stay as they are until `drop_finished`. Returns the number of new tokens.
     pub(crate) fn advance(
         &mut self,
         turn: &Turn,
-        drawn: Option<Drawn>,
+        drawn: impl Iterator<Item = Option<Drawn>>,
         cache: &mut Cache,
         events: &mut Vec<Event>,
-    ) {
+    ) -> usize {
         let sequence = &mut self.active[turn.place];
         sequence.computed = turn.positions.end;
         if turn.reaches_end
@@ -311,18 +373,27 @@ impl Schedule {
         {
             prefix.keep(&sequence.request.prompt, &sequence.pages, cache);
         }
-        let Some(Drawn { token, logprob }) = drawn else { return };
-        sequence.tokens.push(token);
-        events.push(Event::Token { sequence: sequence.id, token, logprob });
-        sequence.end = if sequence.request.stop_ids.contains(&token) {
-            Some(StopReason::StopToken)
-        } else if sequence.generated().len() >= sequence.request.max_new_tokens {
-            Some(StopReason::Length)
-        } else if sequence.tokens.len() >= self.max_context {
-            Some(StopReason::Context)
-        } else {
-            None
-        };
+        let mut new_tokens = 0;
+        for Drawn { token, logprob } in drawn.map_while(|drawn| drawn) {
+            sequence.push(token, self.max_context);
+            events.push(Event::Token { sequence: sequence.id, token, logprob });
+            // What was computed for the guess holds, and so does the draw after it, if the guess was right.
+            let guessed = turn.draft.get(new_tokens) == Some(&token);
+            new_tokens += 1;
+            if sequence.end.is_some() || !guessed {
+                break;
+            }
+            sequence.computed += 1;
+        }
+        let accepted = new_tokens.saturating_sub(1);
+        sequence.drafter.learn(turn.draft.len(), accepted);
+        self.counters.drafted += turn.draft.len() as u64;
+        self.counters.accepted += accepted as u64;
+        new_tokens
+    }
+
+    pub(crate) fn speculation_counters(&self) -> SpeculationCounters {
+        self.counters
     }
 
     pub(crate) fn is_idle(&self) -> bool {

@@ -5,7 +5,7 @@ mod common;
 
 use common::{load, prompt, run, synthetic};
 use ternfleet_engine::synth::Shape;
-use ternfleet_engine::{Engine, Event, Options, Refused, Request, Sampling, StopReason};
+use ternfleet_engine::{Engine, Event, Options, Refused, Request, Sampling, Speculation, StopReason};
 
 const VOCAB: usize = 512;
 
@@ -132,4 +132,55 @@ fn the_prefix_cache_saves_work_and_changes_nothing() {
     assert_eq!(engine.free_pages(), total, "kept pages count as free");
     let others: Vec<Request> = (20..30).map(|seed| request(seed, 400, 8)).collect();
     assert_eq!(run(&mut engine, &others), run(&mut plain, &others), "kept pages give way");
+}
+
+/// A request that can only say one word, which is what guessing is good at.
+fn one_word(n_prompt: usize, max_new_tokens: usize) -> Request {
+    let sampling = Sampling { logit_bias: vec![(11, 100.0)], ..Sampling::greedy() };
+    Request { sampling, ..request(1, n_prompt, max_new_tokens) }
+}
+
+#[test]
+fn right_guesses_save_steps_and_stop_where_the_sequence_does() {
+    let (_folder, mut engine) = engine(Options { speculation: Speculation::TAIL, ..Options::default() });
+    let steps = |engine: &mut Engine, request: Request| {
+        engine.submit(request).unwrap();
+        let (mut events, mut steps) = (Vec::new(), 0);
+        while !engine.is_idle() {
+            engine.step(&mut events);
+            steps += 1;
+        }
+        let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
+        (steps, tokens)
+    };
+    let (n_steps, tokens) = steps(&mut engine, one_word(9, 40));
+    assert_eq!(tokens, 40, "guesses never lead beyond the length asked for");
+    assert!(n_steps <= 12, "{n_steps} steps");
+    let counters = engine.speculation_counters();
+    assert!(counters.accepted == counters.drafted && counters.accepted >= 28, "{counters:?}");
+    // At the end of the context, and at a stop id, too.
+    assert_eq!(steps(&mut engine, one_word(490, 100)).1, 22);
+    let stopped = Request { stop_ids: vec![11], ..one_word(9, 40) };
+    assert_eq!(steps(&mut engine, stopped).1, 1);
+    let asked_not_to = Request { speculate: false, ..one_word(9, 40) };
+    assert_eq!(steps(&mut engine, asked_not_to), (40, 40));
+    assert_eq!(engine.free_pages(), engine.info().kv_pages);
+}
+
+#[test]
+fn nobody_guesses_while_many_sequences_run() {
+    let (_folder, mut engine) =
+        engine(Options { speculation: Speculation::TAIL, max_sequences: 4, ..Options::default() });
+    for n in [20, 20, 40] {
+        engine.submit(one_word(9, n)).unwrap();
+    }
+    let mut events = Vec::new();
+    while engine.active() + engine.waiting() > 2 {
+        assert_eq!(engine.step(&mut events).speculation.drafted, 0);
+    }
+    let mut drafted = 0;
+    while !engine.is_idle() {
+        drafted += engine.step(&mut events).speculation.drafted;
+    }
+    assert!(drafted > 10, "the last one of a batch is alone: {drafted}");
 }

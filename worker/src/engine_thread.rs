@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::mpsc;
 
-use ternfleet_engine::{Event, Refused, Request, SequenceId, StopReason, TokenLogprob, Usage};
+use ternfleet_engine::{Event, HeadCounters, Refused, Request, SequenceId, StopReason, TokenLogprob, Usage};
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use crate::core::{SlotId, Steps};
@@ -90,7 +90,7 @@ fn drive(
     let mut sequences: HashMap<SlotId, SequenceId> = HashMap::new();
     let mut slots: HashMap<SequenceId, SlotId> = HashMap::new();
     let mut events = Vec::new();
-    let mut head_fallbacks = 0;
+    let mut head = HeadCounters::default();
     loop {
         let mut report = Report::default();
         loop {
@@ -124,10 +124,11 @@ fn drive(
             decode_tokens: stats.decode_tokens as u64,
             sequences: stats.sequences as u64,
             busy: stats.elapsed,
-            head_fallbacks: generator.head_fallbacks() - head_fallbacks,
+            head: generator.head_counters().since(head),
+            speculation: stats.speculation,
             prefix_cache_hits: 0,
         };
-        head_fallbacks += report.steps.head_fallbacks;
+        head = generator.head_counters();
         for event in events.drain(..) {
             match event {
                 Event::Token { sequence, token, logprob } => {

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant as Clock};
 
-use ternfleet_engine::{Engine, Event, Refused, Request, SequenceId, StepStats, StopReason, Usage};
+use ternfleet_engine::{
+    Engine, Event, HeadCounters, Refused, Request, SequenceId, StepStats, StopReason, Usage,
+};
 
 /// The few operations of an engine that a worker uses. Driven by one thread.
 pub trait Generator {
@@ -13,9 +15,9 @@ pub trait Generator {
     /// One forward step over all active sequences.
     fn step(&mut self, events: &mut Vec<Event>) -> StepStats;
     fn is_idle(&self) -> bool;
-    /// Tokens so far for which the screened output head had to run in full.
-    fn head_fallbacks(&self) -> u64 {
-        0
+    /// What the output head did so far.
+    fn head_counters(&self) -> HeadCounters {
+        HeadCounters::default()
     }
 }
 
@@ -36,8 +38,8 @@ impl Generator for Engine {
         Engine::is_idle(self)
     }
 
-    fn head_fallbacks(&self) -> u64 {
-        self.head_counters().full
+    fn head_counters(&self) -> HeadCounters {
+        Engine::head_counters(self)
     }
 }
 

@@ -57,6 +57,9 @@ pub struct Metrics {
     faults: IntCounter,
     misrouted: IntCounter,
     head_fallbacks: IntCounter,
+    head_screened: IntCounter,
+    head_candidates: IntCounter,
+    speculation: IntCounterVec,
     prefix_cache_hits: IntCounter,
     first_token: Histogram,
     job_duration: Histogram,
@@ -250,6 +253,28 @@ impl Metrics {
                     "Tokens for which the full output head had to run."
                 )
             ),
+            head_screened: register!(
+                r,
+                counter(
+                    "ternfleet_worker_head_screened_total",
+                    "Tokens drawn from the screened output head."
+                )
+            ),
+            head_candidates: register!(
+                r,
+                counter(
+                    "ternfleet_worker_head_candidates_total",
+                    "Rows that the screened output head computed exactly."
+                )
+            ),
+            speculation: register!(
+                r,
+                counters(
+                    "ternfleet_worker_speculation_tokens_total",
+                    "Tokens guessed ahead while few jobs run, and how many of them were right.",
+                    "outcome"
+                )
+            ),
             prefix_cache_hits: register!(
                 r,
                 counter(
@@ -399,6 +424,10 @@ impl Metrics {
             self.step.observe(steps.busy.as_secs_f64() / f64::from(steps.steps));
             self.batch.observe(steps.sequences as f64 / f64::from(steps.steps));
         }
+        self.head_screened.inc_by(steps.head.screened);
+        self.head_candidates.inc_by(steps.head.candidates);
+        self.speculation.with_label_values(&["drafted"]).inc_by(steps.speculation.drafted);
+        self.speculation.with_label_values(&["accepted"]).inc_by(steps.speculation.accepted);
     }
 
     pub(crate) fn observe(&self, note: &Note) {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use ternfleet_engine::{Engine, Options as EngineOptions, gguf};
+use ternfleet_engine::{Engine, Options as EngineOptions, Speculation, gguf};
 use ternfleet_text::{Manifest, Tokenizer};
 
 use crate::calibrate::{Calibration, calibrate};
@@ -66,6 +66,7 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
         max_context: options.max_context,
         kv_budget_bytes: options.kv_budget_bytes,
         prefix_cache: options.prefix_cache,
+        speculation: Speculation { draft_tokens: options.speculate_tokens, ..Speculation::TAIL },
         ..EngineOptions::default()
     };
     let mut engine = Engine::load(path, &engine_options).with_context(said)?;

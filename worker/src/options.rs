@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use ternfleet_cloud::EndMyself;
+use ternfleet_engine::Speculation;
 use ternfleet_proto::UsdMicro;
 
 /// Options of one worker process. Every field has a default; unknown keys are refused.
@@ -26,6 +27,8 @@ pub struct Options {
     pub max_context: Option<usize>,
     /// Keep the pages of prompts that begin alike.
     pub prefix_cache: bool,
+    /// Tokens guessed ahead of a job when at most two run, and checked in one step; 0 guesses none. Answers do not change.
+    pub speculate_tokens: usize,
     /// What an hour of this pod costs, in US dollars. Passed on unread.
     pub price_usd_per_hour: f64,
     /// The pod's class, as the fleet's owner names it. Passed on unread.
@@ -62,6 +65,7 @@ impl Default for Options {
             kv_budget_bytes: None,
             max_context: None,
             prefix_cache: true,
+            speculate_tokens: Speculation::TAIL.draft_tokens,
             price_usd_per_hour: 0.0,
             pod_class: "default".to_owned(),
             pod: String::new(),
@@ -106,6 +110,11 @@ impl Options {
         };
         let most = if self.engine == "model" { ternfleet_engine::MAX_SEQUENCES } else { 4096 };
         require((1..=most).contains(&self.slots), format!("slots is {}: use 1 to {most}", self.slots));
+        let guesses = Speculation::MAX_DRAFT_TOKENS;
+        require(
+            self.speculate_tokens <= guesses,
+            format!("speculate_tokens is {}: use 0 to {guesses}", self.speculate_tokens),
+        );
         require(self.threads != Some(0), "threads is 0: use at least 1, or leave it out".to_owned());
         let price = self.price_usd_per_hour;
         require(

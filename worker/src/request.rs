@@ -94,6 +94,7 @@ pub fn prepare(
             choice: 0,
             stop_ids,
             top_logprobs: generation.logprobs,
+            speculate: true,
         },
     })
 }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use ternfleet_engine::{HeadCounters, SpeculationCounters};
 use ternfleet_proto::bus::{Delivery, Settle};
 use ternfleet_proto::message::{
     Checkpoint, Control, Failure, Finish, Heartbeat, JobResult, Line, TokenChunk, TokenLogprobs, Work,
@@ -252,7 +253,8 @@ pub struct Steps {
     /// Sequences that took part, summed over the steps.
     pub sequences: u64,
     pub busy: Duration,
-    pub head_fallbacks: u64,
+    pub head: HeadCounters,
+    pub speculation: SpeculationCounters,
     pub prefix_cache_hits: u64,
 }
 

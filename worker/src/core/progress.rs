@@ -197,7 +197,7 @@ impl Core {
         self.prefilled += steps.prefill_tokens;
         self.counters.prefill_tokens += steps.prefill_tokens;
         self.counters.decode_tokens += steps.decode_tokens;
-        self.counters.head_fallbacks += steps.head_fallbacks;
+        self.counters.head_fallbacks += steps.head.full;
         self.counters.prefix_cache_hits += steps.prefix_cache_hits;
         self.counters.busy_ms += steps.busy.as_millis() as u64;
         // Steps that prefill say little about decoding, and the other way round.
