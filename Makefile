@@ -8,16 +8,24 @@ RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest 
 # The doctests need a run of their own under nextest.
 DOC_TESTS := $(if $(findstring nextest,$(RUN_TESTS)),$(CARGO) test --workspace --doc --quiet,true)
 
-.PHONY: help demo build test format lint tests doc tools clients clean
+.PHONY: help demo demo-observability pictures build test format lint tests doc tools clients clean
 
 help:
 	@echo "make demo   build, start a fleet on this machine, run real prompts through it, stop it"
+	@echo "make demo-observability  a fleet on this machine with Prometheus beside it (which must be installed)"
+	@echo "make pictures  draw docs/dashboards/ from a run of a few minutes with Prometheus"
 	@echo "make build  the release binary, target/release/ternfleet"
 	@echo "make test   every check: format, lints, tests, documentation"
 	@echo "make clean  remove what was built (not ternfleet-data/)"
 
 demo: tools
 	exec $(CARGO) run --release --quiet --package ternfleet -- demo
+
+demo-observability: tools
+	exec $(CARGO) run --release --quiet --package ternfleet -- up --prometheus
+
+pictures: tools build
+	dashboards/pictures.sh
 
 build:
 	$(CARGO) build --release --package ternfleet

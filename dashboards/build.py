@@ -4,157 +4,260 @@ each panel answers. Run it after a change: a test compares its output with what 
 
     python3 dashboards/build.py          writes *.json and *.md
     python3 dashboards/build.py --check  exits with 1 when a file differs
+
+Two coordinators, a leader and a standby, count the same answers: so what the fleet has done is the largest of what
+they say, never the sum.
 """
 
 import json
 import pathlib
+import re
 import sys
 
 HERE = pathlib.Path(__file__).parent
+PICTURES = "../docs/dashboards"
 PODS = 'pod=~"$pod",class=~"$class"'
-QUANTILES = [(0.5, "half"), (0.95, "95 %"), (0.99, "99 %")]
+BATCH = 'batch=~"$batch"'
+# When a panel has something to show; a test on a real fleet holds it to that.
+ALWAYS, DURING = "always", "during a batch"
+
+
+def rate(name, by="", where=""):
+    """Growth a second of a counter, by some of its labels."""
+    series = f"{name}{{{where}}}" if where else name
+    return f"max{f' by ({by}) ' if by else ''}(rate({series}[$__rate_interval]))"
+
+
+def grown(name, by=""):
+    """Growth of a counter over the whole range that is shown."""
+    return f"max{f' by ({by}) ' if by else ''}(increase({name}[$__range]))"
+
+
+def by_pod(name, extra="", how="sum"):
+    return f"{how} by (pod) ({name}{{{PODS}{extra}}})"
+
+
+def share(name, use):
+    """A use's part of all, by pod."""
+    return " / ".join(by_pod(name, f',use="{which}"') for which in (use, "all"))
+
+
+def pod_rate(name):
+    return f"sum by (pod) (rate({name}{{{PODS}}}[$__rate_interval]))"
 
 
 def quantiles(name):
-    """p50, p95 and p99 of a histogram over all jobs."""
+    """p50, p95 and p99 of a histogram."""
     return [
         (f"histogram_quantile({q}, sum by (le) (rate({name}_bucket[$__rate_interval])))", title)
-        for q, title in QUANTILES
+        for q, title in [(0.5, "half"), (0.95, "95 %"), (0.99, "99 %")]
     ]
 
 
-def panel(title, question, unit, queries, kind="timeseries", width=8, thresholds=None, decimals=None):
-    """One panel; `queries` is a list of (PromQL, legend)."""
+def panel(title, question, unit, queries, kind="timeseries", width=12, data=ALWAYS, thresholds=None, decimals=None,
+          stacked=False):
+    """One panel; `queries` is one PromQL expression or a list of (PromQL, legend)."""
     if isinstance(queries, str):
         queries = [(queries, "")]
-    return dict(title=title, question=question, unit=unit, queries=queries, kind=kind, width=width,
-                thresholds=thresholds, decimals=decimals)
+    return dict(title=title, question=question, unit=unit, queries=queries, kind=kind, width=width, data=data,
+                thresholds=thresholds, decimals=decimals, stacked=stacked)
 
+
+def stat(title, question, unit, query, width=4, **more):
+    return panel(title, question, unit, query, "stat", width, **more)
+
+
+def none_is_good(title, question, query, width=4):
+    return stat(title, question, "short", query, width, decimals=0, thresholds=[("green", None), ("red", 1)])
+
+
+SPENT = f"sum({rate('ternfleet_cost_usd_total', 'use')})"
+BUSY = rate("ternfleet_cost_usd_total", where='use="busy"')
+# Of a fleet that hardly works the quotient says nothing.
+PAID = f"{SPENT} / (sum({rate('ternfleet_tokens_total', 'phase')}) > 1) * 1e6"
+AT_WORK = "max(ternfleet_fleet_usd_per_million_tokens)"
+BOUND = "max(ternfleet_fleet_usd_per_million_tokens_bound)"
 
 FLEET = dict(
-    uid="ternfleet-fleet", title="Ternfleet / Fleet and money", variables=("pod", "class"),
-    about="What a million tokens costs now, who earns its price, and what stands idle.",
+    uid="ternfleet-fleet", title="Ternfleet / Fleet and money", variables=("job", "pod", "class"),
+    about="What a million tokens costs now and what it could cost, who earns its price, and what stands idle.",
     panels=[
-        panel("Price of a million tokens", "What does a million tokens cost us now?", "currencyUSD",
-              "ternfleet_fleet_usd_per_million_tokens", "stat", 6, decimals=3),
-        panel("Fleet speed", "How fast is the whole fleet, as measured?", "tok/s", "ternfleet_fleet_rate_tok_s", "stat", 6, decimals=1),
-        panel("Fleet price", "What do we pay an hour?", "currencyUSD", "ternfleet_fleet_price_usd_per_hour", "stat", 6, decimals=2),
-        panel("Live workers", "How many workers answer?", "short", 'ternfleet_workers{state="live"}', "stat", 6,
-              thresholds=[("red", None), ("green", 1)]),
-        panel("Tokens a second", "How much work gets done, and of which kind?", "tok/s",
-              [("sum by (phase) (rate(ternfleet_tokens_total[$__rate_interval]))", "{{phase}}")], width=12),
-        panel("Dollars a million, by pod", "Which pod earns its price, and which does not?", "currencyUSD",
-              [(f"max by (pod) (ternfleet_pod_usd_per_million_tokens{{{PODS}}})", "{{pod}}"),
-               ("ternfleet_fleet_usd_per_million_tokens", "fleet")], width=12, decimals=3),
-        panel("Measured speed, by pod", "Which pods are fast, and did one slow down?", "tok/s",
-              [(f"sum by (pod) (ternfleet_pod_rate_tok_s{{{PODS}}})", "{{pod}}")], width=12),
-        panel("Spending by use", "Of each dollar, how much bought work and how much stood idle?", "currencyUSD",
-              [('rate(ternfleet_cost_usd{use=~"busy|idle"}[$__rate_interval]) * 3600', "{{use}} an hour")], width=12, decimals=4),
-        panel("Cost so far, by pod", "Where did the money go?", "currencyUSD",
-              [(f"sum by (pod, class) (ternfleet_pod_cost_usd{{{PODS}}})", "{{pod}} ({{class}})")], "bargauge", 12, decimals=4),
+        stat("A million, paid", "What does a million tokens cost us now, idle pods included?", "currencyUSD", PAID,
+             data=DURING, decimals=3),
+        stat("A million, at work", "What would it cost if every pod worked all the time?", "currencyUSD", AT_WORK, decimals=3),
+        stat("A million, bound", "What would it cost on the cheapest pod alone, the best possible?", "currencyUSD", BOUND, decimals=3),
+        stat("Fleet speed", "How fast is the whole fleet, as measured?", "count:tok/s", "max(ternfleet_fleet_rate_tok_s)"),
+        stat("Fleet price", "What do we pay an hour?", "currencyUSD", "max(ternfleet_fleet_price_usd_per_hour)", decimals=2),
+        stat("Live workers", "How many workers answer?", "short", 'max(ternfleet_workers{state="live"})', decimals=0,
+             thresholds=[("red", None), ("green", 1)]),
+        panel("Price of a million tokens", "How far is what we pay from the best possible?", "currencyUSD",
+              [(PAID, "paid"), (AT_WORK, "at work"), (BOUND, "bound")], data=DURING, decimals=3),
+        panel("Tokens answered a second", "How much work gets done, and of which kind?", "count:tok/s",
+              [(rate("ternfleet_tokens_total", "phase"), "{{phase}}")], stacked=True),
+        panel("A million tokens, by pod", "Which pod earns its price, and which does not?", "currencyUSD",
+              [(by_pod("ternfleet_pod_usd_per_million_tokens", how="max"), "{{pod}}"), (AT_WORK, "fleet")], decimals=3),
+        panel("Measured speed, by pod", "Which pods are fast, and did one slow down?", "count:tok/s",
+              [(by_pod("ternfleet_pod_rate_tok_s"), "{{pod}}")]),
+        panel("Tokens computed, by class", "Which class of pod does the work?", "count:tok/s",
+              [(rate("ternfleet_class_tokens_total", "class, phase"), "{{class}}: {{phase}}")], stacked=True),
+        panel("Spending by use", "Of each dollar, how much bought work, and how much boots, drains and stands idle?", "currencyUSD",
+              [(f"{rate('ternfleet_cost_usd_total', 'use')} * 3600", "{{use}} an hour")], decimals=3, stacked=True),
         panel("Idle share", "Which part of what we pay buys nothing?", "percentunit",
-              'sum(rate(ternfleet_cost_usd{use="idle"}[$__rate_interval])) / sum(rate(ternfleet_cost_usd{use="billed"}[$__rate_interval]))',
-              "timeseries", 12),
+              [(f"1 - {BUSY} / {SPENT}", "not busy")],
+              width=8, thresholds=[("green", None), ("yellow", 0.3), ("red", 0.7)]),
+        panel("Router's regret", "How much dearer than the cheapest worker is the work placed?", "currencyUSD",
+              [(f"{rate('ternfleet_router_regret_usd_total')} * 3600", "an hour")], width=8, decimals=3),
+        panel("Workers by class and state", "Which pods work, which only start or end?", "short",
+              [('sum by (class, state) (ternfleet_pod_workers{class=~"$class"})', "{{class}}: {{state}}")], width=8, decimals=0),
+        panel("Cost so far, by pod", "Where did the money go?", "currencyUSD",
+              [(f"sum by (pod, class) (ternfleet_pod_cost_usd{{{PODS}}})", "{{pod}} ({{class}})")], "bargauge", decimals=4),
+        panel("Price, by pod", "What does an hour of each pod cost?", "currencyUSD",
+              [(f"max by (pod, class) (ternfleet_pod_price_usd_per_hour{{{PODS}}})", "{{pod}} ({{class}})")], "bargauge", decimals=2),
     ],
 )
 
 BATCHES = dict(
-    uid="ternfleet-batches", title="Ternfleet / Batches and deadlines", variables=("batch",),
+    uid="ternfleet-batches", title="Ternfleet / Batches and deadlines", variables=("job", "batch"),
     about="Whether each batch makes its deadline within its budget, and what its jobs wait for.",
     panels=[
-        panel("Live batches", "How many batches have not ended?", "short", "ternfleet_batches_active", "stat", 6),
-        panel("Jobs waiting", "How much work has no worker yet?", "short", 'ternfleet_jobs{state="waiting"}', "stat", 6),
-        panel("Jobs with a worker", "How much work is in queues and slots?", "short", 'ternfleet_jobs{state="in_flight"}', "stat", 6),
-        panel("Answers a second", "How fast do jobs end?", "short", "sum(rate(ternfleet_jobs_committed_total[$__rate_interval]))", "stat", 6, decimals=2),
+        stat("Live batches", "How many batches have not ended?", "short", "max(ternfleet_batches_active)", decimals=0),
+        stat("Jobs waiting", "How much work has no worker yet?", "short", "sum(max by (lane) (ternfleet_queue_jobs))", decimals=0),
+        stat("Tokens waiting", "And how much is that in tokens?", "short", "sum(max by (lane) (ternfleet_queue_tokens))"),
+        stat("Oldest wait", "How long has the oldest of them been waiting?", "s", "max(ternfleet_queue_oldest_age_seconds)"),
+        stat("Jobs with a worker", "How much work is in queues and slots?", "short", 'max(ternfleet_jobs{state="in_flight"})', decimals=0),
+        stat("Answers a second", "How fast do jobs end?", "cps", f"sum({rate('ternfleet_jobs_committed_total', 'outcome')})", decimals=2),
         panel("Slack to the deadline", "Will the batch make its deadline? Below zero it will not.", "s",
-              [('ternfleet_batch_deadline_slack_seconds{batch=~"$batch"}', "{{batch}}")], width=12,
+              [(f"max by (batch) (ternfleet_batch_deadline_slack_seconds{{{BATCH}}})", "{{batch}}")], data=DURING,
               thresholds=[("red", None), ("yellow", 0), ("green", 600)]),
-        panel("Budget left", "Will the money last?", "currencyUSD", [('ternfleet_batch_budget_left_usd{batch=~"$batch"}', "{{batch}}")],
-              width=12, decimals=4, thresholds=[("red", None), ("green", 0.01)]),
+        panel("Budget left", "Will the money last?", "currencyUSD",
+              [(f"min by (batch) (ternfleet_batch_budget_left_usd{{{BATCH}}})", "{{batch}}")], data=DURING, decimals=4,
+              thresholds=[("red", None), ("green", 0.01)]),
         panel("Progress", "How far is each batch?", "percentunit",
-              [('1 - sum by (batch) (ternfleet_batch_jobs{batch=~"$batch",state="open"}) / sum by (batch) (ternfleet_batch_jobs{batch=~"$batch"})', "{{batch}}")], width=12),
-        panel("Speed by batch", "Who gets the fleet?", "tok/s", [('ternfleet_batch_rate_tok_s{batch=~"$batch"}', "{{batch}}")], width=12),
-        panel("Answers by outcome", "Do lines fail more than they should?", "short",
-              [("sum by (outcome) (rate(ternfleet_jobs_committed_total[$__rate_interval]))", "{{outcome}}")], width=12),
-        panel("Cost by batch", "What has each batch cost?", "currencyUSD", [('ternfleet_batch_cost_usd{batch=~"$batch"}', "{{batch}}")], width=12, decimals=4),
-        panel("Job duration", "How long does one job take on a worker?", "s", quantiles("ternfleet_job_duration_seconds")),
-        panel("Time to first token", "How long until a job's first token?", "s", quantiles("ternfleet_job_time_to_first_token_seconds")),
-        panel("Wait for a slot", "How long do pulled jobs wait to be admitted?", "s", quantiles("ternfleet_job_queue_wait_seconds")),
+              [(f'1 - sum by (batch) (ternfleet_batch_jobs{{{BATCH},state="open"}}) / sum by (batch) (ternfleet_batch_jobs{{{BATCH}}})', "{{batch}}")],
+              data=DURING),
+        panel("Speed by batch", "Who gets the fleet?", "count:tok/s", [(f"max by (batch) (ternfleet_batch_rate_tok_s{{{BATCH}}})", "{{batch}}")],
+              data=DURING, stacked=True),
+        panel("Cost by batch", "What has each batch cost?", "currencyUSD", [(f"max by (batch) (ternfleet_batch_cost_usd{{{BATCH}}})", "{{batch}}")],
+              data=DURING, decimals=4),
+        panel("Queue by lane", "How long is the queue, and does it shrink?", "short",
+              [("max by (lane) (ternfleet_queue_jobs)", "{{lane}}")], decimals=0),
+        panel("Answers by outcome", "Do lines fail more than they should?", "cps",
+              [(rate("ternfleet_jobs_committed_total", "outcome"), "{{outcome}}")], stacked=True),
+        panel("Error answers by reason", "Why do lines fail?", "short", [(grown("ternfleet_answers_failed_total", "code"), "{{code}}")], "bargauge",
+              decimals=0),
+        panel("Attempts", "How many attempts does an answer take?", "short",
+              [("sum(rate(ternfleet_job_attempts_sum[$__rate_interval])) / sum(rate(ternfleet_job_attempts_count[$__rate_interval]))", "mean")],
+              width=8, data=DURING, decimals=2),
+        panel("Wait for a slot", "How long do pulled jobs wait to be admitted?", "s", quantiles("ternfleet_job_queue_wait_seconds"), width=8, data=DURING),
+        panel("Time to first token", "How long until a job's first token?", "s", quantiles("ternfleet_job_time_to_first_token_seconds"), width=8, data=DURING),
+        panel("Time between tokens", "How long between two tokens of one job?", "s", quantiles("ternfleet_job_time_between_tokens_seconds"), data=DURING),
+        panel("Job duration", "How long does one job take on a worker?", "s", quantiles("ternfleet_job_duration_seconds"), data=DURING),
     ],
 )
 
 ENGINE = dict(
-    uid="ternfleet-engine", title="Ternfleet / Engine and pods", variables=("pod", "class"),
+    uid="ternfleet-engine", title="Ternfleet / Engine and pods", variables=("job", "pod", "class"),
     about="What each engine does with its threads, slots and memory, and what slows it.",
     panels=[
-        panel("Generated tokens a second", "How fast does each pod decode?", "tok/s",
-              [(f"sum by (pod) (rate(ternfleet_pod_decode_tokens_total{{{PODS}}}[$__rate_interval]))", "{{pod}}")], width=12),
-        panel("Prompt tokens a second", "How much prefill does each pod do?", "tok/s",
-              [(f"sum by (pod) (rate(ternfleet_pod_prefill_tokens_total{{{PODS}}}[$__rate_interval]))", "{{pod}}")], width=12),
+        panel("Generated tokens a second", "How fast does each pod decode?", "count:tok/s",
+              [(pod_rate("ternfleet_pod_decode_tokens_total"), "{{pod}}")]),
+        panel("Prompt tokens a second", "How much prefill does each pod do?", "count:tok/s",
+              [(pod_rate("ternfleet_pod_prefill_tokens_total"), "{{pod}}")]),
+        panel("Batch size", "How many sequences share one forward step?", "short",
+              [(f"{pod_rate('ternfleet_pod_step_sequences_total')} / {pod_rate('ternfleet_pod_steps_total')}", "{{pod}}")], width=8, data=DURING, decimals=1),
         panel("Slots in use", "Are the engines' batches full?", "percentunit",
-              [(f'sum by (pod) (ternfleet_pod_slots{{{PODS},use="busy"}}) / sum by (pod) (ternfleet_pod_slots{{{PODS},use="all"}})', "{{pod}}")]),
+              [(share("ternfleet_pod_slots", "busy"), "{{pod}}")], width=8),
         panel("KV pages free", "Is memory for contexts what limits?", "percentunit",
-              [(f'sum by (pod) (ternfleet_pod_kv_pages{{{PODS},use="free"}}) / sum by (pod) (ternfleet_pod_kv_pages{{{PODS},use="all"}})', "{{pod}}")]),
-        panel("Queue by pod", "Who has work waiting at the door?", "short", [(f"sum by (pod) (ternfleet_pod_queued_jobs{{{PODS}}})", "{{pod}}")]),
-        panel("Time between tokens", "How long between two tokens of one job?", "s", quantiles("ternfleet_job_time_between_tokens_seconds")),
+              [(share("ternfleet_pod_kv_pages", "free"), "{{pod}}")], width=8,
+              thresholds=[("red", None), ("green", 0.1)]),
+        panel("Step time", "How long does one forward step take?", "s",
+              [(f"{pod_rate('ternfleet_pod_busy_seconds_total')} / {pod_rate('ternfleet_pod_steps_total')}", "{{pod}}")], width=8, data=DURING),
+        panel("Busy", "Which share of the time does a pod's engine compute?", "percentunit",
+              [(pod_rate("ternfleet_pod_busy_seconds_total"), "{{pod}}")], width=8),
+        panel("Queue by pod", "Who has work waiting at the door?", "short", [(by_pod("ternfleet_pod_queued_jobs"), "{{pod}}")], width=8, decimals=0),
+        panel("Prefix-cache hits", "How often does a prompt begin with pages that are there already?", "cps",
+              [(pod_rate("ternfleet_pod_prefix_cache_hits_total"), "{{pod}}")], width=8),
+        panel("Head fall-backs", "How often must the screened output head run in full?", "cps",
+              [(pod_rate("ternfleet_pod_head_fallbacks_total"), "{{pod}}")], width=8),
         panel("Throttled", "Does the kernel hold a pod back for its CPU quota?", "percentunit",
-              [(f"sum by (pod) (rate(ternfleet_pod_throttled_milliseconds_total{{{PODS}}}[$__rate_interval])) / 1000", "{{pod}}")],
-              thresholds=[("green", None), ("red", 0.05)]),
-        panel("Busy", "Which share of the time does a pod have work?", "percentunit",
-              [(f"sum by (pod) (rate(ternfleet_pod_busy_milliseconds_total{{{PODS}}}[$__rate_interval])) / 1000", "{{pod}}")]),
-        panel("Prefix-cache hits", "How often does a prompt begin with pages that are there already?", "short",
-              [(f"sum by (pod) (rate(ternfleet_pod_prefix_cache_hits_total{{{PODS}}}[$__rate_interval]))", "{{pod}}")]),
-        panel("Full heads", "How often must the screened output head run in full?", "short",
-              [(f"sum by (pod) (rate(ternfleet_pod_head_fallbacks_total{{{PODS}}}[$__rate_interval]))", "{{pod}}")]),
+              [(pod_rate("ternfleet_pod_throttled_seconds_total"), "{{pod}}")], width=8, thresholds=[("green", None), ("red", 0.05)]),
+        panel("Checkpoint age", "How much work would be repeated if a pod died now?", "s",
+              [(by_pod("ternfleet_pod_checkpoint_age_seconds", how="max"), "{{pod}}")], width=8, thresholds=[("green", None), ("red", 10)]),
+        panel("Jobs ended", "How do jobs leave a pod?", "cps",
+              [(f"sum(rate(ternfleet_pod_jobs_{how}_total{{{PODS}}}[$__rate_interval]))", how) for how in ("done", "failed", "released")], width=8),
         panel("Threads and instruction sets", "What does each pod run on?", "short",
-              [(f"sum by (pod, isa) (ternfleet_pod_threads{{{PODS}}})", "{{pod}}: {{isa}}")], "bargauge", 8),
+              [(f"sum by (pod, isa) (ternfleet_pod_threads{{{PODS}}})", "{{pod}}: {{isa}}")], "bargauge", 8, decimals=0),
     ],
 )
 
 RELIABILITY = dict(
-    uid="ternfleet-reliability", title="Ternfleet / NATS and reliability", variables=(),
-    about="Whether every promise holds: nothing lost, nothing doubled, little repeated.",
+    uid="ternfleet-reliability", title="Ternfleet / NATS and reliability", variables=("job",),
+    about="Whether every promise holds: nothing lost, nothing doubled, little repeated; and how NATS is.",
     panels=[
-        panel("Broken invariants", "Has the code caught itself breaking a rule?", "short", "sum(ternfleet_invariant_violations_total)", "stat", 6,
-              thresholds=[("green", None), ("red", 1)]),
-        panel("Divergent answers", "Did two runs of one job differ?", "short", "ternfleet_answers_divergent_total", "stat", 6,
-              thresholds=[("green", None), ("red", 1)]),
-        panel("Dead letters", "How many jobs were given up?", "short", "ternfleet_jobs_dead_total", "stat", 6,
-              thresholds=[("green", None), ("red", 1)]),
-        panel("NATS", "Is the bus there?", "short", "min(ternfleet_nats_connected)", "stat", 6, thresholds=[("red", None), ("green", 1)]),
-        panel("Jobs moved and repeated", "How much unrest is there?", "short",
-              [("rate(ternfleet_jobs_moved_total[$__rate_interval])", "moved"), ("rate(ternfleet_answers_duplicate_total[$__rate_interval])", "answered twice"),
-               ("rate(ternfleet_attempts_failed_total[$__rate_interval])", "failed attempts"), ("rate(ternfleet_worker_faults_total[$__rate_interval])", "worker faults")], width=12),
-        panel("Wasted tokens", "How much work is done for nothing, and why?", "tok/s",
-              [("sum by (reason) (rate(ternfleet_tokens_wasted_total[$__rate_interval]))", "{{reason}}")], width=12),
-        panel("Workers by state", "Who is live, quiet or lost?", "short", [("sum by (state) (ternfleet_workers)", "{{state}}")]),
-        panel("Workers lost, hosts in quarantine", "Do machines fail?", "short",
-              [("increase(ternfleet_workers_lost_total[$__range])", "lost"), ("ternfleet_hosts_quarantined", "in quarantine")]),
-        panel("Checkpoints a second", "Is progress being saved?", "short", "sum(rate(ternfleet_pod_checkpoints_total[$__rate_interval]))"),
-        panel("Answers read", "Does the ledger keep up with the stream?", "short", "rate(ternfleet_results_read_to[$__rate_interval])"),
-        panel("Fenced and undecodable", "Did a fence have to act, did a message make no sense?", "short",
-              [("sum(rate(ternfleet_pod_fenced_total[$__rate_interval]))", "fenced"), ("rate(ternfleet_messages_undecodable_total[$__rate_interval])", "undecodable"),
-               ("rate(ternfleet_answers_forged_total[$__rate_interval])", "forged")]),
-        panel("Leader", "Which coordinator leads?", "short", [("ternfleet_leader", "{{instance}}")]),
+        none_is_good("Broken invariants", "Has the code caught itself breaking a rule?", f"sum({grown('ternfleet_invariant_violations_total', 'id')})"),
+        none_is_good("Divergent answers", "Did two runs of one job differ?", grown("ternfleet_answers_divergent_total")),
+        none_is_good("Dead letters", "How many jobs were given up?", grown("ternfleet_jobs_dead_total")),
+        none_is_good("Hosts in quarantine", "Do machines fail job after job?", "max(ternfleet_hosts_quarantined)"),
+        stat("NATS", "Is every coordinator connected?", "bool_on_off", "min(ternfleet_nats_connected)", thresholds=[("red", None), ("green", 1)]),
+        stat("Durability", "What does an acceptance rest on: 1 stored, 2 replicated, 3 synced to disk?", "short", "min(ternfleet_durability_level)",
+             decimals=0, thresholds=[("red", None), ("yellow", 1), ("green", 3)]),
+        panel("Jobs moved and repeated", "How much unrest is there?", "cps",
+              [(rate("ternfleet_jobs_moved_total"), "moved"), (rate("ternfleet_answers_duplicate_total"), "answered twice"),
+               (rate("ternfleet_attempts_failed_total"), "failed attempts"), (rate("ternfleet_worker_faults_total"), "worker faults"),
+               (rate("ternfleet_handovers_failed_total"), "hand-overs not stored")]),
+        panel("Wasted tokens", "How much work is done for nothing, and why?", "count:tok/s",
+              [(rate("ternfleet_tokens_wasted_total", "reason"), "{{reason}}")], stacked=True),
+        panel("Workers by state", "Who is live, quiet or lost?", "short", [("max by (state) (ternfleet_workers)", "{{state}}")], width=8, decimals=0),
+        panel("Machines lost or suspect", "Do machines fail?", "short",
+              [(grown("ternfleet_workers_lost_total"), "workers lost"), (grown("ternfleet_hosts_quarantined_total"), "hosts put in quarantine"),
+               (grown("ternfleet_last_host_suspect_total"), "last healthy host suspect")], width=8, decimals=0),
+        panel("Checkpoints a second", "Is progress being saved?", "cps", [("sum(rate(ternfleet_pod_checkpoints_total[$__rate_interval]))", "stored")], width=8),
+        panel("NATS round trip", "How fast does JetStream answer?", "s", quantiles("ternfleet_nats_round_trip_seconds"), width=8),
+        panel("Messages in streams", "Does a stream grow without end?", "short", [("max by (stream) (ternfleet_nats_stream_messages)", "{{stream}}")], width=8),
+        panel("Bytes in streams", "How much disk do they take?", "bytes", [("max by (stream) (ternfleet_nats_stream_bytes)", "{{stream}}")], width=8),
+        panel("Answers read", "Does the ledger keep up with the stream?", "cps",
+              [("max(deriv(ternfleet_results_read_to[$__rate_interval]))", "read"), (f"sum({rate('ternfleet_jobs_committed_total', 'outcome')})", "committed")], width=8),
+        panel("Fenced and refused", "Did a fence have to act, did a message make no sense?", "cps",
+              [("sum(rate(ternfleet_pod_fenced_total[$__rate_interval]))", "fenced"), (rate("ternfleet_messages_undecodable_total"), "undecodable"),
+               (rate("ternfleet_answers_forged_total"), "forged"), (rate("ternfleet_nats_questions_failed_total"), "NATS did not answer")], width=8),
+        panel("Leader", "Which coordinator leads?", "short", [("max by (instance) (ternfleet_leader)", "{{instance}}")], width=4, decimals=0),
+        panel("Versions", "Which versions run?", "short", [("count by (version) (ternfleet_build_info)", "{{version}}")], "bargauge", 4, decimals=0),
     ],
 )
 
 ALL = {"fleet": FLEET, "batches": BATCHES, "engine": ENGINE, "reliability": RELIABILITY}
 SOURCES = {
-    "pod": "label_values(ternfleet_pod_rate_tok_s, pod)",
-    "class": "label_values(ternfleet_pod_rate_tok_s, class)",
-    "batch": "label_values(ternfleet_batch_rate_tok_s, batch)",
+    "job": "label_values(ternfleet_leader, job)",
+    "pod": 'label_values(ternfleet_pod_rate_tok_s{job=~"$job"}, pod)',
+    "class": 'label_values(ternfleet_pod_rate_tok_s{job=~"$job"}, class)',
+    "batch": 'label_values(ternfleet_batch_rate_tok_s{job=~"$job"}, batch)',
 }
+LABELS = {"job": "Job", "pod": "Pod", "class": "Class", "batch": "Batch"}
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
-def grafana_panel(number, spec, x, y):
+def of_job(expr):
+    """Every series of the chosen job alone: one Prometheus may watch several fleets."""
+    expr = re.sub(r"(ternfleet_\w+)\{", r'\1{job=~"$job",', expr)
+    return re.sub(r"(ternfleet_\w+)(?![\w{])", r'\1{job=~"$job"}', expr)
+
+
+HEIGHTS = {"stat": 4, "bargauge": 6, "timeseries": 8}
+
+
+def grafana_panel(number, spec, place):
     steps = [{"color": color, "value": value} for color, value in spec["thresholds"] or [("green", None)]]
     defaults = {"unit": spec["unit"], "thresholds": {"mode": "absolute", "steps": steps}}
     if spec["decimals"] is not None:
         defaults["decimals"] = spec["decimals"]
     if spec["kind"] == "timeseries":
         defaults["custom"] = {"lineWidth": 2, "fillOpacity": 10, "showPoints": "never"}
+        if spec["stacked"]:
+            defaults["custom"].update(fillOpacity=40, stacking={"mode": "normal", "group": "A"})
+        if spec["thresholds"]:
+            defaults["custom"]["thresholdsStyle"] = {"mode": "line"}
+        if spec["unit"] == "percentunit":
+            defaults.update(min=0, max=1)
         options = {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "desc"}}
     else:
         options = {"reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}}
@@ -163,34 +266,47 @@ def grafana_panel(number, spec, x, y):
         else:
             options["colorMode"] = "value" if spec["thresholds"] else "none"
     targets = [
-        {"refId": chr(65 + i), "expr": expr, "legendFormat": legend or "__auto", "datasource": DATASOURCE,
+        {"refId": chr(65 + i), "expr": of_job(expr), "legendFormat": legend or "__auto", "datasource": DATASOURCE,
          **({"instant": True} if spec["kind"] != "timeseries" else {"range": True})}
         for i, (expr, legend) in enumerate(spec["queries"])
     ]
     return {
         "id": number, "type": spec["kind"], "title": spec["title"], "description": spec["question"],
-        "datasource": DATASOURCE, "gridPos": {"x": x, "y": y, "w": spec["width"], "h": 4 if spec["kind"] == "stat" else 8},
+        "datasource": DATASOURCE, "gridPos": place,
         "fieldConfig": {"defaults": defaults, "overrides": []}, "options": options, "targets": targets,
     }
 
 
+def rows(panels):
+    """Panels side by side until 24 columns are full."""
+    row, width = [], 0
+    for one in panels:
+        if width + one["width"] > 24:
+            yield row
+            row, width = [], 0
+        row.append(one)
+        width += one["width"]
+    yield row
+
+
 def dashboard(spec):
-    panels, x, y, row = [], 0, 0, 0
-    for number, one in enumerate(spec["panels"], 1):
-        height = 4 if one["kind"] == "stat" else 8
-        if x + one["width"] > 24:
-            x, y, row = 0, y + row, 0
-        panels.append(grafana_panel(number, one, x, y))
-        x, row = x + one["width"], max(row, height)
+    panels, y = [], 0
+    for row in rows(spec["panels"]):
+        x, height = 0, max(HEIGHTS[one["kind"]] for one in row)
+        for one in row:
+            panels.append(grafana_panel(len(panels) + 1, one, dict(x=x, y=y, w=one["width"], h=height)))
+            x += one["width"]
+        y += height
     variables = [{"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "hide": 0}]
     for name in spec["variables"]:
         variables.append({
-            "name": name, "label": name.capitalize(), "type": "query", "datasource": DATASOURCE, "query": SOURCES[name],
-            "refresh": 2, "multi": True, "includeAll": True, "allValue": ".*", "sort": 1,
+            "name": name, "label": LABELS[name], "type": "query", "datasource": DATASOURCE, "query": SOURCES[name],
+            "refresh": 2, "multi": True, "includeAll": True, "allValue": ".+", "sort": 1,
             "current": {"text": "All", "value": "$__all"},
         })
     links = [
-        {"title": other["title"].split(" / ")[1], "type": "link", "url": f"/d/{other['uid']}", "keepTime": True, "includeVars": False}
+        {"title": other["title"].split(" / ")[1], "type": "link", "url": f"/d/{other['uid']}", "keepTime": True,
+         "includeVars": True, "icon": "dashboard", "tooltip": other["about"]}
         for other in ALL.values() if other is not spec
     ]
     return {
@@ -200,18 +316,24 @@ def dashboard(spec):
     }
 
 
-def page(spec):
-    lines = [f"# {spec['title'].split(' / ')[1]}", "", spec["about"], "", "| panel | question | query |", "|---|---|---|"]
+def page(name, spec):
+    title = spec["title"].split(" / ")[1]
+    lines = [
+        f"# {title}", "", spec["about"], "",
+        f"[![{title}, drawn from a real run]({PICTURES}/{name}.svg)]({PICTURES}/{name}.svg)", "",
+        "Every query also asks for the chosen job. *Has data* says when a panel has something to show: a test on a real fleet "
+        "with a real Prometheus holds it to that.", "", "| panel | question | has data | query |", "|---|---|---|---|",
+    ]
     for one in spec["panels"]:
         queries = "<br>".join(f"`{expr}`".replace("|", "\\|") for expr, _ in one["queries"])
-        lines.append(f"| {one['title']} | {one['question']} | {queries} |")
+        lines.append(f"| {one['title']} | {one['question']} | {one['data']} | {queries} |")
     return "\n".join(lines) + "\n"
 
 
 def files():
     for name, spec in ALL.items():
         yield HERE / f"{name}.json", json.dumps(dashboard(spec), indent=1) + "\n"
-        yield HERE / f"{name}.md", page(spec)
+        yield HERE / f"{name}.md", page(name, spec)
 
 
 def main():

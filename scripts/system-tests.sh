@@ -49,6 +49,9 @@ rules=(dashboards/rules/*.yml)
 rule_tests=(dashboards/rules/tests/*.yml)
 [ ${#rules[@]} -gt 0 ] && check "alert and recording rules parse" promtool prometheus promtool check rules "${rules[@]}"
 [ ${#rule_tests[@]} -gt 0 ] && check "alerts fire when they should" promtool prometheus promtool test rules "${rule_tests[@]}"
+# A test of its own binary would run with all others, Prometheus or not; so it is ignored there and asked for here.
+check "dashboards and rules on a real fleet and Prometheus" prometheus prometheus \
+  "${CARGO:-cargo}" test --quiet --package ternfleet-tests --test e2e_up -- --ignored every_panel_and_every_rule
 
 echo "system tests: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]

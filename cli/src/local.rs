@@ -1,6 +1,7 @@
 //! A fleet on this machine, as child processes: what `up` runs and `demo` shows.
 //!
-//! Not here: any of the fleet's own work. A child is a nats-server, or this program again as `coordinator` or `worker`.
+//! Not here: any of the fleet's own work. A child is a nats-server, a Prometheus, or this program again as `coordinator`
+//! or `worker`.
 
 mod data_dir;
 mod fleet;
@@ -8,6 +9,7 @@ mod keeper;
 mod nats_server;
 mod ports;
 mod probe;
+mod prometheus;
 mod shares;
 
 pub(crate) use data_dir::Addresses;

@@ -100,6 +100,8 @@ pub struct Counts {
     pub wasted_repeated_tokens: u64,
     pub reprefilled_tokens: u64,
     pub handover_ms_sum: u64,
+    /// What the jobs were reckoned to cost beyond the cheapest worker of their kind, when they were handed over.
+    pub regret_usd_micro: u64,
     pub unusable_beats: u64,
     /// By number of the invariant: J1, J3, M1, M2.
     pub violations: [u64; 4],

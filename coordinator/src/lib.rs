@@ -30,6 +30,8 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
     let metrics = Arc::new(Metrics::default());
     let stop = shutdown.child_token();
     let _stops_all = stop.clone().drop_guard();
+    let watch = metrics::watch_nats(Arc::clone(&bus), Arc::clone(&metrics));
+    let _watches_nats = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(watch));
     let fleet = shell::serve(Arc::clone(&bus), options.clone(), Arc::clone(&metrics), stop.clone());
     match options.http {
         None => fleet.await,

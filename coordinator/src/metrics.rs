@@ -4,24 +4,29 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use prometheus::core::{AtomicU64, Collector, GenericCounter, GenericCounterVec};
-use prometheus::{Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, Opts, Registry, TextEncoder};
+use prometheus::core::Collector;
+use prometheus::{
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, Opts, Registry, TextEncoder,
+};
 
+mod answers;
 mod fleet;
-mod timing;
+mod nats;
 
-use ternfleet_proto::TimeMs;
 use ternfleet_proto::message::{Durability, JobResult};
+use ternfleet_proto::{Lane, TimeMs, UsdMicro};
 
-use crate::core::{Core, Counts};
+use crate::core::{Core, Counts, Gauges};
+use answers::AnswerSeries;
 use fleet::FleetSeries;
-use timing::Timings;
+use nats::NatsSeries;
 
-type Counter = GenericCounter<AtomicU64>;
-type CounterVec = GenericCounterVec<AtomicU64>;
+pub(crate) use nats::watch as watch_nats;
 
 /// Numbers of the invariants, as [`Counts::violations`] orders them.
 const INVARIANTS: [&str; 4] = ["J1", "J3", "M1", "M2"];
+/// What a pod's money buys: work, loading and calibrating, nothing, handing back.
+const USES: [&str; 4] = ["busy", "boot", "idle", "drain"];
 /// Metrics are brought up to date at most this often.
 const REFRESH_MS: u64 = 500;
 
@@ -39,6 +44,7 @@ pub struct Metrics {
     failed_handovers: Counter,
     failed_attempts: Counter,
     worker_faults: Counter,
+    regret: Counter,
     dead: Counter,
     lost_workers: Counter,
     quarantines: Counter,
@@ -51,6 +57,9 @@ pub struct Metrics {
     leader: Gauge,
     batches: Gauge,
     jobs: GaugeVec,
+    queue_jobs: GaugeVec,
+    queue_tokens: GaugeVec,
+    queue_age: GaugeVec,
     text_bytes: Gauge,
     tokens_in_flight: Gauge,
     workers: GaugeVec,
@@ -58,13 +67,14 @@ pub struct Metrics {
     rate: Gauge,
     price: Gauge,
     price_per_million: Gauge,
-    cost: GaugeVec,
+    least_per_million: Gauge,
+    cost: CounterVec,
     hosts_quarantined: Gauge,
     results_read_to: Gauge,
-    nats_connected: Gauge,
     durability: Gauge,
+    nats: NatsSeries,
     fleet: FleetSeries,
-    timings: Timings,
+    answers: AnswerSeries,
     table: Vec<Described>,
 }
 
@@ -72,6 +82,8 @@ pub struct Metrics {
 struct Refreshed {
     at: Option<std::time::Instant>,
     counts: Counts,
+    /// By use, as [`USES`] orders them.
+    cost: [UsdMicro; 4],
 }
 
 impl std::fmt::Debug for Metrics {
@@ -145,6 +157,11 @@ impl Maker {
         self.register("gauge", (name, help, labels), |opts| GaugeVec::new(opts, labels))
     }
 
+    /// Gauges by lane.
+    fn lanes(&self, name: &str, help: &str) -> GaugeVec {
+        self.gauges(name, help, "lane", &Lane::ALL.map(Lane::as_str))
+    }
+
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
         self.register("histogram", (name, help, &[]), |opts| {
             Histogram::with_opts(HistogramOpts { common_opts: opts, buckets: buckets.to_vec() })
@@ -179,6 +196,10 @@ impl Default for Metrics {
                 .counter("attempts_failed_total", "Attempts that ended in a fault of worker or host."),
             worker_faults: m
                 .counter("worker_faults_total", "Jobs that a worker reported it could not go on with."),
+            regret: m.counter(
+                "router_regret_usd_total",
+                "What jobs were reckoned to cost beyond the cheapest worker of their kind, at hand-over, in dollars.",
+            ),
             dead: m.counter("jobs_dead_total", "Jobs given up as poison."),
             lost_workers: m
                 .counter("workers_lost_total", "Workers that stopped their heartbeats unannounced."),
@@ -211,6 +232,15 @@ impl Default for Metrics {
             leader: m.gauge("leader", "1 on the coordinator that leads, 0 on one that stands by."),
             batches: m.gauge("batches_active", "Batches that have not ended."),
             jobs: m.gauges("jobs", "Jobs in memory by state.", "state", &["waiting", "in_flight"]),
+            queue_jobs: m.lanes("queue_jobs", "Accepted jobs that no worker has, by lane."),
+            queue_tokens: m.lanes(
+                "queue_tokens",
+                "Tokens of accepted jobs that no worker has, reckoned by the mean of the answered ones.",
+            ),
+            queue_age: m.lanes(
+                "queue_oldest_age_seconds",
+                "Since when the longest accepted job that no worker has is waiting; 0 when none waits.",
+            ),
             text_bytes: m.gauge("text_bytes", "Bytes of request text held between reading and answer."),
             tokens_in_flight: m.gauge("tokens_in_flight", "Tokens reckoned of the jobs that workers have."),
             workers: m.gauges("workers", "Workers by liveness.", "state", &["live", "quiet", "lost"]),
@@ -221,22 +251,27 @@ impl Default for Metrics {
                 "fleet_usd_per_million_tokens",
                 "Price of a million tokens at the fleet's speed and price in dollars; 0 while unmeasured.",
             ),
-            cost: m.gauges(
-                "cost_usd",
-                "Cost since this coordinator began, in dollars, by use; busy and idle add up to billed.",
+            least_per_million: m.gauge(
+                "fleet_usd_per_million_tokens_bound",
+                "The least that a million tokens could cost: on the cheapest pod here at its measured speed; 0 while \
+                 unmeasured.",
+            ),
+            cost: m.counters(
+                "cost_usd_total",
+                "Cost of pods since this coordinator began, in dollars, by use; all uses together are the bill.",
                 "use",
-                &["billed", "busy", "idle"],
+                &USES,
             ),
             hosts_quarantined: m.gauge("hosts_quarantined", "Hosts in quarantine now."),
             results_read_to: m
                 .gauge("results_read_to", "Sequence of RESULTS up to which the ledger has read."),
-            nats_connected: m.gauge("nats_connected", "1 while the connection to NATS is up."),
             durability: m.gauge(
                 "durability_level",
                 "What an acceptance rests on: 0 memory, 1 stored, 2 replicated, 3 synced to disk.",
             ),
+            nats: NatsSeries::new(&m),
             fleet: FleetSeries::new(&m),
-            timings: Timings::new(&m),
+            answers: AnswerSeries::new(&m),
             table: m.made.take(),
             registry: m.registry,
         }
@@ -264,7 +299,7 @@ impl Metrics {
     }
 
     pub(crate) fn set_connected(&self, connected: bool) {
-        self.nats_connected.set(f64::from(u8::from(connected)));
+        self.nats.connected.set(f64::from(u8::from(connected)));
     }
 
     /// Every metric there is, by name, for the documentation and for checks of dashboards and rules.
@@ -287,8 +322,9 @@ impl Metrics {
         last.at = Some(std::time::Instant::now());
         let (now, before) = (core.counts, std::mem::replace(&mut last.counts, core.counts));
         // A core that began anew counts from zero.
-        let add =
-            |counter: &Counter, now: u64, before: u64| counter.inc_by(now.checked_sub(before).unwrap_or(now));
+        let add = |counter: &Counter, now: u64, before: u64| {
+            counter.inc_by(now.checked_sub(before).unwrap_or(now) as f64)
+        };
         for (place, outcome) in ["good", "error"].into_iter().enumerate() {
             add(&self.committed.with_label_values(&[outcome]), now.committed[place], before.committed[place]);
         }
@@ -300,6 +336,9 @@ impl Metrics {
         add(&self.failed_handovers, now.failed_handovers, before.failed_handovers);
         add(&self.failed_attempts, now.failed_attempts, before.failed_attempts);
         add(&self.worker_faults, now.worker_faults, before.worker_faults);
+        let regret =
+            now.regret_usd_micro.checked_sub(before.regret_usd_micro).unwrap_or(now.regret_usd_micro);
+        self.regret.inc_by(regret as f64 / 1e6);
         add(&self.dead, now.dead_jobs, before.dead_jobs);
         add(&self.lost_workers, now.lost_workers, before.lost_workers);
         add(&self.quarantines, now.quarantined_hosts, before.quarantined_hosts);
@@ -315,10 +354,16 @@ impl Metrics {
         for (place, id) in INVARIANTS.into_iter().enumerate() {
             add(&self.violations.with_label_values(&[id]), now.violations[place], before.violations[place]);
         }
-        self.set_levels(core);
-        // Only the leader's view is complete; a standby would show the same pods twice.
         let now = TimeMs::now();
-        let (pods, batches) = match core.gauges().leading {
+        let levels = core.gauges();
+        self.set_levels(now, &levels);
+        let cost = [levels.attributed, levels.boot, levels.idle, levels.drain];
+        for ((name, now), before) in USES.into_iter().zip(cost).zip(std::mem::replace(&mut last.cost, cost)) {
+            let more = if now < before { now } else { now - before };
+            self.cost.with_label_values(&[name]).inc_by(more.dollars());
+        }
+        // Only the leader's view is complete; a standby would show the same pods twice.
+        let (pods, batches) = match levels.leading {
             true => (core.pod_views(), core.live_batch_views(now)),
             false => Default::default(),
         };
@@ -327,14 +372,20 @@ impl Metrics {
 
     /// An answer was read as it came, not in a replay.
     pub(crate) fn answered(&self, result: &JobResult) {
-        self.timings.observe(result);
+        self.answers.observe(result);
     }
 
-    fn set_levels(&self, core: &Core) {
-        let levels = core.gauges();
+    fn set_levels(&self, now: TimeMs, levels: &Gauges) {
         self.batches.set(levels.batches_active as f64);
         self.jobs.with_label_values(&["waiting"]).set(levels.jobs_waiting as f64);
         self.jobs.with_label_values(&["in_flight"]).set(levels.jobs_in_flight as f64);
+        for (lane, queue) in Lane::ALL.into_iter().zip(&levels.queues) {
+            let lane = [lane.as_str()];
+            self.queue_jobs.with_label_values(&lane).set(queue.jobs as f64);
+            self.queue_tokens.with_label_values(&lane).set(queue.tokens as f64);
+            let age = queue.oldest.map_or(0.0, |since| now.since(since).as_secs_f64());
+            self.queue_age.with_label_values(&lane).set(age);
+        }
         self.text_bytes.set(levels.text_bytes as f64);
         self.tokens_in_flight.set(levels.tokens_in_flight as f64);
         for (place, state) in ["live", "quiet", "lost"].into_iter().enumerate() {
@@ -345,9 +396,7 @@ impl Metrics {
         self.rate.set(levels.fleet_rate_tok_s);
         self.price.set(levels.fleet_usd_micro_per_hour.dollars());
         self.price_per_million.set(levels.fleet_usd_micro_per_million.map_or(0.0, |price| price.dollars()));
-        self.cost.with_label_values(&["billed"]).set(levels.billed.dollars());
-        self.cost.with_label_values(&["busy"]).set(levels.attributed.dollars());
-        self.cost.with_label_values(&["idle"]).set(levels.idle.dollars());
+        self.least_per_million.set(levels.least_usd_micro_per_million.map_or(0.0, |price| price.dollars()));
         self.hosts_quarantined.set(levels.hosts_quarantined as f64);
         self.results_read_to.set(levels.results_read_to as f64);
     }
@@ -377,6 +426,9 @@ mod tests {
             "ternfleet_tokens_wasted_total{reason=\"repeated\"} 0",
             "ternfleet_workers{state=\"live\"} 0",
             "ternfleet_answers_divergent_total 0",
+            "ternfleet_answers_failed_total{code=\"poison\"} 0",
+            "ternfleet_queue_oldest_age_seconds{lane=\"batch\"} 0",
+            "ternfleet_nats_stream_bytes{stream=\"results\"} 0",
         ] {
             assert!(text.contains(series), "{series} is missing in\n{text}");
         }

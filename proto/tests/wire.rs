@@ -135,6 +135,7 @@ fn heartbeat() -> Heartbeat {
         slots_in_use: 1,
         kv_pages: 64,
         kv_pages_free: 60,
+        checkpoint_age_ms: 0,
         threads: 16,
         isa: "avx512".into(),
         calibration: vec![RatePoint { batch: 4, tok_s: 61.5 }],

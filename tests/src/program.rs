@@ -107,6 +107,8 @@ pub fn json_lines(text: &str) -> anyhow::Result<Vec<Value>> {
 pub struct Addresses {
     pub nats: String,
     pub http: String,
+    #[serde(default)]
+    pub prometheus: Option<String>,
     pub pid: u32,
 }
 

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -71,6 +71,91 @@ fn every_query_of_every_panel_names_metrics_that_exist() {
     }
 }
 
+/// What Grafana's linter asks of a dashboard, but for a filter by `instance`: the figures of a fleet come from whichever
+/// coordinator leads, so that filter would hide them after a takeover.
+#[test]
+fn dashboards_keep_the_linters_rules() {
+    let metrics: BTreeMap<String, &str> =
+        Metrics::default().described().into_iter().map(|metric| (metric.name, metric.kind)).collect();
+    for (name, dashboard) in dashboards() {
+        assert!(dashboard["schemaVersion"].as_u64() >= Some(41), "{name}");
+        assert_eq!(dashboard["editable"], false, "{name}: it is provisioned");
+        let others: Vec<&str> =
+            dashboard["links"].as_array().unwrap().iter().filter_map(|link| link["url"].as_str()).collect();
+        for other in ["fleet", "batches", "engine", "reliability"].into_iter().filter(|other| *other != name)
+        {
+            assert!(
+                others.contains(&format!("/d/ternfleet-{other}").as_str()),
+                "{name} has no link to {other}"
+            );
+        }
+        let variables = dashboard["templating"]["list"].as_array().unwrap();
+        let variable = |wanted: &str| variables.iter().find(|v| v["name"] == wanted).unwrap();
+        assert_eq!(variable("datasource")["type"], "datasource", "{name}");
+        assert_eq!(variable("datasource")["label"], "Data source", "{name}");
+        for one in variables.iter().filter(|v| v["type"] == "query") {
+            assert_eq!(
+                (&one["multi"], &one["includeAll"], &one["refresh"]),
+                (&true.into(), &true.into(), &2.into())
+            );
+            assert_eq!(one["allValue"], ".+", "{name}: {one}");
+        }
+        variable("job");
+        for panel in dashboard["panels"].as_array().unwrap() {
+            let title = &panel["title"];
+            let steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"].as_array().unwrap();
+            assert!(steps[0]["value"].is_null() && steps[0]["color"].is_string(), "{name}: {title}");
+            for query in panel["targets"].as_array().unwrap().iter().filter_map(|t| t["expr"].as_str()) {
+                for (at, metric) in query.match_indices("ternfleet_") {
+                    let series: String =
+                        query[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                    let after = &query[at + series.len()..];
+                    assert!(
+                        after.starts_with("{job=~\"$job\""),
+                        "{name}: {title}: {metric} of any job in {query}"
+                    );
+                    let counts = metrics.get(&series).is_none_or(|kind| *kind == "counter");
+                    let before = &query[..at];
+                    let inside = ["rate(", "increase("].iter().any(|call| before.ends_with(call));
+                    assert!(
+                        !counts || inside,
+                        "{name}: {title}: the counter {series} is shown raw in {query}"
+                    );
+                }
+                let fixed = query.split('[').skip(1).any(|range| !range.starts_with("$__"));
+                assert!(!fixed, "{name}: {title}: a range that does not follow the screen in {query}");
+            }
+        }
+    }
+}
+
+#[test]
+fn panels_lie_side_by_side() {
+    for (name, dashboard) in dashboards() {
+        let mut taken = BTreeSet::new();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            let place = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+            assert!(place("x") + place("w") <= 24, "{name}: {} sticks out", panel["title"]);
+            for x in place("x")..place("x") + place("w") {
+                for y in place("y")..place("y") + place("h") {
+                    assert!(taken.insert((x, y)), "{name}: {} lies on another", panel["title"]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_a_test() {
+    let tests = read("dashboards/rules/tests/alerts.yml");
+    let rules = read("dashboards/rules/alerts.yml");
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() >= 12);
+    for alert in alerts {
+        assert!(tests.contains(&format!("alertname: {alert}")), "{alert} has no test of promtool");
+    }
+}
+
 #[test]
 fn every_panel_says_its_question_unit_and_source() {
     for (name, dashboard) in dashboards() {
@@ -118,12 +203,22 @@ fn rules_name_metrics_that_exist_and_alerts_link_to_the_runbook() {
 #[test]
 fn the_table_of_metrics_in_the_docs_is_the_one_in_the_code() {
     let mut page = String::from(
-        "# Metrics\n\nWhat `/metrics` of a coordinator exposes; this page is made from the code. Labels have closed sets of \
-         values, but for `pod`, `class` and `batch`, which name what is live.\n\n| name | kind | labels | help |\n|---|---|---|---|\n",
+        "# Metrics\n\nThis page is made from the code. Labels have closed sets of values, but for `pod`, `class` and `batch`, which \
+         name what is live. Every series without one of those three is there from the start, at zero.\n\n## Coordinator\n\nWhat \
+         `/metrics` of a coordinator exposes. Rented pods sit behind NAT, so every worker's figures are here as well, as `ternfleet_pod_…`, \
+         out of its heartbeats. A standby exposes the same names; its `ternfleet_leader` is 0, and it shows no pods and no batches.\n\n\
+         | name | kind | labels | help |\n|---|---|---|---|\n",
     );
     for metric in Metrics::default().described() {
         let labels = metric.labels.join(", ");
         page.push_str(&format!("| `{}` | {} | {labels} | {} |\n", metric.name, metric.kind, metric.help));
+    }
+    page.push_str(
+        "\n## Worker\n\nWhat `/metrics` of a worker exposes where it can be reached (`--http`), with histograms of its steps that are \
+         too much for a heartbeat.\n\n| name | kind | help |\n|---|---|---|\n",
+    );
+    for (name, kind, help) in ternfleet_worker::metrics::Metrics::new().table() {
+        page.push_str(&format!("| `{name}` | {kind} | {help} |\n"));
     }
     let path = root().join("docs/metrics.md");
     if std::env::var_os("TERNFLEET_BLESS").is_some() {

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
+#[path = "e2e_up/prometheus.rs"]
+mod prometheus;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

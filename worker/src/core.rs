@@ -82,6 +82,7 @@ pub struct Core {
     prefill_rate: Rate,
     /// Prompt positions computed since the start, by all jobs.
     prefilled: u64,
+    busy: Duration,
     heartbeat_at: Option<TimeMs>,
     drain_until: Option<TimeMs>,
     exited: bool,
@@ -131,6 +132,7 @@ impl Core {
             answered_order: VecDeque::new(),
             counters: WorkerCounters::default(),
             prefilled: 0,
+            busy: Duration::ZERO,
             heartbeat_at: None,
             drain_until: None,
             exited: false,

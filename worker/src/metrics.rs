@@ -386,6 +386,9 @@ impl Metrics {
             head_fallbacks,
             busy_ms,
             throttled_ms: _,
+            // The histogram of batch sizes shows these.
+            steps: _,
+            step_sequences: _,
         } = core.counters();
         raise(&self.tokens.with_label_values(&["prefill"]), prefill_tokens);
         raise(&self.tokens.with_label_values(&["decode"]), decode_tokens);

@@ -36,6 +36,9 @@ pub(crate) struct Up {
     /// Jobs that a worker runs at once
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
+    /// Also run Prometheus, which must be installed, with the alerts and recording rules that ship
+    #[arg(long)]
+    prometheus: bool,
 }
 
 impl Up {
@@ -51,10 +54,14 @@ impl Up {
             prices_usd_per_hour: self.price_usd_per_hour,
             threads: self.threads,
             slots: self.slots,
+            prometheus: self.prometheus,
         };
         let fleet = local::run(plan, |addresses, dir| {
             say(&format!("nats     {}", addresses.nats))?;
             say(&format!("http     {}", addresses.http))?;
+            if let Some(prometheus) = &addresses.prometheus {
+                say(&format!("metrics  {prometheus} (alerts: {prometheus}/alerts)"))?;
+            }
             say(&format!("data     {}", dir.root().display()))?;
             say(&format!("workers  {workers}, running {}", model.display()))?;
             say("ready; Ctrl-C drains and ends")

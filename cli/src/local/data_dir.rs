@@ -17,6 +17,8 @@ const LOG_BYTES_MAX: u64 = 16 << 20;
 pub(crate) struct Addresses {
     pub(crate) nats: String,
     pub(crate) http: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) prometheus: Option<String>,
     /// Of `ternfleet up`.
     pub(crate) pid: u32,
 }
@@ -153,8 +155,8 @@ mod tests {
     #[test]
     fn addresses_of_a_killed_fleet_are_forgotten_at_the_next_start() {
         let folder = tempfile::tempdir().unwrap();
-        let addresses =
-            Addresses { nats: "nats://127.0.0.1:1".into(), http: "http://127.0.0.1:2".into(), pid: 3 };
+        let (nats, http) = ("nats://127.0.0.1:1".into(), "http://127.0.0.1:2".into());
+        let addresses = Addresses { nats, http, prometheus: None, pid: 3 };
         let dir = DataDir::open(folder.path()).unwrap();
         dir.write_addresses(&addresses).unwrap();
         assert_eq!(dir.read::<Addresses>("addresses.json"), Some(addresses));

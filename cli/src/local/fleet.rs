@@ -15,6 +15,7 @@ use ternfleet_proto::message::WorkerState;
 use super::data_dir::{Addresses, DataDir};
 use super::keeper::{Keeper, News, Part};
 use super::ports::Ports;
+use super::prometheus::Prometheus;
 use super::{nats_server, probe, shares};
 use crate::args::Connection;
 use crate::client::Fleet;
@@ -46,6 +47,8 @@ pub(crate) struct Plan {
     /// Threads of each worker; empty divides the machine. The last one holds for the rest.
     pub(crate) threads: Vec<usize>,
     pub(crate) slots: Option<u32>,
+    /// Run a Prometheus beside the fleet.
+    pub(crate) prometheus: bool,
 }
 
 /// Runs the fleet until a signal asks for its end; `ready` is called with its addresses once it can take work.
@@ -56,6 +59,7 @@ pub(crate) async fn run(
     let stops = Stops::listen()?;
     let dir = Rc::new(DataDir::open(&plan.dir)?);
     let program = nats_server::find()?;
+    let prometheus = plan.prometheus.then(Prometheus::find).transpose()?;
     let ports = Rc::new(Ports::choose(&dir, plan.nats_port, plan.http_port)?);
     let (sender, news) = mpsc::unbounded_channel();
     let mut running = Running {
@@ -67,7 +71,7 @@ pub(crate) async fn run(
         pids: BTreeMap::new(),
         deaths: Some(BTreeMap::new()),
     };
-    let outcome = running.go(&plan, program, ports, ready).await;
+    let outcome = running.go(&plan, program, prometheus, ports, ready).await;
     running.dir.forget_addresses();
     running.end().await;
     outcome
@@ -90,6 +94,7 @@ impl Running {
         &mut self,
         plan: &Plan,
         program: PathBuf,
+        prometheus: Option<Prometheus>,
         ports: Rc<Ports>,
         ready: impl FnOnce(&Addresses, &DataDir) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
@@ -118,9 +123,16 @@ impl Running {
         }
         ports.http.fix();
         ports.remember(&self.dir)?;
+        let mut addresses = addresses(&ports);
+        if let Some(prometheus) = prometheus {
+            addresses.prometheus = Some(prometheus.address());
+            self.start(prometheus.part(&self.dir, ports.http.number()));
+            if self.until(answers_ready(prometheus.port)).await?.is_none() {
+                return Ok(());
+            }
+        }
         self.deaths = None;
 
-        let addresses = addresses(&ports);
         self.dir.write_addresses(&addresses)?;
         ready(&addresses, &self.dir)?;
         self.until(std::future::pending::<()>()).await?;
@@ -199,6 +211,7 @@ fn addresses(ports: &Ports) -> Addresses {
     Addresses {
         nats: format!("nats://127.0.0.1:{}", ports.nats.number()),
         http: format!("http://127.0.0.1:{}", ports.http.number()),
+        prometheus: None,
         pid: std::process::id(),
     }
 }
@@ -230,6 +243,13 @@ async fn all_ready(ports: Rc<Ports>, workers: usize) {
             said = true;
             eprintln!("still starting: {seen} of {workers} workers are ready; logs are in the data folder");
         }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Resolves when Prometheus has its rules and its old data loaded.
+async fn answers_ready(port: u16) {
+    while probe::http_status(port, "/-/ready").await != Some(200) {
         tokio::time::sleep(POLL).await;
     }
 }

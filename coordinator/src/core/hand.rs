@@ -298,6 +298,8 @@ impl Core {
                 load.held_jobs += 1;
                 load.held_tokens += u64::from(job.tokens);
                 let cost = cost_of(job.tokens, snapshot.kappa(place));
+                let least = cost_of(job.tokens, snapshot.kappa_min(job.kind));
+                self.counts.regret_usd_micro += (cost - least).0.max(0) as u64;
                 if let Some(batch) = self.batches.get_mut(&job.job.batch) {
                     batch.release(job.tokens, job.cost);
                     batch.commit(job.tokens, cost);

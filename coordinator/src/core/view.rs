@@ -2,7 +2,7 @@
 
 use ternfleet_proto::message::{BatchState, BatchView, PodView};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
-use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
+use ternfleet_proto::{BatchId, Lane, TenantId, TimeMs, UsdMicro};
 
 use super::batch::Batch;
 use super::event::BatchSlot;
@@ -16,6 +16,8 @@ pub struct Gauges {
     pub batches_active: u64,
     pub jobs_waiting: u64,
     pub jobs_in_flight: u64,
+    /// Lines without a worker, unread ones included, by lane.
+    pub queues: [QueueLevel; 2],
     pub text_bytes: u64,
     pub tokens_in_flight: u64,
     /// Live, quiet, lost.
@@ -25,11 +27,39 @@ pub struct Gauges {
     pub fleet_rate_tok_s: f64,
     pub fleet_usd_micro_per_hour: UsdMicro,
     pub fleet_usd_micro_per_million: Option<UsdMicro>,
+    /// The least that a million tokens costs on any pod here, at its measured speed.
+    pub least_usd_micro_per_million: Option<UsdMicro>,
     pub billed: UsdMicro,
     pub attributed: UsdMicro,
+    /// Neither attributed, nor boot, nor drain.
     pub idle: UsdMicro,
+    pub boot: UsdMicro,
+    pub drain: UsdMicro,
     pub hosts_quarantined: u64,
     pub results_read_to: u64,
+}
+
+/// What waits in one lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct QueueLevel {
+    pub jobs: u64,
+    /// Reckoned by the mean of the answered jobs.
+    pub tokens: u64,
+    /// When the batch of the oldest one was accepted.
+    pub oldest: Option<TimeMs>,
+}
+
+impl QueueLevel {
+    fn add(&mut self, batch: &Batch, mean_job_tokens: f64) {
+        let waiting = batch.jobs_total().saturating_sub(batch.answered() + batch.in_flight);
+        if waiting == 0 {
+            return;
+        }
+        self.jobs += u64::from(waiting);
+        self.tokens += (f64::from(waiting) * mean_job_tokens) as u64;
+        let since = batch.record.created_at;
+        self.oldest = Some(self.oldest.map_or(since, |oldest| oldest.min(since)));
+    }
 }
 
 impl Batch {
@@ -163,6 +193,8 @@ impl Core {
             gauges.jobs_waiting += batch.waiting() as u64;
             gauges.jobs_in_flight += u64::from(batch.in_flight);
             gauges.tokens_in_flight += batch.committed_tokens;
+            let lane = if batch.record.single { Lane::Interactive } else { Lane::Batch };
+            gauges.queues[lane as usize].add(batch, self.mean_job_tokens);
         }
         for worker in self.fleet.workers.values() {
             let place = match worker.liveness {
@@ -178,6 +210,11 @@ impl Core {
             }
         }
         for pod in self.fleet.pods.values() {
+            let workers = pod.workers.iter().filter_map(|slot| self.fleet.get(*slot));
+            let rate = workers.map(|worker| worker.rate.mean_tok_s()).sum();
+            let price = usd_micro_per_million_tokens(pod.bill.price(), rate);
+            let least = gauges.least_usd_micro_per_million;
+            gauges.least_usd_micro_per_million = least.into_iter().chain(price).min();
             gauges.fleet_usd_micro_per_hour += pod.bill.price();
             gauges.billed += pod.bill.billed;
             gauges.attributed += pod.bill.attributed;

@@ -25,6 +25,9 @@ pub struct Heartbeat {
     pub slots_in_use: u32,
     pub kv_pages: u32,
     pub kv_pages_free: u32,
+    /// Age of the oldest output that no checkpoint holds.
+    #[serde(default)]
+    pub checkpoint_age_ms: u64,
     pub threads: u32,
     pub isa: String,
     /// Calibration at start: tokens per second, all sequences together, by batch size.
@@ -83,6 +86,9 @@ pub struct WorkerCounters {
     pub head_fallbacks: u64,
     pub busy_ms: u64,
     pub throttled_ms: u64,
+    /// Forward steps, and the sequences that took part in them: their quotient is the mean batch size.
+    pub steps: u64,
+    pub step_sequences: u64,
 }
 
 /// From the coordinator to one worker (`tf.fleet.control.<worker>`) or to all (`tf.fleet.control.all`).

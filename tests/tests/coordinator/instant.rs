@@ -128,6 +128,7 @@ async fn beat(bus: Arc<dyn Bus>, id: WorkerId, manner: Manner, shared: Arc<Share
             slots_in_use: shared.running.load(Ordering::Relaxed).min(manner.slots),
             kv_pages: 0,
             kv_pages_free: 0,
+            checkpoint_age_ms: 0,
             threads: 1,
             isa: "scalar".to_owned(),
             calibration: vec![RatePoint { batch: 1, tok_s: manner.rate_tok_s }],

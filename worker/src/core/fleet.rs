@@ -48,6 +48,7 @@ impl Core {
         beat.slots_in_use = self.slots_in_use() as u32;
         beat.kv_pages = self.config.kv_pages as u32;
         beat.kv_pages_free = self.pages_free() as u32;
+        beat.checkpoint_age_ms = self.checkpoint_age(now).as_millis() as u64;
         beat.prefill_tok_s = self.prefill_rate.mean();
         beat.decode_tok_s = self.decode_rate.mean();
         beat.counters = self.counters;

@@ -199,7 +199,11 @@ impl Core {
         self.counters.decode_tokens += steps.decode_tokens;
         self.counters.head_fallbacks += steps.head.full;
         self.counters.prefix_cache_hits += steps.prefix_cache_hits;
-        self.counters.busy_ms += steps.busy.as_millis() as u64;
+        self.counters.steps += u64::from(steps.steps);
+        self.counters.step_sequences += steps.sequences;
+        // Summed before it is cut to milliseconds: a small model's steps take less than one.
+        self.busy += steps.busy;
+        self.counters.busy_ms = self.busy.as_millis() as u64;
         // Steps that prefill say little about decoding, and the other way round.
         if steps.decode_tokens >= steps.prefill_tokens {
             self.decode_rate.observe(steps.decode_tokens, steps.busy);

@@ -27,6 +27,7 @@ pub(super) fn config(options: &Options, model: &LoadedModel) -> (Config, Identit
         slots_in_use: 0,
         kv_pages: model.kv_pages as u32,
         kv_pages_free: model.kv_pages as u32,
+        checkpoint_age_ms: 0,
         threads: model.threads as u32,
         isa: model.isa.clone(),
         calibration: model.calibration.decode.clone(),

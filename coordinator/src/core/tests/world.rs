@@ -308,6 +308,7 @@ impl World {
             slots_in_use: worker.running.len() as u32,
             kv_pages: 0,
             kv_pages_free: 0,
+            checkpoint_age_ms: 0,
             threads: 1,
             isa: "scalar".to_owned(),
             calibration: Vec::new(),

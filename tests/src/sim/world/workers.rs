@@ -134,6 +134,7 @@ impl World {
             slots_in_use: 0,
             kv_pages: 64,
             kv_pages_free: 64,
+            checkpoint_age_ms: 0,
             threads: 1,
             isa: "simulated".into(),
             calibration: Vec::new(),

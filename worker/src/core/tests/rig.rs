@@ -32,6 +32,7 @@ pub(super) fn profile() -> Heartbeat {
         slots_in_use: 0,
         kv_pages: 32,
         kv_pages_free: 32,
+        checkpoint_age_ms: 0,
         threads: 1,
         isa: "scalar".to_owned(),
         calibration: Vec::new(),

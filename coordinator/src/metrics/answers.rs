@@ -1,7 +1,7 @@
-//! How long answers took, as histograms, from what workers measured.
+//! Answers as they come in: how long they took, as histograms, from what workers measured; how many attempts; why they failed.
 
-use prometheus::Histogram;
-use ternfleet_proto::message::{JobResult, Outcome};
+use prometheus::{CounterVec, Histogram};
+use ternfleet_proto::message::{FailureCode, JobResult, Outcome};
 
 use super::Maker;
 
@@ -11,17 +11,51 @@ const SECONDS: [f64; 17] =
 /// A token takes a millisecond in a wide batch and half a second on a slow pod.
 const TOKEN_SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 
-pub(super) struct Timings {
+/// A job is poison after five.
+const ATTEMPTS: [f64; 5] = [1.0, 2.0, 3.0, 4.0, 5.0];
+
+fn code(failure: FailureCode) -> &'static str {
+    match failure {
+        FailureCode::InvalidRequest => "invalid_request",
+        FailureCode::PromptTooLong => "prompt_too_long",
+        FailureCode::ModelNotFound => "model_not_found",
+        FailureCode::BatchExpired => "batch_expired",
+        FailureCode::BatchCancelled => "batch_cancelled",
+        FailureCode::Poison => "poison",
+        FailureCode::WorkerFault => "worker_fault",
+    }
+}
+
+const FAILURES: [FailureCode; 7] = [
+    FailureCode::InvalidRequest,
+    FailureCode::PromptTooLong,
+    FailureCode::ModelNotFound,
+    FailureCode::BatchExpired,
+    FailureCode::BatchCancelled,
+    FailureCode::Poison,
+    FailureCode::WorkerFault,
+];
+
+pub(super) struct AnswerSeries {
+    failed: CounterVec,
+    attempts: Histogram,
     queue_wait: Histogram,
     first_token: Histogram,
     between_tokens: Histogram,
     duration: Histogram,
 }
 
-impl Timings {
+impl AnswerSeries {
     pub(super) fn new(maker: &Maker) -> Self {
         let histogram = |name: &str, help: &str, buckets: &[f64]| maker.histogram(name, help, buckets);
         Self {
+            failed: maker.counters(
+                "answers_failed_total",
+                "Error answers by reason, as they are stored; a worker's fault ends an attempt, not the job.",
+                "code",
+                &FAILURES.map(code),
+            ),
+            attempts: histogram("job_attempts", "Attempts that an answered job took.", &ATTEMPTS),
             queue_wait: histogram(
                 "job_queue_wait_seconds",
                 "Time from a worker's pull to the job's admission to its batch.",
@@ -46,9 +80,11 @@ impl Timings {
     }
 
     pub(super) fn observe(&self, result: &JobResult) {
-        if !matches!(result.outcome, Outcome::Text(_)) {
+        if let Outcome::Failed(failure) = &result.outcome {
+            self.failed.with_label_values(&[code(failure.code)]).inc();
             return;
         }
+        self.attempts.observe(f64::from(result.attempt.0.max(1)));
         let seconds = |ms: u32| f64::from(ms) / 1000.0;
         let timing = &result.timing;
         self.queue_wait.observe(seconds(timing.queued_ms));
