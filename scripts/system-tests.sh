@@ -52,6 +52,12 @@ rule_tests=(dashboards/rules/tests/*.yml)
 # A test of its own binary would run with all others, Prometheus or not; so it is ignored there and asked for here.
 check "dashboards and rules on a real fleet and Prometheus" prometheus prometheus \
   "${CARGO:-cargo}" test --quiet --package ternfleet-tests --test e2e_up -- --ignored every_panel_and_every_rule
+# The feature brings crates of its own and is off in all other tests; so the program is built once more, with it.
+spans() {
+  "${CARGO:-cargo}" build --quiet --package ternfleet --features otlp &&
+    "${CARGO:-cargo}" test --quiet --package ternfleet-tests --test e2e_up -- --ignored spans_of_every_part
+}
+check "spans of every part reach a collector" bash bash spans
 
 echo "system tests: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]

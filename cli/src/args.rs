@@ -86,6 +86,15 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// The name under which its spans are exported.
+    pub(crate) fn service(&self) -> &'static str {
+        match self {
+            Command::Worker(_) => "ternfleet-worker",
+            Command::Coordinator(_) => "ternfleet-coordinator",
+            _ => "ternfleet",
+        }
+    }
+
     /// The log filter that suits the command: services tell what they do, tools keep quiet and report in their own words.
     pub(crate) fn log_default(&self) -> &'static str {
         match self {

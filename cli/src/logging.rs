@@ -1,24 +1,80 @@
-//! Logs go to standard error: `TERNFLEET_LOG` sets levels by module, as in `info,ternfleet_worker=debug`.
+//! Logs go to standard error: `TERNFLEET_LOG` sets levels by module, as in `info,ternfleet_worker=debug`. Spans go to a
+//! collector where that is built in and asked for ([`crate::otlp`]).
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// The environment variable with the levels.
 pub(crate) const LOG_VARIABLE: &str = "TERNFLEET_LOG";
 /// `json` writes one object a line, for machines.
 pub(crate) const FORMAT_VARIABLE: &str = "TERNFLEET_LOG_FORMAT";
+/// OpenTelemetry's own names for where spans go.
+const COLLECTOR_VARIABLES: [&str; 2] =
+    ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
-/// `default_filter` holds when nothing was asked for.
-pub(crate) fn init(default_filter: &str) {
+/// What must live as long as spans are made.
+#[cfg(feature = "otlp")]
+pub(crate) type Guard = Option<crate::otlp::Export>;
+#[cfg(not(feature = "otlp"))]
+pub(crate) type Guard = ();
+
+/// `default_filter` holds when nothing was asked for; `service` is the name under which spans go out.
+pub(crate) fn init(default_filter: &str, service: &'static str) -> Guard {
     let wanted = std::env::var(LOG_VARIABLE).unwrap_or_default();
     let filter = EnvFilter::try_new(&wanted).ok().filter(|_| !wanted.is_empty());
     let filter = filter.unwrap_or_else(|| EnvFilter::new(default_filter));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::env::var(FORMAT_VARIABLE).is_ok_and(|format| format == "json") {
-        log.json().init();
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = if std::env::var(FORMAT_VARIABLE).is_ok_and(|format| format == "json") {
+        log.json().with_span_list(false).boxed()
     } else {
-        log.with_ansi(colours(std::io::stderr().is_terminal())).init();
+        log.with_ansi(colours(std::io::stderr().is_terminal())).boxed()
+    };
+    let collector = COLLECTOR_VARIABLES
+        .iter()
+        .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+    start(log.with_filter(filter), collector, service)
+}
+
+#[cfg(feature = "otlp")]
+fn start<L>(log: L, collector: bool, service: &'static str) -> Guard
+where
+    L: Layer<tracing_subscriber::Registry> + Send + Sync,
+{
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    let registry = tracing_subscriber::registry().with(log);
+    match collector.then(|| crate::otlp::layer(service)) {
+        Some(Ok((spans, guard))) => {
+            // Ours alone, whatever the log is told to leave out.
+            let names = ["ternfleet", "ternfleet_coordinator", "ternfleet_worker", "ternfleet_proto"];
+            let ours = Targets::new().with_targets(names.map(|name| (name, LevelFilter::INFO)));
+            registry.with(spans.with_filter(ours)).init();
+            Some(guard)
+        }
+        Some(Err(error)) => {
+            registry.init();
+            tracing::error!(error = format!("{error:#}"), "spans are not exported");
+            None
+        }
+        None => {
+            registry.init();
+            None
+        }
+    }
+}
+
+#[cfg(not(feature = "otlp"))]
+fn start<L>(log: L, collector: bool, _service: &'static str) -> Guard
+where
+    L: Layer<tracing_subscriber::Registry> + Send + Sync,
+{
+    tracing_subscriber::registry().with(log).init();
+    if collector {
+        tracing::warn!(
+            "a collector is named for spans, and this program cannot export them: build it with --features otlp"
+        );
     }
 }
 

@@ -13,6 +13,8 @@ mod local;
 mod locate;
 mod logging;
 mod model_file;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod output;
 mod progress;
 mod report;
@@ -30,7 +32,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(usage) => return exit::usage(&usage),
     };
-    logging::init(arguments.command.log_default());
+    let _sends_spans = logging::init(arguments.command.log_default(), arguments.command.service());
     exit::code(run(arguments.command))
 }
 

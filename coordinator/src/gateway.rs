@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -25,6 +25,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use ternfleet_proto::message::Reply;
 use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::trace::{self, TraceContext};
 use ternfleet_proto::{Bus, codec};
 
 pub use auth::{KeyFileError, Keys};
@@ -190,6 +191,12 @@ async fn name_request(request: Request, next: Next) -> Response {
 fn parse_body<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
     serde_json::from_slice(body)
         .map_err(|e| ApiError::invalid(format!("The body is not what is expected: {e}")))
+}
+
+/// The caller's trace context; what is none is passed over, as the standard asks.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let sent = headers.get(trace::HEADER)?.to_str().ok();
+    Some(TraceContext::of(sent)?.to_string())
 }
 
 /// `prefix` and 96 random bits in hexadecimal.

@@ -11,6 +11,7 @@ mod lines;
 mod perform;
 mod reader;
 mod setup;
+mod spans;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -133,6 +134,7 @@ async fn serve_once(
         api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone()),
         ground,
         recent,
+        diary: spans::Diary::default(),
         inbox: inbox.clone(),
         metrics: Arc::clone(metrics),
         core,
@@ -224,6 +226,7 @@ struct Service {
     ground: setup::Ground,
     api: Api,
     recent: Recent,
+    diary: spans::Diary,
     inbox: mpsc::Sender<Input>,
     metrics: Arc<Metrics>,
     core: Core,
@@ -349,7 +352,10 @@ impl Service {
             }
             Action::Write { batch } => self.write(batch),
             Action::Record(record) => self.book(books::Entry::Record(record)),
-            Action::Audit(kind) => self.book(books::Entry::Audit(now, kind)),
+            Action::Audit(kind) => {
+                self.diary.note(&kind, &self.core);
+                self.book(books::Entry::Audit(now, kind));
+            }
             Action::Announce { key, sequence } => self.announce(key, sequence),
             Action::ClearWork => {}
             action => {

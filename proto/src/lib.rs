@@ -15,6 +15,7 @@ pub mod nats;
 pub mod openai;
 pub mod table;
 pub mod tag;
+pub mod trace;
 
 pub use bus::{Bus, BusError};
 pub use id::{Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, WorkerId};

@@ -102,6 +102,7 @@ fn result(outcome: Outcome) -> JobResult {
         usage: Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() },
         timing: Timing { queued_ms: 1, first_token_ms: 2, total_ms: 3 },
         finished_at: TimeMs(1_700_000_000_123),
+        traceparent: None,
     }
 }
 
@@ -240,6 +241,7 @@ macro_rules! every_message {
             endpoint: Some(Endpoint::Completions),
             options: BatchOptions::default(),
             metadata: Default::default(),
+            traceparent: None,
         });
         with!(BatchList { tenant: tenant(), after: Some(batch_id()), limit: 20 });
         with!(BatchRef { tenant: tenant(), id: batch_id() });
@@ -257,7 +259,8 @@ macro_rules! every_message {
             batch: batch_id(),
             line: line(),
             generation: generation(),
-            deadline: TimeMs(4)
+            deadline: TimeMs(4),
+            traceparent: None,
         });
         with!(PodView {
             heartbeat: heartbeat(),

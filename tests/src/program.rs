@@ -138,7 +138,15 @@ impl LocalFleet {
     /// # Errors
     /// When it does not come up in time.
     pub fn start_in(dir: &Path, arguments: &[&str]) -> anyhow::Result<LocalFleet> {
-        let mut up = up_command(dir, arguments)?.spawn()?;
+        Self::start_by(&mut up_command(dir, arguments)?, dir)
+    }
+
+    /// Starts one by a command of [`up_command`] for `dir`.
+    ///
+    /// # Errors
+    /// When it does not come up in time.
+    pub fn start_by(command: &mut Command, dir: &Path) -> anyhow::Result<LocalFleet> {
+        let mut up = command.spawn()?;
         let began = Instant::now();
         loop {
             if let Ok(text) = std::fs::read(dir.join("addresses.json")) {

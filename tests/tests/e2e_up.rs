@@ -4,6 +4,8 @@
 
 #[path = "e2e_up/prometheus.rs"]
 mod prometheus;
+#[path = "e2e_up/trace.rs"]
+mod trace;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -7,6 +7,7 @@ mod dead_man;
 mod generations;
 mod perform;
 mod setup;
+mod spans;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,7 @@ use crate::{http, model};
 use dead_man::{DeadMan, Due};
 use generations::{Generations, Preparation};
 use perform::{Kitchen, Performer};
+use spans::Spans;
 
 const TICK: Duration = Duration::from_millis(100);
 /// What is still on its way when the core has ended may take this long.
@@ -73,6 +75,7 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
     let performer = Performer::new(bus.clone(), identity.worker.clone(), events, kitchen);
     let silence_max = (options.dead_man_ms > 0).then(|| Duration::from_millis(options.dead_man_ms));
     let shell = Shell {
+        spans: Spans::new(identity.worker.clone()),
         core: Core::new(config),
         generations: Generations::new(language),
         control: subscribe(&bus, &table::control(&identity.worker)).await?,
@@ -132,6 +135,7 @@ async fn subscribe(bus: &Arc<dyn Bus>, subject: &str) -> anyhow::Result<BusStrea
 
 struct Shell {
     core: Core,
+    spans: Spans,
     generations: Generations,
     performer: Performer,
     engine: EngineThread,
@@ -202,9 +206,10 @@ impl Shell {
                 Action::Exit => going_on = false,
                 Action::Note(note) => {
                     self.metrics.observe(&note);
-                    perform::log(&note);
+                    self.spans.note(&note);
                 }
                 Action::StartGeneration { slot, work, kept } => {
+                    self.spans.start(&work);
                     self.generations.prepare(slot);
                     self.performer.prepare(slot, work, kept);
                 }
@@ -212,6 +217,10 @@ impl Shell {
                     if let Some(event) = self.generations.cancel(slot, &self.engine) {
                         follow_ups.push(event);
                     }
+                }
+                Action::PublishResult { slot, mut result } => {
+                    self.spans.sign(&mut result);
+                    self.performer.perform(Action::PublishResult { slot, result });
                 }
                 other => self.performer.perform(other),
             }

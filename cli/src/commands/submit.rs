@@ -14,6 +14,7 @@ use tempfile::NamedTempFile;
 
 use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchView};
 use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::trace::TraceContext;
 use ternfleet_proto::{TimeMs, UsdMicro, openai};
 
 use crate::args::Connection;
@@ -22,6 +23,9 @@ use crate::output::{Target, WholeFile, say, say_json};
 use crate::progress::{Progress, state_name};
 use crate::stop::Stops;
 use crate::{exit, follow, span, stop};
+
+/// The environment variable in which programs that trace hand on their context.
+const TRACEPARENT: &str = "TRACEPARENT";
 
 #[derive(Debug, Args)]
 #[command(
@@ -148,6 +152,7 @@ impl Submit {
                 ..BatchOptions::default()
             },
             metadata: Default::default(),
+            traceparent: TraceContext::of(std::env::var(TRACEPARENT).ok().as_deref()).map(|c| c.to_string()),
         };
         fleet
             .ask(ApiVerb::BatchCreate, &question, Patience::Endless)

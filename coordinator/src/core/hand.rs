@@ -450,7 +450,7 @@ impl Core {
             tokens_estimate: drawn.tokens,
             line: task.line.clone(),
             input: task.input.clone(),
-            traceparent: None,
+            traceparent: batch.record.traceparent.clone(),
         };
         if batch.record.started_at.is_none() {
             batch.record.started_at = Some(now);

@@ -182,6 +182,7 @@ impl Core {
             totals: Totals::default(),
             single: true,
             leader: Default::default(),
+            traceparent: job.traceparent,
         };
         let task = Task {
             tokens_estimate: estimate::tokens(&job.generation),

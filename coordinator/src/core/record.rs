@@ -65,6 +65,9 @@ pub struct BatchRecord {
     /// Who wrote this: a later leader's record is never replaced by an earlier one's.
     #[serde(default)]
     pub leader: LeaderRevision,
+    /// W3C trace context of the creation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// What the shell finds out before a batch can be accepted.
@@ -86,7 +89,9 @@ pub fn batch_id(tenant: &TenantId, idempotency_key: &str) -> BatchId {
 
 /// Digest of everything a creation asks for.
 pub fn creation_digest(create: &BatchCreate) -> u64 {
-    let digest = blake3::hash(&ternfleet_proto::codec::encode(create));
+    // A repetition has a trace of its own.
+    let create = BatchCreate { traceparent: None, ..create.clone() };
+    let digest = blake3::hash(&ternfleet_proto::codec::encode(&create));
     let mut first = [0u8; 8];
     first.copy_from_slice(&digest.as_bytes()[..8]);
     u64::from_le_bytes(first)
@@ -122,6 +127,7 @@ impl BatchRecord {
             totals: Totals::default(),
             single: false,
             leader: LeaderRevision::default(),
+            traceparent: create.traceparent.clone(),
         }
     }
 

@@ -336,6 +336,7 @@ impl Core {
             usage: Usage::default(),
             timing: Timing::default(),
             finished_at: now,
+            traceparent: None,
         };
         actions.push(Action::Answer(Box::new(result)));
     }

@@ -98,6 +98,7 @@ pub(super) async fn create(
             webhook_url: own.webhook_url,
         },
         metadata: body.metadata.unwrap_or_default(),
+        traceparent: super::traceparent(&headers),
     };
     let view: BatchView = gateway.ask(ApiVerb::BatchCreate, &request).await?;
     Ok(Json(batch_object(&view)))

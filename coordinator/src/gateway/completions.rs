@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
@@ -32,20 +32,28 @@ const EVENTS_WAITING_MAX: usize = 256;
 pub(super) async fn completion(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
+    headers: HeaderMap,
     body: Bytes,
 ) -> ApiResult<Response> {
-    run(gateway, tenant, Endpoint::Completions, body).await
+    run(gateway, tenant, Endpoint::Completions, headers, body).await
 }
 
 pub(super) async fn chat(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
+    headers: HeaderMap,
     body: Bytes,
 ) -> ApiResult<Response> {
-    run(gateway, tenant, Endpoint::ChatCompletions, body).await
+    run(gateway, tenant, Endpoint::ChatCompletions, headers, body).await
 }
 
-async fn run(gateway: Gateway, tenant: TenantId, endpoint: Endpoint, body: Bytes) -> ApiResult<Response> {
+async fn run(
+    gateway: Gateway,
+    tenant: TenantId,
+    endpoint: Endpoint,
+    headers: HeaderMap,
+    body: Bytes,
+) -> ApiResult<Response> {
     let prefix = match endpoint {
         Endpoint::Completions => "cmpl-",
         Endpoint::ChatCompletions => "chatcmpl-",
@@ -66,6 +74,7 @@ async fn run(gateway: Gateway, tenant: TenantId, endpoint: Endpoint, body: Bytes
         line: single.line.clone(),
         generation: single.generation.clone(),
         deadline: TimeMs::now().plus(patience),
+        traceparent: super::traceparent(&headers),
     };
     gateway.ask::<_, ()>(ApiVerb::JobCreate, &create).await?;
     let waiting = Waiting {

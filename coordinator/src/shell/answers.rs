@@ -73,6 +73,7 @@ pub(crate) async fn follow(
                                 Ok(result) => {
                                     recent.keep(message.sequence, message.payload);
                                     if told {
+                                        super::spans::answered(&result);
                                         metrics.answered(&result);
                                     }
                                     let answer = Box::new(Answer::from(&result));

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::Input;
 use super::answers::{Committed, Recent};
-use super::setup;
+use super::{setup, spans};
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
 
 const PAGE_LINES_MAX: u32 = 1000;
@@ -135,8 +135,9 @@ impl Api {
                 self.answer(reply, &Ok(core.pod_views()));
                 Vec::new()
             }
-            ApiVerb::JobCreate => self.with(&payload, reply, |api, job: JobCreate, reply| {
+            ApiVerb::JobCreate => self.with(&payload, reply, |api, mut job: JobCreate, reply| {
                 api.answer(reply, &Ok(()));
+                spans::accepted(&job.batch, &mut job.traceparent);
                 vec![Event::JobCreated(Box::new(job))]
             }),
         }
@@ -227,7 +228,8 @@ impl Api {
             Ok(ground) => ground,
             Err(refused) => return self.answer::<()>(reply, &Err(refused)),
         };
-        let record = BatchRecord::new(now, &create, ground);
+        let mut record = BatchRecord::new(now, &create, ground);
+        spans::accepted(&record.id, &mut record.traceparent);
         let (bus, inbox) = (Arc::clone(&self.bus), self.inbox.clone());
         tokio::spawn(async move {
             let answer =

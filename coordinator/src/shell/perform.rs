@@ -7,11 +7,12 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use ternfleet_proto::bus::{Bus, BusError, Publish};
 use ternfleet_proto::message::{Checkpoint, Control, DeadJob};
-use ternfleet_proto::{Lane, LeaderRevision, TimeMs, WorkerId, codec, table};
+use ternfleet_proto::{Epoch, Lane, LeaderRevision, TimeMs, WorkerId, codec, table, trace};
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
-use super::Input;
-use crate::core::{Action, Event, HandOut, Trace};
+use super::{Input, spans};
+use crate::core::{Action, Event, HandOut, JobRef, Trace};
 
 /// Operations on their way at a time.
 const IN_FLIGHT_MAX: usize = 4096;
@@ -140,12 +141,25 @@ async fn sweep(bus: &Arc<dyn Bus>, shard: u16, workers: &[WorkerId]) {
 
 /// The same message id for every attempt: a hand-over that was stored unheard is not stored twice.
 async fn hand_over(bus: &Arc<dyn Bus>, hand: HandOut) -> Event {
-    let HandOut { job, shard, worker, work } = hand;
+    let HandOut { job, shard, worker, mut work } = hand;
+    let span = spans::hand_over(&mut work, &worker);
     let subject = table::work(shard, &worker, work.lane);
-    let how =
-        Publish { message_id: Some(table::work_message_id(&work.job, work.epoch)), ..Publish::default() };
+    let message_id = Some(table::work_message_id(&work.job, work.epoch));
+    let how = Publish { message_id, headers: trace::header(work.traceparent.as_deref()), ..Publish::default() };
     let epoch = work.epoch;
     let payload = codec::encode(&work);
+    let bus = Arc::clone(bus);
+    store_hand_over(bus, job, epoch, subject, payload, how).instrument(span).await
+}
+
+async fn store_hand_over(
+    bus: Arc<dyn Bus>,
+    job: JobRef,
+    epoch: Epoch,
+    subject: String,
+    payload: bytes::Bytes,
+    how: Publish,
+) -> Event {
     for attempt in 0..HAND_ATTEMPTS {
         let stored = match bus.enqueue(&subject, payload.clone(), how.clone()).await {
             Ok(ack) => ack.await,

@@ -54,6 +54,9 @@ pub struct BatchCreate {
     /// Caller's own pairs, returned unread.
     #[serde(default)]
     pub metadata: std::collections::BTreeMap<String, String>,
+    /// W3C trace context, when the caller is traced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -201,6 +204,9 @@ pub struct JobCreate {
     pub line: Line,
     pub generation: Generation,
     pub deadline: TimeMs,
+    /// W3C trace context, when the caller is traced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// `tf.api.pods`.

@@ -158,6 +158,9 @@ pub struct JobResult {
     pub usage: Usage,
     pub timing: Timing,
     pub finished_at: TimeMs,
+    /// W3C trace context of the attempt that made it, when the caller is traced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

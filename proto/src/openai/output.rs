@@ -182,6 +182,7 @@ mod tests {
             usage: Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() },
             timing: Timing::default(),
             finished_at: TimeMs(1_700_000_000_999),
+            traceparent: None,
         }
     }
 

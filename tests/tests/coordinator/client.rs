@@ -58,6 +58,7 @@ impl Client {
             endpoint: None,
             options,
             metadata: Default::default(),
+            traceparent: None,
         }
     }
 

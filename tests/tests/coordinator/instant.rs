@@ -258,5 +258,6 @@ fn answer(id: &WorkerId, work: &Work) -> JobResult {
         usage: Usage { prompt_tokens: 5, completion_tokens: 10, ..Usage::default() },
         timing: Timing::default(),
         finished_at: TimeMs::now(),
+        traceparent: None,
     }
 }

@@ -232,6 +232,7 @@ impl Slot {
                 total_ms: span(self.pulled_at, now),
             },
             finished_at: now,
+            traceparent: self.work.traceparent.clone(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ternfleet_proto::bus::{Bus, BusError, Delivery, Publish};
 use ternfleet_proto::message::{Checkpoint, Generation, Input, JobResult, Work};
-use ternfleet_proto::{Lane, WorkerId, codec, table};
+use ternfleet_proto::{Lane, WorkerId, codec, table, trace};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -117,12 +117,13 @@ impl Performer {
             }),
             Action::WriteCheckpoint { slot, checkpoint, expect } => self.answering(move |bus| async move {
                 let subject = table::checkpoint(&checkpoint.job);
-                let outcome = publish(&*bus, &subject, codec::encode(&*checkpoint), expect).await;
+                let outcome = publish(&*bus, &subject, codec::encode(&*checkpoint), expect, None).await;
                 Event::CheckpointWritten { slot, outcome }
             }),
             Action::PublishResult { slot, result } => self.answering(move |bus| async move {
                 let subject = table::result(&result.tenant, &result.job, &result.worker);
-                let outcome = publish(&*bus, &subject, codec::encode(&*result), 0).await;
+                let cause = result.traceparent.as_deref();
+                let outcome = publish(&*bus, &subject, codec::encode(&*result), 0, cause).await;
                 Event::ResultWritten { slot, outcome }
             }),
             Action::ReadResult { slot, tenant, job } => {
@@ -205,13 +206,20 @@ async fn send_in_order(bus: Arc<dyn Bus>, mut outbox: mpsc::Receiver<(String, By
     }
 }
 
-async fn publish(bus: &dyn Bus, subject: &str, payload: Bytes, expect: u64) -> Write {
+async fn publish(
+    bus: &dyn Bus,
+    subject: &str,
+    payload: Bytes,
+    expect: u64,
+    traceparent: Option<&str>,
+) -> Write {
     let (bytes, max_bytes) = (payload.len(), bus.server().max_payload_bytes);
     // Headers and subject take their share.
     if bytes + 1024 > max_bytes {
         return Write::TooLarge { bytes, max_bytes };
     }
-    let how = Publish { expect_last_on_subject: Some(expect), ..Publish::default() };
+    let headers = trace::header(traceparent);
+    let how = Publish { expect_last_on_subject: Some(expect), headers, ..Publish::default() };
     match bus.publish(subject, payload, how).await {
         Ok(stored) => Write::Stored(stored.sequence),
         Err(BusError::WrongLastSequence) => Write::Conflict,

@@ -162,6 +162,7 @@ impl World {
             endpoint: None,
             options,
             metadata: BTreeMap::new(),
+            traceparent: None,
         };
         let ground = Ground {
             input_bytes: content.len() as u64 * 100,

@@ -150,6 +150,7 @@ impl World {
                 ..BatchOptions::default()
             },
             metadata: Default::default(),
+            traceparent: None,
         };
         let results_after = self.net.stream_facts(table::RESULTS).map_or(0, |facts| facts.last_sequence);
         let ground = Ground {

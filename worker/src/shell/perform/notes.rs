@@ -8,16 +8,14 @@ use crate::core::Note;
 pub(in crate::shell) fn log(note: &Note) {
     match note {
         Note::Answered(result) => {
-            let (batch, index) = (&result.job.batch, result.job.index);
-            let (attempt, usage, ms) = (result.attempt.0, result.usage, result.timing.total_ms);
+            let (usage, ms) = (result.usage, result.timing.total_ms);
             let outcome = match &result.outcome {
                 Outcome::Text(_) => "done".to_owned(),
                 Outcome::Failed(failure) => format!("failed: {}", failure.message),
             };
-            tracing::info!(
-                %batch, index, attempt, worker = %result.worker, prompt_tokens = usage.prompt_tokens,
-                completion_tokens = usage.completion_tokens, ms, outcome, "job"
-            );
+            let (prompt_tokens, completion_tokens) = (usage.prompt_tokens, usage.completion_tokens);
+            // The span around it says which job, of whom, for the how-manieth time.
+            tracing::info!(target: "ternfleet_worker", prompt_tokens, completion_tokens, ms, "{outcome}");
         }
         Note::Duplicate { job, diverges: true } => {
             tracing::error!(%job, "DIVERGENCE: a stored answer differs from the one computed now");
