@@ -357,7 +357,8 @@ impl Metrics {
         let now = TimeMs::now();
         let levels = core.gauges();
         self.set_levels(now, &levels);
-        let cost = [levels.attributed, levels.boot, levels.idle, levels.drain];
+        let idle = levels.idle - levels.boot - levels.drain;
+        let cost = [levels.attributed, levels.boot, idle, levels.drain];
         for ((name, now), before) in USES.into_iter().zip(cost).zip(std::mem::replace(&mut last.cost, cost)) {
             let more = if now < before { now } else { now - before };
             self.cost.with_label_values(&[name]).inc_by(more.dollars());

@@ -31,8 +31,8 @@ pub struct Gauges {
     pub least_usd_micro_per_million: Option<UsdMicro>,
     pub billed: UsdMicro,
     pub attributed: UsdMicro,
-    /// Neither attributed, nor boot, nor drain.
     pub idle: UsdMicro,
+    /// Of `idle`: before a rented pod's first worker was heard of, and after the pod was told to end.
     pub boot: UsdMicro,
     pub drain: UsdMicro,
     pub hosts_quarantined: u64,
