@@ -30,7 +30,7 @@ submit() { "$program" submit - --detach --nats "$nats" "$@"; }
 sleep 20
 prompts 4000 150 | submit --name tales --budget 1 --deadline 20m
 sleep 35
-{ prompts 800 60; yes '{"promt": "no such field"}' | head -n 9; } | submit --name short --budget 0.02 --deadline 4m
+{ prompts 800 60; for _ in $(seq 9); do echo '{"promt": "no such field"}'; done; } | submit --name short --budget 0.02 --deadline 4m
 for _ in $(seq 15); do
   curl -sS -o "$dir/chat.json" "$http/v1/completions" -H 'Content-Type: application/json' \
     -d '{"prompt": "A fox and a crow", "max_tokens": 40}'
@@ -39,7 +39,7 @@ done
 kill -9 "$(field processes.json worker-2)"
 sleep 25
 prompts 1500 100 | submit --name late --deadline 45s
-while "$program" batches --json --nats "$nats" | grep -Eq '"status": *"(validating|in_progress|finalizing)"' && [ $((SECONDS - began)) -lt 300 ]; do
+while [[ "$("$program" batches --json --nats "$nats")" =~ \"(validating|in_progress|finalizing)\" ]] && [ $((SECONDS - began)) -lt 300 ]; do
   sleep 1
 done
 sleep 15

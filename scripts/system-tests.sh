@@ -49,13 +49,14 @@ rules=(dashboards/rules/*.yml)
 rule_tests=(dashboards/rules/tests/*.yml)
 [ ${#rules[@]} -gt 0 ] && check "alert and recording rules parse" promtool prometheus promtool check rules "${rules[@]}"
 [ ${#rule_tests[@]} -gt 0 ] && check "alerts fire when they should" promtool prometheus promtool test rules "${rule_tests[@]}"
-# A test of its own binary would run with all others, Prometheus or not; so it is ignored there and asked for here.
+# Among the other tests it would run without Prometheus, too; so it is ignored there and asked for here. The whole workspace
+# is named because cargo would build with other features for one package alone.
 check "dashboards and rules on a real fleet and Prometheus" prometheus prometheus \
-  "${CARGO:-cargo}" test --quiet --package ternfleet-tests --test e2e_up -- --ignored every_panel_and_every_rule
+  "${CARGO:-cargo}" test --quiet --workspace --test e2e_up -- --ignored every_panel_and_every_rule
 # The feature brings crates of its own and is off in all other tests; so the program is built once more, with it.
 spans() {
-  "${CARGO:-cargo}" build --quiet --package ternfleet --features otlp &&
-    "${CARGO:-cargo}" test --quiet --package ternfleet-tests --test e2e_up -- --ignored spans_of_every_part
+  "${CARGO:-cargo}" build --quiet --workspace --bin ternfleet --features ternfleet/otlp &&
+    "${CARGO:-cargo}" test --quiet --workspace --test e2e_up -- --ignored spans_of_every_part
 }
 check "spans of every part reach a collector" bash bash spans
 
