@@ -55,12 +55,12 @@ def quantiles(name):
 
 
 def panel(title, question, unit, queries, kind="timeseries", width=12, data=ALWAYS, thresholds=None, decimals=None,
-          stacked=False):
+          stacked=False, logarithmic=False):
     """One panel; `queries` is one PromQL expression or a list of (PromQL, legend)."""
     if isinstance(queries, str):
         queries = [(queries, "")]
     return dict(title=title, question=question, unit=unit, queries=queries, kind=kind, width=width, data=data,
-                thresholds=thresholds, decimals=decimals, stacked=stacked)
+                thresholds=thresholds, decimals=decimals, stacked=stacked, logarithmic=logarithmic)
 
 
 def stat(title, question, unit, query, width=4, **more):
@@ -91,7 +91,7 @@ FLEET = dict(
         stat("Live workers", "How many workers answer?", "short", 'max(ternfleet_workers{state="live"})', decimals=0,
              thresholds=[("red", None), ("green", 1)]),
         panel("Price of a million tokens", "How far is what we pay from the best possible?", "currencyUSD",
-              [(PAID, "paid"), (AT_WORK, "at work"), (BOUND, "bound")], data=DURING, decimals=3),
+              [(PAID, "paid"), (AT_WORK, "at work"), (BOUND, "bound")], data=DURING, decimals=3, logarithmic=True),
         panel("Tokens answered a second", "How much work gets done, and of which kind?", "count:tok/s",
               [(rate("ternfleet_tokens_total", "phase"), "{{phase}}")], stacked=True),
         panel("A million tokens, by pod", "Which pod earns its price, and which does not?", "currencyUSD",
@@ -256,6 +256,8 @@ def grafana_panel(number, spec, place):
             defaults["custom"].update(fillOpacity=40, stacking={"mode": "normal", "group": "A"})
         if spec["thresholds"]:
             defaults["custom"]["thresholdsStyle"] = {"mode": "line"}
+        if spec["logarithmic"]:
+            defaults["custom"]["scaleDistribution"] = {"type": "log", "log": 10}
         if spec["unit"] == "percentunit":
             defaults.update(min=0, max=1)
         options = {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "desc"}}

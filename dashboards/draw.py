@@ -89,6 +89,12 @@ def scaled(value, base, steps, decimals=None):
     raise ValueError(value)
 
 
+def decades(low, high):
+    """Ticks of a logarithmic axis, from below the lowest to above the highest value."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
+
+
 def written(value, unit, decimals=None):
     if value is None or math.isnan(value):
         return "no data"
@@ -229,7 +235,11 @@ class Card:
         if self.unit == "percentunit":
             # Rates measure a little more than all now and then.
             low, high = min(low, 0.0), 1.0 if high < 1.2 else high
-        ticks = nice_ticks(low, high if high > low else low + 1, self.unit)
+        logarithmic = "scaleDistribution" in self.defaults.get("custom", {})
+        if logarithmic:
+            ticks = decades(min(value for value in values if value > 0), high)
+        else:
+            ticks = nice_ticks(low, high if high > low else low + 1, self.unit)
         if self.unit == "short" and self.decimals == 0:
             ticks = sorted({math.floor(t) for t in ticks} | {math.ceil(ticks[-1])})
         low, high = ticks[0], ticks[-1]
@@ -237,7 +247,8 @@ class Card:
         rows = self.legend_rows(shown)
         bottom = self.y + self.h - 26 - 14 * len(rows)
         span = source.end - source.start
-        at = lambda t, v: (left + t / span * (right - left), bottom - (min(v, high) - low) / (high - low) * (bottom - top))
+        scale = (lambda v: math.log10(max(v, low) / low) / math.log10(high / low)) if logarithmic else lambda v: (v - low) / (high - low)
+        at = lambda t, v: (left + t / span * (right - left), bottom - scale(min(v, high)) * (bottom - top))
         out = []
         step_size = ticks[1] - ticks[0]
         digits = max(0, math.ceil(-math.log10(step_size) - 1e-9)) if self.unit == "currencyUSD" else None
