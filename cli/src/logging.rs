@@ -12,14 +12,14 @@ pub(crate) const LOG_VARIABLE: &str = "TERNFLEET_LOG";
 /// `json` writes one object a line, for machines.
 pub(crate) const FORMAT_VARIABLE: &str = "TERNFLEET_LOG_FORMAT";
 /// OpenTelemetry's own names for where spans go.
-const COLLECTOR_VARIABLES: [&str; 2] =
-    ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
+const COLLECTOR_VARIABLES: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
 /// What must live as long as spans are made.
 #[cfg(feature = "otlp")]
 pub(crate) type Guard = Option<crate::otlp::Export>;
 #[cfg(not(feature = "otlp"))]
-pub(crate) type Guard = ();
+#[derive(Debug)]
+pub(crate) struct Guard;
 
 /// `default_filter` holds when nothing was asked for; `service` is the name under which spans go out.
 pub(crate) fn init(default_filter: &str, service: &'static str) -> Guard {
@@ -32,9 +32,8 @@ pub(crate) fn init(default_filter: &str, service: &'static str) -> Guard {
     } else {
         log.with_ansi(colours(std::io::stderr().is_terminal())).boxed()
     };
-    let collector = COLLECTOR_VARIABLES
-        .iter()
-        .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+    let collector =
+        COLLECTOR_VARIABLES.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
     start(log.with_filter(filter), collector, service)
 }
 
@@ -76,6 +75,7 @@ where
             "a collector is named for spans, and this program cannot export them: build it with --features otlp"
         );
     }
+    Guard
 }
 
 /// Colours only where somebody looks and has not said no (<https://no-color.org>).

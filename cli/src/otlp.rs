@@ -60,8 +60,9 @@ impl HttpClient for Plain {
 fn post(request: &Request<Bytes>) -> anyhow::Result<Response<Bytes>> {
     let uri = request.uri();
     let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http"));
-    let authority = authority
-        .ok_or_else(|| anyhow::anyhow!("{uri} is not http://: send spans to a collector on this machine or network"))?;
+    let authority = authority.ok_or_else(|| {
+        anyhow::anyhow!("{uri} is not http://: send spans to a collector on this machine or network")
+    })?;
     let port = authority.port_u16().unwrap_or(80);
     let address = (authority.host(), port).to_socket_addrs()?.next();
     let address = address.ok_or_else(|| anyhow::anyhow!("{authority} has no address"))?;

@@ -145,7 +145,8 @@ async fn hand_over(bus: &Arc<dyn Bus>, hand: HandOut) -> Event {
     let span = spans::hand_over(&mut work, &worker);
     let subject = table::work(shard, &worker, work.lane);
     let message_id = Some(table::work_message_id(&work.job, work.epoch));
-    let how = Publish { message_id, headers: trace::header(work.traceparent.as_deref()), ..Publish::default() };
+    let how =
+        Publish { message_id, headers: trace::header(work.traceparent.as_deref()), ..Publish::default() };
     let epoch = work.epoch;
     let payload = codec::encode(&work);
     let bus = Arc::clone(bus);

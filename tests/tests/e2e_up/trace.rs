@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::Value;
-use ternfleet_proto::bus::{Bus, Replayed};
+use ternfleet_proto::bus::Replayed;
 use ternfleet_proto::message::JobResult;
 use ternfleet_proto::nats::{ConnectOptions, connect};
 use ternfleet_proto::{codec, table};
@@ -38,13 +38,17 @@ fn submit(fleet: &LocalFleet) -> String {
 fn answers(nats: &str) -> Vec<(JobResult, String)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let options = ConnectOptions { url: nats.to_owned(), name: "test".into(), ..ConnectOptions::default() };
+        let options =
+            ConnectOptions { url: nats.to_owned(), name: "test".into(), ..ConnectOptions::default() };
         let bus = connect(&options).await.unwrap();
         let mut replay = bus.replay(table::RESULTS, table::results_all(), 1).await.unwrap();
         let mut found = Vec::new();
         while let Some(Ok(Replayed::Message(message))) = replay.next().await {
             let question = format!("{{\"seq\": {}}}", message.sequence).into();
-            let stored = bus.request("$JS.API.STREAM.MSG.GET.RESULTS", question, Duration::from_secs(5)).await.unwrap();
+            let stored = bus
+                .request("$JS.API.STREAM.MSG.GET.RESULTS", question, Duration::from_secs(5))
+                .await
+                .unwrap();
             let stored: Value = serde_json::from_slice(&stored).unwrap();
             let head = stored["message"]["hdrs"].as_str().unwrap_or_default();
             found.push((codec::decode(&message.payload).unwrap(), plain(head)));
@@ -55,7 +59,9 @@ fn answers(nats: &str) -> Vec<(JobResult, String)> {
 
 /// Base64 as the server writes it.
 fn plain(encoded: &str) -> String {
-    let value = |c: u8| b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".iter().position(|k| *k == c);
+    let value = |c: u8| {
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".iter().position(|k| *k == c)
+    };
     let bits: Vec<usize> = encoded.bytes().filter_map(value).collect();
     let bytes = bits.chunks(4).flat_map(|four| {
         let all = four.iter().enumerate().fold(0, |all, (n, six)| all | six << (18 - 6 * n));
@@ -72,7 +78,11 @@ fn a_callers_trace_goes_through_every_part_and_comes_back() {
     let batch = submit(&fleet);
 
     // Over HTTP, and once more without a trace.
-    for head in [format!("Traceparent: {}\r\n", traceparent()), String::new(), "traceparent: 00-nonsense\r\n".to_owned()] {
+    for head in [
+        format!("Traceparent: {}\r\n", traceparent()),
+        String::new(),
+        "traceparent: 00-nonsense\r\n".to_owned(),
+    ] {
         let body = "{\"prompt\": \"A crow\", \"max_tokens\": 4}";
         let host = fleet.addresses.http.strip_prefix("http://").unwrap();
         let mut stream = std::net::TcpStream::connect(host).unwrap();

@@ -47,9 +47,9 @@ impl Spans {
     pub(super) fn note(&mut self, note: &Note) {
         let (job, epoch, ends) = match note {
             Note::Answered(result) => (&result.job, Some(result.epoch), true),
-            Note::Fenced { job, epoch } | Note::Released { job, epoch, .. } | Note::Dropped { job, epoch, .. } => {
-                (job, Some(*epoch), true)
-            }
+            Note::Fenced { job, epoch }
+            | Note::Released { job, epoch, .. }
+            | Note::Dropped { job, epoch, .. } => (job, Some(*epoch), true),
             Note::Duplicate { job, .. }
             | Note::ResultsFull { job }
             | Note::CheckpointSkipped { job }
