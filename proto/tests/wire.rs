@@ -167,6 +167,8 @@ fn view() -> BatchView {
         total_is_final: true,
         created_at: TimeMs(1_000),
         started_at: Some(TimeMs(2_000)),
+        cancelling_at: None,
+        finalizing_at: None,
         ended_at: None,
         expires_at: TimeMs(86_400_000),
         options: BatchOptions {

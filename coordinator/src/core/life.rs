@@ -176,6 +176,8 @@ impl Core {
             reason: None,
             lines: Some(1),
             started_at: None,
+            cancelling_at: None,
+            finalizing_at: None,
             ended_at: None,
             output_object: None,
             error_object: None,
@@ -231,10 +233,16 @@ impl Core {
             return;
         }
         batch.record.ending = Some(ending);
-        batch.record.state = match ending {
-            Ending::Cancelled => BatchState::Cancelling,
-            Ending::Expired => BatchState::Finalizing,
-        };
+        match ending {
+            Ending::Cancelled => {
+                batch.record.state = BatchState::Cancelling;
+                batch.record.cancelling_at = Some(now);
+            }
+            Ending::Expired => {
+                batch.record.state = BatchState::Finalizing;
+                batch.record.finalizing_at = Some(now);
+            }
+        }
         self.changed(now, slot, actions);
         self.stop_jobs(now, slot, actions);
         self.check_through(now, slot, actions);
@@ -316,6 +324,7 @@ impl Core {
         batch.writing = true;
         if batch.record.ending != Some(Ending::Cancelled) {
             batch.record.state = BatchState::Finalizing;
+            batch.record.finalizing_at.get_or_insert(now);
         }
         self.changed(now, slot, actions);
         self.act(actions, Action::StopReading { batch: slot });

@@ -54,6 +54,10 @@ pub struct BatchRecord {
     /// Lines of the input, once it has been looked through.
     pub lines: Option<u32>,
     pub started_at: Option<TimeMs>,
+    #[serde(default)]
+    pub cancelling_at: Option<TimeMs>,
+    #[serde(default)]
+    pub finalizing_at: Option<TimeMs>,
     pub ended_at: Option<TimeMs>,
     pub output_object: Option<String>,
     pub error_object: Option<String>,
@@ -121,6 +125,8 @@ impl BatchRecord {
             reason: None,
             lines: None,
             started_at: None,
+            cancelling_at: None,
+            finalizing_at: None,
             ended_at: None,
             output_object: None,
             error_object: None,

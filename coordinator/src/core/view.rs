@@ -106,6 +106,8 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         total_is_final: record.lines.is_some(),
         created_at: record.created_at,
         started_at: record.started_at,
+        cancelling_at: record.cancelling_at,
+        finalizing_at: record.finalizing_at,
         ended_at: record.ended_at,
         expires_at: record.expires_at,
         options: record.options.clone(),

@@ -130,6 +130,12 @@ pub struct BatchView {
     pub total_is_final: bool,
     pub created_at: TimeMs,
     pub started_at: Option<TimeMs>,
+    /// Somebody asked for its end.
+    #[serde(default)]
+    pub cancelling_at: Option<TimeMs>,
+    /// Every line was answered, or its time was up; its output files are being written from then on.
+    #[serde(default)]
+    pub finalizing_at: Option<TimeMs>,
     pub ended_at: Option<TimeMs>,
     pub expires_at: TimeMs,
     pub options: BatchOptions,

@@ -43,6 +43,7 @@ pub fn single_body(result: &JobResult, single: &Single) -> Value {
     let Outcome::Text(generated) = &result.outcome else { return Value::Null };
     let mut whole = body(result, generated);
     whole["created"] = json!(single.created_at.0 / 1000);
+    whole["ternfleet"] = effort(result);
     whole
 }
 
@@ -96,7 +97,19 @@ pub fn usage_chunk(single: &Single, result: &JobResult) -> Option<Value> {
     single.include_usage.then(|| {
         let mut last = chunk(single, &result.job, json!([]));
         last["usage"] = usage(&result.usage);
+        last["ternfleet"] = effort(result);
         last
+    })
+}
+
+/// Who gave the answer and what it took, as the worker counts it.
+fn effort(result: &JobResult) -> Value {
+    json!({
+        "worker": result.worker,
+        "attempt": result.attempt,
+        "queued_ms": result.timing.queued_ms,
+        "first_token_ms": result.timing.first_token_ms,
+        "total_ms": result.timing.total_ms,
     })
 }
 
