@@ -8,12 +8,15 @@ use crate::commands::batch::Batch;
 use crate::commands::batches::Batches;
 use crate::commands::bench::Bench;
 use crate::commands::cancel::Cancel;
+use crate::commands::completions::Completions;
 use crate::commands::coordinator::Coordinator;
 use crate::commands::demo::Demo;
+use crate::commands::doctor::Doctor;
 use crate::commands::eval::Eval;
 use crate::commands::generate::Generate;
 use crate::commands::key::Key;
 use crate::commands::logits::Logits;
+use crate::commands::man::Man;
 use crate::commands::model::Model;
 use crate::commands::pods::Pods;
 use crate::commands::quote::Quote;
@@ -21,6 +24,7 @@ use crate::commands::results::Results;
 use crate::commands::simulate::Simulate;
 use crate::commands::status::Status;
 use crate::commands::submit::Submit;
+use crate::commands::top::Top;
 use crate::commands::topology::TopologyCommand;
 use crate::commands::up::Up;
 use crate::commands::worker::Worker;
@@ -56,6 +60,10 @@ pub(crate) enum Command {
     Batch(Batch),
     /// List the pods with their measured speed and price
     Pods(Pods),
+    /// Watch pods, batches, queue and money, live
+    Top(Top),
+    /// Check NATS, streams, coordinator, workers, model, clocks and CPU, and say how to mend what is wrong
+    Doctor(Doctor),
     /// Run one worker: an engine that pulls jobs from NATS
     Worker(Worker),
     /// Run one coordinator
@@ -80,6 +88,10 @@ pub(crate) enum Command {
     Key(Key),
     /// Start a fleet, run some real prompts through it, show texts and prices, and stop it
     Demo(Demo),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Write manual pages
+    Man(Man),
     /// Run a program that ends when its parent does
     #[command(hide = true)]
     Attached(Attached),

@@ -94,6 +94,22 @@ impl Fleet {
         }
     }
 
+    /// Asks once and says nothing: for a screen that asks again in a second.
+    pub(crate) async fn ask_once<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        verb: ApiVerb,
+        question: &Q,
+    ) -> anyhow::Result<A> {
+        let answer = self.bus.request(&table::api(verb), codec::encode(question), ANSWER_TIMEOUT).await;
+        let answer = answer.map_err(|_| anyhow!("no coordinator answers at {}", self.address))?;
+        let reply: Reply<A> = codec::decode(&answer).context("the coordinator's answer is not understood")?;
+        Ok(reply?)
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     pub(crate) async fn batch(&self, id: &BatchId, patience: Patience) -> anyhow::Result<BatchView> {
         self.ask(ApiVerb::BatchGet, &BatchRef { tenant: self.tenant.clone(), id: id.clone() }, patience).await
     }
@@ -136,15 +152,19 @@ impl Fleet {
 
 /// Connects to NATS, or says what to do.
 pub(crate) async fn connect(address: &str) -> anyhow::Result<Arc<dyn Bus>> {
-    let options = nats::ConnectOptions {
+    nats::connect(&connect_options(address)).await.with_context(|| {
+        format!("cannot reach NATS at {address}: start a fleet with `ternfleet up`, or give its address with --nats")
+    })
+}
+
+/// How this program connects: it gives up soon, because a person waits.
+pub(crate) fn connect_options(address: &str) -> nats::ConnectOptions {
+    nats::ConnectOptions {
         url: address.to_owned(),
         name: "ternfleet-cli".to_owned(),
         first_connect_ms: CONNECT_MS,
         ..nats::ConnectOptions::default()
-    };
-    nats::connect(&options).await.with_context(|| {
-        format!("cannot reach NATS at {address}: start a fleet with `ternfleet up`, or give its address with --nats")
-    })
+    }
 }
 
 /// How long to wait before asking again, if the refusal will pass.

@@ -46,6 +46,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Cancel(command) => command.run(),
         Command::Batch(command) => command.run(),
         Command::Pods(command) => command.run(),
+        Command::Top(command) => command.run(),
+        Command::Doctor(command) => command.run(),
         Command::Worker(command) => command.run(),
         Command::Coordinator(command) => command.run(),
         Command::Generate(command) => command.run(),
@@ -58,6 +60,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Simulate(command) => command.run(),
         Command::Key(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
         Command::Attached(command) => command.run(),
     }
 }

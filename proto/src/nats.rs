@@ -24,11 +24,14 @@ use crate::bus::{
 use crate::table::{ConsumerSpec, KvSpec, ObjectSpec, StreamSpec};
 
 mod api;
+mod inspect;
 mod kv;
 mod object;
 mod pull;
 mod replay;
 mod stream;
+
+pub use inspect::{AccountFacts, StreamFindings};
 
 /// How long JetStream may take to answer one request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);

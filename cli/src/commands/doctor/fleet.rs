@@ -1,0 +1,117 @@
+//! The fleet: does a coordinator lead, which workers live, do they run the same model and version, do clocks agree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use ternfleet_proto::message::{PodView, Reply, WorkerState};
+use ternfleet_proto::nats::NatsBus;
+use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::{Bus, TimeMs, codec};
+
+use super::Finding;
+use super::server::clock;
+
+/// A takeover by a standby fits inside.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(6);
+const START_A_WORKER: &str = "start one: `ternfleet worker --nats URL --model PATH`";
+
+pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, address: &str) -> Vec<Finding> {
+    let Some(bus) = bus else {
+        return ["coordinator", "workers"]
+            .map(|check| Finding::unknown(check, "NATS does not answer, see above", "mend NATS first"))
+            .into();
+    };
+    let began = Instant::now();
+    let answer = bus.request(&table::api(ApiVerb::Pods), codec::encode(&()), ANSWER_TIMEOUT).await;
+    let reply: Reply<Vec<PodView>> = match answer.map(|payload| codec::decode(&payload)) {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(reason)) => {
+            let mend = "coordinator and this program must be of the same version: update the older one";
+            return vec![Finding::fault("coordinator", reason.to_string(), mend)];
+        }
+        Err(reason) => {
+            let mend =
+                format!("start one: `ternfleet coordinator --nats {address}`; if it runs, read its log");
+            return vec![
+                Finding::fault("coordinator", format!("nobody leads: {reason}"), mend),
+                Finding::unknown("workers", "the coordinator knows them", "mend the coordinator first"),
+            ];
+        }
+    };
+    let mut found = Vec::new();
+    match reply {
+        Ok(pods) => {
+            found.push(Finding::ok(
+                "coordinator",
+                format!("leads, answered in {} ms", began.elapsed().as_millis()),
+            ));
+            found.extend(workers(&pods, TimeMs::now()));
+        }
+        Err(refusal) => {
+            found.push(Finding::warning(
+                "coordinator",
+                refusal.message,
+                "it is starting: look again in some seconds",
+            ));
+        }
+    }
+    found
+}
+
+fn workers(pods: &[PodView], now: TimeMs) -> Vec<Finding> {
+    let live: Vec<&PodView> = pods.iter().filter(|pod| pod.live).collect();
+    if live.is_empty() {
+        let detail = match pods.len() {
+            0 => "none has ever said a word".to_owned(),
+            n => format!("{n} known, all of them quiet"),
+        };
+        return vec![Finding::fault("workers", detail, START_A_WORKER)];
+    }
+    let rate: f64 = live.iter().map(|pod| pod.rate_tok_s).sum();
+    let mut found = vec![Finding::ok("workers", format!("{} live, {rate:.1} tok/s measured", live.len()))];
+    for pod in pods.iter().filter(|pod| !pod.live) {
+        found.push(Finding::warning(
+            "workers",
+            format!("{} on {} has gone quiet", pod.heartbeat.worker, pod.heartbeat.pod),
+            "its jobs move to others; look at the pod, and return it if it is gone",
+        ));
+    }
+    for pod in live.iter().filter(|pod| pod.heartbeat.state == WorkerState::Draining) {
+        found.push(Finding::warning(
+            "workers",
+            format!("{} drains: it takes no new jobs", pod.heartbeat.worker),
+            "start another if it was not you who asked",
+        ));
+    }
+    let mut digests: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut versions = BTreeSet::new();
+    for pod in &live {
+        digests.entry(&pod.heartbeat.model).or_default().insert(&pod.heartbeat.model_digest);
+        versions.insert(pod.heartbeat.version.as_str());
+    }
+    for (model, kinds) in digests.iter().filter(|(_, kinds)| kinds.len() > 1) {
+        found.push(Finding::warning(
+            "models",
+            format!("{} different files are served under the name {model}", kinds.len()),
+            "a job that moves between them starts anew; give every worker the same file",
+        ));
+    }
+    if digests.values().all(|kinds| kinds.len() == 1) {
+        let names: Vec<&str> = digests.keys().copied().collect();
+        found.push(Finding::ok("models", names.join(", ")));
+    }
+    if versions.iter().any(|version| *version != env!("CARGO_PKG_VERSION")) {
+        let all: Vec<&str> = versions.into_iter().collect();
+        found.push(Finding::warning(
+            "versions",
+            format!("workers run {}, this program is {}", all.join(", "), env!("CARGO_PKG_VERSION")),
+            "update the older ones when convenient; neighbouring versions work together",
+        ));
+    }
+    // A heartbeat is up to a second old, and the journey counts too: the freshest tells most.
+    if let Some(worst) = live.iter().max_by_key(|pod| pod.heartbeat.at.0.abs_diff(now.0)) {
+        let name = format!("worker {}", worst.heartbeat.worker);
+        found.push(clock("worker clocks", &name, worst.heartbeat.at.0, now));
+    }
+    found
+}

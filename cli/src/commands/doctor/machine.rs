@@ -1,0 +1,149 @@
+//! This machine: cores and what confines them, memory, instruction set, the model file and its manifest.
+
+use std::path::Path;
+
+use nix::sys::resource::{Resource, getrlimit};
+use ternfleet_engine::Isa;
+use ternfleet_engine::host::{Topology, throttling};
+use ternfleet_engine::model_file;
+
+use super::Finding;
+use crate::locate;
+
+/// A coordinator holds a connection for each streaming client.
+const OPEN_FILES_WANTED: u64 = 1024;
+
+pub(super) fn look(model: Option<&Path>) -> Vec<Finding> {
+    let seen = Topology::read();
+    let mut found = vec![cores(&seen), instructions(&seen)];
+    found.extend(throttled());
+    found.push(open_files());
+    found.extend(model_findings(model, &seen));
+    found
+}
+
+fn cores(seen: &Topology) -> Finding {
+    let allowed = seen.cpus.len();
+    let quota = seen.quota_cpus.map_or("no quota".to_owned(), |cpus| format!("a quota of {cpus:.2} CPUs"));
+    let detail = format!(
+        "{} usable threads: {allowed} of {} logical CPUs allowed, {} physical cores, {quota}",
+        seen.usable_threads, seen.online_cpus, seen.physical_cores
+    );
+    match seen.quota_cpus {
+        Some(cpus) if cpus < 1.0 => Finding::warning(
+            "cpu",
+            detail,
+            "less than one CPU: the engine is stopped for part of each period; raise the container's CPU limit to a whole number",
+        ),
+        Some(cpus) if cpus.fract() > 0.01 => Finding::warning(
+            "cpu",
+            detail,
+            "the quota is no whole number, and what is left over is wasted: set the container's CPU limit to a whole number",
+        ),
+        _ => Finding::ok("cpu", detail),
+    }
+}
+
+fn instructions(seen: &Topology) -> Finding {
+    match Isa::detect() {
+        Ok(Isa::Scalar) => Finding::warning(
+            "instructions",
+            format!("{} has no vector instructions that the kernels use", seen.cpu_model),
+            "generation runs on plain Rust, many times slower; choose a machine with AVX2 or AVX-512",
+        ),
+        Ok(isa) => Finding::ok("instructions", format!("{isa} on {}", seen.cpu_model)),
+        Err(reason) => Finding::fault(
+            "instructions",
+            reason.to_string(),
+            "unset TERNFLEET_ISA, or name one that `ternfleet topology` lists",
+        ),
+    }
+}
+
+fn throttled() -> Option<Finding> {
+    let seen = throttling()?;
+    let seconds = seen.throttled_us as f64 / 1e6;
+    let detail = format!(
+        "this control group was stopped by its quota in {} periods, {seconds:.1} s in all",
+        seen.periods
+    );
+    Some(if seen.periods == 0 {
+        Finding::ok("throttling", "never stopped by a quota")
+    } else {
+        Finding::warning("throttling", detail, "give workers no more --threads than the quota has CPUs")
+    })
+}
+
+fn open_files() -> Finding {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, _)) if soft < OPEN_FILES_WANTED => Finding::warning(
+            "open files",
+            format!("at most {soft} open files"),
+            format!(
+                "a busy coordinator needs more: `ulimit -n {OPEN_FILES_WANTED}` or LimitNOFILE= in its unit"
+            ),
+        ),
+        Ok((soft, _)) => Finding::ok("open files", format!("at most {soft}")),
+        Err(reason) => {
+            Finding::unknown("open files", reason.to_string(), "the system does not tell; nothing to do")
+        }
+    }
+}
+
+fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
+    let path = match locate::model(named) {
+        Ok(path) => path,
+        Err(reason) if named.is_some() => {
+            return vec![Finding::fault("model", reason.to_string(), "name a GGUF file with --model PATH")];
+        }
+        Err(_) => {
+            return vec![Finding::unknown(
+                "model",
+                "none named, and none ships beside the program",
+                "--model PATH",
+            )];
+        }
+    };
+    let report = match model_file::inspect(&path) {
+        Ok(report) => report,
+        Err(reason) => {
+            let mend = format!("{} is no model file that can be read: get it again", path.display());
+            return vec![Finding::fault("model", reason.to_string(), mend)];
+        }
+    };
+    let mut found = Vec::new();
+    if report.faults.is_empty() {
+        found.push(Finding::ok("model", format!("{}, {:.1} MB", path.display(), report.bytes as f64 / 1e6)));
+    } else {
+        let mend = format!("`ternfleet model inspect {}` tells all of it", path.display());
+        found.push(Finding::fault("model", report.faults.join("; "), mend));
+    }
+    found.push(match &report.manifest {
+        None => Finding::warning(
+            "manifest",
+            "no manifest.toml beside the model: tokenizer and chat template are guessed from the file",
+            "put the model's manifest beside it; models/ has those that are known",
+        ),
+        Some(name) if report.disagreements.is_empty() => {
+            Finding::ok("manifest", format!("{name} agrees with the file"))
+        }
+        Some(name) => Finding::fault(
+            "manifest",
+            format!("{name}: {}", report.disagreements.join("; ")),
+            "the file is not the one that the manifest describes: get it again from the place the manifest names",
+        ),
+    });
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let usable = seen.usable_memory_bytes();
+    // Weights, packed once more for the kernels in the worst case, and as much again for the cache.
+    found.push(if report.bytes.saturating_mul(2) > usable {
+        Finding::warning(
+            "memory",
+            format!("{:.1} GiB for a model of {:.1} GiB", gib(usable), gib(report.bytes)),
+            "a worker may be ended for want of memory: raise the container's memory limit",
+        )
+    } else {
+        Finding::ok("memory", format!("{:.1} GiB for a model of {:.2} GiB", gib(usable), gib(report.bytes)))
+    });
+    found
+}
