@@ -73,6 +73,7 @@ struct Shared {
     keys: Keys,
     options: GatewayOptions,
     history: live::History,
+    models: models::Known,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -88,7 +89,8 @@ impl Gateway {
             Some(path) => Keys::read(path)?,
             None => Keys::default(),
         };
-        Ok(Gateway { shared: Arc::new(Shared { bus, keys, options, history: live::History::default() }) })
+        let (history, models) = (live::History::default(), models::Known::default());
+        Ok(Gateway { shared: Arc::new(Shared { bus, keys, options, history, models }) })
     }
 
     /// True when no key is asked for.
@@ -140,6 +142,7 @@ impl Gateway {
             .route("/v1/batches", get(batches::list).post(batches::create))
             .route("/v1/batches/{id}", get(batches::get))
             .route("/v1/batches/{id}/cancel", post(batches::cancel))
+            .route("/v1/batches/{id}/results", get(batches::results))
             .route("/v1/batches/{id}/ternfleet", post(batches::set))
             .route("/v1/completions", post(completions::completion))
             .route("/v1/chat/completions", post(completions::chat))
@@ -156,6 +159,7 @@ impl Gateway {
             .route("/openapi.json", get(page::openapi))
             .fallback(unknown)
             .method_not_allowed_fallback(wrong_method)
+            .layer(middleware::map_response(error::in_our_shape))
             .layer(middleware::from_fn(name_request))
             .with_state(self.clone())
     }

@@ -1,24 +1,29 @@
-//! `/v1/batches`: create, get, list, cancel, with our own fields under `ternfleet`.
+//! `/v1/batches`: create, get, list, cancel, results so far, with our own fields under `ternfleet`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use futures::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ternfleet_proto::message::{
-    BatchCreate, BatchList, BatchOptions, BatchRef, BatchSet, BatchView, Durability,
+    BatchCreate, BatchList, BatchOptions, BatchRef, BatchSet, BatchView, Durability, ResultsPage,
+    ResultsRequest,
 };
-use ternfleet_proto::openai::{Endpoint, batch_object};
+use ternfleet_proto::openai::{Endpoint, batch_object, output_line};
 use ternfleet_proto::table::{ApiVerb, files_bucket};
 use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
 use super::{Gateway, parse_body, random_id};
+
+const RESULTS_A_PAGE: u32 = 200;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -153,6 +158,50 @@ pub(super) async fn set(
     };
     let view: BatchView = gateway.ask(ApiVerb::BatchSet, &request).await?;
     Ok(Json(batch_object(&view)))
+}
+
+/// `GET /v1/batches/{id}/results`: what has been answered so far, as JSON lines in the order of the answers, good and
+/// error lines. A whole batch's output and error files are better once it has ended.
+pub(super) async fn results(
+    State(gateway): State<Gateway>,
+    Caller(tenant): Caller,
+    Path(id): Path<String>,
+) -> ApiResult<Response> {
+    let id = batch_id(&id)?;
+    let ask = move |after: u64| {
+        let request = ResultsRequest {
+            tenant: tenant.clone(),
+            id: id.clone(),
+            after,
+            limit: RESULTS_A_PAGE,
+            wait_ms: 0,
+        };
+        let gateway = gateway.clone();
+        async move { gateway.ask::<_, ResultsPage>(ApiVerb::Results, &request).await }
+    };
+    // The first page decides the status; later ones can only break the body off.
+    let first = ask(0).await?;
+    let pages = stream::unfold(Some((first, ask)), |state| async move {
+        let (page, ask) = state?;
+        if page.lines.is_empty() {
+            return None;
+        }
+        let mut text = String::new();
+        for result in &page.lines {
+            text.push_str(&output_line(result));
+            text.push('\n');
+        }
+        let next = match page.end {
+            true => Ok(None),
+            false => ask(page.next).await.map(|page| Some((page, ask))),
+        };
+        match next {
+            Ok(next) => Some((Ok(text), next)),
+            Err(error) => Some((Err(std::io::Error::other(error.body().to_string())), None)),
+        }
+    });
+    let headers = [(header::CONTENT_TYPE, "application/jsonl"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    Ok((headers, Body::from_stream(pages)).into_response())
 }
 
 #[derive(Debug, Deserialize)]

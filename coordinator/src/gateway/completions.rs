@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
-use super::{Gateway, random_id};
+use super::{Gateway, models, random_id};
 
 /// Events between the job and its caller's socket. A caller that reads slowly fills it, and is then waited for.
 const EVENTS_WAITING_MAX: usize = 256;
@@ -62,6 +62,7 @@ async fn run(
         random_id(prefix).parse().expect("because a prefix and hexadecimal digits make a valid id");
     let job = JobKey { batch, index: 0 };
     let single = openai::parse_single(endpoint, &body, &job)?;
+    models::check(&gateway, single.line.model.as_deref()).await?;
     let wants_stream = single.generation.stream;
     let patience = Duration::from_secs(gateway.limits().completion_timeout_s);
     // Both subscriptions stand before the job exists, so nothing can be missed.

@@ -80,12 +80,36 @@ impl From<Refusal> for ApiError {
             RefusalCode::Conflict => (StatusCode::CONFLICT, "conflict"),
             RefusalCode::Busy => (StatusCode::TOO_MANY_REQUESTS, "quota_exceeded"),
             RefusalCode::Unaffordable => (StatusCode::BAD_REQUEST, "cannot_be_kept"),
-            RefusalCode::NotDurable => (StatusCode::SERVICE_UNAVAILABLE, "not_durable"),
+            RefusalCode::NotDurable => (StatusCode::BAD_REQUEST, "not_durable"),
             RefusalCode::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         };
         let retry_after_s = refusal.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1));
         Self { retry_after_s, ..Self::new(status, code, refusal.message) }
     }
+}
+
+/// The framework's own refusals (a body that is too long, a query or a form that cannot be read) come as plain text;
+/// callers get them in the same shape as ours.
+pub(super) async fn in_our_shape(response: Response) -> Response {
+    const TEXT_BYTES_MAX: usize = 4096;
+    let plain = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_none_or(|kind| kind.to_str().is_ok_and(|kind| kind.starts_with("text/plain")));
+    let status = response.status();
+    if !plain || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let text = axum::body::to_bytes(response.into_body(), TEXT_BYTES_MAX).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
+    let code = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => "body_too_large",
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => "wrong_content_type",
+        status if status.is_client_error() => "invalid_request",
+        _ => "internal",
+    };
+    let message = if text.is_empty() { status.to_string() } else { format!("{text}.") };
+    ApiError::new(status, code, message).into_response()
 }
 
 impl From<BusError> for ApiError {

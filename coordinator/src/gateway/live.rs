@@ -1,6 +1,6 @@
 //! What the page shows: one overview as JSON, and the same as server-sent events each second.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use ternfleet_proto::message::{BatchState, BatchView, PodView};
 use ternfleet_proto::openai::batch_object;
-use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
 
 use super::Gateway;
@@ -35,23 +35,54 @@ struct Point {
     usd_micro_per_hour: UsdMicro,
 }
 
+/// What the sampler remembers.
+#[derive(Debug, Default)]
+struct Samples {
+    points: VecDeque<Point>,
+    /// Messages ever stored in DEAD, at each point.
+    dead: VecDeque<u64>,
+}
+
 /// The last hour of the fleet.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    points: Mutex<VecDeque<Point>>,
+    samples: Mutex<Samples>,
 }
 
 impl History {
-    fn push(&self, point: Point) {
-        let mut points = self.points.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if points.len() == POINTS_MAX {
-            points.pop_front();
+    fn push(&self, point: Point, dead: Option<u64>) {
+        let mut samples = self.lock();
+        if samples.points.len() == POINTS_MAX {
+            samples.points.pop_front();
         }
-        points.push_back(point);
+        samples.points.push_back(point);
+        if let Some(dead) = dead {
+            if samples.dead.len() == POINTS_MAX {
+                samples.dead.pop_front();
+            }
+            samples.dead.push_back(dead);
+        }
     }
 
-    fn all(&self) -> Vec<Point> {
-        self.points.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().copied().collect()
+    fn points(&self) -> Vec<Point> {
+        self.lock().points.iter().copied().collect()
+    }
+
+    fn newest(&self) -> Option<TimeMs> {
+        self.lock().points.back().map(|point| point.at)
+    }
+
+    /// Jobs given up since the oldest sample.
+    fn dead_lately(&self) -> u64 {
+        let samples = self.lock();
+        match (samples.dead.front(), samples.dead.back()) {
+            (Some(first), Some(last)) => last.saturating_sub(*first),
+            _ => 0,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Samples> {
+        self.samples.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -70,23 +101,35 @@ pub(super) async fn sample(gateway: Gateway) {
         let tokens: u64 = pods.iter().map(|pod| pod.tokens).sum();
         if let Some((at, earlier)) = before {
             let seconds = now.since(at).as_secs_f64().max(0.001);
-            gateway.shared.history.push(Point {
+            let point = Point {
                 at: now,
                 tok_s: tokens.saturating_sub(earlier) as f64 / seconds,
                 usd_micro_per_hour: hourly(&pods),
-            });
+            };
+            let dead = gateway.bus().stream_facts(table::DEAD).await.ok();
+            gateway.shared.history.push(point, dead.map(|facts| facts.last_sequence));
         }
         before = Some((now, tokens));
     }
 }
 
+/// Engines of one pod each say the pod's price; it is paid once.
 fn hourly(pods: &[PodView]) -> UsdMicro {
-    pods.iter().filter(|pod| pod.live).map(|pod| pod.heartbeat.price_usd_micro_per_hour).sum()
+    let live = pods.iter().filter(|pod| pod.live);
+    let prices: BTreeMap<&str, UsdMicro> =
+        live.map(|pod| (pod.heartbeat.pod.as_str(), pod.heartbeat.price_usd_micro_per_hour)).collect();
+    prices.into_values().sum()
 }
 
 /// What deserves a person's eye, in sentences.
-fn warnings(pods: &[PodView], batches: &[BatchView]) -> Vec<String> {
+fn warnings(pods: &[PodView], batches: &[BatchView], dead_lately: u64) -> Vec<String> {
     let mut found = Vec::new();
+    if dead_lately > 0 {
+        let jobs = if dead_lately == 1 { "One job was" } else { &format!("{dead_lately} jobs were") };
+        found.push(format!(
+            "{jobs} given up in the last hour after failing on several workers: `ternfleet dead` tells why."
+        ));
+    }
     let work = batches.iter().any(|b| matches!(b.state, BatchState::InProgress | BatchState::Validating));
     if work && !pods.iter().any(|pod| pod.live) {
         found.push("Work is waiting and no worker is live: start one with `ternfleet worker`.".to_owned());
@@ -114,25 +157,35 @@ fn warnings(pods: &[PodView], batches: &[BatchView]) -> Vec<String> {
     found
 }
 
-async fn view(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Value> {
+async fn view(gateway: &Gateway, tenant: &TenantId, with_history: bool) -> ApiResult<Value> {
     let pods = pods(gateway).await?;
     let batches = batches(gateway, tenant, None, BATCHES_SHOWN).await?;
-    let waiting: u32 = pods.iter().map(|pod| pod.queued_jobs).sum();
-    let tok_s: f64 = pods.iter().filter(|pod| pod.live).map(|pod| pod.rate_tok_s).sum();
-    Ok(json!({
-        "at": TimeMs::now(),
+    let now = TimeMs::now();
+    let live = || pods.iter().filter(|pod| pod.live);
+    let open = || batches.iter().filter(|batch| !batch.state.is_terminal());
+    let left = |batch: &BatchView| u64::from(batch.total.saturating_sub(batch.completed + batch.failed));
+    // The lines of a batch wait from its acceptance on.
+    let oldest = open().filter(|batch| left(batch) > 0).map(|batch| batch.created_at).min();
+    let mut view = json!({
+        "at": now,
         "pods": pods.iter().map(pod).collect::<Vec<_>>(),
         "batches": batches.iter().map(batch_object).collect::<Vec<_>>(),
         "totals": {
-            "tok_s": tok_s,
+            "pods_live": live().count(),
+            "tok_s": live().map(|pod| pod.rate_tok_s).sum::<f64>(),
             "usd_micro_per_hour": hourly(&pods),
-            "queued_jobs": waiting,
-            "open_jobs": batches.iter().filter(|b| !b.state.is_terminal())
-                .map(|b| u64::from(b.total.saturating_sub(b.completed + b.failed))).sum::<u64>(),
+            "slots": live().map(|pod| pod.heartbeat.slots).sum::<u32>(),
+            "running_jobs": live().map(|pod| pod.heartbeat.slots_in_use).sum::<u32>(),
+            "queued_jobs": pods.iter().map(|pod| pod.queued_jobs).sum::<u32>(),
+            "open_jobs": open().map(left).sum::<u64>(),
+            "oldest_open_ms": oldest.map(|at| now.since(at).as_millis() as u64),
         },
-        "history": gateway.shared.history.all(),
-        "warnings": warnings(&pods, &batches),
-    }))
+        "warnings": warnings(&pods, &batches, gateway.shared.history.dead_lately()),
+    });
+    if with_history {
+        view["history"] = json!(gateway.shared.history.points());
+    }
+    Ok(view)
 }
 
 fn pod(pod: &PodView) -> Value {
@@ -154,22 +207,26 @@ pub(super) async fn overview(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
 ) -> ApiResult<Json<Value>> {
-    Ok(Json(view(&gateway, &tenant).await?))
+    Ok(Json(view(&gateway, &tenant, true).await?))
 }
 
-/// `GET /api/live`: the overview each second as server-sent events, until the reader goes away.
+/// `GET /api/live`: the overview each second as server-sent events, until the reader goes away. `history` comes with
+/// the first event and whenever it has a new point.
 pub(super) async fn stream(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let ticks = tokio::time::interval(PERIOD);
-    let events = stream::unfold((gateway, tenant, ticks), |(gateway, tenant, mut ticks)| async move {
+    let begin = (gateway, tenant, ticks, None::<Option<TimeMs>>);
+    let events = stream::unfold(begin, |(gateway, tenant, mut ticks, told)| async move {
         ticks.tick().await;
-        let event = match view(&gateway, &tenant).await {
-            Ok(value) => Event::default().event("overview").data(value.to_string()),
-            Err(error) => Event::default().event("fault").data(error.body().to_string()),
+        let newest = gateway.shared.history.newest();
+        let with_history = told != Some(newest);
+        let (event, told) = match view(&gateway, &tenant, with_history).await {
+            Ok(value) => (Event::default().event("overview").data(value.to_string()), Some(newest)),
+            Err(error) => (Event::default().event("fault").data(error.body().to_string()), told),
         };
-        Some((Ok(event), (gateway, tenant, ticks)))
+        Some((Ok(event), (gateway, tenant, ticks, told)))
     });
     Sse::new(events).keep_alive(KeepAlive::default())
 }

@@ -1,6 +1,8 @@
 //! `/v1/models`: what the live workers serve; `/v1/embeddings`: a clear no.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -29,6 +31,43 @@ async fn served(gateway: &Gateway) -> ApiResult<BTreeMap<String, Value>> {
         });
     }
     Ok(models)
+}
+
+/// How long a list of model names may be used again: a second is far below the time in which workers come and go.
+const KNOWN_FOR: Duration = Duration::from_secs(1);
+
+/// The names that are served, so that not every completion asks anew.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    names: Mutex<Option<(Instant, Vec<String>)>>,
+}
+
+impl Known {
+    fn fresh(&self) -> Option<Vec<String>> {
+        let names = self.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        names.as_ref().filter(|(at, _)| at.elapsed() < KNOWN_FOR).map(|(_, names)| names.clone())
+    }
+
+    fn keep(&self, names: Vec<String>) {
+        *self.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some((Instant::now(), names));
+    }
+}
+
+/// Refuses a model that nobody serves, rather than let its caller wait. A fleet without any worker may be about to
+/// get one, so there it is let through.
+pub(super) async fn check(gateway: &Gateway, model: Option<&str>) -> ApiResult<()> {
+    let Some(model) = model else { return Ok(()) };
+    let known = &gateway.shared.models;
+    let mut names = known.fresh().unwrap_or_default();
+    if !names.iter().any(|name| name == model) {
+        names = served(gateway).await?.into_keys().collect();
+        known.keep(names.clone());
+    }
+    if names.is_empty() || names.iter().any(|name| name == model) {
+        return Ok(());
+    }
+    let message = format!("No live worker serves the model {model:?}; served are: {}.", names.join(", "));
+    Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).about("model"))
 }
 
 pub(super) async fn list(State(gateway): State<Gateway>, _caller: Caller) -> ApiResult<Json<Value>> {
