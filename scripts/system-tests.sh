@@ -60,5 +60,15 @@ spans() {
 }
 check "spans of every part reach a collector" bash bash spans
 
+# The page in a real browser, on a fleet of its own. Both programs that it needs besides chromium come from other steps
+# of `make test`; where npm is missing there is no driver for the browser.
+program="${CARGO_TARGET_DIR:-target}/debug/ternfleet"
+if [ -d target/npm/node_modules/playwright-core ] || in_ci; then
+  check "the page in a real browser" chromium chromium node tests/clients/npm/page.mjs "$program" "$PWD/target/npm"
+else
+  echo "skipped  the page in a real browser: needs npm (scripts/fetch-npm-clients.sh)"
+  skipped=$((skipped + 1))
+fi
+
 echo "system tests: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
