@@ -236,6 +236,75 @@ fn a_new_key_is_told_once_and_only_its_hash_is_kept() {
     assert!(made.stdout.contains("tenant = \"acme\"") && !made.stdout.contains(key), "{}", made.stdout);
     assert!(made.stdout.contains(&blake3::hash(key.as_bytes()).to_hex().to_string()), "{}", made.stdout);
     assert_eq!(run(&["key", "new", "--tenant", "a b"]).code, Some(64));
+    let told = run(&["key", "new", "--json"]).json();
+    let hash = blake3::hash(told["key"].as_str().unwrap().as_bytes()).to_hex().to_string();
+    assert_eq!(told["blake3"], hash.as_str());
+}
+
+#[test]
+fn completions_come_for_each_shell_and_know_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["completions", shell]);
+        assert_eq!(script.code, Some(0), "{}", script.stderr);
+        for command in ["submit", "top", "doctor", "nats-monitoring-url"] {
+            assert!(script.stdout.contains(command), "{command} is not completed in {shell}");
+        }
+    }
+    let unknown = run(&["completions", "tcsh"]);
+    assert_eq!(unknown.code, Some(64));
+    assert!(unknown.stderr.contains("bash"), "{}", unknown.stderr);
+}
+
+#[test]
+fn there_is_a_manual_page_for_each_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let into = folder.path().join("man1");
+    let written = run(&["man", "--out", &into.display().to_string()]);
+    assert_eq!((written.code, written.stdout.as_str()), (Some(0), ""), "{}", written.stderr);
+    for page in ["ternfleet.1", "ternfleet-submit.1", "ternfleet-model-synth.1", "ternfleet-doctor.1"] {
+        let text = std::fs::read_to_string(into.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
+        assert!(text.contains(".TH") && text.contains("OPTIONS"), "{page}");
+    }
+    assert!(!into.join("ternfleet-attached.1").exists(), "hidden commands have no page");
+    assert!(run(&["man"]).stdout.contains(".TH"));
+}
+
+#[test]
+fn doctor_says_of_each_fault_how_to_mend_it() {
+    let (_folder, model) = tiny();
+    // Nothing listens on port 1.
+    let ill = run(&["doctor", "--nats", "127.0.0.1:1", "--model", &model, "--json"]);
+    assert_eq!(ill.code, Some(1), "{}", ill.stderr);
+    let told = ill.json();
+    assert_eq!(told["ok"], false);
+    let findings = told["findings"].as_array().unwrap();
+    let state = |check: &str| {
+        let found = findings.iter().find(|finding| finding["check"] == check);
+        found.unwrap_or_else(|| panic!("{check} is missing in {told}"))["state"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(state("nats"), "fault");
+    for unseen in ["streams", "coordinator", "workers", "durability"] {
+        assert_eq!(state(unseen), "unknown", "{unseen}");
+    }
+    assert_eq!(state("model"), "ok");
+    assert!(findings.iter().all(|finding| finding["state"] == "ok" || finding["mend"].is_string()), "{told}");
+    let page = run(&["doctor", "--nats", "127.0.0.1:1", "--model", "/nowhere.gguf"]).stdout;
+    assert!(
+        page.contains("FAULT") && page.contains("ternfleet up") && page.contains("/nowhere.gguf"),
+        "{page}"
+    );
+}
+
+#[test]
+fn a_slip_of_the_finger_is_named_and_exits_with_64() {
+    for (typed, meant) in [("submt", "submit"), ("docter", "doctor"), ("wroker", "worker")] {
+        let slip = run(&[typed]);
+        assert_eq!(slip.code, Some(64), "{typed}");
+        assert!(slip.stderr.contains(meant), "{typed}: {}", slip.stderr);
+    }
+    let flag = run(&["pods", "--jsno"]);
+    assert_eq!(flag.code, Some(64));
+    assert!(flag.stderr.contains("--json"), "{}", flag.stderr);
 }
 
 #[test]

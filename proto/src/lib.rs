@@ -20,3 +20,8 @@ pub mod trace;
 pub use bus::{Bus, BusError};
 pub use id::{Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, WorkerId};
 pub use money::UsdMicro;
+
+/// Compiles the example in Rust of the API page.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/api.md")]
+pub struct ApiPage;

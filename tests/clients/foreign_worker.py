@@ -190,6 +190,7 @@ async def main(url):
     print("ok   it is listed with its class and price")
     for task in tasks:
         task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     await connection.close()
     print("all rules hold")
 

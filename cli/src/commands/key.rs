@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use ternfleet_proto::TenantId;
 
-use crate::output::say;
+use crate::output::{say, say_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct Key {
@@ -26,15 +26,23 @@ struct New {
     /// On whose account the key's batches run
     #[arg(long, value_name = "NAME", default_value = "default")]
     tenant: TenantId,
+    /// Print one object with `tenant`, `key` and `blake3` in place of the entry
+    #[arg(long)]
+    json: bool,
 }
 
 impl Key {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let Action::New(New { tenant }) = self.action;
+        let Action::New(New { tenant, json }) = self.action;
         let mut secret = [0u8; 32];
         getrandom::fill(&mut secret).context("the system gives no random bytes")?;
         let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let key = format!("tf-{hex}");
+        if json {
+            let hash = blake3::hash(key.as_bytes()).to_hex().to_string();
+            say_json(&serde_json::json!({ "tenant": tenant, "key": key, "blake3": hash }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         // Only the hash is kept: 32 random bytes leave nothing to guess.
         say(&format!(
             "[[key]]\ntenant = \"{tenant}\"\nblake3 = \"{}\"\n",

@@ -27,6 +27,8 @@ function bar(label, parts, thin) {
   for (const [share, cls] of parts) { const i = node("i", null, cls); i.style.width = 100 * Math.min(1, Math.max(0, share)) + "%"; b.append(i); }
   return b;
 }
+/** Text in which `…` marks what is typed. */
+function prose(tag, text, cls) { const e = node(tag, null, cls); text.split("`").forEach((part, i) => e.append(i % 2 ? node("code", part) : part)); return e; }
 function cell(...children) { const f = document.createDocumentFragment(); f.append(...children.filter(c => c != null)); return f; }
 /** Rows by key: one that is unchanged keeps its nodes, so that focus and text selection survive the next second. */
 function sync(body, items, key, columns) {
@@ -79,10 +81,12 @@ async function download(path, name) {
 
 // ── Charts ──
 const charts = {};
+/** The next of 1, 1.2, 1.6, 2, 3, 4, 5, 6, 8 times a power of ten, so that half of it reads well too. */
+const round = most => { if (!(most > 0)) return 1; const unit = 10 ** Math.floor(Math.log10(most)); return unit * [1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10].find(step => step * unit >= most); };
 function chart(id, points, value, show) {
   const box = $(id), plot = box.parentNode, note = $(id + "-note"); charts[id] = { points, value, show };
   if (points.length < 2) return;
-  const values = points.map(value), most = Math.max(...values), top = most > 0 ? most * 1.12 : 1, from = points[0].at, wide = Math.max(points.at(-1).at - from, 1);
+  const values = points.map(value), most = Math.max(...values), top = round(most), from = points[0].at, wide = Math.max(points.at(-1).at - from, 1);
   const x = at => 100 * (at - from) / wide, y = v => 39.5 - 38.5 * v / top;
   const line = points.map((p, i) => (i ? "L" : "M") + x(p.at).toFixed(2) + " " + y(values[i]).toFixed(2)).join("");
   box.replaceChildren(...[0, .5, 1].map(share => svg("line", { class: "grid", x1: 0, x2: 100, y1: y(top * share), y2: y(top * share) })),
@@ -141,9 +145,9 @@ function show(v) {
   set("f-open", count(t.open_jobs)); set("f-queue", count(t.running_jobs) + " in slots, " + count(t.queued_jobs) + " queued"); set("f-age", t.oldest_open_ms == null ? "–" : span(t.oldest_open_ms));
   set("f-pods", count(t.pods_live)); set("f-slots", count(t.running_jobs) + " of " + count(t.slots) + " slots in use");
   const said = v.warnings.join("\n"), box = $("warnings");
-  if (box.dataset.said !== said) { box.dataset.said = said; box.hidden = !v.warnings.length; box.querySelector("ul").replaceChildren(...v.warnings.map(w => node("li", w))); }
-  if (v.history) { chart("c-rate", v.history, p => p.tok_s, (n, short) => n.toFixed(n < 10 ? 1 : 0) + (short ? "" : " tok/s")); chart("c-price", v.history, p => p.usd_micro_per_hour, n => "$" + (n / 1e6).toFixed(n >= 1e7 ? 1 : 2)); }
-  $("no-batches").hidden = v.batches.length > 0; $("no-pods").hidden = v.pods.length > 0;
+  if (box.dataset.said !== said) { box.dataset.said = said; box.hidden = !v.warnings.length; box.querySelector("ul").replaceChildren(...v.warnings.map(w => prose("li", w))); }
+  if (v.history) { chart("c-rate", v.history, p => p.tok_s, (n, short) => n.toFixed(n && n < 10 ? 1 : 0) + (short ? "" : " tok/s")); chart("c-price", v.history, p => p.usd_micro_per_hour, n => "$" + (n / 1e6).toFixed(n >= 1e7 ? 1 : 2)); }
+  for (const [id, list] of [["batches", v.batches], ["pods", v.pods]]) { $("no-" + id).hidden = list.length > 0; $(id).closest(".scroll").hidden = !list.length; }
   const open = v.batches.filter(b => !ended(b)).length; set("batches-note", v.batches.length ? open + " running, " + (v.batches.length - open) + " ended" : "");
   set("pods-note", v.pods.length ? t.pods_live + " live of " + v.pods.length : "");
   fastest = Math.max(1, ...v.pods.map(p => p.tok_s));
@@ -197,7 +201,7 @@ function quoted(q) {
     ["Finish", q.finish_p50_ms < far ? clock(q.finish_p50_ms) + ", " + clock(q.finish_p95_ms) + " at the latest in 19 of 20 cases" : "not with the pods there are"],
     ["Work", count(q.work_tokens_low) + " to " + count(q.work_tokens_high) + " tokens"], ["Pods", (q.pods || []).map(p => p.pods + " × " + p.class).join(", ") || "none"]]) facts.append(node("dt", name), node("dd", text));
   const better = (word, other) => other ? node("p", word + ": " + money(other.cost_usd_micro) + (other.finish_p95_ms < far ? ", done by " + clock(other.finish_p95_ms) : "")) : null;
-  box.replaceChildren(...[facts, node("p", q.explanation, q.kept ? "" : "late"), better("Cheaper", q.cheaper), better("Faster", q.faster)].filter(Boolean)); box.hidden = false;
+  box.replaceChildren(...[facts, prose("p", q.explanation, q.kept ? "" : "late"), better("Cheaper", q.cheaper), better("Faster", q.faster)].filter(Boolean)); box.hidden = false;
 }
 $("upload").onsubmit = async e => {
   e.preventDefault(); const file = $("u-file").files[0], hours = +$("u-hours").value, wanted = e.submitter?.value || "submit", buttons = $("upload").querySelectorAll("button");
