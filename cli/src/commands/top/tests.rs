@@ -2,81 +2,33 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
 use super::*;
-use ternfleet_proto::message::{
-    BatchOptions, BatchState, Durability, Heartbeat, WorkerCounters, WorkerState,
-};
+use ternfleet_proto::message::BatchState;
 
+/// Out of JSON, so that fields with a default may come and go.
 fn pod(name: &str) -> PodView {
-    PodView {
-        heartbeat: Heartbeat {
-            worker: format!("{name}-w").parse().unwrap(),
-            pod: name.into(),
-            host: "h".into(),
-            pod_class: "cpu".into(),
-            price_usd_micro_per_hour: UsdMicro(340_000),
-            state: WorkerState::Ready,
-            model: "storyteller".into(),
-            model_digest: "d".into(),
-            numerics: "n".into(),
-            context_tokens: 512,
-            slots: 8,
-            slots_in_use: 3,
-            kv_pages: 1,
-            kv_pages_free: 1,
-            threads: 2,
-            isa: "avx512".into(),
-            calibration: Vec::new(),
-            prefill_tok_s: 0.0,
-            decode_tok_s: 0.0,
-            counters: WorkerCounters::default(),
-            leader_seen: Default::default(),
-            version: "0".into(),
-            started_at: TimeMs(0),
-            at: TimeMs(0),
-            running: Vec::new(),
+    serde_json::from_value(json!({
+        "heartbeat": {
+            "worker": format!("{name}-w"), "pod": name, "host": "h", "pod_class": "cpu",
+            "price_usd_micro_per_hour": 340_000, "state": "ready", "model": "storyteller", "model_digest": "d",
+            "numerics": "n", "context_tokens": 512, "slots": 8, "slots_in_use": 3, "kv_pages": 1, "kv_pages_free": 1,
+            "threads": 2, "isa": "avx512", "calibration": [], "prefill_tok_s": 0.0, "decode_tok_s": 0.0,
+            "counters": {}, "leader_seen": 0, "version": "0", "started_at": 0, "at": 0, "running": [],
         },
-        live: true,
-        rate_tok_s: 20.79,
-        usd_micro_per_million_tokens: Some(UsdMicro(4_542_793)),
-        tokens: 12_345,
-        cost_usd_micro: UsdMicro(1_000),
-        busy_ratio: 0.5,
-        queued_jobs: 4,
-    }
+        "live": true, "rate_tok_s": 20.79, "usd_micro_per_million_tokens": 4_542_793, "tokens": 12_345,
+        "cost_usd_micro": 1_000, "busy_ratio": 0.5, "queued_jobs": 4,
+    }))
+    .unwrap()
 }
 
 fn batch(name: &str, state: BatchState, done: u32) -> BatchView {
-    BatchView {
-        id: "batch_1".parse().unwrap(),
-        tenant: "default".parse().unwrap(),
-        name: Some(name.into()),
-        state,
-        input_object: "i".into(),
-        endpoint: None,
-        output_object: None,
-        error_object: None,
-        total: 100,
-        completed: done,
-        failed: 0,
-        total_is_final: true,
-        created_at: TimeMs(0),
-        started_at: Some(TimeMs(0)),
-        cancelling_at: None,
-        finalizing_at: None,
-        ended_at: None,
-        expires_at: TimeMs(86_400_000),
-        options: BatchOptions::default(),
-        metadata: Default::default(),
-        prompt_tokens: 0,
-        completion_tokens: 0,
-        wasted_tokens: 0,
-        cost_usd_micro: UsdMicro(5_000),
-        rate_tok_s: 20.0,
-        finish_estimate: Some(TimeMs(750_000)),
-        durability: Durability::Stored,
-        replicas: 1,
-        reason: None,
-    }
+    serde_json::from_value(json!({
+        "id": "batch_1", "tenant": "default", "name": name, "state": state, "input_object": "i", "total": 100,
+        "completed": done, "failed": 0, "total_is_final": true, "created_at": 0, "started_at": 0,
+        "expires_at": 86_400_000, "options": {}, "metadata": {}, "prompt_tokens": 0, "completion_tokens": 0,
+        "wasted_tokens": 0, "cost_usd_micro": 5_000, "rate_tok_s": 20.0, "finish_estimate": 750_000,
+        "durability": "stored", "replicas": 1,
+    }))
+    .unwrap()
 }
 
 fn view(pods: usize, batches: Vec<BatchView>) -> View {
