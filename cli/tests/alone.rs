@@ -185,20 +185,105 @@ fn logits_are_rows_of_little_endian_floats() {
 
 #[test]
 fn bench_measures_and_refuses_what_the_machine_cannot_run() {
-    let (_folder, model) = tiny();
+    let (folder, model) = tiny();
+    let plot = folder.path().join("plot.svg").display().to_string();
     let ended = run(&[
-        "bench", "--model", &model, "-t", "1,1000", "--batch", "1,2", "--prompt", "16", "--gen", "8",
-        "--repeat", "1", "--json",
+        "bench",
+        "--model",
+        &model,
+        "-t",
+        "1,1000",
+        "--batch",
+        "1,2",
+        "--prompt",
+        "16",
+        "--gen",
+        "8",
+        "--context",
+        "16,40",
+        "--repeat",
+        "2",
+        "--kernel",
+        "all",
+        "--head",
+        "q6",
+        "--price-usd-per-hour",
+        "0.34",
+        "--plot",
+        &plot,
+        "--allow-throttled",
+        "--json",
     ]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let report = ended.json();
-    assert_eq!(fields(&report), ["batch", "machine", "threads"]);
-    assert_eq!(fields(&report["machine"]), ["cores", "cpu", "isa", "mac_per_s", "quota", "read_gb_s"]);
+    assert_eq!(report["model"]["numerics"], "ternfleet-1/f16kv/q6head");
     assert!(report["machine"]["read_gb_s"].as_f64().unwrap() > 0.1);
-    assert_eq!(fields(&report["threads"][0]), ["decode_tok_s", "prompt_tok_s", "threads"]);
+    assert!(report["memory"]["anonymous_bytes"].as_u64() > report["memory"]["weights_bytes"].as_u64());
+    let row = &report["threads"][0];
+    let decode = row["decode_tok_s"].as_f64().unwrap();
+    assert_eq!(row["decode"]["median"].as_f64(), Some(decode));
+    assert!(
+        row["decode"]["min"].as_f64().unwrap() <= decode && row["decode"]["max"].as_f64().unwrap() >= decode
+    );
+    let ceiling = &row["decode"]["ceiling"];
+    assert!(["memory", "arithmetic"].contains(&ceiling["binds"].as_str().unwrap()), "{ceiling}");
+    let usd_micro = row["usd_micro_per_million_tokens"].as_f64().unwrap();
+    assert!((usd_micro - 0.34e12 / (3600.0 * decode)).abs() <= 1.0, "{usd_micro} at {decode}");
     assert_eq!(fields(&report["threads"][1]), ["refused", "threads"]);
-    assert_eq!(fields(&report["batch"][1]), ["batch", "gen", "prompt", "tok_s"]);
-    assert_eq!(report["batch"][1]["batch"], 2);
+    let batch = report["batch"].as_array().unwrap();
+    let sizes: Vec<_> = batch.iter().map(|row| (row["prompt"].as_u64(), row["batch"].as_u64())).collect();
+    assert_eq!(sizes, [(16, 1), (16, 2), (40, 1), (40, 2)].map(|(prompt, n)| (Some(prompt), Some(n))));
+    for row in batch {
+        let number = |name: &str| row[name].as_f64().unwrap();
+        assert!(number("between_tokens_ms_p50") <= number("between_tokens_ms_p99"), "{row}");
+        assert!(number("first_token_ms_p50") > 0.0 && number("attention_ms") > 0.0, "{row}");
+        let shares: f64 =
+            row["shares"].as_object().unwrap().values().map(|share| share.as_f64().unwrap()).sum();
+        assert!((shares - 100.0).abs() < 1.0, "{row}");
+    }
+    assert!(report["kernels"].as_array().unwrap().iter().any(|row| row["isa"] == "scalar"), "{report}");
+    let picture = std::fs::read_to_string(plot).unwrap();
+    assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"), "{picture}");
+}
+
+#[test]
+fn bench_tables_name_the_ceiling_and_a_sequence_that_does_not_fit_is_refused_in_its_row() {
+    let (_folder, model) = tiny();
+    let ended = run(&[
+        "bench",
+        "--model",
+        &model,
+        "-t",
+        "1",
+        "--prompt",
+        "5000",
+        "--gen",
+        "4",
+        "--repeat",
+        "1",
+        "--allow-throttled",
+    ]);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("ask for a shorter --prompt or --gen"), "{}", ended.stderr);
+    let ended = run(&[
+        "bench",
+        "--model",
+        &model,
+        "-t",
+        "1",
+        "--prompt",
+        "8",
+        "--gen",
+        "4",
+        "--repeat",
+        "1",
+        "--allow-throttled",
+    ]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    for part in ["% of", "barrier us", "between tokens ms", "anonymous", "best"] {
+        assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
+    }
+    assert_eq!(run(&["bench", "--model", &model, "--kernel", "magic"]).code, Some(1));
 }
 
 #[test]
@@ -225,7 +310,12 @@ fn the_same_shape_and_seed_give_the_same_model_and_inspect_knows_it() {
 fn topology_says_what_it_would_do() {
     let seen = run(&["topology", "--json"]).json();
     assert!(seen["plan"]["threads"].as_u64().unwrap() >= 1);
-    assert!(run(&["topology"]).stdout.contains("would run"));
+    assert!(!seen["plan"]["engines_auto"].as_array().unwrap().is_empty() && seen["smt_siblings"].is_array());
+    let told = run(&["topology"]).stdout;
+    assert!(
+        told.contains("would run") && told.contains("engines auto") && told.contains("huge pages"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use crate::forward::{self, Column, HeadColumn, Plan, Segment};
 use crate::gguf::Hyper;
-use crate::head::{Drawn, HeadCounters, HeadWork, Screen};
+use crate::head::{Bits, Drawn, HeadCounters, HeadWork, Screen};
 use crate::kernel::{Kernels, PAGE};
 use crate::kv::{self, Cache};
 use crate::model::Model;
@@ -26,6 +26,7 @@ fn numerics(head: Head) -> &'static str {
     match head {
         Head::Screened | Head::Full => "ternfleet-1/f16kv",
         Head::Q8 => "ternfleet-1/f16kv/q8head",
+        Head::Q6 => "ternfleet-1/f16kv/q6head",
     }
 }
 
@@ -96,15 +97,20 @@ impl Engine {
         let n_columns = options.prefill_chunk + options.max_sequences + n_guesses;
         // Guesses are made only while few sequences run, so that those fit as well.
         let n_heads = options.max_sequences.max(LOGITS_CHUNK);
-        let screen = match options.head {
+        let bits = match options.head {
             Head::Full => None,
-            Head::Screened | Head::Q8 => Some(Screen::build(&model, kernels, &mut pool, options.huge_pages)?),
+            Head::Screened | Head::Q8 => Some(Bits::Eight),
+            Head::Q6 => Some(Bits::Six),
+        };
+        let screen = match bits {
+            None => None,
+            Some(bits) => Some(Screen::build(&model, bits, kernels, &mut pool, options.huge_pages)?),
         };
         let head = HeadWork::new(&hyper, options.head, screen, n_heads, threads)
             .map_err(memory("scores", (n_heads * hyper.vocab * size_of::<f32>()) as u64))?;
         let head_bytes = match options.head {
             Head::Full => model.head().bytes() as u64,
-            Head::Screened | Head::Q8 => head.screen_bytes(),
+            Head::Screened | Head::Q8 | Head::Q6 => head.screen_bytes(),
         };
         let anonymous_bytes = model.ternary_bytes as u64 + head.screen_bytes();
         let work = Work::new(&model, n_columns.max(LOGITS_CHUNK), n_heads, threads, head);

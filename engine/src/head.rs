@@ -18,7 +18,7 @@ use crate::pool::Shared;
 use crate::request::TokenLogprob;
 use crate::sampler::{self, Candidate, Draw};
 use candidates::{Finds, NoiseTable, Part};
-pub(crate) use screen::{Rounded, Screen};
+pub(crate) use screen::{Bits, Rounded, Screen};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -42,7 +42,7 @@ enum Demand {
     Best(usize),
     /// The token that wins with noise.
     Noisy,
-    /// The int8 scores as they are.
+    /// The copy's scores as they are.
     Approximate,
     /// All canonical scores.
     All,
@@ -55,7 +55,7 @@ impl Demand {
         let top_k = sampling.top_k as usize;
         match head {
             Head::Full => Demand::All,
-            Head::Q8 => Demand::Approximate,
+            Head::Q8 | Head::Q6 => Demand::Approximate,
             Head::Screened if draw.top_logprobs.is_some() || draw.adjustments.len() > MOST_SCREENED => {
                 Demand::All
             }
@@ -118,12 +118,12 @@ pub(crate) struct HeadWork {
 pub(crate) struct Private {
     row: Vec<f32>,
     hits: Vec<u32>,
-    sums: Vec<i32>,
+    sums: screen::Sums,
 }
 
 impl Private {
     pub(crate) fn new(hyper: &Hyper, n_heads: usize) -> Private {
-        Private { row: vec![0.0; hyper.hidden], hits: Vec::new(), sums: vec![0; n_heads * 2 * ROWS] }
+        Private { row: vec![0.0; hyper.hidden], hits: Vec::new(), sums: screen::Sums::new(n_heads) }
     }
 }
 
@@ -300,6 +300,7 @@ fn approximate_scores(ops: &mut Ops<'_, '_>) -> Range<usize> {
     let (acts, rounded) = unsafe {
         let acts = WideActs {
             width: work.hidden,
+            stride: work.hidden,
             values: work.values.read(0..n * work.hidden),
             high: work.high.read(0..n * work.hidden),
             low: work.low.read(0..n * work.hidden),

@@ -96,6 +96,7 @@ struct Table {
     round_i16: unsafe fn(&[f32], f32, &mut [i16], &mut [f32]),
     largest_magnitude: unsafe fn(&[f32]) -> f32,
     widen: unsafe fn(&[u16], &mut [f32]),
+    unpack_six: unsafe fn(&[u8], &mut [u8]),
     reach: unsafe fn(&Bounds<'_>, f32, f32, &mut Vec<u32>),
     read_all: unsafe fn(&[u8]) -> u64,
     multiply_all: unsafe fn(u64) -> u64,
@@ -133,6 +134,10 @@ macro_rules! stamp {
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn widen(from: &[u16], to: &mut [f32]) {
                 floats::widen::<Lane>(from, to);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn unpack_six(from: &[u8], to: &mut [u8]) {
+                floats::unpack_six(from, to);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn reach(bounds: &Bounds<'_>, sign: f32, threshold: f32, hits: &mut Vec<u32>) {
@@ -206,6 +211,7 @@ macro_rules! stamp {
             attend: stamped::attend,
             attended: stamped::attended,
             widen: stamped::widen,
+            unpack_six: stamped::unpack_six,
             reach: stamped::reach,
             dot_f16: stamped::dot_f16,
             dot_f32: stamped::dot_f32,
@@ -432,6 +438,13 @@ impl Kernels {
         unsafe { (self.table.multiply_all)(rounds) }
     }
 
+    /// Lines of int8 weights from lines of six bits: `from` has three for four of `to`.
+    pub(crate) fn unpack_six(&self, from: &[u8], to: &mut [u8]) {
+        assert!(from.len().is_multiple_of(3 * LINE) && to.len() == from.len() / 3 * 4);
+        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
+        unsafe { (self.table.unpack_six)(from, to) }
+    }
+
     /// Screening sums of one or two groups, as many as `row_sums` has: (n_tokens, 32), exact as long as they fit into int32.
     pub(crate) fn screen(
         &self,
@@ -441,11 +454,12 @@ impl Kernels {
         row_sums: &[i32],
         sums: &mut [i32],
     ) {
-        let width = acts.width;
+        let (width, stride) = (acts.width, acts.stride);
         let n_groups = row_sums.len() / ROWS;
         assert!(n_groups == 1 || n_groups == 2);
         assert!(width.is_multiple_of(128) && lines.len() >= n_groups * width / 4 * LINE);
-        assert!(acts.values.len() >= n_tokens * width && sums.len() >= n_tokens * 2 * ROWS);
+        assert!(n_tokens > 0 && stride >= width && sums.len() >= n_tokens * 2 * ROWS);
+        assert!(acts.values.len() >= (n_tokens - 1) * stride + width);
         assert!(acts.high.len() == acts.values.len() && acts.low.len() == acts.values.len());
         let job = ScreenJob {
             lines: lines.as_ptr(),
@@ -454,7 +468,7 @@ impl Kernels {
             values: acts.values.as_ptr(),
             high: acts.high.as_ptr(),
             low: acts.low.as_ptr(),
-            stride: width,
+            stride,
             n_tokens,
             row_sums: row_sums.as_ptr(),
             sums: sums.as_mut_ptr(),
@@ -464,10 +478,11 @@ impl Kernels {
     }
 }
 
-/// Rows of int16 activations, (n_tokens, width), as the screening kernels want them.
+/// Rows of int16 activations, `width` of every `stride`, as the screening kernels want them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WideActs<'a> {
     pub(crate) width: usize,
+    pub(crate) stride: usize,
     pub(crate) values: &'a [i16],
     /// Upper and lower byte of value + 32768.
     pub(crate) high: &'a [u8],

@@ -82,6 +82,8 @@ pub enum Head {
     Full,
     /// The int8 rows alone: a declared approximation.
     Q8,
+    /// Rows of six bits alone: three quarters of [`Head::Q8`]'s bytes, a coarser declared approximation.
+    Q6,
 }
 
 /// Which ternary kernel runs.
@@ -92,6 +94,11 @@ pub enum KernelChoice {
     Auto,
     /// Multiply-add on two-bit codes.
     Mad,
+}
+
+impl KernelChoice {
+    /// Those that are one kernel.
+    pub const ALL: [KernelChoice; 1] = [KernelChoice::Mad];
 }
 
 /// A name that is none of the choices.
@@ -109,6 +116,7 @@ impl fmt::Display for Head {
             Head::Screened => "screened",
             Head::Full => "full",
             Head::Q8 => "q8",
+            Head::Q6 => "q6",
         })
     }
 }
@@ -121,10 +129,11 @@ impl FromStr for Head {
             "screened" => Ok(Head::Screened),
             "full" => Ok(Head::Full),
             "q8" => Ok(Head::Q8),
+            "q6" => Ok(Head::Q6),
             _ => Err(UnknownChoice {
                 what: "output head",
                 name: name.to_owned(),
-                choices: "screened, full or q8",
+                choices: "screened, full, q8 or q6",
             }),
         }
     }

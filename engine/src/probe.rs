@@ -13,6 +13,24 @@ const PASS_BYTES: usize = 1 << 30;
 /// Rounds of multiply-adds of one measurement: some tens of milliseconds.
 const ROUNDS: u64 = 4_000_000;
 
+/// Meetings of one measurement of the barrier.
+const MEETINGS: u32 = 20_000;
+
+/// Seconds that one meeting of all threads takes; 0 for one thread.
+pub fn barrier_s(engine: &mut Engine) -> f64 {
+    let (pool, _) = engine.machine();
+    let nanoseconds = AtomicU64::new(0);
+    pool.run(&|member| {
+        member.wait();
+        let start = Instant::now();
+        (0..MEETINGS).for_each(|_| member.wait());
+        if member.index == 0 {
+            nanoseconds.store(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
+    });
+    nanoseconds.into_inner() as f64 * 1e-9 / f64::from(MEETINGS)
+}
+
 /// Memory to read, touched first by the threads that read it.
 #[derive(Debug)]
 pub struct Probe {

@@ -34,6 +34,19 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// Both together.
+    pub fn plus(&self, other: &Profile) -> Profile {
+        Profile {
+            embed_s: self.embed_s + other.embed_s,
+            norm_s: self.norm_s + other.norm_s,
+            product_s: self.product_s + other.product_s,
+            rotate_s: self.rotate_s + other.rotate_s,
+            attend_s: self.attend_s + other.attend_s,
+            head_s: self.head_s + other.head_s,
+            sample_s: self.sample_s + other.sample_s,
+        }
+    }
+
     /// What came on top of an earlier reading.
     pub fn since(&self, earlier: &Profile) -> Profile {
         Profile {

@@ -3,43 +3,67 @@
 
 mod common;
 
-use common::{load, requests, run, synthetic};
+use common::{Outcome, load, prompt, requests, run, synthetic};
+use proptest::prelude::*;
+use proptest::sample::select;
 use std::path::Path;
 use ternfleet_engine::gguf::File;
 use ternfleet_engine::gguf::rows::{f16_to_f32, f32_to_f16};
 use ternfleet_engine::synth::Shape;
-use ternfleet_engine::{Head, Isa, Options};
+use ternfleet_engine::{Head, HeadCounters, Isa, Options, Request, Sampling};
 
-/// Rewrites the embedding of a model file by a function of (row, column, value).
-fn with_embedding(path: &Path, change: impl Fn(usize, usize, f32) -> f32) {
+/// Rewrites a tensor of a model file by a function of its bytes.
+fn with_tensor(path: &Path, name: &str, change: impl Fn(&mut [u8], usize)) {
     let mut bytes = std::fs::read(path).unwrap();
     let base = bytes.as_ptr() as usize;
     let copy = std::mem::take(&mut bytes);
     let file = File::from_bytes(copy).unwrap();
-    let tensor = file.tensor("token_embd.weight").unwrap();
+    let tensor = file.tensor(name).unwrap();
     let (start, len, width) = (tensor.data.as_ptr() as usize - base, tensor.data.len(), tensor.n_columns());
     let mut bytes = std::fs::read(path).unwrap();
-    for (i, half) in bytes[start..start + len].as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        let value = f16_to_f32(u16::from_le_bytes(*half));
-        *half = f32_to_f16(change(i / width, i % width, value)).to_le_bytes();
-    }
+    change(&mut bytes[start..start + len], width);
     std::fs::write(path, bytes).unwrap();
+}
+
+/// Rewrites the embedding of a model file by a function of (row, column, value).
+fn with_embedding(path: &Path, change: impl Fn(usize, usize, f32) -> f32) {
+    with_tensor(path, "token_embd.weight", |bytes, width| {
+        for (i, half) in bytes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let value = f16_to_f32(u16::from_le_bytes(*half));
+            *half = f32_to_f16(change(i / width, i % width, value)).to_le_bytes();
+        }
+    });
+}
+
+fn outcomes(
+    path: &Path,
+    head: Head,
+    isa: Isa,
+    threads: usize,
+    requests: &[Request],
+) -> (Vec<Outcome>, HeadCounters) {
+    let options = Options { head, isa: Some(isa), threads: Some(threads), ..Options::default() };
+    let mut engine = load(path, options);
+    (run(&mut engine, requests), engine.head_counters())
 }
 
 fn heads_agree(change: impl Fn(usize, usize, f32) -> f32) {
     let shape = Shape { vocab: 2000, ..Shape::TINY };
     let (_folder, path) = synthetic(&shape, 3);
     with_embedding(&path, change);
-    let outcomes = |head: Head, isa: Isa, threads: usize| {
-        let options = Options { head, isa: Some(isa), threads: Some(threads), ..Options::default() };
-        let mut engine = load(&path, options);
-        let outcomes = run(&mut engine, &requests(2000, 20));
-        println!("{head} {isa}: {:?}", engine.head_counters());
-        outcomes
-    };
-    let expected = outcomes(Head::Full, Isa::Scalar, 1);
+    let requests = requests(2000, 20);
+    let (expected, counters) = outcomes(&path, Head::Full, Isa::Scalar, 1, &requests);
+    assert_eq!((counters.screened, counters.candidates), (0, 0));
     for (isa, threads) in Isa::available().into_iter().zip([1, 2, 3, 2]) {
-        assert_eq!(outcomes(Head::Screened, isa, threads), expected);
+        let (found, counters) = outcomes(&path, Head::Screened, isa, threads, &requests);
+        assert_eq!(found, expected, "{isa}");
+        // One request asks for log-probabilities, and so for all scores; the others are screened.
+        assert_eq!(
+            (counters.full, counters.screened),
+            (20, 20 * (requests.len() as u64 - 1)),
+            "{counters:?}"
+        );
+        assert!(counters.candidates >= counters.screened, "{counters:?}");
     }
 }
 
@@ -69,4 +93,65 @@ fn on_rows_of_zeros_and_rows_with_one_outlier() {
         2 => value * 1e-6,
         _ => value,
     });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Rows of every awkward kind in any mixture, any sampling, and now and then no activations at all: every score a tie.
+    #[test]
+    fn on_any_mixture_of_awkward_rows(
+        kinds in prop::collection::vec(0..7u8, 48),
+        temperature in select(vec![0.0f32, 0.01, 0.7, 1.0, 30.0]),
+        top_k in select(vec![0u32, 1, 2, 40, 300]),
+        top_p in select(vec![0.01f32, 0.9, 1.0]),
+        min_p in select(vec![0.0f32, 0.05, 1.0]),
+        silent in prop::bool::weighted(0.2),
+        seed in any::<u64>(),
+        isa in select(Isa::available()),
+    ) {
+        const VOCAB: usize = 400;
+        let shape = Shape { n_layers: 1, hidden: 128, ffn: 128, n_heads: 2, n_kv_heads: 1, vocab: VOCAB };
+        let (_folder, path) = synthetic(&shape, seed % 5);
+        let wave = |column: usize| ((column * 37 % 101) as f32 - 50.0) / 100.0;
+        with_embedding(&path, |row, column, value| match kinds[row % kinds.len()] {
+            0 => value,
+            1 => 0.0,
+            2 => wave(column),
+            3 => wave(column) * (1.0 + ((row + column) % 2) as f32 / 1024.0),
+            4 if column == row % 128 => 60_000.0,
+            4 => value,
+            5 => if (row + column).is_multiple_of(2) { 65_504.0 } else { -65_504.0 },
+            _ => 6e-8 * ((row + column) % 3) as f32,
+        });
+        if silent {
+            with_tensor(&path, "output_norm.weight", |bytes, _| bytes.fill(0));
+        }
+        let sampling = Sampling { temperature, top_k, top_p, min_p, ..Sampling::default() };
+        let request = |n| Request { prompt: prompt(n, 5, VOCAB), max_new_tokens: 6, sampling: sampling.clone(), seed, ..Request::default() };
+        let requests = [request(1), request(2), request(3)];
+        let (expected, _) = outcomes(&path, Head::Full, Isa::Scalar, 1, &requests);
+        let (found, _) = outcomes(&path, Head::Screened, isa, 2, &requests);
+        prop_assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn a_declared_lossy_head_has_its_own_name_and_gives_the_same_bits_everywhere() {
+    let (_folder, path) = synthetic(&Shape { vocab: 700, ..Shape::TINY }, 3);
+    let requests = requests(700, 8);
+    let mut names = vec![load(&path, Options::default()).info().numerics];
+    let mut bytes = Vec::new();
+    for head in [Head::Q8, Head::Q6] {
+        let info = load(&path, Options { head, ..Options::default() }).info().clone();
+        names.push(info.numerics);
+        bytes.push(info.bytes_per_token);
+        let (expected, _) = outcomes(&path, head, Isa::Scalar, 1, &requests);
+        for (isa, threads) in Isa::available().into_iter().zip([2, 3, 1, 2]) {
+            assert_eq!(outcomes(&path, head, isa, threads, &requests).0, expected, "{head} {isa}");
+        }
+    }
+    names.dedup();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert!(bytes[1] < bytes[0]);
 }

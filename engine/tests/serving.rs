@@ -184,3 +184,23 @@ fn nobody_guesses_while_many_sequences_run() {
     }
     assert!(drafted > 10, "the last one of a batch is alone: {drafted}");
 }
+
+#[test]
+fn sixty_four_sequences_run_at_once_within_the_pages_that_were_said() {
+    let requests: Vec<Request> = (0..70).map(|seed| request(seed, 3 + seed as usize % 9, 5)).collect();
+    let (_folder, mut alone) = engine(Options { max_sequences: 1, ..Options::default() });
+    let expected = run(&mut alone, &requests[..3]);
+    let budget = Some(64 * page_bytes());
+    let (_folder, mut engine) =
+        engine(Options { max_sequences: 64, kv_budget_bytes: budget, ..Options::default() });
+    assert_eq!(engine.info().kv_bytes, 64 * page_bytes());
+    for request in &requests {
+        engine.submit(request.clone()).unwrap();
+    }
+    engine.step(&mut Vec::new());
+    assert_eq!((engine.active(), engine.waiting(), engine.free_pages()), (64, 6, 0));
+    while !engine.is_idle() {
+        engine.step(&mut Vec::new());
+    }
+    assert_eq!(run(&mut engine, &requests)[..3], expected);
+}

@@ -66,6 +66,7 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
         max_context: options.max_context,
         kv_budget_bytes: options.kv_budget_bytes,
         prefix_cache: options.prefix_cache,
+        head: options.head.parse().with_context(said)?,
         speculation: Speculation { draft_tokens: options.speculate_tokens, ..Speculation::TAIL },
         ..EngineOptions::default()
     };

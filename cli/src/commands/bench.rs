@@ -1,19 +1,30 @@
-//! `ternfleet bench`: prompt and generation by thread count, then by batch, on this machine.
+//! `ternfleet bench`: what this machine makes of a model, against what it could at best.
+//!
+//! Thread table, batch table at several prompt lengths, kernel table, the machine's own rates, memory, the cost of too
+//! many threads, and whether the figures may be quoted. Measuring is `measure`'s affair, the sums are `ceiling`'s.
 
+mod ceiling;
 mod measure;
+mod plot;
+mod process;
+mod report;
 mod show;
+mod spread;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Args;
-use serde::Serialize;
 
 use ternfleet_engine::host::{self, Topology};
+use ternfleet_engine::{Head, Info, Isa, KernelChoice};
 
 use crate::model_file::ModelFile;
-use crate::output::{say, say_json};
-use measure::{Bench as Measure, Rates};
+use crate::output::{WholeFile, say, say_json};
+use measure::{Bench as Measure, Subject};
+use process::MemoryUse;
+use report::{BatchRow, Machine, Memory, Model, Oversubscribed, Report, Stream, ThreadRow, Throttled};
 
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
@@ -31,121 +42,229 @@ pub(crate) struct Bench {
     /// Tokens of a prompt
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     prompt: u32,
+    /// Prompts of the batch rows, if others than --prompt; shortened where the output would not fit the model's context
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    context: Vec<u32>,
     /// Tokens to generate
     #[arg(long = "gen", value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     generated: u32,
     /// Runs of each measurement, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=99))]
     repeat: u16,
-    /// Measure thread counts above what quota, affinity and cores allow, too
+    /// Output head: screened, full, q8 or q6
+    #[arg(long, value_name = "NAME", default_value_t = Head::Screened)]
+    head: Head,
+    /// Ternary kernel, or `all` for a table of every kernel of every instruction set that this machine has
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    kernel: String,
+    /// Ask for no huge pages
+    #[arg(long)]
+    no_huge_pages: bool,
+    /// Measure thread counts above what quota, affinity and cores allow, too, and what twice as many threads cost
     #[arg(long)]
     oversubscribe: bool,
+    /// What an hour of this machine costs: rates are shown as $ per 1M tokens, too
+    #[arg(long, value_name = "X", value_parser = price)]
+    price_usd_per_hour: Option<f64>,
+    /// End well even if the CPU quota held the process back; the report still says so
+    #[arg(long)]
+    allow_throttled: bool,
+    /// Draw rates and ceilings into an SVG file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Print one object
     #[arg(long)]
     json: bool,
 }
 
-/// What `--json` prints.
-#[derive(Debug, Serialize)]
-struct Report {
-    machine: Machine,
-    threads: Vec<ThreadRow>,
-    batch: Vec<BatchRow>,
-}
-
-#[derive(Debug, Serialize)]
-struct Machine {
-    cpu: String,
-    isa: String,
-    cores: usize,
-    /// CPUs' worth of time that the cgroup allows; `null` without a limit.
-    quota: Option<f64>,
-    /// For the thread count of the batch rows, as are the multiply-adds.
-    read_gb_s: f64,
-    mac_per_s: f64,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum ThreadRow {
-    Measured { threads: usize, prompt_tok_s: f64, decode_tok_s: f64 },
-    Refused { threads: usize, refused: String },
-}
-
-#[derive(Debug, Serialize)]
-struct BatchRow {
-    batch: usize,
-    prompt: usize,
-    #[serde(rename = "gen")]
-    generated: usize,
-    /// Decoding, all sequences together.
-    tok_s: f64,
+fn price(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(price) if (0.0..=10_000.0).contains(&price) => Ok(price),
+        _ => Err("give dollars from 0 to 10000".to_owned()),
+    }
 }
 
 impl Bench {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let model = ModelFile::open(self.model.as_deref())?;
+        let (kernel, all_kernels) = match self.kernel.as_str() {
+            "all" => (KernelChoice::Auto, true),
+            name => (name.parse::<KernelChoice>()?, false),
+        };
+        // An impossible place is found out before the measuring.
+        let plot = self.plot.as_deref().map(WholeFile::create).transpose()?;
         let topology = Topology::read();
-        let throttled_before = host::throttling();
+        let before = host::throttling();
         let measure = Measure {
             model: &model,
             prompt: self.prompt as usize,
             generated: self.generated as usize,
             repeat: self.repeat.into(),
+            head: self.head,
+            kernel,
+            huge_pages: !self.no_huge_pages,
+            price_usd_per_hour: self.price_usd_per_hour,
         };
 
-        let mut threads = Vec::new();
-        let mut best: Option<(usize, Rates)> = None;
-        for count in self.threads.iter().copied().map(usize::from) {
-            if count > topology.usable_threads && !self.oversubscribe {
-                threads.push(ThreadRow::Refused { threads: count, refused: refusal(&topology) });
-                continue;
-            }
-            eprintln!("measuring {count} thread(s)");
-            let rates = measure.single(count)?;
-            threads.push(ThreadRow::Measured {
-                threads: count,
-                prompt_tok_s: rates.prompt_tok_s,
-                decode_tok_s: rates.decode_tok_s,
-            });
-            if best.as_ref().is_none_or(|(_, so_far)| rates.decode_tok_s > so_far.decode_tok_s) {
-                best = Some((count, rates));
-            }
-        }
-        // Where every count was refused, the machine's rates are still worth telling.
-        let (count, rates) = match best {
-            Some(best) => best,
-            None => (topology.usable_threads, measure.single(topology.usable_threads)?),
+        let (threads, first) = self.thread_rows(&measure, &topology)?;
+        let best = best_of(&threads).map(|row| (row.threads, row.read_gb_s.median, row.mac_per_s.median));
+        let count = best.map_or(topology.usable_threads, |(threads, ..)| threads);
+        let (info, used) = match first {
+            Some(first) => first,
+            None => facts(&measure.single(count)?),
         };
-        let mut batch = Vec::new();
-        for sequences in self.batch.iter().copied().map(usize::from) {
-            eprintln!("measuring a batch of {sequences} with {count} thread(s)");
-            let tok_s = measure.batch(count, sequences)?;
-            batch.push(BatchRow {
-                batch: sequences,
-                prompt: measure.prompt,
-                generated: measure.generated,
-                tok_s,
-            });
-        }
-        if host::throttling() != throttled_before {
-            eprintln!("warning: the CPU quota held this process back meanwhile: do not quote these figures");
-        }
+        let memory = Memory {
+            load_s: info.load_s,
+            weights_bytes: info.weights_bytes,
+            kv_bytes_max: info.kv_bytes,
+            resident_bytes: used.resident_bytes,
+            anonymous_bytes: used.anonymous_bytes,
+            file_bytes: used.file_bytes,
+        };
+        let (batch, rates) = self.batch_rows(&measure, count)?;
+        let (read_gb_s, mac_per_s) = best
+            .map_or((rates.read_gb_s, rates.mac_per_s), |(_, read_gb_s, mac_per_s)| (read_gb_s, mac_per_s));
+        let kernels = if all_kernels { kernel_rows(&measure, count)? } else { Vec::new() };
+        let oversubscribed =
+            if self.oversubscribe { Some(oversubscribed(&measure, &topology, &threads)?) } else { None };
+        let throttling = Throttled::between(before, host::throttling());
         let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            model: Model {
+                path: model.path.display().to_string(),
+                head: info.head.to_string(),
+                numerics: info.numerics,
+                bytes_per_token: info.bytes_per_token,
+                macs_per_token: info.macs_per_token,
+            },
             machine: Machine {
                 cpu: topology.cpu_model,
-                isa: rates.isa,
+                isa: info.isa.to_string(),
+                kernel: info.kernel.to_string(),
                 cores: topology.physical_cores,
                 quota: topology.quota_cpus,
-                read_gb_s: rates.read_gb_s,
-                mac_per_s: rates.mac_per_s,
+                read_gb_s,
+                mac_per_s,
+                huge_pages: topology.transparent_huge_pages,
             },
+            memory,
             threads,
             batch,
+            kernels,
+            oversubscribed,
+            quotable: throttling.periods == 0,
+            throttling,
         };
-        if self.json { say_json(&report) } else { say(&show::tables(&report, count)) }?;
+        if let Some(mut plot) = plot {
+            plot.line(plot::svg(&report).trim_end())?;
+            plot.publish()?;
+        }
+        if self.json { say_json(&report) } else { say(&show::tables(&report)) }?;
+        if !report.quotable && !self.allow_throttled {
+            bail!("{} (--allow-throttled ends well all the same)", show::not_quotable(&report));
+        }
         Ok(ExitCode::SUCCESS)
     }
+
+    /// The rows, and the facts of the first engine that was measured, when the process held nothing else.
+    fn thread_rows(
+        &self,
+        measure: &Measure<'_>,
+        topology: &Topology,
+    ) -> anyhow::Result<(Vec<ThreadRow>, Option<Facts>)> {
+        let mut first = None;
+        let mut rows = Vec::new();
+        for threads in self.threads.iter().copied().map(usize::from) {
+            if threads > topology.usable_threads && !self.oversubscribe {
+                rows.push(ThreadRow::Refused { threads, refused: refusal(topology) });
+                continue;
+            }
+            eprintln!("measuring {threads} thread(s)");
+            let mut subject = measure.single(threads)?;
+            rows.push(ThreadRow::Measured(Box::new(measure.stream(&mut subject)?)));
+            first.get_or_insert_with(|| facts(&subject));
+        }
+        Ok((rows, first))
+    }
+
+    fn batch_rows(
+        &self,
+        measure: &Measure<'_>,
+        threads: usize,
+    ) -> anyhow::Result<(Vec<BatchRow>, ceiling::Rates)> {
+        let batches: Vec<usize> = self.batch.iter().copied().map(usize::from).collect();
+        let contexts: Vec<usize> = match self.context.as_slice() {
+            [] => vec![measure.prompt],
+            contexts => contexts.iter().map(|&tokens| tokens as usize).collect(),
+        };
+        let mut subject = measure.several(threads, &batches, &contexts)?;
+        let mut rows = Vec::new();
+        for &context in &contexts {
+            for &batch in &batches {
+                let prompt = measure.prompt_that_fits(batch, context);
+                eprintln!("measuring a batch of {batch} with prompts of {prompt} and {threads} thread(s)");
+                rows.push(match measure.batch(&mut subject, batch, prompt) {
+                    Ok(row) => BatchRow::Measured(Box::new(row)),
+                    Err(why) => BatchRow::Refused {
+                        batch,
+                        prompt,
+                        generated: measure.generated,
+                        refused: format!("{why:#}"),
+                    },
+                });
+            }
+        }
+        let rates = measure.rates_alone(&mut subject);
+        Ok((rows, rates))
+    }
+}
+
+/// What an engine is, and what the process held when it was loaded.
+type Facts = (Info, MemoryUse);
+
+fn facts(subject: &Subject) -> Facts {
+    (subject.info().clone(), subject.memory)
+}
+
+fn best_of(rows: &[ThreadRow]) -> Option<&Stream> {
+    let measured = rows.iter().filter_map(|row| match row {
+        ThreadRow::Measured(row) => Some(&**row),
+        ThreadRow::Refused { .. } => None,
+    });
+    measured.max_by(|a, b| a.decode_tok_s.total_cmp(&b.decode_tok_s))
+}
+
+fn kernel_rows(measure: &Measure<'_>, threads: usize) -> anyhow::Result<Vec<report::KernelRow>> {
+    let mut rows = Vec::new();
+    for isa in Isa::available() {
+        for kernel in KernelChoice::ALL {
+            eprintln!("measuring {isa}, kernel {kernel}");
+            rows.push(measure.kernel_row(threads, isa, kernel)?);
+        }
+    }
+    Ok(rows)
+}
+
+/// Twice as many threads as can run at once, against as many as can.
+fn oversubscribed(
+    measure: &Measure<'_>,
+    topology: &Topology,
+    rows: &[ThreadRow],
+) -> anyhow::Result<Oversubscribed> {
+    let usable = topology.usable_threads;
+    let known = rows.iter().find_map(|row| match row {
+        ThreadRow::Measured(row) if row.threads == usable => Some(row.decode_tok_s),
+        _ => None,
+    });
+    let fitting = match known {
+        Some(known) => known,
+        None => measure.decoding(&mut measure.single(usable)?)?.median,
+    };
+    eprintln!("measuring {} thread(s) on {usable} usable core(s)", 2 * usable);
+    let decode_tok_s = measure.decoding(&mut measure.single(2 * usable)?)?;
+    let cost_percent = 100.0 * (1.0 - decode_tok_s.median / fitting);
+    Ok(Oversubscribed { threads: 2 * usable, decode_tok_s, cost_percent })
 }
 
 /// Why more threads are not measured, in terms of what binds.

@@ -9,7 +9,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 
-use ternfleet_engine::{Event, Options, Request, Sampling, Speculation, SpeculationCounters, StopReason};
+use ternfleet_engine::{
+    Event, Head, Options, Request, Sampling, Speculation, SpeculationCounters, StopReason,
+};
 use ternfleet_text::{Message, Role, Step, StopMatcher, Stream, Tokenizer};
 
 use crate::model_file::{ModelFile, parse_ids, threads};
@@ -52,6 +54,9 @@ pub(crate) struct Generate {
     /// Go on to -n tokens, whatever comes
     #[arg(long)]
     ignore_eos: bool,
+    /// Output head: screened and full give the same tokens, q8 and q6 approximate them
+    #[arg(long, value_name = "NAME", default_value_t = Head::Screened)]
+    head: Head,
     /// Guess up to this many tokens ahead and check them in one step: the same tokens, sooner; 0 guesses none
     #[arg(long, value_name = "N", default_value_t = Speculation::TAIL.draft_tokens as u8)]
     #[arg(value_parser = clap::value_parser!(u8).range(0..=Speculation::MAX_DRAFT_TOKENS as i64))]
@@ -98,6 +103,7 @@ impl Generate {
             threads: Some(threads(self.threads.map(usize::from))),
             max_sequences: 1,
             max_context: Some(room.min(model.hyper.context)),
+            head: self.head,
             speculation: Speculation { draft_tokens: self.speculate.into(), sequences: 1 },
             ..Options::default()
         };

@@ -9,6 +9,9 @@
 //! the first term for the row's rounding, the second for the token's, the third for the canonical dot's own rounding (K/16
 //! fused steps a lane and the tree), the last for the three roundings in A. All norms are kept a little too large, so that
 //! evaluating the sum in f32 keeps it a bound.
+//!
+//! A second form of six bits a weight (`--head q6`) is three quarters as large again. It is unpacked into the first-level
+//! cache piece by piece, and its scores are taken as they are: no bounds, another numerics id.
 #![allow(unsafe_code)] // The pool's members write disjoint rows at load; only reads follow.
 
 use crate::LoadError;
@@ -21,10 +24,65 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Norms are multiplied by this: far above all roundings of computing them and of summing the bound.
 const OUTWARD: f32 = 1.0001;
+/// Inputs of six-bit rows that are unpacked at a time: 16 KiB for two groups.
+const PIECE: usize = 512;
+/// Shares of a row's largest weight that six bits may be spread over: outliers are cut off where that loses less.
+const CUTS: [f32; 4] = [1.0, 0.85, 0.7, 0.5];
+
+/// Bits a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bits {
+    Eight,
+    Six,
+}
+
+impl Bits {
+    /// The largest quantised weight.
+    fn most(self) -> i16 {
+        match self {
+            Bits::Eight => 127,
+            Bits::Six => 31,
+        }
+    }
+
+    /// Bytes of so many weights.
+    fn bytes(self, n_weights: usize) -> usize {
+        match self {
+            Bits::Eight => n_weights,
+            Bits::Six => n_weights / 4 * 3,
+        }
+    }
+
+    /// Inputs that are multiplied at a time.
+    fn piece(self, width: usize) -> usize {
+        match self {
+            Bits::Eight => width,
+            Bits::Six => PIECE.min(width),
+        }
+    }
+}
+
+/// What a member needs for sums.
+#[derive(Debug)]
+pub(crate) struct Sums {
+    /// (n_tokens, 32)
+    whole: Vec<i32>,
+    piece: Vec<i32>,
+    /// Unpacked weights of a piece.
+    lines: Vec<u8>,
+}
+
+impl Sums {
+    pub(crate) fn new(n_tokens: usize) -> Sums {
+        let sums = || vec![0; n_tokens * 2 * ROWS];
+        Sums { whole: sums(), piece: sums(), lines: vec![0; PIECE * 2 * ROWS] }
+    }
+}
 
 /// The screening copy of a head.
 #[derive(Debug)]
 pub(crate) struct Screen {
+    bits: Bits,
     width: usize,
     n_groups: usize,
     lines: Region,
@@ -32,6 +90,7 @@ pub(crate) struct Screen {
     residuals: Shared<f32>,
     quants: Shared<f32>,
     weights: Shared<f32>,
+    /// (pieces, rows)
     row_sums: Shared<i32>,
 }
 
@@ -49,12 +108,15 @@ pub(crate) struct Rounded {
 impl Screen {
     /// Bytes of anonymous memory.
     pub(crate) fn bytes(&self) -> u64 {
-        (self.n_groups * ROWS * (self.width + 5 * size_of::<f32>())) as u64
+        let rows = self.n_groups * ROWS;
+        (self.bits.bytes(rows * self.width) + rows * 4 * size_of::<f32>()) as u64
+            + (self.row_sums.len() * size_of::<i32>()) as u64
     }
 
     /// Quantises a model's head, each member the rows that it will read.
     pub(crate) fn build(
         model: &Model,
+        bits: Bits,
         kernels: Kernels,
         pool: &mut Pool,
         huge_pages: bool,
@@ -63,18 +125,19 @@ impl Screen {
         let n_groups = vocab.div_ceil(ROWS);
         let rows = n_groups * ROWS;
         let screen = Screen {
+            bits,
             width,
             n_groups,
-            lines: Region::new(rows * width, huge_pages).map_err(|source| LoadError::Memory {
+            lines: Region::new(bits.bytes(rows * width), huge_pages).map_err(|source| LoadError::Memory {
                 what: "the screening head",
-                bytes: (rows * width) as u64,
+                bytes: bits.bytes(rows * width) as u64,
                 source,
             })?,
             scales: Shared::new(rows),
             residuals: Shared::new(rows),
             quants: Shared::new(rows),
             weights: Shared::new(rows),
-            row_sums: Shared::new(rows),
+            row_sums: Shared::new(width.div_ceil(bits.piece(width)) * rows),
         };
         let head = model.head();
         let bad_row = AtomicUsize::new(usize::MAX);
@@ -82,8 +145,7 @@ impl Screen {
             let mut buffers = Buffers::new(width);
             for group in member.share(n_groups) {
                 // SAFETY: groups are shared out among members.
-                let lines =
-                    unsafe { screen.lines.write::<u8>(group * ROWS * width..(group + 1) * ROWS * width) };
+                let lines = unsafe { screen.lines.write::<u8>(screen.group_bytes(group)) };
                 for r in 0..ROWS.min(vocab - group * ROWS) {
                     let row = group * ROWS + r;
                     match head.halves(row..row + 1) {
@@ -106,27 +168,44 @@ impl Screen {
         }
     }
 
+    /// Where a group's lines stand.
+    fn group_bytes(&self, group: usize) -> Range<usize> {
+        let bytes = self.bits.bytes(ROWS * self.width);
+        group * bytes..(group + 1) * bytes
+    }
+
     /// False if the row is not finite.
     ///
     /// # Safety
     /// No other thread touches this row.
     unsafe fn set_row(&self, kernels: Kernels, row: usize, buffers: &mut Buffers, lines: &mut [u8]) -> bool {
-        let norm = |x: &[f32]| outward_norm(kernels, x);
-        let largest = kernels.largest_magnitude(&buffers.row);
-        // A row of zeros, or of numbers so small that the quotient is no normal number, keeps its residual as a whole.
-        let scale = if largest > 1e-30 { largest / 127.0 } else { 1.0 };
-        kernels.round_i16(&buffers.row, scale, &mut buffers.quants, &mut buffers.error);
         assert!(row < self.n_groups * ROWS);
+        let scale = self.quantise(kernels, buffers);
         let r = row % ROWS;
-        let (mut sum, mut squares) = (0i32, 0i64);
-        for (four, line) in buffers.quants.as_chunks::<4>().0.iter().zip(lines.chunks_exact_mut(LINE)) {
-            for (place, &quant) in line[4 * r..4 * r + 4].iter_mut().zip(four) {
-                let quant = quant.clamp(-127, 127);
-                *place = quant as i8 as u8;
-                sum += i32::from(quant);
-                squares += i64::from(quant) * i64::from(quant);
+        let n_rows = self.n_groups * ROWS;
+        for (i, piece) in buffers.quants.chunks(self.bits.piece(self.width)).enumerate() {
+            let sum: i32 = piece.iter().map(|&quant| i32::from(quant)).sum();
+            // SAFETY: within (pieces, rows), and the caller's promise for this row of each piece.
+            unsafe { self.row_sums.pointer().add(i * n_rows + row).write(sum) };
+        }
+        match self.bits {
+            Bits::Eight => {
+                let fours = buffers.quants.as_chunks::<4>().0;
+                for (four, line) in fours.iter().zip(lines.chunks_exact_mut(LINE)) {
+                    for (place, &quant) in line[4 * r..4 * r + 4].iter_mut().zip(four) {
+                        *place = quant as i8 as u8;
+                    }
+                }
+            }
+            Bits::Six => {
+                let blocks = buffers.quants.as_chunks::<16>().0;
+                for (block, lines) in blocks.iter().zip(lines.chunks_exact_mut(3 * LINE)) {
+                    pack_six(block, lines, 4 * r);
+                }
             }
         }
+        let squares: i64 = buffers.quants.iter().map(|&quant| i64::from(quant) * i64::from(quant)).sum();
+        let norm = |x: &[f32]| outward_norm(kernels, x);
         let weight = norm(&buffers.row);
         for (place, value) in [
             (&self.scales, scale),
@@ -137,9 +216,37 @@ impl Screen {
             // SAFETY: the caller's promise.
             unsafe { place.pointer().add(row).write(value) };
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.row_sums.pointer().add(row).write(sum) };
         weight.is_finite()
+    }
+
+    /// Rounds the row in `buffers` to quants, with the error that this leaves; its scale.
+    fn quantise(&self, kernels: Kernels, buffers: &mut Buffers) -> f32 {
+        let most = self.bits.most();
+        let largest = kernels.largest_magnitude(&buffers.row);
+        // A row of zeros, or of numbers so small that the quotient is no normal number, keeps its residual as a whole.
+        let scale_of = |cut: f32| if largest > 1e-30 { cut * largest / f32::from(most) } else { 1.0 };
+        let mut round = |scale: f32| {
+            kernels.round_i16(&buffers.row, scale, &mut buffers.quants, &mut buffers.error);
+            for (quant, error) in buffers.quants.iter_mut().zip(&mut buffers.error) {
+                let kept = (*quant).clamp(-most, most);
+                *error += scale * f32::from(*quant - kept);
+                *quant = kept;
+            }
+            kernels.dot_f32(&buffers.error, &buffers.error)
+        };
+        if self.bits == Bits::Eight {
+            let scale = scale_of(1.0);
+            round(scale);
+            return scale;
+        }
+        let least = |best: (f32, f32), cut: f32| {
+            let scale = scale_of(cut);
+            let error = round(scale);
+            if error < best.1 { (scale, error) } else { best }
+        };
+        let (scale, _) = CUTS.into_iter().fold((scale_of(1.0), f32::INFINITY), least);
+        round(scale);
+        scale
     }
 
     /// The largest int16 activation for which no dot product leaves int32.
@@ -181,19 +288,47 @@ impl Screen {
         groups: Range<usize>,
         acts: &WideActs<'_>,
         rounded: &[Rounded],
-        sums: &mut [i32],
+        sums: &mut Sums,
         mut set: impl FnMut(usize, usize, [f32; ROWS]),
     ) {
         let rows = groups.start * ROWS..groups.end * ROWS;
+        let n_rows = self.n_groups * ROWS;
         // SAFETY: nothing writes after `build`.
-        let (lines, scales, row_sums) = unsafe {
-            (
-                self.lines.read::<u8>(rows.start * self.width..rows.end * self.width),
-                self.scales.read(rows.clone()),
-                self.row_sums.read(rows),
-            )
+        let scales = unsafe { self.scales.read(rows.clone()) };
+        // SAFETY: as above.
+        let row_sums = |piece: usize| unsafe {
+            self.row_sums.read(piece * n_rows + rows.start..piece * n_rows + rows.end)
         };
-        kernels.screen(lines, acts, rounded.len(), row_sums, sums);
+        let bytes = self.group_bytes(groups.start).start..self.group_bytes(groups.end - 1).end;
+        // SAFETY: as above.
+        let lines = unsafe { self.lines.read::<u8>(bytes) };
+        let Sums { whole, piece: of_piece, lines: unpacked } = sums;
+        match self.bits {
+            Bits::Eight => kernels.screen(lines, acts, rounded.len(), row_sums(0), whole),
+            Bits::Six => {
+                let whole = &mut whole[..rounded.len() * 2 * ROWS];
+                whole.fill(0);
+                for (piece, start) in (0..self.width).step_by(PIECE).enumerate() {
+                    let width = PIECE.min(self.width - start);
+                    let unpacked = &mut unpacked[..groups.len() * width * ROWS];
+                    let from = self.bits.bytes(start * ROWS)..self.bits.bytes((start + width) * ROWS);
+                    let groups_lines = lines.chunks_exact(self.bits.bytes(ROWS * self.width));
+                    for (lines, unpacked) in groups_lines.zip(unpacked.chunks_exact_mut(width * ROWS)) {
+                        kernels.unpack_six(&lines[from.clone()], unpacked);
+                    }
+                    let acts = WideActs {
+                        width,
+                        stride: acts.stride,
+                        values: &acts.values[start..],
+                        high: &acts.high[start..],
+                        low: &acts.low[start..],
+                    };
+                    kernels.screen(unpacked, &acts, rounded.len(), row_sums(piece), of_piece);
+                    whole.iter_mut().zip(&*of_piece).for_each(|(whole, piece)| *whole += piece);
+                }
+            }
+        }
+        let sums = whole;
         for (token, rounded) in rounded.iter().enumerate() {
             for (i, scales) in scales.as_chunks::<ROWS>().0.iter().enumerate() {
                 let sums = &sums[(token * 2 + i) * ROWS..(token * 2 + i + 1) * ROWS];
@@ -236,6 +371,16 @@ fn outward_norm(kernels: Kernels, x: &[f32]) -> f32 {
     kernels.dot_f32(x, x).sqrt() * OUTWARD + 1e-16
 }
 
+/// One row's 16 weights into three lines, its bytes from `at` on: see `unpack_six` of the kernels.
+fn pack_six(weights: &[i16; 16], lines: &mut [u8], at: usize) {
+    for j in 0..4 {
+        let code = |plane: usize| (weights[4 * plane + j] + 32) as u8;
+        lines[at + j] = code(0) & 15 | (code(1) & 15) << 4;
+        lines[LINE + at + j] = code(2) & 15 | (code(3) & 15) << 4;
+        lines[2 * LINE + at + j] = (0..4).fold(0, |upper, plane| upper | code(plane) >> 4 << (2 * plane));
+    }
+}
+
 /// A member's buffers while building.
 struct Buffers {
     row: Vec<f32>,
@@ -246,5 +391,33 @@ struct Buffers {
 impl Buffers {
     fn new(width: usize) -> Buffers {
         Buffers { row: vec![0.0; width], error: vec![0.0; width], quants: vec![0; width] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    #[test]
+    fn what_is_packed_into_six_bits_comes_out_as_int8_lines() {
+        let weight = |row: usize, k: usize| ((row * 31 + k * 17) % 63) as i16 - 31;
+        let n_blocks = 8;
+        let (mut packed, mut expected) = (vec![0; n_blocks * 3 * LINE], vec![0u8; n_blocks * 4 * LINE]);
+        for row in 0..ROWS {
+            for (block, lines) in packed.chunks_exact_mut(3 * LINE).enumerate() {
+                pack_six(&std::array::from_fn(|k| weight(row, 16 * block + k)), lines, 4 * row);
+            }
+            for (four, line) in expected.chunks_exact_mut(LINE).enumerate() {
+                for j in 0..4 {
+                    line[4 * row + j] = weight(row, 4 * four + j) as i8 as u8;
+                }
+            }
+        }
+        for kernels in Isa::available().into_iter().filter_map(Kernels::new) {
+            let mut unpacked = vec![0; expected.len()];
+            kernels.unpack_six(&packed, &mut unpacked);
+            assert_eq!(unpacked, expected, "{kernels:?}");
+        }
     }
 }

@@ -197,6 +197,7 @@ fn groups_equal_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extr
     }
     let shifted: Vec<u16> = values.iter().map(|&y| (i32::from(y) + 32768) as u16).collect();
     let acts = WideActs {
+        stride: width,
         width,
         high: &shifted.iter().map(|&y| (y >> 8) as u8).collect::<Vec<u8>>(),
         low: &shifted.iter().map(|&y| y as u8).collect::<Vec<u8>>(),

@@ -1,13 +1,21 @@
-//! One measurement after the other, medians of several runs, the machine's own rates in between.
+//! One measurement after the other, several runs of each, the machine's own rates beside every run.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use ternfleet_engine::probe::Probe;
-use ternfleet_engine::{Engine, Event, Options, Request, Sampling, SequenceId};
+use ternfleet_engine::probe::{self, Probe};
+use ternfleet_engine::{
+    Engine, Event, Head, Info, Isa, KernelChoice, Options, Profile, Request, Sampling, SequenceId,
+};
 
 use crate::model_file::ModelFile;
+
+use super::ceiling::{Cost, Rates, medians};
+use super::process::MemoryUse;
+use super::report::{Batch, Figure, KernelRow, Shares, Stream, price};
+use super::spread::{Spread, quantile};
 
 /// Prompt tokens of a step when many sequences are filled: all of them join the batch soon after one another.
 const FILL_CHUNK: usize = 512;
@@ -17,77 +25,235 @@ pub(super) struct Bench<'a> {
     pub(super) prompt: usize,
     pub(super) generated: usize,
     pub(super) repeat: usize,
+    pub(super) head: Head,
+    pub(super) kernel: KernelChoice,
+    pub(super) huge_pages: bool,
+    pub(super) price_usd_per_hour: Option<f64>,
 }
 
-/// Medians for one thread count.
-pub(super) struct Rates {
-    pub(super) isa: String,
-    pub(super) prompt_tok_s: f64,
-    pub(super) decode_tok_s: f64,
-    pub(super) read_gb_s: f64,
-    pub(super) mac_per_s: f64,
+/// An engine ready to be measured.
+pub(super) struct Subject {
+    engine: Engine,
+    probe: Probe,
+    /// After loading and a few tokens, before the probe took its memory.
+    pub(super) memory: MemoryUse,
+}
+
+impl Subject {
+    pub(super) fn info(&self) -> &Info {
+        self.engine.info()
+    }
+
+    fn rates(&mut self) -> Rates {
+        Rates {
+            read_gb_s: self.probe.read_gb_s(&mut self.engine),
+            mac_per_s: self.probe.mac_per_s(&mut self.engine),
+        }
+    }
+}
+
+/// Which engine to load.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting {
+    pub(super) threads: usize,
+    pub(super) sequences: usize,
+    pub(super) context: usize,
+    pub(super) chunk: usize,
+    pub(super) isa: Option<Isa>,
+    pub(super) kernel: KernelChoice,
 }
 
 impl Bench<'_> {
-    /// A single sequence: a prompt alone, and generation from one token on, each with the machine's rates beside it.
-    pub(super) fn single(&self, threads: usize) -> anyhow::Result<Rates> {
-        let context = self.prompt.max(self.generated) + 2;
-        let mut engine = self.load(threads, 1, context, Options::default().prefill_chunk)?;
-        let (mut prompt, mut decode, mut read, mut mac) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let probe = Probe::new(&mut engine).context("there is no memory to measure reading with (1 GiB)")?;
-        // One short run first: caches, page tables and clocks settle.
-        self.decode(&mut engine, self.generated.min(8))?;
-        for _ in 0..self.repeat {
-            prompt.push(self.prefill(&mut engine)?);
-            decode.push(self.decode(&mut engine, self.generated)?);
-            read.push(probe.read_gb_s(&mut engine));
-            mac.push(probe.mac_per_s(&mut engine));
-        }
-        Ok(Rates {
-            isa: engine.info().isa.to_string(),
-            prompt_tok_s: median(prompt),
-            decode_tok_s: median(decode),
-            read_gb_s: median(read),
-            mac_per_s: median(mac),
+    /// An engine for single sequences.
+    pub(super) fn single(&self, threads: usize) -> anyhow::Result<Subject> {
+        self.load(Setting {
+            threads,
+            sequences: 1,
+            context: self.prompt.max(self.generated) + 2,
+            chunk: Options::default().prefill_chunk,
+            isa: None,
+            kernel: self.kernel,
         })
     }
 
-    /// Several sequences at once: tokens per second of all together, over the steps in which all of them decode.
-    pub(super) fn batch(&self, threads: usize, sequences: usize) -> anyhow::Result<f64> {
-        // The first sequences decode while the last are filled; they need that many tokens more.
-        let lead = (sequences * self.prompt).div_ceil(FILL_CHUNK) + 2;
-        let context = self.prompt + self.generated + lead + 1;
-        let mut engine = self.load(threads, sequences, context, FILL_CHUNK)?;
-        let rates = (0..self.repeat.min(3)).map(|_| self.batch_once(&mut engine, sequences, lead));
-        Ok(median(rates.collect::<anyhow::Result<Vec<f64>>>()?))
+    /// An engine for all batch rows.
+    pub(super) fn several(
+        &self,
+        threads: usize,
+        batches: &[usize],
+        contexts: &[usize],
+    ) -> anyhow::Result<Subject> {
+        let sequences = batches.iter().copied().max().unwrap_or(1);
+        let longest =
+            contexts.iter().map(|&prompt| prompt + self.generated + lead(sequences, prompt) + 1).max();
+        self.load(Setting {
+            threads,
+            sequences,
+            context: longest.unwrap_or(1).min(self.model.hyper.context),
+            chunk: FILL_CHUNK,
+            isa: None,
+            kernel: self.kernel,
+        })
     }
 
-    fn batch_once(&self, engine: &mut Engine, sequences: usize, lead: usize) -> anyhow::Result<f64> {
+    /// A single sequence: a prompt alone, and generation from one token on.
+    pub(super) fn stream(&self, subject: &mut Subject) -> anyhow::Result<Stream> {
+        let (mut prompt, mut decode, mut rates, mut barrier) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.repeat {
+            prompt.push(self.prefill(&mut subject.engine)?);
+            decode.push(self.decode(&mut subject.engine, self.generated)?);
+            rates.push(subject.rates());
+            barrier.push(probe::barrier_s(&mut subject.engine) * 1e6);
+        }
+        let info = subject.info();
+        let chunk = Options::default().prefill_chunk;
+        let figure = |cost: Cost, tok_s: &[f64]| Figure {
+            tok_s: Spread::of(tok_s),
+            ceiling: cost.compare(tok_s, &rates),
+        };
+        let (prompt, decode) = (
+            figure(Cost::of_prompt(info, self.prompt, chunk), &prompt),
+            figure(Cost::of_decoding(info, 1, self.generated / 2), &decode),
+        );
+        let spread = |of: fn(&Rates) -> f64| Spread::of(&rates.iter().map(of).collect::<Vec<_>>());
+        Ok(Stream {
+            threads: info.threads,
+            prompt_tok_s: prompt.tok_s.median,
+            decode_tok_s: decode.tok_s.median,
+            usd_micro_per_million_tokens: price(self.price_usd_per_hour, decode.tok_s.median),
+            prompt,
+            decode,
+            read_gb_s: spread(|rates| rates.read_gb_s),
+            mac_per_s: spread(|rates| rates.mac_per_s),
+            barrier_us: Spread::of(&barrier),
+            load_s: info.load_s,
+        })
+    }
+
+    /// Generation alone.
+    pub(super) fn decoding(&self, subject: &mut Subject) -> anyhow::Result<Spread> {
+        let runs = (0..self.repeat).map(|_| self.decode(&mut subject.engine, self.generated));
+        Ok(Spread::of(&runs.collect::<anyhow::Result<Vec<f64>>>()?))
+    }
+
+    /// One kernel of one instruction set.
+    pub(super) fn kernel_row(
+        &self,
+        threads: usize,
+        isa: Isa,
+        kernel: KernelChoice,
+    ) -> anyhow::Result<KernelRow> {
+        // Plain Rust takes minutes for what the others do in seconds.
+        let share = if isa == Isa::Scalar { 8 } else { 1 };
+        let bench = Bench {
+            prompt: (self.prompt / share).max(1),
+            generated: (self.generated / share).max(1),
+            repeat: if isa == Isa::Scalar { 1 } else { self.repeat },
+            ..*self
+        };
+        let mut subject = bench.load(Setting {
+            threads,
+            sequences: 1,
+            context: bench.prompt.max(bench.generated) + 2,
+            chunk: Options::default().prefill_chunk,
+            isa: Some(isa),
+            kernel,
+        })?;
+        let (mut prompt, mut decode) = (Vec::new(), Vec::new());
+        for _ in 0..bench.repeat {
+            prompt.push(bench.prefill(&mut subject.engine)?);
+            decode.push(bench.decode(&mut subject.engine, bench.generated)?);
+        }
+        Ok(KernelRow {
+            isa: isa.to_string(),
+            kernel: kernel.to_string(),
+            threads,
+            prompt_tok_s: Spread::of(&prompt),
+            decode_tok_s: Spread::of(&decode),
+        })
+    }
+
+    /// The prompt of a batch row, shortened where prompt and output would pass the model's context.
+    pub(super) fn prompt_that_fits(&self, sequences: usize, prompt: usize) -> usize {
+        let room = self.model.hyper.context.saturating_sub(self.generated + lead(sequences, prompt) + 1);
+        prompt.min(room).max(1)
+    }
+
+    /// Several sequences at once; an error says why they cannot run together.
+    pub(super) fn batch(
+        &self,
+        subject: &mut Subject,
+        sequences: usize,
+        prompt: usize,
+    ) -> anyhow::Result<Batch> {
+        let (mut tok_s, mut rates, mut first, mut gaps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut profile, mut steady) = (Profile::default(), Duration::ZERO);
+        let mut steps = 0;
+        for _ in 0..self.repeat {
+            let run = self.batch_once(&mut subject.engine, sequences, prompt)?;
+            rates.push(subject.rates());
+            tok_s.push((sequences * run.steps) as f64 / run.steady.as_secs_f64());
+            first.extend(run.first_ms);
+            gaps.extend(run.gaps_ms);
+            profile = profile.plus(&run.profile);
+            steady += run.steady;
+            steps += run.steps;
+        }
+        let cost = Cost::of_decoding(subject.info(), sequences, prompt + self.generated / 2);
+        let decode = Figure { tok_s: Spread::of(&tok_s), ceiling: cost.compare(&tok_s, &rates) };
+        let tok_s = decode.tok_s.median;
+        Ok(Batch {
+            batch: sequences,
+            prompt,
+            generated: self.generated,
+            tok_s,
+            tok_s_a_stream: tok_s / sequences as f64,
+            usd_micro_per_million_tokens: price(self.price_usd_per_hour, tok_s),
+            decode,
+            first_token_ms_p50: quantile(&first, 0.5),
+            first_token_ms_max: quantile(&first, 1.0),
+            between_tokens_ms_p50: quantile(&gaps, 0.5),
+            between_tokens_ms_p99: quantile(&gaps, 0.99),
+            shares: shares(&profile, steady),
+            attention_ms: profile.attend_s * 1e3 / steps as f64,
+        })
+    }
+
+    fn batch_once(&self, engine: &mut Engine, sequences: usize, prompt: usize) -> anyhow::Result<Run> {
+        let n_tokens = self.generated + lead(sequences, prompt);
+        let begun = Instant::now();
         let ids: Vec<SequenceId> = (0..sequences)
-            .map(|number| engine.submit(self.request(self.prompt, self.generated + lead, number)))
+            .map(|number| engine.submit(self.request(prompt, n_tokens, number)))
             .collect::<Result<_, _>>()?;
+        let mut run = Run::default();
+        let mut last: BTreeMap<SequenceId, Instant> = BTreeMap::new();
         let mut events = Vec::new();
-        let (mut tokens, mut time, mut steps) = (0, Duration::ZERO, 0);
-        while steps < self.generated && !engine.is_idle() {
+        while run.steps < self.generated && !engine.is_idle() {
+            let before = engine.profile();
             let stats = engine.step(&mut events);
-            events.clear();
+            let now = Instant::now();
+            for event in events.drain(..) {
+                let Event::Token { sequence, .. } = event else { continue };
+                match last.insert(sequence, now) {
+                    None => run.first_ms.push((now - begun).as_secs_f64() * 1e3),
+                    Some(before) => run.gaps_ms.push((now - before).as_secs_f64() * 1e3),
+                }
+            }
             if stats.prefill_tokens == 0 && stats.decode_tokens == sequences {
-                tokens += stats.decode_tokens;
-                time += stats.elapsed;
-                steps += 1;
+                run.steps += 1;
+                run.steady += stats.elapsed;
+                run.profile = run.profile.plus(&engine.profile().since(&before));
             }
         }
         for id in ids {
             engine.cancel(id);
         }
         drain(engine);
-        if tokens == 0 {
-            bail!(
-                "{sequences} sequences of {} tokens do not fit into memory at once",
-                self.prompt + self.generated
-            );
+        if run.steps == 0 {
+            bail!("{sequences} sequences of {} tokens do not fit into memory at once", prompt + n_tokens);
         }
-        Ok(tokens as f64 / time.as_secs_f64())
+        Ok(run)
     }
 
     fn prefill(&self, engine: &mut Engine) -> anyhow::Result<f64> {
@@ -127,7 +293,8 @@ impl Bench<'_> {
         Request { prompt, max_new_tokens: n_tokens, sampling: Sampling::greedy(), ..Request::default() }
     }
 
-    fn load(&self, threads: usize, sequences: usize, context: usize, chunk: usize) -> anyhow::Result<Engine> {
+    pub(super) fn load(&self, setting: Setting) -> anyhow::Result<Subject> {
+        let Setting { threads, sequences, context, chunk, isa, kernel } = setting;
         if context > self.model.hyper.context {
             bail!(
                 "{context} positions are needed and the model has {}: ask for a shorter --prompt or --gen",
@@ -139,13 +306,48 @@ impl Bench<'_> {
             max_sequences: sequences,
             max_context: Some(context),
             prefill_chunk: chunk,
-            prefix_cache: false,
+            head: self.head,
+            huge_pages: self.huge_pages,
+            isa,
+            kernel,
             ..Options::default()
         };
-        self.model
-            .load(&options)
-            .with_context(|| format!("the engine does not start with {threads} thread(s)"))
+        let said = || format!("the engine does not start with {threads} thread(s)");
+        let mut engine = self.model.load(&options).with_context(said)?;
+        // A short run first: caches, page tables and clocks settle.
+        self.decode(&mut engine, self.generated.min(8).min(context - 2))?;
+        let memory = MemoryUse::read();
+        let probe = Probe::new(&mut engine).context("there is no memory to measure reading with (1 GiB)")?;
+        Ok(Subject { engine, probe, memory })
     }
+
+    /// The rates of a machine on which no thread row was measured.
+    pub(super) fn rates_alone(&self, subject: &mut Subject) -> Rates {
+        medians(&(0..self.repeat).map(|_| subject.rates()).collect::<Vec<_>>())
+    }
+}
+
+/// What one run of a batch showed.
+#[derive(Default)]
+struct Run {
+    /// Steps in which all sequences decoded and none was filled.
+    steps: usize,
+    steady: Duration,
+    profile: Profile,
+    first_ms: Vec<f64>,
+    gaps_ms: Vec<f64>,
+}
+
+/// The first sequences decode while the last are filled; they need that many tokens more.
+fn lead(sequences: usize, prompt: usize) -> usize {
+    (sequences * prompt).div_ceil(FILL_CHUNK) + 2
+}
+
+fn shares(profile: &Profile, whole: Duration) -> Shares {
+    let percent = |seconds: f64| 100.0 * seconds / whole.as_secs_f64();
+    let (product, attention) = (percent(profile.product_s), percent(profile.attend_s));
+    let (head, norm) = (percent(profile.head_s), percent(profile.norm_s));
+    Shares { product, attention, head, norm, other: (100.0 - product - attention - head - norm).max(0.0) }
 }
 
 fn drain(engine: &mut Engine) {
@@ -153,27 +355,5 @@ fn drain(engine: &mut Engine) {
     while !engine.is_idle() {
         engine.step(&mut events);
         events.clear();
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => values[middle],
-        _ => (values[middle - 1] + values[middle]) / 2.0,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_the_middle_one() {
-        assert_eq!(median(vec![9.0, 1.0, 5.0]), 5.0);
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert_eq!(median(Vec::new()), 0.0);
     }
 }

@@ -1,68 +1,187 @@
-//! The tables of a benchmark, as the report that this project grew from printed them: the best row is marked.
+//! The tables of a benchmark. The best row is marked; a rate stands with its least and greatest run and with the ceiling
+//! that binds it.
 
 use crate::report::table;
 
-use super::{Report, ThreadRow};
+use super::report::{Batch, BatchRow, Figure, Report, Stream, ThreadRow};
+use super::spread::Spread;
 
-pub(super) fn tables(report: &Report, threads_used: usize) -> String {
-    let machine = &report.machine;
-    let quota = machine.quota.map_or(String::new(), |cpus| format!(", quota {cpus:.2}"));
-    let mut parts = vec![format!(
-        "{}: {} cores{quota}, {}; with {threads_used} thread(s) {:.1} GB/s read, {:.0} G multiply-adds/s",
-        machine.cpu,
-        machine.cores,
-        machine.isa,
-        machine.read_gb_s,
-        machine.mac_per_s / 1e9
-    )];
-    for (title, rate) in [
-        ("prompt", prompt_rate as fn(&ThreadRow) -> Option<f64>),
-        ("generation", decode_rate as fn(&ThreadRow) -> Option<f64>),
-    ] {
-        parts.push(format!("{title}\n{}", thread_table(&report.threads, rate)));
+pub(super) fn tables(report: &Report) -> String {
+    let mut parts = Vec::new();
+    if !report.quotable {
+        parts.push(not_quotable(report));
     }
-    let rows = report.batch.iter().map(|row| {
-        vec![
-            row.batch.to_string(),
-            row.prompt.to_string(),
-            row.generated.to_string(),
-            format!("{:.2}", row.tok_s),
-        ]
-    });
-    parts.push(format!("batch\n{}", table(&["sequences", "prompt", "generated", "tok/s"], rows.collect())));
+    parts.push(machine(report));
+    for (title, figure) in [
+        ("prompt", (|row| &row.prompt) as fn(&Stream) -> &Figure),
+        ("generation, one sequence", |row| &row.decode),
+    ] {
+        parts.push(format!("{title}\n{}", thread_table(&report.threads, figure)));
+    }
+    parts.push(format!("machine by threads\n{}", roofline(&report.threads)));
+    parts.push(format!("batch\n{}", batch_table(&report.batch)));
+    parts.push(format!("where a step of a batch spends its time, percent\n{}", shares_table(&report.batch)));
+    if !report.kernels.is_empty() {
+        let rows = report.kernels.iter().map(|row| {
+            vec![
+                row.isa.clone(),
+                row.kernel.clone(),
+                row.threads.to_string(),
+                spread(&row.prompt_tok_s),
+                spread(&row.decode_tok_s),
+            ]
+        });
+        let head = ["isa", "kernel", "threads", "prompt tok/s", "generation tok/s"];
+        parts.push(format!("kernels\n{}", table(&head, rows.collect())));
+    }
+    if let Some(over) = &report.oversubscribed {
+        parts.push(format!(
+            "{} threads on half as many usable cores: {} tok/s, {:.0} % less",
+            over.threads,
+            spread(&over.decode_tok_s),
+            over.cost_percent
+        ));
+    }
     parts.join("\n\n")
 }
 
-fn thread_table(rows: &[ThreadRow], rate: impl Fn(&ThreadRow) -> Option<f64>) -> String {
-    let best = rows.iter().filter_map(&rate).fold(0.0, f64::max);
-    let rows = rows.iter().map(|row| match (row, rate(row)) {
-        (ThreadRow::Refused { threads, refused }, _) => {
-            vec![threads.to_string(), "-".to_owned(), "-".to_owned(), refused.clone()]
+pub(super) fn not_quotable(report: &Report) -> String {
+    format!(
+        "NOT TO BE QUOTED: the CPU quota held this process back {} times, {:.1} ms in all. Take fewer threads, or a machine \
+         without other load in this quota.",
+        report.throttling.periods,
+        report.throttling.throttled_us as f64 / 1e3
+    )
+}
+
+fn machine(report: &Report) -> String {
+    let (machine, memory, model) = (&report.machine, &report.memory, &report.model);
+    let quota = machine.quota.map_or(String::new(), |cpus| format!(", quota {cpus:.2}"));
+    let mb = |bytes: u64| bytes / 1_000_000;
+    [
+        format!(
+            "{}: {} cores{quota}, {}, kernel {}, huge pages {}",
+            machine.cpu, machine.cores, machine.isa, machine.kernel, machine.huge_pages
+        ),
+        format!(
+            "{}: head {}, {}; {} MB and {} M multiply-adds a token",
+            model.path,
+            model.head,
+            model.numerics,
+            mb(model.bytes_per_token),
+            mb(model.macs_per_token)
+        ),
+        format!(
+            "loaded in {:.2} s; {} MB anonymous (weights and head {}), {} MB of the file, {} MB resident in all; keys and \
+             values up to {} MB",
+            memory.load_s,
+            mb(memory.anonymous_bytes),
+            mb(memory.weights_bytes),
+            mb(memory.file_bytes),
+            mb(memory.resident_bytes),
+            mb(memory.kv_bytes_max)
+        ),
+    ]
+    .join("\n")
+}
+
+fn spread(spread: &Spread) -> String {
+    format!("{:.2} ({:.2}-{:.2})", spread.median, spread.min, spread.max)
+}
+
+fn ceiling(figure: &Figure) -> String {
+    format!("{:.0} % of {:.1} by {}", figure.ceiling.percent, figure.ceiling.tok_s, figure.ceiling.binds)
+}
+
+fn thread_table(rows: &[ThreadRow], figure: impl Fn(&Stream) -> &Figure) -> String {
+    let measured = rows.iter().filter_map(|row| match row {
+        ThreadRow::Measured(row) => Some(figure(row).tok_s.median),
+        ThreadRow::Refused { .. } => None,
+    });
+    let best = measured.fold(0.0, f64::max);
+    let rows = rows.iter().map(|row| match row {
+        ThreadRow::Refused { threads, refused } => {
+            vec![threads.to_string(), "-".to_owned(), "-".to_owned(), refused.clone(), String::new()]
         }
-        (ThreadRow::Measured { threads, .. }, value) => {
-            let value = value.unwrap_or_default();
-            let mark = if value == best { "best" } else { "" };
+        ThreadRow::Measured(row) => {
+            let figure = figure(row);
+            let mark = if figure.tok_s.median == best { "best" } else { "" };
             vec![
-                threads.to_string(),
-                format!("{:.2}", 1000.0 / value),
-                format!("{value:.2}"),
+                row.threads.to_string(),
+                format!("{:.2}", 1000.0 / figure.tok_s.median),
+                spread(&figure.tok_s),
+                ceiling(figure),
                 mark.to_owned(),
             ]
         }
     });
-    table(&["threads", "ms/token", "tok/s", ""], rows.collect())
+    table(&["threads", "ms/token", "tok/s", "ceiling", ""], rows.collect())
 }
 
-fn prompt_rate(row: &ThreadRow) -> Option<f64> {
-    match row {
-        ThreadRow::Measured { prompt_tok_s, .. } => Some(*prompt_tok_s),
+fn roofline(rows: &[ThreadRow]) -> String {
+    let rows = rows.iter().filter_map(|row| match row {
+        ThreadRow::Measured(row) => Some(vec![
+            row.threads.to_string(),
+            spread(&row.read_gb_s),
+            format!("{:.0}", row.mac_per_s.median / 1e9),
+            spread(&row.barrier_us),
+            format!("{:.2}", row.load_s),
+            row.usd_micro_per_million_tokens.map_or("-".to_owned(), |usd| usd.to_string()),
+        ]),
         ThreadRow::Refused { .. } => None,
-    }
+    });
+    let head = ["threads", "read GB/s", "G multiply-adds/s", "barrier us", "load s", "$ per 1M tokens"];
+    table(&head, rows.collect())
 }
 
-fn decode_rate(row: &ThreadRow) -> Option<f64> {
-    match row {
-        ThreadRow::Measured { decode_tok_s, .. } => Some(*decode_tok_s),
-        ThreadRow::Refused { .. } => None,
-    }
+fn batch_table(rows: &[BatchRow]) -> String {
+    let rows = rows.iter().map(|row| match row {
+        BatchRow::Refused { batch, prompt, generated, refused } => {
+            let mut cells =
+                vec![batch.to_string(), prompt.to_string(), generated.to_string(), refused.clone()];
+            cells.resize(10, "-".to_owned());
+            cells
+        }
+        BatchRow::Measured(row) => vec![
+            row.batch.to_string(),
+            row.prompt.to_string(),
+            row.generated.to_string(),
+            spread(&row.decode.tok_s),
+            format!("{:.2}", row.tok_s_a_stream),
+            ceiling(&row.decode),
+            format!("{:.0} / {:.0}", row.first_token_ms_p50, row.first_token_ms_max),
+            format!("{:.1} / {:.1}", row.between_tokens_ms_p50, row.between_tokens_ms_p99),
+            format!("{:.2}", row.attention_ms),
+            row.usd_micro_per_million_tokens.map_or("-".to_owned(), |usd| usd.to_string()),
+        ],
+    });
+    let head = [
+        "sequences",
+        "prompt",
+        "gen",
+        "tok/s",
+        "each",
+        "ceiling",
+        "first token ms, p50 / max",
+        "between tokens ms, p50 / p99",
+        "attention ms",
+        "$ per 1M tokens",
+    ];
+    table(&head, rows.collect())
+}
+
+fn shares_table(rows: &[BatchRow]) -> String {
+    let rows = rows.iter().filter_map(|row| match row {
+        BatchRow::Measured(row) => Some(&**row),
+        BatchRow::Refused { .. } => None,
+    });
+    let rows = rows.map(|row: &Batch| {
+        let shares = row.shares;
+        let mut cells = vec![row.batch.to_string(), row.prompt.to_string()];
+        let all = [shares.product, shares.attention, shares.head, shares.norm, shares.other];
+        cells.extend(all.map(|share| format!("{share:.1}")));
+        cells
+    });
+    let head = ["sequences", "prompt", "ternary products", "attention", "head", "norms", "other"];
+    table(&head, rows.collect())
 }
