@@ -12,7 +12,7 @@ use crate::commands::completions::Completions;
 use crate::commands::coordinator::Coordinator;
 use crate::commands::demo::Demo;
 use crate::commands::doctor::Doctor;
-use crate::commands::eval::Eval;
+use crate::commands::eval::{Eval, PerplexityOf};
 use crate::commands::generate::Generate;
 use crate::commands::key::Key;
 use crate::commands::logits::Logits;
@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Logits(Logits),
     /// Measure this machine: prompt and generation by threads and by batch
     Bench(Bench),
+    /// Measure how well a model predicts a text, or score given continuations
+    Perplexity(PerplexityOf),
     /// Measure how good a model's predictions are, and how far two models' lie apart
     Eval(Eval),
     /// Make, convert and look into model files

@@ -1,11 +1,14 @@
-//! Finding files that belong to Ternfleet: beside the working directory's or the program's own repository.
+//! Finding files that belong to Ternfleet: beside the working directory's or the program's own repository, and models by
+//! name.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
+use crate::models::{self, STORYTELLER, Store, Whereabouts};
+
 /// The model that ships, relative to the repository.
-const STORYTELLER: &str = "models/storyteller/storyteller.gguf";
+const STORYTELLER_PATH: &str = "models/storyteller/storyteller.gguf";
 
 /// The first place where `relative` exists: the working directory and its parents, then the program's folder and its
 /// parents, so that both a checkout and an unpacked archive work.
@@ -21,17 +24,46 @@ pub(crate) fn shipped(relative: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// The model to run: the one named, else the storyteller.
-pub(crate) fn model(named: Option<&Path>) -> anyhow::Result<PathBuf> {
-    let found = match named {
-        Some(path) => path.is_file().then(|| path.to_owned()),
-        None => shipped(STORYTELLER),
+/// The model that ships, where it is.
+pub(crate) fn storyteller() -> Option<PathBuf> {
+    shipped(STORYTELLER_PATH)
+}
+
+/// The model to run: the file or the name given, else the storyteller.
+pub(crate) fn model(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let path = match given {
+        Some(path) if path.is_file() => path.to_owned(),
+        Some(path) => by_name(path)?,
+        None => match storyteller() {
+            Some(path) => path,
+            None => bail!(
+                "{STORYTELLER_PATH} was not found here or beside the program: name a model with --model, by its path or \
+                 its name (`ternfleet model list`)"
+            ),
+        },
     };
-    match (found, named) {
-        (Some(path), _) => Ok(std::fs::canonicalize(&path).unwrap_or(path)),
-        (None, Some(path)) => bail!("there is no model file {}", path.display()),
-        (None, None) => {
-            bail!("{STORYTELLER} was not found here or beside the program: name a model with --model PATH")
+    Ok(std::fs::canonicalize(&path).unwrap_or(path))
+}
+
+/// A model that was fetched by its name.
+fn by_name(given: &Path) -> anyhow::Result<PathBuf> {
+    let shown = given.display();
+    let name = given.to_str().filter(|text| !text.contains('/') && !text.ends_with(".gguf"));
+    let Some(name) = name else { bail!("there is no model file {shown}") };
+    let store = Store::find(None)?;
+    let Ok(known) = models::named(name, &store) else {
+        bail!("there is no model file {shown}, and no model of that name: see `ternfleet model list`")
+    };
+    if let Some(reason) = &known.manifest.not_runnable {
+        bail!("{} cannot be run: {reason}", known.name());
+    }
+    match store.whereabouts(&known) {
+        Whereabouts::Here { path, .. } => Ok(path),
+        _ if known.name() == STORYTELLER => {
+            bail!("{STORYTELLER_PATH} was not found here or beside the program")
+        }
+        Whereabouts::Partly { .. } | Whereabouts::Absent => {
+            bail!("{0} is not here yet: fetch it with `ternfleet model pull {0}`", known.name())
         }
     }
 }

@@ -7,12 +7,14 @@ mod args;
 mod client;
 mod commands;
 mod exit;
+mod fetch;
 mod follow;
 mod layers;
 mod local;
 mod locate;
 mod logging;
 mod model_file;
+mod models;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod output;
@@ -53,6 +55,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(command) => command.run(),
         Command::Logits(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Perplexity(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Model(command) => command.run(),
         Command::Topology(command) => command.run(),

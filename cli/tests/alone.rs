@@ -7,6 +7,13 @@ use std::process::Command;
 
 use serde_json::Value;
 
+#[path = "alone/measures.rs"]
+mod measures;
+#[path = "alone/pull.rs"]
+mod pull;
+#[path = "alone/server.rs"]
+mod server;
+
 struct Ended {
     code: Option<i32>,
     stdout: String,

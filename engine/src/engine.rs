@@ -236,7 +236,8 @@ impl Engine {
         self.schedule.waiting()
     }
 
-    /// Scores of the next token after each of `ids`, by the full head: (n_ids, vocab).
+    /// Scores of the next token after each of `ids`, (n_ids, vocab): by the full head, or by the copy that a declared
+    /// approximation such as [`Head::Q8`] draws from.
     ///
     /// Needs free pages for `ids`; running sequences go on afterwards as if nothing had been.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Refused> {

@@ -13,7 +13,7 @@ mod scoring;
 
 pub use self::divergence::{Divergence, divergence};
 pub use self::formats::{Format, Question, UnknownFormat};
-pub use self::perplexity::{Perplexity, Windows, perplexity};
+pub use self::perplexity::{Perplexity, Sliding, Windows, perplexity, sliding_perplexity};
 pub use self::scoring::{Choices, Continuation, LastWords, Score};
 
 /// Why an evaluation ended early.

@@ -50,7 +50,14 @@ enum Demand {
 
 impl Demand {
     fn of(draw: Option<&Draw<'_>>, head: Head) -> Demand {
-        let Some(draw) = draw else { return Demand::All };
+        // Scores alone, for comparing: those that the head would draw from.
+        let Some(draw) = draw else {
+            return if matches!(head, Head::Full | Head::Screened) {
+                Demand::All
+            } else {
+                Demand::Approximate
+            };
+        };
         let sampling = draw.sampling;
         let top_k = sampling.top_k as usize;
         match head {

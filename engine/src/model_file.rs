@@ -128,8 +128,10 @@ fn disagreements(path: &Path, file: &File, hyper: Option<&Hyper>, manifest: &Man
         }
         compare("rope_theta", Some(hyper.rope_theta.to_string()), real(shape.rope_theta));
         compare("rms_eps", Some(hyper.rms_eps.to_string()), real(shape.rms_eps));
-        compare("bos", hyper.bos.map(|id| id.to_string()), Some(manifest.tokenizer.bos.to_string()));
-        compare("eos", hyper.eos.map(|id| id.to_string()), Some(manifest.tokenizer.eos.to_string()));
+        if let Some(facts) = &manifest.tokenizer {
+            compare("bos", hyper.bos.map(|id| id.to_string()), Some(facts.bos.to_string()));
+            compare("eos", hyper.eos.map(|id| id.to_string()), Some(facts.eos.to_string()));
+        }
     }
     found
 }

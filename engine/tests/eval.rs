@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use ternfleet_engine::eval::{self, Choices, Continuation, Format, LastWords, Windows};
+use ternfleet_engine::eval::{self, Choices, Continuation, Format, LastWords, Sliding, Windows};
 use ternfleet_engine::synth::{self, Shape};
-use ternfleet_engine::{Engine, Options, gguf};
+use ternfleet_engine::{Engine, Head, Options, gguf};
 use ternfleet_text::{Manifest, Tokenizer};
 
 fn synthetic() -> (tempfile::TempDir, Engine) {
@@ -19,11 +19,15 @@ fn synthetic() -> (tempfile::TempDir, Engine) {
 }
 
 fn storyteller() -> (Tokenizer, Engine) {
+    storyteller_with(Head::default())
+}
+
+fn storyteller_with(head: Head) -> (Tokenizer, Engine) {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/storyteller/storyteller.gguf"));
     let vocabulary = gguf::vocabulary(&gguf::File::open(path).unwrap()).unwrap();
     let manifest = Manifest::beside(path).unwrap();
     let prepared = Tokenizer::from_parts(&vocabulary, manifest.as_ref()).unwrap();
-    (prepared.tokenizer, Engine::load(path, &Options::default()).unwrap())
+    (prepared.tokenizer, Engine::load(path, &Options { head, ..Options::default() }).unwrap())
 }
 
 /// −ln p of `id` in a row of logits, the slow way.
@@ -53,6 +57,84 @@ fn perplexity_scores_the_second_part_of_each_whole_window_after_bos() {
     assert!((found.nll - expected).abs() < 1e-6, "{} and not {expected}", found.nll);
     assert!((found.value() - (expected / 8.0).exp()).abs() < 1e-3);
     assert!((found.bits_per_byte() - expected / 16.0 / std::f64::consts::LN_2).abs() < 1e-6);
+}
+
+#[test]
+fn windows_that_slide_score_each_token_once_with_what_stands_before_it() {
+    let (_folder, mut engine) = synthetic();
+    let ids: Vec<u32> = (0..13).map(|index| index * 7 % 500).collect();
+    for (bos, first) in [(Some(509), 0), (None, 1)] {
+        let sliding = Sliding { tokens: 6, stride: 4 };
+        let found = eval::sliding_perplexity(&mut engine, &ids, bos, sliding, |_| 1, |_| ()).unwrap();
+        // By hand: window k reads from 4·k on, so many tokens as fit, and the next one is predicted besides.
+        let (mut expected, mut n_windows, mut scored) = (0.0, 0, first);
+        for begin in [0, 4, 8] {
+            let end = (begin + 6 - usize::from(bos.is_some())).min(12);
+            let read: Vec<u32> = bos.into_iter().chain(ids[begin..end].iter().copied()).collect();
+            let logits = engine.logits(&read).unwrap();
+            for (next, &id) in ids.iter().enumerate().take(end + 1).skip(scored) {
+                let row = next - begin - usize::from(bos.is_none());
+                expected += nll(&logits[row * 512..][..512], id);
+            }
+            (scored, n_windows) = (end + 1, n_windows + 1);
+            if scored == ids.len() {
+                break;
+            }
+        }
+        assert_eq!((found.n_scored, found.n_windows), (13 - first as u64, n_windows), "{bos:?}");
+        assert!((found.nll - expected).abs() < 1e-6, "{bos:?}: {} and not {expected}", found.nll);
+    }
+    for (tokens, stride) in [(6, 0), (6, 6), (0, 0)] {
+        let sliding = Sliding { tokens, stride };
+        let refused = eval::sliding_perplexity(&mut engine, &ids, None, sliding, |_| 1, |_| ()).unwrap_err();
+        assert!(refused.to_string().contains("stride"), "{refused}");
+    }
+    let sliding = Sliding { tokens: 6, stride: 4 };
+    assert!(eval::sliding_perplexity(&mut engine, &[3], None, sliding, |_| 1, |_| ()).is_err());
+}
+
+/// A text that training never saw: the held-out slice of one book of the storyteller's corpus.
+const HELD_OUT: &str = include_str!("data/held-out.txt");
+
+#[test]
+fn the_storyteller_is_as_good_as_its_training_code_says() {
+    let (tokenizer, mut engine) = storyteller();
+    let ids = tokenizer.encode_literal(HELD_OUT).unwrap();
+    let bytes = |id| tokenizer.text_bytes(id).len();
+    let sliding = Sliding { tokens: 512, stride: 256 };
+    let slid = eval::sliding_perplexity(&mut engine, &ids, tokenizer.bos(), sliding, bytes, |_| ()).unwrap();
+    assert_eq!((slid.n_scored, slid.n_bytes, slid.n_windows), (1628, 5540, 6));
+    // What evaluate.py gives for this text, in PyTorch and f32: 2.120173 bits per byte.
+    let bits = slid.bits_per_byte();
+    assert!((bits - 2.120_173).abs() < 0.002, "{bits}");
+    // And what this engine gives, which no kernel, thread count or instruction set may change.
+    assert!((bits - 2.119_536).abs() < 2e-6 && (slid.value() - 148.3305).abs() < 2e-4, "{slid:?}");
+
+    let apart =
+        eval::perplexity(&mut engine, &ids, tokenizer.bos(), Windows::default(), bytes, |_| ()).unwrap();
+    assert_eq!((apart.n_scored, apart.n_windows), (3 * 255, 3));
+    assert!((apart.bits_per_byte() - 2.157_778).abs() < 2e-6, "{apart:?}");
+    assert!((apart.value() - 140.9463).abs() < 2e-4, "{apart:?}");
+}
+
+#[test]
+fn a_rounded_head_moves_the_predictions_little_and_the_screened_one_not_at_all() {
+    let (tokenizer, mut exact) = storyteller_with(Head::Full);
+    let ids = tokenizer.encode(&HELD_OUT[..1200], true).unwrap();
+    let reference = exact.logits(&ids).unwrap();
+    let vocab = exact.info().hyper.vocab;
+    let divergence_of = |head| {
+        let logits = storyteller_with(head).1.logits(&ids).unwrap();
+        eval::divergence(&reference, &logits, vocab)
+    };
+    let screened = divergence_of(Head::Screened);
+    assert_eq!((screened.largest_nats, screened.rms()), (0.0, 0.0));
+    let q8 = divergence_of(Head::Q8);
+    println!("q8: {:.3e} nats on average, same best token at {:.4}", q8.mean_nats(), q8.same_best());
+    assert!(q8.rms() > 0.0 && q8.mean_nats() < 1e-3 && q8.same_best() > 0.97, "{q8:?}");
+    let q6 = divergence_of(Head::Q6);
+    println!("q6: {:.3e} nats on average, same best token at {:.4}", q6.mean_nats(), q6.same_best());
+    assert!(q6.rms() > q8.rms() && q6.mean_nats() < 1e-2 && q6.same_best() > 0.9, "{q6:?}");
 }
 
 #[test]

@@ -24,12 +24,16 @@ pub struct Manifest {
     pub description: String,
     /// Its licence, as an SPDX expression or a name.
     pub licence: String,
+    /// What of this manifest nobody could check against the model itself, in words.
+    pub unverified: Option<String>,
+    /// Why this engine does not run the model; `None` for one that it runs.
+    pub not_runnable: Option<String>,
     /// Where the model file comes from.
     pub source: Option<Source>,
     /// The shape that the file must have.
     pub shape: Shape,
-    /// How it splits text.
-    pub tokenizer: TokenizerFacts,
+    /// How it splits text. `None` only for a model that is not run: then the file has to tell.
+    pub tokenizer: Option<TokenizerFacts>,
     /// How it chats; `None` for a model that only continues text.
     pub chat: Option<Chat>,
     /// Sampling defaults.
@@ -39,11 +43,11 @@ pub struct Manifest {
 /// The model file and how to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Where it can be fetched; `None` if it ships with this repository.
+    /// Where it can be fetched, `https://…`; `None` if it ships with this repository.
     pub url: Option<String>,
     /// Its file name.
     pub file: String,
-    /// SHA-256 in lower-case hexadecimal.
+    /// SHA-256 in lower-case hexadecimal; `None` if nobody here has seen the file.
     pub sha256: Option<String>,
     /// Its size.
     pub bytes: Option<u64>,
@@ -152,8 +156,18 @@ impl Manifest {
 /// Reads everything before judging anything: `None` only where a fault was noted.
 fn read(root: &mut Reader) -> Option<Manifest> {
     let name = root.text("name");
+    if let Some(name) = &name
+        && !is_plain(name)
+    {
+        root.fault(
+            "name",
+            "letters, digits and -._ are needed, and no dot in front: it becomes a folder's name",
+        );
+    }
     let description = root.text("description");
     let licence = root.text("licence");
+    let unverified = root.optional_text("unverified");
+    let not_runnable = root.optional_text("not_runnable");
     let source = root.section("source", |section| {
         let url = section.optional_text("url");
         let (file, sha256, bytes) =
@@ -162,6 +176,14 @@ fn read(root: &mut Reader) -> Option<Manifest> {
             && !(digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
         {
             section.fault("sha256", "64 lower-case hexadecimal digits are needed");
+        }
+        if let Some(url) = &url
+            && !["https://", "http://"].iter().any(|scheme| url.starts_with(scheme))
+        {
+            section.fault(
+                "url",
+                "an address is needed that begins with https://, or http:// on a network of your own",
+            );
         }
         if let Some(file) = &file
             && (file.is_empty() || file.contains(['/', '\\']) || file == "..")
@@ -185,7 +207,8 @@ fn read(root: &mut Reader) -> Option<Manifest> {
             rms_eps: section.optional_float("rms_eps", 0.0..=1.0),
         })
     });
-    if !root.has("tokenizer") {
+    let needs_tokenizer = root.has("tokenizer") || not_runnable.is_none();
+    if !root.has("tokenizer") && needs_tokenizer {
         root.fault("tokenizer", "this section is missing");
     }
     let tokenizer = root.section("tokenizer", read_tokenizer);
@@ -204,16 +227,27 @@ fn read(root: &mut Reader) -> Option<Manifest> {
             top_k,
         })
     });
+    if needs_tokenizer && tokenizer.is_none() {
+        return None; // The fault is noted already.
+    }
     Some(Manifest {
         name: name?,
         description: description?,
         licence: licence?,
+        unverified,
+        not_runnable,
         source,
         shape: shape.unwrap_or_default(),
-        tokenizer: tokenizer?,
+        tokenizer,
         chat,
         sampling: sampling.unwrap_or_default(),
     })
+}
+
+/// Whether a model may be called so.
+fn is_plain(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !name.is_empty() && name.len() <= 100 && !name.starts_with('.') && name.bytes().all(plain)
 }
 
 fn read_tokenizer(section: &mut Reader) -> Option<TokenizerFacts> {

@@ -1,6 +1,7 @@
 //! `ternfleet eval`: perplexity, last words, multiple choice, and how far two models' predictions lie apart.
 
 mod kl;
+mod perplexity;
 mod tasks;
 
 use std::path::{Path, PathBuf};
@@ -9,9 +10,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use ternfleet_engine::{Engine, Options};
+use ternfleet_engine::{Engine, Head, Options};
 
 use crate::model_file::{ModelFile, threads};
+
+pub(crate) use self::perplexity::PerplexityOf;
 
 #[derive(Debug, Args)]
 pub(crate) struct Eval {
@@ -21,8 +24,8 @@ pub(crate) struct Eval {
 
 #[derive(Debug, Subcommand)]
 enum Measure {
-    /// Perplexity of a text file, as llama.cpp measures it
-    Perplexity(tasks::PerplexityOf),
+    /// Perplexity of a text file; the same as `ternfleet perplexity`
+    Perplexity(PerplexityOf),
     /// Last words of passages, JSON lines with "text"
     Lambada(tasks::Lambada),
     /// Multiple-choice questions, JSON lines
@@ -55,8 +58,12 @@ impl Eval {
 
 impl Common {
     fn load(&self, model: &ModelFile) -> anyhow::Result<Engine> {
+        self.load_with(model, Head::Full)
+    }
+
+    fn load_with(&self, model: &ModelFile, head: Head) -> anyhow::Result<Engine> {
         let threads = Some(threads(self.threads.map(usize::from)));
-        model.load(&Options { threads, max_sequences: 1, ..Options::default() })
+        model.load(&Options { threads, max_sequences: 1, head, ..Options::default() })
     }
 
     /// The result on stdout: for programs, or for people.

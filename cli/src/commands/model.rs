@@ -1,7 +1,10 @@
-//! `ternfleet model synth|inspect|convert`: making, looking into and converting model files.
+//! `ternfleet model …`: fetching, listing, checking, making, looking into and converting model files.
 
 mod convert;
 mod inspect;
+mod list;
+mod pull;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +24,12 @@ pub(crate) struct Model {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Fetch a model by its name, check it, and keep it where --model NAME finds it
+    Pull(pull::Pull),
+    /// List the models that are known, and which of them are here
+    List(list::List),
+    /// Read model files whole, and compare digest and shape with their manifests
+    Verify(verify::Verify),
     /// Write a random ternary model in the exact layout of the official file
     Synth(Synth),
     /// Show architecture, tensors, sizes and tokenizer, and what disagrees with the manifest
@@ -44,6 +53,9 @@ struct Synth {
 impl Model {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.action {
+            Action::Pull(pull) => pull.run(),
+            Action::List(list) => list.run(),
+            Action::Verify(verify) => verify.run(),
             Action::Synth(synth) => synth.run(),
             Action::Inspect(inspect) => inspect.run(),
             Action::Convert(convert) => convert.run(),

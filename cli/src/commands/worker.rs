@@ -57,10 +57,14 @@ impl Worker {
             .flag("pod", self.pod);
         let mut effective = layers.resolve::<Options>()?;
         // The model that ships, where it is found: a worker that is told nothing works in a checkout.
-        if effective.options.model.as_os_str().is_empty()
-            && let Ok(shipped) = locate::model(None)
-        {
-            effective.options.model = shipped;
+        if effective.options.engine == "model" {
+            let given = Some(effective.options.model.as_path()).filter(|path| !path.as_os_str().is_empty());
+            match locate::model(given) {
+                Ok(found) => effective.options.model = found,
+                // Printing the configuration, or refusing it, is not up to this.
+                Err(_) if self.service.print_config || given.is_none() => {}
+                Err(reason) => return Err(reason),
+            }
         }
         if self.service.print_config {
             say(effective.print()?.trim_end())?;

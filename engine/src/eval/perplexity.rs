@@ -1,4 +1,4 @@
-//! Perplexity by windows, as llama.cpp measures it.
+//! Perplexity of a long text: by windows that stand apart, as llama.cpp measures it, or by windows that slide.
 
 use super::{Error, log_sum_exp};
 use crate::Engine;
@@ -19,8 +19,18 @@ impl Default for Windows {
     }
 }
 
+/// Windows that overlap: each begins `stride` tokens after the one before, and scores what that one did not reach. So each
+/// token is scored once, and but for the first window's each is predicted from at least `tokens - stride` others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sliding {
+    /// Tokens that a window reads, the begin-of-text token included.
+    pub tokens: usize,
+    /// From one window's beginning to the next one's; below `tokens`.
+    pub stride: usize,
+}
+
 /// The result.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Perplexity {
     /// Predictions scored.
     pub n_scored: u64,
@@ -46,6 +56,15 @@ impl Perplexity {
         let mean = self.nll / n;
         let variance = (self.nll_squared / n - mean * mean).max(0.0);
         (variance / (n - 1.0).max(1.0)).sqrt() * self.value()
+    }
+
+    /// Adds the prediction of `next` by a row of logits.
+    fn score(&mut self, row: &[f32], next: u32, n_bytes: impl Fn(u32) -> usize) {
+        let nll = log_sum_exp(row) - f64::from(row[next as usize]);
+        self.nll += nll;
+        self.nll_squared += nll * nll;
+        self.n_scored += 1;
+        self.n_bytes += n_bytes(next) as u64;
     }
 
     /// Bits for each byte of the scored text: compares models with different vocabularies.
@@ -82,7 +101,7 @@ pub fn perplexity(
         )));
     }
     let vocab = engine.info().hyper.vocab;
-    let mut result = Perplexity { n_scored: 0, n_windows: 0, nll: 0.0, nll_squared: 0.0, n_bytes: 0 };
+    let mut result = Perplexity::default();
     for window in ids.chunks_exact(windows.tokens) {
         let mut window = window.to_vec();
         if let Some(bos) = bos {
@@ -91,13 +110,52 @@ pub fn perplexity(
         let logits = engine.logits(&window)?;
         for position in windows.first_scored..windows.tokens - 1 {
             let row = &logits[position * vocab..][..vocab];
-            let next = window[position + 1];
-            let nll = log_sum_exp(row) - f64::from(row[next as usize]);
-            result.nll += nll;
-            result.nll_squared += nll * nll;
-            result.n_scored += 1;
-            result.n_bytes += n_bytes(next) as u64;
+            result.score(row, window[position + 1], &n_bytes);
         }
+        result.n_windows += 1;
+        progress(&result);
+    }
+    Ok(result)
+}
+
+/// Perplexity of the whole text `ids` (without a begin-of-text token) by windows that slide.
+///
+/// With `bos` every window opens with it, and every token is scored; without, all but the first are.
+pub fn sliding_perplexity(
+    engine: &mut Engine,
+    ids: &[u32],
+    bos: Option<u32>,
+    sliding: Sliding,
+    n_bytes: impl Fn(u32) -> usize,
+    mut progress: impl FnMut(&Perplexity),
+) -> Result<Perplexity, Error> {
+    let Sliding { tokens, stride } = sliding;
+    if stride == 0 || stride >= tokens {
+        return Err(Error::Nothing(format!(
+            "windows of {tokens} every {stride} tokens leave gaps: the stride must be from 1 to {}",
+            tokens.saturating_sub(1)
+        )));
+    }
+    // The last token is only predicted, never read.
+    let n_read = ids.len().saturating_sub(1);
+    if n_read + usize::from(bos.is_some()) == 0 {
+        return Err(Error::Nothing("the text has nothing to predict".to_owned()));
+    }
+    let vocab = engine.info().hyper.vocab;
+    let mut result = Perplexity::default();
+    let (mut begin, mut scored) = (0, usize::from(bos.is_none()));
+    while scored < ids.len() {
+        let room = tokens - usize::from(bos.is_some());
+        let read: Vec<u32> =
+            bos.into_iter().chain(ids[begin..n_read.min(begin + room)].iter().copied()).collect();
+        // Row r of the logits predicts the token after the r-th one read.
+        let first_predicted = begin + usize::from(bos.is_none());
+        let logits = engine.logits(&read)?;
+        for (row, next) in logits.chunks_exact(vocab).zip(first_predicted..).skip(scored - first_predicted) {
+            result.score(row, ids[next], &n_bytes);
+        }
+        scored = first_predicted + read.len();
+        begin += stride;
         result.n_windows += 1;
         progress(&result);
     }

@@ -12,7 +12,7 @@ fn faults(text: &str) -> Vec<String> {
 #[test]
 fn the_manifest_of_the_official_model_is_read() {
     let manifest = Manifest::parse(SHIPPED, "test").unwrap();
-    assert_eq!(manifest.tokenizer.stop_ids, [128_009, 128_001]);
+    assert_eq!(manifest.tokenizer.unwrap().stop_ids, [128_009, 128_001]);
     assert_eq!(manifest.shape.vocab, Some(128_256));
     assert_eq!(manifest.chat.unwrap().template, crate::chat::BITNET_2B_4T);
     let sha256 = manifest.source.unwrap().sha256.unwrap();
@@ -83,6 +83,24 @@ fn a_manifest_is_found_beside_its_model_file_or_absent() {
     assert_eq!(Manifest::beside(&model).unwrap(), None);
     std::fs::write(folder.path().join(FILE_NAME), SHIPPED).unwrap();
     assert_eq!(Manifest::beside(&model).unwrap().unwrap().name, "bitnet-b1.58-2B-4T");
+}
+
+#[test]
+fn only_a_model_that_is_not_run_may_leave_the_tokenizer_to_its_file() {
+    let text = "name = 'some-model'\ndescription = 'd'\nlicence = 'MIT'\n";
+    assert_eq!(faults(text), ["tokenizer: this section is missing"]);
+    let manifest = Manifest::parse(&format!("{text}not_runnable = 'no kernel'\n"), "test").unwrap();
+    assert_eq!((manifest.tokenizer, manifest.not_runnable.as_deref()), (None, Some("no kernel")));
+}
+
+#[test]
+fn names_become_folders_and_addresses_have_a_scheme() {
+    for name in ["../up", ".hidden", "a/b", "", "two words"] {
+        let found = faults(&SHIPPED.replace("bitnet-b1.58-2B-4T\"", &format!("{name}\"")));
+        assert!(found.iter().any(|fault| fault.starts_with("name: letters")), "{name:?}: {found:?}");
+    }
+    let found = faults(&SHIPPED.replace("https://", "ftp://"));
+    assert!(found[0].starts_with("[source] url: an address"), "{found:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::llama3;
 use super::special::Specials;
 use super::split::Split;
 use super::{Prepared, Rules, Tokenizer};
+use crate::manifest::TokenizerFacts;
 use crate::{Error, Manifest, TokenType, Vocabulary, chat};
 
 /// Bound on a token's length: far above any, and small enough that sums of lengths cannot overflow.
@@ -16,8 +17,8 @@ const CACHED_WORDS: usize = 10_000;
 
 pub(super) fn prepare(vocabulary: &Vocabulary, manifest: Option<&Manifest>) -> Result<Prepared, Error> {
     check(vocabulary)?;
-    let (rules, note) = match manifest {
-        Some(manifest) => (rules_of_manifest(vocabulary, manifest)?, None),
+    let (rules, note) = match manifest.and_then(|manifest| Some((manifest, manifest.tokenizer.as_ref()?))) {
+        Some((manifest, facts)) => (rules_of_manifest(vocabulary, manifest, facts)?, None),
         None => rules_of_file(vocabulary)?,
     };
     let split = Split::new(&rules.split).map_err(Error::Vocabulary)?;
@@ -71,8 +72,11 @@ fn check(vocabulary: &Vocabulary) -> Result<(), Error> {
 }
 
 /// The manifest's rules, if the file agrees with them or is silent.
-fn rules_of_manifest(vocabulary: &Vocabulary, manifest: &Manifest) -> Result<Rules, Error> {
-    let facts = &manifest.tokenizer;
+fn rules_of_manifest(
+    vocabulary: &Vocabulary,
+    manifest: &Manifest,
+    facts: &TokenizerFacts,
+) -> Result<Rules, Error> {
     let mut disagreements = Vec::new();
     let mut compare = |what: &str, file: Option<String>, manifest: String| {
         if let Some(file) = file.filter(|file| *file != manifest) {

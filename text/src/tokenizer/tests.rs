@@ -39,10 +39,14 @@ fn manifest() -> Manifest {
     let shipped = include_str!("../../../models/bitnet-b1.58-2B-4T/manifest.toml");
     let mut manifest = Manifest::parse(shipped, "test").unwrap();
     manifest.shape.vocab = Some(vocabulary.tokens.len() as u64);
-    manifest.tokenizer.bos = vocabulary.bos.unwrap();
-    manifest.tokenizer.eos = vocabulary.eos.unwrap();
-    manifest.tokenizer.stop_ids = vec![id("<|eot_id|>")];
+    facts(&mut manifest).bos = vocabulary.bos.unwrap();
+    facts(&mut manifest).eos = vocabulary.eos.unwrap();
+    facts(&mut manifest).stop_ids = vec![id("<|eot_id|>")];
     manifest
+}
+
+fn facts(manifest: &mut Manifest) -> &mut crate::manifest::TokenizerFacts {
+    manifest.tokenizer.as_mut().unwrap()
 }
 
 fn refusal(vocabulary: &Vocabulary, manifest: Option<&Manifest>) -> String {
@@ -60,7 +64,7 @@ fn words_are_merged_by_rank() {
 #[test]
 fn without_ignore_merges_a_word_is_only_what_its_merges_make() {
     let mut manifest = manifest();
-    manifest.tokenizer.ignore_merges = false;
+    facts(&mut manifest).ignore_merges = false;
     let tokenizer = Tokenizer::from_parts(&small_vocabulary(), Some(&manifest)).unwrap().tokenizer;
     assert_eq!(tokenizer.encode(" world", false).unwrap(), [id("Ġwor"), id("l"), id("d")]);
 }
@@ -127,9 +131,9 @@ fn a_vocabulary_that_names_no_split_is_refused_unless_it_is_llama_3s() {
 #[test]
 fn all_disagreements_of_file_and_manifest_are_told() {
     let mut manifest = manifest();
-    manifest.tokenizer.bos = 1;
-    manifest.tokenizer.add_bos = false;
-    manifest.tokenizer.stop_ids = vec![999_999];
+    facts(&mut manifest).bos = 1;
+    facts(&mut manifest).add_bos = false;
+    facts(&mut manifest).stop_ids = vec![999_999];
     manifest.shape.vocab = Some(7);
     let refusal = refusal(&small_vocabulary(), Some(&manifest));
     for part in ["bos: the file says 265, the manifest 1", "add_bos:", "stop_ids:", "tokens:"] {

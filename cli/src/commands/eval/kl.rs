@@ -7,18 +7,22 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::json;
 
+use ternfleet_engine::Head;
 use ternfleet_engine::eval::{Divergence, divergence};
 
 use super::{Common, open, read};
 
 #[derive(Debug, Args)]
 pub(super) struct Kl {
-    /// The reference: a model file, or logits with `--vocab`
+    /// The reference: a model (file or name), or logits with `--vocab`
     #[arg(value_name = "A")]
     reference: PathBuf,
-    /// What is compared with it
-    #[arg(value_name = "B")]
-    other: PathBuf,
+    /// What is compared with it; A itself unless given, with another head
+    #[arg(value_name = "B", required_unless_present = "head")]
+    other: Option<PathBuf>,
+    /// B computes its output with this head: full, screened (the same scores) or an approximation such as q8
+    #[arg(long, value_name = "HEAD", conflicts_with = "vocab")]
+    head: Option<Head>,
     /// For two models: the text on which they are compared, tokenized by A's tokenizer
     #[arg(long, value_name = "FILE", required_unless_present = "vocab")]
     text: Option<PathBuf>,
@@ -56,8 +60,12 @@ impl Kl {
         Ok(ExitCode::SUCCESS)
     }
 
+    fn other(&self) -> &PathBuf {
+        self.other.as_ref().unwrap_or(&self.reference)
+    }
+
     fn of_logits(&self, vocab: usize) -> anyhow::Result<Divergence> {
-        let (reference, other) = (read_logits(&self.reference)?, read_logits(&self.other)?);
+        let (reference, other) = (read_logits(&self.reference)?, read_logits(self.other())?);
         ensure!(
             reference.len() == other.len(),
             "the two files have {} and {} logits",
@@ -73,7 +81,7 @@ impl Kl {
     }
 
     fn of_models(&self, text: &Path) -> anyhow::Result<Divergence> {
-        let (reference, other) = (open(Some(&self.reference))?, open(Some(&self.other))?);
+        let (reference, other) = (open(Some(&self.reference))?, open(Some(self.other()))?);
         let vocab = reference.hyper.vocab;
         ensure!(
             vocab == other.hyper.vocab,
@@ -83,7 +91,9 @@ impl Kl {
         let tokenizer = reference.tokenizer()?;
         let ids = tokenizer.encode(&read(text)?, tokenizer.adds_bos())?;
         ensure!(!ids.is_empty(), "{} is empty", text.display());
-        let (mut reference, mut other) = (self.common.load(&reference)?, self.common.load(&other)?);
+        let head = self.head.unwrap_or(Head::Full);
+        let (mut reference, mut other) =
+            (self.common.load(&reference)?, self.common.load_with(&other, head)?);
         let mut found = Divergence::default();
         for window in ids.chunks(self.window as usize) {
             found.add(&divergence(&reference.logits(window)?, &other.logits(window)?, vocab));

@@ -1,4 +1,4 @@
-//! `ternfleet eval perplexity|lambada|multiple-choice`: one model on published data.
+//! `ternfleet eval lambada|multiple-choice`: one model on published data.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,34 +7,16 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 
-use ternfleet_engine::eval::{self, Choices, Format, LastWords, Windows};
+use ternfleet_engine::eval::{Choices, Format, LastWords};
 
 use super::{Common, open, read};
-
-#[derive(Debug, Args)]
-pub(super) struct PerplexityOf {
-    /// A text file, such as WikiText-2's test set
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
-    /// Model file; the storyteller that ships unless given
-    #[arg(long, value_name = "PATH")]
-    model: Option<PathBuf>,
-    /// Tokens in a window
-    #[arg(long, value_name = "N", default_value_t = Windows::default().tokens)]
-    window: usize,
-    /// First position in a window that is scored; half of the window unless given
-    #[arg(long, value_name = "N")]
-    first_scored: Option<usize>,
-    #[command(flatten)]
-    common: Common,
-}
 
 #[derive(Debug, Args)]
 pub(super) struct Lambada {
     /// JSON lines, each with "text"
     #[arg(value_name = "FILE.jsonl")]
     file: PathBuf,
-    /// Model file; the storyteller that ships unless given
+    /// Model file or name; the storyteller that ships unless given
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// Read only so many passages
@@ -52,7 +34,7 @@ pub(super) struct MultipleChoice {
     /// hellaswag, winogrande, piqa, arc, or plain: {"context", "choices", "answer"}
     #[arg(long, value_name = "NAME")]
     format: Format,
-    /// Model file; the storyteller that ships unless given
+    /// Model file or name; the storyteller that ships unless given
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// Ask only so many questions
@@ -60,35 +42,6 @@ pub(super) struct MultipleChoice {
     limit: Option<usize>,
     #[command(flatten)]
     common: Common,
-}
-
-impl PerplexityOf {
-    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let model = open(self.model.as_ref())?;
-        let tokenizer = model.tokenizer()?;
-        let ids = tokenizer.encode(&read(&self.file)?, false)?;
-        let mut engine = self.common.load(&model)?;
-        let windows =
-            Windows { tokens: self.window, first_scored: self.first_scored.unwrap_or(self.window / 2) };
-        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-        let n_windows = (ids.len() + usize::from(bos.is_some())) / self.window.max(1);
-        let bytes = |id| tokenizer.text_bytes(id).len();
-        let found = eval::perplexity(&mut engine, &ids, bos, windows, bytes, |so_far| {
-            eprintln!("window {} of {n_windows}: perplexity {:.4}", so_far.n_windows, so_far.value());
-        })?;
-        let (value, error, bits) = (found.value(), found.standard_error(), found.bits_per_byte());
-        self.common.print(
-            &json!({
-                "perplexity": value, "standard_error": error, "bits_per_byte": bits, "n_scored": found.n_scored,
-                "n_windows": found.n_windows, "window": windows.tokens, "first_scored": windows.first_scored,
-            }),
-            &format!(
-                "perplexity {value:.4} ± {error:.4}, {bits:.4} bits per byte; {} predictions in {} windows of {}",
-                found.n_scored, found.n_windows, windows.tokens
-            ),
-        );
-        Ok(ExitCode::SUCCESS)
-    }
 }
 
 impl Lambada {
