@@ -10,6 +10,7 @@ use crate::commands::bench::Bench;
 use crate::commands::cancel::Cancel;
 use crate::commands::completions::Completions;
 use crate::commands::coordinator::Coordinator;
+use crate::commands::dead::Dead;
 use crate::commands::demo::Demo;
 use crate::commands::doctor::Doctor;
 use crate::commands::eval::{Eval, PerplexityOf};
@@ -20,6 +21,7 @@ use crate::commands::man::Man;
 use crate::commands::model::Model;
 use crate::commands::pods::Pods;
 use crate::commands::quote::Quote;
+use crate::commands::resubmit::Resubmit;
 use crate::commands::results::Results;
 use crate::commands::simulate::Simulate;
 use crate::commands::status::Status;
@@ -56,6 +58,10 @@ pub(crate) enum Command {
     Results(Results),
     /// Stop a batch; what was answered stays
     Cancel(Cancel),
+    /// Send the failed lines of a batch again, as a new batch
+    Resubmit(Resubmit),
+    /// See jobs that were given up, with every attempt, and send them again
+    Dead(Dead),
     /// Change what a running batch may cost, or when it must be done
     Batch(Batch),
     /// List the pods with their measured speed and price

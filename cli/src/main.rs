@@ -46,6 +46,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(command) => command.run(),
         Command::Results(command) => command.run(),
         Command::Cancel(command) => command.run(),
+        Command::Resubmit(command) => command.run(),
+        Command::Dead(command) => command.run(),
         Command::Batch(command) => command.run(),
         Command::Pods(command) => command.run(),
         Command::Top(command) => command.run(),

@@ -4,6 +4,7 @@
 //! no redirects (a redirect would carry the key elsewhere), no retry: the caller knows what may be repeated.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +71,8 @@ pub struct Server {
     tls: Option<Arc<ClientConfig>>,
     key: Option<Secret>,
     timeout: Duration,
+    /// Connected to in place of what the host's name would lead to.
+    address: Option<SocketAddr>,
 }
 
 impl fmt::Debug for Server {
@@ -99,17 +102,56 @@ impl Server {
             return Err(wrong("http:// is for this machine only"));
         }
         let tls = if secure { Some(tls_settings()?) } else { None };
-        Ok(Server { host: host.to_owned(), port, tls, key, timeout })
+        Ok(Server { host: host.to_owned(), port, tls, key, timeout, address: None })
+    }
+
+    /// A server whose address has been looked up, and looked at, by the caller: its name stands in `Host`, and is what
+    /// its certificate must say.
+    pub(crate) fn pinned(
+        host: &str,
+        address: SocketAddr,
+        secure: bool,
+        timeout: Duration,
+    ) -> Result<Server, HttpError> {
+        let tls = if secure { Some(tls_settings()?) } else { None };
+        let port = address.port();
+        Ok(Server { host: host.to_owned(), port, tls, key: None, timeout, address: Some(address) })
     }
 
     /// Sends one request; `path` begins with a slash and may carry a query. Any status is an answer.
     pub async fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Answer, HttpError> {
-        let stream = tokio::time::timeout(self.timeout, TcpStream::connect((self.host.as_str(), self.port)))
+        self.ask(self.request(method, path, body)?).await
+    }
+
+    /// Posts JSON with headers of its own; any status is an answer.
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        headers: &[(&'static str, String)],
+        body: Vec<u8>,
+    ) -> Result<Answer, HttpError> {
+        let mut request = self.request(Method::POST, path, Some(body))?;
+        for (name, value) in headers {
+            let value = hyper::header::HeaderValue::from_str(value)
+                .map_err(|_| HttpError::Address(format!("{name} holds characters that no header may")))?;
+            request.headers_mut().insert(*name, value);
+        }
+        self.ask(request).await
+    }
+
+    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answer, HttpError> {
+        let connected = async {
+            match self.address {
+                Some(address) => TcpStream::connect(address).await,
+                None => TcpStream::connect((self.host.as_str(), self.port)).await,
+            }
+        };
+        let stream = tokio::time::timeout(self.timeout, connected)
             .await
             .map_err(|_| self.not_sent("timed out"))?
             .map_err(|reason| self.not_sent(&reason.to_string()))?;
         match &self.tls {
-            None => self.exchange(stream, method, path, body).await,
+            None => self.exchange(stream, request).await,
             Some(settings) => {
                 let name = ServerName::try_from(self.host.clone())
                     .map_err(|_| HttpError::Address(format!("{} is no host name", self.host)))?;
@@ -118,22 +160,15 @@ impl Server {
                     .await
                     .map_err(|_| self.not_sent("timed out"))?
                     .map_err(|reason| self.not_sent(&reason.to_string()))?;
-                self.exchange(stream, method, path, body).await
+                self.exchange(stream, request).await
             }
         }
     }
 
-    async fn exchange<S>(
-        &self,
-        stream: S,
-        method: Method,
-        path: &str,
-        body: Option<Vec<u8>>,
-    ) -> Result<Answer, HttpError>
+    async fn exchange<S>(&self, stream: S, request: Request<Full<Bytes>>) -> Result<Answer, HttpError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let request = self.request(method, path, body)?;
         let talk = async {
             let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
                 .await
@@ -168,7 +203,7 @@ impl Server {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header(hyper::header::HOST, &self.host)
+            .header(hyper::header::HOST, self.authority())
             .header(hyper::header::ACCEPT, "application/json")
             .header(hyper::header::CONNECTION, "close")
             .header(hyper::header::USER_AGENT, concat!("ternfleet/", env!("CARGO_PKG_VERSION")));
@@ -184,6 +219,13 @@ impl Server {
         request
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .map_err(|reason| HttpError::Address(format!("{path:?}: {reason}")))
+    }
+
+    /// Host and port as `Host` has them: without the port that the scheme implies.
+    fn authority(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let implied = if self.tls.is_some() { 443 } else { 80 };
+        if self.port == implied { host } else { format!("{host}:{}", self.port) }
     }
 
     fn not_sent(&self, reason: &str) -> HttpError {

@@ -11,6 +11,7 @@ pub mod local;
 mod provider;
 pub mod runpod;
 pub mod time;
+pub mod webhook;
 
 pub use provider::{
     Availability, Bill, CloudError, Compute, Offer, Order, Place, PodId, Provider, Rented, Status, Tier,

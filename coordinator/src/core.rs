@@ -186,6 +186,7 @@ impl Core {
             Event::Written { batch, outputs } => self.written(now, batch, outputs, actions),
             Event::Cancel { batch } => self.cancel(now, batch, actions),
             Event::Change { batch, change } => self.change(now, batch, change, actions),
+            Event::Notified { batch, outcome } => self.notified(&batch, outcome, actions),
             Event::JobCreated(job) => self.job_created(now, *job, actions),
             Event::Tick => self.tick(now, actions),
             Event::Turn => self.turn(now, actions),

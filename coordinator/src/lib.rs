@@ -20,7 +20,7 @@ use ternfleet_proto::Bus;
 use tokio_util::sync::CancellationToken;
 
 pub use metrics::{Described, Metrics};
-pub use options::{Options, Quotas};
+pub use options::{Options, Quotas, Webhooks};
 
 /// Serves until `shutdown`: as a warm standby, and as the leader while it holds the lease.
 ///

@@ -25,6 +25,15 @@ impl Default for Quotas {
     }
 }
 
+/// The calls at the end of batches.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Webhooks {
+    /// Hosts (`host` or `host:port`) that tenants may have called although their addresses are private, and by
+    /// `http://` too. All public hosts may be called by `https://`.
+    pub allow: Vec<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
@@ -45,6 +54,7 @@ pub struct Options {
     /// Where output files are put together before they go to the object store.
     pub scratch_dir: Option<PathBuf>,
     pub quotas: Quotas,
+    pub webhooks: Webhooks,
     pub gateway: GatewayOptions,
 }
 
@@ -60,6 +70,7 @@ impl Default for Options {
             text_bytes_max: 256 << 20,
             scratch_dir: None,
             quotas: Quotas::default(),
+            webhooks: Webhooks::default(),
             gateway: GatewayOptions::default(),
         }
     }

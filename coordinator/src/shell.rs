@@ -6,8 +6,10 @@
 mod answers;
 mod api;
 mod books;
+mod dead;
 mod lease;
 mod lines;
+mod notify;
 mod perform;
 mod reader;
 mod setup;
@@ -131,7 +133,7 @@ async fn serve_once(
     let mut service = Service {
         bus: Arc::clone(bus),
         options: options.clone(),
-        api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone()),
+        api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone(), &options.webhooks),
         ground,
         recent,
         diary: spans::Diary::default(),
@@ -355,6 +357,10 @@ impl Service {
             Action::Audit(kind) => {
                 self.diary.note(&kind, &self.core);
                 self.book(books::Entry::Audit(now, kind));
+            }
+            Action::Notify(record) => {
+                let (allow, inbox) = (self.options.webhooks.allow.clone(), self.inbox.clone());
+                self.tasks.spawn(notify::call(*record, allow, inbox));
             }
             Action::Announce { key, sequence } => self.announce(key, sequence),
             Action::ClearWork => {}

@@ -148,6 +148,7 @@ fn heartbeat() -> Heartbeat {
         started_at: TimeMs(1),
         at: TimeMs(2),
         running: vec![Running { job: job(), epoch: Epoch(1), generated: 12 }],
+        needs_queues: false,
     }
 }
 
@@ -186,6 +187,7 @@ fn view() -> BatchView {
         durability: Durability::Stored,
         replicas: 1,
         reason: Some("spent".into()),
+        webhook: None,
     }
 }
 
@@ -256,6 +258,23 @@ macro_rules! every_message {
         });
         with!(ResultsRequest { tenant: tenant(), id: batch_id(), after: 3, limit: 100, wait_ms: 500 });
         with!(ResultsPage { lines: vec![good(), bad()], next: 2, end: true, batch: view() });
+        with!(DeadList { tenant: tenant(), batch: Some(batch_id()), after: 7, limit: 10 });
+        with!(DeadJob {
+            job: job(),
+            tenant: tenant(),
+            line: work().line,
+            attempts: 3,
+            hosts: vec!["a".into()],
+            reason: "gone".into(),
+            at: TimeMs(1),
+            log: vec![FailedAttempt {
+                at: TimeMs(1),
+                worker: None,
+                host: Some("a".into()),
+                generated: 3,
+                reason: "killed".into(),
+            }],
+        });
         with!(JobCreate {
             tenant: tenant(),
             batch: batch_id(),

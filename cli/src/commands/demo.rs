@@ -101,6 +101,10 @@ impl Demo {
             budget: None,
             deadline: None,
             priority: 0,
+            webhook: None,
+            webhook_secret_file: None,
+            then: None,
+            metadata: Default::default(),
             json: false,
             connection: connection.clone(),
         };

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 
-use ternfleet_proto::message::{BatchView, Durability};
+use ternfleet_proto::message::{BatchView, Durability, WebhookState};
 use ternfleet_proto::{BatchId, TimeMs, openai};
 
 use crate::args::Connection;
@@ -52,6 +52,15 @@ pub(crate) fn page(batch: &BatchView) -> String {
     ));
     lines.push(format!("  cost      {}", batch.cost_usd_micro));
     lines.push(format!("  kept      {}", durability(batch)));
+    if let Some(webhook) = &batch.webhook {
+        let state = match webhook {
+            WebhookState::Waiting => "called at the end".to_owned(),
+            WebhookState::Calling => "being called".to_owned(),
+            WebhookState::Delivered => "delivered".to_owned(),
+            WebhookState::GivenUp(reason) => format!("given up: {}", printable(reason)),
+        };
+        lines.push(format!("  webhook   {state}"));
+    }
     if let Some(reason) = &batch.reason {
         lines.push(format!("  reason    {}", printable(reason)));
     }

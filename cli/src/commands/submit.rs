@@ -3,6 +3,7 @@
 //! The creation carries an idempotency key, so that a question repeated over a restart of the coordinator makes one
 //! batch. Ctrl-C leaves a batch that was accepted running, and says how to go on.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -54,6 +55,18 @@ pub(crate) struct Submit {
     #[arg(long, value_name = "P", default_value_t = 0, allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(i8).range(-10..=10))]
     pub(crate) priority: i8,
+    /// Address to call at the end, https://…; the coordinator does it, and tries for some hours
+    #[arg(long, value_name = "URL")]
+    pub(crate) webhook: Option<String>,
+    /// File with the secret that signs the call: whsec_ and base64
+    #[arg(long, value_name = "FILE", requires = "webhook")]
+    pub(crate) webhook_secret_file: Option<PathBuf>,
+    /// Command to run here at the end, by sh, with TERNFLEET_BATCH, TERNFLEET_STATUS and TERNFLEET_RESULTS set
+    #[arg(long, value_name = "COMMAND", conflicts_with = "detach")]
+    pub(crate) then: Option<String>,
+    /// The caller's own pairs
+    #[arg(skip)]
+    pub(crate) metadata: BTreeMap<String, String>,
     /// Print the batch object at the end
     #[arg(long)]
     pub(crate) json: bool,
@@ -118,10 +131,12 @@ impl Submit {
         if let Some(reason) = &ended.reason {
             eprintln!("{}: {reason}", state_name(ended.state));
         }
+        let mut results = None;
         match draft {
             Some(draft) => {
                 let path = follow::into_file(&fleet, &ended, draft).await?;
                 eprintln!("results: {}", path.display());
+                results = Some(path);
             }
             None if self.out.is_none() => {
                 eprintln!("results: ternfleet results {} --out FILE{}", ended.id, self.elsewhere());
@@ -131,7 +146,17 @@ impl Submit {
         if self.json {
             say_json(&openai::batch_object(&ended))?;
         }
+        if let Some(command) = &self.then {
+            run_then(command, &ended, results.as_deref())?;
+        }
         Ok(exit::of_batch(&ended))
+    }
+
+    fn webhook_secret(&self) -> anyhow::Result<Option<String>> {
+        let Some(file) = &self.webhook_secret_file else { return Ok(None) };
+        let secret =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        Ok(Some(secret.trim().to_owned()))
     }
 
     /// Uploads and creates; both may be tried again without harm.
@@ -149,10 +174,12 @@ impl Submit {
                 budget_usd_micro: self.budget.map(UsdMicro::from_dollars),
                 deadline: self.deadline.map(|span| TimeMs::now().plus(span)),
                 priority: self.priority,
+                webhook_url: self.webhook.clone(),
+                webhook_secret: self.webhook_secret()?,
                 ..BatchOptions::default()
             },
-            metadata: Default::default(),
             traceparent: TraceContext::of(std::env::var(TRACEPARENT).ok().as_deref()).map(|c| c.to_string()),
+            metadata: self.metadata.clone(),
         };
         fleet
             .ask(ApiVerb::BatchCreate, &question, Patience::Endless)
@@ -174,6 +201,21 @@ impl Submit {
             nats => format!(" --nats {nats}"),
         }
     }
+}
+
+/// Runs the command of `--then`; its failure is this command's.
+fn run_then(command: &str, ended: &BatchView, results: Option<&Path>) -> anyhow::Result<()> {
+    let status = std::process::Command::new("sh")
+        .args(["-c", command])
+        .env("TERNFLEET_BATCH", ended.id.as_str())
+        .env("TERNFLEET_STATUS", state_name(ended.state))
+        .env("TERNFLEET_RESULTS", results.unwrap_or(Path::new("")))
+        .status()
+        .context("sh cannot be run")?;
+    if !status.success() {
+        bail!("the batch has ended, and the command of --then failed: {status}");
+    }
+    Ok(())
 }
 
 fn check_input(file: &Path) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use ternfleet_proto::message::{BatchState, Line};
+use ternfleet_proto::message::{BatchState, FailedAttempt, Line};
 use ternfleet_proto::{Epoch, TimeMs, UsdMicro};
 
 use super::event::{Task, WorkerSlot};
@@ -88,6 +88,8 @@ pub struct Live {
     pub attempts: u32,
     /// Hosts on which attempts failed.
     pub hosts: Vec<String>,
+    /// What is known of those attempts.
+    pub log: Vec<FailedAttempt>,
     /// Workers that reported a fault: their subject in RESULTS is taken, so they cannot answer this job any more.
     pub faulted: Vec<WorkerSlot>,
     pub flight: Option<Flight>,

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use ternfleet_proto::message::{
-    EventKind, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line, Order, Outcome, Work,
+    EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line, Order,
+    Outcome, Work,
 };
 use ternfleet_proto::tag::AssignmentTag;
 use ternfleet_proto::{
@@ -72,6 +73,8 @@ pub struct Answer {
     pub worker: WorkerId,
     pub tag: AssignmentTag,
     pub verdict: Verdict,
+    /// Why the worker could not go on; of a fault alone.
+    pub fault: Option<Box<str>>,
     pub prompt_tokens: u32,
     pub completion_tokens: u32,
     pub repeated_tokens: u32,
@@ -96,6 +99,10 @@ impl From<&JobResult> for Answer {
             Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault => Verdict::Fault,
             Outcome::Failed(_) => Verdict::Bad,
         };
+        let fault = match &result.outcome {
+            Outcome::Failed(failure) if verdict == Verdict::Fault => Some(&failure.message),
+            _ => None,
+        };
         Answer {
             job: result.job.clone(),
             epoch: result.epoch,
@@ -103,6 +110,7 @@ impl From<&JobResult> for Answer {
             worker: result.worker.clone(),
             tag: result.tag,
             verdict,
+            fault: fault.map(|message| message.as_str().into()),
             prompt_tokens: result.usage.prompt_tokens,
             completion_tokens: result.usage.completion_tokens,
             repeated_tokens: result.usage.repeated_tokens,
@@ -196,6 +204,11 @@ pub enum Event {
         batch: BatchSlot,
         change: Change,
     },
+    /// The webhook has taken the call, or was given up.
+    Notified {
+        batch: BatchId,
+        outcome: Result<(), String>,
+    },
     JobCreated(Box<JobCreate>),
     /// Time has passed. The shell sends one every 200 ms.
     Tick,
@@ -270,7 +283,10 @@ pub enum Action {
         attempts: u32,
         hosts: Vec<String>,
         reason: String,
+        log: Vec<FailedAttempt>,
     },
+    /// Call the webhook of a batch that has ended.
+    Notify(Box<BatchRecord>),
     /// Somebody waits for the answer at this sequence of RESULTS.
     Announce {
         key: JobKey,

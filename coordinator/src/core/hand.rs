@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ternfleet_proto::message::Work;
+use ternfleet_proto::message::{FailedAttempt, Work};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TimeMs, UsdMicro};
 
 use super::batch::{Flight, Stage};
@@ -313,7 +313,14 @@ impl Core {
                 if let Some(batch) = self.batches.get_mut(&job.job.batch) {
                     batch.release(job.tokens, job.cost);
                 }
-                self.failed_once(now, job.job, None, actions);
+                let failed = FailedAttempt {
+                    at: now,
+                    worker: None,
+                    host: None,
+                    generated: 0,
+                    reason: "every worker of its model has reported a fault on it".to_owned(),
+                };
+                self.failed_once(now, job.job, failed, actions);
             }
         }
     }

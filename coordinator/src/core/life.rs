@@ -2,8 +2,9 @@
 
 use ternfleet_proto::message::{
     BatchCreate, BatchState, Durability, EventKind, Input, JobCreate, Order, Refusal, RefusalCode,
+    WebhookState,
 };
-use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
+use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
 
 use super::batch::{Batch, Stage};
 use super::event::{Action, BatchSlot, Change, Content, Fed, JobRef, Lead, Outputs, Task};
@@ -29,6 +30,12 @@ impl Core {
                 actions.push(Action::Scan { batch: slot });
             }
             self.check_through(now, slot, actions);
+        }
+        for slot in &self.ended {
+            let record = &self.batches[slot].record;
+            if record.webhook == Some(WebhookState::Calling) {
+                actions.push(Action::Notify(Box::new(record.clone())));
+            }
         }
         for worker in self.fleet.workers.values_mut() {
             worker.registered = false;
@@ -87,7 +94,12 @@ impl Core {
     fn keep_ended(&mut self, slot: BatchSlot) {
         self.ended.push_back(slot);
         while self.ended.len() > ENDED_MAX {
-            let Some(oldest) = self.ended.pop_front() else { break };
+            // One whose webhook is still being called is remembered until that is settled.
+            let settled = |slot: &BatchSlot| self.batches[slot].record.webhook != Some(WebhookState::Calling);
+            let Some(oldest) = self.ended.iter().position(settled).and_then(|at| self.ended.remove(at))
+            else {
+                break;
+            };
             if let Some(batch) = self.batches.remove(&oldest) {
                 self.slots.remove(&batch.record.id);
             }
@@ -185,6 +197,7 @@ impl Core {
             single: true,
             leader: Default::default(),
             traceparent: job.traceparent,
+            webhook: None,
         };
         let task = Task {
             tokens_estimate: estimate::tokens(&job.generation),
@@ -363,6 +376,10 @@ impl Core {
         batch.record.state = state;
         batch.record.ended_at = Some(now);
         batch.record.totals = batch.totals;
+        let notify = batch.record.webhook == Some(WebhookState::Waiting);
+        if notify {
+            batch.record.webhook = Some(WebhookState::Calling);
+        }
         self.text_bytes -= batch.text_bytes;
         batch.text_bytes = 0;
         batch.live.clear();
@@ -376,7 +393,23 @@ impl Core {
         if single {
             self.batches.get_mut(&slot).expect("because it was just there").commits.shrink_to_fit();
         }
+        if notify && let Some(batch) = self.batches.get(&slot) {
+            let record = Box::new(batch.record.clone());
+            self.act(actions, Action::Notify(record));
+        }
         self.keep_ended(slot);
+    }
+
+    /// The webhook was called, or given up.
+    pub(super) fn notified(&mut self, id: &BatchId, outcome: Result<(), String>, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slot_of(id) else { return };
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        batch.record.webhook = Some(match outcome {
+            Ok(()) => WebhookState::Delivered,
+            Err(reason) => WebhookState::GivenUp(reason),
+        });
+        let record = Box::new(batch.record.clone());
+        self.act(actions, Action::Record(record));
     }
 
     /// The record has changed: store it and say so.

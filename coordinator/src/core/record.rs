@@ -2,7 +2,7 @@
 //! from RESULTS.
 
 use serde::{Deserialize, Serialize};
-use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchState, Durability};
+use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchState, Durability, WebhookState};
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::{BatchId, LeaderRevision, TenantId, TimeMs, UsdMicro};
 
@@ -72,6 +72,9 @@ pub struct BatchRecord {
     /// W3C trace context of the creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// How the call at the end fares; `None` without a webhook.
+    #[serde(default)]
+    pub webhook: Option<WebhookState>,
 }
 
 /// What the shell finds out before a batch can be accepted.
@@ -134,6 +137,7 @@ impl BatchRecord {
             single: false,
             leader: LeaderRevision::default(),
             traceparent: create.traceparent.clone(),
+            webhook: create.options.webhook_url.is_some().then_some(WebhookState::Waiting),
         }
     }
 

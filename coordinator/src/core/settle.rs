@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use ternfleet_proto::message::{Failure, FailureCode, JobResult, Line, Order, Outcome, Timing, Usage};
+use ternfleet_proto::message::{
+    FailedAttempt, Failure, FailureCode, JobResult, Line, Order, Outcome, Timing, Usage,
+};
 use ternfleet_proto::{Attempt, BatchId, Epoch, JobKey, TimeMs, WorkerId};
 
 use super::batch::{CellState, Stage, bare_line};
@@ -149,11 +151,19 @@ impl Core {
         {
             return;
         }
-        let host = worker.beat.host.clone();
+        let failed = FailedAttempt {
+            at: now,
+            worker: Some(answer.worker.clone()),
+            host: Some(worker.beat.host.clone()),
+            generated: flight.generated.max(answer.completion_tokens),
+            reason: answer.fault.as_deref().unwrap_or("it could not go on").to_owned(),
+        };
         live.faulted.push(flight.worker);
         self.take_off(job);
-        self.blame_host(job, &host);
-        self.failed_once(now, job, Some(host), actions);
+        if let Some(host) = &failed.host {
+            self.blame_host(job, &host.clone());
+        }
+        self.failed_once(now, job, failed, actions);
     }
 
     /// The job leaves its worker; its flight is forgotten.
@@ -212,7 +222,13 @@ impl Core {
         let blame = flight.blame;
         // Started means: the owner claimed this very epoch and did not give it back.
         let started = trace.as_ref().is_some_and(|t| t.epoch == epoch && !t.released);
-        let host = trace.as_ref().map(|t| t.host.clone());
+        let failed = FailedAttempt {
+            at: now,
+            worker: trace.as_ref().map(|t| t.owner.clone()),
+            host: trace.as_ref().map(|t| t.host.clone()),
+            generated: trace.as_ref().map_or(0, |t| t.generated),
+            reason: "its worker was lost while it ran".to_owned(),
+        };
         // A job that this leader hands out for the first time brings its attempts under earlier leaders with it.
         if let Some(trace) = &trace
             && live.handovers <= 1
@@ -222,7 +238,7 @@ impl Core {
         }
         self.take_off(job);
         if blame && started {
-            self.failed_once(now, job, host, actions);
+            self.failed_once(now, job, failed, actions);
         } else {
             self.requeue(now, job, 0, actions);
         }
@@ -233,18 +249,19 @@ impl Core {
         &mut self,
         now: TimeMs,
         job: JobRef,
-        host: Option<String>,
+        failed: FailedAttempt,
         actions: &mut Vec<Action>,
     ) {
         self.counts.failed_attempts += 1;
         let Some(batch) = self.batches.get_mut(&job.batch) else { return };
         let Some(live) = batch.live.get_mut(&job.index) else { return };
         live.attempts += 1;
-        if let Some(host) = host
-            && !live.hosts.contains(&host)
+        if let Some(host) = &failed.host
+            && !live.hosts.contains(host)
         {
-            live.hosts.push(host);
+            live.hosts.push(host.clone());
         }
+        live.log.push(failed);
         let (attempts, hosts) = (live.attempts, live.hosts.len());
         if attempts >= ATTEMPTS_MAX || (attempts >= ATTEMPTS_TWO_HOSTS && hosts >= 2) {
             self.poison(now, job, actions);
@@ -259,7 +276,8 @@ impl Core {
         let Some(batch) = self.batches.get(&job.batch) else { return };
         let Some(live) = batch.live.get(&job.index) else { return };
         let attempts = live.attempts;
-        let reason = format!("{attempts} attempts failed on {}", live.hosts.join(", "));
+        let last = live.log.last().map_or(String::new(), |failed| format!("; the last: {}", failed.reason));
+        let reason = format!("{attempts} attempts failed on {}{last}", live.hosts.join(", "));
         let line =
             live.task.as_ref().map_or_else(|| bare_line(job.index, &batch.record), |task| task.line.clone());
         let dead = Action::Dead {
@@ -269,6 +287,7 @@ impl Core {
             attempts,
             hosts: live.hosts.clone(),
             reason: reason.clone(),
+            log: live.log.clone(),
         };
         self.counts.dead_jobs += 1;
         self.act(actions, dead);
@@ -364,6 +383,7 @@ impl Core {
             if let Some(live) = live {
                 live.attempts = live.attempts.saturating_sub(1);
                 live.hosts.retain(|host| host != name);
+                live.log.retain(|failed| failed.host.as_deref() != Some(name));
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use proptest::prelude::*;
-use ternfleet_proto::message::{BatchOptions, BatchState, RefusalCode, Work};
+use ternfleet_proto::message::{BatchOptions, BatchState, RefusalCode, WebhookState, Work};
 use ternfleet_proto::{JobKey, TimeMs, UsdMicro};
 
 use super::*;
@@ -37,6 +37,7 @@ fn an_answer_that_was_never_assigned_commits_nothing() {
         attempt: ternfleet_proto::Attempt(1),
         worker,
         verdict: Verdict::Good { ids_digest: 1 },
+        fault: None,
         prompt_tokens: 1,
         completion_tokens: 1,
         repeated_tokens: 0,
@@ -64,9 +65,31 @@ fn a_job_that_kills_its_workers_on_two_hosts_is_poison_and_the_rest_goes_on() {
     world.check(slot);
     assert_eq!(world.dead.len(), 1);
     assert_eq!(world.dead[0].index, 3);
+    let log = &world.dead_logs[0];
+    assert!(log.len() >= 3, "every attempt is told: {log:?}");
+    assert!(log.iter().all(|failed| failed.worker.is_some() && failed.reason.contains("lost")), "{log:?}");
     let totals = world.core.batch(slot).unwrap().record.totals;
     assert_eq!((totals.completed, totals.failed), (39, 1));
     assert!(world.core.counts.failed_attempts >= 3, "{:?}", world.core.counts);
+}
+
+#[test]
+fn a_webhook_is_called_once_the_batch_has_ended_and_again_by_the_next_leader_until_it_is_settled() {
+    let mut world = World::new(5);
+    world.add_worker("a", "host-a", 340_000);
+    let options =
+        BatchOptions { webhook_url: Some("https://hooks.example.com/".into()), ..BatchOptions::default() };
+    let slot = world.submit_content("in", "t", good_lines(10), options);
+    let id = world.core.batch(slot).unwrap().record.id.clone();
+    assert_eq!(world.called, []);
+    world.run_to_the_end();
+    assert_eq!(world.called, [id.clone()]);
+    world.tell(Event::Lead(Lead { revision: ternfleet_proto::LeaderRevision(99), term: 9 }));
+    assert_eq!(world.called, [id.clone(), id.clone()], "the call is not settled");
+    world.tell(Event::Notified { batch: id.clone(), outcome: Ok(()) });
+    assert_eq!(world.records[id.as_str()].webhook, Some(WebhookState::Delivered));
+    world.tell(Event::Lead(Lead { revision: ternfleet_proto::LeaderRevision(100), term: 10 }));
+    assert_eq!(world.called.len(), 2);
 }
 
 #[test]
@@ -372,6 +395,7 @@ fn the_core_takes_two_hundred_thousand_events_a_second() {
                         worker: hand.worker,
                         tag,
                         verdict: Verdict::Good { ids_digest: 1 },
+                        fault: None,
                         prompt_tokens: 5,
                         completion_tokens: 10,
                         repeated_tokens: 0,

@@ -1,6 +1,6 @@
 //! What callers and metrics see of the core.
 
-use ternfleet_proto::message::{BatchState, BatchView, PodView};
+use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
 use ternfleet_proto::{BatchId, Lane, TenantId, TimeMs, UsdMicro};
 
@@ -110,7 +110,8 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         finalizing_at: record.finalizing_at,
         ended_at: record.ended_at,
         expires_at: record.expires_at,
-        options: record.options.clone(),
+        // Whoever may see the batch need not be who may sign for it.
+        options: BatchOptions { webhook_secret: None, ..record.options.clone() },
         metadata: record.metadata.clone(),
         prompt_tokens: totals.prompt_tokens,
         completion_tokens: totals.completion_tokens,
@@ -121,6 +122,7 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         durability: record.durability,
         replicas: record.replicas,
         reason: record.reason.clone(),
+        webhook: record.webhook.clone(),
     }
 }
 

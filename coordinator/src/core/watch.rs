@@ -45,7 +45,8 @@ impl Core {
         let worker = self.fleet.get(slot).expect("because it was found or added above");
         let (shard, registered) = (worker.shard, worker.registered);
         let behind = self.lead.is_some_and(|lead| beat.leader_seen < lead.revision);
-        if !registered || behind {
+        // An order is a core message and may be lost, and a retirement that came late takes the consumers away.
+        if !registered || behind || beat.needs_queues {
             self.act(actions, Action::Register { worker: beat.worker.clone(), shard });
         }
         self.reconcile(now, slot, &beat, actions);

@@ -48,6 +48,7 @@ struct OwnFields {
     priority: i8,
     durability: Option<Durability>,
     webhook_url: Option<String>,
+    webhook_secret: Option<String>,
 }
 
 /// `24h`, `90m`, `3600s`, `2d`: between a minute and 7 days (checkpoints are kept for 8).
@@ -101,6 +102,7 @@ pub(super) async fn create(
             priority: own.priority,
             durability: own.durability,
             webhook_url: own.webhook_url,
+            webhook_secret: own.webhook_secret,
         },
         metadata: body.metadata.unwrap_or_default(),
         traceparent: super::traceparent(&headers),

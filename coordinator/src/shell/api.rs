@@ -17,9 +17,12 @@ use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, TenantId, TimeMs, codec};
 use tokio::sync::mpsc;
 
+use ternfleet_cloud::webhook::Webhook;
+
 use super::Input;
 use super::answers::{Committed, Recent};
-use super::{setup, spans};
+use super::{dead, setup, spans};
+use crate::Webhooks;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
 
 const PAGE_LINES_MAX: u32 = 1000;
@@ -51,6 +54,8 @@ pub(crate) struct Api {
     recent: Recent,
     ground: setup::Ground,
     pollers: BTreeMap<BatchSlot, Vec<Poller>>,
+    /// Hosts that webhooks may name although they are private.
+    webhooks_allow: Arc<[String]>,
     /// Committed sequences of batches whose ledger is not in memory any more.
     past: BTreeMap<BatchId, Arc<Vec<u64>>>,
 }
@@ -73,8 +78,10 @@ impl Api {
         inbox: mpsc::Sender<Input>,
         recent: Recent,
         ground: setup::Ground,
+        webhooks: &Webhooks,
     ) -> Self {
-        Self { bus, inbox, recent, ground, pollers: BTreeMap::new(), past: BTreeMap::new() }
+        let webhooks_allow = webhooks.allow.clone().into();
+        Self { bus, inbox, recent, ground, webhooks_allow, pollers: BTreeMap::new(), past: BTreeMap::new() }
     }
 
     /// One call. Events for the core are returned; replies are sent from here or from tasks.
@@ -129,6 +136,10 @@ impl Api {
             }),
             ApiVerb::Results => self.with(&payload, reply, |api, request, reply| {
                 api.results(now, request, reply, core);
+                Vec::new()
+            }),
+            ApiVerb::DeadList => self.with(&payload, reply, |api, list, reply| {
+                tokio::spawn(dead::answer(Arc::clone(&api.bus), list, reply));
                 Vec::new()
             }),
             ApiVerb::Pods => {
@@ -194,8 +205,12 @@ impl Api {
     /// First half of a creation: find out what it stands on.
     fn create(&mut self, create: BatchCreate, reply: String) -> Vec<Event> {
         let (bus, inbox, ground) = (Arc::clone(&self.bus), self.inbox.clone(), self.ground.clone());
+        let allow = Arc::clone(&self.webhooks_allow);
         tokio::spawn(async move {
-            let found = survey(&bus, &create, &ground).await;
+            let found = match check_webhook(&create, &allow) {
+                Ok(()) => survey(&bus, &create, &ground).await,
+                Err(refused) => Err(refused),
+            };
             let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply }).await;
         });
         Vec::new()
@@ -347,6 +362,15 @@ fn other_content(create: &BatchCreate) -> Refusal {
 async fn stored(bus: &Arc<dyn Bus>, id: &BatchId) -> Result<Option<BatchRecord>, BusError> {
     let entry = bus.kv_get(table::KV_BATCHES, id.as_str()).await?;
     Ok(entry.and_then(|entry| codec::decode(&entry.value).ok()))
+}
+
+fn check_webhook(create: &BatchCreate, allow: &[String]) -> Result<(), Refusal> {
+    let options = &create.options;
+    let refused = match &options.webhook_url {
+        Some(url) => Webhook::new(url, options.webhook_secret.as_deref(), allow).err(),
+        None => None,
+    };
+    refused.map_or(Ok(()), |error| Err(refusal(RefusalCode::Invalid, error.to_string())))
 }
 
 async fn survey(bus: &Arc<dyn Bus>, create: &BatchCreate, ground: &setup::Ground) -> Result<Ground, Refusal> {

@@ -88,9 +88,10 @@ async fn perform(bus: &Arc<dyn Bus>, leader: LeaderRevision, action: Action) -> 
             }
             None
         }
-        Action::Dead { tenant, key, line, attempts, hosts, reason } => {
+        Action::Dead { tenant, key, line, attempts, hosts, reason, log } => {
             let subject = table::dead(&tenant, &key);
-            let dead = DeadJob { job: key, tenant, line: *line, attempts, hosts, reason, at: TimeMs::now() };
+            let at = TimeMs::now();
+            let dead = DeadJob { job: key, tenant, line: *line, attempts, hosts, reason, at, log };
             retry(|| bus.publish(&subject, codec::encode(&dead), Publish::default())).await;
             None
         }
@@ -113,6 +114,7 @@ async fn perform(bus: &Arc<dyn Bus>, leader: LeaderRevision, action: Action) -> 
         | Action::Record(_)
         | Action::Audit(_)
         | Action::Announce { .. }
+        | Action::Notify(_)
         | Action::ClearWork => None,
     }
 }

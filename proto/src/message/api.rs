@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{BatchId, TenantId, TimeMs};
-use crate::message::{Generation, Heartbeat, JobResult, Line};
+use crate::message::{DeadJob, Generation, Heartbeat, JobResult, Line};
 use crate::money::UsdMicro;
 use crate::openai::Endpoint;
 
@@ -71,8 +71,11 @@ pub struct BatchOptions {
     pub priority: i8,
     /// Refuse unless the truth is at least this durable.
     pub durability: Option<Durability>,
-    /// Posted to once at the end, with the batch object.
+    /// Called at the end, with the batch object, until it takes it.
     pub webhook_url: Option<String>,
+    /// Signs the call, as Standard Webhooks has it: `whsec_` and base64. Never shown again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_secret: Option<String>,
 }
 
 /// What "accepted" rests on, weakest first.
@@ -151,6 +154,21 @@ pub struct BatchView {
     pub replicas: u32,
     /// Why a batch failed as a whole, or why it waits.
     pub reason: Option<String>,
+    /// How the call at the end fares; `None` without a webhook.
+    #[serde(default)]
+    pub webhook: Option<WebhookState>,
+}
+
+/// Where the call at the end of a batch stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WebhookState {
+    /// The batch has not ended.
+    Waiting,
+    /// It is being called, again and again until it takes the call.
+    Calling,
+    Delivered,
+    GivenUp(String),
 }
 
 /// `tf.api.batch_list`, newest first.
@@ -176,6 +194,24 @@ pub struct BatchSet {
     pub budget_usd_micro: Option<UsdMicro>,
     pub deadline: Option<TimeMs>,
     pub priority: Option<i8>,
+}
+
+/// `tf.api.dead_list`: jobs that were given up, oldest first, as the stream DEAD keeps them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadList {
+    pub tenant: TenantId,
+    /// Only those of this batch.
+    pub batch: Option<BatchId>,
+    /// [`DeadPage::next`] of the page before, 0 for the first.
+    pub after: u64,
+    pub limit: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeadPage {
+    pub jobs: Vec<DeadJob>,
+    pub next: u64,
+    pub end: bool,
 }
 
 /// `tf.api.results`: committed answers in the order of their commit, from `after` on; waits up to `wait_ms` for more.

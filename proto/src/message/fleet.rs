@@ -43,6 +43,9 @@ pub struct Heartbeat {
     pub at: TimeMs,
     /// Jobs in the slots, so that the coordinator can reconcile.
     pub running: Vec<Running>,
+    /// It has no queues to pull from: they were never assigned, or are gone.
+    #[serde(default)]
+    pub needs_queues: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

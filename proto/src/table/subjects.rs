@@ -98,6 +98,14 @@ pub fn dead(tenant: &TenantId, job: &JobKey) -> String {
     format!("tf.dead.{tenant}.{}.{}", job.batch, job.index)
 }
 
+/// Dead jobs of a tenant, or of one of its batches.
+pub fn dead_of(tenant: &TenantId, batch: Option<&BatchId>) -> String {
+    match batch {
+        Some(batch) => format!("tf.dead.{tenant}.{batch}.*"),
+        None => format!("tf.dead.{tenant}.>"),
+    }
+}
+
 pub fn heartbeat(worker: &WorkerId) -> String {
     format!("tf.fleet.heartbeat.{worker}")
 }
@@ -147,10 +155,11 @@ pub enum ApiVerb {
     Results,
     Pods,
     JobCreate,
+    DeadList,
 }
 
 impl ApiVerb {
-    pub const ALL: [ApiVerb; 8] = [
+    pub const ALL: [ApiVerb; 9] = [
         ApiVerb::BatchCreate,
         ApiVerb::BatchGet,
         ApiVerb::BatchList,
@@ -159,6 +168,7 @@ impl ApiVerb {
         ApiVerb::Results,
         ApiVerb::Pods,
         ApiVerb::JobCreate,
+        ApiVerb::DeadList,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -171,6 +181,7 @@ impl ApiVerb {
             ApiVerb::Results => "results",
             ApiVerb::Pods => "pods",
             ApiVerb::JobCreate => "job_create",
+            ApiVerb::DeadList => "dead_list",
         }
     }
 

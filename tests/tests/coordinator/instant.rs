@@ -140,6 +140,7 @@ async fn beat(bus: Arc<dyn Bus>, id: WorkerId, manner: Manner, shared: Arc<Share
             started_at,
             at: TimeMs::now(),
             running: Vec::new(),
+            needs_queues: !shared.pulling.load(Ordering::Relaxed),
         };
         let _ = bus.send(&table::heartbeat(&id), codec::encode(&heartbeat)).await;
         tokio::time::sleep(Duration::from_millis(250)).await;

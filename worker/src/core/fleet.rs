@@ -54,6 +54,7 @@ impl Core {
         beat.counters = self.counters;
         beat.counters.throttled_ms = self.host.throttled_ms;
         beat.leader_seen = self.leader.revision;
+        beat.needs_queues = self.queues.is_none();
         beat.at = now;
         beat.running = self
             .slots

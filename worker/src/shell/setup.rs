@@ -39,6 +39,7 @@ pub(super) fn config(options: &Options, model: &LoadedModel) -> (Config, Identit
         started_at: identity.started_at,
         at: TimeMs::default(),
         running: Vec::new(),
+        needs_queues: false,
     };
     let config = Config {
         profile,

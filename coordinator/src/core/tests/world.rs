@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ternfleet_proto::message::{
-    BatchCreate, BatchOptions, BatchState, Durability, Failure, FailureCode, Generation, Heartbeat, Input,
-    Line, Outcome, Prompt, Running, Sampling, Work, WorkerCounters, WorkerState,
+    BatchCreate, BatchOptions, BatchState, Durability, FailedAttempt, Failure, FailureCode, Generation,
+    Heartbeat, Input, Line, Outcome, Prompt, Running, Sampling, Work, WorkerCounters, WorkerState,
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{Attempt, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId};
+use ternfleet_proto::{
+    Attempt, BatchId, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId,
+};
 
 use crate::core::*;
 
@@ -66,6 +68,9 @@ pub(super) struct World {
     pub(super) results_told: usize,
     pub(super) workers: Vec<SimWorker>,
     pub(super) dead: Vec<JobKey>,
+    pub(super) dead_logs: Vec<Vec<FailedAttempt>>,
+    /// Batches whose webhook was to be called.
+    pub(super) called: Vec<BatchId>,
     /// Jobs that kill the worker that runs them.
     pub(super) poisonous: Vec<u32>,
 }
@@ -87,6 +92,8 @@ impl World {
             results_told: 0,
             workers: Vec::new(),
             dead: Vec::new(),
+            dead_logs: Vec::new(),
+            called: Vec::new(),
             poisonous: Vec::new(),
         };
         world.lead();
@@ -243,6 +250,7 @@ impl World {
                     worker: result.worker.clone(),
                     tag: result.tag,
                     verdict,
+                    fault: None,
                     prompt_tokens: 0,
                     completion_tokens: 0,
                     repeated_tokens: 0,
@@ -257,7 +265,11 @@ impl World {
             Action::Record(record) => {
                 self.records.insert(record.id.to_string(), *record);
             }
-            Action::Dead { key, .. } => self.dead.push(key),
+            Action::Dead { key, log, .. } => {
+                self.dead_logs.push(log);
+                self.dead.push(key);
+            }
+            Action::Notify(record) => self.called.push(record.id.clone()),
             Action::Tell { .. }
             | Action::StopReading { .. }
             | Action::Retire { .. }
@@ -325,6 +337,7 @@ impl World {
             started_at: TimeMs(0),
             at: self.now,
             running: running.collect(),
+            needs_queues: false,
         };
         self.tell(Event::Heartbeat(Box::new(beat)));
     }
@@ -379,6 +392,7 @@ impl World {
                 worker,
                 tag: work.tag,
                 verdict,
+                fault: None,
                 prompt_tokens: 5,
                 completion_tokens: 10,
                 repeated_tokens: 0,

@@ -146,6 +146,7 @@ impl World {
             started_at: now,
             at: now,
             running: Vec::new(),
+            needs_queues: false,
         };
         let node = &mut self.workers[place];
         node.core = Some(Core::new(Config {

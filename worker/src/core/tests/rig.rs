@@ -44,6 +44,7 @@ pub(super) fn profile() -> Heartbeat {
         started_at: TimeMs(0),
         at: TimeMs(0),
         running: Vec::new(),
+        needs_queues: false,
     }
 }
 

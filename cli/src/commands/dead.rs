@@ -1,0 +1,193 @@
+//! `ternfleet dead list|show|retry`: jobs that were given up, with the reason and every attempt.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+
+use ternfleet_proto::message::{DeadJob, DeadList, DeadPage};
+use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::{BatchId, TenantId, TimeMs};
+
+use crate::args::Connection;
+use crate::client::{Fleet, Patience};
+use crate::commands::resubmit::{Again, Chosen};
+use crate::output::{say, say_json};
+use crate::report::printable;
+use crate::{report, stop};
+
+/// Dead jobs asked for at once.
+const PAGE_JOBS: u32 = 200;
+
+#[derive(Debug, Args)]
+pub(crate) struct Dead {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List jobs that were given up, oldest first
+    List(List),
+    /// Show every attempt of the dead jobs of a batch
+    Show(Show),
+    /// Send dead jobs of a batch again, as a new batch
+    Retry(Retry),
+}
+
+#[derive(Debug, Args)]
+struct List {
+    /// Only those of this batch
+    #[arg(long, value_name = "ID")]
+    batch: Option<BatchId>,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, Args)]
+struct Show {
+    /// The batch
+    #[arg(value_name = "ID")]
+    id: BatchId,
+    /// Numbers of lines in the input, from 1; all dead ones when none is given
+    #[arg(value_name = "LINE", value_parser = clap::value_parser!(u32).range(1..))]
+    lines: Vec<u32>,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, Args)]
+struct Retry {
+    /// The batch
+    #[arg(value_name = "ID")]
+    id: BatchId,
+    /// Numbers of lines in the input, from 1; all dead ones when none is given
+    #[arg(value_name = "LINE", value_parser = clap::value_parser!(u32).range(1..))]
+    lines: Vec<u32>,
+    #[command(flatten)]
+    again: Again,
+}
+
+impl Dead {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.action {
+            Action::List(list) => {
+                let jobs = read(&list.connection, list.batch, &[])?;
+                if list.json {
+                    return each_as_json(&jobs);
+                }
+                if jobs.is_empty() {
+                    eprintln!("no job was given up");
+                } else {
+                    say(&table(&jobs))?;
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+            Action::Show(show) => {
+                let jobs = read(&show.connection, Some(show.id.clone()), &show.lines)?;
+                if jobs.is_empty() {
+                    bail!("none of these jobs of {} was given up: see `ternfleet dead list`", show.id);
+                }
+                if show.json {
+                    return each_as_json(&jobs);
+                }
+                say(&jobs.iter().map(page).collect::<Vec<_>>().join("\n"))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Action::Retry(retry) => {
+                let jobs = read(&retry.again.connection, Some(retry.id.clone()), &retry.lines)?;
+                if jobs.is_empty() {
+                    bail!("none of these jobs of {} was given up: see `ternfleet dead list`", retry.id);
+                }
+                let mut lines: Vec<u32> = jobs.iter().map(|dead| dead.job.index).collect();
+                lines.sort_unstable();
+                retry.again.send(&retry.id, Chosen::Lines(lines))
+            }
+        }
+    }
+}
+
+/// Dead jobs of this tenant; a job that died twice (under two leaders) is told once, as it was told last.
+fn read(to: &Connection, batch: Option<BatchId>, lines: &[u32]) -> anyhow::Result<Vec<DeadJob>> {
+    let mut jobs: Vec<DeadJob> = stop::block_on(async {
+        let fleet = Fleet::connect(to).await?;
+        all(&fleet, &fleet.tenant, batch).await.context("the dead jobs cannot be read")
+    })?;
+    jobs.retain(|dead| lines.is_empty() || lines.contains(&(dead.job.index + 1)));
+    Ok(jobs)
+}
+
+async fn all(fleet: &Fleet, tenant: &TenantId, batch: Option<BatchId>) -> anyhow::Result<Vec<DeadJob>> {
+    let mut question = DeadList { tenant: tenant.clone(), batch, after: 0, limit: PAGE_JOBS };
+    let mut jobs: Vec<DeadJob> = Vec::new();
+    loop {
+        let page: DeadPage = fleet.ask(ApiVerb::DeadList, &question, Patience::Short).await?;
+        for dead in page.jobs {
+            jobs.retain(|before| before.job != dead.job);
+            jobs.push(dead);
+        }
+        question.after = page.next;
+        if page.end {
+            return Ok(jobs);
+        }
+    }
+}
+
+fn each_as_json(jobs: &[DeadJob]) -> anyhow::Result<ExitCode> {
+    jobs.iter().try_for_each(say_json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(jobs: &[DeadJob]) -> String {
+    let rows = jobs.iter().map(|dead| {
+        vec![
+            dead.job.batch.to_string(),
+            (dead.job.index + 1).to_string(),
+            ago(dead.at),
+            dead.attempts.to_string(),
+            dead.hosts.join(" "),
+            dead.log.last().map_or(&dead.reason, |attempt| &attempt.reason).clone(),
+        ]
+    });
+    report::table(&["batch", "line", "given up", "attempts", "hosts", "last reason"], rows.collect())
+}
+
+fn page(dead: &DeadJob) -> String {
+    let mut lines = vec![format!("{} line {}", dead.job.batch, dead.job.index + 1)];
+    if let Some(id) = &dead.line.custom_id {
+        lines.push(format!("  custom_id  {}", printable(id)));
+    }
+    lines.push(format!("  given up   {}: {}", ago(dead.at), printable(&dead.reason)));
+    for attempt in &dead.log {
+        let worker = attempt.worker.as_ref().map_or("no worker".to_owned(), ToString::to_string);
+        let host = attempt.host.as_ref().map_or(String::new(), |host| format!(" on {}", printable(host)));
+        lines.push(format!(
+            "  attempt    {}: {worker}{host}, {} tokens in: {}",
+            ago(attempt.at),
+            attempt.generated,
+            printable(&attempt.reason)
+        ));
+    }
+    let untold = dead.attempts.saturating_sub(dead.log.len() as u32);
+    if untold > 0 {
+        lines.push(format!("  attempts   {untold} more under an earlier leader, counted and not described"));
+    }
+    lines.push(format!("  again:     ternfleet dead retry {} {}", dead.job.batch, dead.job.index + 1));
+    lines.join("\n")
+}
+
+fn ago(at: TimeMs) -> String {
+    let seconds = TimeMs::now().since(at).as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7200 => format!("{} min ago", seconds / 60),
+        7200..172_800 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} d ago", seconds / 86_400),
+    }
+}

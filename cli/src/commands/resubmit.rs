@@ -1,0 +1,217 @@
+//! `ternfleet resubmit ID --failed`: sends the failed lines of a batch again, as a new batch.
+//!
+//! The lines go as they were written, in their order; one that had no `custom_id` gets the name it had in the old
+//! batch (`line-N`), so that the new answers can be matched with the old file.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde::Deserialize;
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use ternfleet_proto::BatchId;
+use ternfleet_proto::message::{BatchView, FailureCode};
+
+use crate::args::Connection;
+use crate::client::{Fleet, Patience};
+use crate::commands::submit::Submit;
+use crate::output::Target;
+use crate::{span, stop};
+
+#[derive(Debug, Args)]
+pub(crate) struct Resubmit {
+    /// The batch whose lines are sent again; it must have ended
+    #[arg(value_name = "ID")]
+    id: BatchId,
+    /// The lines that ended as error lines
+    #[arg(long, required = true)]
+    failed: bool,
+    /// Only lines that failed with this code, as batch_expired or poison; may be given several times
+    #[arg(long, value_name = "CODE", value_parser = parse_code)]
+    code: Vec<FailureCode>,
+    #[command(flatten)]
+    again: Again,
+}
+
+/// What the new batch is given: as `submit`, but for what it takes over from the old one.
+#[derive(Debug, Args)]
+pub(crate) struct Again {
+    /// File for the results, whole and in input order; `-` writes them to standard output as they land
+    #[arg(long, value_name = "FILE", conflicts_with = "detach")]
+    out: Option<Target>,
+    /// Print the new batch's id and do not wait
+    #[arg(long)]
+    detach: bool,
+    /// Most that the new batch may cost, in dollars
+    #[arg(long, value_name = "USD")]
+    budget: Option<f64>,
+    /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
+    #[arg(long, value_name = "TIME", value_parser = span::parse)]
+    deadline: Option<Duration>,
+    /// Print the batch object at the end
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// Which lines go again.
+#[derive(Debug)]
+pub(crate) enum Chosen {
+    /// Error lines with one of these codes; with any code when there is none.
+    Failed(Vec<FailureCode>),
+    /// These, by index, in ascending order.
+    Lines(Vec<u32>),
+}
+
+impl Resubmit {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        self.again.send(&self.id, Chosen::Failed(self.code))
+    }
+}
+
+impl Again {
+    /// Makes the file of chosen lines and submits it.
+    pub(crate) fn send(self, id: &BatchId, chosen: Chosen) -> anyhow::Result<ExitCode> {
+        let (old, file, count) = stop::block_on(async {
+            let fleet = Fleet::connect(&self.connection).await?;
+            let old = fleet.batch(id, Patience::Short).await.with_context(|| format!("no status of {id}"))?;
+            let chosen = match chosen {
+                Chosen::Lines(lines) => lines,
+                Chosen::Failed(codes) => failed_lines(&fleet, &old, &codes).await?,
+            };
+            if chosen.is_empty() {
+                bail!("no line of {id} failed that way: nothing to send again");
+            }
+            let file = copy_lines(&fleet, &old, &chosen).await?;
+            Ok((old, file, chosen.len()))
+        })?;
+        eprintln!("{count} of {} lines of {id} go again", old.total);
+        let submit = Submit {
+            file: file.path().to_owned(),
+            out: self.out,
+            detach: self.detach,
+            name: old.name.clone().map(|name| format!("{name} (again)")),
+            budget: self.budget,
+            deadline: self.deadline,
+            priority: old.options.priority,
+            webhook: old.options.webhook_url.clone(),
+            webhook_secret_file: None,
+            then: None,
+            metadata: again_metadata(&old),
+            json: self.json,
+            connection: self.connection,
+        };
+        submit.run()
+    }
+}
+
+/// The caller's own pairs, and where the lines come from.
+fn again_metadata(old: &BatchView) -> BTreeMap<String, String> {
+    let mut metadata = old.metadata.clone();
+    metadata.insert("resubmitted_from".to_owned(), old.id.to_string());
+    metadata
+}
+
+fn parse_code(text: &str) -> Result<FailureCode, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
+        "not a code: invalid_request, prompt_too_long, model_not_found, batch_expired, batch_cancelled, poison"
+            .to_owned()
+    })
+}
+
+/// As much of an error line as choosing takes.
+#[derive(Deserialize)]
+struct ErrorLine {
+    error: ErrorCode,
+    ternfleet: Place,
+}
+
+#[derive(Deserialize)]
+struct ErrorCode {
+    code: FailureCode,
+}
+
+#[derive(Deserialize)]
+struct Place {
+    index: u32,
+}
+
+async fn failed_lines(fleet: &Fleet, old: &BatchView, codes: &[FailureCode]) -> anyhow::Result<Vec<u32>> {
+    if !old.state.is_terminal() {
+        bail!("{0} has not ended: wait for it (`ternfleet results {0} --wait`) or cancel it first", old.id);
+    }
+    let Some(object) = &old.error_object else { return Ok(Vec::new()) };
+    let mut lines = BufReader::new(fleet.open(object).await?).lines();
+    let mut found = Vec::new();
+    while let Some(line) = lines.next_line().await.context("the error file cannot be read to its end")? {
+        let line: ErrorLine =
+            serde_json::from_str(&line).context("a line of the error file is not understood")?;
+        if codes.is_empty() || codes.contains(&line.error.code) {
+            found.push(line.ternfleet.index);
+        }
+    }
+    Ok(found)
+}
+
+/// The chosen lines of the old input, one after the other; memory holds one line at a time.
+async fn copy_lines(fleet: &Fleet, old: &BatchView, chosen: &[u32]) -> anyhow::Result<NamedTempFile> {
+    let input = fleet.open(&old.input_object).await.context("the old batch's input is not there any more")?;
+    let mut input = BufReader::with_capacity(1 << 18, input);
+    let mut file = NamedTempFile::new().context("cannot keep the lines in a temporary file")?;
+    let mut wanted = chosen.iter().copied().peekable();
+    let mut line = Vec::new();
+    for index in 0u32.. {
+        let Some(next) = wanted.peek() else { break };
+        line.clear();
+        let bytes = input.read_until(b'\n', &mut line).await.context("the old input cannot be read")?;
+        if bytes == 0 {
+            bail!("the old input has no line {}: was its file replaced?", next + 1);
+        }
+        if index == *next {
+            wanted.next();
+            let text = line.trim_ascii();
+            file.write_all(&named(text, index)).context("the temporary file")?;
+            file.write_all(b"\n").context("the temporary file")?;
+        }
+    }
+    file.flush().context("the temporary file")?;
+    Ok(file)
+}
+
+/// The line with the name it went by in the old batch. A line that is no JSON object goes as it is, and fails again.
+fn named(line: &[u8], index: u32) -> Vec<u8> {
+    let object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(line).ok();
+    match object {
+        Some(object) if !object.is_empty() && !object.contains_key("custom_id") => {
+            let mut named = format!("{{\"custom_id\":\"line-{}\",", index + 1).into_bytes();
+            named.extend_from_slice(&line[1..]);
+            named
+        }
+        _ => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_without_a_name_keeps_the_one_it_had() {
+        assert_eq!(named(br#"{"prompt":"x"}"#, 6), br#"{"custom_id":"line-7","prompt":"x"}"#);
+        for as_it_is in [&br#"{"custom_id":"a","prompt":"x"}"#[..], b"{}", b"[1]", b"{broken"] {
+            assert_eq!(named(as_it_is, 0), as_it_is);
+        }
+    }
+
+    #[test]
+    fn codes_are_spelled_as_in_error_lines() {
+        assert_eq!(parse_code("batch_expired"), Ok(FailureCode::BatchExpired));
+        assert!(parse_code("expired").unwrap_err().contains("batch_expired"));
+    }
+}
