@@ -8,7 +8,7 @@ RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest 
 # The doctests need a run of their own under nextest.
 DOC_TESTS := $(if $(findstring nextest,$(RUN_TESTS)),$(CARGO) test --workspace --doc --quiet,true)
 
-.PHONY: help demo demo-observability pictures build test format lint tests doc tools clients clean
+.PHONY: help demo demo-observability pictures build test format lint tests doc tools clients chaos clean
 
 help:
 	@echo "make demo   build, start a fleet on this machine, run real prompts through it, stop it"
@@ -16,6 +16,7 @@ help:
 	@echo "make pictures  draw docs/dashboards/ from a run of a few minutes with Prometheus"
 	@echo "make build  the release binary, target/release/ternfleet"
 	@echo "make test   every check: format, lints, tests, documentation"
+	@echo "make chaos  a quarter of an hour of faults on real processes; CHAOS='--minutes 60 --seed 2' for another run"
 	@echo "make clean  remove what was built (not ternfleet-data/)"
 
 demo: tools
@@ -44,6 +45,11 @@ lint:
 tests: tools clients
 	$(CARGO) $(RUN_TESTS) --workspace
 	$(DOC_TESTS)
+
+# Filling disks takes root, which may mount a small tmpfs; without it the disks are left alone, and the report says so.
+chaos: tools
+	$(CARGO) build --package ternfleet --package ternfleet-tests --bins
+	$(CARGO) run --quiet --package ternfleet-tests --bin chaos -- --report docs/reliability/chaos.md $(CHAOS)
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet

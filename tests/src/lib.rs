@@ -2,6 +2,10 @@
 //!
 //! Nothing of the product imports this crate.
 
+pub mod caller;
+pub mod chaos;
+pub mod instant;
+pub mod measure;
 pub mod program;
 pub mod server;
 pub mod sim;

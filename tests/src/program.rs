@@ -303,6 +303,13 @@ impl Service {
     }
 }
 
+impl Service {
+    /// False once it has ended by itself.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.0.kill();

@@ -176,7 +176,7 @@ pub fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-fn find_binary() -> anyhow::Result<PathBuf> {
+pub(crate) fn find_binary() -> anyhow::Result<PathBuf> {
     if let Some(named) = std::env::var_os("TERNFLEET_NATS_SERVER") {
         return Ok(PathBuf::from(named));
     }

@@ -15,6 +15,7 @@ mod stream;
 mod world;
 
 pub use bus::SimBus;
+pub(crate) use chance::Chance;
 pub use jetstream::JetStream;
 pub use run::{Failure, run_scenario, run_seed};
 pub use scenario::{BatchPlan, Fault, Scenario, WorkerPlan};

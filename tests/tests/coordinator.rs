@@ -2,22 +2,20 @@
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
-#[allow(dead_code)] // Two tests share it, and neither uses all of it.
-#[path = "coordinator/client.rs"]
-mod client;
-#[allow(dead_code)]
-#[path = "coordinator/instant.rs"]
-mod instant;
+#[path = "coordinator/bad_input.rs"]
+mod bad_input;
+#[path = "coordinator/ends.rs"]
+mod ends;
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use client::{Client, prompts};
-use instant::{InstantWorker, Manner};
 use ternfleet_coordinator::Options;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, RefusalCode};
 use ternfleet_proto::table::ApiVerb;
+use ternfleet_tests::caller::{Client, prompts};
+use ternfleet_tests::instant::{InstantWorker, Manner};
 use ternfleet_tests::server::NatsServer;
 use tokio_util::sync::CancellationToken;
 
@@ -29,8 +27,12 @@ struct Coordinator {
 
 impl Coordinator {
     fn start(bus: Arc<dyn Bus>) -> Self {
+        Self::start_with(bus, Options::default())
+    }
+
+    fn start_with(bus: Arc<dyn Bus>, options: Options) -> Self {
         let stop = CancellationToken::new();
-        let task = tokio::spawn(ternfleet_coordinator::run(bus, Options::default(), stop.clone()));
+        let task = tokio::spawn(ternfleet_coordinator::run(bus, options, stop.clone()));
         Self { stop, task }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
+use ternfleet_tests::chaos::{Plan, run};
 use ternfleet_tests::program::{LocalFleet, json_lines, wait_for};
 
 const JOBS: usize = 40;
@@ -79,4 +80,28 @@ fn a_killed_worker_loses_and_doubles_nothing() {
 #[test]
 fn a_killed_coordinator_loses_and_doubles_nothing() {
     survives_the_death_of("coordinator");
+}
+
+/// Half a minute of everything at once; `make chaos` does it for a quarter of an hour, on a cluster too.
+#[test]
+fn half_a_minute_of_chaos_breaks_no_promise() {
+    let plan = Plan {
+        seed: 7,
+        servers: 1,
+        workers: 2,
+        coordinators: 2,
+        lasting: Duration::from_secs(30),
+        lines_a_batch: 40,
+        pause_ms: (800, 2_500),
+        small_disks: false,
+        long_stops: false,
+    };
+    let mut folder = tempfile::tempdir().unwrap();
+    let outcome = run(&plan, folder.path());
+    if !outcome.as_ref().is_ok_and(|outcome| outcome.broken.is_empty()) {
+        folder.disable_cleanup(true);
+    }
+    let outcome = outcome.unwrap_or_else(|error| panic!("{error:#}; logs: {}", folder.path().display()));
+    assert_eq!(outcome.broken, [] as [String; 0], "logs: {}", folder.path().display());
+    assert!(outcome.batches > 0 && outcome.faults.len() > 3, "{outcome:?}");
 }

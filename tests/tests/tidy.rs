@@ -233,3 +233,20 @@ fn links(text: &str) -> Vec<(usize, String)> {
     }
     found
 }
+
+/// A promise is worth what its test is worth, so the tests that the page names must be there.
+#[test]
+fn every_test_that_the_promises_name_exists() {
+    let page = read(&root().join("docs/reliability/README.md"));
+    let rows = page.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit_once(" | "));
+    let named: Vec<&str> = cells.flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2)).collect();
+    assert!(named.len() > 40, "only {} tests are named", named.len());
+    let sources: Vec<String> = files(&[".rs"]).iter().map(|path| read(path)).collect();
+    let is_there = |name: &str| {
+        let definition = format!("fn {name}()");
+        let folder = root().join("tests/tests").join(name);
+        folder.is_dir() || sources.iter().any(|text| text.contains(&definition))
+    };
+    report(named.into_iter().filter(|name| !is_there(name)).map(|name| format!("no test {name}")).collect());
+}

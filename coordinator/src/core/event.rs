@@ -298,8 +298,9 @@ pub enum Action {
     Sweep {
         shards: std::collections::BTreeMap<u16, Vec<WorkerId>>,
     },
-    /// Remove what a closed batch left in the caches.
+    /// Remove what a closed batch left in the caches; with a tenant, what its reader left in the tenant's bucket too.
     Forget {
         batch: BatchId,
+        tenant: Option<TenantId>,
     },
 }

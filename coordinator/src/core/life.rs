@@ -386,10 +386,11 @@ impl Core {
         batch.queues.clear();
         batch.delayed.clear();
         let (id, single) = (batch.record.id.clone(), batch.record.single);
+        let tenant = (!single).then(|| batch.record.tenant.clone());
         self.active.remove(&slot);
         self.act(actions, Action::StopReading { batch: slot });
         self.changed(now, slot, actions);
-        self.act(actions, Action::Forget { batch: id });
+        self.act(actions, Action::Forget { batch: id, tenant });
         if single {
             self.batches.get_mut(&slot).expect("because it was just there").commits.shrink_to_fit();
         }

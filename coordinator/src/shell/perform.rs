@@ -11,7 +11,7 @@ use ternfleet_proto::{Epoch, Lane, LeaderRevision, TimeMs, WorkerId, codec, tabl
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::{Input, spans};
+use super::{Input, reader, spans};
 use crate::core::{Action, Event, HandOut, JobRef, Trace};
 
 /// Operations on their way at a time.
@@ -101,9 +101,16 @@ async fn perform(bus: &Arc<dyn Bus>, leader: LeaderRevision, action: Action) -> 
             }
             None
         }
-        Action::Forget { batch } => {
+        Action::Forget { batch, tenant } => {
             let filter = table::checkpoints_of(&batch);
             retry(|| bus.purge(table::CHECKPOINTS, &filter)).await;
+            if let Some(tenant) = tenant {
+                let bucket = table::files_bucket(&tenant);
+                let objects = retry(|| bus.object_list(&bucket)).await.unwrap_or_default();
+                for object in objects.iter().filter(|object| reader::is_of(&object.name, &batch)) {
+                    retry(|| bus.object_delete(&bucket, &object.name)).await;
+                }
+            }
             None
         }
         // The shell keeps these to itself.

@@ -74,7 +74,7 @@ pub(crate) async fn serve(
     }
 }
 
-/// A hiccup of the connection does not lose a batch.
+/// An outage, however long, does not lose a batch: tries count only while the object can be seen and not be read.
 async fn patiently(reader: &mut Reader, command: &Command) -> anyhow::Result<Event> {
     let mut attempt = 0;
     loop {
@@ -82,13 +82,16 @@ async fn patiently(reader: &mut Reader, command: &Command) -> anyhow::Result<Eve
             Ok(event) => return Ok(event),
             Err(error) => {
                 reader.open = None;
-                attempt += 1;
-                let there = reader.bus.object_length(&reader.bucket(), &reader.source.object).await;
-                if attempt >= ATTEMPTS || matches!(there, Ok(None)) {
+                match reader.bus.object_length(&reader.bucket(), &reader.source.object).await {
+                    Ok(None) => return Err(error),
+                    Ok(Some(_)) => attempt += 1,
+                    Err(_) => {}
+                }
+                if attempt >= ATTEMPTS {
                     return Err(error);
                 }
                 tracing::warn!(batch = %reader.source.batch, error = format!("{error:#}"), "reading again");
-                tokio::time::sleep(Duration::from_millis(200 * u64::from(attempt))).await;
+                tokio::time::sleep(Duration::from_millis(200 * u64::from(attempt + 1))).await;
             }
         }
     }
@@ -219,7 +222,7 @@ impl Reader {
         if encoded.len() + ENVELOPE_BYTES <= table::WORK_MESSAGE_BYTES_MAX {
             return Ok((JobInput::Inline(generation), bytes));
         }
-        let name = format!("job-{}-{}", job.batch, job.index);
+        let name = format!("{}{}", job_objects(&job.batch), job.index);
         let content = Box::pin(std::io::Cursor::new(encoded));
         self.bus.object_put(&self.bucket(), &name, content).await.context("a large request")?;
         Ok((JobInput::Object(name), 400))
@@ -229,6 +232,16 @@ impl Reader {
 /// Name of the object that holds a batch's line index.
 pub(crate) fn index_object(batch: &BatchId) -> String {
     format!("index-{batch}")
+}
+
+/// What the names of a batch's large requests begin with.
+fn job_objects(batch: &BatchId) -> String {
+    format!("job-{batch}-")
+}
+
+/// True for what a reader has made of this batch, and nobody needs once it has ended.
+pub(crate) fn is_of(object: &str, batch: &BatchId) -> bool {
+    object == index_object(batch) || object.starts_with(&job_objects(batch))
 }
 
 fn is_set(bits: &[u64], place: u32) -> bool {

@@ -18,7 +18,17 @@ use ternfleet_proto::tag::AssignmentKey;
 use super::answers::Committed;
 use crate::core::{BatchRecord, Outputs};
 
-const ATTEMPTS: u32 = 10;
+/// Tries of a batch whose answers are not all there; anything else is tried for ever.
+const ATTEMPTS: u32 = 20;
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// RESULTS holds fewer answers than the ledger counted.
+#[derive(Debug, thiserror::Error)]
+#[error("{found} of {expected} answers are in RESULTS")]
+struct Missing {
+    found: u32,
+    expected: u32,
+}
 
 /// Where a line lies in the scratch file.
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,7 +38,8 @@ struct Place {
     good: bool,
 }
 
-/// Writes both files, trying again when the connection fails. The answer is the reason when it cannot be done.
+/// Writes both files. A connection that fails or a disk that is full, here or there, is waited out, and the batch stays
+/// `finalizing` meanwhile. The answer is the reason when it cannot be done.
 pub(crate) async fn write(
     bus: Arc<dyn Bus>,
     key: AssignmentKey,
@@ -41,11 +52,11 @@ pub(crate) async fn write(
             Ok(outputs) => return Ok(outputs),
             Err(error) => {
                 attempt += 1;
-                tracing::warn!(batch = %record.id, error = format!("{error:#}"), "output files not written");
-                if attempt >= ATTEMPTS {
+                tracing::warn!(batch = %record.id, error = format!("{error:#}"), attempt, "output files not written");
+                if attempt >= ATTEMPTS && error.is::<Missing>() {
                     return Err(format!("the output files cannot be written: {error:#}"));
                 }
-                tokio::time::sleep(Duration::from_millis(300 * u64::from(attempt))).await;
+                tokio::time::sleep(Duration::from_millis(300 * u64::from(attempt)).min(WAIT_MAX)).await;
             }
         }
     }
@@ -71,7 +82,9 @@ async fn write_once(
     }
     let answered = places.iter().flatten().count() as u32;
     let expected = record.lines.unwrap_or(0) - record.totals.blank;
-    anyhow::ensure!(answered >= expected, "{answered} of {expected} answers are in RESULTS");
+    if answered < expected {
+        return Err(Missing { found: answered, expected }.into());
+    }
     let mut spool = writer.into_inner().context("the scratch file")?;
     let output = in_order(&mut spool, &places, true, scratch)?;
     let error = in_order(&mut spool, &places, false, scratch)?;

@@ -387,7 +387,7 @@ impl World {
                     Ok(())
                 })
             }
-            Action::Forget { batch } => {
+            Action::Forget { batch, .. } => {
                 let filter = table::checkpoints_of(batch);
                 self.attempt(cut, |net, _| net.purge(table::CHECKPOINTS, &filter)).map(drop)
             }

@@ -1,5 +1,7 @@
 //! A worker that answers at once: the whole protocol of a worker, no engine.
 
+#![allow(clippy::unwrap_used, missing_docs)] // A helper of tests: it may panic as they may.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,24 +9,40 @@ use std::time::Duration;
 use futures::StreamExt;
 use ternfleet_proto::bus::{Bus, BusError, Delivery, Publish, Settle};
 use ternfleet_proto::message::{
-    Checkpoint, Control, Finish, Generated, Heartbeat, Input, JobResult, Order, Outcome, Prompt, RatePoint,
-    Timing, Usage, Work, WorkerCounters, WorkerState,
+    Checkpoint, Control, Failure, FailureCode, Finish, Generated, Heartbeat, Input, JobResult, Order,
+    Outcome, Prompt, RatePoint, Timing, Usage, Work, WorkerCounters, WorkerState,
 };
-use ternfleet_proto::{Attempt, LeaderRevision, TimeMs, UsdMicro, WorkerId, codec, table};
+use ternfleet_proto::{Attempt, JobKey, LeaderRevision, TimeMs, UsdMicro, WorkerId, codec, table};
 use tokio_util::sync::CancellationToken;
 
 /// How it behaves.
 #[derive(Debug, Clone)]
-pub(crate) struct Manner {
-    pub(crate) host: String,
-    pub(crate) slots: u32,
-    pub(crate) rate_tok_s: f64,
-    pub(crate) price: UsdMicro,
+pub struct Manner {
+    pub host: String,
+    pub slots: u32,
+    pub rate_tok_s: f64,
+    pub price: UsdMicro,
     /// Writes claims, as a real worker does.
-    pub(crate) claims: bool,
+    pub claims: bool,
     /// Time that each job takes.
-    pub(crate) takes: Duration,
-    pub(crate) model: String,
+    pub takes: Duration,
+    pub model: String,
+    /// Reports a fault on this prompt.
+    pub faults_on: Option<String>,
+    /// Answers with one word, whatever the prompt's length.
+    pub brief: bool,
+    /// Told of each job as it is pulled.
+    pub seen: Option<Seen>,
+}
+
+/// What is to be done with each job that is pulled.
+#[derive(Clone)]
+pub struct Seen(pub Arc<dyn Fn(&JobKey) + Send + Sync>);
+
+impl std::fmt::Debug for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Seen")
+    }
 }
 
 impl Default for Manner {
@@ -37,6 +55,9 @@ impl Default for Manner {
             claims: true,
             takes: Duration::ZERO,
             model: "instant".to_owned(),
+            faults_on: None,
+            brief: false,
+            seen: None,
         }
     }
 }
@@ -51,8 +72,8 @@ struct Shared {
 
 /// Stops when dropped, as by kill -9: without a word.
 #[derive(Debug)]
-pub(crate) struct InstantWorker {
-    pub(crate) id: WorkerId,
+pub struct InstantWorker {
+    pub id: WorkerId,
     shared: Arc<Shared>,
     stop: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -68,7 +89,7 @@ impl Drop for InstantWorker {
 }
 
 impl InstantWorker {
-    pub(crate) async fn start(bus: Arc<dyn Bus>, name: &str, manner: Manner) -> Self {
+    pub async fn start(bus: Arc<dyn Bus>, name: &str, manner: Manner) -> Self {
         let id: WorkerId = name.parse().unwrap();
         let shared = Arc::new(Shared {
             done: AtomicU64::new(0),
@@ -104,7 +125,7 @@ impl InstantWorker {
         Self { id, shared, stop, tasks: vec![beat, listen] }
     }
 
-    pub(crate) fn done(&self) -> u64 {
+    pub fn done(&self) -> u64 {
         self.shared.done.load(Ordering::Relaxed)
     }
 }
@@ -180,6 +201,9 @@ async fn run(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, shared: &Shared
         let _ = bus.settle(&delivery, Settle::Term).await;
         return;
     };
+    if let Some(seen) = &manner.seen {
+        (seen.0)(&work.job);
+    }
     if manner.claims && !claim(bus, id, manner, &work).await {
         let _ = bus.settle(&delivery, Settle::Ack).await;
         return;
@@ -187,7 +211,13 @@ async fn run(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, shared: &Shared
     if !manner.takes.is_zero() {
         tokio::time::sleep(manner.takes).await;
     }
-    let result = answer(id, &work);
+    let mut result = answer(id, &work, manner.brief);
+    if let Some(prompt) = &manner.faults_on
+        && matches!(&work.input, Input::Inline(generation) if generation.prompt == Prompt::Text(prompt.clone()))
+    {
+        let message = "this prompt is doomed here".to_owned();
+        result.outcome = Outcome::Failed(Failure { code: FailureCode::WorkerFault, message });
+    }
     let subject = table::result(&work.tenant, &work.job, id);
     let how = Publish { expect_last_on_subject: Some(0), ..Publish::default() };
     let stored = match bus.enqueue(&subject, codec::encode(&result), how).await {
@@ -232,8 +262,9 @@ async fn claim(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, work: &Work) 
 }
 
 /// The prompt, backwards: the same on every worker.
-fn answer(id: &WorkerId, work: &Work) -> JobResult {
+fn answer(id: &WorkerId, work: &Work, brief: bool) -> JobResult {
     let prompt = match &work.input {
+        _ if brief => "ko".to_owned(),
         Input::Inline(generation) => match &generation.prompt {
             Prompt::Text(text) => text.clone(),
             other => format!("{other:?}"),

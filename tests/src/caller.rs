@@ -1,5 +1,7 @@
 //! A caller of the coordinator, as the CLI is one.
 
+#![allow(clippy::unwrap_used, missing_docs)] // A helper of tests: it may panic as they may.
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,25 +14,21 @@ use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, TenantId, codec};
 use tokio::io::AsyncReadExt;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 #[derive(Clone)]
-pub(crate) struct Client {
-    pub(crate) bus: Arc<dyn Bus>,
-    pub(crate) tenant: TenantId,
+pub struct Client {
+    pub bus: Arc<dyn Bus>,
+    pub tenant: TenantId,
 }
 
 impl Client {
-    pub(crate) fn new(bus: Arc<dyn Bus>) -> Self {
+    pub fn new(bus: Arc<dyn Bus>) -> Self {
         Self { bus, tenant: TenantId::default_tenant() }
     }
 
     /// Asks until somebody answers: a coordinator may be starting.
-    pub(crate) async fn ask<A: DeserializeOwned>(
-        &self,
-        verb: ApiVerb,
-        question: &impl Serialize,
-    ) -> Reply<A> {
+    pub async fn ask<A: DeserializeOwned>(&self, verb: ApiVerb, question: &impl Serialize) -> Reply<A> {
         let began = Instant::now();
         loop {
             let asked =
@@ -43,13 +41,13 @@ impl Client {
         }
     }
 
-    pub(crate) async fn upload(&self, name: &str, content: Vec<u8>) {
+    pub async fn upload(&self, name: &str, content: Vec<u8>) {
         self.bus.ensure_objects(&table::files_spec(&self.tenant, 1)).await.unwrap();
         let bucket = table::files_bucket(&self.tenant);
         self.bus.object_put(&bucket, name, Box::pin(std::io::Cursor::new(content))).await.unwrap();
     }
 
-    pub(crate) fn creation(&self, name: &str, options: BatchOptions) -> BatchCreate {
+    pub fn creation(&self, name: &str, options: BatchOptions) -> BatchCreate {
         BatchCreate {
             tenant: self.tenant.clone(),
             idempotency_key: name.to_owned(),
@@ -62,21 +60,16 @@ impl Client {
         }
     }
 
-    pub(crate) async fn submit(&self, name: &str, content: Vec<u8>) -> BatchView {
+    pub async fn submit(&self, name: &str, content: Vec<u8>) -> BatchView {
         self.upload(name, content).await;
         self.ask(ApiVerb::BatchCreate, &self.creation(name, BatchOptions::default())).await.unwrap()
     }
 
-    pub(crate) async fn get(&self, id: &BatchId) -> BatchView {
+    pub async fn get(&self, id: &BatchId) -> BatchView {
         self.ask(ApiVerb::BatchGet, &BatchRef { tenant: self.tenant.clone(), id: id.clone() }).await.unwrap()
     }
 
-    pub(crate) async fn wait(
-        &self,
-        id: &BatchId,
-        what: &str,
-        is_so: impl Fn(&BatchView) -> bool,
-    ) -> BatchView {
+    pub async fn wait(&self, id: &BatchId, what: &str, is_so: impl Fn(&BatchView) -> bool) -> BatchView {
         let began = Instant::now();
         loop {
             let view = self.get(id).await;
@@ -88,12 +81,12 @@ impl Client {
         }
     }
 
-    pub(crate) async fn wait_end(&self, id: &BatchId) -> BatchView {
+    pub async fn wait_end(&self, id: &BatchId) -> BatchView {
         self.wait(id, "the end", |view| view.state.is_terminal()).await
     }
 
     /// Follows the results to their end.
-    pub(crate) async fn follow(&self, id: &BatchId) -> Vec<JobResult> {
+    pub async fn follow(&self, id: &BatchId) -> Vec<JobResult> {
         let mut lines = Vec::new();
         let mut after = 0;
         loop {
@@ -113,7 +106,7 @@ impl Client {
         }
     }
 
-    pub(crate) async fn object_lines(&self, name: &str) -> Vec<serde_json::Value> {
+    pub async fn object_lines(&self, name: &str) -> Vec<serde_json::Value> {
         let bucket = table::files_bucket(&self.tenant);
         let mut text = String::new();
         self.bus.object_get(&bucket, name, 0).await.unwrap().read_to_string(&mut text).await.unwrap();
@@ -122,7 +115,7 @@ impl Client {
 }
 
 /// `count` good lines.
-pub(crate) fn prompts(count: usize) -> Vec<u8> {
+pub fn prompts(count: usize) -> Vec<u8> {
     let mut text = String::new();
     for n in 0..count {
         text.push_str(&format!(

@@ -1,0 +1,36 @@
+//! Measures what the promises cost. One command a run, so that each can be repeated alone:
+//!
+//! `measure throughput [JOBS] [always]` · `claims [JOBS]` · `latency [JOBS_A_SECOND]` · `restart [LINES]` · `takeover` ·
+//! `fair [LINES]` · `lines [LINES]` · `bytes [MIB]`
+//!
+//! Needs nats-server as the tests do, and for `restart`, `takeover`, `lines` and `bytes` the binary beside it.
+
+use std::process::ExitCode;
+
+use ternfleet_tests::measure::{large_input, latency, restart, short_behind_long, takeover, throughput};
+
+const USAGE: &str =
+    "usage: measure throughput|claims|latency|restart|takeover|fair|lines|bytes [NUMBER] [always]";
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> anyhow::Result<ExitCode> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let number = words.get(1).and_then(|word| word.parse::<u64>().ok());
+    let jetstream = if words.iter().any(|word| word == "always") { "sync_interval: always" } else { "" };
+    let or = |otherwise: u64| number.unwrap_or(otherwise);
+    match words.first().map(String::as_str) {
+        Some("throughput") => throughput(or(100_000) as usize, jetstream, false).await?,
+        Some("claims") => throughput(or(50_000) as usize, jetstream, true).await?,
+        Some("latency") => latency(or(1_000), 20).await?,
+        Some("restart") => restart(or(1_000_000) as u32).await?,
+        Some("takeover") => takeover().await?,
+        Some("fair") => short_behind_long(or(1_000_000) as usize).await?,
+        Some("lines") => large_input(or(1_000_000) as usize, 8).await?,
+        Some("bytes") => large_input(or(1024) as usize * 16, 64 << 10).await?,
+        _ => {
+            eprintln!("{USAGE}");
+            return Ok(ExitCode::from(64));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

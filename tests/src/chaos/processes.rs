@@ -1,0 +1,73 @@
+//! A process of the fleet under test: started, killed, stopped, started again.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::program;
+
+/// One part, alive or dead. It dies with this process, whatever ends it.
+#[derive(Debug)]
+pub(super) struct Part {
+    command: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Part {
+    /// Starts a program with arguments; what it says is appended to the log.
+    pub(super) fn start(command: Vec<String>, log: PathBuf) -> anyhow::Result<Part> {
+        let mut part = Part { command, log, child: None };
+        part.start_again()?;
+        Ok(part)
+    }
+
+    pub(super) fn start_again(&mut self) -> anyhow::Result<()> {
+        if self.is_alive() {
+            return Ok(());
+        }
+        let parent = std::process::id().to_string();
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let mut command: Command = program::command(&["attached", "--parent", &parent, "--"])?;
+        command.args(&self.command).env("TERNFLEET_CALIBRATE_MS", "150");
+        self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn()?);
+        Ok(())
+    }
+
+    /// Starts it again if it has ended by itself, rather than by [`Part::kill`].
+    pub(super) fn start_if_ended(&mut self) -> anyhow::Result<()> {
+        if self.child.is_some() && !self.is_alive() { self.start_again() } else { Ok(()) }
+    }
+
+    pub(super) fn is_alive(&mut self) -> bool {
+        match &mut self.child {
+            Some(child) => matches!(child.try_wait(), Ok(None)),
+            None => false,
+        }
+    }
+
+    pub(super) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Nothing happens to a part that is dead.
+    pub(super) fn signal(&mut self, signal: Signal) {
+        if self.is_alive()
+            && let Some(pid) = self.child.as_ref().and_then(|child| i32::try_from(child.id()).ok())
+        {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,359 @@
+//! A fleet of real processes, callers that submit batches all the while, and faults one after the other.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::sys::signal::Signal;
+
+use super::check::{self, Expected};
+use super::cluster::Servers;
+use super::faults::{Fault, Places, draw};
+use super::processes::Part;
+use super::proxy::{Line, Proxy};
+use crate::program::{self, STORYTELLER, wait_for};
+use crate::sim::Chance;
+
+/// Faults may begin while fewer than so many others last.
+const FAULTS_AT_ONCE: usize = 3;
+/// Batches under way at a time.
+const BATCHES_AT_ONCE: usize = 3;
+/// With every fault mended, everything must end within this time.
+const END_WITHIN: Duration = Duration::from_secs(240);
+const SLOTS: usize = 4;
+
+/// A run: who takes part, and for how long things go wrong.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    /// 1, or 3 for a cluster with three replicas.
+    pub servers: usize,
+    pub workers: usize,
+    pub coordinators: usize,
+    pub lasting: Duration,
+    pub lines_a_batch: usize,
+    /// Pause between faults, drawn between these.
+    pub pause_ms: (u64, u64),
+    /// Put each server's store on a small tmpfs, where root may mount one, and fill it now and then.
+    pub small_disks: bool,
+    /// Now and then stop a process for longer than the ack wait.
+    pub long_stops: bool,
+}
+
+/// What came of a run; the promises are kept when `broken` is empty.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    pub faults: BTreeMap<&'static str, u64>,
+    pub batches: u64,
+    /// Batches whose creation was refused because nobody could be reached: nothing was accepted.
+    pub refused: u64,
+    pub lines: u64,
+    pub good: u64,
+    pub bad: u64,
+    /// Answers in RESULTS that came after the committed one, and those of them that differ.
+    pub duplicates: u64,
+    pub divergent: u64,
+    pub reprefilled_tokens: u64,
+    pub completion_tokens: u64,
+    /// Jobs that took more than one attempt.
+    pub moved: u64,
+    pub run_s: f64,
+    /// From the last mending to the last batch's end.
+    pub settled_s: f64,
+    pub small_disks: bool,
+    pub broken: Vec<String>,
+}
+
+/// One caller: `ternfleet submit … --out FILE`, which waits through everything.
+struct Caller {
+    child: Child,
+    out: PathBuf,
+    log: PathBuf,
+}
+
+struct World {
+    folder: PathBuf,
+    servers: Servers,
+    workers: Vec<(Part, Vec<Proxy>)>,
+    coordinators: Vec<(Part, Vec<Proxy>)>,
+    callers: Vec<Caller>,
+    begun: u64,
+    outcome: Outcome,
+}
+
+/// Runs the plan in a folder of its own.
+///
+/// # Errors
+/// When the fleet cannot even be started, or its results cannot be read: what is broken stands in the outcome.
+pub fn run(plan: &Plan, folder: &Path) -> anyhow::Result<Outcome> {
+    let began = Instant::now();
+    let mut world = World::start(plan, folder)?;
+    let expected = world.calm_run(plan)?;
+    let mut chance = Chance::new(plan.seed);
+    let storm = Instant::now();
+    let mut lasting: Vec<(Instant, Fault)> = Vec::new();
+    let mut next = Instant::now();
+    while storm.elapsed() < plan.lasting {
+        let now = Instant::now();
+        for (_, fault) in lasting.extract_if(.., |(until, _)| *until <= now) {
+            world.mend(fault)?;
+        }
+        world.look_after_callers(BATCHES_AT_ONCE)?;
+        world.raise_the_dead()?;
+        if now >= next && lasting.len() < FAULTS_AT_ONCE {
+            let fault = draw(&mut chance, world.places(plan));
+            if !lasting.iter().any(|(_, other)| same_part(*other, fault)) && world.begin(fault) {
+                *world.outcome.faults.entry(fault.name()).or_default() += 1;
+                lasting.push((now + Duration::from_millis(fault.lasts_ms()), fault));
+            }
+            next = now + Duration::from_millis(chance.within(plan.pause_ms.0, plan.pause_ms.1));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for (_, fault) in lasting {
+        world.mend(fault)?;
+    }
+    let mended = Instant::now();
+    while !world.callers.is_empty() && mended.elapsed() < END_WITHIN {
+        world.look_after_callers(0)?;
+        world.raise_the_dead()?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    world.outcome.settled_s = mended.elapsed().as_secs_f64();
+    for caller in &mut world.callers {
+        let _ = caller.child.kill();
+        let name = caller.out.display();
+        world.outcome.broken.push(format!("L1: {name} had not ended {END_WITHIN:?} after the last mending"));
+    }
+    let files = world.finished();
+    let (url, outcome) = (world.servers.url(), &mut world.outcome);
+    check::files(&files, &expected, outcome);
+    check::streams(&url, outcome).context("RESULTS cannot be read")?;
+    outcome.run_s = began.elapsed().as_secs_f64();
+    Ok(world.outcome)
+}
+
+fn same_part(one: Fault, other: Fault) -> bool {
+    let part = |fault: Fault| match fault {
+        Fault::KillWorker { place, .. }
+        | Fault::StopWorker { place, .. }
+        | Fault::DrainWorker { place, .. }
+        | Fault::CutWorker { place, .. }
+        | Fault::SilenceWorker { place, .. } => (1, place),
+        Fault::KillCoordinator { place, .. }
+        | Fault::StopCoordinator { place, .. }
+        | Fault::CutCoordinator { place, .. } => (2, place),
+        Fault::KillServer { place, .. } | Fault::StopServer { place, .. } | Fault::FillDisk { place, .. } => {
+            (3, place)
+        }
+        Fault::KillAll { .. } => (0, 0),
+    };
+    let (one, other) = (part(one), part(other));
+    one == other || one.0 == 0 || other.0 == 0
+}
+
+impl World {
+    fn start(plan: &Plan, folder: &Path) -> anyhow::Result<World> {
+        let servers = Servers::start(plan.servers, folder, plan.small_disks)?;
+        let mut world = World {
+            folder: folder.to_owned(),
+            servers,
+            workers: Vec::new(),
+            coordinators: Vec::new(),
+            callers: Vec::new(),
+            begun: 0,
+            outcome: Outcome::default(),
+        };
+        world.outcome.small_disks = world.servers.small_disks();
+        for place in 0..plan.coordinators {
+            let replicas = plan.servers.to_string();
+            let name = format!("c{place}");
+            let part = world.part(&name, &["coordinator", "--name", &name, "--replicas", &replicas])?;
+            world.coordinators.push(part);
+        }
+        for place in 0..plan.workers {
+            let name = format!("w{place}");
+            let slots = SLOTS.to_string();
+            let worker =
+                ["worker", "--model", STORYTELLER, "--threads", "1", "--slots", &slots, "--pod", &name];
+            let part = world.part(&name, &worker)?;
+            world.workers.push(part);
+        }
+        Ok(world)
+    }
+
+    /// A part with a proxy to each server.
+    fn part(&self, name: &str, arguments: &[&str]) -> anyhow::Result<(Part, Vec<Proxy>)> {
+        let proxies: Vec<Proxy> = (0..self.servers.count())
+            .map(|place| Proxy::to(self.servers.port(place)))
+            .collect::<std::io::Result<_>>()?;
+        let urls: Vec<String> =
+            proxies.iter().map(|proxy| format!("nats://127.0.0.1:{}", proxy.port())).collect();
+        let mut command = vec![program::binary()?.display().to_string()];
+        command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        command.extend(["--nats".to_owned(), urls.join(",")]);
+        let log = self.folder.join(format!("{name}.log"));
+        Ok((Part::start(command, log)?, proxies))
+    }
+
+    fn places(&self, plan: &Plan) -> Places {
+        Places {
+            workers: self.workers.len(),
+            coordinators: self.coordinators.len(),
+            servers: self.servers.count(),
+            small_disks: self.servers.small_disks(),
+            long_stops: plan.long_stops,
+        }
+    }
+
+    /// One batch while nothing is wrong: its answers are what every later batch must bring.
+    fn calm_run(&mut self, plan: &Plan) -> anyhow::Result<Expected> {
+        let input = check::input(plan.lines_a_batch);
+        std::fs::write(self.folder.join("in.jsonl"), &input)?;
+        self.submit()?;
+        wait_for(Duration::from_secs(180), || {
+            Ok(matches!(self.callers[0].child.try_wait(), Ok(Some(_))).then_some(()))
+        })
+        .context("the undisturbed batch does not end")?;
+        let caller = self.callers.remove(0);
+        let text = std::fs::read_to_string(&caller.out).with_context(|| {
+            let log = std::fs::read_to_string(&caller.log).unwrap_or_default();
+            format!("the undisturbed batch has no results; its caller said: {log}")
+        })?;
+        Expected::read(&text, plan.lines_a_batch)
+    }
+
+    fn submit(&mut self) -> anyhow::Result<()> {
+        let out = self.folder.join(format!("out-{}.jsonl", self.begun));
+        let log = self.folder.join(format!("out-{}.log", self.begun));
+        self.begun += 1;
+        let (input, target) = (self.folder.join("in.jsonl"), out.display().to_string());
+        let input = input.display().to_string();
+        let mut command =
+            program::command(&["submit", &input, "--out", &target, "--nats", &self.servers.url()])?;
+        let said = std::fs::File::create(&log)?;
+        let child = command.stdout(Stdio::null()).stderr(said).spawn()?;
+        self.callers.push(Caller { child, out, log });
+        Ok(())
+    }
+
+    /// Callers that have ended are looked at; new ones come while there are fewer than `wanted`.
+    fn look_after_callers(&mut self, wanted: usize) -> anyhow::Result<()> {
+        let mut ended = Vec::new();
+        for (at, caller) in self.callers.iter_mut().enumerate() {
+            if let Some(status) = caller.child.try_wait()? {
+                ended.push((at, status));
+            }
+        }
+        for (at, status) in ended.into_iter().rev() {
+            let caller = self.callers.remove(at);
+            let said = std::fs::read_to_string(&caller.log).unwrap_or_default();
+            match status.code() {
+                // Some lines are error lines, on purpose.
+                Some(2) => self.outcome.batches += 1,
+                _ if !said.contains(" accepted, ") => {
+                    self.outcome.refused += 1;
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                code => {
+                    let tail: Vec<&str> = said.lines().rev().take(3).collect();
+                    let broken = format!("an accepted batch ended its caller with {code:?}: {tail:?}");
+                    self.outcome.broken.push(broken);
+                }
+            }
+        }
+        if self.callers.len() < wanted {
+            self.submit()?;
+        }
+        Ok(())
+    }
+
+    /// Output files of the callers that came to an end.
+    fn finished(&self) -> Vec<PathBuf> {
+        let files = (1..self.begun).map(|number| self.folder.join(format!("out-{number}.jsonl")));
+        files.filter(|file| file.is_file()).collect()
+    }
+
+    /// False when it cannot be done here.
+    fn begin(&mut self, fault: Fault) -> bool {
+        match fault {
+            Fault::KillWorker { place, .. } => self.workers[place].0.kill(),
+            Fault::StopWorker { place, .. } => self.workers[place].0.signal(Signal::SIGSTOP),
+            Fault::DrainWorker { place, .. } => self.workers[place].0.signal(Signal::SIGTERM),
+            Fault::CutWorker { place, .. } => set(&self.workers[place].1, Line::Cut),
+            Fault::SilenceWorker { place, .. } => set(&self.workers[place].1, Line::Silent),
+            Fault::KillCoordinator { place, .. } => self.coordinators[place].0.kill(),
+            Fault::StopCoordinator { place, .. } => self.coordinators[place].0.signal(Signal::SIGSTOP),
+            Fault::CutCoordinator { place, .. } => set(&self.coordinators[place].1, Line::Cut),
+            Fault::KillServer { place, .. } => self.servers.part(place).kill(),
+            Fault::StopServer { place, .. } => self.servers.part(place).signal(Signal::SIGSTOP),
+            Fault::FillDisk { place, .. } => return self.servers.fill_disk(place),
+            Fault::KillAll { .. } => {
+                let parts = self.workers.iter_mut().chain(&mut self.coordinators);
+                parts.for_each(|(part, _)| part.kill());
+                (0..self.servers.count()).for_each(|place| self.servers.part(place).kill());
+            }
+        }
+        true
+    }
+
+    fn mend(&mut self, fault: Fault) -> anyhow::Result<()> {
+        match fault {
+            Fault::KillWorker { place, .. } => self.workers[place].0.start_again(),
+            Fault::DrainWorker { place, .. } => {
+                let part = &mut self.workers[place].0;
+                // It was given its time; a worker that has not gone by now is restarted the hard way.
+                let gone = wait_for(Duration::from_secs(6), || Ok((!part.is_alive()).then_some(())));
+                if gone.is_err() {
+                    self.outcome.broken.push("a worker did not drain in time".to_owned());
+                    part.kill();
+                }
+                part.start_again()
+            }
+            Fault::StopWorker { place, .. } => {
+                self.workers[place].0.signal(Signal::SIGCONT);
+                Ok(())
+            }
+            Fault::CutWorker { place, .. } | Fault::SilenceWorker { place, .. } => {
+                set(&self.workers[place].1, Line::Open);
+                Ok(())
+            }
+            Fault::KillCoordinator { place, .. } => self.coordinators[place].0.start_again(),
+            Fault::StopCoordinator { place, .. } => {
+                self.coordinators[place].0.signal(Signal::SIGCONT);
+                Ok(())
+            }
+            Fault::CutCoordinator { place, .. } => {
+                set(&self.coordinators[place].1, Line::Open);
+                Ok(())
+            }
+            Fault::KillServer { place, .. } => self.servers.part(place).start_again(),
+            Fault::StopServer { place, .. } => {
+                self.servers.part(place).signal(Signal::SIGCONT);
+                Ok(())
+            }
+            Fault::FillDisk { place, .. } => self.servers.free_disk(place),
+            Fault::KillAll { .. } => {
+                // In any order: workers and coordinators find no server at first, and go on trying or are restarted.
+                let parts = self.workers.iter_mut().chain(&mut self.coordinators);
+                for (part, _) in parts {
+                    part.start_again()?;
+                }
+                (0..self.servers.count()).try_for_each(|place| self.servers.part(place).start_again())
+            }
+        }
+    }
+
+    /// A process that ended by itself (a coordinator whose first connection found nobody) is started again, as the
+    /// supervisor of any deployment does it.
+    fn raise_the_dead(&mut self) -> anyhow::Result<()> {
+        let parts = self.workers.iter_mut().chain(&mut self.coordinators);
+        parts.map(|(part, _)| part.start_if_ended()).collect()
+    }
+}
+
+fn set(proxies: &[Proxy], line: Line) {
+    proxies.iter().for_each(|proxy| proxy.set(line));
+}

@@ -1,0 +1,69 @@
+//! Measurements of what the promises cost: hand-over, restart, takeover, large inputs, fairness. Each is a command of the
+//! binary `measure`; docs/reliability/measurements.md holds what they said, and on which machine.
+//!
+//! Nothing here is asserted but that the work was done: speeds are reported.
+
+mod fair;
+mod hand_over;
+mod large;
+mod restart;
+
+use std::time::Duration;
+
+use ternfleet_coordinator::Options;
+use tokio_util::sync::CancellationToken;
+
+use crate::caller::Client;
+use crate::instant::{InstantWorker, Manner};
+use crate::server::NatsServer;
+
+pub use fair::short_behind_long;
+pub use hand_over::{latency, throughput};
+pub use large::large_input;
+pub use restart::{restart, takeover};
+
+/// A server, a coordinator in this process, two workers that answer at once, and a caller.
+struct Fleet {
+    server: NatsServer,
+    stop: CancellationToken,
+    coordinator: tokio::task::JoinHandle<anyhow::Result<()>>,
+    workers: Vec<InstantWorker>,
+    client: Client,
+}
+
+impl Fleet {
+    async fn start(jetstream: &str, manner: &Manner) -> anyhow::Result<Fleet> {
+        let server = NatsServer::start_with(jetstream)?;
+        let stop = CancellationToken::new();
+        let bus = server.bus().await?;
+        let coordinator = tokio::spawn(ternfleet_coordinator::run(bus, Options::default(), stop.clone()));
+        let mut workers = Vec::new();
+        for name in ["one", "two"] {
+            workers.push(InstantWorker::start(server.bus().await?, name, manner.clone()).await);
+        }
+        let client = Client::new(server.bus().await?);
+        Ok(Fleet { server, stop, coordinator, workers, client })
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        drop(self.workers);
+        self.stop.cancel();
+        self.coordinator.await??;
+        drop(self.server);
+        Ok(())
+    }
+}
+
+/// The value below which `share` of the sorted values lie.
+fn quantile(sorted: &[Duration], share: f64) -> Duration {
+    let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or_default()
+}
+
+/// Most memory that a process has held, in MiB; the part that is given back is not seen.
+fn peak_mib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap_or_default();
+    let kib = line.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    kib / 1024
+}
