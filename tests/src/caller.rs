@@ -22,6 +22,12 @@ pub struct Client {
     pub tenant: TenantId,
 }
 
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("tenant", &self.tenant).finish_non_exhaustive()
+    }
+}
+
 impl Client {
     pub fn new(bus: Arc<dyn Bus>) -> Self {
         Self { bus, tenant: TenantId::default_tenant() }

@@ -40,7 +40,8 @@ fn seeds_that_failed_once_pass() {
     // A paused leader's record was overtaken and not repeated: a batch stayed `finalizing`.
     let overtaken = run_scenario(Scenario::of(849).keeping(&[2, 4, 3]));
     assert!(overtaken.is_ok(), "seed 849: {overtaken:?}");
-    // A late retirement took a worker's consumers away, and nobody told it to ask for them again.
+    // A worker that had been paused heard of its line's return before its cut, and never pulled again: the simulation told
+    // it, where the shell looks.
     let idle = run_scenario(Scenario::of(1937).keeping(&[6, 4, 8]));
     assert!(idle.is_ok(), "seed 1937: {idle:?}");
 }

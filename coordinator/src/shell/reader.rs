@@ -209,7 +209,8 @@ impl Reader {
             ));
         }
         let repeated = self.index.as_ref().is_some_and(|known| known.repeated.binary_search(&index).is_ok());
-        repeated.then(|| format!("an earlier line has the custom_id {:?} already", line.custom_id.as_deref()))
+        let id = line.custom_id.as_deref().unwrap_or_default();
+        repeated.then(|| format!("an earlier line has the custom_id {id:?} already"))
     }
 
     /// Small requests travel in the message, large ones as an object.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,12 +16,14 @@ pub(super) struct Part {
     command: Vec<String>,
     log: PathBuf,
     child: Option<Child>,
+    /// Since when it drains.
+    draining_since: Option<Instant>,
 }
 
 impl Part {
     /// Starts a program with arguments; what it says is appended to the log.
     pub(super) fn start(command: Vec<String>, log: PathBuf) -> anyhow::Result<Part> {
-        let mut part = Part { command, log, child: None };
+        let mut part = Part { command, log, child: None, draining_since: None };
         part.start_again()?;
         Ok(part)
     }
@@ -33,6 +36,7 @@ impl Part {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let mut command: Command = program::command(&["attached", "--parent", &parent, "--"])?;
         command.args(&self.command).env("TERNFLEET_CALIBRATE_MS", "150");
+        self.draining_since = None;
         self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn()?);
         Ok(())
     }
@@ -54,6 +58,17 @@ impl Part {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// SIGTERM: it gives back what it has and ends.
+    pub(super) fn drain(&mut self) {
+        self.signal(Signal::SIGTERM);
+        self.draining_since = Some(Instant::now());
+    }
+
+    /// True if it was asked to drain and has not ended since.
+    pub(super) fn is_draining(&mut self) -> bool {
+        self.draining_since.is_some() && self.is_alive()
     }
 
     /// Nothing happens to a part that is dead.

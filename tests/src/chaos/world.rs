@@ -281,7 +281,7 @@ impl World {
         match fault {
             Fault::KillWorker { place, .. } => self.workers[place].0.kill(),
             Fault::StopWorker { place, .. } => self.workers[place].0.signal(Signal::SIGSTOP),
-            Fault::DrainWorker { place, .. } => self.workers[place].0.signal(Signal::SIGTERM),
+            Fault::DrainWorker { place, .. } => self.workers[place].0.drain(),
             Fault::CutWorker { place, .. } => set(&self.workers[place].1, Line::Cut),
             Fault::SilenceWorker { place, .. } => set(&self.workers[place].1, Line::Silent),
             Fault::KillCoordinator { place, .. } => self.coordinators[place].0.kill(),
@@ -305,7 +305,7 @@ impl World {
             Fault::DrainWorker { place, .. } => {
                 let part = &mut self.workers[place].0;
                 // It was given its time; a worker that has not gone by now is restarted the hard way.
-                let gone = wait_for(Duration::from_secs(6), || Ok((!part.is_alive()).then_some(())));
+                let gone = wait_for(Duration::from_secs(6), || Ok((!part.is_draining()).then_some(())));
                 if gone.is_err() {
                     self.outcome.broken.push("a worker did not drain in time".to_owned());
                     part.kill();

@@ -35,7 +35,6 @@ impl World {
             }
             Fault::CutWorker { place, lasting } => {
                 self.workers[place].cut += 1;
-                self.tell_line(place);
                 lasting
             }
             Fault::SlowWorker { place, factor, lasting } => {
@@ -61,7 +60,6 @@ impl World {
             }
             Fault::ServerDown { lasting } => {
                 self.server_down += 1;
-                (0..self.workers.len()).for_each(|place| self.tell_line(place));
                 lasting
             }
             Fault::FullStream { results, lasting } => {
@@ -99,14 +97,12 @@ impl World {
             Fault::PauseWorker { place, .. } => self.workers[place].paused -= 1,
             Fault::CutWorker { place, .. } => {
                 self.workers[place].cut -= 1;
-                self.tell_line(place);
             }
             Fault::SlowWorker { place, .. } => self.workers[place].slowed = 1,
             Fault::PauseCoordinator { place, .. } => self.coordinators[place].paused -= 1,
             Fault::CutCoordinator { place, .. } => self.coordinators[place].cut -= 1,
             Fault::ServerDown { .. } => {
                 self.server_down -= 1;
-                (0..self.workers.len()).for_each(|place| self.tell_line(place));
             }
             Fault::FullStream { results, .. } => self.net.set_no_room(full_stream(results), false),
             Fault::LoseRequests { one_in, .. } => forget_one(&mut self.lose_requests, one_in),
@@ -118,14 +114,6 @@ impl World {
             | Fault::CrashCoordinator { .. }
             | Fault::SkewWorker { .. }
             | Fault::SkewCoordinator { .. } => {}
-        }
-    }
-
-    /// The worker's shell sees its connection go or come.
-    fn tell_line(&mut self, place: usize) {
-        let up = self.workers[place].cut == 0 && self.server_down == 0;
-        if let Some(life) = self.workers[place].life() {
-            self.at(1, Occurrence::WorkerEvents(life, vec![worker::Event::Bus { up }]));
         }
     }
 

@@ -58,6 +58,8 @@ pub(super) struct WorkerNode {
     engine: BTreeMap<SlotId, Generation>,
     /// Fractions of tokens that are due, in thousandths.
     due: u64,
+    /// What the core was told of the line.
+    line_up: bool,
     pub(super) paused: u32,
     pub(super) cut: u32,
     pub(super) slowed: u64,
@@ -73,6 +75,7 @@ impl WorkerNode {
             name: None,
             engine: BTreeMap::new(),
             due: 0,
+            line_up: true,
             paused: 0,
             cut: 0,
             slowed: 1,
@@ -115,6 +118,7 @@ impl World {
         let node = &mut self.workers[place];
         node.lives += 1;
         node.engine.clear();
+        node.line_up = true;
         let name: WorkerId =
             format!("w{place}-{}", node.lives).parse().expect("because w and digits make an id");
         node.name = Some(name.clone());
@@ -172,7 +176,13 @@ impl World {
             return;
         }
         self.at(TICK_MS, Occurrence::WorkerTick(life));
-        if self.workers[life.place].paused == 0 {
+        let node = &self.workers[life.place];
+        if node.paused == 0 {
+            // As the shell: it looks at its connection at each tick.
+            let up = node.cut == 0 && self.server_down == 0;
+            if up != std::mem::replace(&mut self.workers[life.place].line_up, up) {
+                self.worker_on(life, Event::Bus { up });
+            }
             self.worker_on(life, Event::Tick { host: HostFacts::default() });
         }
     }
