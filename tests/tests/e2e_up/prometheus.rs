@@ -4,11 +4,14 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use ternfleet_tests::program::{LocalFleet, wait_for};
 
+const DASHBOARDS: [&str; 4] = ["fleet", "batches", "engine", "reliability"];
 const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
 
 /// A query of a panel, and when it must have an answer.
@@ -38,7 +41,7 @@ fn every_panel_and_every_rule_has_an_answer_on_a_real_fleet() {
     let batch = submit.stdout.trim().to_owned();
 
     let mut unanswered: BTreeSet<Query> =
-        ["fleet", "batches", "engine", "reliability"].into_iter().flat_map(queries).collect();
+        DASHBOARDS.into_iter().flat_map(queries).collect();
     let all = unanswered.clone();
     assert!(all.len() > 80, "{} queries", all.len());
     let metrics = metrics_of_rules();
@@ -51,6 +54,7 @@ fn every_panel_and_every_rule_has_an_answer_on_a_real_fleet() {
     assert!(seen.is_ok(), "no data for {unanswered:#?} {unseen:?}");
 
     rules_are_loaded_and_healthy(&prometheus);
+    every_panel_can_be_drawn(&prometheus, &fleet.dir.join("pictures"));
 
     let cancelled = fleet.run(&["cancel", &batch]).unwrap();
     assert_eq!(cancelled.code, Some(0), "{cancelled:?}");
@@ -139,6 +143,20 @@ fn rules_are_loaded_and_healthy(prometheus: &str) {
         .filter_map(|rule| rule["name"].as_str())
         .collect();
     assert_eq!(raised, ["TernfleetNotFsynced"]);
+}
+
+/// By the script that draws the pictures in the documentation.
+fn every_panel_can_be_drawn(prometheus: &str, out: &Path) {
+    let script = format!("{}/../dashboards/draw.py", env!("CARGO_MANIFEST_DIR"));
+    let mut draw = Command::new("python3");
+    draw.args([&script, "--prometheus", prometheus, "--minutes", "1", "--out"]).arg(out);
+    let ended = draw.output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    for name in DASHBOARDS {
+        let picture = std::fs::read_to_string(out.join(format!("{name}.svg"))).unwrap();
+        assert!(picture.starts_with("<svg ") && picture.trim_end().ends_with("</svg>"), "{name}");
+        assert!(!picture.contains("no data") && !picture.contains("nan"), "{name} has an empty panel");
+    }
 }
 
 fn ask(prometheus: &str, query: &str) -> Value {
