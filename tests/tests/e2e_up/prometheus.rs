@@ -40,8 +40,7 @@ fn every_panel_and_every_rule_has_an_answer_on_a_real_fleet() {
     assert_eq!(submit.code, Some(0), "{submit:?}");
     let batch = submit.stdout.trim().to_owned();
 
-    let mut unanswered: BTreeSet<Query> =
-        DASHBOARDS.into_iter().flat_map(queries).collect();
+    let mut unanswered: BTreeSet<Query> = DASHBOARDS.into_iter().flat_map(queries).collect();
     let all = unanswered.clone();
     assert!(all.len() > 80, "{} queries", all.len());
     let metrics = metrics_of_rules();
@@ -133,7 +132,8 @@ fn rules_are_loaded_and_healthy(prometheus: &str) {
     for rule in &evaluated {
         let name = rule["name"].as_str().unwrap();
         if rule["type"] == "recording" {
-            assert!(has_data(&ask(prometheus, name)), "{name} records nothing");
+            let recorded = wait_for(ANSWERS_WITHIN, || Ok(has_data(&ask(prometheus, name)).then_some(())));
+            assert!(recorded.is_ok(), "{name} records nothing");
         }
     }
     // The local fleet's NATS does not sync before it answers, and nothing else is wrong with it.
