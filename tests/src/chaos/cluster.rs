@@ -50,9 +50,9 @@ impl Servers {
                  jetstream {{ store_dir: {store:?}, max_file_store: 10GB }}\n"
             );
             if count > 1 {
-                write!(
+                writeln!(
                     text,
-                    "cluster {{ name: chaos, listen: 127.0.0.1:{route}, no_advertise: true, routes: [{}] }}\n",
+                    "cluster {{ name: chaos, listen: 127.0.0.1:{route}, no_advertise: true, routes: [{}] }}",
                     routes.join(", ")
                 )?;
             }

@@ -349,8 +349,8 @@ impl World {
     /// A process that ended by itself (a coordinator whose first connection found nobody) is started again, as the
     /// supervisor of any deployment does it.
     fn raise_the_dead(&mut self) -> anyhow::Result<()> {
-        let parts = self.workers.iter_mut().chain(&mut self.coordinators);
-        parts.map(|(part, _)| part.start_if_ended()).collect()
+        let mut parts = self.workers.iter_mut().chain(&mut self.coordinators);
+        parts.try_for_each(|(part, _)| part.start_if_ended())
     }
 }
 

@@ -89,6 +89,7 @@ pub async fn latency(rate: u64, seconds: u64) -> anyhow::Result<()> {
                 stream: false,
             },
             deadline: TimeMs::now().plus(Duration::from_secs(60)),
+            traceparent: None,
         };
         asked.push((job, Instant::now()));
         let client = fleet.client.clone();

@@ -89,6 +89,7 @@ async fn answer_half(bus: &Arc<dyn Bus>, id: &BatchId, lines: u32) -> anyhow::Re
             usage: Usage { prompt_tokens: 5, completion_tokens: 16, ..Usage::default() },
             timing: Timing::default(),
             finished_at: TimeMs::now(),
+            traceparent: None,
             job,
         };
         let subject = table::result(&result.tenant, &result.job, &worker);
