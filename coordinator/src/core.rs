@@ -12,12 +12,14 @@ mod fair;
 mod feed;
 mod fleet;
 mod hand;
+mod lease;
 mod life;
 mod money;
 mod next;
 mod rate;
 mod record;
 mod settle;
+mod situation;
 mod spend;
 mod view;
 mod watch;
@@ -28,15 +30,16 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{BatchId, TimeMs, UsdMicro, WorkerId};
+use ternfleet_proto::{BatchId, TimeMs, WorkerId};
 
 pub use batch::{Batch, Cell, CellState};
 pub use event::{
-    Action, Answer, BatchSlot, Change, Content, Event, Fed, HandOut, JobRef, Lead, Outputs, Task, Trace,
-    Verdict, WorkerSlot,
+    Action, Answer, BatchSlot, Change, Content, Event, Fed, HandOut, JobRef, Lead, Lease, Outputs, Task,
+    Trace, Verdict, WorkerSlot,
 };
 pub use fleet::{Fleet, Liveness, Pod, Worker};
 pub use record::{BatchRecord, COMPLETION_WINDOW_MS, Ending, Ground, Totals, batch_id, creation_digest};
+pub use situation::Situation;
 pub use view::{Gauges, view_of};
 
 use crate::options::Quotas;
@@ -91,6 +94,8 @@ pub struct Counts {
     pub worker_faults: u64,
     pub dead_jobs: u64,
     pub lost_workers: u64,
+    /// Workers that were suddenly much slower than usual.
+    pub slowdowns: u64,
     pub quarantined_hosts: u64,
     pub last_host_suspect: u64,
     pub adopted_jobs: u64,
@@ -133,10 +138,10 @@ pub struct Core {
     accrued_at: TimeMs,
     swept_at: TimeMs,
     results_read_to: u64,
-    /// What pods cost that are gone: attributed and idle.
-    closed_bills: [UsdMicro; 2],
+    closed_bills: lease::ClosedBills,
     /// Tokens of a job as they turn out, prompt and output.
     mean_job_tokens: f64,
+    output_ratio: situation::OutputRatio,
     pub counts: Counts,
 }
 
@@ -162,8 +167,9 @@ impl Core {
             accrued_at: TimeMs(0),
             swept_at: TimeMs(0),
             results_read_to: 0,
-            closed_bills: [UsdMicro::ZERO; 2],
+            closed_bills: lease::ClosedBills::default(),
             mean_job_tokens: 128.0,
+            output_ratio: situation::OutputRatio::default(),
             counts: Counts::default(),
         }
     }
@@ -188,6 +194,9 @@ impl Core {
             Event::Change { batch, change } => self.change(now, batch, change, actions),
             Event::Notified { batch, outcome } => self.notified(&batch, outcome, actions),
             Event::JobCreated(job) => self.job_created(now, *job, actions),
+            Event::Leased(lease) => self.leased(now, *lease),
+            Event::LeaseEnding { pod } => self.lease_ending(now, &pod, actions),
+            Event::LeaseEnded { pod } => self.lease_ended(now, &pod, actions),
             Event::Tick => self.tick(now, actions),
             Event::Turn => self.turn(now, actions),
         }

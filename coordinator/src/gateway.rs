@@ -11,6 +11,7 @@ mod files;
 mod live;
 mod models;
 mod page;
+mod quotes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -144,6 +145,7 @@ impl Gateway {
             .route("/v1/batches/{id}/cancel", post(batches::cancel))
             .route("/v1/batches/{id}/results", get(batches::results))
             .route("/v1/batches/{id}/ternfleet", post(batches::set))
+            .route("/v1/quotes", post(quotes::create))
             .route("/v1/completions", post(completions::completion))
             .route("/v1/chat/completions", post(completions::chat))
             .route("/v1/models", get(models::list))

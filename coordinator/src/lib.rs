@@ -8,6 +8,7 @@ mod options;
 pub mod plan;
 pub mod quote;
 pub mod route;
+pub mod sample;
 pub mod scale;
 mod shell;
 pub mod simulate;

@@ -7,11 +7,14 @@
 
 mod tokens;
 
-use serde::Serialize;
+use std::collections::BTreeMap;
+
+use ternfleet_proto::message::Binds;
 use ternfleet_proto::{TimeMs, UsdMicro};
 
-use crate::plan::{Batch, ClassSet, Limit, Plan, PodClass, Problem, Step, Verdict, plan};
+use crate::plan::{Batch, ClassSet, Limit, Plan, PodClass, PodState, Problem, Step, Verdict, plan};
 
+pub use ternfleet_proto::message::{Alternative, PodsUsed, Quote};
 pub use tokens::{Estimate, Lengths, SampledLine, estimate};
 
 /// What the caller wants to know.
@@ -21,47 +24,6 @@ pub struct Request {
     pub deadline: Option<TimeMs>,
     pub budget: Option<UsdMicro>,
     pub classes: ClassSet,
-}
-
-/// Pods of one class that the batch would use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PodsUsed {
-    pub class: String,
-    pub pods: u32,
-    /// Of these, to be rented anew.
-    pub started: u32,
-    pub until_ms: TimeMs,
-}
-
-/// Another choice that the caller could make.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Alternative {
-    pub deadline_ms: Option<TimeMs>,
-    pub cost_usd_micro: UsdMicro,
-    pub finish_p95_ms: TimeMs,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Quote {
-    pub work_tokens: f64,
-    pub work_tokens_low: f64,
-    pub work_tokens_high: f64,
-    /// False when a limit stands in the way.
-    pub kept: bool,
-    /// `deadline`, `budget`, `capacity` or `fleet_limit`; none when nothing binds.
-    pub binds: Option<&'static str>,
-    /// In words, with what to do about it.
-    pub explanation: String,
-    pub cost_p50_usd_micro: UsdMicro,
-    pub cost_p95_usd_micro: UsdMicro,
-    pub finish_p50_ms: TimeMs,
-    pub finish_p95_ms: TimeMs,
-    pub bound_usd_micro: UsdMicro,
-    pub pods: Vec<PodsUsed>,
-    /// For less money, later.
-    pub cheaper: Option<Alternative>,
-    /// Sooner, for more money.
-    pub faster: Option<Alternative>,
 }
 
 /// Name of the asked batch within the plan: no accepted batch has it, since ids hold no space.
@@ -87,14 +49,14 @@ pub fn quote(problem: &Problem, class_names: &[String], request: &Request) -> Qu
         work_tokens_low: request.tokens.low(),
         work_tokens_high: request.tokens.high(),
         kept: limit.is_none(),
-        binds: limit.map(limit_name),
+        binds: limit.map(binds),
         explanation: explain(verdict, request, own.cost_p95_usd_micro),
         cost_p50_usd_micro: own.cost_usd_micro,
         cost_p95_usd_micro: own.cost_p95_usd_micro,
         finish_p50_ms: own.finish_p50,
         finish_p95_ms: own.finish_p95,
         bound_usd_micro: answer.bound_usd_micro,
-        pods: pods_by_class(&answer, class_names),
+        pods: pods_by_class(problem, &answer, class_names),
         cheaper: cheaper(problem, request, own.cost_usd_micro),
         faster: faster(problem, request, own.finish_p95),
     }
@@ -123,14 +85,20 @@ fn outcome(
     (after, own, others)
 }
 
+/// The nearest of some later deadlines that saves something worth a word; none at all at last.
 fn cheaper(problem: &Problem, request: &Request, cost: UsdMicro) -> Option<Alternative> {
-    request.deadline?;
-    let (_, own, others) = outcome(problem, request, None);
-    let saves = own.cost_usd_micro.0 as f64 <= cost.0 as f64 * (1.0 - WORTH);
-    (own.verdict == Verdict::Kept && others && saves).then_some(Alternative {
-        deadline_ms: None,
-        cost_usd_micro: own.cost_usd_micro,
-        finish_p95_ms: own.finish_p95,
+    let span_ms = request.deadline?.0.saturating_sub(problem.now.0);
+    let later =
+        |per_cent: u64| TimeMs(problem.now.0.saturating_add((span_ms / 100).saturating_mul(per_cent)));
+    let deadlines = [125, 150, 200, 300, 500, 1000].map(|per_cent| Some(later(per_cent)));
+    deadlines.into_iter().chain([None]).find_map(|deadline| {
+        let (_, own, others) = outcome(problem, request, deadline);
+        let saves = own.cost_usd_micro.0 as f64 <= cost.0 as f64 * (1.0 - WORTH);
+        (own.verdict == Verdict::Kept && others && saves).then_some(Alternative {
+            deadline_ms: deadline,
+            cost_usd_micro: own.cost_usd_micro,
+            finish_p95_ms: own.finish_p95,
+        })
     })
 }
 
@@ -149,34 +117,44 @@ fn faster(problem: &Problem, request: &Request, finish: TimeMs) -> Option<Altern
     })
 }
 
-fn pods_by_class(plan: &Plan, class_names: &[String]) -> Vec<PodsUsed> {
-    let mut used: Vec<(PodClass, PodsUsed)> = Vec::new();
+fn pods_by_class(problem: &Problem, plan: &Plan, class_names: &[String]) -> Vec<PodsUsed> {
+    let ready: BTreeMap<&str, TimeMs> =
+        problem.pods.iter().map(|pod| (pod.name.as_str(), ready_at(problem, pod))).collect();
+    let mut used: BTreeMap<PodClass, PodsUsed> = BTreeMap::new();
     for pod in plan.pods.iter().filter(|pod| pod.step != Step::GiveBack) {
-        let started = u32::from(pod.step == Step::Start);
-        match used.iter_mut().find(|(class, _)| *class == pod.class) {
-            Some((_, sum)) => {
-                sum.pods += 1;
-                sum.started += started;
-                sum.until_ms = sum.until_ms.max(pod.until);
-            }
-            None => {
-                let class = class_names.get(usize::from(pod.class.0)).cloned();
-                let class = class.unwrap_or_else(|| format!("class {}", pod.class.0));
-                used.push((pod.class, PodsUsed { class, pods: 1, started, until_ms: pod.until }));
-            }
-        }
+        let from = ready.get(pod.name.as_str()).copied().unwrap_or(problem.now);
+        let name = class_names.get(usize::from(pod.class.0)).cloned();
+        let sum = used.entry(pod.class).or_insert_with(|| PodsUsed {
+            class: name.unwrap_or_else(|| format!("class {}", pod.class.0)),
+            pods: 0,
+            started: 0,
+            from_ms: from,
+            until_ms: pod.until,
+        });
+        sum.pods += 1;
+        sum.started += u32::from(pod.step == Step::Start);
+        sum.from_ms = sum.from_ms.min(from);
+        sum.until_ms = sum.until_ms.max(pod.until);
     }
-    used.sort_unstable_by_key(|(class, _)| *class);
-    used.into_iter().map(|(_, sum)| sum).collect()
+    used.into_values().collect()
 }
 
-/// The word for a limit in JSON, metrics and refusals.
-pub fn limit_name(limit: Limit) -> &'static str {
+/// When a pod can begin to work.
+fn ready_at(problem: &Problem, pod: &crate::plan::Pod) -> TimeMs {
+    match pod.state {
+        PodState::Running => problem.now,
+        PodState::Booting { ready_at } => ready_at.max(problem.now),
+        PodState::Offered => problem.now.plus(std::time::Duration::from_secs_f64(pod.boot_s.max(0.0))),
+    }
+}
+
+/// The limit as callers are told of it.
+pub fn binds(limit: Limit) -> Binds {
     match limit {
-        Limit::Deadline => "deadline",
-        Limit::Budget => "budget",
-        Limit::Capacity => "capacity",
-        Limit::FleetLimit => "fleet_limit",
+        Limit::Deadline => Binds::Deadline,
+        Limit::Budget => Binds::Budget,
+        Limit::Capacity => Binds::Capacity,
+        Limit::FleetLimit => Binds::FleetLimit,
     }
 }
 

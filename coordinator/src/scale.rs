@@ -18,11 +18,11 @@ mod settings;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_proto::{TimeMs, UsdMicro, WorkerId};
 
 use crate::plan::{Batch, Plan};
 
-pub use choose::{dead_man_at, decide};
+pub use choose::{dead_man_at, decide, market};
 pub use settings::{Class, Refused, Settings};
 
 /// A pod that somebody decided to have. Written (by compare-and-set) before anything is ordered.
@@ -40,6 +40,8 @@ pub struct Intent {
     pub provider_id: Option<String>,
     /// It shall end, for this reason; kept until the provider lists it no more.
     pub ending: Option<Why>,
+    #[serde(default)]
+    pub ending_at: Option<TimeMs>,
 }
 
 /// Why a pod ends or an intent is closed.
@@ -75,13 +77,21 @@ pub struct SeenPod {
     pub data_center: Option<String>,
 }
 
-/// A pod as its workers' heartbeats show it, engines added up.
-#[derive(Debug, Clone, PartialEq)]
+/// A pod as its workers' heartbeats show it, engines added up. Of pods that nobody rented (a worker that somebody
+/// started by hand) this is all that is known.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct SeenWorker {
     pub pod: String,
+    pub class: String,
+    pub price_usd_micro_per_hour: UsdMicro,
     pub rate_mean_tok_s: f64,
     pub rate_sd_tok_s: f64,
     pub heard_at: TimeMs,
+    pub workers: Vec<WorkerId>,
+    /// Some of its workers take work now.
+    pub live: bool,
+    /// Since when none of its workers has had a job; `None` while one has.
+    pub idle_since: Option<TimeMs>,
 }
 
 /// The situation.
@@ -95,6 +105,8 @@ pub struct Seen {
     pub spent_today: UsdMicro,
     /// The provider said that there is no balance, or that the key is wrong: nothing is ordered.
     pub halted: bool,
+    /// Heartbeats cannot be heard at all: silence says nothing about a worker.
+    pub deaf: bool,
     /// The number of the next name.
     pub next_number: u64,
 }

@@ -8,9 +8,10 @@ mod api;
 mod books;
 mod dead;
 mod lease;
-mod lines;
+pub(crate) mod lines;
 mod notify;
 mod perform;
+mod quotes;
 mod reader;
 mod setup;
 mod spans;
@@ -141,6 +142,7 @@ async fn serve_once(
         metrics: Arc::clone(metrics),
         core,
         hands: None,
+        footing: Arc::new(quotes::Footing::default()),
         readers: BTreeMap::new(),
         tasks,
         unknown: BTreeSet::new(),
@@ -233,6 +235,7 @@ struct Service {
     metrics: Arc<Metrics>,
     core: Core,
     hands: Option<Hands>,
+    footing: Arc<quotes::Footing>,
     readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
     tasks: JoinSet<()>,
     /// Batches that answers name and nobody knows: single jobs of an earlier leader, mostly.
@@ -253,13 +256,13 @@ impl Service {
             }
             Input::Call(call) => {
                 if self.core.is_leading() {
-                    for event in self.api.call(now, call, &self.core) {
+                    for event in self.api.call(now, call, &self.core, &self.footing) {
                         self.core.on(now, event, actions);
                     }
                 }
             }
             Input::Surveyed { create, found, reply } => {
-                self.api.surveyed(now, *create, found, reply, &self.core);
+                self.api.surveyed(now, *create, found, reply, &self.core, &self.footing);
             }
             Input::Created { record, reply } => {
                 let id = record.id.clone();

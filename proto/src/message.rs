@@ -4,9 +4,13 @@
 mod api;
 mod event;
 mod fleet;
+mod quote;
+mod scale;
 mod work;
 
 pub use api::*;
 pub use event::*;
 pub use fleet::*;
+pub use quote::*;
+pub use scale::*;
 pub use work::*;

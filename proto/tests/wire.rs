@@ -188,6 +188,33 @@ fn view() -> BatchView {
         replicas: 1,
         reason: Some("spent".into()),
         webhook: None,
+        quote: None,
+    }
+}
+
+fn quote() -> Quote {
+    let other = Alternative { deadline_ms: None, cost_usd_micro: UsdMicro(1), finish_p95_ms: TimeMs(9) };
+    Quote {
+        work_tokens: 10.0,
+        work_tokens_low: 9.0,
+        work_tokens_high: 11.0,
+        kept: false,
+        binds: Some(Binds::Budget),
+        explanation: "too dear".into(),
+        cost_p50_usd_micro: UsdMicro(1),
+        cost_p95_usd_micro: UsdMicro(2),
+        finish_p50_ms: TimeMs(3),
+        finish_p95_ms: TimeMs(4),
+        bound_usd_micro: UsdMicro(1),
+        pods: vec![PodsUsed {
+            class: "c".into(),
+            pods: 2,
+            started: 1,
+            from_ms: TimeMs(1),
+            until_ms: TimeMs(3),
+        }],
+        cheaper: Some(other),
+        faster: None,
     }
 }
 
@@ -246,7 +273,31 @@ macro_rules! every_message {
             options: BatchOptions::default(),
             metadata: Default::default(),
             traceparent: None,
+            work: Some(WorkSample {
+                lines: 10,
+                sample: vec![LineSize { prompt_tokens: 7, max_tokens: Some(9) }],
+            }),
         });
+        with!(QuoteAsk {
+            tenant: tenant(),
+            work: WorkSample::default(),
+            deadline: Some(TimeMs(4)),
+            budget_usd_micro: Some(UsdMicro(5)),
+            classes: vec!["rtx4090".into()],
+        });
+        with!(quote());
+        with!(Promise {
+            quoted_at: TimeMs(1),
+            work_tokens: 10.0,
+            work_tokens_sd: 1.0,
+            cost_p50_usd_micro: UsdMicro(1),
+            cost_p95_usd_micro: UsdMicro(2),
+            finish_p50_ms: TimeMs(3),
+            finish_p95_ms: TimeMs(4),
+            binds: Some(Binds::FleetLimit),
+        });
+        with!(CountAsk { prompts: vec![Prompt::Text("Es war einmal".into())] });
+        with!(ScaleDials { pods_max: Some(2), classes: Some(vec!["a".into()]), ..ScaleDials::default() });
         with!(BatchList { tenant: tenant(), after: Some(batch_id()), limit: 20 });
         with!(BatchRef { tenant: tenant(), id: batch_id() });
         with!(BatchSet {

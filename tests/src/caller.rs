@@ -63,6 +63,7 @@ impl Client {
             options,
             metadata: Default::default(),
             traceparent: None,
+            work: None,
         }
     }
 

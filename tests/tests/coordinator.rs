@@ -12,10 +12,14 @@ use std::sync::Arc;
 
 use ternfleet_coordinator::Options;
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, RefusalCode};
+use ternfleet_proto::message::{
+    BatchCreate, BatchOptions, BatchState, BatchView, Binds, LineSize, PodView, Quote, QuoteAsk, RefusalCode,
+    WorkSample,
+};
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_tests::caller::{Client, prompts};
 use ternfleet_tests::instant::{InstantWorker, Manner};
+use ternfleet_proto::{TimeMs, UsdMicro};
 use ternfleet_tests::server::NatsServer;
 use tokio_util::sync::CancellationToken;
 
@@ -223,5 +227,59 @@ async fn jobs_of_a_worker_that_died_go_to_another() {
     let view = client.wait_end(&view.id).await;
     assert_eq!((view.state, view.completed, view.failed), (BatchState::Completed, 200, 0));
     check_outputs(&client, &view, 200, 0).await;
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_quoted_and_one_that_cannot_be_kept_is_refused_unless_it_is_wanted_anyway() {
+    let server = NatsServer::start().unwrap();
+    let coordinator = Coordinator::start(server.bus().await.unwrap());
+    let manner = Manner { rate_tok_s: 1_000.0, price: UsdMicro(3_600_000), ..Manner::default() };
+    let worker = InstantWorker::start(server.bus().await.unwrap(), "one", manner).await;
+    let client = Client::new(server.bus().await.unwrap());
+    client.upload("in", prompts(100)).await;
+    while client.ask::<Vec<PodView>>(ApiVerb::Pods, &()).await.unwrap().is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+
+    // 100 lines of 1,000 tokens at 1,000 tok/s and $3.60/h: 100 s and $0.10, as far as anybody can know.
+    let size = LineSize { prompt_tokens: 0, max_tokens: Some(1_000) };
+    let work = WorkSample { lines: 100, sample: vec![size; 100] };
+    let now = TimeMs::now();
+    let mut ask = QuoteAsk {
+        tenant: client.tenant.clone(),
+        work: work.clone(),
+        deadline: None,
+        budget_usd_micro: None,
+        classes: Vec::new(),
+    };
+    let quote: Quote = client.ask(ApiVerb::Quote, &ask).await.unwrap();
+    assert!(quote.kept, "{quote:?}");
+    assert!((90_000..110_000).contains(&quote.cost_p50_usd_micro.0), "{quote:?}");
+    assert!((90..110).contains(&quote.finish_p50_ms.since(now).as_secs()), "{quote:?}");
+    assert_eq!(quote.pods.iter().map(|used| (used.pods, used.started)).collect::<Vec<_>>(), [(1, 0)]);
+
+    ask.budget_usd_micro = Some(UsdMicro(50_000));
+    let quote: Quote = client.ask(ApiVerb::Quote, &ask).await.unwrap();
+    assert_eq!((quote.kept, quote.binds), (false, Some(Binds::Budget)), "{quote:?}");
+    ask.classes = vec!["b200".to_owned()];
+    assert_eq!(client.ask::<Quote>(ApiVerb::Quote, &ask).await.unwrap_err().code, RefusalCode::Invalid);
+
+    let due = BatchOptions {
+        deadline: Some(now.plus(std::time::Duration::from_secs(30))),
+        ..BatchOptions::default()
+    };
+    let create = BatchCreate { work: Some(work), ..client.creation("in", due.clone()) };
+    let refused = client.ask::<BatchView>(ApiVerb::BatchCreate, &create).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::Unaffordable, "{refused:?}");
+    assert!(refused.message.contains("too slow for the deadline"), "{}", refused.message);
+
+    let anyway = BatchOptions { accept_at_risk: true, ..due };
+    let create = BatchCreate { options: anyway, ..create };
+    let view: BatchView = client.ask(ApiVerb::BatchCreate, &create).await.unwrap();
+    assert_eq!(view.quote.unwrap().binds, Some(Binds::Capacity));
+    let ended = client.wait_end(&view.id).await;
+    assert!(ended.quote.is_some(), "the quote stands beside the bill at the end");
+    drop(worker);
     coordinator.stop().await;
 }

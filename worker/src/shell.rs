@@ -3,6 +3,7 @@
 //! One loop owns the core. Operations on the bus run as tasks of their own and come back as events; what must stay in
 //! order (heartbeats, token streams) goes through one sender. The engine has its own thread.
 
+mod count;
 mod dead_man;
 mod generations;
 mod perform;
@@ -72,6 +73,12 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
     let (preparations, prepared) = mpsc::unbounded_channel();
     let language = Arc::new(model.language);
     let kitchen = Kitchen { language: language.clone(), context: model.context, done: preparations };
+    let counting = subscribe(&bus, &table::count(&identity.worker)).await?;
+    let _counting = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(count::serve(
+        bus.clone(),
+        counting,
+        language.clone(),
+    )));
     let performer = Performer::new(bus.clone(), identity.worker.clone(), events, kitchen);
     let silence_max = (options.dead_man_ms > 0).then(|| Duration::from_millis(options.dead_man_ms));
     let shell = Shell {

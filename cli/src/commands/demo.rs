@@ -94,6 +94,7 @@ impl Demo {
         let connection = Connection { nats: addresses.nats, tenant: TenantId::default_tenant() };
         let results = self.dir.join("results.jsonl");
         let submit = Submit {
+            anyway: false,
             file: prompts.to_owned(),
             out: Some(Target::File(results.clone())),
             detach: false,

@@ -11,7 +11,7 @@ use ternfleet_proto::{BatchId, TimeMs, openai};
 use crate::args::Connection;
 use crate::client::{Fleet, Patience};
 use crate::output::{say, say_json};
-use crate::progress::describe;
+use crate::progress::{clock, describe};
 use crate::report::printable;
 use crate::stop;
 
@@ -51,6 +51,7 @@ pub(crate) fn page(batch: &BatchView) -> String {
         batch.prompt_tokens, batch.completion_tokens, batch.wasted_tokens
     ));
     lines.push(format!("  cost      {}", batch.cost_usd_micro));
+    lines.extend(quoted(batch));
     lines.push(format!("  kept      {}", durability(batch)));
     if let Some(webhook) = &batch.webhook {
         let state = match webhook {
@@ -65,6 +66,30 @@ pub(crate) fn page(batch: &BatchView) -> String {
         lines.push(format!("  reason    {}", printable(reason)));
     }
     lines.join("\n")
+}
+
+/// What was quoted, beside what has come of it.
+fn quoted(batch: &BatchView) -> Option<String> {
+    let quote = batch.quote.as_ref()?;
+    let span = |at: TimeMs| match at.since(batch.created_at) {
+        never if never.as_secs() > 10 * 365 * 86_400 => "never".to_owned(),
+        span => clock(span),
+    };
+    let mut line = format!(
+        "  quoted    {} (up to {}), done after {} (by {} with 95 %)",
+        quote.cost_p50_usd_micro,
+        quote.cost_p95_usd_micro,
+        span(quote.finish_p50_ms),
+        span(quote.finish_p95_ms)
+    );
+    if let Some(binds) = quote.binds {
+        line += &format!(", at risk: {}", binds.as_str());
+    }
+    if let Some(ended) = batch.ended_at {
+        let ratio = batch.cost_usd_micro.0 as f64 / quote.cost_p50_usd_micro.0.max(1) as f64;
+        line += &format!("; came to {} ({ratio:.2} x) after {}", batch.cost_usd_micro, span(ended));
+    }
+    Some(line)
 }
 
 /// What "accepted" rests on, in words.

@@ -27,6 +27,8 @@ use crate::{exit, follow, span, stop};
 
 /// The environment variable in which programs that trace hand on their context.
 const TRACEPARENT: &str = "TRACEPARENT";
+/// Lines whose prompts are counted for the quote that a batch is accepted with.
+const QUOTE_SAMPLE: usize = 200;
 
 #[derive(Debug, Args)]
 #[command(
@@ -51,6 +53,9 @@ pub(crate) struct Submit {
     /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     pub(crate) deadline: Option<Duration>,
+    /// Accept it even if its quote says that deadline or budget cannot be kept
+    #[arg(long)]
+    pub(crate) anyway: bool,
     /// From -10 (last) to 10 (first)
     #[arg(long, value_name = "P", default_value_t = 0, allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(i8).range(-10..=10))]
@@ -176,10 +181,12 @@ impl Submit {
                 priority: self.priority,
                 webhook_url: self.webhook.clone(),
                 webhook_secret: self.webhook_secret()?,
+                accept_at_risk: self.anyway,
                 ..BatchOptions::default()
             },
             traceparent: TraceContext::of(std::env::var(TRACEPARENT).ok().as_deref()).map(|c| c.to_string()),
             metadata: self.metadata.clone(),
+            work: Some(super::quote::read(file, QUOTE_SAMPLE).await?.counted_by_fleet(&*fleet.bus).await),
         };
         fleet
             .ask(ApiVerb::BatchCreate, &question, Patience::Endless)

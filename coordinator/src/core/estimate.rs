@@ -20,6 +20,11 @@ fn prompt_bytes(prompt: &Prompt) -> u64 {
     }
 }
 
+/// Tokens of a prompt, reckoned from its bytes.
+pub fn prompt_tokens(prompt: &Prompt) -> u32 {
+    u32::try_from(tokens_of_bytes(prompt_bytes(prompt))).unwrap_or(u32::MAX)
+}
+
 /// Prompt and expected output, in tokens.
 pub fn tokens(generation: &Generation) -> u32 {
     let prompt = tokens_of_bytes(prompt_bytes(&generation.prompt));

@@ -210,10 +210,30 @@ pub enum Event {
         outcome: Result<(), String>,
     },
     JobCreated(Box<JobCreate>),
+    /// A pod is rented: it is paid for from `since` on, whether a worker is heard of or not. May be repeated.
+    Leased(Box<Lease>),
+    /// Nothing new is to be begun there: what it costs from now on is the price of giving it back.
+    LeaseEnding {
+        pod: String,
+    },
+    /// The provider bills it no longer.
+    LeaseEnded {
+        pod: String,
+    },
     /// Time has passed. The shell sends one every 200 ms.
     Tick,
     /// All events at hand are in: hand out what can be handed out.
     Turn,
+}
+
+/// The terms of a rented pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    pub pod: String,
+    pub class: String,
+    pub price_usd_micro_per_hour: UsdMicro,
+    /// From when on it is billed here: its creation, or the moment up to which an earlier leader has billed it.
+    pub since: TimeMs,
 }
 
 /// A job to be put into a worker's queue.

@@ -62,6 +62,16 @@ impl Worker {
     }
 }
 
+/// Where a rented pod stands, for its bill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeasePhase {
+    /// No worker has been heard of yet.
+    Boot,
+    Work,
+    /// It has been told to end.
+    Drain,
+}
+
 /// A paid machine, on which one or more workers run.
 #[derive(Debug)]
 pub struct Pod {
@@ -70,9 +80,22 @@ pub struct Pod {
     pub class: String,
     /// Busy milliseconds and whether anything ran, since the last accrual.
     pub busy_ms: u64,
+    /// When its bill began here.
+    pub begun_at: TimeMs,
+    /// When one of its workers last had a job, or the pod came.
+    pub active_at: TimeMs,
     pub audited_at: TimeMs,
+    /// Rented by the scaler; `None` for a pod that somebody else pays for.
+    pub lease: Option<LeasePhase>,
     /// Cost since the last audit event.
     pub unaudited: super::money::Share,
+}
+
+impl Pod {
+    /// Nobody pays for it any more.
+    pub fn is_gone(&self) -> bool {
+        self.workers.is_empty() && self.lease.is_none()
+    }
 }
 
 /// A machine, for poison and quarantine.
@@ -153,10 +176,17 @@ impl Fleet {
             workers: BTreeSet::new(),
             class: beat.pod_class.clone(),
             busy_ms: 0,
+            active_at: now,
+            begun_at: now,
+            lease: None,
             audited_at: now,
             unaudited: super::money::Share { from: now, to: now, ..Default::default() },
         });
         pod.workers.insert(slot);
+        if pod.lease == Some(LeasePhase::Boot) {
+            pod.lease = Some(LeasePhase::Work);
+            pod.active_at = now;
+        }
     }
 
     pub fn remove(&mut self, slot: WorkerSlot) -> Option<Worker> {

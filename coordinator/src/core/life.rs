@@ -194,6 +194,7 @@ impl Core {
             output_object: None,
             error_object: None,
             totals: Totals::default(),
+            quote: None,
             single: true,
             leader: Default::default(),
             traceparent: job.traceparent,

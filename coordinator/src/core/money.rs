@@ -16,7 +16,12 @@ pub struct Bill {
     remainder: i128,
     pub billed: UsdMicro,
     pub attributed: UsdMicro,
+    /// Everything that no batch pays for: boot and drain included.
     pub idle: UsdMicro,
+    /// Of `idle`, before the first worker was heard of.
+    pub boot: UsdMicro,
+    /// Of `idle`, after the pod was told to end.
+    pub drain: UsdMicro,
     /// Tokens made since the last accrual, by batch.
     tokens: Vec<(BatchSlot, u64)>,
 }
@@ -45,6 +50,8 @@ impl Bill {
             billed: UsdMicro::ZERO,
             attributed: UsdMicro::ZERO,
             idle: UsdMicro::ZERO,
+            boot: UsdMicro::ZERO,
+            drain: UsdMicro::ZERO,
             tokens: Vec::new(),
         }
     }
@@ -56,6 +63,14 @@ impl Bill {
     /// The price from now on; the caller accrues first.
     pub fn set_price(&mut self, price_usd_micro_per_hour: UsdMicro) {
         self.price_usd_micro_per_hour = UsdMicro(price_usd_micro_per_hour.0.max(0));
+    }
+
+    /// The pod was paid for before it was known here: the time from `since` on was its boot.
+    pub fn backdate(&mut self, since: TimeMs, begun: TimeMs) {
+        let cost = self.price_usd_micro_per_hour.over(begun.since(since));
+        self.billed += cost;
+        self.idle += cost;
+        self.boot += cost;
     }
 
     /// The pod made tokens for this batch.

@@ -2,7 +2,7 @@
 //! from RESULTS.
 
 use serde::{Deserialize, Serialize};
-use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchState, Durability, WebhookState};
+use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchState, Durability, Promise, WebhookState};
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::{BatchId, LeaderRevision, TenantId, TimeMs, UsdMicro};
 
@@ -63,6 +63,9 @@ pub struct BatchRecord {
     pub error_object: Option<String>,
     #[serde(default)]
     pub totals: Totals,
+    /// What was quoted when it was accepted.
+    #[serde(default)]
+    pub quote: Option<Promise>,
     /// One job that somebody waits for; it has no input object and no output files.
     #[serde(default)]
     pub single: bool,
@@ -134,6 +137,7 @@ impl BatchRecord {
             output_object: None,
             error_object: None,
             totals: Totals::default(),
+            quote: None,
             single: false,
             leader: LeaderRevision::default(),
             traceparent: create.traceparent.clone(),

@@ -80,6 +80,7 @@ impl Core {
         self.counts.completion_tokens += u64::from(answer.completion_tokens);
         self.counts.wasted_repeated_tokens += u64::from(answer.repeated_tokens);
         self.learn_length(answer);
+        self.learn_output(job, answer);
         self.land(now, job, Some(answer), actions);
         if single {
             actions.push(Action::Announce { key: answer.job.clone(), sequence });

@@ -8,6 +8,7 @@ use ternfleet_proto::{TimeMs, UsdMicro};
 
 use super::Core;
 use super::event::Action;
+use super::fleet::LeasePhase;
 use super::money::Share;
 
 /// The audit log gets each pod's spending this often: what a coordinator that is killed has not written is lost to
@@ -28,6 +29,11 @@ impl Core {
         for name in names {
             let batches = &mut self.batches;
             let Some(pod) = self.fleet.pods.get_mut(&name) else { continue };
+            let working =
+                |slot| self.fleet.workers.get(slot).is_some_and(|worker| !worker.flights.is_empty());
+            if pod.workers.iter().any(working) {
+                pod.active_at = now;
+            }
             let busy_ms = std::mem::take(&mut pod.busy_ms);
             let engines = pod.workers.len().max(1) as u64;
             // A worker that does not say how long it was busy was busy if it made anything.
@@ -36,6 +42,11 @@ impl Core {
             let share = pod.bill.accrue(now, busy_ratio, |slot| {
                 batches.get(&slot).map_or(UsdMicro::ZERO, |batch| batch.budget_left())
             });
+            match pod.lease {
+                Some(LeasePhase::Boot) => pod.bill.boot += share.idle,
+                Some(LeasePhase::Drain) => pod.bill.drain += share.idle,
+                Some(LeasePhase::Work) | None => {}
+            }
             if !leading {
                 continue;
             }
@@ -45,7 +56,7 @@ impl Core {
                 }
             }
             add(&mut pod.unaudited, &share);
-            let gone = pod.workers.is_empty();
+            let gone = pod.is_gone();
             if (gone || now.since(pod.audited_at) >= audit_every) && pod.unaudited.total() != UsdMicro::ZERO {
                 let spent =
                     std::mem::replace(&mut pod.unaudited, Share { from: now, to: now, ..Share::default() });
@@ -65,18 +76,17 @@ impl Core {
             self.act(actions, Action::Record(record));
         }
         let before = self.fleet.pods.len();
-        for pod in self.fleet.pods.values().filter(|pod| pod.workers.is_empty()) {
-            self.closed_bills[0] += pod.bill.attributed;
-            self.closed_bills[1] += pod.bill.idle;
+        for pod in self.fleet.pods.values().filter(|pod| pod.is_gone()) {
+            self.closed_bills.add(pod);
         }
-        self.fleet.pods.retain(|_, pod| !pod.workers.is_empty());
+        self.fleet.pods.retain(|_, pod| !pod.is_gone());
         if before != self.fleet.pods.len() {
             self.work_changed = true;
         }
         self.check_money();
     }
 
-    fn spent_event(&self, pod: &str, share: Share) -> EventKind {
+    pub(super) fn spent_event(&self, pod: &str, share: Share) -> EventKind {
         EventKind::Spent {
             pod: pod.to_owned(),
             from: share.from,
@@ -98,7 +108,8 @@ impl Core {
             }
         }
         for pod in self.fleet.pods.values() {
-            if pod.bill.attributed + pod.bill.idle != pod.bill.billed {
+            let bill = &pod.bill;
+            if bill.attributed + bill.idle != bill.billed || bill.boot + bill.drain > bill.idle {
                 self.counts.violations[3] += 1;
             }
         }

@@ -284,6 +284,7 @@ fn a_tenant_over_its_quota_is_told_when_to_come_back() {
         options: BatchOptions::default(),
         metadata: Default::default(),
         traceparent: None,
+        work: None,
     };
     assert_eq!(world.core.admit(&create, 1000, record.durability), Ok(()));
     let refused = world.core.admit(&create, u64::MAX / 8, record.durability).unwrap_err();

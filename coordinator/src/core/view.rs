@@ -35,6 +35,8 @@ pub struct Gauges {
     /// Of `idle`: before a rented pod's first worker was heard of, and after the pod was told to end.
     pub boot: UsdMicro,
     pub drain: UsdMicro,
+    /// Workers that are much slower than they used to be.
+    pub workers_slow: u64,
     pub hosts_quarantined: u64,
     pub results_read_to: u64,
 }
@@ -123,6 +125,7 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         replicas: record.replicas,
         reason: record.reason.clone(),
         webhook: record.webhook.clone(),
+        quote: record.quote.clone(),
     }
 }
 
@@ -187,9 +190,11 @@ impl Core {
             batches_active: self.active.len() as u64,
             text_bytes: self.text_bytes,
             results_read_to: self.results_read_to,
-            billed: self.closed_bills[0] + self.closed_bills[1],
-            attributed: self.closed_bills[0],
-            idle: self.closed_bills[1],
+            billed: self.closed_bills.attributed + self.closed_bills.idle,
+            attributed: self.closed_bills.attributed,
+            idle: self.closed_bills.idle,
+            boot: self.closed_bills.boot,
+            drain: self.closed_bills.drain,
             ..Gauges::default()
         };
         for slot in &self.active {
@@ -211,6 +216,7 @@ impl Core {
                 gauges.slots += u64::from(worker.beat.slots);
                 gauges.slots_in_use += u64::from(worker.beat.slots_in_use);
                 gauges.fleet_rate_tok_s += worker.rate.mean_tok_s();
+                gauges.workers_slow += u64::from(worker.rate.is_slow());
             }
         }
         for pod in self.fleet.pods.values() {
@@ -223,6 +229,8 @@ impl Core {
             gauges.billed += pod.bill.billed;
             gauges.attributed += pod.bill.attributed;
             gauges.idle += pod.bill.idle;
+            gauges.boot += pod.bill.boot;
+            gauges.drain += pod.bill.drain;
         }
         gauges.fleet_usd_micro_per_million =
             usd_micro_per_million_tokens(gauges.fleet_usd_micro_per_hour, gauges.fleet_rate_tok_s);

@@ -11,6 +11,7 @@ use super::fleet::{LOST_AFTER, Liveness, QUIET_AFTER, RETIRED_AFTER, Worker};
 use super::hand::Snapshot;
 use super::next::{Next, cost_of, next_job};
 use super::record::Ending;
+use super::situation::weight;
 use super::{Core, EPOCH_TERM_SHIFT};
 
 /// A worker with jobs in its queue that runs nothing for this long has lost them or hangs.
@@ -67,7 +68,12 @@ impl Core {
         let prefilled = after.prefill_tokens.saturating_sub(before.prefill_tokens);
         let busy_ms = after.busy_ms.saturating_sub(before.busy_ms);
         let reprefilled = after.reprefilled_tokens.saturating_sub(before.reprefilled_tokens);
-        worker.rate.measure(decoded + prefilled, Duration::from_millis(busy_ms));
+        // Speed is counted in generated tokens; a prompt token counts by the time it takes.
+        let prompt_weight = weight(beat.decode_tok_s, beat.prefill_tok_s).unwrap_or(1.0);
+        let made = decoded + (prefilled as f64 * prompt_weight).round() as u64;
+        if worker.rate.measure(made, Duration::from_millis(busy_ms)) {
+            self.counts.slowdowns += 1;
+        }
         let was_taking = worker.takes_work();
         worker.seen_at = now;
         let came_back = worker.liveness == Liveness::Lost;

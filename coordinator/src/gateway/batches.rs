@@ -49,6 +49,8 @@ struct OwnFields {
     durability: Option<Durability>,
     webhook_url: Option<String>,
     webhook_secret: Option<String>,
+    /// Accept it even if its quote says that deadline or budget cannot be kept.
+    accept_at_risk: bool,
 }
 
 /// `24h`, `90m`, `3600s`, `2d`: between a minute and 7 days (checkpoints are kept for 8).
@@ -89,6 +91,11 @@ pub(super) async fn create(
     }
     let key = headers.get("idempotency-key").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let own = body.ternfleet;
+    // Only a promise needs a quote: without deadline and budget there is nothing to refuse.
+    let work = match own.deadline.is_some() || own.budget_usd_micro.is_some() {
+        true => Some(super::quotes::work(&gateway, &tenant, &input).await?),
+        false => None,
+    };
     let request = BatchCreate {
         tenant,
         idempotency_key: key.unwrap_or_else(|| random_id("http-")),
@@ -103,9 +110,11 @@ pub(super) async fn create(
             durability: own.durability,
             webhook_url: own.webhook_url,
             webhook_secret: own.webhook_secret,
+            accept_at_risk: own.accept_at_risk,
         },
         metadata: body.metadata.unwrap_or_default(),
         traceparent: super::traceparent(&headers),
+        work,
     };
     let view: BatchView = gateway.ask(ApiVerb::BatchCreate, &request).await?;
     Ok(Json(batch_object(&view)))

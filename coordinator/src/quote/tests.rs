@@ -65,9 +65,9 @@ fn the_next_cheaper_and_the_next_faster_choice_are_told() {
 fn what_cannot_be_kept_is_refused_with_the_limit_that_binds() {
     let (problem, names) = market();
     for (request, binds) in [
-        (request(160_000.0, Some(1.0), Some(0.20)), "budget"),
-        (request(5_000_000.0, Some(1.0), None), "capacity"),
-        (request(1_000.0, Some(0.01), None), "deadline"),
+        (request(160_000.0, Some(1.0), Some(0.20)), Binds::Budget),
+        (request(5_000_000.0, Some(1.0), None), Binds::Capacity),
+        (request(1_000.0, Some(0.01), None), Binds::Deadline),
     ] {
         let quote = quote(&problem, &names, &request);
         assert_eq!((quote.kept, quote.binds), (false, Some(binds)), "{}", quote.explanation);
@@ -99,7 +99,7 @@ fn a_batch_that_would_break_an_earlier_promise_is_refused() {
     });
     assert!(plan(&problem, None).all_kept());
     let quote = quote(&problem, &names, &request(150_000.0, Some(0.9), None));
-    assert_eq!((quote.kept, quote.binds), (false, Some("capacity")), "{quote:?}");
+    assert_eq!((quote.kept, quote.binds), (false, Some(Binds::Capacity)), "{quote:?}");
 }
 
 #[test]

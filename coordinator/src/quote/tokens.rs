@@ -1,17 +1,10 @@
 //! How many tokens a file will take: counted on a sample of its lines, with an interval; output lengths from the
 //! limits and from what has been seen.
 
-/// One line of the sample.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SampledLine {
-    /// Counted with the model's own tokenizer.
-    pub prompt_tokens: u32,
-    /// The line's limit; `None` lets the context decide.
-    pub max_tokens: Option<u32>,
-}
+pub use ternfleet_proto::message::LineSize as SampledLine;
 
 /// What is known of outputs.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Lengths {
     /// Mean and standard deviation of output ÷ limit over finished jobs; `None` before any was seen.
     pub seen_ratio: Option<(f64, f64)>,

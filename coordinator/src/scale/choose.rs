@@ -4,8 +4,37 @@ use std::time::Duration;
 
 use ternfleet_proto::{TimeMs, UsdMicro};
 
-use super::{Act, Class, Decision, Intent, Intents, Seen, SeenPod, Settings, Why};
+use super::{Act, Class, Decision, Intent, Intents, Seen, SeenPod, SeenWorker, Settings, Why};
 use crate::plan::{Care, Limits, Plan, Pod, PodClass, PodState, Problem, Step, plan};
+
+/// What a loss costs in time until the work goes on elsewhere.
+const RESTART_S: f64 = 30.0;
+/// A pod's slots checkpoint every 32 tokens each.
+const CHECKPOINT_TOKENS: u32 = 512;
+
+/// The planner's problem as it stands, with the names of its classes by number: what a quote is made from.
+pub fn market(settings: &Settings, intents: &Intents, seen: &Seen) -> (Problem, Vec<String>) {
+    let standing = |intent| Some((intent, stand(settings, intent, seen, &mut Vec::new())?));
+    let alive: Vec<(&Intent, Standing)> = intents.values().filter_map(standing).collect();
+    let offers = offers(settings, &alive, seen);
+    (problem(settings, &alive, &offers, seen), class_names(settings, seen))
+}
+
+/// Workers on pods that are not ours to rent or to give back.
+fn fixed<'a>(settings: &'a Settings, seen: &'a Seen) -> impl Iterator<Item = &'a SeenWorker> {
+    seen.workers.iter().filter(|worker| worker.live && !settings.is_ours(&worker.pod))
+}
+
+/// The configured classes, then those that only workers name.
+fn class_names(settings: &Settings, seen: &Seen) -> Vec<String> {
+    let mut names: Vec<String> = settings.classes.iter().map(|class| class.name.clone()).collect();
+    for worker in fixed(settings, seen) {
+        if !names.contains(&worker.class) {
+            names.push(worker.class.clone());
+        }
+    }
+    names
+}
 
 /// Decides what to do now.
 pub fn decide(settings: &Settings, intents: &Intents, seen: &Seen, previous: Option<&Plan>) -> Decision {
@@ -87,6 +116,7 @@ fn stand(settings: &Settings, intent: &Intent, seen: &Seen, acts: &mut Vec<Act>)
         return None;
     }
     match worker {
+        _ if seen.deaf => {}
         None if age_s > settings.ready_limit_s && id.is_some() => {
             end(Why::NeverReady);
             return None;
@@ -205,6 +235,7 @@ fn offers<'a>(settings: &'a Settings, alive: &[(&Intent, Standing)], seen: &Seen
                 written_at: seen.now,
                 provider_id: None,
                 ending: None,
+                ending_at: None,
             };
             offers.push(Candidate { class, intent });
             number += 1;
@@ -219,8 +250,8 @@ fn problem(
     offers: &[Candidate<'_>],
     seen: &Seen,
 ) -> Problem {
-    let index =
-        |name: &str| settings.classes.iter().position(|class| class.name == name).unwrap_or(63).min(63) as u8;
+    let names = class_names(settings, seen);
+    let index = |name: &str| names.iter().position(|known| known == name).unwrap_or(63).min(63) as u8;
     let pod = |intent: &Intent, state: PodState, mean: f64, sd: f64| {
         let class = settings.class(&intent.class);
         Pod {
@@ -231,8 +262,8 @@ fn problem(
             price_usd_micro_per_hour: intent.price_usd_micro_per_hour,
             boot_s: class.map_or(0.0, |class| class.boot_s),
             loss_per_hour: class.map_or(0.0, |class| class.loss_per_hour),
-            restart_s: 30.0,
-            checkpoint_tokens: 512,
+            restart_s: RESTART_S,
+            checkpoint_tokens: CHECKPOINT_TOKENS,
             state,
         }
     };
@@ -240,14 +271,31 @@ fn problem(
     let new = offers.iter().map(|offer| {
         pod(&offer.intent, PodState::Offered, offer.class.rate_tok_s, offer.class.rate_sd_tok_s)
     });
+    let fixed: Vec<Pod> = fixed(settings, seen)
+        .map(|worker| Pod {
+            name: worker.pod.clone(),
+            class: PodClass(index(&worker.class)),
+            rate_mean_tok_s: worker.rate_mean_tok_s,
+            rate_sd_tok_s: worker.rate_sd_tok_s,
+            price_usd_micro_per_hour: worker.price_usd_micro_per_hour,
+            boot_s: 0.0,
+            loss_per_hour: 0.0,
+            restart_s: RESTART_S,
+            checkpoint_tokens: CHECKPOINT_TOKENS,
+            state: PodState::Running,
+        })
+        .collect();
+    // The fleet's limits bind what is rented; what stands here anyway comes on top.
+    let fixed_price: UsdMicro = fixed.iter().map(|pod| pod.price_usd_micro_per_hour).sum();
+    let fixed_count = fixed.len();
     Problem {
         now: seen.now,
-        pods: held.chain(new).collect(),
+        pods: held.chain(new).chain(fixed).collect(),
         batches: seen.batches.clone(),
         limits: Limits {
-            usd_micro_per_hour: settings.usd_micro_per_hour_max,
+            usd_micro_per_hour: settings.usd_micro_per_hour_max.map(|limit| limit + fixed_price),
             usd_micro_today: settings.usd_micro_per_day_max.map(|limit| limit - seen.spent_today),
-            pods_max: Some(settings.pods_max),
+            pods_max: Some(settings.pods_max + fixed_count),
         },
         care: Care { epsilon: settings.epsilon, replan_s: settings.replan_s, ..Care::default() },
     }
@@ -277,8 +325,14 @@ fn follow(
         (a.0.price_usd_micro_per_hour, &a.0.name).cmp(&(b.0.price_usd_micro_per_hour, &b.0.name))
     });
     let staying = settings.pods_min.saturating_sub(kept.len()).min(spare.len());
-    kept.extend(&spare[..staying]);
-    for (intent, _) in &spare[staying..] {
+    kept.extend(spare.drain(..staying));
+    // With nothing to do at all, more may come soon: a boot costs more than a short wait.
+    if seen.batches.iter().all(|batch| batch.tokens_left <= 0.0) {
+        let (waiting, leaving) = spare.into_iter().partition(|(intent, _)| waits(settings, intent, seen));
+        kept.extend::<Vec<_>>(waiting);
+        spare = leaving;
+    }
+    for (intent, _) in spare {
         give_back(intent, Why::NotNeeded, acts);
     }
     if seen.halted || seen.pods.is_none() {
@@ -312,6 +366,15 @@ fn follow(
             acts.push(Act::Write(offer.intent.clone()));
         }
     }
+}
+
+/// Is it ready, and idle for less than the limit?
+fn waits(settings: &Settings, intent: &Intent, seen: &Seen) -> bool {
+    let worker = seen.workers.iter().find(|worker| worker.pod == intent.name);
+    worker.is_some_and(|worker| match worker.idle_since {
+        Some(since) => seen.now.since(since).as_secs_f64() < settings.idle_limit_s,
+        None => settings.idle_limit_s > 0.0,
+    })
 }
 
 /// When a worker that has not heard of its coordinator ends its pod.

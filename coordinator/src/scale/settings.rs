@@ -45,6 +45,8 @@ pub struct Settings {
     pub ready_limit_s: f64,
     /// Between two heartbeats.
     pub silence_limit_s: f64,
+    /// When there is nothing to do at all, a pod waits so long for more before it is given back.
+    pub idle_limit_s: f64,
     /// From the intent to the provider's list.
     pub order_limit_s: f64,
     pub epsilon: f64,
@@ -63,7 +65,8 @@ impl Default for Settings {
             usd_micro_per_day_max: None,
             lease_s: 300.0,
             ready_limit_s: 900.0,
-            silence_limit_s: 60.0,
+            silence_limit_s: 45.0,
+            idle_limit_s: 0.0,
             order_limit_s: 600.0,
             epsilon: 0.05,
             replan_s: 30.0,

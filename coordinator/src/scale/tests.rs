@@ -171,6 +171,7 @@ fn pods_that_never_come_never_get_ready_fall_silent_stop_or_vanish_are_let_go() 
         written_at: TimeMs(0),
         provider_id: Some("id".to_owned()),
         ending: None,
+        ending_at: None,
     };
     let listed = SeenPod {
         id: "id".to_owned(),
@@ -184,6 +185,8 @@ fn pods_that_never_come_never_get_ready_fall_silent_stop_or_vanish_are_let_go() 
         rate_mean_tok_s: 20.0,
         rate_sd_tok_s: 0.0,
         heard_at: TimeMs(heard_ms),
+        live: true,
+        ..SeenWorker::default()
     };
     let late = TimeMs(2 * HOUR_MS);
     let why = |intent: &Intent, pods: Vec<SeenPod>, workers: Vec<SeenWorker>| {
@@ -211,6 +214,67 @@ fn the_least_number_of_pods_runs_without_work_and_the_cheapest_of_them() {
     let decision = decide(&fleet, &Intents::new(), &asked, None);
     let classes: Vec<_> = written(&decision.acts).iter().map(|intent| intent.class.as_str()).collect();
     assert_eq!(classes, ["cheap", "cheap"]);
+}
+
+#[test]
+fn a_worker_that_nobody_rented_does_its_share_and_is_never_ended() {
+    let mut asked = seen(60_000.0, 1.0);
+    asked.workers.push(SeenWorker {
+        pod: "by-hand".to_owned(),
+        class: "local".to_owned(),
+        price_usd_micro_per_hour: UsdMicro(340_000),
+        rate_mean_tok_s: 20.0,
+        live: true,
+        ..SeenWorker::default()
+    });
+    assert_eq!(decide(&settings(), &Intents::new(), &asked, None).acts, [], "it does the work alone");
+    let (problem, names) = market(&settings(), &Intents::new(), &asked);
+    assert_eq!(names, ["cheap", "dear", "local"]);
+    assert!(problem.pods.iter().any(|pod| pod.name == "by-hand"));
+    asked.batches[0].tokens_left = 130_000.0;
+    assert!(!written(&decide(&settings(), &Intents::new(), &asked, None).acts).is_empty());
+}
+
+#[test]
+fn a_pod_without_work_waits_for_the_idle_limit_and_no_longer() {
+    let patient = Settings { idle_limit_s: 60.0, ..settings() };
+    let (mut intents, mut asked) = (Intents::new(), seen(60_000.0, 1.0));
+    let first = decide(&patient, &intents, &asked, None);
+    perform(&first.acts, &mut intents, &mut asked);
+    let name = intents.keys().next().unwrap().clone();
+    asked.batches.clear();
+    asked.now = TimeMs(200_000);
+    asked.workers = intents
+        .keys()
+        .map(|pod| SeenWorker {
+            pod: pod.clone(),
+            rate_mean_tok_s: 20.0,
+            heard_at: asked.now,
+            live: true,
+            idle_since: Some(TimeMs(150_000)),
+            ..SeenWorker::default()
+        })
+        .collect();
+    let acts = decide(&patient, &intents, &asked, None).acts;
+    assert!(acts.iter().all(|act| matches!(act, Act::Adopt { .. })), "{acts:?}");
+    asked.now = TimeMs(211_000);
+    asked.workers.iter_mut().for_each(|worker| worker.heard_at = asked.now);
+    let acts = decide(&patient, &intents, &asked, None).acts;
+    assert!(
+        acts.iter()
+            .any(|act| matches!(act, Act::End { name: ended, why: Why::NotNeeded, .. } if *ended == name))
+    );
+}
+
+#[test]
+fn silence_says_nothing_while_no_heartbeat_can_be_heard() {
+    let (mut intents, mut asked) = (Intents::new(), seen(60_000.0, 3.0));
+    let first = decide(&settings(), &intents, &asked, None);
+    perform(&first.acts, &mut intents, &mut asked);
+    asked.now = TimeMs(HOUR_MS);
+    asked.deaf = true;
+    let acts = decide(&settings(), &intents, &asked, Some(&first.plan)).acts;
+    assert!(!acts.iter().any(|act| matches!(act, Act::End { .. })), "{acts:?}");
 }
 
 #[test]
@@ -311,6 +375,7 @@ proptest! {
                 now_seen.workers.retain(|worker| worker.pod != pod.name);
                 now_seen.workers.push(SeenWorker {
                     pod: pod.name.clone(), rate_mean_tok_s: 20.0, rate_sd_tok_s: 0.1, heard_at: now_seen.now,
+                    live: true, ..SeenWorker::default()
                 });
             }
         }

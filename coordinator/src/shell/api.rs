@@ -9,8 +9,8 @@ use futures::stream::{self, StreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
-    BatchCreate, BatchList, BatchRef, BatchSet, JobCreate, JobResult, Refusal, RefusalCode, Reply,
-    ResultsPage, ResultsRequest,
+    BatchCreate, BatchList, BatchRef, BatchSet, JobCreate, JobResult, Quote, QuoteAsk, Refusal, RefusalCode,
+    Reply, ResultsPage, ResultsRequest,
 };
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::tag::AssignmentKey;
@@ -21,6 +21,7 @@ use ternfleet_cloud::webhook::Webhook;
 
 use super::Input;
 use super::answers::{Committed, Recent};
+use super::quotes::{Footing, Question, asked, quoted};
 use super::{dead, setup, spans};
 use crate::Webhooks;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
@@ -85,7 +86,7 @@ impl Api {
     }
 
     /// One call. Events for the core are returned; replies are sent from here or from tasks.
-    pub(crate) fn call(&mut self, now: TimeMs, call: Call, core: &Core) -> Vec<Event> {
+    pub(crate) fn call(&mut self, now: TimeMs, call: Call, core: &Core, footing: &Footing) -> Vec<Event> {
         let Call { verb, payload, reply } = call;
         match verb {
             ApiVerb::BatchCreate => {
@@ -144,6 +145,20 @@ impl Api {
             }),
             ApiVerb::Pods => {
                 self.answer(reply, &Ok(core.pod_views()));
+                Vec::new()
+            }
+            ApiVerb::Quote => self.with(&payload, reply, |api, ask: QuoteAsk, reply| {
+                let question = Question::new(now, core, footing, ask);
+                let bus = Arc::clone(&api.bus);
+                tokio::spawn(async move {
+                    let answer: Reply<Quote> = question.answer().await.map(|(quote, _)| quote);
+                    let _ = bus.send(&reply, codec::encode(&answer)).await;
+                });
+                Vec::new()
+            }),
+            ApiVerb::ScaleShow | ApiVerb::ScaleSet | ApiVerb::ScalePlan => {
+                let message = "this coordinator rents nothing: see `scale` in its configuration";
+                self.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
                 Vec::new()
             }
             ApiVerb::JobCreate => self.with(&payload, reply, |api, mut job: JobCreate, reply| {
@@ -224,6 +239,7 @@ impl Api {
         found: Result<Ground, Refusal>,
         reply: String,
         core: &Core,
+        footing: &Footing,
     ) {
         let id = batch_id(&create.tenant, &create.idempotency_key);
         if let Some(batch) = core.find(&id).and_then(|slot| core.batch(slot)) {
@@ -246,7 +262,15 @@ impl Api {
         let mut record = BatchRecord::new(now, &create, ground);
         spans::accepted(&record.id, &mut record.traceparent);
         let (bus, inbox) = (Arc::clone(&self.bus), self.inbox.clone());
+        let question = asked(&create).map(|ask| Question::new(now, core, footing, ask));
         tokio::spawn(async move {
+            match quoted(question, &create).await {
+                Ok(promise) => record.quote = promise,
+                Err(refused) => {
+                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
+                    return;
+                }
+            }
             let answer =
                 match bus.kv_create(table::KV_BATCHES, id.as_str(), codec::encode(&record), None).await {
                     Ok(_) => Ok(record),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{BatchId, TenantId, TimeMs};
-use crate::message::{DeadJob, Generation, Heartbeat, JobResult, Line};
+use crate::message::{DeadJob, Generation, Heartbeat, JobResult, Line, Promise, WorkSample};
 use crate::money::UsdMicro;
 use crate::openai::Endpoint;
 
@@ -57,6 +57,9 @@ pub struct BatchCreate {
     /// W3C trace context, when the caller is traced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// When given, the batch is quoted first, and refused if it cannot be kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<WorkSample>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -76,6 +79,8 @@ pub struct BatchOptions {
     /// Signs the call, as Standard Webhooks has it: `whsec_` and base64. Never shown again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook_secret: Option<String>,
+    /// Accept the batch even if its quote says that it cannot be kept.
+    pub accept_at_risk: bool,
 }
 
 /// What "accepted" rests on, weakest first.
@@ -154,6 +159,9 @@ pub struct BatchView {
     pub replicas: u32,
     /// Why a batch failed as a whole, or why it waits.
     pub reason: Option<String>,
+    /// What was quoted when it was accepted.
+    #[serde(default)]
+    pub quote: Option<Promise>,
     /// How the call at the end fares; `None` without a webhook.
     #[serde(default)]
     pub webhook: Option<WebhookState>,

@@ -63,6 +63,7 @@ pub fn batch_object(batch: &BatchView) -> Value {
             "replicas": batch.replicas,
             "created_at_ms": batch.created_at,
             "ended_at_ms": batch.ended_at,
+            "quote": batch.quote,
         },
     })
 }

@@ -119,6 +119,11 @@ pub fn parse_heartbeat_subject(subject: &str) -> Option<WorkerId> {
     subject.strip_prefix("tf.fleet.heartbeat.")?.parse().ok()
 }
 
+/// Where a worker counts the tokens of prompts ([`crate::message::CountAsk`]).
+pub fn count(worker: &WorkerId) -> String {
+    format!("tf.fleet.count.{worker}")
+}
+
 pub fn control(worker: &WorkerId) -> String {
     format!("tf.fleet.control.{worker}")
 }
@@ -156,10 +161,14 @@ pub enum ApiVerb {
     Pods,
     JobCreate,
     DeadList,
+    Quote,
+    ScaleShow,
+    ScaleSet,
+    ScalePlan,
 }
 
 impl ApiVerb {
-    pub const ALL: [ApiVerb; 9] = [
+    pub const ALL: [ApiVerb; 13] = [
         ApiVerb::BatchCreate,
         ApiVerb::BatchGet,
         ApiVerb::BatchList,
@@ -169,6 +178,10 @@ impl ApiVerb {
         ApiVerb::Pods,
         ApiVerb::JobCreate,
         ApiVerb::DeadList,
+        ApiVerb::Quote,
+        ApiVerb::ScaleShow,
+        ApiVerb::ScaleSet,
+        ApiVerb::ScalePlan,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -182,6 +195,10 @@ impl ApiVerb {
             ApiVerb::Pods => "pods",
             ApiVerb::JobCreate => "job_create",
             ApiVerb::DeadList => "dead_list",
+            ApiVerb::Quote => "quote",
+            ApiVerb::ScaleShow => "scale_show",
+            ApiVerb::ScaleSet => "scale_set",
+            ApiVerb::ScalePlan => "scale_plan",
         }
     }
 

@@ -170,6 +170,7 @@ impl World {
             options,
             metadata: BTreeMap::new(),
             traceparent: None,
+            work: None,
         };
         let ground = Ground {
             input_bytes: content.len() as u64 * 100,

@@ -139,6 +139,7 @@ impl World {
             },
             metadata: Default::default(),
             traceparent: None,
+            work: None,
         };
         let results_after = self.net.stream_facts(table::RESULTS).map_or(0, |facts| facts.last_sequence);
         let ground = Ground {

@@ -1,0 +1,183 @@
+//! The core as the planner sees it: pods at their measured speeds, what every batch still needs, how long outputs
+//! turn out. For quotes and for the scaler; nothing is decided here.
+
+use std::collections::BTreeMap;
+
+use ternfleet_proto::message::{Input, WorkerState};
+use ternfleet_proto::{TimeMs, UsdMicro};
+
+use super::batch::Batch;
+use super::event::{Answer, JobRef};
+use super::fleet::{Liveness, Worker};
+use super::{Core, Verdict};
+use crate::plan;
+use crate::quote::Lengths;
+use crate::scale::SeenWorker;
+
+/// Decode over prefill speed where no worker has measured it.
+const PROMPT_WEIGHT: f64 = 0.3;
+/// Context of a fleet that nobody has seen yet.
+const CONTEXT_TOKENS: u32 = 2048;
+/// A batch's own lines tell its mean once so many are answered.
+const LINES_SEEN: u32 = 20;
+/// Newest outputs weigh this much.
+const LENGTH_SHARE: f64 = 0.01;
+
+/// What is known at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Situation {
+    pub now: TimeMs,
+    /// By pod.
+    pub workers: Vec<SeenWorker>,
+    pub batches: Vec<plan::Batch>,
+    pub lengths: Lengths,
+    /// What each rented pod has cost so far, by name.
+    pub leases: Vec<(String, UsdMicro)>,
+    /// What rented pods have cost since this process took them over, those that are gone included.
+    pub leased_total: UsdMicro,
+}
+
+/// Output ÷ limit over finished jobs, with its spread: an average that forgets.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct OutputRatio {
+    count: u64,
+    mean: f64,
+    variance: f64,
+}
+
+impl OutputRatio {
+    fn learn(&mut self, ratio: f64) {
+        self.count += 1;
+        // The first ones count in full, so that the mean does not lean on the very first.
+        let share = LENGTH_SHARE.max(1.0 / self.count as f64);
+        let difference = ratio - self.mean;
+        self.mean += share * difference;
+        self.variance = (1.0 - share) * (self.variance + share * difference * difference);
+    }
+
+    fn seen(&self) -> Option<(f64, f64)> {
+        (self.count >= u64::from(LINES_SEEN)).then(|| (self.mean, self.variance.sqrt().max(0.02)))
+    }
+}
+
+impl Core {
+    /// Everything that a plan is made from.
+    pub fn situation(&self, now: TimeMs) -> Situation {
+        let lengths = self.lengths();
+        let batches = self.active.iter().filter_map(|slot| {
+            let batch = &self.batches[slot];
+            (!batch.is_ended() && batch.record.ending.is_none())
+                .then(|| batch.need(&lengths, self.mean_job_tokens))
+        });
+        Situation {
+            now,
+            workers: self.seen_workers(),
+            batches: batches.collect(),
+            leases: self.lease_bills(),
+            leased_total: self.leased_total(),
+            lengths,
+        }
+    }
+
+    /// How prompts and outputs turn into work, as far as the fleet has seen.
+    pub fn lengths(&self) -> Lengths {
+        let ready = || self.fleet.workers.values().filter(|worker| worker.liveness == Liveness::Live);
+        let (decode, prefill) = ready()
+            .map(|worker| (worker.beat.decode_tok_s, worker.beat.prefill_tok_s))
+            .fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
+        Lengths {
+            seen_ratio: self.output_ratio.seen(),
+            context_tokens: ready().map(|worker| worker.beat.context_tokens).max().unwrap_or(CONTEXT_TOKENS),
+            prompt_weight: weight(decode, prefill).unwrap_or(PROMPT_WEIGHT),
+        }
+    }
+
+    /// Learns how long an output is compared with its limit. Called before the job lands.
+    pub(super) fn learn_output(&mut self, job: JobRef, answer: &Answer) {
+        let live = self.batches.get(&job.batch).and_then(|batch| batch.live.get(&job.index));
+        let task = live.and_then(|live| live.task.as_ref());
+        let limit = task.and_then(|task| match &task.input {
+            Input::Inline(generation) => generation.max_tokens,
+            Input::Object(_) => None,
+        });
+        if let (Verdict::Good { .. }, Some(limit)) = (answer.verdict, limit.filter(|limit| *limit > 0)) {
+            self.output_ratio.learn((f64::from(answer.completion_tokens) / f64::from(limit)).min(1.0));
+        }
+    }
+
+    /// Pods with the speeds of their engines added up; their errors are taken to be independent.
+    fn seen_workers(&self) -> Vec<SeenWorker> {
+        let mut pods: BTreeMap<&str, (SeenWorker, f64)> = BTreeMap::new();
+        for worker in self.fleet.workers.values() {
+            let beat = &worker.beat;
+            let pod = self.fleet.pods.get(&beat.pod);
+            let (seen, variance) = pods.entry(&beat.pod).or_insert_with(|| {
+                let active_at = pod.map_or(worker.seen_at, |pod| pod.active_at);
+                let seen = SeenWorker {
+                    pod: beat.pod.clone(),
+                    class: beat.pod_class.clone(),
+                    price_usd_micro_per_hour: beat.price_usd_micro_per_hour,
+                    idle_since: Some(active_at),
+                    ..SeenWorker::default()
+                };
+                (seen, 0.0)
+            });
+            seen.workers.push(beat.worker.clone());
+            seen.heard_at = seen.heard_at.max(worker.seen_at);
+            seen.live |= takes_work(worker);
+            if worker.beat.state != WorkerState::Gone {
+                seen.rate_mean_tok_s += worker.rate.mean_tok_s();
+                *variance += worker.rate.error_tok_s().powi(2);
+            }
+            if worker.liveness != Liveness::Lost && !worker.flights.is_empty() {
+                seen.idle_since = None;
+            }
+        }
+        let finish = |(mut seen, variance): (SeenWorker, f64)| {
+            seen.rate_sd_tok_s = variance.sqrt();
+            seen
+        };
+        pods.into_values().map(finish).collect()
+    }
+}
+
+/// Registered or about to be: its speed can be counted on.
+fn takes_work(worker: &Worker) -> bool {
+    worker.liveness == Liveness::Live && worker.beat.state == WorkerState::Ready
+}
+
+/// Generated tokens that take as long as one prompt token.
+pub(super) fn weight(decode_tok_s: f64, prefill_tok_s: f64) -> Option<f64> {
+    (decode_tok_s > 0.0 && prefill_tok_s > 0.0).then(|| (decode_tok_s / prefill_tok_s).clamp(0.0, 1.0))
+}
+
+impl Batch {
+    /// What it still needs: by its own answered lines once there are some, by its quote before, and by the fleet's
+    /// mean without either.
+    fn need(&self, lengths: &Lengths, mean_job_tokens: f64) -> plan::Batch {
+        let answered = self.answered();
+        let quote = self.record.quote.as_ref();
+        let jobs = f64::from(self.jobs_total());
+        let left = f64::from(self.jobs_total().saturating_sub(answered));
+        let seen =
+            self.totals.completion_tokens as f64 + self.totals.prompt_tokens as f64 * lengths.prompt_weight;
+        let (each, sd) = match quote {
+            _ if answered >= LINES_SEEN => (seen / f64::from(answered), 0.1),
+            Some(quote) if jobs > 0.0 => {
+                (quote.work_tokens / jobs, quote.work_tokens_sd / quote.work_tokens.max(1.0))
+            }
+            _ => (mean_job_tokens, 0.3),
+        };
+        // Before its lines are counted, the quote knows best how many there are.
+        let unread = quote.filter(|_| self.record.lines.is_none() && answered == 0);
+        let tokens_left = unread.map_or(left * each, |quote| quote.work_tokens.max(left * each));
+        plan::Batch {
+            name: self.record.id.to_string(),
+            tokens_left,
+            tokens_sd: tokens_left * sd,
+            deadline: Some(self.record.expires_at),
+            budget_left: self.record.options.budget_usd_micro.map(|_| self.budget_left().max(UsdMicro::ZERO)),
+            classes: plan::ClassSet::ALL,
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! How much work a file holds: some of its lines, chosen evenly, with the tokens of their prompts counted by the
+//! tokenizer of a worker. Called by the gateway and by the command line; the quote itself is [`crate::quote`]'s.
+
+use std::time::Duration;
+
+use ternfleet_proto::bus::Bus;
+use ternfleet_proto::message::{
+    CountAsk, Generation, LineSize, PodView, Prompt, QUOTE_SAMPLE_MAX, Reply, WorkSample, WorkerState,
+};
+use ternfleet_proto::openai::{ModelDefaults, is_blank, parse_line};
+use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::{BatchId, BusError, JobKey, WorkerId, codec};
+use tokio::io::AsyncBufRead;
+
+use crate::core::estimate::prompt_tokens;
+use crate::shell::lines::{RawLine, next_line};
+
+/// Longer prompts are reckoned from their bytes, so that a sample fits into memory.
+const PROMPT_BYTES_MAX: usize = 64 << 10;
+/// Prompts in one question to a worker.
+const QUESTION_BYTES: usize = 400 << 10;
+const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What was found in a file.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sample {
+    /// Lines with a request that can be run, as far as the sample tells.
+    pub lines: u64,
+    /// Lines of the sample that would be error lines.
+    pub bad: usize,
+    /// The requests of the good ones.
+    pub requests: Vec<SampledRequest>,
+}
+
+/// What a line's size depends on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampledRequest {
+    /// `None` when it is too long to be kept: then `reckoned_tokens` stands for it.
+    pub prompt: Option<Prompt>,
+    pub reckoned_tokens: u32,
+    pub max_tokens: Option<u32>,
+}
+
+impl SampledRequest {
+    fn of(generation: Generation) -> SampledRequest {
+        let reckoned_tokens = prompt_tokens(&generation.prompt);
+        let short = codec::encode(&generation.prompt).len() <= PROMPT_BYTES_MAX;
+        SampledRequest {
+            prompt: short.then_some(generation.prompt),
+            reckoned_tokens,
+            max_tokens: generation.max_tokens,
+        }
+    }
+}
+
+/// Reads a file once. Every line has the same chance to be in the sample, and the same file has the same sample.
+///
+/// # Errors
+/// When the file cannot be read.
+pub async fn read(input: &mut (impl AsyncBufRead + Unpin), most: usize) -> std::io::Result<Sample> {
+    let most = most.clamp(1, QUOTE_SAMPLE_MAX) as u64;
+    let batch: BatchId = "quote".parse().expect("because it is made of id characters");
+    let mut chosen: Vec<Option<SampledRequest>> = Vec::new();
+    let mut lines: u64 = 0;
+    let mut number: u64 = 0;
+    let mut line = Vec::new();
+    // Which place of the sample the coming line takes, if any (Vitter's algorithm R).
+    while let Some((kind, _)) = next_line(input, &mut line, true).await? {
+        number += 1;
+        if kind == RawLine::Text && is_blank(&line) {
+            continue;
+        }
+        let place = if lines < most { lines } else { scatter(lines) % (lines + 1) };
+        lines += 1;
+        if place >= most {
+            continue;
+        }
+        let job = JobKey { batch: batch.clone(), index: number as u32 };
+        let parsed = match kind {
+            RawLine::TooLong { .. } => None,
+            RawLine::Text => parse_line(&line, number, &job, &ModelDefaults::default()).ok(),
+        };
+        let request = parsed.map(|(_, generation)| SampledRequest::of(generation));
+        match chosen.get_mut(place as usize) {
+            Some(taken) => *taken = request,
+            None => chosen.push(request),
+        }
+    }
+    let all = chosen.len();
+    let requests: Vec<SampledRequest> = chosen.into_iter().flatten().collect();
+    let share = if all > 0 { requests.len() as f64 / all as f64 } else { 0.0 };
+    Ok(Sample { lines: (lines as f64 * share).round() as u64, bad: all - requests.len(), requests })
+}
+
+/// Splitmix64: evenly spread, and the same at every call.
+fn scatter(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl Sample {
+    /// With prompts counted by `count`; a prompt that it refuses will be an error line and costs nothing.
+    pub fn counted_by(&self, count: impl Fn(&Prompt) -> Option<u32>) -> WorkSample {
+        let size = |request: &SampledRequest| match &request.prompt {
+            None => LineSize { prompt_tokens: request.reckoned_tokens, max_tokens: request.max_tokens },
+            Some(prompt) => size_of(count(prompt), request.max_tokens),
+        };
+        WorkSample { lines: self.lines, sample: self.requests.iter().map(size).collect() }
+    }
+
+    /// With prompts counted by a worker that is up; reckoned from their bytes when none is.
+    pub async fn counted_by_fleet(&self, bus: &dyn Bus) -> WorkSample {
+        let counts = match some_worker(bus).await {
+            Ok(Some(worker)) => self.ask(bus, &worker).await,
+            Ok(None) => Err("no worker is up".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        let counts = counts.unwrap_or_else(|why| {
+            tracing::debug!(why, "prompts are reckoned from their bytes");
+            self.requests.iter().map(|request| Some(request.reckoned_tokens)).collect()
+        });
+        let sizes =
+            self.requests.iter().zip(counts).map(|(request, count)| size_of(count, request.max_tokens));
+        WorkSample { lines: self.lines, sample: sizes.collect() }
+    }
+
+    async fn ask(&self, bus: &dyn Bus, worker: &WorkerId) -> Result<Vec<Option<u32>>, String> {
+        let mut counts = Vec::with_capacity(self.requests.len());
+        let mut rest = self.requests.as_slice();
+        while let Some(first) = rest.first() {
+            let Some(_) = &first.prompt else {
+                counts.push(Some(first.reckoned_tokens));
+                rest = &rest[1..];
+                continue;
+            };
+            let mut bytes = 0;
+            let prompts: Vec<Prompt> = rest
+                .iter()
+                .map_while(|request| request.prompt.clone())
+                .take_while(|prompt| {
+                    bytes += codec::encode(prompt).len();
+                    bytes <= QUESTION_BYTES
+                })
+                .collect();
+            let asked = prompts.len();
+            let question = codec::encode(&CountAsk { prompts });
+            let answer = bus.request(&table::count(worker), question, COUNT_TIMEOUT).await;
+            let answer = answer.map_err(|error| error.to_string())?;
+            let part: Vec<Option<u32>> = codec::decode(&answer).map_err(|error| error.to_string())?;
+            if part.len() != asked || asked == 0 {
+                return Err(format!("{worker} counted {} of {asked} prompts", part.len()));
+            }
+            counts.extend(part);
+            rest = &rest[asked..];
+        }
+        Ok(counts)
+    }
+}
+
+fn size_of(count: Option<u32>, max_tokens: Option<u32>) -> LineSize {
+    match count {
+        Some(prompt_tokens) => LineSize { prompt_tokens, max_tokens },
+        None => LineSize { prompt_tokens: 0, max_tokens: Some(0) },
+    }
+}
+
+/// A worker that takes work.
+async fn some_worker(bus: &dyn Bus) -> Result<Option<WorkerId>, BusError> {
+    let answer = bus.request(&table::api(ApiVerb::Pods), codec::encode(&()), COUNT_TIMEOUT).await?;
+    let pods: Reply<Vec<PodView>> =
+        codec::decode(&answer).map_err(|error| BusError::Refused(error.to_string()))?;
+    let up = |pod: &&PodView| pod.live && pod.heartbeat.state == WorkerState::Ready;
+    Ok(pods.ok().and_then(|pods| pods.iter().find(up).map(|pod| pod.heartbeat.worker.clone())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn sample_of(text: &str, most: usize) -> Sample {
+        read(&mut text.as_bytes(), most).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_small_file_is_its_own_sample_and_bad_lines_are_no_work() {
+        let sample =
+            sample_of("{\"prompt\":\"a\",\"max_tokens\":3}\n\nnonsense\n{\"prompt\":\"bc\"}\n", 10).await;
+        assert_eq!((sample.lines, sample.bad, sample.requests.len()), (2, 1, 2));
+        let work = sample.counted_by(|prompt| match prompt {
+            Prompt::Text(text) => Some(text.len() as u32),
+            _ => None,
+        });
+        assert_eq!(work.sample[0], LineSize { prompt_tokens: 1, max_tokens: Some(3) });
+        assert_eq!(work.sample[1].prompt_tokens, 2);
+    }
+
+    #[tokio::test]
+    async fn a_large_file_is_sampled_evenly_and_alike_each_time() {
+        let text: String =
+            (0..5000).map(|n| format!("{{\"prompt\":\"x\",\"max_tokens\":{}}}\n", n + 1)).collect();
+        let sample = sample_of(&text, 200).await;
+        assert_eq!((sample.lines, sample.requests.len()), (5000, 200));
+        let mean = sample.requests.iter().map(|r| f64::from(r.max_tokens.unwrap())).sum::<f64>() / 200.0;
+        assert!((2200.0..2800.0).contains(&mean), "{mean}");
+        assert_eq!(sample, sample_of(&text, 200).await);
+    }
+
+    #[tokio::test]
+    async fn an_empty_file_holds_no_work() {
+        assert_eq!(sample_of("\n\n", 10).await, Sample::default());
+    }
+}
