@@ -23,6 +23,7 @@ use crate::commands::pods::Pods;
 use crate::commands::quote::Quote;
 use crate::commands::resubmit::Resubmit;
 use crate::commands::results::Results;
+use crate::commands::scale::Scale;
 use crate::commands::simulate::Simulate;
 use crate::commands::status::Status;
 use crate::commands::submit::Submit;
@@ -90,6 +91,8 @@ pub(crate) enum Command {
     Topology(TopologyCommand),
     /// Say what a file of prompts will cost and when it will be done
     Quote(Quote),
+    /// Show and set what may be rented, and what would be done
+    Scale(Scale),
     /// Compare policies of renting and routing on a virtual fleet
     Simulate(Simulate),
     /// Make API keys for the gateway

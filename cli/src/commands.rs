@@ -20,6 +20,7 @@ pub(crate) mod pods;
 pub(crate) mod quote;
 pub(crate) mod resubmit;
 pub(crate) mod results;
+pub(crate) mod scale;
 pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod submit;

@@ -10,7 +10,9 @@ mod nats_server;
 mod ports;
 mod probe;
 mod prometheus;
+mod rented;
 mod shares;
 
 pub(crate) use data_dir::Addresses;
 pub(crate) use fleet::{Plan, run};
+pub(crate) use rented::{Range, parse_range};

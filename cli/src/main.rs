@@ -45,6 +45,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Batches(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Results(command) => command.run(),
+        Command::Scale(command) => command.run(),
         Command::Cancel(command) => command.run(),
         Command::Resubmit(command) => command.run(),
         Command::Dead(command) => command.run(),

@@ -10,6 +10,8 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
@@ -30,12 +32,14 @@ pub struct LocalClass {
 #[derive(Debug, Clone)]
 pub struct Options {
     pub program: PathBuf,
-    /// `{name}`, `{class}`, `{price}` (USD per hour) and `{threads}` are filled in.
+    /// `{name}`, `{class}`, `{price}` (USD per hour), `{threads}` and `{cpus}` are filled in.
     pub arguments: Vec<String>,
     pub classes: Vec<LocalClass>,
     pub pods_max: usize,
     /// Holds one file a pod, and the pods' output.
     pub folder: PathBuf,
+    /// Sets of CPUs, as `0,1`: a pod takes the first that no living pod has, and shares when there are too few.
+    pub cpus: Vec<String>,
     /// From the polite signal to the hard one.
     pub grace: Duration,
 }
@@ -59,6 +63,9 @@ struct Card {
     started_ticks: u64,
     created_at_ms: u64,
     ended_at_ms: Option<u64>,
+    /// Which of the sets of CPUs it has.
+    #[serde(default)]
+    seat: usize,
 }
 
 impl Local {
@@ -124,7 +131,9 @@ impl Local {
             .ok_or_else(|| CloudError::Invalid(format!("there is no local class {id:?}")))
     }
 
-    fn spawn(&self, order: &Order, class: &LocalClass) -> Result<Child, CloudError> {
+    fn spawn(&self, order: &Order, class: &LocalClass, seat: usize) -> Result<Child, CloudError> {
+        let sets = &self.options.cpus;
+        let cpus = sets.get(seat % sets.len().max(1)).map_or("", String::as_str);
         let price = format!("{:.6}", class.price_usd_micro_per_hour as f64 / 1e6);
         let threads = class.threads.to_string();
         let fill = |argument: &String| {
@@ -133,6 +142,7 @@ impl Local {
                 .replace("{class}", &class.name)
                 .replace("{price}", &price)
                 .replace("{threads}", &threads)
+                .replace("{cpus}", cpus)
         };
         let output = self.options.folder.join(format!("{}.log", order.name));
         let log = std::fs::File::create(&output)
@@ -181,7 +191,10 @@ impl Provider for Local {
             return Err(CloudError::NoCapacity(format!("{} local pods run already", self.options.pods_max)));
         }
         let class = self.class(order)?;
-        let child = self.spawn(order, class)?;
+        let taken: Vec<usize> =
+            cards.iter().filter(|card| card.ended_at_ms.is_none()).map(|card| card.seat).collect();
+        let seat = (0..).find(|seat| !taken.contains(seat)).unwrap_or(0);
+        let child = self.spawn(order, class, seat)?;
         let process =
             child.id().ok_or_else(|| CloudError::NoCapacity("the process ended at once".to_owned()))?;
         self.children.lock().await.insert(order.name.clone(), child);
@@ -193,6 +206,7 @@ impl Provider for Local {
             started_ticks: started_ticks(process).unwrap_or(0),
             created_at_ms: now_ms(),
             ended_at_ms: None,
+            seat,
         };
         self.keep(&card)?;
         Ok(card.rented())
@@ -209,11 +223,11 @@ impl Provider for Local {
         else {
             return Ok(());
         };
-        signal(card.process, "TERM").await?;
+        signal(card.process, Signal::SIGTERM);
         let deadline = tokio::time::Instant::now() + self.options.grace;
         while self.is_alive(&card).await {
             if tokio::time::Instant::now() >= deadline {
-                signal(card.process, "KILL").await?;
+                signal(card.process, Signal::SIGKILL);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -276,12 +290,11 @@ fn started_ticks(process: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// By `kill(1)`: a process of a former life is no child of this one, and this crate holds no unsafe code.
-async fn signal(process: u32, name: &str) -> Result<(), CloudError> {
-    let sent =
-        Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).stderr(Stdio::null()).status();
-    // A process that has just ended refuses the signal: the caller looks whether it lives.
-    sent.await.map(drop).map_err(|fault| CloudError::Unreachable(format!("kill: {fault}")))
+/// A process that has just ended refuses the signal: the caller looks whether it lives.
+fn signal(process: u32, signal: Signal) {
+    if let Ok(process) = i32::try_from(process) {
+        let _ = kill(Pid::from_raw(process), signal);
+    }
 }
 
 fn now_ms() -> u64 {
@@ -303,6 +316,7 @@ mod tests {
             }],
             pods_max,
             folder: folder.to_owned(),
+            cpus: Vec::new(),
             grace: Duration::from_secs(2),
         })
         .unwrap()

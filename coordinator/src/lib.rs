@@ -21,7 +21,9 @@ use ternfleet_proto::Bus;
 use tokio_util::sync::CancellationToken;
 
 pub use metrics::{Described, Metrics};
-pub use options::{Options, Quotas, Webhooks};
+pub use options::{
+    ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, RunpodOptions, ScaleOptions, Webhooks,
+};
 
 /// Serves until `shutdown`: as a warm standby, and as the leader while it holds the lease.
 ///

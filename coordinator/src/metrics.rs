@@ -12,14 +12,18 @@ use prometheus::{
 mod answers;
 mod fleet;
 mod nats;
+mod scale;
 
-use ternfleet_proto::message::{Durability, JobResult};
+use ternfleet_cloud::CloudError;
+use ternfleet_proto::message::{Durability, JobResult, ScaleView};
 use ternfleet_proto::{Lane, TimeMs, UsdMicro};
 
 use crate::core::{Core, Counts, Gauges};
+use crate::scale::Act;
 use answers::AnswerSeries;
 use fleet::FleetSeries;
 use nats::NatsSeries;
+use scale::ScaleSeries;
 
 pub(crate) use nats::watch as watch_nats;
 
@@ -75,6 +79,7 @@ pub struct Metrics {
     nats: NatsSeries,
     fleet: FleetSeries,
     answers: AnswerSeries,
+    scale: ScaleSeries,
     table: Vec<Described>,
 }
 
@@ -272,6 +277,7 @@ impl Default for Metrics {
             nats: NatsSeries::new(&m),
             fleet: FleetSeries::new(&m),
             answers: AnswerSeries::new(&m),
+            scale: ScaleSeries::new(&m),
             table: m.made.take(),
             registry: m.registry,
         }
@@ -341,6 +347,7 @@ impl Metrics {
         self.regret.inc_by(regret as f64 / 1e6);
         add(&self.dead, now.dead_jobs, before.dead_jobs);
         add(&self.lost_workers, now.lost_workers, before.lost_workers);
+        add(self.scale.slowdowns(), now.slowdowns, before.slowdowns);
         add(&self.quarantines, now.quarantined_hosts, before.quarantined_hosts);
         add(&self.last_host_suspect, now.last_host_suspect, before.last_host_suspect);
         add(&self.adopted, now.adopted_jobs, before.adopted_jobs);
@@ -371,6 +378,23 @@ impl Metrics {
         self.fleet.refresh(now, &pods, &batches);
     }
 
+    /// What the scaler has and does.
+    pub(crate) fn scaler(&self, view: &ScaleView) {
+        self.scale.show(view);
+    }
+
+    pub(crate) fn scale_act(&self, act: &Act) {
+        self.scale.act(act);
+    }
+
+    pub(crate) fn provider_fault(&self, fault: &CloudError) {
+        self.scale.fault(fault);
+    }
+
+    pub(crate) fn billing_drift(&self, ratio: f64) {
+        self.scale.drift(ratio);
+    }
+
     /// An answer was read as it came, not in a replay.
     pub(crate) fn answered(&self, result: &JobResult) {
         self.answers.observe(result);
@@ -398,6 +422,7 @@ impl Metrics {
         self.price.set(levels.fleet_usd_micro_per_hour.dollars());
         self.price_per_million.set(levels.fleet_usd_micro_per_million.map_or(0.0, |price| price.dollars()));
         self.least_per_million.set(levels.least_usd_micro_per_million.map_or(0.0, |price| price.dollars()));
+        self.scale.levels(levels);
         self.hosts_quarantined.set(levels.hosts_quarantined as f64);
         self.results_read_to.set(levels.results_read_to as f64);
     }

@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::gateway::GatewayOptions;
 
+mod scale;
+
+pub use scale::{ClassOptions, LocalOptions, PodOptions, ProviderKind, RunpodOptions, ScaleOptions};
+
 /// What one tenant may have queued.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -56,6 +60,7 @@ pub struct Options {
     pub quotas: Quotas,
     pub webhooks: Webhooks,
     pub gateway: GatewayOptions,
+    pub scale: ScaleOptions,
 }
 
 impl Default for Options {
@@ -72,6 +77,7 @@ impl Default for Options {
             quotas: Quotas::default(),
             webhooks: Webhooks::default(),
             gateway: GatewayOptions::default(),
+            scale: ScaleOptions::default(),
         }
     }
 }

@@ -13,6 +13,7 @@ mod notify;
 mod perform;
 mod quotes;
 mod reader;
+mod scaler;
 mod setup;
 mod spans;
 mod writer;
@@ -27,7 +28,7 @@ use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, EventKind, Heartbeat, Refusal};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, JobKey, LeaderRevision, TimeMs, codec};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -76,6 +77,8 @@ pub(crate) enum Input {
     Leading(Lead),
     Deposed(String),
     Undecodable,
+    /// What can be rented, anew.
+    Footing(Arc<quotes::Footing>),
 }
 
 /// Why a turn of service ended.
@@ -110,6 +113,7 @@ async fn serve_once(
     shutdown: &CancellationToken,
     cancel: &CancellationToken,
 ) -> anyhow::Result<Ended> {
+    let rental = scaler::rental(&options.scale)?;
     let ground = setup::prepare(bus, options).await?;
     metrics.set_ground(ground.durability);
     let limits = Limits {
@@ -143,6 +147,7 @@ async fn serve_once(
         core,
         hands: None,
         footing: Arc::new(quotes::Footing::default()),
+        rental,
         readers: BTreeMap::new(),
         tasks,
         unknown: BTreeSet::new(),
@@ -157,7 +162,10 @@ async fn serve_once(
                     anyhow::bail!("the inbox closed");
                 }
             }
-            _ = ticker.tick() => service.core.on(TimeMs::now(), Event::Tick, &mut actions),
+            _ = ticker.tick() => {
+                service.core.on(TimeMs::now(), Event::Tick, &mut actions);
+                service.show_situation(TimeMs::now());
+            }
             () = shutdown.cancelled() => break Ended::Shutdown,
         }
         let now = TimeMs::now();
@@ -220,8 +228,15 @@ async fn load_batches(bus: &Arc<dyn Bus>, core: &mut Core, actions: &mut Vec<Act
 struct Hands {
     actions: mpsc::UnboundedSender<Action>,
     books: mpsc::UnboundedSender<books::Entry>,
+    scaler: Option<ScalerHand>,
     leader: LeaderRevision,
     working: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// How the loop speaks to the scaler.
+struct ScalerHand {
+    situations: watch::Sender<Arc<crate::core::Situation>>,
+    calls: mpsc::UnboundedSender<scaler::ScaleCall>,
 }
 
 struct Service {
@@ -236,6 +251,7 @@ struct Service {
     core: Core,
     hands: Option<Hands>,
     footing: Arc<quotes::Footing>,
+    rental: Option<scaler::Rental>,
     readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
     tasks: JoinSet<()>,
     /// Batches that answers name and nobody knows: single jobs of an earlier leader, mostly.
@@ -255,7 +271,13 @@ impl Service {
                 self.core.on(now, event, actions);
             }
             Input::Call(call) => {
-                if self.core.is_leading() {
+                if let Some(hands) = &self.hands
+                    && let Some(scaler) = &hands.scaler
+                    && call.verb.is_of_the_scaler()
+                {
+                    let Call { verb, payload, reply } = call;
+                    let _ = scaler.calls.send(scaler::ScaleCall { verb, payload, reply });
+                } else if self.core.is_leading() {
                     for event in self.api.call(now, call, &self.core, &self.footing) {
                         self.core.on(now, event, actions);
                     }
@@ -281,6 +303,7 @@ impl Service {
             Input::Leading(lead) => self.lead(now, lead, actions).await,
             Input::StandingBy => self.metrics.set_role(true, false),
             Input::Undecodable => self.metrics.undecodable(),
+            Input::Footing(footing) => self.footing = footing,
             Input::CaughtUp | Input::Deposed(_) => {}
         }
     }
@@ -316,7 +339,7 @@ impl Service {
         let (action_sender, action_queue) = mpsc::unbounded_channel();
         let (book_sender, book_queue) = mpsc::unbounded_channel();
         let bus = &self.bus;
-        let working = vec![
+        let mut working = vec![
             tokio::spawn(perform::side_by_side(
                 Arc::clone(bus),
                 lead.revision,
@@ -325,8 +348,27 @@ impl Service {
             )),
             tokio::spawn(books::keep(Arc::clone(bus), lead.revision, book_queue)),
         ];
-        self.hands =
-            Some(Hands { actions: action_sender, books: book_sender, leader: lead.revision, working });
+        let scaler = self.rental.clone().map(|rental| {
+            let (situations, watched) = watch::channel(Arc::new(self.core.situation(now)));
+            let (calls, asked) = mpsc::unbounded_channel();
+            let ties = scaler::Ties {
+                bus: Arc::clone(bus),
+                leader: lead.revision,
+                situations: watched,
+                calls: asked,
+                inbox: self.inbox.clone(),
+                metrics: Arc::clone(&self.metrics),
+            };
+            working.push(tokio::spawn(scaler::serve(rental, ties)));
+            ScalerHand { situations, calls }
+        });
+        self.hands = Some(Hands {
+            actions: action_sender,
+            books: book_sender,
+            scaler,
+            leader: lead.revision,
+            working,
+        });
         self.metrics.set_role(true, true);
         self.core.on(now, Event::Lead(lead), actions);
     }
@@ -372,6 +414,13 @@ impl Service {
                     let _ = hands.actions.send(action);
                 }
             }
+        }
+    }
+
+    /// The scaler looks at this whenever it is its turn.
+    fn show_situation(&self, now: TimeMs) {
+        if let Some(scaler) = self.hands.as_ref().and_then(|hands| hands.scaler.as_ref()) {
+            scaler.situations.send_replace(Arc::new(self.core.situation(now)));
         }
     }
 
@@ -427,8 +476,8 @@ impl Service {
 
     /// Lets the books be written, gives the lease back, ends all tasks.
     async fn close(mut self, cancel: &CancellationToken) {
-        if let Some(Hands { actions, books, leader, working }) = self.hands.take() {
-            drop((actions, books));
+        if let Some(Hands { actions, books, scaler, leader, working }) = self.hands.take() {
+            drop((actions, books, scaler));
             for task in working {
                 let abort = task.abort_handle();
                 if tokio::time::timeout(Duration::from_secs(2), task).await.is_err() {

@@ -29,6 +29,8 @@ pub const KV_BATCHES: &str = "batches";
 pub const KV_CONTROL: &str = "control";
 /// Key-value bucket of what is known of uploaded files besides their content; keys `<tenant>.<object>`.
 pub const KV_FILES: &str = "files";
+/// Key-value bucket of what the scaler must not forget: intents of pods, dials, ledger.
+pub const KV_SCALE: &str = "scale";
 
 /// Which copy is the truth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

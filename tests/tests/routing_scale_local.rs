@@ -8,6 +8,7 @@ use ternfleet_cloud::{Compute, Order, PodId, Provider, Status, Tier};
 use ternfleet_coordinator::plan::{Batch, ClassSet};
 use ternfleet_coordinator::scale::{Act, Class, Intent, Intents, Seen, SeenPod, Settings, decide};
 use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_tests::program::{LocalFleet, is_running, wait_for};
 
 const PRICE: UsdMicro = UsdMicro(340_000);
 
@@ -18,6 +19,7 @@ fn provider(folder: &std::path::Path) -> Local {
         classes: vec![LocalClass { name: "half".to_owned(), price_usd_micro_per_hour: PRICE.0, threads: 1 }],
         pods_max: 4,
         folder: folder.to_owned(),
+        cpus: Vec::new(),
         grace: Duration::from_secs(5),
     })
     .expect("because the folder is there")
@@ -130,4 +132,60 @@ async fn local_pods_go_from_none_to_two_and_back_over_a_death_of_the_coordinator
     assert_eq!(billed.len(), 2);
     // The former life's children have ended, so that none of them outlives the test.
     assert!(former.list().await.expect("a list").is_empty());
+}
+
+/// The same by a person's hands: `up --scale`, a batch with a deadline that one pod cannot keep, a coordinator that
+/// is killed in between, and a fleet that is empty again at the end.
+#[test]
+fn up_rents_pods_for_a_deadline_adopts_them_after_a_crash_and_gives_them_back() {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let fleet = LocalFleet::start(&["--scale", "0..2", "--threads", "1"]).expect("a fleet");
+    let show = || -> serde_json::Value {
+        let shown = fleet.run(&["scale", "show", "--json"]).expect("because the program runs");
+        shown.json().unwrap_or_else(|error| panic!("{error:#}"))
+    };
+    let pods = || show()["pods"].as_array().expect("a list").clone();
+    let ids = |pods: &[serde_json::Value]| -> Vec<String> {
+        pods.iter().map(|pod| pod["provider_id"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(pods().len(), 0);
+    let refused = fleet.run(&["scale", "set", "--min", "3"]).expect("because the program runs");
+    assert!(refused.stderr.contains("cannot both hold"), "{}", refused.stderr);
+    fleet.run(&["scale", "set", "--idle", "2s"]).expect("because the program runs").json().ok();
+
+    let lines: String =
+        (0..400).map(|n| format!("{{\"prompt\": \"Tale {n}.\", \"max_tokens\": 250}}\n")).collect();
+    let input = fleet.write("in.jsonl", &lines).expect("because there is room");
+    let detached = ["submit", &input, "--deadline", "70s", "--anyway", "--detach"];
+    let id = fleet.run(&detached).expect("because the program runs").stdout.trim().to_owned();
+    let both = wait_for(PATIENCE, || {
+        let pods = pods();
+        let up = |pod: &serde_json::Value| matches!(pod["state"].as_str(), Some("working" | "idle"));
+        Ok((pods.iter().filter(|pod| up(pod)).count() == 2).then_some(pods))
+    })
+    .expect("two pods");
+
+    let coordinator = fleet.processes().expect("a list")["coordinator"];
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(coordinator), nix::sys::signal::Signal::SIGKILL)
+        .expect("because it runs");
+    wait_for(PATIENCE, || Ok((fleet.processes()?.get("coordinator") != Some(&coordinator)).then_some(())))
+        .expect("another coordinator");
+    fleet.wait_for_answers(&id, 5).expect("answers");
+    assert_eq!(ids(&pods()), ids(&both), "the next coordinator adopts what runs and rents nothing beside it");
+    let planned = fleet.run(&["scale", "plan", "--max", "0"]).expect("because the program runs");
+    assert!(planned.stdout.contains("give back"), "{planned:?}");
+    assert_eq!(pods().len(), 2, "a plan changes nothing");
+
+    fleet.run(&["cancel", &id]).expect("because the program runs");
+    wait_for(PATIENCE, || Ok(pods().is_empty().then_some(()))).expect("an empty fleet");
+    let status = fleet.run(&["status", &id, "--json"]).and_then(|ended| ended.json()).expect("a batch");
+    assert!(status["ternfleet"]["quote"]["cost_p50_usd_micro"].as_i64() > Some(0), "{status}");
+    assert!(show()["spent_usd_micro"].as_i64() > Some(0), "boot and idleness are money, too");
+    for card in std::fs::read_dir(fleet.dir.join("pods")).expect("a folder").flatten() {
+        let text = std::fs::read_to_string(card.path()).unwrap_or_default();
+        if let Ok(card) = serde_json::from_str::<serde_json::Value>(&text) {
+            let process = card["process"].as_i64().expect("a process") as i32;
+            assert!(!is_running(process), "{card}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
-//! `ternfleet attached --parent PID [--cpus LIST] -- PROGRAM ARGS…`: runs a program that ends when its parent does.
+//! `ternfleet attached [--parent PID] [--cpus LIST] -- PROGRAM ARGS…`: runs a program that ends when its parent does.
 //!
-//! Used by `up` for every child, nats-server included. The kernel's mark (`PR_SET_PDEATHSIG`) and the set of CPUs both
+//! Used by `up` for every child, nats-server included; rented pods on this machine are bound to CPUs alone. The kernel's mark (`PR_SET_PDEATHSIG`) and the set of CPUs both
 //! survive the `exec` into the program.
 
 use std::ffi::OsString;
@@ -16,9 +16,9 @@ use nix::unistd::{Pid, getppid};
 
 #[derive(Debug, Args)]
 pub(crate) struct Attached {
-    /// The process to end with, which must be the parent
+    /// The process to end with, which must be the parent; without it the program outlives everybody
     #[arg(long)]
-    parent: i32,
+    parent: Option<i32>,
     /// Logical CPUs to run on
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
@@ -29,10 +29,12 @@ pub(crate) struct Attached {
 
 impl Attached {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        set_pdeathsig(Signal::SIGKILL).context("cannot ask to end with the parent")?;
-        // The parent may have ended before the mark was set.
-        if getppid() != Pid::from_raw(self.parent) {
-            bail!("process {} is not the parent of this one", self.parent);
+        if let Some(parent) = self.parent {
+            set_pdeathsig(Signal::SIGKILL).context("cannot ask to end with the parent")?;
+            // The parent may have ended before the mark was set.
+            if getppid() != Pid::from_raw(parent) {
+                bail!("process {parent} is not the parent of this one");
+            }
         }
         if let Err(error) = confine(&self.cpus) {
             eprintln!("warning: cannot stay on CPUs {:?}: {error}", self.cpus);

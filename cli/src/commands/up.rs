@@ -12,9 +12,12 @@ use crate::{locate, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// Worker processes; they share this machine's cores
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
-    workers: u16,
+    /// Worker processes, which share this machine's cores: 2 unless given, with --scale none
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
+    workers: Option<u16>,
+    /// Rent pods on this machine as the work asks for them, from MIN to MAX at once, and give them back
+    #[arg(long, value_name = "MIN..MAX", value_parser = local::parse_range)]
+    scale: Option<local::Range>,
     /// Model file; the storyteller that ships unless given
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
@@ -44,7 +47,11 @@ pub(crate) struct Up {
 impl Up {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let model = locate::model(self.model.as_deref())?;
-        let workers = self.workers;
+        let workers = self.workers.unwrap_or(if self.scale.is_some() { 0 } else { 2 });
+        if workers == 0 && self.scale.is_none() {
+            anyhow::bail!("--workers 0 leaves nobody to work: give --scale 0..2 as well, or a worker");
+        }
+        let scale = self.scale;
         let plan = Plan {
             workers: workers.into(),
             model: model.clone(),
@@ -55,6 +62,7 @@ impl Up {
             threads: self.threads,
             slots: self.slots,
             prometheus: self.prometheus,
+            scale,
         };
         let fleet = local::run(plan, |addresses, dir| {
             say(&format!("nats     {}", addresses.nats))?;
@@ -64,6 +72,11 @@ impl Up {
             }
             say(&format!("data     {}", dir.root().display()))?;
             say(&format!("workers  {workers}, running {}", model.display()))?;
+            if let Some(local::Range { min, max }) = scale {
+                say(&format!(
+                    "rented   {min} to {max} pods, as the work asks for them; see `ternfleet scale show`"
+                ))?;
+            }
             say("ready; Ctrl-C drains and ends")
         });
         stop::block_on(LocalSet::new().run_until(fleet))?;

@@ -16,7 +16,7 @@ use super::data_dir::{Addresses, DataDir};
 use super::keeper::{Keeper, News, Part};
 use super::ports::Ports;
 use super::prometheus::Prometheus;
-use super::{nats_server, probe, shares};
+use super::{nats_server, probe, rented, shares};
 use crate::args::Connection;
 use crate::client::Fleet;
 use crate::report;
@@ -49,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) slots: Option<u32>,
     /// Run a Prometheus beside the fleet.
     pub(crate) prometheus: bool,
+    /// Pods that the coordinator rents on this machine as the work asks for them, beside the workers.
+    pub(crate) scale: Option<rented::Range>,
 }
 
 /// Runs the fleet until a signal asks for its end; `ready` is called with its addresses once it can take work.
@@ -113,8 +115,12 @@ impl Running {
         }
         ports.nats.fix();
 
-        self.start(coordinator_part(&ports));
         let topology = Topology::read();
+        let config = match plan.scale {
+            None => None,
+            Some(range) => Some(self.configure_renting(plan, range, &ports, &topology)?),
+        };
+        self.start(coordinator_part(&ports, config));
         for (worker, share) in shares::shares(plan.workers, &topology).into_iter().enumerate() {
             self.start(worker_part(plan, &ports, worker, share));
         }
@@ -137,6 +143,28 @@ impl Running {
         ready(&addresses, &self.dir)?;
         self.until(std::future::pending::<()>()).await?;
         Ok(())
+    }
+
+    /// Writes what the coordinator is told about renting; answers the file's path.
+    fn configure_renting(
+        &self,
+        plan: &Plan,
+        range: rented::Range,
+        ports: &Ports,
+        topology: &Topology,
+    ) -> anyhow::Result<PathBuf> {
+        let rented = rented::Rented {
+            range,
+            nats: addresses(ports).nats,
+            model: &plan.model,
+            price_usd_per_hour: plan.prices_usd_per_hour.last().copied().unwrap_or_default(),
+            threads: plan.threads.last().copied(),
+            slots: plan.slots,
+            shares: shares::shares(range.max as usize, topology),
+        };
+        let root = self.dir.root().canonicalize()?;
+        self.dir.write_whole("coordinator.toml", &rented.configuration(&root)?)?;
+        Ok(root.join("coordinator.toml"))
     }
 
     fn start(&mut self, part: Part) {
@@ -184,14 +212,23 @@ impl Running {
         }
         eprintln!("draining; a second signal ends at once");
         let mut workers = keepers.split_off(keepers.len().min(2));
+        let root = self.dir.root().to_owned();
         let in_order = async {
             workers.iter().for_each(Keeper::stop);
             for worker in &mut workers {
                 worker.ended().await;
             }
-            for keeper in keepers.iter_mut().rev() {
+            // The coordinator goes before the pods that it rents, lest it rents new ones; NATS goes last.
+            for keeper in keepers.iter_mut().skip(1).rev() {
                 keeper.stop();
                 keeper.ended().await;
+            }
+            if let Err(error) = rented::end(&root).await {
+                eprintln!("{error:#}");
+            }
+            if let Some(nats) = keepers.first_mut() {
+                nats.stop();
+                nats.ended().await;
             }
         };
         tokio::select! {
@@ -203,6 +240,9 @@ impl Running {
         }
         for keeper in workers.iter_mut().chain(&mut keepers) {
             keeper.ended().await;
+        }
+        if let Err(error) = rented::end(&root).await {
+            eprintln!("{error:#}");
         }
     }
 }
@@ -266,13 +306,19 @@ fn nats_part(program: PathBuf, dir: &Rc<DataDir>, ports: &Rc<Ports>, server_name
     Part { name: NATS.to_owned(), command: Box::new(command), cpus: Vec::new(), grace: NATS_GRACE }
 }
 
-fn coordinator_part(ports: &Rc<Ports>) -> Part {
+fn coordinator_part(ports: &Rc<Ports>, config: Option<PathBuf>) -> Part {
     let ports = ports.clone();
     let command = move || {
         let http = format!("127.0.0.1:{}", ports.http.settle()?);
         let monitoring = format!("http://127.0.0.1:{}", ports.monitor.number());
         let nats = addresses(&ports).nats;
-        this_program(&["coordinator", "--nats", &nats, "--http", &http, "--nats-monitoring-url", &monitoring])
+        let mut words =
+            vec!["coordinator", "--nats", &nats, "--http", &http, "--nats-monitoring-url", &monitoring];
+        let config = config.as_ref().map(|path| path.display().to_string());
+        if let Some(config) = &config {
+            words.extend(["--config", config]);
+        }
+        this_program(&words)
     };
     Part {
         name: COORDINATOR.to_owned(),

@@ -1,5 +1,6 @@
 //! Rules of the core, one by one, and random lives under faults.
 
+mod budgets;
 mod world;
 
 use std::sync::Arc;

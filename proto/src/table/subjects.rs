@@ -202,6 +202,11 @@ impl ApiVerb {
         }
     }
 
+    /// Answered by the scaler, not by the ledger.
+    pub fn is_of_the_scaler(self) -> bool {
+        matches!(self, ApiVerb::ScaleShow | ApiVerb::ScaleSet | ApiVerb::ScalePlan)
+    }
+
     pub fn parse(subject: &str) -> Option<ApiVerb> {
         let verb = subject.strip_prefix("tf.api.")?;
         Self::ALL.into_iter().find(|v| v.as_str() == verb)

@@ -1,0 +1,117 @@
+//! Budgets in random cases: pods of changing price, batches of all budgets, jobs admitted and landed in any order, a
+//! clock that jumps. `TERNFLEET_TEST_BUDGET_CASES=1000000 cargo test --release -p ternfleet-coordinator budgets`
+//! runs a million of them.
+
+use ternfleet_proto::message::{BatchCreate, BatchOptions, Durability};
+use ternfleet_proto::{TimeMs, UsdMicro};
+
+use crate::core::event::BatchSlot;
+use crate::core::money::Bill;
+use crate::core::{Batch, BatchRecord, Ground};
+
+const CASES: u64 = 40_000;
+const STEPS: usize = 12;
+
+/// Splitmix64: small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit.max(1)
+    }
+
+    /// From 1 to 2^`bits`, every size as likely.
+    fn of_any_size(&mut self, bits: u64) -> i64 {
+        let bits = self.below(bits) + 1;
+        (self.below(1 << bits) + 1) as i64
+    }
+}
+
+fn batch(random: &mut Random) -> Batch {
+    let budget = (random.below(8) > 0).then(|| UsdMicro(random.of_any_size(22)));
+    let create = BatchCreate {
+        tenant: ternfleet_proto::TenantId::default_tenant(),
+        idempotency_key: "b".to_owned(),
+        input_object: String::new(),
+        name: None,
+        endpoint: None,
+        options: BatchOptions { budget_usd_micro: budget, ..BatchOptions::default() },
+        metadata: Default::default(),
+        work: None,
+    };
+    let ground = Ground { input_bytes: 1, results_after: 0, durability: Durability::Stored, replicas: 1 };
+    Batch::new(BatchRecord::new(TimeMs(0), &create, ground))
+}
+
+/// One case; the fault, if there is one.
+fn case(seed: u64) -> Result<(), String> {
+    let mut random = Random(seed);
+    let mut batches: Vec<Batch> = (0..=random.below(4)).map(|_| batch(&mut random)).collect();
+    let mut pods: Vec<Bill> = (0..=random.below(3))
+        .map(|_| Bill::new(TimeMs(random.below(5_000)), UsdMicro(random.of_any_size(24))))
+        .collect();
+    let mut flying: Vec<(usize, u32, UsdMicro)> = Vec::new();
+    let mut now = 0;
+    for _ in 0..STEPS {
+        now = if random.below(20) == 0 { now / 2 } else { now + random.below(20_000) };
+        for _ in 0..random.below(4) {
+            let place = random.below(batches.len() as u64) as usize;
+            let (tokens, cost) = (random.below(2_000) as u32, UsdMicro(random.of_any_size(18)));
+            if batches[place].affords(cost) {
+                batches[place].commit(tokens, cost);
+                flying.push((place, tokens, cost));
+                let (spent, budget) =
+                    (batches[place].totals.cost_usd_micro, batches[place].record.options.budget_usd_micro);
+                if budget.is_some_and(|budget| spent + batches[place].committed_cost > budget) {
+                    return Err(format!("batch {place} was promised more than its budget"));
+                }
+            }
+        }
+        if !flying.is_empty() && random.below(2) == 0 {
+            let (place, tokens, cost) = flying.swap_remove(random.below(flying.len() as u64) as usize);
+            batches[place].release(tokens, cost);
+        }
+        for pod in &mut pods {
+            for _ in 0..random.below(3) {
+                pod.made(BatchSlot(random.below(batches.len() as u64) as u32), random.below(10_000));
+            }
+            let busy = random.below(150) as f64 / 100.0;
+            let share = pod.accrue(TimeMs(now), busy, |slot| batches[slot.0 as usize].budget_left());
+            for (slot, cost) in &share.by_batch {
+                batches[slot.0 as usize].totals.cost_usd_micro += *cost;
+            }
+            if random.below(6) == 0 {
+                pod.set_price(UsdMicro(random.of_any_size(24)));
+            }
+            if pod.attributed + pod.idle != pod.billed {
+                return Err(format!("{} + {} is not {}", pod.attributed, pod.idle, pod.billed));
+            }
+        }
+        for (place, batch) in batches.iter().enumerate() {
+            if batch.budget_left() < UsdMicro::ZERO {
+                return Err(format!("batch {place} has spent {}", batch.totals.cost_usd_micro));
+            }
+        }
+    }
+    let spent: UsdMicro = batches.iter().map(|batch| batch.totals.cost_usd_micro).sum();
+    let attributed: UsdMicro = pods.iter().map(|pod| pod.attributed).sum();
+    if spent == attributed { Ok(()) } else { Err(format!("{spent} was spent and {attributed} attributed")) }
+}
+
+#[test]
+fn no_budget_is_passed_and_every_micro_dollar_is_accounted_for_in_random_cases() {
+    let cases = std::env::var("TERNFLEET_TEST_BUDGET_CASES").ok().and_then(|text| text.parse().ok());
+    for seed in 0..cases.unwrap_or(CASES) {
+        if let Err(fault) = case(seed) {
+            panic!("seed {seed}: {fault}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Series of the scaler, of the rented fleet's money and of the plan.
+
+use prometheus::{Gauge, GaugeVec};
+use ternfleet_cloud::CloudError;
+use ternfleet_proto::message::{ScalePodState, ScaleView};
+
+use super::{Counter, CounterVec, Maker};
+use crate::scale::Act;
+
+const ACTS: [&str; 5] = ["rent", "order_again", "adopt", "give_back", "forget"];
+const FAULTS: [&str; 11] = [
+    "no_capacity",
+    "no_balance",
+    "forbidden",
+    "invalid",
+    "unauthorized",
+    "rate_limited",
+    "uncertain",
+    "not_found",
+    "conflict",
+    "unreachable",
+    "protocol",
+];
+
+pub(super) struct ScaleSeries {
+    pods: GaugeVec,
+    pods_wanted: GaugeVec,
+    spent: GaugeVec,
+    halted: Gauge,
+    acts: CounterVec,
+    faults: CounterVec,
+    plan_cost: Gauge,
+    plan_bound: Gauge,
+    plan_regret: Gauge,
+    batches_at_risk: Gauge,
+    billing_drift: Gauge,
+    slow: Gauge,
+    slowdowns: Counter,
+}
+
+impl ScaleSeries {
+    pub(super) fn new(m: &Maker) -> Self {
+        let states = ScalePodState::ALL.map(ScalePodState::as_str);
+        Self {
+            pods: m.gauges("scale_pods", "Pods that the scaler rents, by state.", "state", &states),
+            pods_wanted: m.gauges(
+                "scale_pods_limit",
+                "Least and largest number of rented pods, as set.",
+                "limit",
+                &["min", "max"],
+            ),
+            spent: m.gauges(
+                "scale_spent_usd",
+                "Spent on rented pods in dollars, since midnight UTC and since the fleet began; kept over restarts.",
+                "since",
+                &["midnight", "begin"],
+            ),
+            halted: m.gauge("scale_halted", "1 while nothing is ordered: no balance, a refused key, no list of pods."),
+            acts: m.counters("scale_acts_total", "What the scaler did.", "act", &ACTS),
+            faults: m.counters(
+                "provider_faults_total",
+                "Requests that the provider of pods refused or did not answer.",
+                "fault",
+                &FAULTS,
+            ),
+            plan_cost: m.gauge("plan_usd", "What the plan for all accepted batches costs, in dollars."),
+            plan_bound: m
+                .gauge("plan_bound_usd", "The least that any plan could cost, a boot for each pod included, in dollars."),
+            plan_regret: m.gauge("plan_regret_ratio", "How much dearer the plan is than the bound, as a share of it."),
+            batches_at_risk: m
+                .gauge("plan_batches_at_risk", "Batches whose deadline or budget the plan cannot keep for sure."),
+            billing_drift: m.gauge(
+                "billing_drift_ratio",
+                "The provider's bill over ours, less one, for the pods that both know.",
+            ),
+            slow: m.gauge("workers_slow", "Workers that are much slower than they used to be."),
+            slowdowns: m.counter(
+                "worker_slowdowns_total",
+                "Times that a worker was suddenly much slower than usual: a noisy neighbour, mostly.",
+            ),
+        }
+    }
+
+    pub(super) fn show(&self, view: &ScaleView) {
+        for state in ScalePodState::ALL {
+            let count = view.pods.iter().filter(|pod| pod.state == state).count();
+            self.pods.with_label_values(&[state.as_str()]).set(count as f64);
+        }
+        self.pods_wanted.with_label_values(&["min"]).set(f64::from(view.pods_min));
+        self.pods_wanted.with_label_values(&["max"]).set(f64::from(view.pods_max));
+        self.spent.with_label_values(&["midnight"]).set(view.spent_today_usd_micro.dollars());
+        self.spent.with_label_values(&["begin"]).set(view.spent_usd_micro.dollars());
+        self.halted.set(f64::from(u8::from(view.halted.is_some())));
+        self.plan_cost.set(view.plan_usd_micro.dollars());
+        self.plan_bound.set(view.bound_usd_micro.dollars());
+        self.plan_regret.set(view.regret_ratio);
+        self.batches_at_risk.set(view.batches.iter().filter(|batch| !batch.kept).count() as f64);
+    }
+
+    pub(super) fn act(&self, act: &Act) {
+        let name = match act {
+            Act::Write(_) => "rent",
+            Act::Order(_) => "order_again",
+            Act::Adopt { .. } => "adopt",
+            Act::End { .. } => "give_back",
+            Act::Close { .. } => "forget",
+        };
+        self.acts.with_label_values(&[name]).inc();
+    }
+
+    pub(super) fn fault(&self, fault: &CloudError) {
+        let name = match fault {
+            CloudError::NoCapacity(_) => "no_capacity",
+            CloudError::NoBalance(_) => "no_balance",
+            CloudError::Forbidden(_) => "forbidden",
+            CloudError::Invalid(_) => "invalid",
+            CloudError::Unauthorized(_) => "unauthorized",
+            CloudError::RateLimited { .. } => "rate_limited",
+            CloudError::Uncertain(_) => "uncertain",
+            CloudError::NotFound(_) => "not_found",
+            CloudError::Conflict(_) => "conflict",
+            CloudError::Unreachable(_) => "unreachable",
+            CloudError::Protocol(_) => "protocol",
+        };
+        self.faults.with_label_values(&[name]).inc();
+    }
+
+    pub(super) fn drift(&self, ratio: f64) {
+        self.billing_drift.set(ratio);
+    }
+
+    pub(super) fn levels(&self, levels: &crate::core::Gauges) {
+        self.slow.set(levels.workers_slow as f64);
+    }
+
+    pub(super) fn slowdowns(&self) -> &Counter {
+        &self.slowdowns
+    }
+}

@@ -1,0 +1,258 @@
+//! Renting: which provider, which classes of pods, within which limits, and how a pod is brought up.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where pods come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProviderKind {
+    /// Nothing is rented: workers are somebody else's business.
+    #[default]
+    None,
+    /// Worker processes on the coordinator's machine.
+    Local,
+    Runpod,
+}
+
+/// The dials (`pods_min` to `idle_limit_s`) hold until `ternfleet scale set` changes them; what it set is kept by the
+/// fleet and wins over these.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScaleOptions {
+    pub provider: ProviderKind,
+    /// Begins the name of every rented pod. Pods of the account with other names are never touched.
+    pub fleet: String,
+    pub pods_min: u32,
+    pub pods_max: u32,
+    /// Prices of all rented pods together; 0 is no limit.
+    pub usd_per_hour_max: f64,
+    /// Spent between two midnights, UTC; 0 is no limit.
+    pub usd_per_day_max: f64,
+    /// A pod without work is given back after so long.
+    pub idle_limit_s: f64,
+    /// A pod that hears of no coordinator for so long ends itself: what each may cost unattended.
+    pub lease_s: f64,
+    /// From the order to the first heartbeat.
+    pub ready_limit_s: f64,
+    /// Between two heartbeats.
+    pub silence_limit_s: f64,
+    /// From the written intent to the provider's list.
+    pub order_limit_s: f64,
+    /// A worker that was told to drain is ended after so long.
+    pub drain_limit_s: f64,
+    /// A place without room is tried again after so long.
+    pub refusal_s: f64,
+    /// A deadline may be missed with this probability.
+    pub epsilon: f64,
+    /// The fleet is looked at, and planned for, this often.
+    pub tick_ms: u64,
+    /// The bill is compared with the provider's this often; 0 never.
+    pub reconcile_s: u64,
+    pub classes: Vec<ClassOptions>,
+    pub pod: PodOptions,
+    pub local: LocalOptions,
+    pub runpod: RunpodOptions,
+}
+
+impl Default for ScaleOptions {
+    fn default() -> Self {
+        Self {
+            provider: ProviderKind::None,
+            fleet: "ternfleet".to_owned(),
+            pods_min: 0,
+            pods_max: 8,
+            usd_per_hour_max: 0.0,
+            usd_per_day_max: 0.0,
+            idle_limit_s: 60.0,
+            lease_s: 300.0,
+            ready_limit_s: 900.0,
+            silence_limit_s: 45.0,
+            order_limit_s: 600.0,
+            drain_limit_s: 10.0,
+            refusal_s: 600.0,
+            epsilon: 0.05,
+            tick_ms: 5_000,
+            reconcile_s: 3_600,
+            classes: Vec::new(),
+            pod: PodOptions::default(),
+            local: LocalOptions::default(),
+            runpod: RunpodOptions::default(),
+        }
+    }
+}
+
+/// A class of pods that may be rented. `gpu` or `cpu` names the provider's hardware; `local` needs neither.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClassOptions {
+    pub name: String,
+    /// Until the provider tells its own.
+    pub price_usd_per_hour: f64,
+    /// Expected until a pod of the class is measured …
+    pub rate_tok_s: f64,
+    /// … give or take this share.
+    pub rate_spread: f64,
+    /// From the order to the first token, until it is measured.
+    pub boot_s: f64,
+    /// Losses without warning.
+    pub loss_per_hour: f64,
+    pub pods_max: u32,
+    /// Where pods may be, spread over all of them; empty leaves it to the provider.
+    pub data_centers: Vec<String>,
+    pub gpu: Option<String>,
+    pub gpu_count: u32,
+    pub vcpus_per_gpu_min: Option<u32>,
+    pub memory_gb_per_gpu_min: Option<u32>,
+    pub cpu: Option<String>,
+    pub vcpus: u32,
+    /// The provider's cheaper cloud, where it has one.
+    pub community: bool,
+    /// Of a local pod.
+    pub threads: u32,
+}
+
+impl Default for ClassOptions {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            price_usd_per_hour: 0.0,
+            rate_tok_s: 0.0,
+            rate_spread: 0.2,
+            boot_s: 120.0,
+            loss_per_hour: 0.05,
+            pods_max: 8,
+            data_centers: Vec::new(),
+            gpu: None,
+            gpu_count: 1,
+            vcpus_per_gpu_min: None,
+            memory_gb_per_gpu_min: None,
+            cpu: None,
+            vcpus: 16,
+            community: false,
+            threads: 1,
+        }
+    }
+}
+
+/// How a rented pod is brought up. Name, class, price, lease and how to end itself are added to the environment as
+/// `TERNFLEET_POD`, `TERNFLEET_POD_CLASS`, `TERNFLEET_PRICE_USD_PER_HOUR`, `TERNFLEET_DEAD_MAN_MS` and
+/// `TERNFLEET_END_MYSELF`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PodOptions {
+    pub image: String,
+    pub disk_gb: u32,
+    /// Values that begin with `env:` or `file:` are read from the coordinator's environment or from a file when a pod
+    /// is ordered, so that no secret stands here.
+    pub env: BTreeMap<String, String>,
+    /// Replaces the image's command when not empty.
+    pub command: Vec<String>,
+    /// A network volume that holds the model, and where it is mounted.
+    pub volume_id: Option<String>,
+    pub volume_path: Option<String>,
+}
+
+/// Worker processes on this machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LocalOptions {
+    pub program: PathBuf,
+    /// `{name}`, `{class}`, `{price}`, `{threads}` and `{cpus}` are filled in.
+    pub arguments: Vec<String>,
+    /// Holds a small file for each pod, and the pods' output.
+    pub folder: PathBuf,
+    /// Sets of CPUs, as `0,1`; each pod takes one that no other has.
+    pub cpus: Vec<String>,
+    /// From the polite signal to the hard one.
+    pub grace_ms: u64,
+}
+
+impl Default for LocalOptions {
+    fn default() -> Self {
+        Self {
+            program: PathBuf::new(),
+            arguments: Vec::new(),
+            folder: PathBuf::from("ternfleet-pods"),
+            cpus: Vec::new(),
+            grace_ms: 4_500,
+        }
+    }
+}
+
+/// RunPod's API. The key comes from `key_file` or from the variable `RUNPOD_API_KEY`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunpodOptions {
+    /// Another address than RunPod's own, for a mock.
+    pub base: Option<String>,
+    pub key_file: Option<PathBuf>,
+}
+
+impl ScaleOptions {
+    /// Every fault at once.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.provider == ProviderKind::None {
+            return faults;
+        }
+        let plain = |text: &str| {
+            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        };
+        if !plain(&self.fleet) {
+            faults.push(format!("scale.fleet {:?}: use letters, digits, - and _", self.fleet));
+        }
+        if self.classes.is_empty() {
+            faults.push("scale.classes is empty: name at least one class of pods".to_owned());
+        }
+        for class in &self.classes {
+            let name = &class.name;
+            if !plain(name) || self.fleet.len() + name.len() > 40 {
+                faults.push(format!(
+                    "scale.classes: the name {name:?} must be short, of letters, digits, - and _"
+                ));
+            }
+            if !(class.rate_tok_s > 0.0 && class.price_usd_per_hour >= 0.0 && class.boot_s >= 0.0) {
+                faults.push(format!(
+                    "scale.classes {name:?}: rate_tok_s must be positive, price and boot not negative"
+                ));
+            }
+            if self.provider == ProviderKind::Runpod && class.gpu.is_some() == class.cpu.is_some() {
+                faults.push(format!("scale.classes {name:?}: name exactly one of gpu and cpu"));
+            }
+        }
+        if self.pods_min > self.pods_max {
+            faults.push(format!("scale.pods_min {} is above pods_max {}", self.pods_min, self.pods_max));
+        }
+        if self.provider == ProviderKind::Runpod && self.pod.image.is_empty() {
+            faults.push("scale.pod.image is missing: name the image that runs the worker".to_owned());
+        }
+        if self.provider == ProviderKind::Local && self.local.program.as_os_str().is_empty() {
+            faults.push("scale.local.program is missing: name the program that runs the worker".to_owned());
+        }
+        if self.tick_ms < 100 || self.lease_s < 10.0 {
+            faults.push("scale.tick_ms must be at least 100 and scale.lease_s at least 10".to_owned());
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_is_told_at_once_and_a_fleet_that_rents_nothing_has_none() {
+        assert!(ScaleOptions::default().faults().is_empty());
+        let wrong = ScaleOptions {
+            provider: ProviderKind::Runpod,
+            fleet: "a b".to_owned(),
+            pods_min: 9,
+            classes: vec![ClassOptions { name: "c".to_owned(), rate_tok_s: 1.0, ..ClassOptions::default() }],
+            ..ScaleOptions::default()
+        };
+        assert_eq!(wrong.faults().len(), 4, "{:?}", wrong.faults());
+    }
+}

@@ -1,0 +1,423 @@
+//! The scaler as a task of the leader: it looks at the provider's list and at the core's situation, asks
+//! [`crate::scale::decide`], and does what that says, intents first.
+//!
+//! What it must not forget stands in the bucket `scale` ([`store`]): intents, dials, the number of the next name, the
+//! ledger of the day. A leader that dies at any point is followed by one that reads them and adopts what runs. The
+//! core is told of every lease, so that its bill runs from a pod's creation to its return.
+
+mod perform;
+mod provider;
+mod store;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ternfleet_cloud::{CloudError, Rented, Status};
+use ternfleet_proto::bus::Bus;
+use ternfleet_proto::message::{Refusal, RefusalCode, Reply, ScaleDials, ScaleView};
+use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::{LeaderRevision, TimeMs, UsdMicro, codec};
+use tokio::sync::{mpsc, watch};
+
+use super::Input;
+use super::quotes::Footing;
+use crate::core::Situation;
+use crate::metrics::Metrics;
+use crate::plan::Plan;
+use crate::scale::{Decision, Refused, Seen, SeenPod, Settings, decide};
+
+pub(crate) use provider::{Rental, rental};
+use store::Store;
+
+/// After the bus came back, silence is no fault of the workers' for so long.
+const HEARING_AGAIN: Duration = Duration::from_secs(10);
+/// Prices and room are asked for this often.
+const OFFERS_EVERY: Duration = Duration::from_secs(60);
+/// After an empty account or a refused key nothing is ordered for so long.
+const HALT: Duration = Duration::from_secs(300);
+
+/// A caller's question.
+#[derive(Debug)]
+pub(crate) struct ScaleCall {
+    pub(crate) verb: ApiVerb,
+    pub(crate) payload: bytes::Bytes,
+    pub(crate) reply: String,
+}
+
+/// What the scaler is given.
+pub(crate) struct Ties {
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) leader: LeaderRevision,
+    pub(crate) situations: watch::Receiver<Arc<Situation>>,
+    pub(crate) calls: mpsc::UnboundedReceiver<ScaleCall>,
+    pub(crate) inbox: mpsc::Sender<Input>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What is remembered of a pod between two looks.
+#[derive(Debug, Clone, Default)]
+struct Memory {
+    /// The core has been told of the lease.
+    told: bool,
+    /// It has been told that the lease is ending.
+    ending_told: bool,
+    /// Measured: from the order to the first heartbeat.
+    boot_s: Option<f64>,
+}
+
+struct Scaler {
+    ties: Ties,
+    rental: Rental,
+    store: Store,
+    /// What the ledger said when this leader began.
+    base_total: UsdMicro,
+    base_today: UsdMicro,
+    day: u64,
+    listed: Option<Vec<Rented>>,
+    list_fault: Option<String>,
+    refused: Vec<(Refused, String)>,
+    halted: Option<(String, TimeMs)>,
+    plan: Option<Plan>,
+    memories: BTreeMap<String, Memory>,
+    /// Measured speeds by class: mean and error.
+    rates: BTreeMap<String, (f64, f64)>,
+    boots: BTreeMap<String, f64>,
+    offered_at: Option<Instant>,
+    reconciled_at: Instant,
+    heard_since: Instant,
+    /// Provider's id and our bill of pods that have been returned, for the reconciliation.
+    returned: BTreeMap<String, UsdMicro>,
+    faults: BTreeSet<String>,
+}
+
+/// Runs until the situations end, which is when the leader does.
+pub(crate) async fn serve(rental: Rental, ties: Ties) {
+    let Some(store) = Store::read_patiently(&ties).await else { return };
+    let now = TimeMs::now();
+    let mut scaler = Scaler {
+        base_total: store.ledger.value.spent_usd_micro,
+        base_today: store.ledger.value.today(now),
+        day: day_of(now),
+        store,
+        rental,
+        ties,
+        listed: None,
+        list_fault: None,
+        refused: Vec::new(),
+        halted: None,
+        plan: None,
+        memories: BTreeMap::new(),
+        rates: BTreeMap::new(),
+        boots: BTreeMap::new(),
+        offered_at: None,
+        reconciled_at: Instant::now(),
+        heard_since: Instant::now(),
+        returned: BTreeMap::new(),
+        faults: BTreeSet::new(),
+    };
+    tracing::info!(
+        provider = scaler.rental.provider.name(),
+        intents = scaler.store.intents.len(),
+        "the scaler begins"
+    );
+    let mut ticks = tokio::time::interval(Duration::from_millis(scaler.rental.options.tick_ms));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {
+                if scaler.ties.situations.has_changed().is_err() {
+                    return;
+                }
+                scaler.turn(TimeMs::now()).await;
+            }
+            call = scaler.ties.calls.recv() => match call {
+                Some(call) => scaler.answer(call).await,
+                None => return,
+            },
+        }
+    }
+}
+
+pub(super) fn day_of(now: TimeMs) -> u64 {
+    now.0 / 86_400_000
+}
+
+impl Scaler {
+    /// Look, decide, do.
+    async fn turn(&mut self, now: TimeMs) {
+        self.look().await;
+        self.ask_offers(now).await;
+        self.learn(now);
+        if self.store.stale {
+            self.store.reload(&self.ties).await;
+        }
+        let settings = self.settings(now);
+        let seen = self.seen(now);
+        let intents = self.store.intents();
+        let previous = self.plan.take();
+        let decision = decide(&settings, &intents, &seen, previous.as_ref());
+        self.perform(now, &decision).await;
+        self.keep_ledger(now).await;
+        self.reconcile(now).await;
+        let view = self.view(now, &settings, &seen, &decision);
+        self.ties.metrics.scaler(&view);
+        self.plan = Some(decision.plan);
+        let footing = Footing { settings, intents: self.store.intents(), seen: self.seen(now) };
+        let _ = self.ties.inbox.send(Input::Footing(Arc::new(footing))).await;
+    }
+
+    async fn look(&mut self) {
+        if !self.ties.bus.connected() {
+            self.heard_since = Instant::now();
+        }
+        match self.rental.provider.list().await {
+            Ok(pods) => {
+                self.listed = Some(pods);
+                self.list_fault = None;
+            }
+            Err(fault) => {
+                self.heed("list", &fault);
+                self.listed = None;
+                self.list_fault = Some(fault.to_string());
+            }
+        }
+    }
+
+    /// Prices are data: the provider's word replaces the configured one. A class without room anywhere is left out
+    /// until the next look.
+    async fn ask_offers(&mut self, now: TimeMs) {
+        if self.offered_at.is_some_and(|at| at.elapsed() < OFFERS_EVERY) {
+            return;
+        }
+        match self.rental.provider.offers().await {
+            Ok(offers) => {
+                self.offered_at = Some(Instant::now());
+                for (class, why) in self.rental.take_offers(&offers) {
+                    self.refuse(now, &class, None, OFFERS_EVERY, why);
+                }
+            }
+            Err(fault) => self.heed("offers", &fault),
+        }
+    }
+
+    /// What the heartbeats say about classes: speed and boot.
+    fn learn(&mut self, now: TimeMs) {
+        let situation = Arc::clone(&self.ties.situations.borrow());
+        let mut sums: BTreeMap<&str, (f64, f64, f64)> = BTreeMap::new();
+        for worker in situation.workers.iter().filter(|worker| worker.live && worker.rate_mean_tok_s > 0.0) {
+            let sum = sums.entry(&worker.class).or_default();
+            *sum = (sum.0 + 1.0, sum.1 + worker.rate_mean_tok_s, sum.2 + worker.rate_sd_tok_s);
+            let intent = self.store.intents.get(&worker.pod).map(|kept| &kept.value);
+            let memory = self.memories.entry(worker.pod.clone()).or_default();
+            if let (None, Some(intent)) = (memory.boot_s, intent) {
+                let boot_s = now.since(intent.written_at).as_secs_f64();
+                memory.boot_s = Some(boot_s);
+                let known = self.boots.entry(intent.class.clone()).or_insert(boot_s);
+                *known += 0.3 * (boot_s - *known);
+            }
+        }
+        for (class, (count, mean, error)) in sums {
+            self.rates.insert(class.to_owned(), (mean / count, error / count));
+        }
+    }
+
+    fn settings(&self, now: TimeMs) -> Settings {
+        self.settings_with(now, &self.store.dials.value)
+    }
+
+    fn settings_with(&self, now: TimeMs, dials: &ScaleDials) -> Settings {
+        let refused = self.refused.iter().filter(|(refused, _)| refused.until > now);
+        let mut settings = self.rental.settings(dials);
+        settings.refused = refused.map(|(refused, _)| refused.clone()).collect();
+        for class in &mut settings.classes {
+            if let Some((mean, error)) = self.rates.get(&class.name) {
+                (class.rate_tok_s, class.rate_sd_tok_s) = (*mean, *error);
+            }
+            if let Some(boot_s) = self.boots.get(&class.name) {
+                class.boot_s = *boot_s;
+            }
+        }
+        settings
+    }
+
+    fn seen(&self, now: TimeMs) -> Seen {
+        let situation = Arc::clone(&self.ties.situations.borrow());
+        let pods = self.listed.as_ref().map(|listed| {
+            let alive = listed.iter().filter(|pod| pod.status.is_alive());
+            alive
+                .map(|pod| SeenPod {
+                    id: pod.id.0.clone(),
+                    name: pod.name.clone(),
+                    computes: !matches!(pod.status, Status::Exited | Status::Error),
+                    price_usd_micro_per_hour: pod.price_usd_micro_per_hour.map(UsdMicro),
+                    data_center: pod.data_center.clone(),
+                })
+                .collect()
+        });
+        Seen {
+            now,
+            pods,
+            workers: situation.workers.clone(),
+            batches: situation.batches.clone(),
+            spent_today: self.spent_today(now),
+            halted: self.halted.as_ref().is_some_and(|(_, until)| *until > now),
+            deaf: !self.ties.bus.connected() || self.heard_since.elapsed() < HEARING_AGAIN,
+            next_number: self.store.number.value,
+        }
+    }
+
+    fn spent(&self) -> UsdMicro {
+        self.base_total + self.ties.situations.borrow().leased_total
+    }
+
+    fn spent_today(&self, now: TimeMs) -> UsdMicro {
+        let before = if day_of(now) == self.day { self.base_today } else { UsdMicro::ZERO };
+        before + self.ties.situations.borrow().leased_total
+    }
+
+    /// Writes down what has been spent. A new day begins at nothing.
+    async fn keep_ledger(&mut self, now: TimeMs) {
+        if day_of(now) != self.day {
+            let so_far = self.ties.situations.borrow().leased_total;
+            self.day = day_of(now);
+            // What this process has billed up to now belongs to the days before.
+            self.base_today = UsdMicro::ZERO - so_far;
+        }
+        let ledger = store::Ledger {
+            day: self.day,
+            spent_today_usd_micro: self.spent_today(now),
+            spent_usd_micro: self.spent(),
+            billed_to: now,
+        };
+        self.store.keep_ledger(&self.ties, ledger).await;
+    }
+
+    /// A provider's fault, by what it means for all.
+    fn heed(&mut self, what: &str, fault: &CloudError) {
+        self.ties.metrics.provider_fault(fault);
+        let now = TimeMs::now();
+        match fault {
+            CloudError::NoBalance(_) | CloudError::Unauthorized(_) => {
+                tracing::error!(what, %fault, "nothing is ordered until a person has looked at the account");
+                self.halted = Some((fault.to_string(), now.plus(HALT)));
+            }
+            CloudError::RateLimited { retry_after } => {
+                self.halted = Some((fault.to_string(), now.plus(*retry_after)));
+            }
+            _ => {
+                // Told once, and again when it comes back after it was gone.
+                if self.faults.insert(format!("{what}: {fault}")) {
+                    tracing::warn!(what, %fault, "the provider refuses");
+                }
+                if self.faults.len() > 100 {
+                    self.faults.clear();
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, now: TimeMs, class: &str, place: Option<String>, span: Duration, why: String) {
+        self.refused.retain(|(refused, _)| {
+            refused.until > now && !(refused.class == class && refused.data_center == place)
+        });
+        let refused = Refused { class: class.to_owned(), data_center: place, until: now.plus(span) };
+        self.refused.push((refused, why));
+    }
+
+    /// Compares our bill with the provider's, pod by pod as far as it tells them apart.
+    async fn reconcile(&mut self, now: TimeMs) {
+        let every = self.rental.options.reconcile_s;
+        if every == 0 || self.reconciled_at.elapsed() < Duration::from_secs(every) {
+            return;
+        }
+        self.reconciled_at = Instant::now();
+        let mut ours = self.returned.clone();
+        for (name, billed) in &self.ties.situations.borrow().leases {
+            let id = self.store.intents.get(name).and_then(|kept| kept.value.provider_id.clone());
+            if let Some(id) = id {
+                ours.insert(id, *billed);
+            }
+        }
+        let from = self.store.began_at.0.saturating_sub(3_600_000);
+        match self.rental.provider.billing(from, now.0).await {
+            Ok(bills) => {
+                let mut theirs: BTreeMap<&str, i64> = BTreeMap::new();
+                for bill in &bills {
+                    *theirs.entry(&bill.pod.0).or_default() += bill.amount_usd_micro;
+                }
+                let (mut sum_ours, mut sum_theirs) = (0, 0);
+                for (id, billed) in &ours {
+                    if let Some(amount) = theirs.get(id.as_str()) {
+                        sum_ours += billed.0;
+                        sum_theirs += amount;
+                    }
+                }
+                if sum_ours > 0 {
+                    let drift = sum_theirs as f64 / sum_ours as f64 - 1.0;
+                    self.ties.metrics.billing_drift(drift);
+                    tracing::info!(
+                        ours = sum_ours,
+                        theirs = sum_theirs,
+                        drift,
+                        "the bill beside the provider's"
+                    );
+                }
+            }
+            Err(fault) => self.heed("billing", &fault),
+        }
+    }
+
+    async fn answer(&mut self, call: ScaleCall) {
+        let now = TimeMs::now();
+        let answer: Reply<ScaleView> = match self.dials_of(&call) {
+            Err(refused) => Err(refused),
+            Ok(asked) => self.told(now, call.verb, asked).await,
+        };
+        let _ = self.ties.bus.send(&call.reply, codec::encode(&answer)).await;
+        if call.verb == ApiVerb::ScaleSet && answer.is_ok() {
+            self.turn(TimeMs::now()).await;
+        }
+    }
+
+    async fn told(&mut self, now: TimeMs, verb: ApiVerb, asked: ScaleDials) -> Reply<ScaleView> {
+        let dials = self.store.dials.value.clone().with(asked);
+        if verb == ApiVerb::ScaleSet {
+            self.store.keep_dials(&self.ties, dials.clone()).await?;
+            tracing::info!(?dials, "the scaler's dials were set");
+        }
+        self.look().await;
+        let settings = self.settings_with(now, &dials);
+        let seen = self.seen(now);
+        let decision: Decision = decide(&settings, &self.store.intents(), &seen, self.plan.as_ref());
+        Ok(self.view(now, &settings, &seen, &decision))
+    }
+
+    fn dials_of(&self, call: &ScaleCall) -> Result<ScaleDials, Refusal> {
+        let invalid = |message: String| Refusal { code: RefusalCode::Invalid, message, retry_after_ms: None };
+        if call.verb == ApiVerb::ScaleShow {
+            return Ok(ScaleDials::default());
+        }
+        let asked: ScaleDials = codec::decode(&call.payload).map_err(|error| invalid(error.to_string()))?;
+        let known: Vec<&str> = self.rental.options.classes.iter().map(|class| class.name.as_str()).collect();
+        for name in asked.classes.iter().flatten() {
+            if !known.contains(&name.as_str()) {
+                let known = known.join(", ");
+                return Err(invalid(format!("there is no class {name:?}; the configuration has {known}")));
+            }
+        }
+        let whole = self.rental.settings(&self.store.dials.value.clone().with(asked.clone()));
+        if whole.pods_min > whole.pods_max {
+            let (min, max) = (whole.pods_min, whole.pods_max);
+            return Err(invalid(format!(
+                "at least {min} and at most {max} pods cannot both hold: set --min and --max"
+            )));
+        }
+        let negative = |limit: Option<UsdMicro>| limit.is_some_and(|usd| usd < UsdMicro::ZERO);
+        if negative(asked.usd_micro_per_hour_max) || negative(asked.usd_micro_per_day_max) {
+            return Err(invalid("a limit must not be negative; 0 lifts it".to_owned()));
+        }
+        Ok(asked)
+    }
+}

@@ -1,0 +1,295 @@
+//! Doing what the decision says. Each act may be repeated without harm, and each is written down before anything is
+//! ordered or ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use ternfleet_cloud::{CloudError, PodId, Rented};
+use ternfleet_proto::bus::Publish;
+use ternfleet_proto::message::{Control, Event as Audit, EventKind, Order as Word};
+use ternfleet_proto::{TimeMs, UsdMicro, codec, table};
+
+use super::{Input, Scaler};
+use crate::core::{Event, Lease};
+use crate::scale::{Act, Decision, Intent, Why};
+
+/// Pods whose bill is remembered for the reconciliation after their return.
+const RETURNED_MAX: usize = 1_000;
+
+impl Scaler {
+    pub(super) async fn perform(&mut self, now: TimeMs, decision: &Decision) {
+        self.tell_leases(now).await;
+        let mut orders = Vec::new();
+        for act in &decision.acts {
+            // Somebody else has written: what was decided stands on sand. The next turn reads first.
+            if self.store.stale {
+                return;
+            }
+            self.ties.metrics.scale_act(act);
+            match act {
+                Act::Write(intent) => {
+                    if self.write(now, intent).await {
+                        orders.push(intent.name.clone());
+                    }
+                }
+                Act::Order(name) => orders.push(name.clone()),
+                Act::Adopt { name, id, price } => {
+                    tracing::info!(pod = name, id, "adopted: it runs under the name of a written intent");
+                    let (id, price) = (id.clone(), *price);
+                    self.note(name, move |intent| {
+                        intent.provider_id = Some(id);
+                        if let Some(price) = price {
+                            intent.price_usd_micro_per_hour = price;
+                        }
+                    })
+                    .await;
+                    self.tell_leases(now).await;
+                }
+                Act::End { name, id, why } => self.end(now, name, id, *why).await,
+                Act::Close { name, why } => self.close(now, name, *why).await,
+            }
+        }
+        self.order(now, orders).await;
+    }
+
+    async fn write(&mut self, now: TimeMs, intent: &Intent) -> bool {
+        if let Err(error) = self.store.write(&self.ties, intent).await {
+            tracing::warn!(pod = intent.name, %error, "the intent was not written; nothing is ordered");
+            return false;
+        }
+        self.audit(
+            now,
+            EventKind::PodIntent {
+                pod: intent.name.clone(),
+                pod_class: intent.class.clone(),
+                price_usd_micro_per_hour: intent.price_usd_micro_per_hour,
+            },
+        )
+        .await;
+        true
+    }
+
+    async fn note(&mut self, name: &str, change: impl FnOnce(&mut Intent)) -> bool {
+        let noted = self.store.change(&self.ties, name, change).await;
+        if let Err(error) = &noted {
+            tracing::warn!(pod = name, %error, "the intent was not changed");
+        }
+        noted.is_ok()
+    }
+
+    /// Orders pods side by side: a provider may take seconds for each.
+    async fn order(&mut self, now: TimeMs, names: Vec<String>) {
+        let mut ordered = Vec::new();
+        for name in names {
+            let Some(intent) = self.store.intents.get(&name).map(|kept| kept.value.clone()) else { continue };
+            match self.rental.order(&intent) {
+                Ok(order) => {
+                    let provider = Arc::clone(&self.rental.provider);
+                    ordered.push(async move { (intent, provider.create(&order).await) });
+                }
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    tracing::error!(pod = name, why, "this pod cannot be ordered");
+                    self.give_up(now, &intent, true, why).await;
+                }
+            }
+        }
+        for (intent, answer) in join_all(ordered).await {
+            match answer {
+                Ok(rented) => self.rented(now, &intent, rented).await,
+                Err(fault) => self.not_rented(now, &intent, fault).await,
+            }
+        }
+    }
+
+    async fn rented(&mut self, now: TimeMs, intent: &Intent, rented: Rented) {
+        let id = rented.id.0.clone();
+        tracing::info!(pod = intent.name, id, place = rented.data_center, class = intent.class, "rented");
+        let (place, price) = (rented.data_center.clone(), rented.price_usd_micro_per_hour);
+        let noted = id.clone();
+        self.note(&intent.name, move |intent| {
+            intent.provider_id = Some(noted);
+            intent.data_center = place.or(intent.data_center.take());
+            if let Some(price) = price.filter(|price| *price > 0) {
+                intent.price_usd_micro_per_hour = UsdMicro(price);
+            }
+        })
+        .await;
+        if let Some(listed) = &mut self.listed
+            && !listed.iter().any(|pod| pod.id == rented.id)
+        {
+            listed.push(rented);
+        }
+        self.audit(now, EventKind::PodRented { pod: intent.name.clone(), provider_id: id }).await;
+        self.tell_leases(now).await;
+    }
+
+    /// What a refused or lost order means, by the table of the provider's answers.
+    async fn not_rented(&mut self, now: TimeMs, intent: &Intent, fault: CloudError) {
+        self.heed("create", &fault);
+        let why = fault.to_string();
+        match fault {
+            CloudError::NoCapacity(_) => self.give_up(now, intent, false, why).await,
+            CloudError::Forbidden(_) | CloudError::Invalid(_) => self.give_up(now, intent, true, why).await,
+            CloudError::NoBalance(_) | CloudError::Unauthorized(_) => self.strike(&intent.name).await,
+            // It may have been rented: the intent stays, and the next turn looks for its name before anything else.
+            CloudError::RateLimited { .. }
+            | CloudError::Uncertain(_)
+            | CloudError::Unreachable(_)
+            | CloudError::Protocol(_)
+            | CloudError::NotFound(_)
+            | CloudError::Conflict(_) => {}
+        }
+    }
+
+    /// Nothing was rented for certain: the intent goes, and its place (or its whole class) rests for a while.
+    async fn give_up(&mut self, now: TimeMs, intent: &Intent, whole_class: bool, why: String) {
+        let span = Duration::from_secs_f64(self.rental.options.refusal_s);
+        let mut places = vec![intent.data_center.clone()];
+        if whole_class {
+            let known = self.rental.class(&intent.class).map(|class| class.data_centers.clone());
+            places = known.unwrap_or_default().into_iter().map(Some).chain([None]).collect();
+        }
+        for place in places {
+            self.refuse(now, &intent.class, place, span, why.clone());
+        }
+        self.strike(&intent.name).await;
+    }
+
+    async fn strike(&mut self, name: &str) {
+        if let Err(error) = self.store.strike(&self.ties, name).await {
+            tracing::warn!(pod = name, %error, "an intent was not struck out");
+        }
+    }
+
+    /// Marks, drains, ends. Over several turns: a worker hands its jobs back first.
+    async fn end(&mut self, now: TimeMs, name: &str, id: &str, why: Why) {
+        if why == Why::Orphan {
+            tracing::warn!(pod = name, id, "ended: it bears this fleet's name and no intent claims it");
+            return self.terminate(now, name, id).await;
+        }
+        let marked = self.note(name, |intent| {
+            intent.ending.get_or_insert(why);
+            intent.ending_at.get_or_insert(now);
+        });
+        if !marked.await {
+            return;
+        }
+        let began_at = self.store.intents.get(name).and_then(|kept| kept.value.ending_at).unwrap_or(now);
+        let memory = self.memories.entry(name.to_owned()).or_default();
+        if !std::mem::replace(&mut memory.ending_told, true) {
+            tracing::info!(pod = name, ?why, "given back");
+            self.tell(Event::LeaseEnding { pod: name.to_owned() }).await;
+        }
+        if id.is_empty() {
+            return;
+        }
+        let polite = matches!(why, Why::NotNeeded | Why::Limit);
+        let patient = now.since(began_at).as_secs_f64() < self.rental.options.drain_limit_s;
+        if polite && patient && self.drain(name).await {
+            return;
+        }
+        self.terminate(now, name, id).await;
+    }
+
+    /// True while a worker of the pod is there to be drained.
+    async fn drain(&mut self, pod: &str) -> bool {
+        let situation = Arc::clone(&self.ties.situations.borrow());
+        let Some(seen) = situation.workers.iter().find(|worker| worker.pod == pod && worker.live) else {
+            return false;
+        };
+        for worker in &seen.workers {
+            let word = codec::encode(&Control { leader: self.ties.leader, order: Word::Drain });
+            if let Err(error) = self.ties.bus.send(&table::control(worker), word).await {
+                tracing::debug!(%worker, %error, "not told to drain");
+            }
+        }
+        true
+    }
+
+    async fn terminate(&mut self, now: TimeMs, name: &str, id: &str) {
+        match self.rental.provider.terminate(&PodId(id.to_owned())).await {
+            Ok(()) | Err(CloudError::NotFound(_)) => {
+                if let Some(listed) = &mut self.listed {
+                    listed.retain(|pod| pod.id.0 != id);
+                }
+                self.lease_ended(now, name, id).await;
+            }
+            Err(fault) => self.heed("terminate", &fault),
+        }
+    }
+
+    /// The provider lists it no more.
+    async fn close(&mut self, now: TimeMs, name: &str, why: Why) {
+        let Some(intent) = self.store.intents.get(name).map(|kept| kept.value.clone()) else { return };
+        if let Err(error) = self.store.strike(&self.ties, name).await {
+            tracing::warn!(pod = name, %error, "an intent was not struck out");
+            return;
+        }
+        let billed = self.billed(name);
+        if why == Why::Vanished {
+            tracing::warn!(pod = name, %billed, "the pod is gone without a word");
+        } else {
+            tracing::info!(pod = name, ?why, %billed, "returned");
+        }
+        self.lease_ended(now, name, intent.provider_id.as_deref().unwrap_or("")).await;
+        self.audit(now, EventKind::PodReturned { pod: name.to_owned(), billed_usd_micro: billed }).await;
+        self.memories.remove(name);
+    }
+
+    pub(super) fn billed(&self, name: &str) -> UsdMicro {
+        let situation = self.ties.situations.borrow();
+        let open = situation.leases.iter().find(|(pod, _)| pod == name).map(|(_, billed)| *billed);
+        let id = || self.store.intents.get(name).and_then(|kept| kept.value.provider_id.clone());
+        open.or_else(|| self.returned.get(&id()?).copied()).unwrap_or(UsdMicro::ZERO)
+    }
+
+    async fn lease_ended(&mut self, _now: TimeMs, name: &str, id: &str) {
+        let billed = self.billed(name);
+        if !id.is_empty() && billed > UsdMicro::ZERO {
+            if self.returned.len() >= RETURNED_MAX {
+                self.returned.pop_first();
+            }
+            self.returned.insert(id.to_owned(), billed);
+        }
+        self.tell(Event::LeaseEnded { pod: name.to_owned() }).await;
+    }
+
+    /// Every pod that is rented is billed. After a change of leader the bill goes on from where the last one stopped.
+    async fn tell_leases(&mut self, now: TimeMs) {
+        let mut leases = Vec::new();
+        for (name, kept) in &self.store.intents {
+            let intent = &kept.value;
+            let Some(id) = &intent.provider_id else { continue };
+            let memory = self.memories.entry(name.clone()).or_default();
+            if std::mem::replace(&mut memory.told, true) {
+                continue;
+            }
+            let listed = self.listed.iter().flatten().find(|pod| pod.id.0 == *id);
+            let created = listed.and_then(|pod| pod.created_at_ms).map_or(intent.written_at, TimeMs);
+            leases.push(Lease {
+                pod: name.clone(),
+                class: intent.class.clone(),
+                price_usd_micro_per_hour: intent.price_usd_micro_per_hour,
+                since: created.max(intent.written_at).max(self.store.billed_to).min(now),
+            });
+        }
+        for lease in leases {
+            self.tell(Event::Leased(Box::new(lease))).await;
+        }
+    }
+
+    async fn tell(&self, event: Event) {
+        let _ = self.ties.inbox.send(Input::Event(event)).await;
+    }
+
+    async fn audit(&self, at: TimeMs, what: EventKind) {
+        let event = Audit { at, leader: self.ties.leader, what };
+        let stored =
+            self.ties.bus.publish(&table::event("pod"), codec::encode(&event), Publish::default()).await;
+        if let Err(error) = stored {
+            tracing::warn!(%error, "an event of a pod is not in the audit log");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The scaler in words: what it has, what it would do next, and why.
+
+use ternfleet_proto::TimeMs;
+use ternfleet_proto::message::{Binds, ScaleAct, ScaleBatch, ScaleClass, ScalePod, ScalePodState, ScaleView};
+
+use super::Scaler;
+use crate::plan::{Plan, PodPlan, Verdict};
+use crate::quote::binds;
+use crate::scale::{Act, Decision, Intent, Seen, SeenWorker, Settings, Why};
+
+impl Scaler {
+    pub(super) fn view(
+        &self,
+        now: TimeMs,
+        settings: &Settings,
+        seen: &Seen,
+        decision: &Decision,
+    ) -> ScaleView {
+        let plan = &decision.plan;
+        ScaleView {
+            provider: self.rental.provider.name().to_owned(),
+            fleet: settings.fleet.clone(),
+            pods_min: settings.pods_min as u32,
+            pods_max: settings.pods_max as u32,
+            classes: self.classes(now, settings),
+            usd_micro_per_hour_max: settings.usd_micro_per_hour_max,
+            usd_micro_per_day_max: settings.usd_micro_per_day_max,
+            idle_limit_ms: (settings.idle_limit_s * 1000.0) as u64,
+            spent_today_usd_micro: self.spent_today(now),
+            spent_usd_micro: self.spent(),
+            halted: self.halt(now),
+            pods: self.store.intents.values().map(|kept| self.pod(&kept.value, seen)).collect(),
+            acts: decision.acts.iter().map(|act| self.act(now, act, plan)).collect(),
+            batches: batches(plan, seen),
+            regret_ratio: plan.regret(),
+            plan_usd_micro: plan.cost_usd_micro,
+            bound_usd_micro: plan.bound_usd_micro,
+        }
+    }
+
+    fn halt(&self, now: TimeMs) -> Option<String> {
+        let halted = self.halted.as_ref().filter(|(_, until)| *until > now).map(|(why, _)| why.clone());
+        halted.or_else(|| {
+            self.list_fault.as_ref().map(|why| format!("the provider's list cannot be read: {why}"))
+        })
+    }
+
+    fn classes(&self, now: TimeMs, settings: &Settings) -> Vec<ScaleClass> {
+        let all = self.rental.settings(&Default::default());
+        let view = |name: &str| {
+            let enabled = settings.classes.iter().find(|class| class.name == name);
+            let class = enabled.or_else(|| all.classes.iter().find(|class| class.name == name))?;
+            let pods = self.store.intents.values().filter(|kept| kept.value.class == name).count();
+            let refused =
+                self.refused.iter().find(|(refused, _)| refused.class == name && refused.until > now);
+            Some(ScaleClass {
+                name: name.to_owned(),
+                price_usd_micro_per_hour: class.price_usd_micro_per_hour,
+                rate_tok_s: class.rate_tok_s,
+                pods: pods as u32,
+                pods_max: class.pods_max,
+                enabled: enabled.is_some(),
+                refused: refused.map(|(refused, why)| match &refused.data_center {
+                    Some(place) => format!("{place}: {why}"),
+                    None => why.clone(),
+                }),
+            })
+        };
+        self.rental.options.classes.iter().filter_map(|class| view(&class.name)).collect()
+    }
+
+    fn pod(&self, intent: &Intent, seen: &Seen) -> ScalePod {
+        let worker = seen.workers.iter().find(|worker| worker.pod == intent.name);
+        ScalePod {
+            name: intent.name.clone(),
+            class: intent.class.clone(),
+            state: state(intent, worker),
+            data_center: intent.data_center.clone(),
+            price_usd_micro_per_hour: intent.price_usd_micro_per_hour,
+            since: intent.written_at,
+            provider_id: intent.provider_id.clone(),
+            ending: intent.ending.map(|why| words(why).to_owned()),
+            rate_tok_s: worker.map_or(0.0, |worker| worker.rate_mean_tok_s),
+            billed_usd_micro: self.billed(&intent.name),
+        }
+    }
+
+    fn act(&self, now: TimeMs, act: &Act, plan: &Plan) -> ScaleAct {
+        let class = |name: &str| {
+            let known = self.store.intents.get(name).map(|kept| kept.value.class.clone());
+            known.unwrap_or_default()
+        };
+        let (what, pod, class, why) = match act {
+            Act::Write(intent) => {
+                let planned = plan.pods.iter().find(|pod| pod.name == intent.name);
+                ("rent", &intent.name, intent.class.clone(), reason(now, planned))
+            }
+            Act::Order(name) => {
+                ("order_again", name, class(name), "ordered before, and no list holds it yet".to_owned())
+            }
+            Act::Adopt { name, .. } => {
+                ("adopt", name, class(name), "it runs under the name of a written intent".to_owned())
+            }
+            Act::End { name, why, .. } => ("give_back", name, class(name), words(*why).to_owned()),
+            Act::Close { name, why } => ("forget", name, class(name), words(*why).to_owned()),
+        };
+        ScaleAct { what: what.to_owned(), pod: pod.clone(), class, why }
+    }
+}
+
+fn state(intent: &Intent, worker: Option<&SeenWorker>) -> ScalePodState {
+    match worker {
+        _ if intent.ending.is_some() => ScalePodState::Ending,
+        Some(worker) if worker.idle_since.is_none() => ScalePodState::Working,
+        Some(_) => ScalePodState::Idle,
+        None if intent.provider_id.is_some() => ScalePodState::Booting,
+        None => ScalePodState::Ordered,
+    }
+}
+
+/// Why a pod is rented, from what the plan has it do.
+fn reason(now: TimeMs, planned: Option<&PodPlan>) -> String {
+    match planned {
+        Some(pod) if pod.tokens > 0.0 => {
+            let (tokens, cost) = (pod.tokens, pod.cost_usd_micro);
+            format!("does {tokens:.0} tokens in {} for {cost}", span(pod.until.since(now).as_secs()))
+        }
+        _ => "keeps the least number of pods".to_owned(),
+    }
+}
+
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{:.1} min", seconds as f64 / 60.0),
+        _ => format!("{:.1} h", seconds as f64 / 3600.0),
+    }
+}
+
+fn words(why: Why) -> &'static str {
+    match why {
+        Why::NotNeeded => "the plan does without it",
+        Why::Orphan => "it bears this fleet's name and no intent claims it",
+        Why::NeverReady => "its worker did not register in time",
+        Why::Silent => "its worker has not been heard of for too long",
+        Why::Stopped => "the provider says that it stopped; its disk would still cost money",
+        Why::Vanished => "it ran, and the provider lists it no more",
+        Why::NeverCame => "it was ordered, and no list ever held it",
+        Why::Limit => "a limit of the fleet would be passed",
+    }
+}
+
+fn batches(plan: &Plan, seen: &Seen) -> Vec<ScaleBatch> {
+    let left =
+        |name: &str| seen.batches.iter().find(|batch| batch.name == name).map(|batch| batch.tokens_left);
+    let view = |planned: &crate::plan::BatchPlan| {
+        let limit: Option<Binds> = match planned.verdict {
+            Verdict::Kept => None,
+            Verdict::AtRisk(limit) | Verdict::Missed(limit) => Some(binds(limit)),
+        };
+        ScaleBatch {
+            batch: planned.name.clone(),
+            tokens_left: left(&planned.name).unwrap_or(0.0),
+            kept: limit.is_none(),
+            binds: limit,
+            finish_p50_ms: planned.finish_p50,
+            finish_p95_ms: planned.finish_p95,
+            cost_usd_micro: planned.cost_usd_micro,
+        }
+    };
+    plan.batches.iter().map(view).collect()
+}
