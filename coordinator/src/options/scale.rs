@@ -244,6 +244,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_example_of_renting_at_runpod_can_be_used() {
+        #[derive(Deserialize)]
+        struct File {
+            scale: ScaleOptions,
+        }
+        let text = include_str!("../../../deploy/fleets/runpod.toml");
+        let file: File = toml::from_str(text).unwrap();
+        assert_eq!(file.scale.faults(), [""; 0]);
+        assert_eq!(file.scale.classes.len(), 3);
+    }
+
+    #[test]
     fn every_fault_is_told_at_once_and_a_fleet_that_rents_nothing_has_none() {
         assert!(ScaleOptions::default().faults().is_empty());
         let wrong = ScaleOptions {
