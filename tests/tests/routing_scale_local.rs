@@ -1,19 +1,30 @@
-//! The scaler's decisions, performed on real processes of this machine: from none to two and back, over a death of
-//! the coordinator in between.
+//! The scaler's decisions, performed: on real processes of this machine, from none to two and back over a death of the
+//! coordinator in between, and on a server that answers as RunPod does.
+
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
+#[allow(dead_code)] // The provider's own tests use the rest of it.
+#[path = "../../cloud/tests/runpod/mock.rs"]
+mod mock;
 
 use std::time::Duration;
 
-use ternfleet_cloud::local::{Local, LocalClass, Options};
+use ternfleet_cloud::local::{self, Local, LocalClass};
 use ternfleet_cloud::{Compute, Order, PodId, Provider, Status, Tier};
 use ternfleet_coordinator::plan::{Batch, ClassSet};
 use ternfleet_coordinator::scale::{Act, Class, Intent, Intents, Seen, SeenPod, Settings, decide};
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_coordinator::{ClassOptions, Options, ProviderKind, RunpodOptions};
+use ternfleet_proto::bus::Bus;
+use ternfleet_proto::message::{Reply, ScaleDials, ScalePodState, ScaleView};
+use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::{TimeMs, UsdMicro, codec};
 use ternfleet_tests::program::{LocalFleet, is_running, wait_for};
+use ternfleet_tests::server::NatsServer;
 
 const PRICE: UsdMicro = UsdMicro(340_000);
 
 fn provider(folder: &std::path::Path) -> Local {
-    Local::new(Options {
+    Local::new(local::Options {
         program: "sleep".into(),
         arguments: vec!["600".to_owned()],
         classes: vec![LocalClass { name: "half".to_owned(), price_usd_micro_per_hour: PRICE.0, threads: 1 }],
@@ -188,4 +199,108 @@ fn up_rents_pods_for_a_deadline_adopts_them_after_a_crash_and_gives_them_back() 
             assert!(!is_running(process), "{card}");
         }
     }
+}
+
+/// The coordinator's own scaler against a server that answers as RunPod is documented to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_runpod_the_next_place_is_tried_a_lost_answer_rents_once_orphans_end_and_others_stay() {
+    let server = NatsServer::start().expect("a server");
+    let other = |name: &str, id: &str| {
+        let body = serde_json::json!({"name": name, "image": "i", "disk": 1, "gpu": {"id": "g", "count": 1}});
+        mock::pod(id, &body)
+    };
+    let provider = mock::Mock::start(mock::State {
+        pods: vec![other("ternfleet-cheap-99", "orphan"), other("somebody-else", "foreign")],
+        creations: [mock::Fault::Answer(400, "no room"), mock::Fault::DoneBut(504)].into(),
+        ..mock::State::default()
+    })
+    .await;
+    let key = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(key.path(), "rpa_secret").expect("because there is room");
+    let class = ClassOptions {
+        name: "cheap".to_owned(),
+        gpu: Some("NVIDIA GeForce RTX 4090".to_owned()),
+        price_usd_per_hour: 0.34,
+        rate_tok_s: 20.0,
+        data_centers: vec!["US-KS-2".to_owned(), "EU-RO-1".to_owned()],
+        ..ClassOptions::default()
+    };
+    let mut options = Options::default();
+    options.scale.provider = ProviderKind::Runpod;
+    options.scale.pods_min = 1;
+    options.scale.tick_ms = 200;
+    options.scale.classes = vec![class];
+    options.scale.pod.image = "ghcr.io/example/ternfleet".to_owned();
+    options.scale.runpod = RunpodOptions {
+        base: Some(provider.base.clone()),
+        key_file: Some(key.path().to_owned()),
+        settle_ms: 50,
+        ..RunpodOptions::default()
+    };
+    let start = async || {
+        let stop = tokio_util::sync::CancellationToken::new();
+        let bus = server.bus().await.expect("a connection");
+        (stop.clone(), tokio::spawn(ternfleet_coordinator::run(bus, options.clone(), stop)))
+    };
+    let ours = || -> Vec<String> {
+        let state = provider.state.lock().expect("because nobody panicked");
+        let names = state.pods.iter().filter_map(|pod| pod["name"].as_str().map(str::to_owned));
+        names.filter(|name| name.starts_with("ternfleet-")).collect()
+    };
+    let until = async |what: &str, holds: &dyn Fn() -> bool| {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        while !holds() {
+            assert!(tokio::time::Instant::now() < deadline, "{what}: {:?}", ours());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+
+    let (stop, task) = start().await;
+    until("one pod, and no orphan", &|| {
+        ours().len() == 1 && !ours().contains(&"ternfleet-cheap-99".to_owned())
+    })
+    .await;
+    let pod = ours();
+    stop.cancel();
+    task.await.expect("because it does not panic").expect("a good end");
+    {
+        let state = provider.state.lock().expect("because nobody panicked");
+        let places: Vec<_> = state.bodies.iter().map(|body| body["dataCenterIds"][0].clone()).collect();
+        assert_eq!(
+            places,
+            ["US-KS-2", "EU-RO-1"],
+            "no room in the first place, so the second; never a third order"
+        );
+        assert_eq!(state.bodies[1]["env"]["TERNFLEET_POD"], pod[0].as_str());
+        assert_eq!(state.bodies[1]["env"]["TERNFLEET_END_MYSELF"], "runpod");
+    }
+
+    // Another coordinator adopts the pod, and gives it back when it is told to.
+    let (stop, task) = start().await;
+    let bus = server.bus().await.expect("a connection");
+    let ask = async |verb: ApiVerb, dials: &ScaleDials| -> ScaleView {
+        loop {
+            let asked = bus.request(&table::api(verb), codec::encode(dials), Duration::from_secs(5)).await;
+            if let Ok(answer) = asked
+                && let Ok(Ok(view)) = codec::decode::<Reply<ScaleView>>(&answer)
+            {
+                return view;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let shown = ask(ApiVerb::ScaleShow, &ScaleDials::default()).await;
+    assert_eq!(shown.pods.iter().map(|pod| pod.name.clone()).collect::<Vec<_>>(), pod);
+    assert_eq!(shown.pods[0].state, ScalePodState::Booting);
+    assert_eq!(
+        provider.state.lock().expect("because nobody panicked").bodies.len(),
+        2,
+        "nothing is rented again"
+    );
+    let none = ScaleDials { pods_min: Some(0), pods_max: Some(0), ..ScaleDials::default() };
+    ask(ApiVerb::ScaleSet, &none).await;
+    until("nothing of ours", &|| ours().is_empty()).await;
+    assert_eq!(provider.alive("somebody-else"), 1, "pods with other names are never touched");
+    stop.cancel();
+    task.await.expect("because it does not panic").expect("a good end");
 }

@@ -183,12 +183,22 @@ impl Default for LocalOptions {
 }
 
 /// RunPod's API. The key comes from `key_file` or from the variable `RUNPOD_API_KEY`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunpodOptions {
     /// Another address than RunPod's own, for a mock.
     pub base: Option<String>,
     pub key_file: Option<PathBuf>,
+    /// Of one request.
+    pub timeout_s: u64,
+    /// After a creation without an answer, wait so long before its name is looked for.
+    pub settle_ms: u64,
+}
+
+impl Default for RunpodOptions {
+    fn default() -> Self {
+        Self { base: None, key_file: None, timeout_s: 30, settle_ms: 5_000 }
+    }
 }
 
 impl ScaleOptions {

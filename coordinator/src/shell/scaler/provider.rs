@@ -67,6 +67,8 @@ fn runpod_provider(options: &ScaleOptions) -> anyhow::Result<runpod::Runpod> {
     if let Some(base) = &options.runpod.base {
         settings.base.clone_from(base);
     }
+    settings.timeout = Duration::from_secs(options.runpod.timeout_s.max(1));
+    settings.settle = Duration::from_millis(options.runpod.settle_ms);
     Ok(runpod::Runpod::new(settings)?)
 }
 
