@@ -14,7 +14,6 @@ use ternfleet_cloud::{Compute, Order, PodId, Provider, Status, Tier};
 use ternfleet_coordinator::plan::{Batch, ClassSet};
 use ternfleet_coordinator::scale::{Act, Class, Intent, Intents, Seen, SeenPod, Settings, decide};
 use ternfleet_coordinator::{ClassOptions, Options, ProviderKind, RunpodOptions};
-use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{Reply, ScaleDials, ScalePodState, ScaleView};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{TimeMs, UsdMicro, codec};

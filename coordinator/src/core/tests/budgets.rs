@@ -46,6 +46,7 @@ fn batch(random: &mut Random) -> Batch {
         options: BatchOptions { budget_usd_micro: budget, ..BatchOptions::default() },
         metadata: Default::default(),
         work: None,
+        traceparent: None,
     };
     let ground = Ground { input_bytes: 1, results_after: 0, durability: Durability::Stored, replicas: 1 };
     Batch::new(BatchRecord::new(TimeMs(0), &create, ground))
