@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ternfleet_proto::message::{Heartbeat, WorkerState};
-use ternfleet_proto::{TimeMs, WorkerId};
+use ternfleet_proto::{TimeMs, UsdMicro, WorkerId};
 
 use super::event::{JobRef, WorkerSlot};
 use super::money::Bill;
@@ -87,11 +87,18 @@ pub struct Pod {
     pub audited_at: TimeMs,
     /// Rented by the scaler; `None` for a pod that somebody else pays for.
     pub lease: Option<LeasePhase>,
+    /// Of its bill, what is not the lease's: from before this coordinator took it over.
+    pub unleased: UsdMicro,
     /// Cost since the last audit event.
     pub unaudited: super::money::Share,
 }
 
 impl Pod {
+    /// What the lease has cost so far; nothing for a pod that nobody rented.
+    pub fn lease_bill(&self) -> UsdMicro {
+        if self.lease.is_some() { self.bill.billed - self.unleased } else { UsdMicro::ZERO }
+    }
+
     /// Nobody pays for it any more.
     pub fn is_gone(&self) -> bool {
         self.workers.is_empty() && self.lease.is_none()
@@ -179,6 +186,7 @@ impl Fleet {
             active_at: now,
             begun_at: now,
             lease: None,
+            unleased: UsdMicro::ZERO,
             audited_at: now,
             unaudited: super::money::Share { from: now, to: now, ..Default::default() },
         });

@@ -28,9 +28,7 @@ impl ClosedBills {
         self.idle += pod.bill.idle;
         self.boot += pod.bill.boot;
         self.drain += pod.bill.drain;
-        if pod.lease.is_some() {
-            self.leased += pod.bill.billed;
-        }
+        self.leased += pod.lease_bill();
     }
 }
 
@@ -42,7 +40,13 @@ impl Core {
             Some(pod) if pod.lease.is_some() => {}
             Some(pod) => {
                 pod.lease = Some(LeasePhase::Work);
-                pod.bill.backdate(begin, pod.begun_at);
+                if begin < pod.begun_at {
+                    pod.bill.backdate(begin, pod.begun_at);
+                } else {
+                    // Heard of while another led, which has billed it up to `begin`.
+                    let since = pod.bill.price().over(now.since(begin));
+                    pod.unleased = (pod.bill.billed - since).max(UsdMicro::ZERO);
+                }
             }
             None => {
                 let pod = Pod {
@@ -53,6 +57,7 @@ impl Core {
                     active_at: now,
                     begun_at: begin,
                     lease: Some(LeasePhase::Boot),
+                    unleased: UsdMicro::ZERO,
                     audited_at: now,
                     unaudited: Share { from: begin, to: begin, ..Share::default() },
                 };
@@ -83,7 +88,7 @@ impl Core {
     /// What each rented pod has cost so far, by name.
     pub(super) fn lease_bills(&self) -> Vec<(String, UsdMicro)> {
         let leased = self.fleet.pods.iter().filter(|(_, pod)| pod.lease.is_some());
-        leased.map(|(name, pod)| (name.clone(), pod.bill.billed)).collect()
+        leased.map(|(name, pod)| (name.clone(), pod.lease_bill())).collect()
     }
 
     /// What rented pods have cost since this process took them over, those that are gone included.

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -141,7 +139,7 @@ fn a_normal_quantile_is_the_one_of_the_tables() {
 }
 
 #[test]
-fn ten_thousand_pods_and_a_hundred_batches_are_planned_fast() {
+fn ten_thousand_pods_and_a_hundred_batches_are_planned() {
     let pods = (0..10_000u32)
         .map(|n| {
             let mut pod = pod(
@@ -162,18 +160,8 @@ fn ten_thousand_pods_and_a_hundred_batches_are_planned_fast() {
     let asked = problem(pods, batches.collect());
     let first = plan(&asked, None);
     assert!(first.all_kept());
-    let took = (0..3)
-        .map(|_| {
-            let start = Instant::now();
-            let again = plan(&asked, Some(&first));
-            assert_eq!(again.batches.len(), 100);
-            start.elapsed()
-        })
-        .min()
-        .expect("because three were measured");
-    eprintln!("planned in {took:?}");
-    // 50 ms is promised for a release build on a quiet machine; tests are built less well and share theirs.
-    assert!(took.as_millis() < 250, "{took:?}");
+    // How fast is measured by the example `routing_speed`, on a quiet machine.
+    assert_eq!(plan(&asked, Some(&first)).batches.len(), 100);
 }
 
 prop_compose! {

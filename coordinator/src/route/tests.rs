@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -117,22 +115,14 @@ fn nothing_moves_for_a_trifle() {
 }
 
 #[test]
-fn ten_thousand_workers_are_routed_in_milliseconds() {
+fn ten_thousand_workers_are_routed() {
     let workers = (0..10_000u32)
         .map(|n| load(&format!("w{n}"), 10.0 + f64::from(n % 400), 0.2 + f64::from(n % 37) * 0.1))
         .collect();
     let fleet = FleetSnapshot { workers };
     let jobs = jobs(2_000, 60);
-    let took = (0..5)
-        .map(|_| {
-            let start = Instant::now();
-            assert_eq!(assign(&fleet, &thrifty(&jobs)).placed.len(), jobs.len());
-            start.elapsed()
-        })
-        .min()
-        .unwrap();
-    // 5 ms is promised for a release build on a quiet machine; tests are built less well and share theirs.
-    assert!(took.as_millis() < 50, "{took:?}");
+    // How fast is measured by the example `routing_speed`, on a quiet machine.
+    assert_eq!(assign(&fleet, &thrifty(&jobs)).placed.len(), jobs.len());
 }
 
 prop_compose! {

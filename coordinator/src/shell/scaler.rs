@@ -195,7 +195,7 @@ impl Scaler {
             Ok(offers) => {
                 self.offered_at = Some(Instant::now());
                 for (class, why) in self.rental.take_offers(&offers) {
-                    self.refuse(now, &class, None, OFFERS_EVERY, why);
+                    self.refuse_class(now, &class, OFFERS_EVERY, &why);
                 }
             }
             Err(fault) => self.heed("offers", &fault),
@@ -324,6 +324,14 @@ impl Scaler {
         });
         let refused = Refused { class: class.to_owned(), data_center: place, until: now.plus(span) };
         self.refused.push((refused, why));
+    }
+
+    /// A class of its own choice of places is refused in each of them.
+    fn refuse_class(&mut self, now: TimeMs, class: &str, span: Duration, why: &str) {
+        let places = self.rental.class(class).map(|class| class.data_centers.clone()).unwrap_or_default();
+        for place in places.into_iter().map(Some).chain([None]) {
+            self.refuse(now, class, place, span, why.to_owned());
+        }
     }
 
     /// Compares our bill with the provider's, pod by pod as far as it tells them apart.

@@ -146,13 +146,10 @@ impl Scaler {
     /// Nothing was rented for certain: the intent goes, and its place (or its whole class) rests for a while.
     async fn give_up(&mut self, now: TimeMs, intent: &Intent, whole_class: bool, why: String) {
         let span = Duration::from_secs_f64(self.rental.options.refusal_s);
-        let mut places = vec![intent.data_center.clone()];
         if whole_class {
-            let known = self.rental.class(&intent.class).map(|class| class.data_centers.clone());
-            places = known.unwrap_or_default().into_iter().map(Some).chain([None]).collect();
-        }
-        for place in places {
-            self.refuse(now, &intent.class, place, span, why.clone());
+            self.refuse_class(now, &intent.class, span, &why);
+        } else {
+            self.refuse(now, &intent.class, intent.data_center.clone(), span, why);
         }
         self.strike(&intent.name).await;
     }
