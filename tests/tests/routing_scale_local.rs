@@ -164,7 +164,7 @@ fn up_rents_pods_for_a_deadline_adopts_them_after_a_crash_and_gives_them_back() 
     fleet.run(&["scale", "set", "--idle", "2s"]).expect("because the program runs").json().ok();
 
     let lines: String =
-        (0..400).map(|n| format!("{{\"prompt\": \"Tale {n}.\", \"max_tokens\": 250}}\n")).collect();
+        (0..2000).map(|n| format!("{{\"prompt\": \"Tale {n}.\", \"max_tokens\": 250}}\n")).collect();
     let input = fleet.write("in.jsonl", &lines).expect("because there is room");
     let detached = ["submit", &input, "--deadline", "70s", "--anyway", "--detach"];
     let id = fleet.run(&detached).expect("because the program runs").stdout.trim().to_owned();
