@@ -17,9 +17,9 @@ use ternfleet_proto::message::{
     WorkSample,
 };
 use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::{TimeMs, UsdMicro};
 use ternfleet_tests::caller::{Client, prompts};
 use ternfleet_tests::instant::{InstantWorker, Manner};
-use ternfleet_proto::{TimeMs, UsdMicro};
 use ternfleet_tests::server::NatsServer;
 use tokio_util::sync::CancellationToken;
 
