@@ -61,8 +61,8 @@ async fn run(
     let batch: BatchId =
         random_id(prefix).parse().expect("because a prefix and hexadecimal digits make a valid id");
     let job = JobKey { batch, index: 0 };
-    let single = openai::parse_single(endpoint, &body, &job)?;
-    models::check(&gateway, single.line.model.as_deref()).await?;
+    let mut single = openai::parse_single(endpoint, &body, &job)?;
+    single.line.model = models::chosen(&gateway, single.line.model.take()).await?;
     let wants_stream = single.generation.stream;
     let patience = Duration::from_secs(gateway.limits().completion_timeout_s);
     // Both subscriptions stand before the job exists, so nothing can be missed.

@@ -53,18 +53,20 @@ impl Known {
     }
 }
 
-/// Refuses a model that nobody serves, rather than let its caller wait. A fleet without any worker may be about to
-/// get one, so there it is let through.
-pub(super) async fn check(gateway: &Gateway, model: Option<&str>) -> ApiResult<()> {
-    let Some(model) = model else { return Ok(()) };
+/// The model to run. One that nobody serves is refused, rather than let its caller wait; a fleet without any worker may
+/// be about to get one, so there it is let through. Where one alone is served, leaving it out means that one.
+pub(super) async fn chosen(gateway: &Gateway, asked: Option<String>) -> ApiResult<Option<String>> {
     let known = &gateway.shared.models;
     let mut names = known.fresh().unwrap_or_default();
-    if !names.iter().any(|name| name == model) {
+    if names.is_empty() || asked.as_ref().is_some_and(|model| !names.contains(model)) {
         names = served(gateway).await?.into_keys().collect();
         known.keep(names.clone());
     }
-    if names.is_empty() || names.iter().any(|name| name == model) {
-        return Ok(());
+    let Some(model) = asked else {
+        return Ok(names.pop().filter(|_| names.is_empty()));
+    };
+    if names.is_empty() || names.contains(&model) {
+        return Ok(Some(model));
     }
     let message = format!("No live worker serves the model {model:?}; served are: {}.", names.join(", "));
     Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).about("model"))

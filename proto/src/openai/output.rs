@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::Endpoint;
 use crate::id::JobKey;
-use crate::message::{Finish, Generated, JobResult, Outcome, TokenLogprobs, Usage};
+use crate::message::{Finish, Generated, JobResult, Line, Outcome, TokenLogprobs, Usage};
 
 /// OpenAI's floor for log-probabilities: JSON has no minus infinity.
 const LOGPROB_MIN: f64 = -9999.0;
@@ -89,10 +89,15 @@ pub(super) fn body(result: &JobResult, generated: &Generated) -> Value {
         "id": body_id(result.line.endpoint, &result.job),
         "object": object,
         "created": result.finished_at.0 / 1000,
-        "model": result.line.model,
+        "model": model_name(&result.line),
         "choices": [choice],
         "usage": usage(&result.usage),
     })
+}
+
+/// The model that was asked for. OpenAI's clients expect a string, so one that was left to the fleet is an empty one.
+pub(super) fn model_name(line: &Line) -> &str {
+    line.model.as_deref().unwrap_or_default()
 }
 
 pub(super) fn finish_reason(finish: Finish) -> &'static str {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::output::{body, body_id, chat_logprobs, completion_logprobs, finish_reason, usage};
+use super::output::{body, body_id, chat_logprobs, completion_logprobs, finish_reason, model_name, usage};
 use super::request::{Origin, request};
 use super::{Endpoint, ModelDefaults};
 use crate::id::{JobKey, TimeMs};
@@ -122,7 +122,7 @@ fn chunk(single: &Single, job: &JobKey, choices: Value) -> Value {
         "id": body_id(single.line.endpoint, job),
         "object": object,
         "created": single.created_at.0 / 1000,
-        "model": single.line.model,
+        "model": model_name(&single.line),
         "choices": choices,
     })
 }
