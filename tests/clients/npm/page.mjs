@@ -16,7 +16,7 @@ const [program, modules, shots] = process.argv.slice(2);
 const { chromium } = createRequire(join(modules, "package.json"))("playwright-core");
 const folder = mkdtempSync(join(tmpdir(), "ternfleet-page-"));
 const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
-let fleet = null, browser = null;
+let fleet = null, browser = null, page = null;
 
 async function end(code) {
   await browser?.close().catch(() => {});
@@ -26,8 +26,10 @@ async function end(code) {
 }
 async function rule(text, holds) {
   let held = false;
+  const began = Date.now();
   try { held = typeof holds === "function" ? await holds() : holds; } catch (error) { text += ` (${error.message.split("\n")[0]})`; }
-  console.log((held ? "ok   " : "FAIL ") + text);
+  console.log(`${held ? "ok  " : "FAIL"} ${String(Date.now() - began).padStart(6)} ms  ${text}`);
+  if (!held && shots && page) await page.screenshot({ path: join(shots, "failed.png"), fullPage: true });
   if (!held) await end(1);
 }
 async function until(what, seconds = 30) {
@@ -35,7 +37,10 @@ async function until(what, seconds = 30) {
   return false;
 }
 
-fleet = spawn(program, ["up", "--dir", folder, "--workers", "2", "--nats-port", "0", "--http-port", "0", "--price-usd-per-hour", "0.34,1.19"], { stdio: "ignore" });
+browser = await chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"] });
+// One worker on one thread leaves a processor to the browser; pictures show two.
+const workers = shots ? 2 : 1;
+fleet = spawn(program, ["up", "--dir", folder, "--workers", `${workers}`, "--threads", "1", "--nats-port", "0", "--http-port", "0", "--price-usd-per-hour", "0.34,1.19"], { stdio: "ignore" });
 await rule("a fleet starts", () => until(() => existsSync(join(folder, "addresses.json")) || fleet.exitCode !== null, 90));
 const { http } = JSON.parse(readFileSync(join(folder, "addresses.json")));
 const base = http.startsWith("http") ? http : `http://${http}`;
@@ -47,18 +52,16 @@ async function submit(name, count, tokens, more = {}) {
   form.append("file", new Blob([Array.from({ length: count }, (_, i) => line(i) + "\n").join("")]), "x.jsonl");
   const file = await (await fetch(`${base}/v1/files`, { method: "POST", body: form })).json();
   const answer = await fetch(`${base}/v1/batches`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ input_file_id: file.id, endpoint: "/v1/completions", completion_window: "24h", ternfleet: { name, ...more } }) });
+  if (!answer.ok) throw new Error(await answer.text());
   return answer.json();
 }
 const hostile = `<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>`;
-await submit(hostile, 3, 4);
-await submit("tales of the sea", 400, 120, shots ? { budget_usd_micro: 2_000_000, accept_at_risk: true } : {});
-await submit("winter tales", 40, 40);
+await rule("three batches are accepted", async () => { await submit(hostile, 3, 4); await submit("tales of the sea", 4000, 120, { budget_usd_micro: 2_000_000 }); return (await submit("winter tales", 40, 40)).object === "batch"; });
 
-browser = await chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"] });
-const page = await browser.newPage({ viewport: { width: 1320, height: 900 }, colorScheme: "light" });
+page = await browser.newPage({ viewport: { width: 1320, height: 900 }, colorScheme: "light" });
 const asked = [], complaints = [];
 page.on("request", request => asked.push(request.url()));
-page.on("console", message => { if (message.type() === "error") complaints.push(message.text()); });
+page.on("console", message => { if (message.type() === "error" && !message.text().startsWith("Failed to load resource")) complaints.push(message.text()); });
 page.on("pageerror", error => complaints.push(error.message));
 
 await page.goto(base);
@@ -68,8 +71,8 @@ const bytes = await page.evaluate(() => performance.getEntriesByType("navigation
 console.log(`     first contentful paint ${paint.toFixed(0)} ms, page of ${bytes} bytes`);
 await rule("the page is under 100 KB", bytes < 100_000 && bytes > 10_000);
 await rule("it goes live", () => until(async () => (await page.textContent("#link")) === "live"));
-await rule("both pods are shown", () => until(async () => (await page.locator("#pods tr").count()) === 2));
-await rule("speed and price are figures", () => until(async () => parseFloat(await page.textContent("#f-rate")) > 0 && (await page.textContent("#f-price")) === "$1.53"));
+await rule("every pod is shown", () => until(async () => (await page.locator("#pods tr").count()) === workers));
+await rule("speed and price are figures", () => until(async () => parseFloat(await page.textContent("#f-rate")) > 0 && (await page.textContent("#f-price")) === (shots ? "$1.53" : "$0.3400")));
 await rule("three batches are shown", () => until(async () => (await page.locator("#batches tr").count()) === 3));
 await rule("a hostile name is text and nothing else", async () => (await page.locator("#batches b", { hasText: "<script>" }).count()) === 1 && (await page.locator("#batches img, #batches script").count()) === 0 && (await page.title()) === "Ternfleet");
 await rule("progress moves by itself", async () => { const cell = page.locator("#batches tr", { hasText: "tales of the sea" }).locator("td").nth(2); const before = await cell.textContent(); return until(async () => (await cell.textContent()) !== before); });
@@ -80,7 +83,9 @@ await rule("a prompt is answered token by token, by keyboard alone", async () =>
   return until(async () => /\d+ tokens in/.test(await page.textContent("#t-note")) && (await page.textContent("#t-out")).length > 10);
 });
 await rule("a running prompt can be stopped", async () => {
-  await page.fill("#t-max", "4000"); await page.click("#try button:not([type])"); await page.click("#t-stop");
+  await page.fill("#t-max", "400");
+  // In one go: the small model may be done before a second journey to the browser.
+  await page.evaluate(() => { document.getElementById("try").requestSubmit(); document.getElementById("t-stop").click(); });
   return until(async () => (await page.textContent("#t-note")) === "stopped");
 });
 await page.fill("#t-max", "80");
@@ -115,7 +120,7 @@ await rule("every control and table has a name", () => page.evaluate(() => {
   return nameless.length === 0;
 }));
 await rule("the keyboard reaches every control in order", async () => {
-  await page.evaluate(() => { document.activeElement.blur(); window.scrollTo(0, 0); });
+  await page.evaluate(() => { document.querySelector(".skip").focus(); window.scrollTo(0, 0); });
   const seen = [];
   for (let i = 0; i < 60; i++) { await page.keyboard.press("Tab"); seen.push(await page.evaluate(() => document.activeElement.id || document.activeElement.textContent)); }
   return seen.findIndex(x => x === "theme") >= 0 && seen.indexOf("t-prompt") > seen.indexOf("theme") && seen.indexOf("u-file") > seen.indexOf("t-prompt");
