@@ -44,8 +44,7 @@ pub(crate) fn pass(ops: &mut Ops<'_, '_>) {
     for (index, layer) in ops.model().layers.iter().enumerate() {
         ops.norm_x(&layer.attn_norm);
         ops.product(&layer.qkv, Then::Store);
-        ops.rotate_and_store(index);
-        ops.attend(index);
+        ops.attention(index);
         ops.norm_attended(&layer.attn_sub_norm);
         ops.product(&layer.output, Then::Add);
 

@@ -85,10 +85,11 @@ struct Table {
     screen: unsafe fn(&ScreenJob),
     finish: unsafe fn(*const i32, &Epilogue<'_>),
     norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
-    quantise: unsafe fn(&[f32], &mut [i8]) -> Quantised,
+    norm_quantise: unsafe fn(&[f32], &[f32], f32, &mut [f32], &mut [i8], &mut [Quantised]),
     rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
     narrow: unsafe fn(&[f32], &mut [u16]),
     attend: unsafe fn(&mut [Query<'_>], *const u16, *const u16, usize, f32),
+    fold: unsafe fn(&mut State, &State, usize),
     attended: unsafe fn(&State, &mut [f32]),
     dot_f16: unsafe fn(*const u16, *const f32, usize) -> f32,
     dot_f32: unsafe fn(*const f32, *const f32, usize) -> f32,
@@ -120,8 +121,15 @@ macro_rules! stamp {
                 floats::norm::<Lane>(x, weight, eps, out);
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn quantise(x: &[f32], out: &mut [i8]) -> Quantised {
-                floats::quantise::<Lane>(x, out)
+            pub(super) unsafe fn norm_quantise(
+                x: &[f32],
+                weight: &[f32],
+                eps: f32,
+                row: &mut [f32],
+                acts: &mut [i8],
+                quantised: &mut [Quantised],
+            ) {
+                floats::norm_quantise::<Lane>(x, weight, eps, row, acts, quantised);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
@@ -152,6 +160,10 @@ macro_rules! stamp {
                 scale: f32,
             ) {
                 attention::attend::<Lane, $wide>(queries, keys, values, head_dim, scale);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn fold(state: &mut State, page: &State, head_dim: usize) {
+                attention::fold::<Lane>(state, page.maximum, page.sum, &page.values, head_dim);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn attended(state: &State, out: &mut [f32]) {
@@ -205,10 +217,11 @@ macro_rules! stamp {
             multiply_all,
             finish: stamped::finish,
             norm: stamped::norm,
-            quantise: stamped::quantise,
+            norm_quantise: stamped::norm_quantise,
             rotate: stamped::rotate,
             narrow: stamped::narrow,
             attend: stamped::attend,
+            fold: stamped::fold,
             attended: stamped::attended,
             widen: stamped::widen,
             unpack_six: stamped::unpack_six,
@@ -236,8 +249,8 @@ impl std::fmt::Debug for Kernels {
     }
 }
 
-/// Scratch memory of one thread for [`Kernels::product`].
-#[repr(align(64))]
+/// Scratch memory of one thread for [`Kernels::product`]; the panel, which comes first, lies on a cache line.
+#[repr(C, align(64))]
 pub(crate) struct Scratch {
     panel: [u8; 16384],
     sums: [i32; MAX_TOKENS * 2 * ROWS],
@@ -317,11 +330,21 @@ impl Kernels {
         unsafe { (self.table.norm)(x, weight, eps, out) }
     }
 
-    /// One row to int8. Both slices have one length, a multiple of 16.
-    pub(crate) fn quantise(&self, x: &[f32], out: &mut [i8]) -> Quantised {
-        assert!(x.len() == out.len() && x.len().is_multiple_of(16));
+    /// RMS norms of rows, rounded to int8: `x` and `acts` are (`quantised.len()`, width), `row` is scratch of one row.
+    pub(crate) fn norm_quantise(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        eps: f32,
+        row: &mut [f32],
+        acts: &mut [i8],
+        quantised: &mut [Quantised],
+    ) {
+        let width = weight.len();
+        assert!(width.is_multiple_of(16) && width <= 1 << 17 && row.len() == width);
+        assert!(x.len() == quantised.len() * width && acts.len() == x.len());
         // SAFETY: as in `norm`.
-        unsafe { (self.table.quantise)(x, out) }
+        unsafe { (self.table.norm_quantise)(x, weight, eps, row, acts, quantised) }
     }
 
     /// Rotary positions for one head, in place.
@@ -368,6 +391,13 @@ impl Kernels {
         assert!(queries.iter().all(|query| query.visible <= PAGE && query.q.len() == head_dim));
         // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
         unsafe { (self.table.attend)(queries, keys.as_ptr(), values.as_ptr(), head_dim, scale) }
+    }
+
+    /// Adds to a state what [`Kernels::attend`] found on a later page alone.
+    pub(crate) fn fold(&self, state: &mut State, page: &State, head_dim: usize) {
+        assert!(head_dim.is_multiple_of(16) && head_dim <= MAX_HEAD_DIM);
+        // SAFETY: the length was checked above and `Kernels::new` checked the CPU.
+        unsafe { (self.table.fold)(state, page, head_dim) }
     }
 
     /// The attention output of one head.

@@ -94,6 +94,11 @@ impl Rotary {
         Rotary { half, cos: cos.into(), sin: sin.into() }
     }
 
+    /// Positions that it covers.
+    pub(crate) fn context(&self) -> usize {
+        self.cos.len() / self.half
+    }
+
     pub(crate) fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let range = position * self.half..(position + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])

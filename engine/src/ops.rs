@@ -5,7 +5,7 @@
 //! a part of its own, and ends with a barrier.
 #![allow(unsafe_code)] // Members share buffers and write disjoint parts between barriers; each block says which.
 
-use crate::forward::Plan;
+use crate::forward::{Plan, Segment};
 use crate::head::{self, Drawn, HeadWork, Slots};
 use crate::kernel::{Epilogue, Kernels, MAX_TOKENS, PAGE, Quantised, Query, ROWS, Scratch, State, Then};
 use crate::kv::Cache;
@@ -18,12 +18,19 @@ use std::time::Instant;
 
 /// Queries that attend to a page together, at most: more share the loads, but need more registers.
 const QUERIES: usize = 8;
+/// Positions from which on a context is worth sharing out page by page.
+const LONG: usize = 4 * PAGE;
+
+/// Whether so few segments are in a step that their key heads do not keep all members busy.
+fn split_fits(n_segments: usize, n_kv_heads: usize, n_threads: usize) -> bool {
+    n_threads > 1 && n_segments * n_kv_heads < 4 * n_threads
+}
 
 /// The buffers of a step, for a fixed number of columns at most.
 pub(crate) struct Work {
     /// (n_columns, hidden)
     x: Shared<f32>,
-    /// (n_columns, widest input of a product)
+    /// (n_columns, widest input of a product); a single column has a row for each member.
     acts: Shared<i8>,
     quantised: Shared<Quantised>,
     /// (n_columns, q + k + v rows)
@@ -32,6 +39,9 @@ pub(crate) struct Work {
     attended: Shared<f32>,
     /// (n_columns, ffn)
     gated: Shared<f32>,
+    /// (segments that may be split, query heads, pages of a context): attention over one page each.
+    partials: Shared<State>,
+    partial_pages: usize,
     pub(crate) head: HeadWork,
     pub(crate) clocks: Clocks,
     private: Vec<Mutex<Private>>,
@@ -70,10 +80,15 @@ impl Work {
             halves: vec![0; 2 * hyper.head_dim],
             head: head::Private::new(hyper, n_heads),
         };
+        let partial_pages = model.rotary.context().div_ceil(PAGE);
+        let n_split = (1..=n_heads).take_while(|&n| split_fits(n, hyper.n_kv_heads, n_threads)).count();
+        let n_split = if model.rotary.context() > LONG { n_split } else { 0 };
         Work {
+            partials: Shared::new(n_split * hyper.n_heads * partial_pages),
+            partial_pages,
             x: Shared::new(n_columns * hyper.hidden),
-            acts: Shared::new(n_columns * widest),
-            quantised: Shared::new(n_columns),
+            acts: Shared::new(n_columns.max(n_threads) * widest),
+            quantised: Shared::new(n_columns.max(n_threads)),
             qkv: Shared::new(n_columns * qkv_rows),
             attended: Shared::new(n_columns * hyper.q_width()),
             gated: Shared::new(n_columns * hyper.ffn),
@@ -95,6 +110,8 @@ pub(crate) struct Ops<'a, 'm> {
     pub(crate) slots: Slots,
     pub(crate) private: MutexGuard<'a, Private>,
     results: &'a [Mutex<Option<Drawn>>],
+    /// Whether attention's pages of single columns are shared out among members.
+    split: bool,
     /// When the present operation began.
     start: Instant,
 }
@@ -113,7 +130,11 @@ impl<'a, 'm> Ops<'a, 'm> {
         assert!(results.len() == plan.heads.len() && plan.columns.len() * model.hyper.hidden <= work.x.len());
         let private = work.private[member.index].lock().unwrap_or_else(PoisonError::into_inner);
         let slots = work.head.slots(plan);
-        Ops { member, kernels, model, work, cache, plan, slots, private, results, start: Instant::now() }
+        let split = work.partials.len() > 0
+            && split_fits(plan.segments.len(), model.hyper.n_kv_heads, member.count())
+            && plan.columns.iter().any(|column| column.position >= LONG);
+        let start = Instant::now();
+        Ops { member, kernels, model, work, cache, plan, slots, private, results, split, start }
     }
 
     pub(crate) fn model(&self) -> &'a Model {
@@ -127,6 +148,10 @@ impl<'a, 'm> Ops<'a, 'm> {
     /// Ends an operation: waits for all members, and takes the time.
     fn end(&mut self, operation: Operation) {
         self.member.wait();
+        self.lap(operation);
+    }
+
+    fn lap(&mut self, operation: Operation) {
         if self.member.index == 0 {
             self.work.clocks.lap(operation, &mut self.start);
         }
@@ -159,23 +184,32 @@ impl<'a, 'm> Ops<'a, 'm> {
         self.norm(&self.work.gated, weight);
     }
 
+    /// The columns' first row of `acts`: a single column is normed by every member for itself, which is sooner done than
+    /// one member's norm and a barrier.
+    fn first_row(&self) -> usize {
+        if self.n_columns() == 1 { self.member.index } else { 0 }
+    }
+
     fn norm(&mut self, from: &'a Shared<f32>, weight: &[f32]) {
         let width = weight.len();
-        for column in self.member.share(self.n_columns()) {
-            let range = column * width..(column + 1) * width;
-            let normed = &mut self.private.row[..width];
-            // SAFETY: nobody writes `from` in this operation; the column's activations are this member's.
-            let (x, acts, quantised) = unsafe {
-                (
-                    from.read(range.clone()),
-                    self.work.acts.write(range),
-                    self.work.quantised.write(column..column + 1),
-                )
-            };
-            self.kernels.norm(x, weight, self.model.hyper.rms_eps, normed);
-            quantised[0] = self.kernels.quantise(normed, acts);
+        let alone = self.n_columns() == 1;
+        let columns = if alone { 0..1 } else { self.member.share(self.n_columns()) };
+        let rows = self.first_row() + columns.start..self.first_row() + columns.end;
+        // SAFETY: nobody writes `from` in this operation; the rows of activations are this member's.
+        let (x, acts, quantised) = unsafe {
+            (
+                from.read(columns.start * width..columns.end * width),
+                self.work.acts.write(rows.start * width..rows.end * width),
+                self.work.quantised.write(rows),
+            )
+        };
+        let row = &mut self.private.row[..width];
+        self.kernels.norm_quantise(x, weight, self.model.hyper.rms_eps, row, acts, quantised);
+        if alone {
+            self.lap(Operation::Norm);
+        } else {
+            self.end(Operation::Norm);
         }
-        self.end(Operation::Norm);
     }
 
     /// A ternary product of acts: stored in qkv, added to x, or gated, as `then` says.
@@ -188,9 +222,13 @@ impl<'a, 'm> Ops<'a, 'm> {
         };
         let n_columns = self.n_columns();
         assert!(out.len() >= n_columns * stride && matrix.n_groups * rows_a_pair / 2 <= stride);
+        let (first, last) = (self.first_row(), self.first_row() + n_columns);
         // SAFETY: nobody writes activations in this operation.
         let (acts, quantised) = unsafe {
-            (self.work.acts.read(0..n_columns * matrix.width), self.work.quantised.read(0..n_columns))
+            (
+                self.work.acts.read(first * matrix.width..last * matrix.width),
+                self.work.quantised.read(first..last),
+            )
         };
         let groups = matrix.share(self.member);
         let mut group = groups.start;
@@ -219,62 +257,167 @@ impl<'a, 'm> Ops<'a, 'm> {
         self.end(Operation::Product);
     }
 
-    /// Rotates queries and keys, and writes keys and values into the cache.
-    pub(crate) fn rotate_and_store(&mut self, layer: usize) {
-        let hyper = &self.model.hyper;
-        let (head_dim, group) = (hyper.head_dim, hyper.n_heads / hyper.n_kv_heads);
-        let (q_width, kv_width) = (hyper.q_width(), hyper.kv_width());
-        let stride = q_width + 2 * kv_width;
-        for task in self.member.share(self.n_columns() * hyper.n_kv_heads) {
-            let (index, kv_head) = (task / hyper.n_kv_heads, task % hyper.n_kv_heads);
-            let column = self.plan.columns[index];
-            let (cos, sin) = self.model.rotary.at(column.position);
-            let row = index * stride;
-            let (q, k) = (row + kv_head * group * head_dim, row + q_width + kv_head * head_dim);
-            let v = k + kv_width;
-            // SAFETY: this column's part of these heads belongs to this task alone.
-            let (queries, key, value) = unsafe {
-                (
-                    self.work.qkv.write(q..q + group * head_dim),
-                    self.work.qkv.write(k..k + head_dim),
-                    self.work.qkv.read(v..v + head_dim),
-                )
-            };
-            for query in queries.chunks_exact_mut(head_dim) {
-                self.kernels.rotate(query, cos, sin);
+    /// attended = causal attention of each column, whose keys and values go into the cache on the way.
+    ///
+    /// Three ways, for the same bits. A segment of one column: who attends with a key head also rotates and stores it, while
+    /// it is in its cache. Several columns: all are stored before any attends. A long context and few tasks: pages are shared
+    /// out as well, and folded together afterwards.
+    pub(crate) fn attention(&mut self, layer: usize) {
+        let n_kv_heads = self.model.hyper.n_kv_heads;
+        let plan = self.plan;
+        if plan.segments.iter().any(|segment| self.stored_first(segment)) {
+            let mut turn = 0;
+            for segment in &plan.segments {
+                if !self.stored_first(segment) {
+                    continue;
+                }
+                for column in segment.columns.clone() {
+                    for kv_head in 0..n_kv_heads {
+                        if turn % self.member.count() == self.member.index {
+                            self.rotate_and_store(layer, column, kv_head);
+                        }
+                        turn += 1;
+                    }
+                }
             }
-            self.kernels.rotate(key, cos, sin);
-            let (key_halves, value_halves) = self.private.halves.split_at_mut(head_dim);
-            self.kernels.narrow(key, key_halves);
-            self.kernels.narrow(value, value_halves);
-            let page = self.plan.segments[column.segment].pages[column.position / PAGE];
-            // SAFETY: each position of each head is one task, and nobody reads the cache in this operation.
-            unsafe {
-                self.cache.write(page, layer, kv_head, column.position % PAGE, key_halves, value_halves)
-            };
+            self.end(Operation::Rotate);
         }
-        self.end(Operation::Rotate);
-    }
-
-    /// attended = causal attention of each column.
-    pub(crate) fn attend(&mut self, layer: usize) {
-        let hyper = &self.model.hyper;
-        let group = hyper.n_heads / hyper.n_kv_heads;
-        let tile = (QUERIES / group).max(1);
-        // Later columns see more: dealing the tasks out in turn spreads them evenly.
         let mut turn = 0;
-        for segment in &self.plan.segments {
+        for (index, segment) in plan.segments.iter().enumerate() {
+            if self.split && segment.columns.len() == 1 {
+                self.attend_pages(layer, index, &mut turn);
+                continue;
+            }
+            // Later columns see more: dealing the tasks out in turn spreads them evenly.
+            let tile = (QUERIES / self.group()).max(1);
             for first in segment.columns.clone().step_by(tile) {
-                for kv_head in 0..hyper.n_kv_heads {
+                for kv_head in 0..n_kv_heads {
                     if turn % self.member.count() == self.member.index {
-                        let columns = first..segment.columns.end.min(first + tile);
-                        self.attend_tile(layer, columns, kv_head);
+                        if !self.stored_first(segment) {
+                            self.rotate_and_store(layer, first, kv_head);
+                        }
+                        self.attend_tile(layer, first..segment.columns.end.min(first + tile), kv_head);
                     }
                     turn += 1;
                 }
             }
         }
         self.end(Operation::Attend);
+        if self.split {
+            self.fold_pages();
+            self.end(Operation::Attend);
+        }
+    }
+
+    /// Query heads of a key head.
+    fn group(&self) -> usize {
+        self.model.hyper.n_heads / self.model.hyper.n_kv_heads
+    }
+
+    fn stored_first(&self, segment: &Segment) -> bool {
+        segment.columns.len() > 1 || self.split
+    }
+
+    /// Rotates one column's queries and key of one key head, and writes its key and value into the cache.
+    fn rotate_and_store(&mut self, layer: usize, index: usize, kv_head: usize) {
+        let hyper = &self.model.hyper;
+        let (head_dim, group) = (hyper.head_dim, self.group());
+        let (q_width, kv_width) = (hyper.q_width(), hyper.kv_width());
+        let column = self.plan.columns[index];
+        let (cos, sin) = self.model.rotary.at(column.position);
+        let row = index * (q_width + 2 * kv_width);
+        let (q, k) = (row + kv_head * group * head_dim, row + q_width + kv_head * head_dim);
+        let v = k + kv_width;
+        // SAFETY: this column's part of these heads belongs to the caller's task alone.
+        let (queries, key, value) = unsafe {
+            (
+                self.work.qkv.write(q..q + group * head_dim),
+                self.work.qkv.write(k..k + head_dim),
+                self.work.qkv.read(v..v + head_dim),
+            )
+        };
+        for query in queries.chunks_exact_mut(head_dim) {
+            self.kernels.rotate(query, cos, sin);
+        }
+        self.kernels.rotate(key, cos, sin);
+        let (key_halves, value_halves) = self.private.halves.split_at_mut(head_dim);
+        self.kernels.narrow(key, key_halves);
+        self.kernels.narrow(value, value_halves);
+        let page = self.plan.segments[column.segment].pages[column.position / PAGE];
+        // SAFETY: each position of each head is one task, and nobody else reads this head of this page before a barrier.
+        unsafe { self.cache.write(page, layer, kv_head, column.position % PAGE, key_halves, value_halves) };
+    }
+
+    /// This member's pages of the only column of a segment, each by itself.
+    fn attend_pages(&mut self, layer: usize, index: usize, turn: &mut usize) {
+        let hyper = &self.model.hyper;
+        let (head_dim, group) = (hyper.head_dim, self.group());
+        let stride = hyper.q_width() + 2 * hyper.kv_width();
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let segment = &self.plan.segments[index];
+        let seen = self.plan.columns[segment.columns.start].position + 1;
+        for kv_head in 0..hyper.n_kv_heads {
+            for (number, &page) in segment.pages[..seen.div_ceil(PAGE)].iter().enumerate() {
+                *turn += 1;
+                if *turn % self.member.count() != self.member.index {
+                    continue;
+                }
+                // SAFETY: the cache and the queries were written before the last barrier, and are only read now; the
+                // states of this page are this task's.
+                let (keys, values) = unsafe { self.cache.read(page, layer, kv_head) };
+                let start = self.partial(index, kv_head * group, number);
+                let heads = segment.columns.start * stride + kv_head * group * head_dim;
+                let mut queries: Vec<Query<'_>> = Vec::with_capacity(group);
+                for head in 0..group {
+                    // SAFETY: as above.
+                    let (q, state) = unsafe {
+                        let q = heads + head * head_dim;
+                        let place = start + head * self.work.partial_pages;
+                        (
+                            self.work.qkv.read(q..q + head_dim),
+                            &mut self.work.partials.write(place..place + 1)[0],
+                        )
+                    };
+                    *state = State::EMPTY;
+                    queries.push(Query { q, visible: (seen - number * PAGE).min(PAGE), state });
+                }
+                self.kernels.attend(&mut queries, keys, values, head_dim, scale);
+            }
+        }
+    }
+
+    /// Where the state of one page of one head of a segment stands.
+    fn partial(&self, segment: usize, head: usize, page: usize) -> usize {
+        (segment * self.model.hyper.n_heads + head) * self.work.partial_pages + page
+    }
+
+    /// Folds the pages of single columns in order, each member some heads.
+    fn fold_pages(&mut self) {
+        let hyper = &self.model.hyper;
+        let head_dim = hyper.head_dim;
+        for task in self.member.share(self.plan.segments.len() * hyper.n_heads) {
+            let (index, head) = (task / hyper.n_heads, task % hyper.n_heads);
+            let columns = self.plan.segments[index].columns.clone();
+            if columns.len() > 1 {
+                continue;
+            }
+            let n_pages = self.plan.columns[columns.start].position / PAGE + 1;
+            let first = self.partial(index, head, 0);
+            let start = columns.start * hyper.q_width() + head * head_dim;
+            // SAFETY: the states were written before the last barrier, and are only read now; this head's output is this
+            // member's.
+            let (pages, out) = unsafe {
+                (
+                    self.work.partials.read(first..first + n_pages),
+                    self.work.attended.write(start..start + head_dim),
+                )
+            };
+            let mut state = pages[0];
+            for page in &pages[1..] {
+                self.kernels.fold(&mut state, page, head_dim);
+            }
+            self.kernels.attended(&state, out);
+        }
     }
 
     /// The query heads of one key head, for a few columns of one segment.
@@ -291,13 +434,13 @@ impl<'a, 'm> Ops<'a, 'm> {
         let last = self.plan.columns[columns.end - 1];
         let pages = &self.plan.segments[last.segment].pages;
         for (index, &page) in pages[..=last.position / PAGE].iter().enumerate() {
-            // SAFETY: the cache was written before the last barrier, and is only read now.
+            // SAFETY: what the cache holds of this head was written by this task or before the last barrier.
             let (keys, values) = unsafe { self.cache.read(page, layer, kv_head) };
             let mut queries: Vec<Query<'_>> = Vec::with_capacity(n_queries);
             for (i, state) in states.iter_mut().enumerate() {
                 let (column, head) = (columns.start + i / group, kv_head * group + i % group);
                 let start = column * stride + head * head_dim;
-                // SAFETY: queries were written before the last barrier.
+                // SAFETY: queries were written by this task or before the last barrier.
                 let q = unsafe { self.work.qkv.read(start..start + head_dim) };
                 let seen = self.plan.columns[column].position + 1;
                 queries.push(Query { q, visible: seen.saturating_sub(index * PAGE).min(PAGE), state });

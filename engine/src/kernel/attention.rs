@@ -8,6 +8,9 @@
 use super::lanes::{Lanes, exp};
 use super::{KEY_BLOCK, MAX_HEAD_DIM, PAGE};
 
+/// Keys or values ahead of those being read that are asked for: 4 KiB.
+const AHEAD: usize = 2048;
+
 /// One query and what it has gathered so far.
 pub(crate) struct Query<'a> {
     /// (head_dim)
@@ -18,8 +21,8 @@ pub(crate) struct Query<'a> {
 }
 
 /// Softmax over the pages so far: maximum, sum of exponentials, weighted values.
-#[derive(Clone)]
-#[repr(align(64))]
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
 pub(crate) struct State {
     pub(crate) values: [f32; MAX_HEAD_DIM],
     pub(crate) maximum: f32,
@@ -82,6 +85,7 @@ unsafe fn page<L: Lanes, const Q: usize>(
         let rows = keys.add(block * KEY_BLOCK * head_dim);
         for d in 0..head_dim {
             let from = rows.add(d * KEY_BLOCK);
+            L::prefetch(from.wrapping_add(AHEAD));
             let (near, far) = (L::load_f16(from), L::load_f16(from.add(16)));
             for (query, sum) in queries.iter().zip(&mut sums) {
                 let q = L::splat(*query.q.get_unchecked(d));
@@ -121,6 +125,7 @@ unsafe fn page<L: Lanes, const Q: usize>(
         let mut sums = [[L::splat(0.0); 2]; Q];
         for position in 0..seen {
             let from = values.add(position * head_dim + d);
+            L::prefetch(from.wrapping_add(AHEAD));
             let (near, far) = (L::load_f16(from), L::load_f16(from.add(16)));
             for (weight, sum) in weights.iter().zip(&mut sums) {
                 let p = L::splat(*weight.get_unchecked(position));
@@ -148,14 +153,24 @@ unsafe fn page<L: Lanes, const Q: usize>(
     }
     for (index, query) in queries.iter_mut().enumerate() {
         if query.visible > 0 {
-            fold::<L>(query.state, maxima[index], totals[index], &gathered[index], head_dim);
+            let page = (maxima[index], totals[index], &gathered[index]);
+            if query.state.maximum == f32::NEG_INFINITY {
+                // The first page is taken as it is, so that a page computed apart can be folded in later.
+                (query.state.maximum, query.state.sum) = (page.0, page.1);
+                query.state.values[..head_dim].copy_from_slice(&page.2[..head_dim]);
+            } else {
+                fold::<L>(query.state, page.0, page.1, page.2, head_dim);
+            }
         }
     }
 }
 
 /// Adds one page's result to what came before it.
+///
+/// # Safety
+/// CPU features of `L`; `head_dim` a multiple of 16 and at most 256.
 #[inline(always)]
-unsafe fn fold<L: Lanes>(
+pub(super) unsafe fn fold<L: Lanes>(
     state: &mut State,
     maximum: f32,
     sum: f32,

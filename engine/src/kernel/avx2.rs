@@ -119,6 +119,10 @@ impl Lanes for Pair {
         let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(self.1, bound.1)) as u16;
         low | high << 8
     }
+    #[inline(always)]
+    unsafe fn prefetch<T>(address: *const T) {
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
 }
 
 impl Pair {

@@ -101,6 +101,10 @@ impl Lanes for Whole {
     unsafe fn at_least(self, bound: Self) -> u16 {
         _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, bound.0)
     }
+    #[inline(always)]
+    unsafe fn prefetch<T>(address: *const T) {
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
 }
 
 /// Sums of code · activation for one or two groups of 16 rows.
@@ -170,22 +174,24 @@ unsafe fn stream<const T: usize, const P: usize>(lines: *const u8, job: &Ternary
     }
 }
 
-/// Many tokens: decode a block of lines once, then pass tiles of up to twelve tokens over it.
+/// Many tokens: decode a block of lines once, then pass tiles of up to twelve tokens over it. Meanwhile the next block's
+/// lines are asked for: of these groups, or of those that follow.
 #[inline(always)]
 unsafe fn panel<const G: usize>(job: &TernaryJob) {
     let mut line = 0;
     while line < job.n_lines {
         let n = BLOCK_LINES.min(job.n_lines - line);
+        let mut ahead = [job.lines; G];
         for group in 0..G {
             let lines = job.lines.add((group * job.n_lines + line) * LINE);
             for i in 0..n {
-                let at = lines.add(i * LINE);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
-                let codes = decode(_mm512_loadu_si512(at.cast()));
+                let codes = decode(_mm512_loadu_si512(lines.add(i * LINE).cast()));
                 for (plane, &code) in codes.iter().enumerate() {
-                    _mm512_storeu_si512(job.panel.add(((i * 4 + plane) * G + group) * LINE).cast(), code);
+                    _mm512_store_si512(job.panel.add(((i * 4 + plane) * G + group) * LINE).cast(), code);
                 }
             }
+            let next = if line + n < job.n_lines { line + n } else { G * job.n_lines };
+            ahead[group] = job.lines.wrapping_add((group * job.n_lines + next) * LINE);
         }
         let mut token = 0;
         while token < job.n_tokens {
@@ -197,8 +203,8 @@ unsafe fn panel<const G: usize>(job: &TernaryJob) {
             macro_rules! tiles {
                 ($($tokens:literal)*) => {
                     match tile_tokens {
-                        $($tokens => tile::<$tokens, G>(job.panel, n, acts, job.act_stride, sums, first),)*
-                        _ => tile::<TILE, G>(job.panel, n, acts, job.act_stride, sums, first),
+                        $($tokens => tile::<$tokens, G>(job.panel, n, acts, job.act_stride, sums, first, ahead),)*
+                        _ => tile::<TILE, G>(job.panel, n, acts, job.act_stride, sums, first, ahead),
                     }
                 };
             }
@@ -217,6 +223,7 @@ unsafe fn tile<const T: usize, const G: usize>(
     act_stride: usize,
     sums: *mut i32,
     first: bool,
+    ahead: [*const u8; G],
 ) {
     let mut parts = [[_mm512_setzero_si512(); G]; T];
     if !first {
@@ -229,7 +236,9 @@ unsafe fn tile<const T: usize, const G: usize>(
     for step in 0..n_lines * 4 {
         let mut codes = [_mm512_setzero_si512(); G];
         for (group, code) in codes.iter_mut().enumerate() {
-            *code = _mm512_loadu_si512(panel.add((step * G + group) * LINE).cast());
+            *code = _mm512_load_si512(panel.add((step * G + group) * LINE).cast());
+            // Each line four times, which costs less than a loop within the loop.
+            _mm_prefetch::<_MM_HINT_T0>(ahead[group].wrapping_add(step * LINE / 4).cast());
         }
         for t in 0..T {
             let act = broadcast(acts.add(t * act_stride + step * 4));

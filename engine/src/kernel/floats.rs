@@ -31,26 +31,90 @@ pub(super) unsafe fn norm<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &m
     }
 }
 
-/// Rounds a row to int8 by one scale: s = 127 / max(|x|, 1e-5), q = round half to even of x·s.
+/// Norms rows and rounds each to int8 by one scale: s = 127 / max(|x|, 1e-5), q = round half to even of x·s.
+///
+/// A row's sum of squares is one chain of fused multiply-adds, by its definition; four rows at a time hide its latency.
 ///
 /// # Safety
-/// CPU features of `L`; both slices of one length, a multiple of 16.
+/// CPU features of `L`; `weight` and `row` of one length n, a multiple of 16 and at most 2¹⁷; `x` and `acts` hold
+/// (`quantised.len()`, n).
 #[inline(always)]
-pub(super) unsafe fn quantise<L: Lanes>(x: &[f32], out: &mut [i8]) -> Quantised {
-    let n = x.len();
-    let scale = 127.0 / largest_magnitude::<L>(x).max(1e-5);
-    let (low, high, factor) = (L::splat(-128.0), L::splat(127.0), L::splat(scale));
+pub(super) unsafe fn norm_quantise<L: Lanes>(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    row: &mut [f32],
+    acts: &mut [i8],
+    quantised: &mut [Quantised],
+) {
+    let n = weight.len();
+    let mut first = 0;
+    while first < quantised.len() {
+        let from = x.as_ptr().add(first * n);
+        let mut sums = [0f32; 4];
+        let together = if quantised.len() - first >= 4 {
+            sums = squares::<L, 4>(from, n);
+            4
+        } else {
+            sums[0] = squares::<L, 1>(from, n)[0];
+            1
+        };
+        for (i, sum) in sums.iter().enumerate().take(together) {
+            let scale = 1.0 / (sum / n as f32 + eps).sqrt();
+            let to = acts.as_mut_ptr().add((first + i) * n);
+            quantised[first + i] = scale_and_round::<L>(from.add(i * n), scale, weight, row, to);
+        }
+        first += together;
+    }
+}
+
+/// Sums of squares of `R` rows that follow one another.
+#[inline(always)]
+unsafe fn squares<L: Lanes, const R: usize>(x: *const f32, n: usize) -> [f32; R] {
+    let mut sums = [L::splat(0.0); R];
     let mut i = 0;
     while i < n {
-        let q = L::load(x.as_ptr().add(i)).mul(factor).round();
-        q.max(low).min(high).store_i8(out.as_mut_ptr().add(i));
+        for (r, sum) in sums.iter_mut().enumerate() {
+            let v = L::load(x.add(r * n + i));
+            *sum = v.fma(v, *sum);
+        }
         i += 16;
     }
-    let mut sum = 0i32;
-    for &q in out.iter() {
-        sum += i32::from(q);
+    sums.map(|sum| sum.sum())
+}
+
+/// One row times its scale and the weights, into `row`, and from there to int8.
+#[inline(always)]
+unsafe fn scale_and_round<L: Lanes>(
+    x: *const f32,
+    scale: f32,
+    weight: &[f32],
+    row: &mut [f32],
+    acts: *mut i8,
+) -> Quantised {
+    let n = weight.len();
+    let factor = L::splat(scale);
+    // The largest of all is the same in any order: two chains.
+    let mut largest = [L::splat(0.0); 2];
+    let mut i = 0;
+    while i < n {
+        let v = L::load(x.add(i)).mul(factor).mul(L::load(weight.as_ptr().add(i)));
+        v.store(row.as_mut_ptr().add(i));
+        largest[i / 16 % 2] = v.abs().max(largest[i / 16 % 2]);
+        i += 16;
     }
-    Quantised { scale, sum }
+    let scale = 127.0 / largest[0].max(largest[1]).largest().max(1e-5);
+    let (low, high, factor) = (L::splat(-128.0), L::splat(127.0), L::splat(scale));
+    // Whole numbers, 2¹⁷ of at most 2⁷ together: exact in f32, in any order.
+    let mut sum = L::splat(0.0);
+    let mut i = 0;
+    while i < n {
+        let q = L::load(row.as_ptr().add(i)).mul(factor).round().max(low).min(high);
+        q.store_i8(acts.add(i));
+        sum = sum.add(q);
+        i += 16;
+    }
+    Quantised { scale, sum: sum.sum() as i32 }
 }
 
 /// max |x|; 0 for an empty slice.
@@ -93,6 +157,40 @@ pub(crate) enum Then {
     Gate,
 }
 
+/// Division by one number many times, rounded as the division instruction rounds, in five operations that overlap instead
+/// of one that takes as long as sixteen.
+///
+/// With y = 1/b to the nearest, a·y is within two units of a/b; one correction by the remainder makes it faithful (one of the
+/// two neighbours), and then a second one makes it the nearest (Markstein's theorem; Muller et al., Handbook of
+/// Floating-Point Arithmetic, section 4.7). Numerators are whole numbers below 2³¹, so that no remainder underflows.
+#[derive(Clone, Copy)]
+struct Divisor<L> {
+    minus_b: L,
+    reciprocal: L,
+}
+
+impl<L: Lanes> Divisor<L> {
+    #[inline(always)]
+    unsafe fn new(b: f32) -> Self {
+        Divisor { minus_b: L::splat(-b), reciprocal: L::splat(1.0 / b) }
+    }
+
+    #[inline(always)]
+    unsafe fn divide(self, a: L) -> L {
+        let near = a.mul(self.reciprocal);
+        let faithful = near.fma(self.minus_b, a).fma(self.reciprocal, near);
+        faithful.fma(self.minus_b, a).fma(self.reciprocal, faithful)
+    }
+}
+
+/// Whether [`Divisor`] gives what `/` gives, for the tests.
+#[cfg(test)]
+pub(super) fn divides_exactly(a: i32, b: f32) -> bool {
+    // SAFETY: plain Rust.
+    let found = unsafe { Divisor::<[f32; 16]>::new(b).divide([a as f32; 16])[0] };
+    found.to_bits() == (a as f32 / b).to_bits()
+}
+
 /// Turns integer sums into floats, in the order of bitnet.cpp: subtract in integers, convert, divide, multiply.
 ///
 /// # Safety
@@ -101,26 +199,29 @@ pub(crate) enum Then {
 pub(super) unsafe fn finish<L: Lanes>(sums: *const i32, job: &Epilogue<'_>) {
     let scales = [L::splat(job.weight_scales[0]), L::splat(job.weight_scales[1])];
     for (token, activation) in job.activations.iter().enumerate() {
-        let s_act = L::splat(activation.scale);
+        let divisor = Divisor::<L>::new(activation.scale);
         let from = sums.add(token * 2 * ROWS);
         let out = job.out.add(token * job.stride);
-        let y = |group: usize| {
-            L::load_i32_minus(from.add(group * ROWS), activation.sum).div(s_act).mul(scales[group])
-        };
+        // No closures here: intrinsics are not inlined into them.
+        let mut ys = [L::splat(0.0); 2];
+        for group in 0..job.n_groups {
+            let dot = L::load_i32_minus(from.add(group * ROWS), activation.sum);
+            ys[group] = divisor.divide(dot).mul(scales[group]);
+        }
         match job.then {
             Then::Gate => {
-                let gate = y(0).max(L::splat(0.0));
-                gate.mul(gate).mul(y(1)).store(out);
+                let gate = ys[0].max(L::splat(0.0));
+                gate.mul(gate).mul(ys[1]).store(out);
             }
             Then::Store => {
                 for group in 0..job.n_groups {
-                    y(group).store(out.add(group * ROWS));
+                    ys[group].store(out.add(group * ROWS));
                 }
             }
             Then::Add => {
                 for group in 0..job.n_groups {
                     let place = out.add(group * ROWS);
-                    L::load(place).add(y(group)).store(place);
+                    L::load(place).add(ys[group]).store(place);
                 }
             }
         }

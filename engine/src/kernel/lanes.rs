@@ -45,6 +45,9 @@ pub(crate) trait Lanes: Copy {
     unsafe fn select_below(x: Self, bound: Self, below: Self, otherwise: Self) -> Self;
     /// One bit a lane: `self >= bound`.
     unsafe fn at_least(self, bound: Self) -> u16;
+    /// Asks for a cache line, or does nothing; any address will do.
+    #[inline(always)]
+    unsafe fn prefetch<T>(_address: *const T) {}
 
     /// The lanes in order.
     #[inline(always)]

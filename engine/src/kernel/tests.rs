@@ -92,8 +92,14 @@ fn floats_equal_scalar(isa: Isa, seed: u64, blocks: usize, magnitude: f32) {
     let run = |kernels: Kernels| {
         let mut normed = vec![0f32; n];
         kernels.norm(&x, &w, 1e-5, &mut normed);
-        let mut quants = vec![0i8; n];
-        let quantised = kernels.quantise(&x, &mut quants);
+        // Six rows: four together, and two one by one. The norm is the same alone.
+        let (rows, mut row) = (x.repeat(6), vec![0f32; n]);
+        let (mut quants, mut quantised) = (vec![0i8; 6 * n], [Quantised::default(); 6]);
+        kernels.norm_quantise(&rows, &w, 1e-5, &mut row, &mut quants, &mut quantised);
+        assert_eq!(bits(&row), bits(&normed));
+        for (quantised, quants) in quantised.iter().zip(quants.chunks(n)) {
+            assert_eq!(quantised.sum, quants.iter().map(|&q| i32::from(q)).sum::<i32>());
+        }
         let (mut halves, mut head) = (vec![0u16; n], x.clone());
         kernels.narrow(&x, &mut halves);
         kernels.rotate(&mut head, &w[..n / 2], &w[n / 2..]);
@@ -115,12 +121,10 @@ fn floats_equal_scalar(isa: Isa, seed: u64, blocks: usize, magnitude: f32) {
             // SAFETY: five tokens of four rows fit into `many`.
             unsafe { kernels.dots_f16(&halves, &tokens[..5 * width], width, many.as_mut_ptr(), 4) };
         }
-        let scale = quantised.scale.to_bits();
         (
             bits(&normed),
             quants,
-            scale,
-            quantised.sum,
+            quantised.map(|quantised| (quantised.scale.to_bits(), quantised.sum)),
             halves,
             bits(&head),
             wide,
@@ -293,5 +297,21 @@ fn exp_is_exact_at_zero_and_close_elsewhere() {
             let (found, expected) = (lanes::exp([x; 16])[0], f64::from(x).exp());
             assert!((f64::from(found) / expected - 1.0).abs() < 3e-7, "exp({x}) = {found}");
         }
+    }
+}
+
+#[test]
+fn dividing_by_the_reciprocal_rounds_as_division_does() {
+    let mut bytes = Bytes(11);
+    for round in 0..3_000_000u32 {
+        // Sums as they occur, and small and large ones; scales as they occur, and hard mantissas.
+        let a = (bytes.next() as i32).wrapping_sub(1 << 30) >> (round % 23);
+        let b = match round % 4 {
+            0 => 127.0 / bytes.float(8.0).abs().max(1e-5),
+            1 => f32::from_bits(0x3f80_0000 | bytes.next() & 0x007f_ffff),
+            2 => f32::from_bits(0x3fff_ffff - bytes.next() % 64),
+            _ => f32::from_bits(0x3f80_0000 + bytes.next() % 64),
+        };
+        assert!(floats::divides_exactly(a, b), "{a} / {b}");
     }
 }

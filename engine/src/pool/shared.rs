@@ -24,6 +24,7 @@ impl Plain for i32 {}
 impl Plain for f32 {}
 impl Plain for crate::kernel::Quantised {}
 impl Plain for crate::head::Rounded {}
+impl Plain for crate::kernel::State {}
 
 // SAFETY: access goes through unsafe methods whose callers promise that no part is written by one thread while another
 // reads or writes it.
