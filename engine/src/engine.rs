@@ -6,7 +6,7 @@
 use crate::forward::{self, Column, HeadColumn, Plan, Segment};
 use crate::gguf::Hyper;
 use crate::head::{Bits, Drawn, HeadCounters, HeadWork, Screen};
-use crate::kernel::{Kernels, PAGE};
+use crate::kernel::{Kernels, Layout, PAGE};
 use crate::kv::{self, Cache};
 use crate::model::Model;
 use crate::ops::{Ops, Work};
@@ -15,7 +15,7 @@ use crate::pool::Pool;
 use crate::profile::Profile;
 use crate::request::{Event, Request, SequenceId, SpeculationCounters, StepStats};
 use crate::schedule::{Schedule, Turn};
-use crate::{Isa, LoadError, Refused, host};
+use crate::{Isa, LoadError, Refused, choose, host};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -36,6 +36,7 @@ pub struct Info {
     pub hyper: Hyper,
     pub threads: usize,
     pub isa: Isa,
+    /// The kernel that runs; never `Auto`.
     pub kernel: KernelChoice,
     pub head: Head,
     /// Seconds from the start of loading to the first step being possible.
@@ -85,7 +86,12 @@ impl Engine {
         let topology = host::Topology::read();
         let threads = options.threads.unwrap_or(topology.usable_threads.min(host::MAX_DEFAULT_THREADS));
         let mut pool = Pool::new(threads, &topology.pins()).map_err(LoadError::Thread)?;
-        let model = Model::load(path, options.max_context, &mut pool, options.huge_pages)?;
+        let n_tokens = options.max_sequences;
+        let choose = |hyper: &Hyper, pool: &mut Pool| {
+            choose::layout(options.kernel, hyper, n_tokens, &topology.cpu_model, kernels, pool)
+        };
+        let model = Model::load(path, options.max_context, choose, &mut pool, options.huge_pages)?;
+        let kernels = kernels.with_layout(model.layout);
         let hyper = model.hyper.clone();
         let max_context = options.max_context.unwrap_or(hyper.context).min(hyper.context);
         let kv_pages = kv_pages(options, &hyper, max_context, topology.usable_memory_bytes())?;
@@ -128,7 +134,10 @@ impl Engine {
         let info = Info {
             threads,
             isa,
-            kernel: options.kernel,
+            kernel: match model.layout {
+                Layout::I2s => KernelChoice::I2s,
+                Layout::Tl2 => KernelChoice::Tl2,
+            },
             head: options.head,
             load_s: start.elapsed().as_secs_f64(),
             weights_bytes: anonymous_bytes,

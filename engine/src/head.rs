@@ -25,6 +25,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Rows of f16 that are computed together.
 const TOGETHER: usize = 4;
+/// Tokens of a step from which on their activations are rounded to a byte.
+const NARROW_FROM: usize = 5;
 /// The largest top-k, and the most tokens with bias or penalty, for which screening is tried.
 const MOST_SCREENED: usize = 1024;
 
@@ -235,7 +237,12 @@ pub(crate) fn set_input(ops: &mut Ops<'_, '_>, slot: usize, x: &[f32]) {
     };
     ops.kernels.norm(x, &model.output_norm, model.hyper.rms_eps, input);
     if slot < ops.slots.n_screened {
-        rounded[0] = Screen::round(ops.kernels, input, values, high, low, &mut ops.private.head.row);
+        // Narrow ones halve the work of many tokens; for few, memory decides, and int16 leaves fewer candidates. Where the
+        // approximate scores are the result, they must not depend on the company.
+        let may = ops.slots.n_screened >= NARROW_FROM && ops.slots.order[slot].1 != Demand::Approximate;
+        let narrow = ops.kernels.narrow_bound().filter(|_| may);
+        let error = &mut ops.private.head.row;
+        rounded[0] = Screen::round(ops.kernels, input, narrow, values, high, low, error);
     }
 }
 
@@ -304,25 +311,38 @@ fn approximate_scores(ops: &mut Ops<'_, '_>) -> Range<usize> {
     let screen = work.screen.as_ref().expect("because slots are screened only if there is a screen");
     let (n, stride) = (ops.slots.n_screened, work.stride());
     // SAFETY: inputs were written before the last barrier.
-    let (acts, rounded) = unsafe {
-        let acts = WideActs {
-            width: work.hidden,
-            stride: work.hidden,
-            values: work.values.read(0..n * work.hidden),
-            high: work.high.read(0..n * work.hidden),
-            low: work.low.read(0..n * work.hidden),
+    let rounded = unsafe { work.rounded.read(0..n) };
+    // Slots of one width that follow one another are multiplied together.
+    let mut runs: Vec<(Range<usize>, WideActs<'_>)> = Vec::new();
+    for run in rounded.chunk_by(|a, b| a.narrow == b.narrow) {
+        let first = runs.last().map_or(0, |(slots, _)| slots.end);
+        let slots = first..first + run.len();
+        let range = slots.start * work.hidden..slots.end * work.hidden;
+        // SAFETY: as above.
+        let acts = unsafe {
+            WideActs {
+                width: work.hidden,
+                stride: work.hidden,
+                values: work.values.read(range.clone()),
+                high: work.high.read(range.clone()),
+                low: work.low.read(range),
+                narrow: run[0].narrow == 1,
+            }
         };
-        (acts, work.rounded.read(0..n))
-    };
+        runs.push((slots, acts));
+    }
     let groups = ops.member.share(screen.n_groups());
     let sums = &mut ops.private.head.sums;
     for first in groups.clone().step_by(2) {
         let together = first..groups.end.min(first + 2);
-        screen.approximate(ops.kernels, together, &acts, rounded, sums, |slot, group, scores| {
-            let start = slot * stride + group * ROWS;
-            // SAFETY: `scores` holds whole groups, and these rows are this member's.
-            unsafe { work.scores.write(start..start + ROWS) }.copy_from_slice(&scores);
-        });
+        for (slots, acts) in &runs {
+            let rounded = &rounded[slots.clone()];
+            screen.approximate(ops.kernels, together.clone(), acts, rounded, sums, |i, group, scores| {
+                let start = (slots.start + i) * stride + group * ROWS;
+                // SAFETY: `scores` holds whole groups, and these rows are this member's.
+                unsafe { work.scores.write(start..start + ROWS) }.copy_from_slice(&scores);
+            });
+        }
     }
     groups.start * ROWS..groups.end * ROWS
 }
@@ -340,20 +360,32 @@ fn part<'a>(ops: &'a Ops<'_, '_>, slot: usize, rows: &Range<usize>) -> Option<(P
     Some((Part { kernels, screen, first_row, scores, rounded, draw, vocab }, demand))
 }
 
-/// Lower bounds of this member's best rows.
+/// What bounds the winners' scores from below: the exact scores of this member's most promising rows.
 fn bound_scores(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
     let mut hits = std::mem::take(&mut ops.private.head.hits);
+    let mut scratch = std::mem::take(&mut ops.private.head.row);
+    let count = ops.member.count();
     for slot in 0..ops.slots.n_screened {
-        if let Some((part, demand)) = part(ops, slot, &rows) {
-            let finds = match demand {
-                Demand::Best(k) => part.best_lower(k, &mut hits),
-                Demand::Noisy => part.best_noisy(&ops.work.head.noise),
-                Demand::Approximate | Demand::All => Finds::default(),
-            };
-            *lock(&ops.work.head.finds[slot * ops.member.count() + ops.member.index]) = finds;
-        }
+        let Some((part, demand)) = part(ops, slot, &rows) else { continue };
+        let work = &ops.work.head;
+        let finds = match demand {
+            Demand::Best(k) => {
+                // The best are spread over the members' rows, more or less evenly: a bound needs `k` in all.
+                let share = k.min(2 * k.div_ceil(count) + 4);
+                let ids = part.best_lower(share, &mut hits);
+                // SAFETY: inputs were written before the last barrier.
+                let x = unsafe { work.input.read(slot * work.hidden..(slot + 1) * work.hidden) };
+                let head = ops.model().head();
+                let exact = |id: u32| exact_score(ops.kernels, &head, id as usize, x, &mut scratch);
+                Finds::of_scores(ids.into_iter().map(exact))
+            }
+            Demand::Noisy => part.best_noisy(&work.noise),
+            Demand::Approximate | Demand::All => Finds::default(),
+        };
+        *lock(&work.finds[slot * count + ops.member.index]) = finds;
     }
     ops.private.head.hits = hits;
+    ops.private.head.row = scratch;
 }
 
 /// Canonical scores of this member's rows that may win.

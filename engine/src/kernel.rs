@@ -16,12 +16,16 @@ mod avx_vnni;
 mod floats;
 mod lanes;
 mod scalar;
+mod stamp;
 #[cfg(test)]
 mod tests;
+mod tl2;
 
 use crate::Isa;
 pub(crate) use attention::{Query, State};
 pub(crate) use floats::{Bounds, Epilogue, Then};
+use stamp::stamp;
+use tl2::LookupJob;
 
 /// Output rows that are computed together.
 pub(crate) const ROWS: usize = 16;
@@ -80,9 +84,13 @@ pub(crate) struct ScreenJob {
 }
 
 /// The functions of one instruction set.
+#[allow(clippy::type_complexity)] // Signatures of kernels; names would hide what they take.
 struct Table {
     ternary: unsafe fn(&TernaryJob),
+    tabulate: unsafe fn(*const i8, usize, *mut u8),
+    look_up: unsafe fn(&LookupJob),
     screen: unsafe fn(&ScreenJob),
+    screen_narrow: unsafe fn(&ScreenJob),
     finish: unsafe fn(*const i32, &Epilogue<'_>),
     norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     norm_quantise: unsafe fn(&[f32], &[f32], f32, &mut [f32], &mut [i8], &mut [Quantised]),
@@ -103,150 +111,61 @@ struct Table {
     multiply_all: unsafe fn(u64) -> u64,
 }
 
-/// Writes out the generic routines for one instruction set and gathers them in its `TABLE`.
-macro_rules! stamp {
-    ($lanes:ty, $wide:literal $(, $features:literal)?) => {
-        mod stamped {
-            #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, unused_imports)]
-            use super::super::{Bounds, Epilogue, Quantised, Query, State, attention, floats};
-            use super::*;
-            type Lane = $lanes;
-
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn finish(sums: *const i32, job: &Epilogue<'_>) {
-                floats::finish::<Lane>(sums, job);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-                floats::norm::<Lane>(x, weight, eps, out);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn norm_quantise(
-                x: &[f32],
-                weight: &[f32],
-                eps: f32,
-                row: &mut [f32],
-                acts: &mut [i8],
-                quantised: &mut [Quantised],
-            ) {
-                floats::norm_quantise::<Lane>(x, weight, eps, row, acts, quantised);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-                floats::rotate(head, cos, sin);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn narrow(from: &[f32], to: &mut [u16]) {
-                floats::narrow::<Lane>(from, to);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn widen(from: &[u16], to: &mut [f32]) {
-                floats::widen::<Lane>(from, to);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn unpack_six(from: &[u8], to: &mut [u8]) {
-                floats::unpack_six(from, to);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn reach(bounds: &Bounds<'_>, sign: f32, threshold: f32, hits: &mut Vec<u32>) {
-                floats::reach::<Lane>(bounds, sign, threshold, hits);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn attend(
-                queries: &mut [Query<'_>],
-                keys: *const u16,
-                values: *const u16,
-                head_dim: usize,
-                scale: f32,
-            ) {
-                attention::attend::<Lane, $wide>(queries, keys, values, head_dim, scale);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn fold(state: &mut State, page: &State, head_dim: usize) {
-                attention::fold::<Lane>(state, page.maximum, page.sum, &page.values, head_dim);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn attended(state: &State, out: &mut [f32]) {
-                attention::finish::<Lane>(state, out);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn dot_f16(row: *const u16, x: *const f32, n: usize) -> f32 {
-                floats::dot_f16::<Lane>(row, x, n)
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn dot_f32(row: *const f32, x: *const f32, n: usize) -> f32 {
-                floats::dot_f32::<Lane>(row, x, n)
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn dots_f16(
-                rows: *const u16,
-                row_stride: usize,
-                x: *const f32,
-                x_stride: usize,
-                n_tokens: usize,
-                n: usize,
-                out: *mut f32,
-                out_stride: usize,
-            ) {
-                let mut token = 0;
-                while token < n_tokens {
-                    let (x, out) = (x.add(token * x_stride), out.add(token * out_stride));
-                    if n_tokens - token >= 4 {
-                        floats::dots_f16::<Lane, 4>(rows, row_stride, x, x_stride, n, out, out_stride);
-                        token += 4;
-                    } else {
-                        floats::dots_f16::<Lane, 1>(rows, row_stride, x, x_stride, n, out, out_stride);
-                        token += 1;
-                    }
-                }
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn round_i16(x: &[f32], step: f32, out: &mut [i16], error: &mut [f32]) {
-                floats::round_i16::<Lane>(x, step, out, error);
-            }
-            $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn largest_magnitude(x: &[f32]) -> f32 {
-                floats::largest_magnitude::<Lane>(x)
-            }
-        }
-
-        pub(super) static TABLE: super::Table = super::Table {
-            ternary,
-            screen,
-            read_all,
-            multiply_all,
-            finish: stamped::finish,
-            norm: stamped::norm,
-            norm_quantise: stamped::norm_quantise,
-            rotate: stamped::rotate,
-            narrow: stamped::narrow,
-            attend: stamped::attend,
-            fold: stamped::fold,
-            attended: stamped::attended,
-            widen: stamped::widen,
-            unpack_six: stamped::unpack_six,
-            reach: stamped::reach,
-            dot_f16: stamped::dot_f16,
-            dot_f32: stamped::dot_f32,
-            dots_f16: stamped::dots_f16,
-            round_i16: stamped::round_i16,
-            largest_magnitude: stamped::largest_magnitude,
-        };
-    };
+/// How packed ternary weights stand in memory, and so which product reads them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Two bits a weight, multiplied.
+    I2s,
+    /// Three weights as index and sign, looked up: `tl2`.
+    Tl2,
 }
-use stamp;
+
+impl Layout {
+    /// Bytes of 16 rows.
+    pub(crate) fn group_bytes(self, width: usize) -> usize {
+        match self {
+            Layout::I2s => width / 16 * LINE,
+            Layout::Tl2 => tl2::group_bytes(width),
+        }
+    }
+
+    /// Bytes of one token's tables.
+    pub(crate) fn table_bytes(self, width: usize) -> usize {
+        match self {
+            Layout::I2s => 0,
+            Layout::Tl2 => tl2::table_bytes(width),
+        }
+    }
+
+    /// Brings the lines of 16 rows into this layout.
+    pub(crate) fn pack_group(self, lines: &[u8], width: usize, out: &mut [u8]) {
+        match self {
+            Layout::I2s => out.copy_from_slice(lines),
+            Layout::Tl2 => tl2::pack_group(lines, width, out),
+        }
+    }
+}
 
 /// The kernels of an instruction set that this CPU has: holding one is the proof.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     isa: Isa,
+    layout: Layout,
     table: &'static Table,
 }
 
 impl std::fmt::Debug for Kernels {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "Kernels({})", self.isa)
+        write!(out, "Kernels({}, {:?})", self.isa, self.layout)
     }
+}
+
+/// Rows of int8 activations, (n_tokens, width), and for [`Layout::Tl2`] their tables, (n_tokens, table_bytes).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Acts<'a> {
+    pub(crate) width: usize,
+    pub(crate) rows: &'a [i8],
+    pub(crate) tables: &'a [u8],
 }
 
 /// Scratch memory of one thread for [`Kernels::product`]; the panel, which comes first, lies on a cache line.
@@ -279,47 +198,85 @@ impl Kernels {
             #[cfg(not(target_arch = "x86_64"))]
             _ => return None,
         };
-        Some(Kernels { isa, table })
+        Some(Kernels { isa, layout: Layout::I2s, table })
+    }
+
+    /// These kernels on weights of another layout.
+    pub(crate) fn with_layout(self, layout: Layout) -> Kernels {
+        Kernels { layout, ..self }
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
     }
 
     pub(crate) fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// Integer sums of `n_groups` (1 or 2) groups, handed to `epilogue`. `acts` is (n_tokens, width), n_tokens that of the
-    /// epilogue and at most [`MAX_TOKENS`]; `lines` holds the groups' lines, `width / 16` each.
+    /// Integer sums of `n_groups` (1 or 2) groups, handed to `epilogue`. `acts` has as many rows as the epilogue has tokens,
+    /// at most [`MAX_TOKENS`]; `groups` holds the packed groups in this layout.
     ///
     /// # Safety
     /// The epilogue's `out` must have room for its rows and tokens, and no other thread may touch them meanwhile.
     pub(crate) unsafe fn product(
         &self,
-        lines: &[u8],
-        acts: &[i8],
-        width: usize,
+        groups: &[u8],
+        acts: &Acts<'_>,
         epilogue: &Epilogue<'_>,
         scratch: &mut Scratch,
     ) {
-        let (n_tokens, n_groups) = (epilogue.activations.len(), epilogue.n_groups);
+        let (n_tokens, n_groups, width) = (epilogue.activations.len(), epilogue.n_groups, acts.width);
         assert!(width.is_multiple_of(128) && n_tokens <= MAX_TOKENS && (n_groups == 1 || n_groups == 2));
-        assert!(acts.len() >= n_tokens * width && lines.len() >= n_groups * width / 16 * LINE);
+        assert!(acts.rows.len() >= n_tokens * width);
+        assert!(groups.len() >= n_groups * self.layout.group_bytes(width));
+        assert!(acts.tables.len() >= n_tokens * self.layout.table_bytes(width));
         assert!(epilogue.then != Then::Gate || n_groups == 2);
         if n_tokens == 0 {
             return;
         }
-        let job = TernaryJob {
-            lines: lines.as_ptr(),
-            n_lines: width / 16,
-            n_groups,
-            acts: acts.as_ptr(),
-            act_stride: width,
-            n_tokens,
-            sums: scratch.sums.as_mut_ptr(),
-            panel: scratch.panel.as_mut_ptr(),
-        };
-        // SAFETY: the lengths were checked above, `Kernels::new` checked the CPU, the caller answers for `out`.
-        unsafe {
-            (self.table.ternary)(&job);
-            (self.table.finish)(scratch.sums.as_ptr(), epilogue);
+        match self.layout {
+            Layout::I2s => {
+                let job = TernaryJob {
+                    lines: groups.as_ptr(),
+                    n_lines: width / 16,
+                    n_groups,
+                    acts: acts.rows.as_ptr(),
+                    act_stride: width,
+                    n_tokens,
+                    sums: scratch.sums.as_mut_ptr(),
+                    panel: scratch.panel.as_mut_ptr(),
+                };
+                // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
+                unsafe { (self.table.ternary)(&job) };
+            }
+            Layout::Tl2 => {
+                let job = LookupJob {
+                    groups: groups.as_ptr(),
+                    width,
+                    n_groups,
+                    tables: acts.tables.as_ptr(),
+                    n_tokens,
+                    sums: scratch.sums.as_mut_ptr(),
+                };
+                // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
+                unsafe { (self.table.look_up)(&job) };
+                // What is looked up are sums of weights; epilogues expect sums of codes, which are the weights plus one.
+                for (sums, activation) in scratch.sums.chunks_exact_mut(2 * ROWS).zip(epilogue.activations) {
+                    sums.iter_mut().for_each(|sum| *sum = sum.wrapping_add(activation.sum));
+                }
+            }
+        }
+        // SAFETY: `sums` holds (n_tokens, 32); the caller answers for `out`.
+        unsafe { (self.table.finish)(scratch.sums.as_ptr(), epilogue) }
+    }
+
+    /// One row's tables, where this layout has any.
+    pub(crate) fn tabulate(&self, acts: &[i8], tables: &mut [u8]) {
+        assert!(acts.len().is_multiple_of(16) && tables.len() == self.layout.table_bytes(acts.len()));
+        if self.layout == Layout::Tl2 {
+            // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
+            unsafe { (self.table.tabulate)(acts.as_ptr(), acts.len(), tables.as_mut_ptr()) }
         }
     }
 
@@ -475,6 +432,16 @@ impl Kernels {
         unsafe { (self.table.unpack_six)(from, to) }
     }
 
+    /// The largest magnitude of narrow activations, which are faster than int16 ones; `None` where they are not.
+    pub(crate) fn narrow_bound(&self) -> Option<i16> {
+        match self.isa {
+            Isa::Scalar => None,
+            // Two products are added in int16.
+            Isa::Avx2 => Some(63),
+            Isa::AvxVnni | Isa::Avx512 => Some(127),
+        }
+    }
+
     /// Screening sums of one or two groups, as many as `row_sums` has: (n_tokens, 32), exact as long as they fit into int32.
     pub(crate) fn screen(
         &self,
@@ -503,8 +470,9 @@ impl Kernels {
             row_sums: row_sums.as_ptr(),
             sums: sums.as_mut_ptr(),
         };
+        let screen = if acts.narrow { self.table.screen_narrow } else { self.table.screen };
         // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
-        unsafe { (self.table.screen)(&job) }
+        unsafe { screen(&job) }
     }
 }
 
@@ -514,7 +482,9 @@ pub(crate) struct WideActs<'a> {
     pub(crate) width: usize,
     pub(crate) stride: usize,
     pub(crate) values: &'a [i16],
-    /// Upper and lower byte of value + 32768.
+    /// Upper and lower byte of value + 32768; of narrow values, `low` is value + bound + 1 and `high` is not read.
     pub(crate) high: &'a [u8],
     pub(crate) low: &'a [u8],
+    /// All values lie within the [`Kernels::narrow_bound`].
+    pub(crate) narrow: bool,
 }

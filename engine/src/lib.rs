@@ -7,6 +7,7 @@
 //! All results are equal to the last bit whatever the thread count, batch, chunking and instruction set; README.md
 //! says by which rules, and does the sums.
 
+mod choose;
 pub mod convert;
 mod draft;
 mod engine;
@@ -36,6 +37,7 @@ mod sampler;
 mod schedule;
 pub mod synth;
 
+pub use choose::CACHE_VARIABLE;
 pub use engine::{Engine, Info};
 pub use error::{LoadError, Refused};
 pub use head::HeadCounters;

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)] // The pool's members pack disjoint groups of one region.
 
 use crate::gguf::{self, File, Hyper, Kind, i2s};
-use crate::kernel::{LINE, MAX_HEAD_DIM, ROWS};
+use crate::kernel::{LINE, Layout, MAX_HEAD_DIM, ROWS};
 use crate::memory::{Region, release_file_pages};
 use crate::pack::pack_group;
 use crate::pool::{Member, Pool};
@@ -25,19 +25,16 @@ pub(crate) struct Matrix {
     pub(crate) scales: Box<[f32]>,
     /// Gate and up groups alternate, and are computed in pairs.
     pub(crate) paired: bool,
-    /// Where its lines start.
+    /// Bytes of a packed group.
+    group_bytes: usize,
+    /// Where its groups start.
     offset_bytes: usize,
 }
 
 impl Matrix {
-    fn group_bytes(&self) -> usize {
-        self.width / 16 * LINE
-    }
-
-    /// Where the lines of some groups stand.
-    pub(crate) fn lines(&self, groups: Range<usize>) -> Range<usize> {
-        self.offset_bytes + groups.start * self.group_bytes()
-            ..self.offset_bytes + groups.end * self.group_bytes()
+    /// Where some groups stand.
+    fn place(&self, groups: Range<usize>) -> Range<usize> {
+        self.offset_bytes + groups.start * self.group_bytes..self.offset_bytes + groups.end * self.group_bytes
     }
 
     /// The groups that a member packs and computes.
@@ -113,7 +110,9 @@ pub(crate) struct Model {
     pub(crate) output_norm: Box<[f32]>,
     pub(crate) rotary: Rotary,
     pub(crate) ternary_bytes: usize,
-    lines: Region,
+    /// How the packed groups stand in memory.
+    pub(crate) layout: Layout,
+    groups: Region,
     file: File,
     head_name: &'static str,
 }
@@ -137,6 +136,7 @@ impl Model {
     pub(crate) fn load(
         path: &Path,
         max_context: Option<usize>,
+        choose: impl FnOnce(&Hyper, &mut Pool) -> Layout,
         pool: &mut Pool,
         huge_pages: bool,
     ) -> Result<Model, LoadError> {
@@ -145,6 +145,7 @@ impl Model {
         let layout = gguf::check_model(&file).map_err(fault)?;
         let hyper = layout.hyper.clone();
         check_shape(&hyper)?;
+        let packing = choose(&hyper, pool);
         let mut offset_bytes = 0;
         let mut plans = Vec::new();
         for block in &layout.blocks {
@@ -154,17 +155,17 @@ impl Model {
                 (vec![&block.ffn_gate, &block.ffn_up], true),
                 (vec![&block.ffn_down], false),
             ] {
-                let plan = plan(&tensors, paired, offset_bytes)?;
-                offset_bytes += plan.matrix.n_groups * plan.matrix.group_bytes();
+                let plan = plan(&tensors, paired, packing, offset_bytes)?;
+                offset_bytes += plan.matrix.n_groups * plan.matrix.group_bytes;
                 plans.push(plan);
             }
         }
-        let lines = Region::new(offset_bytes, huge_pages).map_err(|source| LoadError::Memory {
+        let groups = Region::new(offset_bytes, huge_pages).map_err(|source| LoadError::Memory {
             what: "ternary weights",
             bytes: offset_bytes as u64,
             source,
         })?;
-        pack(&plans, &lines, pool)?;
+        pack(&plans, packing, &groups, pool)?;
         for part in plans.iter().flat_map(|plan| &plan.parts) {
             // SAFETY: `File::open` maps its file, and the tensor's data are a part of the map.
             unsafe { release_file_pages(part.tensor.data) };
@@ -189,13 +190,23 @@ impl Model {
         let head_name = if layout.output.is_some() { "output.weight" } else { "token_embd.weight" };
         let rotary = Rotary::new(&hyper, context);
         drop(layout);
-        Ok(Model { rotary, hyper, layers, output_norm, ternary_bytes: offset_bytes, lines, file, head_name })
+        Ok(Model {
+            rotary,
+            hyper,
+            layers,
+            output_norm,
+            ternary_bytes: offset_bytes,
+            layout: packing,
+            groups,
+            file,
+            head_name,
+        })
     }
 
-    /// The lines of some groups of a matrix.
-    pub(crate) fn lines(&self, matrix: &Matrix, groups: Range<usize>) -> &[u8] {
+    /// Some packed groups of a matrix.
+    pub(crate) fn groups(&self, matrix: &Matrix, groups: Range<usize>) -> &[u8] {
         // SAFETY: nothing writes into the region after `load`.
-        unsafe { self.lines.read(matrix.lines(groups)) }
+        unsafe { self.groups.read(matrix.place(groups)) }
     }
 
     /// The embedding, (vocab, hidden).
@@ -269,6 +280,7 @@ fn check_shape(hyper: &Hyper) -> Result<(), LoadError> {
 fn plan<'a>(
     tensors: &[&'a gguf::Tensor<'a>],
     paired: bool,
+    packing: Layout,
     offset_bytes: usize,
 ) -> Result<Plan<'a>, LoadError> {
     let width = tensors[0].n_columns();
@@ -292,16 +304,19 @@ fn plan<'a>(
         }
         parts.push(Part { tensor, first_group, stride });
     }
-    let matrix = Matrix { width, n_groups: scales.len(), scales: scales.into(), paired, offset_bytes };
+    let (n_groups, group_bytes) = (scales.len(), packing.group_bytes(width));
+    let matrix = Matrix { width, n_groups, scales: scales.into(), paired, group_bytes, offset_bytes };
     Ok(Plan { matrix, parts })
 }
 
 /// Packs all matrices, each member the groups that it will compute.
-fn pack(plans: &[Plan<'_>], lines: &Region, pool: &mut Pool) -> Result<(), LoadError> {
+fn pack(plans: &[Plan<'_>], packing: Layout, groups: &Region, pool: &mut Pool) -> Result<(), LoadError> {
     let bad_plan = AtomicUsize::new(usize::MAX);
     pool.run(&|member| {
+        let mut lines = Vec::new();
         for (index, plan) in plans.iter().enumerate() {
             let matrix = &plan.matrix;
+            lines.resize(matrix.width / 16 * LINE, 0);
             for group in matrix.share(member) {
                 let part = plan
                     .parts
@@ -313,8 +328,17 @@ fn pack(plans: &[Plan<'_>], lines: &Region, pool: &mut Pool) -> Result<(), LoadE
                     .expect("because the parts cover all groups");
                 let row = (group - part.first_group) / part.stride * ROWS;
                 // SAFETY: groups are disjoint, and each belongs to one member's share.
-                let to = unsafe { lines.write(matrix.lines(group..group + 1)) };
-                if !pack_group(part.tensor.data, matrix.width, part.tensor.n_rows(), row, to) {
+                let to = unsafe { groups.write(matrix.place(group..group + 1)) };
+                let (data, n_rows) = (part.tensor.data, part.tensor.n_rows());
+                let whole = match packing {
+                    Layout::I2s => pack_group(data, matrix.width, n_rows, row, to),
+                    Layout::Tl2 => {
+                        let whole = pack_group(data, matrix.width, n_rows, row, &mut lines);
+                        packing.pack_group(&lines, matrix.width, to);
+                        whole
+                    }
+                };
+                if !whole {
                     bad_plan.fetch_min(index, Ordering::Relaxed);
                 }
             }

@@ -7,7 +7,9 @@
 
 use crate::forward::{Plan, Segment};
 use crate::head::{self, Drawn, HeadWork, Slots};
-use crate::kernel::{Epilogue, Kernels, MAX_TOKENS, PAGE, Quantised, Query, ROWS, Scratch, State, Then};
+use crate::kernel::{
+    Acts, Epilogue, Kernels, MAX_TOKENS, PAGE, Quantised, Query, ROWS, Scratch, State, Then,
+};
 use crate::kv::Cache;
 use crate::model::{Matrix, Model};
 use crate::pool::{Member, Shared};
@@ -33,6 +35,8 @@ pub(crate) struct Work {
     /// (n_columns, widest input of a product); a single column has a row for each member.
     acts: Shared<i8>,
     quantised: Shared<Quantised>,
+    /// Each row's tables, where the layout of the weights wants them.
+    tables: Shared<u8>,
     /// (n_columns, q + k + v rows)
     qkv: Shared<f32>,
     /// (n_columns, query heads · head_dim)
@@ -89,6 +93,7 @@ impl Work {
             x: Shared::new(n_columns * hyper.hidden),
             acts: Shared::new(n_columns.max(n_threads) * widest),
             quantised: Shared::new(n_columns.max(n_threads)),
+            tables: Shared::new(n_columns.max(n_threads) * model.layout.table_bytes(widest)),
             qkv: Shared::new(n_columns * qkv_rows),
             attended: Shared::new(n_columns * hyper.q_width()),
             gated: Shared::new(n_columns * hyper.ffn),
@@ -195,16 +200,23 @@ impl<'a, 'm> Ops<'a, 'm> {
         let alone = self.n_columns() == 1;
         let columns = if alone { 0..1 } else { self.member.share(self.n_columns()) };
         let rows = self.first_row() + columns.start..self.first_row() + columns.end;
+        let table_bytes = self.kernels.layout().table_bytes(width);
         // SAFETY: nobody writes `from` in this operation; the rows of activations are this member's.
-        let (x, acts, quantised) = unsafe {
+        let (x, acts, tables, quantised) = unsafe {
             (
                 from.read(columns.start * width..columns.end * width),
                 self.work.acts.write(rows.start * width..rows.end * width),
+                self.work.tables.write(rows.start * table_bytes..rows.end * table_bytes),
                 self.work.quantised.write(rows),
             )
         };
         let row = &mut self.private.row[..width];
         self.kernels.norm_quantise(x, weight, self.model.hyper.rms_eps, row, acts, quantised);
+        if table_bytes > 0 {
+            for (acts, tables) in acts.chunks_exact(width).zip(tables.chunks_exact_mut(table_bytes)) {
+                self.kernels.tabulate(acts, tables);
+            }
+        }
         if alone {
             self.lap(Operation::Norm);
         } else {
@@ -223,10 +235,12 @@ impl<'a, 'm> Ops<'a, 'm> {
         let n_columns = self.n_columns();
         assert!(out.len() >= n_columns * stride && matrix.n_groups * rows_a_pair / 2 <= stride);
         let (first, last) = (self.first_row(), self.first_row() + n_columns);
+        let (width, table_bytes) = (matrix.width, self.kernels.layout().table_bytes(matrix.width));
         // SAFETY: nobody writes activations in this operation.
-        let (acts, quantised) = unsafe {
+        let (rows, tables, quantised) = unsafe {
             (
-                self.work.acts.read(first * matrix.width..last * matrix.width),
+                self.work.acts.read(first * width..last * width),
+                self.work.tables.read(first * table_bytes..last * table_bytes),
                 self.work.quantised.read(first..last),
             )
         };
@@ -234,7 +248,7 @@ impl<'a, 'm> Ops<'a, 'm> {
         let mut group = groups.start;
         while group < groups.end {
             let n_groups = (groups.end - group).min(2);
-            let lines = self.model.lines(matrix, group..group + n_groups);
+            let packed = self.model.groups(matrix, group..group + n_groups);
             for first in (0..n_columns).step_by(MAX_TOKENS) {
                 let last = n_columns.min(first + MAX_TOKENS);
                 let epilogue = Epilogue {
@@ -246,11 +260,13 @@ impl<'a, 'm> Ops<'a, 'm> {
                     stride,
                     then,
                 };
-                let acts = &acts[first * matrix.width..last * matrix.width];
-                // SAFETY: `out` holds these rows of these columns, and groups belong to one member each.
-                unsafe {
-                    self.kernels.product(lines, acts, matrix.width, &epilogue, &mut self.private.scratch)
+                let acts = Acts {
+                    width,
+                    rows: &rows[first * width..last * width],
+                    tables: &tables[first * table_bytes..last * table_bytes],
                 };
+                // SAFETY: `out` holds these rows of these columns, and groups belong to one member each.
+                unsafe { self.kernels.product(packed, &acts, &epilogue, &mut self.private.scratch) };
             }
             group += n_groups;
         }

@@ -86,19 +86,21 @@ pub enum Head {
     Q6,
 }
 
-/// Which ternary kernel runs.
+/// Which ternary kernel runs. They all compute the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KernelChoice {
-    /// The fastest that is known for the instruction set.
+    /// The one that is fastest here: measured once a machine and shape, and remembered.
     #[default]
     Auto,
     /// Multiply-add on two-bit codes.
-    Mad,
+    I2s,
+    /// Three weights as index and sign, looked up in tables.
+    Tl2,
 }
 
 impl KernelChoice {
     /// Those that are one kernel.
-    pub const ALL: [KernelChoice; 1] = [KernelChoice::Mad];
+    pub const ALL: [KernelChoice; 2] = [KernelChoice::I2s, KernelChoice::Tl2];
 }
 
 /// A name that is none of the choices.
@@ -143,7 +145,8 @@ impl fmt::Display for KernelChoice {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             KernelChoice::Auto => "auto",
-            KernelChoice::Mad => "mad",
+            KernelChoice::I2s => "i2s",
+            KernelChoice::Tl2 => "tl2",
         })
     }
 }
@@ -154,8 +157,9 @@ impl FromStr for KernelChoice {
     fn from_str(name: &str) -> Result<KernelChoice, UnknownChoice> {
         match name {
             "auto" => Ok(KernelChoice::Auto),
-            "mad" => Ok(KernelChoice::Mad),
-            _ => Err(UnknownChoice { what: "kernel", name: name.to_owned(), choices: "auto or mad" }),
+            "i2s" => Ok(KernelChoice::I2s),
+            "tl2" => Ok(KernelChoice::Tl2),
+            _ => Err(UnknownChoice { what: "kernel", name: name.to_owned(), choices: "auto, i2s or tl2" }),
         }
     }
 }

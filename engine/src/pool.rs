@@ -120,6 +120,11 @@ impl Pool {
         Ok(pool)
     }
 
+    /// Threads.
+    pub(crate) fn count(&self) -> usize {
+        self.threads.len()
+    }
+
     pub(crate) fn warnings(&self) -> &[String] {
         &self.warnings
     }

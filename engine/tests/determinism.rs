@@ -1,5 +1,5 @@
 //! The gate: one value whatever the instruction set, threads, batch, prefill chunk, prefix cache, speculation, exact head,
-//! and point of resumption.
+//! ternary kernel, and point of resumption.
 //!
 //! The value is a digest of every token, of log-probabilities and of logits, bit by bit; the reference is plain Rust, one
 //! thread, one sequence, whole prompts, the full head, and nothing clever. Each run prints its digest. Instruction sets
@@ -11,7 +11,7 @@ mod common;
 use common::{Outcome, golden, load, prompt, requests, run, synthetic};
 use std::path::Path;
 use ternfleet_engine::synth::Shape;
-use ternfleet_engine::{Engine, Head, Isa, Options, Request, Sampling, Speculation};
+use ternfleet_engine::{Engine, Head, Isa, KernelChoice, Options, Request, Sampling, Speculation};
 
 const NEW_TOKENS: usize = 14;
 const THREADS: [usize; 3] = [1, 2, 3];
@@ -28,6 +28,7 @@ struct Way {
     batch: usize,
     chunk: usize,
     head: Head,
+    kernel: KernelChoice,
     prefix_cache: bool,
     speculates: bool,
 }
@@ -36,8 +37,10 @@ impl Way {
     /// The `n`-th choice of everything beside instruction set, threads and batch.
     fn new(isa: Isa, threads: usize, batch: usize, n: usize) -> Way {
         let head = if n % 7 == 6 { Head::Full } else { Head::Screened };
+        let kernel = if (n / 3).is_multiple_of(2) { KernelChoice::I2s } else { KernelChoice::Tl2 };
         let (prefix_cache, speculates) = (!n.is_multiple_of(3), n.is_multiple_of(2));
-        Way { isa, threads, batch, chunk: CHUNKS[n % CHUNKS.len()], head, prefix_cache, speculates }
+        let chunk = CHUNKS[n % CHUNKS.len()];
+        Way { isa, threads, batch, chunk, head, kernel, prefix_cache, speculates }
     }
 
     fn load(&self, path: &Path) -> Engine {
@@ -47,6 +50,7 @@ impl Way {
             max_sequences: self.batch,
             prefill_chunk: self.chunk,
             head: self.head,
+            kernel: self.kernel,
             prefix_cache: self.prefix_cache,
             speculation: if self.speculates { Speculation::TAIL } else { Speculation::OFF },
             max_context: Some(512),
@@ -116,6 +120,7 @@ fn one_value(path: &Path, ways: impl Iterator<Item = Way>) {
         batch: 1,
         chunk: 512,
         head: Head::Full,
+        kernel: KernelChoice::I2s,
         prefix_cache: false,
         speculates: false,
     };

@@ -1,6 +1,7 @@
 //! Which tokens can win, by the bounds of their approximate scores: the few whose exact scores are worth computing.
 //!
-//! For the best k: every token whose upper bound reaches the k-th best lower bound. For a draw among all tokens: the same
+//! For the best k: the tokens with the best lower bounds are scored exactly, and then every token whose upper bound reaches
+//! the k-th best of those scores: half as far down as the k-th best lower bound would reach. For a draw among all tokens: the same
 //! with each token's own noise added. Tokens with a bias or penalty are always taken in and never raise the threshold.
 
 use super::screen::{Rounded, Screen};
@@ -17,7 +18,7 @@ const BINS: usize = 4096;
 /// What a member found in its part of the vocabulary for one head.
 #[derive(Debug, Default)]
 pub(crate) struct Finds {
-    /// The best lower bounds, as many as are wanted.
+    /// Exact scores of the tokens with the best lower bounds, or a lower bound with noise.
     pub(crate) lower: Vec<f64>,
     /// Tokens that may win, with their upper bounds; only filled where the scan already knows them.
     possible: Vec<(u32, f64)>,
@@ -50,9 +51,9 @@ impl Part<'_> {
         self.screen.bounds(rows, scores, self.rounded)
     }
 
-    /// The `k` best lower bounds.
-    pub(crate) fn best_lower(&self, k: usize, hits: &mut Vec<u32>) -> Finds {
-        let mut lower: Vec<f32> = Vec::with_capacity(2 * k + CHUNK);
+    /// The rows with the `k` best lower bounds.
+    pub(crate) fn best_lower(&self, k: usize, hits: &mut Vec<u32>) -> Vec<u32> {
+        let mut lower: Vec<(f32, u32)> = Vec::with_capacity(2 * k + CHUNK);
         let mut threshold = f32::NEG_INFINITY;
         let rows = self.rows();
         let mut start = rows.start;
@@ -63,18 +64,19 @@ impl Part<'_> {
             hits.clear();
             self.kernels.reach(&bounds, -1.0, threshold, hits);
             for &hit in &*hits {
-                if self.counts(start as u32 + hit) {
-                    lower.push(bounds.scores[hit as usize] - bounds.error(hit as usize));
+                let id = start as u32 + hit;
+                if self.counts(id) {
+                    lower.push((bounds.scores[hit as usize] - bounds.error(hit as usize), id));
                 }
             }
             if lower.len() >= k {
-                lower.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+                lower.select_nth_unstable_by(k - 1, |a, b| b.0.total_cmp(&a.0));
                 lower.truncate(k);
-                threshold = lower[k - 1];
+                threshold = lower[k - 1].0;
             }
             start = end;
         }
-        Finds { lower: lower.into_iter().map(f64::from).collect(), possible: Vec::new() }
+        lower.into_iter().map(|(_, id)| id).collect()
     }
 
     /// Tokens whose upper bound reaches `threshold`.
@@ -115,13 +117,18 @@ impl Part<'_> {
 }
 
 impl Finds {
+    /// Exact scores of some tokens.
+    pub(crate) fn of_scores(scores: impl Iterator<Item = f32>) -> Finds {
+        Finds { lower: scores.map(f64::from).collect(), possible: Vec::new() }
+    }
+
     /// The tokens found by [`Part::best_noisy`] that reach `threshold`.
     pub(crate) fn possible(&self, threshold: f64) -> impl Iterator<Item = u32> + '_ {
         self.possible.iter().filter(move |&&(_, upper)| upper >= threshold).map(|&(id, _)| id)
     }
 }
 
-/// The k-th best of all members' lower bounds; negative infinity if there are fewer.
+/// The k-th best of all members' scores or lower bounds; negative infinity if there are fewer.
 pub(crate) fn threshold(lower: impl Iterator<Item = f64>, k: usize) -> f64 {
     let mut all: Vec<f64> = lower.collect();
     if all.len() < k {

@@ -5,11 +5,14 @@
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
 use super::lanes::Lanes;
+use super::tl2::avx2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
 use std::arch::x86_64::*;
 
 /// Lines whose sums fit into int16: 16 lines of 4 planes are 64 steps.
 const BLOCK_LINES: usize = 16;
+/// Lines of int8 rows at a time: 4 KiB.
+const NARROW_LINES: usize = 64;
 /// Bytes ahead of the line being read that are asked for.
 const PREFETCH_BYTES: usize = 2048;
 
@@ -272,6 +275,69 @@ unsafe fn tile<const T: usize>(
             }
             _mm256_storeu_si256(place, sum);
         }
+    }
+}
+
+/// Dot products of int8 rows with activations within [-63, 63], these as y + 64 in `low`: two products of at most 127 · 127
+/// fit into the int16 of `vpmaddubsw`. 64 times the row's sum is taken off again.
+///
+/// # Safety
+/// AVX2; as [`ScreenJob`] says, with values within [-63, 63].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn screen_narrow(job: &ScreenJob) {
+    for group in 0..job.n_groups {
+        let mut line = 0;
+        while line < job.n_lines {
+            let end = job.n_lines.min(line + NARROW_LINES);
+            let mut token = 0;
+            while token < job.n_tokens {
+                let left = job.n_tokens - token;
+                let tile_tokens = if left <= 5 { left } else { left.div_ceil(left.div_ceil(5)) };
+                match tile_tokens {
+                    1 => narrow_tile::<1>(job, group, token, line, end),
+                    2 => narrow_tile::<2>(job, group, token, line, end),
+                    3 => narrow_tile::<3>(job, group, token, line, end),
+                    4 => narrow_tile::<4>(job, group, token, line, end),
+                    _ => narrow_tile::<5>(job, group, token, line, end),
+                }
+                token += tile_tokens;
+            }
+            line = end;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn narrow_tile<const T: usize>(job: &ScreenJob, group: usize, token: usize, start: usize, end: usize) {
+    let ones = _mm256_set1_epi16(1);
+    let sums = job.sums.add((token * 2 + group) * ROWS);
+    let mut parts = [[_mm256_setzero_si256(); 2]; T];
+    for (t, part) in parts.iter_mut().enumerate() {
+        for (half, sum) in part.iter_mut().enumerate() {
+            *sum = if start > 0 {
+                _mm256_loadu_si256(sums.add(t * 2 * ROWS + half * 8).cast())
+            } else {
+                let row_sums = _mm256_loadu_si256(job.row_sums.add(group * ROWS + half * 8).cast());
+                _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32::<6>(row_sums))
+            };
+        }
+    }
+    let acts = job.low.add(token * job.stride);
+    for line in start..end {
+        let at = job.lines.add((group * job.n_lines + line) * LINE);
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(NARROW_LINES * LINE).cast());
+        let upper = _mm256_loadu_si256(at.cast());
+        let lower = _mm256_loadu_si256(at.add(32).cast());
+        for t in 0..T {
+            let act = broadcast(acts.add(t * job.stride + line * 4).cast());
+            let (near, far) = (_mm256_maddubs_epi16(act, upper), _mm256_maddubs_epi16(act, lower));
+            parts[t][0] = _mm256_add_epi32(parts[t][0], _mm256_madd_epi16(near, ones));
+            parts[t][1] = _mm256_add_epi32(parts[t][1], _mm256_madd_epi16(far, ones));
+        }
+    }
+    for (t, part) in parts.iter().enumerate() {
+        _mm256_storeu_si256(sums.add(t * 2 * ROWS).cast(), part[0]);
+        _mm256_storeu_si256(sums.add(t * 2 * ROWS + 8).cast(), part[1]);
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
 use super::lanes::Lanes;
+use super::tl2::avx2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
 use std::arch::x86_64::*;
 
@@ -9,6 +10,8 @@ use std::arch::x86_64::*;
 const BLOCK_LINES: usize = 32;
 /// Tokens of a tile: with two groups they take 24 registers for sums, two for codes and one for activations.
 const TILE: usize = 12;
+/// Lines of int8 rows at a time: two groups of 64 are 8 KiB.
+const NARROW_LINES: usize = 64;
 /// Bytes ahead of the line being read that are asked for.
 const PREFETCH_BYTES: usize = 2048;
 
@@ -328,6 +331,84 @@ unsafe fn screen_tile<const T: usize, const G: usize, const P: usize>(
             let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower);
             let place = job.sums.add(((token + t) * 2 + first_group + group) * ROWS);
             _mm512_storeu_si512(place.cast(), _mm512_sub_epi32(sum, _mm512_slli_epi32::<15>(row_sums)));
+        }
+    }
+}
+
+/// Dot products of int8 rows with int8 activations, these as y + 128 in `low`; 128 times the row's sum is taken off again.
+/// Blocks of lines stay in the first-level cache while tiles of up to twelve tokens pass over them.
+///
+/// # Safety
+/// The features of [`crate::Isa::Avx512`]; as [`ScreenJob`] says, with values within [-127, 127].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) unsafe fn screen_narrow(job: &ScreenJob) {
+    match job.n_groups {
+        1 => narrow_blocks::<1>(job),
+        _ => narrow_blocks::<2>(job),
+    }
+}
+
+#[inline(always)]
+unsafe fn narrow_blocks<const G: usize>(job: &ScreenJob) {
+    let mut line = 0;
+    while line < job.n_lines {
+        let end = job.n_lines.min(line + NARROW_LINES);
+        let mut token = 0;
+        while token < job.n_tokens {
+            let left = job.n_tokens - token;
+            let tile_tokens = if left <= TILE { left } else { left.div_ceil(left.div_ceil(TILE)) };
+            macro_rules! tiles {
+                ($($tokens:literal)*) => {
+                    match tile_tokens {
+                        $($tokens => narrow_tile::<$tokens, G>(job, token, line, end),)*
+                        _ => narrow_tile::<TILE, G>(job, token, line, end),
+                    }
+                };
+            }
+            tiles!(1 2 3 4 5 6 7 8 9 10 11);
+            token += tile_tokens;
+        }
+        line = end;
+    }
+}
+
+#[inline(always)]
+unsafe fn narrow_tile<const T: usize, const G: usize>(
+    job: &ScreenJob,
+    token: usize,
+    start: usize,
+    end: usize,
+) {
+    let sums = job.sums.add(token * 2 * ROWS);
+    let mut parts = [[_mm512_setzero_si512(); G]; T];
+    for (t, part) in parts.iter_mut().enumerate() {
+        for (group, sum) in part.iter_mut().enumerate() {
+            *sum = if start > 0 {
+                _mm512_loadu_si512(sums.add((t * 2 + group) * ROWS).cast())
+            } else {
+                let row_sums = _mm512_loadu_si512(job.row_sums.add(group * ROWS).cast());
+                _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32::<7>(row_sums))
+            };
+        }
+    }
+    let acts = job.low.add(token * job.stride);
+    for line in start..end {
+        let mut quants = [_mm512_setzero_si512(); G];
+        for (group, quant) in quants.iter_mut().enumerate() {
+            let at = job.lines.add((group * job.n_lines + line) * LINE);
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(NARROW_LINES * LINE).cast());
+            *quant = _mm512_loadu_si512(at.cast());
+        }
+        for t in 0..T {
+            let act = broadcast(acts.add(t * job.stride + line * 4));
+            for group in 0..G {
+                parts[t][group] = _mm512_dpbusd_epi32(parts[t][group], act, quants[group]);
+            }
+        }
+    }
+    for (t, part) in parts.iter().enumerate() {
+        for (group, &sum) in part.iter().enumerate() {
+            _mm512_storeu_si512(sums.add((t * 2 + group) * ROWS).cast(), sum);
         }
     }
 }

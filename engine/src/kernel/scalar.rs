@@ -2,6 +2,7 @@
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Same signatures as the vector kernels; `kernel.rs` checks the lengths.
 
 use super::lanes::Lanes;
+use super::tl2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
 use crate::gguf::rows::{f16_to_f32, f32_to_f16};
 
@@ -115,6 +116,9 @@ pub(super) unsafe fn ternary(job: &TernaryJob) {
         }
     }
 }
+
+/// Int8 activations are int16 ones here.
+pub(super) use screen as screen_narrow;
 
 /// Dot products of one or two groups of 16 int8 rows with int16 activations.
 ///

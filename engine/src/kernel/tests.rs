@@ -49,8 +49,18 @@ fn product(
         stride: 40,
         then,
     };
+    let layout = kernels.layout();
+    let mut groups = vec![0u8; n_groups * layout.group_bytes(width)];
+    for (to, from) in groups.chunks_mut(layout.group_bytes(width)).zip(lines.chunks(width / 16 * LINE)) {
+        layout.pack_group(from, width, to);
+    }
+    let mut tables = vec![0u8; n_tokens * layout.table_bytes(width)];
+    for (tables, row) in tables.chunks_mut(layout.table_bytes(width).max(1)).zip(acts.chunks(width)) {
+        kernels.tabulate(row, tables);
+    }
+    let acts = Acts { width, rows: acts, tables: &tables };
     // SAFETY: `out` holds 40 floats a token, more than two groups need, and belongs to this thread.
-    unsafe { kernels.product(lines, acts, width, &epilogue, &mut Scratch::new()) };
+    unsafe { kernels.product(&groups, &acts, &epilogue, &mut Scratch::new()) };
     out
 }
 
@@ -73,14 +83,16 @@ fn products_equal_scalar(
     let all_lines = bytes.lines(2 * width / 16 + 1);
     let all_acts: Vec<i8> =
         (0..n_tokens * width + offset).map(|_| extreme.unwrap_or(bytes.next() as i8)).collect();
-    let (mut lines, acts) = (all_lines[offset..].to_vec(), &all_acts[offset..]);
+    let (mut lines, acts) = (all_lines[offset..offset + 2 * width / 16 * LINE].to_vec(), &all_acts[offset..]);
     if extreme.is_some() {
         lines.fill(0b10_10_10_10);
     }
     for (n_groups, then) in [(1, Then::Store), (2, Then::Store), (2, Then::Add), (2, Then::Gate)] {
         let expected = product(scalar, &lines, acts, width, n_groups, then);
-        let found = product(kernels, &lines, acts, width, n_groups, then);
-        assert_eq!(bits(&expected), bits(&found), "{isa} {then:?} {n_groups} groups");
+        for layout in [Layout::I2s, Layout::Tl2] {
+            let found = product(kernels.with_layout(layout), &lines, acts, width, n_groups, then);
+            assert_eq!(bits(&expected), bits(&found), "{isa} {layout:?} {then:?} {n_groups} groups");
+        }
     }
 }
 
@@ -178,15 +190,26 @@ fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usiz
 
 fn screening_equals_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extreme: bool) {
     for n_groups in [1, 2] {
-        groups_equal_scalar(isa, seed, blocks, n_tokens, extreme, n_groups);
+        for narrow in [None, Kernels::new(isa).and_then(|kernels| kernels.narrow_bound())] {
+            groups_equal_scalar(isa, seed, blocks, n_tokens, extreme, n_groups, narrow);
+        }
     }
 }
 
-fn groups_equal_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extreme: bool, n_groups: usize) {
+fn groups_equal_scalar(
+    isa: Isa,
+    seed: u64,
+    blocks: usize,
+    n_tokens: usize,
+    extreme: bool,
+    n_groups: usize,
+    narrow: Option<i16>,
+) {
     let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
     let width = blocks * 128;
     let mut bytes = Bytes(seed);
-    let bound = (((1i64 << 31) - 1) / (127 * width as i64)).min(32767) as i32;
+    let widest = (((1i64 << 31) - 1) / (127 * width as i64)).min(32767) as i32;
+    let bound = narrow.map_or(widest, i32::from);
     let values: Vec<i16> = (0..n_tokens * width)
         .map(|_| if extreme { bound as i16 } else { (bytes.next() as i32 % (2 * bound) - bound) as i16 })
         .collect();
@@ -199,13 +222,15 @@ fn groups_equal_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extr
             row_sums[line / (width / 4) * ROWS + i / 4] += i32::from(quant as i8);
         }
     }
-    let shifted: Vec<u16> = values.iter().map(|&y| (i32::from(y) + 32768) as u16).collect();
+    let offset = narrow.map_or(32768, |bound| i32::from(bound) + 1);
+    let shifted: Vec<u16> = values.iter().map(|&y| (i32::from(y) + offset) as u16).collect();
     let acts = WideActs {
         stride: width,
         width,
         high: &shifted.iter().map(|&y| (y >> 8) as u8).collect::<Vec<u8>>(),
         low: &shifted.iter().map(|&y| y as u8).collect::<Vec<u8>>(),
         values: &values,
+        narrow: narrow.is_some(),
     };
     let run = |kernels: Kernels| {
         let mut sums = vec![0i32; n_tokens * 2 * ROWS];
@@ -271,6 +296,7 @@ macro_rules! suite {
 }
 
 suite! {
+    scalar: Isa::Scalar;
     avx2: Isa::Avx2;
     avx_vnni: Isa::AvxVnni;
     avx512: Isa::Avx512;

@@ -1,0 +1,137 @@
+//! Writing the generic routines out for one instruction set: once compiled with its features, they are its own.
+
+/// Writes out the generic routines for one instruction set and gathers them in its `TABLE`.
+macro_rules! stamp {
+    ($lanes:ty, $wide:literal $(, $features:literal)?) => {
+        mod stamped {
+            #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, unused_imports)]
+            use super::super::{Bounds, Epilogue, Quantised, Query, State, attention, floats};
+            use super::*;
+            type Lane = $lanes;
+
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn finish(sums: *const i32, job: &Epilogue<'_>) {
+                floats::finish::<Lane>(sums, job);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+                floats::norm::<Lane>(x, weight, eps, out);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn norm_quantise(
+                x: &[f32],
+                weight: &[f32],
+                eps: f32,
+                row: &mut [f32],
+                acts: &mut [i8],
+                quantised: &mut [Quantised],
+            ) {
+                floats::norm_quantise::<Lane>(x, weight, eps, row, acts, quantised);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+                floats::rotate(head, cos, sin);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn narrow(from: &[f32], to: &mut [u16]) {
+                floats::narrow::<Lane>(from, to);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn widen(from: &[u16], to: &mut [f32]) {
+                floats::widen::<Lane>(from, to);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn unpack_six(from: &[u8], to: &mut [u8]) {
+                floats::unpack_six(from, to);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn reach(bounds: &Bounds<'_>, sign: f32, threshold: f32, hits: &mut Vec<u32>) {
+                floats::reach::<Lane>(bounds, sign, threshold, hits);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn attend(
+                queries: &mut [Query<'_>],
+                keys: *const u16,
+                values: *const u16,
+                head_dim: usize,
+                scale: f32,
+            ) {
+                attention::attend::<Lane, $wide>(queries, keys, values, head_dim, scale);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn fold(state: &mut State, page: &State, head_dim: usize) {
+                attention::fold::<Lane>(state, page.maximum, page.sum, &page.values, head_dim);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn attended(state: &State, out: &mut [f32]) {
+                attention::finish::<Lane>(state, out);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn dot_f16(row: *const u16, x: *const f32, n: usize) -> f32 {
+                floats::dot_f16::<Lane>(row, x, n)
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn dot_f32(row: *const f32, x: *const f32, n: usize) -> f32 {
+                floats::dot_f32::<Lane>(row, x, n)
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn dots_f16(
+                rows: *const u16,
+                row_stride: usize,
+                x: *const f32,
+                x_stride: usize,
+                n_tokens: usize,
+                n: usize,
+                out: *mut f32,
+                out_stride: usize,
+            ) {
+                let mut token = 0;
+                while token < n_tokens {
+                    let (x, out) = (x.add(token * x_stride), out.add(token * out_stride));
+                    if n_tokens - token >= 4 {
+                        floats::dots_f16::<Lane, 4>(rows, row_stride, x, x_stride, n, out, out_stride);
+                        token += 4;
+                    } else {
+                        floats::dots_f16::<Lane, 1>(rows, row_stride, x, x_stride, n, out, out_stride);
+                        token += 1;
+                    }
+                }
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn round_i16(x: &[f32], step: f32, out: &mut [i16], error: &mut [f32]) {
+                floats::round_i16::<Lane>(x, step, out, error);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn largest_magnitude(x: &[f32]) -> f32 {
+                floats::largest_magnitude::<Lane>(x)
+            }
+        }
+
+        pub(super) static TABLE: super::Table = super::Table {
+            ternary,
+            tabulate,
+            look_up,
+            screen,
+            screen_narrow,
+            read_all,
+            multiply_all,
+            finish: stamped::finish,
+            norm: stamped::norm,
+            norm_quantise: stamped::norm_quantise,
+            rotate: stamped::rotate,
+            narrow: stamped::narrow,
+            attend: stamped::attend,
+            fold: stamped::fold,
+            attended: stamped::attended,
+            widen: stamped::widen,
+            unpack_six: stamped::unpack_six,
+            reach: stamped::reach,
+            dot_f16: stamped::dot_f16,
+            dot_f32: stamped::dot_f32,
+            dots_f16: stamped::dots_f16,
+            round_i16: stamped::round_i16,
+            largest_magnitude: stamped::largest_magnitude,
+        };
+    };
+}
+pub(super) use stamp;
