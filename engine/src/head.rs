@@ -167,7 +167,7 @@ impl HeadWork {
             high: Shared::new(n_heads * hyper.hidden),
             low: Shared::new(n_heads * hyper.hidden),
             rounded: Shared::new(n_heads),
-            scores: Region::new(n_heads * rows * size_of::<f32>(), false)?,
+            scores: Region::new(n_heads * rows * size_of::<f32>(), true)?,
             finds: (0..n_heads * n_threads).map(|_| Mutex::new(Finds::default())).collect(),
             chosen: (0..n_heads * n_threads).map(|_| Mutex::new(Vec::new())).collect(),
             noise: NoiseTable::new(),

@@ -8,7 +8,7 @@ use crate::gguf::{self, File, Hyper, Kind, i2s};
 use crate::kernel::{LINE, Layout, MAX_HEAD_DIM, ROWS};
 use crate::memory::{Region, release_file_pages};
 use crate::pack::pack_group;
-use crate::pool::{Member, Pool};
+use crate::pool::Pool;
 use crate::{LoadError, math};
 use std::ops::Range;
 use std::path::Path;
@@ -23,8 +23,6 @@ pub(crate) struct Matrix {
     pub(crate) n_groups: usize,
     /// Each group's tensor scale.
     pub(crate) scales: Box<[f32]>,
-    /// Gate and up groups alternate, and are computed in pairs.
-    pub(crate) paired: bool,
     /// Bytes of a packed group.
     group_bytes: usize,
     /// Where its groups start.
@@ -37,14 +35,10 @@ impl Matrix {
         self.offset_bytes + groups.start * self.group_bytes..self.offset_bytes + groups.end * self.group_bytes
     }
 
-    /// The groups that a member packs and computes.
-    pub(crate) fn share(&self, member: &Member<'_>) -> Range<usize> {
-        if self.paired {
-            let pairs = member.share(self.n_groups / 2);
-            pairs.start * 2..pairs.end * 2
-        } else {
-            member.share(self.n_groups)
-        }
+    /// The pairs of groups that the `index`-th of `count` members packs, and computes unless another one is sooner ready.
+    pub(crate) fn pairs(&self, index: usize, count: usize) -> Range<usize> {
+        let n_pairs = self.n_groups.div_ceil(2);
+        n_pairs * index / count..n_pairs * (index + 1) / count
     }
 }
 
@@ -305,7 +299,7 @@ fn plan<'a>(
         parts.push(Part { tensor, first_group, stride });
     }
     let (n_groups, group_bytes) = (scales.len(), packing.group_bytes(width));
-    let matrix = Matrix { width, n_groups, scales: scales.into(), paired, group_bytes, offset_bytes };
+    let matrix = Matrix { width, n_groups, scales: scales.into(), group_bytes, offset_bytes };
     Ok(Plan { matrix, parts })
 }
 
@@ -317,7 +311,8 @@ fn pack(plans: &[Plan<'_>], packing: Layout, groups: &Region, pool: &mut Pool) -
         for (index, plan) in plans.iter().enumerate() {
             let matrix = &plan.matrix;
             lines.resize(matrix.width / 16 * LINE, 0);
-            for group in matrix.share(member) {
+            let pairs = matrix.pairs(member.index, member.count());
+            for group in 2 * pairs.start..matrix.n_groups.min(2 * pairs.end) {
                 let part = plan
                     .parts
                     .iter()

@@ -8,13 +8,14 @@
 use crate::forward::{Plan, Segment};
 use crate::head::{self, Drawn, HeadWork, Slots};
 use crate::kernel::{
-    Acts, Epilogue, Kernels, MAX_TOKENS, PAGE, Quantised, Query, ROWS, Scratch, State, Then,
+    Acts, Epilogue, KEY_BLOCK, Kernels, MAX_TOKENS, PAGE, Quantised, Query, ROWS, Scratch, State, Then,
 };
 use crate::kv::Cache;
 use crate::model::{Matrix, Model};
 use crate::pool::{Member, Shared};
 use crate::profile::{Clocks, Operation};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -48,7 +49,46 @@ pub(crate) struct Work {
     partial_pages: usize,
     pub(crate) head: HeadWork,
     pub(crate) clocks: Clocks,
+    /// For products in turn: while one is in use, the other is filled up again.
+    stocks: [Stock; 2],
     private: Vec<Mutex<Private>>,
+}
+
+/// Pairs of groups of a product that nobody has taken yet.
+struct Stock {
+    /// How many of each member's share are taken.
+    taken: Box<[Counter]>,
+}
+
+/// A counter with cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Counter(AtomicUsize);
+
+impl Stock {
+    fn new(n_threads: usize) -> Stock {
+        Stock { taken: (0..n_threads).map(|_| Counter::default()).collect() }
+    }
+
+    /// Makes one member's share whole again. Barriers order this and the takings before and after.
+    fn fill(&self, index: usize) {
+        self.taken[index].0.store(0, Ordering::Relaxed);
+    }
+
+    /// The next pair for a member: of its own share, whose memory is near, and then of those who are behind.
+    fn take(&self, member: &Member<'_>, matrix: &Matrix) -> Option<usize> {
+        (0..member.count()).find_map(|step| {
+            let owner = (member.index + step) % member.count();
+            let share = matrix.pairs(owner, member.count());
+            let taken = &self.taken[owner].0;
+            // Looking first spares the owner its cache line where nothing is left.
+            if taken.load(Ordering::Relaxed) >= share.len() {
+                return None;
+            }
+            let pair = share.start + taken.fetch_add(1, Ordering::Relaxed);
+            (pair < share.end).then_some(pair)
+        })
+    }
 }
 
 /// What a member needs for itself.
@@ -99,6 +139,7 @@ impl Work {
             gated: Shared::new(n_columns * hyper.ffn),
             head,
             clocks: Clocks::default(),
+            stocks: [Stock::new(n_threads), Stock::new(n_threads)],
             private: (0..n_threads).map(|_| Mutex::new(private())).collect(),
         }
     }
@@ -117,6 +158,8 @@ pub(crate) struct Ops<'a, 'm> {
     results: &'a [Mutex<Option<Drawn>>],
     /// Whether attention's pages of single columns are shared out among members.
     split: bool,
+    /// Products so far in this step.
+    products: usize,
     /// When the present operation began.
     start: Instant,
 }
@@ -138,8 +181,10 @@ impl<'a, 'm> Ops<'a, 'm> {
         let split = work.partials.len() > 0
             && split_fits(plan.segments.len(), model.hyper.n_kv_heads, member.count())
             && plan.columns.iter().any(|column| column.position >= LONG);
+        // The first barrier comes before the first product; a step that panicked may have left them as they were.
+        work.stocks.iter().for_each(|stock| stock.fill(member.index));
         let start = Instant::now();
-        Ops { member, kernels, model, work, cache, plan, slots, private, results, split, start }
+        Ops { member, kernels, model, work, cache, plan, slots, private, results, split, products: 0, start }
     }
 
     pub(crate) fn model(&self) -> &'a Model {
@@ -244,10 +289,13 @@ impl<'a, 'm> Ops<'a, 'm> {
                 self.work.quantised.read(first..last),
             )
         };
-        let groups = matrix.share(self.member);
-        let mut group = groups.start;
-        while group < groups.end {
-            let n_groups = (groups.end - group).min(2);
+        let stock = &self.work.stocks[self.products % 2];
+        self.products += 1;
+        // Nobody looks at the other one before the barrier that ends this product.
+        self.work.stocks[self.products % 2].fill(self.member.index);
+        while let Some(pair) = stock.take(self.member, matrix) {
+            let group = 2 * pair;
+            let n_groups = (matrix.n_groups - group).min(2);
             let packed = self.model.groups(matrix, group..group + n_groups);
             for first in (0..n_columns).step_by(MAX_TOKENS) {
                 let last = n_columns.min(first + MAX_TOKENS);
@@ -265,10 +313,9 @@ impl<'a, 'm> Ops<'a, 'm> {
                     rows: &rows[first * width..last * width],
                     tables: &tables[first * table_bytes..last * table_bytes],
                 };
-                // SAFETY: `out` holds these rows of these columns, and groups belong to one member each.
+                // SAFETY: `out` holds these rows of these columns, and each pair of groups is taken once.
                 unsafe { self.kernels.product(packed, &acts, &epilogue, &mut self.private.scratch) };
             }
-            group += n_groups;
         }
         self.end(Operation::Product);
     }
@@ -287,12 +334,17 @@ impl<'a, 'm> Ops<'a, 'm> {
                 if !self.stored_first(segment) {
                     continue;
                 }
-                for column in segment.columns.clone() {
-                    for kv_head in 0..n_kv_heads {
+                for kv_head in 0..n_kv_heads {
+                    // Keys of a block share cache lines: one member writes them.
+                    let mut first = segment.columns.start;
+                    while first < segment.columns.end {
+                        let rest = KEY_BLOCK - plan.columns[first].position % KEY_BLOCK;
+                        let last = segment.columns.end.min(first + rest);
                         if turn % self.member.count() == self.member.index {
-                            self.rotate_and_store(layer, column, kv_head);
+                            (first..last).for_each(|column| self.rotate_and_store(layer, column, kv_head));
                         }
                         turn += 1;
+                        first = last;
                     }
                 }
             }

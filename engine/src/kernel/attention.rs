@@ -125,7 +125,12 @@ unsafe fn page<L: Lanes, const Q: usize>(
         let mut sums = [[L::splat(0.0); 2]; Q];
         for position in 0..seen {
             let from = values.add(position * head_dim + d);
-            L::prefetch(from.wrapping_add(AHEAD));
+            if d == 0 {
+                // The first pass brings whole rows, in the order in which they lie; the others find them in the cache.
+                for line in (0..head_dim).step_by(KEY_BLOCK) {
+                    L::prefetch(from.wrapping_add(AHEAD + line));
+                }
+            }
             let (near, far) = (L::load_f16(from), L::load_f16(from.add(16)));
             for (weight, sum) in weights.iter().zip(&mut sums) {
                 let p = L::splat(*weight.get_unchecked(position));
