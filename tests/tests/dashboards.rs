@@ -8,6 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use ternfleet_coordinator::Metrics;
+use ternfleet_tests::program::run;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -196,6 +197,24 @@ fn rules_name_metrics_that_exist_and_alerts_link_to_the_runbook() {
             if let Some(link) = line.trim().strip_prefix("runbook: docs/runbook.md#") {
                 assert!(sections.contains(link), "{file} links to a section {link:?} that the runbook lacks");
             }
+        }
+    }
+}
+
+/// A runbook that names a command of yesterday costs the reader a quarter of an hour at the worst moment.
+#[test]
+fn the_commands_of_the_runbook_exist_with_their_flags() {
+    let runbook = read("docs/runbook.md");
+    let commands: BTreeSet<&str> =
+        runbook.split('`').skip(1).step_by(2).filter(|text| text.starts_with("ternfleet ")).collect();
+    assert!(commands.len() >= 5, "{commands:?}");
+    for command in commands {
+        let is_name = |word: &&str| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        let words = command.split(' ').skip(1).take_while(|word| !word.starts_with('-')).take_while(is_name);
+        let help = run(&words.chain(["--help"]).collect::<Vec<_>>()).unwrap();
+        assert_eq!(help.code, Some(0), "`{command}`: {}", help.stderr);
+        for flag in command.split(' ').filter(|word| word.starts_with("--")) {
+            assert!(help.stdout.contains(flag), "`{command}` has no {flag}: {}", help.stdout);
         }
     }
 }
