@@ -177,8 +177,12 @@ ENGINE = dict(
         panel("Queue by pod", "Who has work waiting at the door?", "short", [(by_pod("ternfleet_pod_queued_jobs"), "{{pod}}")], width=8, decimals=0),
         panel("Prefix-cache hits", "How often does a prompt begin with pages that are there already?", "cps",
               [(pod_rate("ternfleet_pod_prefix_cache_hits_total"), "{{pod}}")], width=8),
-        panel("Head fall-backs", "How often must the screened output head run in full?", "cps",
-              [(pod_rate("ternfleet_pod_head_fallbacks_total"), "{{pod}}")], width=8),
+        panel("Head fall-backs", "How often must the output head run in full, and how often is it screened?", "cps",
+              [(f"sum(rate(ternfleet_pod_{name}_total{{{PODS}}}[$__rate_interval]))", legend)
+               for name, legend in (("head_fallbacks", "in full"), ("head_screened", "screened"))], width=8),
+        panel("Guessed tokens", "How many tokens are guessed ahead at the tail of a batch, and how many rightly?", "count:tok/s",
+              [(f"sum(rate(ternfleet_pod_{name}_total{{{PODS}}}[$__rate_interval]))", legend)
+               for name, legend in (("guessed_tokens", "guessed"), ("right_guesses", "right"))], width=8),
         panel("Throttled", "Does the kernel hold a pod back for its CPU quota?", "percentunit",
               [(pod_rate("ternfleet_pod_throttled_seconds_total"), "{{pod}}")], width=8, thresholds=[("green", None), ("red", 0.05)]),
         panel("Checkpoint age", "How much work would be repeated if a pod died now?", "s",

@@ -386,9 +386,12 @@ impl Metrics {
             head_fallbacks,
             busy_ms,
             throttled_ms: _,
-            // The histogram of batch sizes shows these.
+            // Observed step by step.
             steps: _,
             step_sequences: _,
+            head_screened: _,
+            guessed_tokens: _,
+            right_guesses: _,
         } = core.counters();
         raise(&self.tokens.with_label_values(&["prefill"]), prefill_tokens);
         raise(&self.tokens.with_label_values(&["decode"]), decode_tokens);

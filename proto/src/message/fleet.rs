@@ -92,6 +92,11 @@ pub struct WorkerCounters {
     /// Forward steps, and the sequences that took part in them: their quotient is the mean batch size.
     pub steps: u64,
     pub step_sequences: u64,
+    /// Tokens drawn from the screened output head; [`WorkerCounters::head_fallbacks`] counts the others.
+    pub head_screened: u64,
+    /// Tokens guessed ahead, and how many of them were right.
+    pub guessed_tokens: u64,
+    pub right_guesses: u64,
 }
 
 /// From the coordinator to one worker (`tf.fleet.control.<worker>`) or to all (`tf.fleet.control.all`).

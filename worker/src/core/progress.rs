@@ -198,6 +198,9 @@ impl Core {
         self.counters.prefill_tokens += steps.prefill_tokens;
         self.counters.decode_tokens += steps.decode_tokens;
         self.counters.head_fallbacks += steps.head.full;
+        self.counters.head_screened += steps.head.screened;
+        self.counters.guessed_tokens += steps.speculation.drafted;
+        self.counters.right_guesses += steps.speculation.accepted;
         self.counters.prefix_cache_hits += steps.prefix_cache_hits;
         self.counters.steps += u64::from(steps.steps);
         self.counters.step_sequences += steps.sequences;
