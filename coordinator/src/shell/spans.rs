@@ -7,9 +7,12 @@ use std::collections::BTreeMap;
 use ternfleet_proto::message::{BatchState, EventKind, JobResult, Work};
 use ternfleet_proto::trace::{self, TraceContext};
 use ternfleet_proto::{BatchId, WorkerId};
-use tracing::{Level, Span};
+use tracing::Span;
 
 use crate::core::{Batch, Core};
+
+/// The log's lines about the fleet stand under the program's own name, wherever they are written.
+const TARGET: &str = "ternfleet_coordinator";
 
 /// Hangs `span` under the context and makes itself the context of what follows.
 fn pass_through(span: &Span, traceparent: &mut Option<String>) {
@@ -66,10 +69,10 @@ impl Diary {
             }
             EventKind::WorkerSeen { worker, pod, pod_class, price_usd_micro_per_hour } => {
                 let usd_per_hour = price_usd_micro_per_hour.dollars();
-                tracing::info!(%worker, pod, pod_class, usd_per_hour, "worker joined");
+                tracing::info!(target: TARGET, %worker, pod, pod_class, usd_per_hour, "worker joined");
             }
             EventKind::WorkerLost { worker, pod, reason } => {
-                tracing::info!(%worker, pod, reason, "worker gone; its jobs go elsewhere");
+                tracing::info!(target: TARGET, %worker, pod, reason, "worker gone; its jobs go elsewhere");
             }
             other => tracing::debug!(?other, "audit"),
         }
@@ -80,17 +83,17 @@ fn log_batch(batch: &Batch) {
     let (record, totals) = (&batch.record, &batch.totals);
     let (id, tenant, name) = (&record.id, &record.tenant, record.name.as_deref().unwrap_or_default());
     let trace_id = TraceContext::of(record.traceparent.as_deref()).map(TraceContext::trace_id);
-    let state = format!("{:?}", record.state);
+    let state = record.state;
     if !record.state.is_terminal() {
-        tracing::info!(batch = %id, %tenant, name, state, lines = record.lines, trace_id, "batch");
+        tracing::info!(target: TARGET, batch = %id, %tenant, name, ?state, lines = record.lines, trace_id, "batch");
         return;
     }
     let ms = record.ended_at.map(|end| end.since(record.created_at).as_millis() as u64);
-    let cost_usd = totals.cost_usd_micro.dollars();
+    let cost_usd_micro = totals.cost_usd_micro.0;
     let (completed, failed) = (totals.completed, totals.failed);
     let (prompt_tokens, completion_tokens) = (totals.prompt_tokens, totals.completion_tokens);
-    tracing::event!(
-        Level::INFO, batch = %id, %tenant, name, state, completed, failed, prompt_tokens, completion_tokens, cost_usd, ms,
-        trace_id, "batch"
+    tracing::info!(
+        target: TARGET, batch = %id, %tenant, name, ?state, completed, failed, prompt_tokens, completion_tokens,
+        cost_usd_micro, ms, trace_id, "batch"
     );
 }
