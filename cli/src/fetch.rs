@@ -57,17 +57,21 @@ impl Wanted<'_> {
     /// Fetches into `part`; goes on where an earlier attempt ended. Digest and size are right when it returns.
     pub(crate) fn fetch(&self, part: &Path) -> anyhow::Result<Fetched> {
         let resumed = self.transfer(part)?;
-        let found = self.check(part)?;
-        if let Err(fault) = found {
-            forget(part);
-            // What an earlier attempt left may have been of another file. What is whole in one go is the server's word.
-            ensure!(resumed, "{fault:#}");
+        let fault = match self.check(part)? {
+            Ok(fetched) => return Ok(fetched),
+            Err(fault) => fault,
+        };
+        forget(part);
+        // What an earlier attempt left may have been of another file. What came in one go is the server's word.
+        ensure!(resumed, fault);
+        if !self.quiet {
             eprintln!("what was here before does not fit; fetching all of it again");
-            self.transfer(part)?;
-            let again = self.check(part)?;
-            return again.inspect_err(|_| forget(part));
         }
-        found
+        self.transfer(part)?;
+        self.check(part)?.map_err(|fault| {
+            forget(part);
+            anyhow::anyhow!(fault)
+        })
     }
 
     /// Brings the bytes; tells whether some were here already.
@@ -132,16 +136,16 @@ impl Wanted<'_> {
         }
     }
 
-    /// Reads the whole file again from the disk. The outer error is the disk's, the inner one means other content.
-    fn check(&self, path: &Path) -> anyhow::Result<anyhow::Result<Fetched>> {
+    /// Reads the whole file again from the disk. The outer error is the disk's, the inner one says what came instead.
+    fn check(&self, path: &Path) -> anyhow::Result<Result<Fetched, String>> {
         let bytes = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
         let sha256 = sha256_of(path)?;
         let host = self.source.host();
         if let Some(wanted) = self.bytes.filter(|&wanted| wanted != bytes) {
-            return Ok(Err(anyhow::anyhow!("{host} sent {bytes} bytes, and the manifest says {wanted}")));
+            return Ok(Err(format!("{host} sent {bytes} bytes, and the manifest says {wanted}")));
         }
         if let Some(wanted) = self.sha256.filter(|wanted| **wanted != sha256) {
-            return Ok(Err(anyhow::anyhow!(
+            return Ok(Err(format!(
                 "what {host} sent is not the file of the manifest: its SHA-256 is {sha256}, and {wanted} is wanted. \
                  Nothing of it was kept; try another --endpoint"
             )));
