@@ -185,6 +185,7 @@ impl Source {
             E::Io(reason) if reason.kind() == io::ErrorKind::InvalidData => {
                 Fault::Final(format!("no secure connection to {}: {reason}", self.host))
             }
+            E::Io(reason) => self.passing(reason.to_string()),
             _ => self.passing(error.to_string()),
         }
     }

@@ -116,7 +116,9 @@ impl Meter {
             let came = self.done.load(Ordering::Relaxed).saturating_sub(self.here_before);
             let took = self.begun.elapsed();
             let rate = came as f64 / took.as_secs_f64().max(0.001);
-            eprintln!("{} in {} ({}/s); checking its digest", size(came), clock(took), size(rate as u64));
+            let spent =
+                if took.as_secs() < 60 { format!("{:.1} s", took.as_secs_f64()) } else { clock(took) };
+            eprintln!("{} in {spent} ({}/s); checking its digest", size(came), size(rate as u64));
         }
     }
 }
