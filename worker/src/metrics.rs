@@ -351,6 +351,9 @@ impl Metrics {
         for kind in ["busy", "throttled"] {
             self.seconds.with_label_values(&[kind]);
         }
+        for fate in ["drafted", "accepted"] {
+            self.speculation.with_label_values(&[fate]);
+        }
         for (_, state) in STATES {
             self.state.with_label_values(&[state]);
         }
