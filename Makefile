@@ -8,7 +8,7 @@ RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest 
 # The doctests need a run of their own under nextest.
 DOC_TESTS := $(if $(findstring nextest,$(RUN_TESTS)),$(CARGO) test --workspace --doc --quiet,true)
 
-.PHONY: help demo demo-observability pictures build test format lint tests doc tools clients chaos clean
+.PHONY: help demo demo-observability pictures test-otlp build test format lint tests doc tools clients chaos clean
 
 help:
 	@echo "make demo   build, start a fleet on this machine, run real prompts through it, stop it"
@@ -17,6 +17,7 @@ help:
 	@echo "make build  the release binary, target/release/ternfleet"
 	@echo "make test   every check: format, lints, tests, documentation"
 	@echo "make chaos  a quarter of an hour of faults on real processes; CHAOS='--minutes 60 --seed 2' for another run"
+	@echo "make test-otlp  the program with the feature otlp, and its spans at a collector"
 	@echo "make clean  remove what was built (not ternfleet-data/)"
 
 demo: tools
@@ -35,6 +36,11 @@ build:
 # and the binary that they run share the other.
 test: tools format lint tests doc
 	@scripts/system-tests.sh
+
+# Not a part of `test`: the feature changes crates that most others stand on, so half of them are built a second time.
+test-otlp: tools
+	$(CARGO) build --workspace --bin ternfleet --features ternfleet/otlp
+	$(CARGO) test --workspace --test e2e_up -- --ignored spans_of_every_part
 
 format:
 	$(CARGO) fmt --all --check

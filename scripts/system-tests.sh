@@ -53,12 +53,6 @@ rule_tests=(dashboards/rules/tests/*.yml)
 # is named because cargo would build with other features for one package alone.
 check "dashboards and rules on a real fleet and Prometheus" prometheus prometheus \
   "${CARGO:-cargo}" test --quiet --workspace --test e2e_up -- --ignored every_panel_and_every_rule
-# The feature brings crates of its own and is off in all other tests; so the program is built once more, with it.
-spans() {
-  "${CARGO:-cargo}" build --quiet --workspace --bin ternfleet --features ternfleet/otlp &&
-    "${CARGO:-cargo}" test --quiet --workspace --test e2e_up -- --ignored spans_of_every_part
-}
-check "spans of every part reach a collector" bash bash spans
 
 # The page in a real browser, on a fleet of its own. Both programs that it needs besides chromium come from other steps
 # of `make test`; where npm is missing there is no driver for the browser.

@@ -141,7 +141,7 @@ struct Span {
 }
 
 #[test]
-#[ignore = "needs a program with the feature otlp; scripts/system-tests.sh builds it"]
+#[ignore = "needs a program with the feature otlp; `make test-otlp` builds it"]
 fn spans_of_every_part_reach_a_collector_as_one_trace() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
