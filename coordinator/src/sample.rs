@@ -19,7 +19,7 @@ use crate::shell::lines::{RawLine, next_line};
 const PROMPT_BYTES_MAX: usize = 64 << 10;
 /// Prompts in one question to a worker.
 const QUESTION_BYTES: usize = 400 << 10;
-const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
+const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What was found in a file.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -276,7 +276,7 @@ async fn all_ready(ports: Rc<Ports>, workers: usize) {
                     pods.iter().filter(|pod| pod.live && pod.heartbeat.state == WorkerState::Ready).count();
             }
         }
-        if seen >= workers {
+        if http == Some(200) && seen >= workers {
             return;
         }
         if began.elapsed() > SAY_AFTER && !said {
