@@ -93,6 +93,7 @@ impl Again {
         })?;
         eprintln!("{count} of {} lines of {id} go again", old.total);
         let submit = Submit {
+            anyway: true,
             file: file.path().to_owned(),
             out: self.out,
             detach: self.detach,
