@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use ternfleet_cloud::EndMyself;
-use ternfleet_engine::{Head, Speculation};
+use ternfleet_engine::{Head, KernelChoice, Speculation};
 use ternfleet_proto::UsdMicro;
 
 /// Options of one worker process. Every field has a default; unknown keys are refused.
@@ -30,6 +30,9 @@ pub struct Options {
     /// `screened` and `full` give the same tokens; `q8` and `q6` are approximations that read less memory, under another
     /// numerics id: no batch mixes them with exact answers.
     pub head: String,
+    /// The ternary kernel: `auto` measures once a machine and remembers, `i2s` and `tl2` are what they say. Answers do not
+    /// change.
+    pub kernel: String,
     /// Tokens guessed ahead of a job when at most two run, and checked in one step; 0 guesses none. Answers do not change.
     pub speculate_tokens: usize,
     /// What an hour of this pod costs, in US dollars. Passed on unread.
@@ -69,6 +72,7 @@ impl Default for Options {
             max_context: None,
             prefix_cache: true,
             head: Head::Screened.to_string(),
+            kernel: KernelChoice::Auto.to_string(),
             speculate_tokens: Speculation::TAIL.draft_tokens,
             price_usd_per_hour: 0.0,
             pod_class: "default".to_owned(),
@@ -115,6 +119,9 @@ impl Options {
         let most = if self.engine == "model" { ternfleet_engine::MAX_SEQUENCES } else { 4096 };
         require((1..=most).contains(&self.slots), format!("slots is {}: use 1 to {most}", self.slots));
         if let Err(fault) = self.head.parse::<Head>() {
+            require(false, fault.to_string());
+        }
+        if let Err(fault) = self.kernel.parse::<KernelChoice>() {
             require(false, fault.to_string());
         }
         let guesses = Speculation::MAX_DRAFT_TOKENS;
