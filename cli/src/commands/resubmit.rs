@@ -53,6 +53,9 @@ pub(crate) struct Again {
     /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     deadline: Option<Duration>,
+    /// Accept it even if its quote says that deadline or budget cannot be kept
+    #[arg(long)]
+    anyway: bool,
     /// Print the batch object at the end
     #[arg(long)]
     json: bool,
@@ -100,6 +103,7 @@ impl Again {
             name: old.name.clone().map(|name| format!("{name} (again)")),
             budget: self.budget,
             deadline: self.deadline,
+            anyway: self.anyway,
             priority: old.options.priority,
             webhook: old.options.webhook_url.clone(),
             webhook_secret_file: None,

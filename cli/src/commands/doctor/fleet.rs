@@ -108,7 +108,7 @@ fn workers(pods: &[PodView], now: TimeMs) -> Vec<Finding> {
             "update the older ones when convenient; neighbouring versions work together",
         ));
     }
-    // A heartbeat is up to a second old, and the journey counts too: the freshest tells most.
+    // A heartbeat is up to a second old when it is looked at; that is well within what is allowed.
     if let Some(worst) = live.iter().max_by_key(|pod| pod.heartbeat.at.0.abs_diff(now.0)) {
         let name = format!("worker {}", worst.heartbeat.worker);
         found.push(clock("worker clocks", &name, worst.heartbeat.at.0, now));

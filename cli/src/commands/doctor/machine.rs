@@ -133,17 +133,20 @@ fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
             "the file is not the one that the manifest describes: get it again from the place the manifest names",
         ),
     });
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let shown = |bytes: u64| match bytes {
+        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+    };
     let usable = seen.usable_memory_bytes();
     // Weights, packed once more for the kernels in the worst case, and as much again for the cache.
     found.push(if report.bytes.saturating_mul(2) > usable {
         Finding::warning(
             "memory",
-            format!("{:.1} GiB for a model of {:.1} GiB", gib(usable), gib(report.bytes)),
+            format!("{} for a model of {}", shown(usable), shown(report.bytes)),
             "a worker may be ended for want of memory: raise the container's memory limit",
         )
     } else {
-        Finding::ok("memory", format!("{:.1} GiB for a model of {:.2} GiB", gib(usable), gib(report.bytes)))
+        Finding::ok("memory", format!("{} for a model of {}", shown(usable), shown(report.bytes)))
     });
     found
 }
