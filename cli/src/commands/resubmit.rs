@@ -96,7 +96,6 @@ impl Again {
         })?;
         eprintln!("{count} of {} lines of {id} go again", old.total);
         let submit = Submit {
-            anyway: true,
             file: file.path().to_owned(),
             out: self.out,
             detach: self.detach,
