@@ -38,7 +38,7 @@ use crate::commands::worker::Worker;
 #[command(
     after_help = "Exit codes: 0 all good, 2 some lines of the batch are error lines, 1 anything else went wrong,\n\
                         64 the command line is wrong, 130 interrupted.\n\
-                        Environment: TERNFLEET_NATS, TERNFLEET_NATS_SERVER, TERNFLEET_ISA, TERNFLEET_LOG, NO_COLOR."
+                        Environment: TERNFLEET_NATS, TERNFLEET_NATS_SERVER, TERNFLEET_ISA, TERNFLEET_CACHE, TERNFLEET_LOG, NO_COLOR."
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
