@@ -8,13 +8,14 @@ RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest 
 # The doctests need a run of their own under nextest.
 DOC_TESTS := $(if $(findstring nextest,$(RUN_TESTS)),$(CARGO) test --workspace --doc --quiet,true)
 
-.PHONY: help demo demo-observability pictures test-otlp build test format lint tests doc tools clients chaos clean
+.PHONY: help demo demo-observability pictures test-otlp build release sbom test format lint tests doc tools clients chaos clean
 
 help:
 	@echo "make demo   build, start a fleet on this machine, run real prompts through it, stop it"
 	@echo "make demo-observability  a fleet on this machine with Prometheus beside it (which must be installed)"
 	@echo "make pictures  draw docs/dashboards/ from a run of a few minutes with Prometheus"
 	@echo "make build  the release binary, target/release/ternfleet"
+	@echo "make release  one static binary with its checksum and bill of materials, in target/dist"
 	@echo "make test   every check: format, lints, tests, documentation"
 	@echo "make chaos  a quarter of an hour of faults on real processes; CHAOS='--minutes 60 --seed 2' for another run"
 	@echo "make test-otlp  the program with the feature otlp, and its spans at a collector"
@@ -31,6 +32,13 @@ pictures: tools build
 
 build:
 	$(CARGO) build --release --package ternfleet
+
+# The same bytes wherever it is built from the same commit with the same toolchain.
+release:
+	deploy/image/build.sh target/dist
+
+sbom:
+	@python3 scripts/sbom.py
 
 # The order is from cheap to dear, so that a slip is told soon. Lints and documentation share one compilation, tests
 # and the binary that they run share the other.

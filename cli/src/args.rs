@@ -1,9 +1,12 @@
 //! The commands by name, and the flags that several of them share. Each command's own flags stand in its file.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 use ternfleet_proto::TenantId;
 
 use crate::commands::attached::Attached;
+use crate::commands::backup::{Backup, Restore};
 use crate::commands::batch::Batch;
 use crate::commands::batches::Batches;
 use crate::commands::bench::Bench;
@@ -19,6 +22,7 @@ use crate::commands::key::Key;
 use crate::commands::logits::Logits;
 use crate::commands::man::Man;
 use crate::commands::model::Model;
+use crate::commands::nats::Nats;
 use crate::commands::pods::Pods;
 use crate::commands::quote::Quote;
 use crate::commands::resubmit::Resubmit;
@@ -32,9 +36,15 @@ use crate::commands::topology::TopologyCommand;
 use crate::commands::up::Up;
 use crate::commands::worker::Worker;
 
+/// A release build names its commit: `deploy/image/build.sh` sets it.
+const VERSION: &str = match option_env!("TERNFLEET_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 /// Batch text generation with ternary language models on a fleet of rented pods.
 #[derive(Debug, Parser)]
-#[command(name = "ternfleet", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "ternfleet", version = VERSION, propagate_version = true, arg_required_else_help = true)]
 #[command(
     after_help = "Exit codes: 0 all good, 2 some lines of the batch are error lines, 1 anything else went wrong,\n\
                         64 the command line is wrong, 130 interrupted.\n\
@@ -97,6 +107,12 @@ pub(crate) enum Command {
     Simulate(Simulate),
     /// Make API keys for the gateway
     Key(Key),
+    /// Keys, permissions and server configuration of a NATS with more than one user
+    Nats(Nats),
+    /// Save everything that must not be lost, from a running fleet, into a folder
+    Backup(Backup),
+    /// Bring a backup back into an empty NATS
+    Restore(Restore),
     /// Start a fleet, run some real prompts through it, show texts and prices, and stop it
     Demo(Demo),
     /// Print a completion script for a shell
@@ -133,7 +149,25 @@ pub(crate) struct Connection {
     /// Address of NATS
     #[arg(long, value_name = "URL", env = "TERNFLEET_NATS", default_value = "127.0.0.1:4222")]
     pub(crate) nats: String,
+    /// Credentials for a NATS with permissions (`ternfleet nats user` makes them)
+    #[arg(long, value_name = "FILE", env = "TERNFLEET_NATS_CREDENTIALS_FILE")]
+    pub(crate) nats_credentials_file: Option<PathBuf>,
+    /// Certificates to trust besides the system's
+    #[arg(long, value_name = "FILE", env = "TERNFLEET_NATS_ROOT_CERTIFICATES")]
+    pub(crate) nats_root_certificates: Option<PathBuf>,
     /// Whose batches these are
     #[arg(long, value_name = "NAME", env = "TERNFLEET_TENANT", default_value = "default")]
     pub(crate) tenant: TenantId,
+}
+
+impl Connection {
+    /// To a fleet on this machine, which asks nobody who they are.
+    pub(crate) fn local(nats: String) -> Connection {
+        Connection {
+            nats,
+            nats_credentials_file: None,
+            nats_root_certificates: None,
+            tenant: TenantId::default_tenant(),
+        }
+    }
 }

@@ -11,8 +11,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncRead;
 
-use ternfleet_proto::message::{BatchRef, BatchView, Refusal, RefusalCode, Reply};
-use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::access::Credentials;
+use ternfleet_proto::message::{BatchRef, BatchView, Refusal, RefusalCode, Reply, TenantOpen};
+use ternfleet_proto::table::{self, ApiVerb, Role};
 use ternfleet_proto::{BatchId, Bus, BusError, TenantId, codec, nats};
 
 use crate::args::Connection;
@@ -62,8 +63,9 @@ impl std::fmt::Debug for Fleet {
 
 impl Fleet {
     pub(crate) async fn connect(to: &Connection) -> anyhow::Result<Fleet> {
-        let bus = connect(&to.nats).await?;
-        Ok(Fleet { bus, tenant: to.tenant.clone(), address: to.nats.clone() })
+        let tenant = tenant_of(to)?;
+        let bus = connect(to).await?;
+        Ok(Fleet { bus, tenant, address: to.nats.clone() })
     }
 
     /// Asks the coordinator. A refusal is an error; no answer is waited out as `patience` says.
@@ -76,7 +78,11 @@ impl Fleet {
         let payload = codec::encode(question);
         let mut silence = Silence::new(&self.address);
         loop {
-            let pause = match self.bus.request(&table::api(verb), payload.clone(), ANSWER_TIMEOUT).await {
+            let pause = match self
+                .bus
+                .request(&table::api_of(verb, &self.tenant), payload.clone(), ANSWER_TIMEOUT)
+                .await
+            {
                 Ok(answer) => {
                     let reply: Reply<A> = codec::decode(&answer).context(
                         "the coordinator's answer is not understood: are both of the same version?",
@@ -124,8 +130,13 @@ impl Fleet {
                 .with_context(|| format!("cannot read {}", file.display()))?;
             match self.bus.object_put(&bucket, object, Box::pin(content)).await {
                 Ok(bytes) => return Ok(bytes),
-                // A fleet that has just started may not have made the bucket yet.
-                Err(BusError::Unreachable(_) | BusError::NotFound(_)) => silence.goes_on(Patience::Short)?,
+                Err(BusError::NotFound(_)) => {
+                    // A tenant's first file: the bucket is the coordinator's to make.
+                    let open = TenantOpen { tenant: self.tenant.clone() };
+                    let () = self.ask(ApiVerb::TenantOpen, &open, Patience::Short).await?;
+                    silence.goes_on(Patience::Short)?;
+                }
+                Err(BusError::Unreachable(_)) => silence.goes_on(Patience::Short)?,
                 Err(refused) => return Err(anyhow!(refused).context("the file could not be uploaded")),
             }
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -150,17 +161,38 @@ impl Fleet {
     }
 }
 
+/// The tenant that was named, or the one whom the credentials are made out to.
+fn tenant_of(to: &Connection) -> anyhow::Result<TenantId> {
+    let Some(file) = &to.nats_credentials_file else { return Ok(to.tenant.clone()) };
+    let said = || format!("the credentials in {} cannot be used", file.display());
+    let text = std::fs::read_to_string(file).with_context(said)?;
+    match Credentials::parse(&text).and_then(|credentials| credentials.holder()) {
+        Ok(holder) if holder.role == Role::Tenant => {
+            let own: TenantId = holder.name.parse().with_context(said)?;
+            if to.tenant != own && to.tenant != TenantId::default_tenant() {
+                bail!("the credentials in {} are {own}'s, not {}'s", file.display(), to.tenant);
+            }
+            Ok(own)
+        }
+        // A coordinator's credentials, or another maker's, may act for anybody.
+        _ => Ok(to.tenant.clone()),
+    }
+}
+
 /// Connects to NATS, or says what to do.
-pub(crate) async fn connect(address: &str) -> anyhow::Result<Arc<dyn Bus>> {
-    nats::connect(&connect_options(address)).await.with_context(|| {
+pub(crate) async fn connect(to: &Connection) -> anyhow::Result<Arc<dyn Bus>> {
+    let address = &to.nats;
+    nats::connect(&connect_options(to)).await.with_context(|| {
         format!("cannot reach NATS at {address}: start a fleet with `ternfleet up`, or give its address with --nats")
     })
 }
 
 /// How this program connects: it gives up soon, because a person waits.
-pub(crate) fn connect_options(address: &str) -> nats::ConnectOptions {
+pub(crate) fn connect_options(to: &Connection) -> nats::ConnectOptions {
     nats::ConnectOptions {
-        url: address.to_owned(),
+        url: to.nats.clone(),
+        credentials_file: to.nats_credentials_file.clone(),
+        root_certificates: to.nats_root_certificates.clone(),
         name: "ternfleet-cli".to_owned(),
         first_connect_ms: CONNECT_MS,
         ..nats::ConnectOptions::default()

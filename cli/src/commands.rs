@@ -1,6 +1,7 @@
 //! One file a command: its flags, and what it does with them.
 
 pub(crate) mod attached;
+pub(crate) mod backup;
 pub(crate) mod batch;
 pub(crate) mod batches;
 pub(crate) mod bench;
@@ -16,6 +17,7 @@ pub(crate) mod key;
 pub(crate) mod logits;
 pub(crate) mod man;
 pub(crate) mod model;
+pub(crate) mod nats;
 pub(crate) mod pods;
 pub(crate) mod quote;
 pub(crate) mod resubmit;

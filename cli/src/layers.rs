@@ -20,7 +20,7 @@ const OTHER_VARIABLES: [&str; 8] =
     ["nats_server", "isa", "log", "log_format", "tenant", "config", "model_dir", "api_key"];
 
 /// Keys whose values are never printed.
-const SECRETS: [&str; 2] = ["nats_nkey_seed", "nats_token"];
+const SECRETS: [&str; 3] = ["nats_nkey_seed", "nats_token", "nats_join_token"];
 
 /// One origin of values, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +65,10 @@ pub(crate) struct NatsOptions {
     nats_nkey_seed: Option<String>,
     nats_token: Option<String>,
     nats_root_certificates: Option<PathBuf>,
+    /// Lets a new pod's worker in (`ternfleet nats token` makes it). Of no use to a coordinator.
+    pub(crate) nats_join_token: Option<String>,
+    /// Where a worker that has joined keeps what it needs to come back without a new token.
+    pub(crate) nats_pod_file: Option<PathBuf>,
 }
 
 impl Default for NatsOptions {
@@ -75,6 +79,8 @@ impl Default for NatsOptions {
             nats_nkey_seed: None,
             nats_token: None,
             nats_root_certificates: None,
+            nats_join_token: None,
+            nats_pod_file: None,
         }
     }
 }

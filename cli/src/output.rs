@@ -23,6 +23,19 @@ pub(crate) fn say_json(value: &impl Serialize) -> anyhow::Result<()> {
     say(&serde_json::to_string(value).context("cannot be written as JSON")?)
 }
 
+/// Writes a file that its owner alone may read, whole, with the folders it needs.
+pub(crate) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+    let fault = || format!("cannot write {}", path.display());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).with_context(fault)?;
+    // A temporary file is made with mode 0600, and a rename keeps it.
+    let mut draft = tempfile::Builder::new().prefix(".ternfleet-").tempfile_in(folder).with_context(fault)?;
+    draft.write_all(text.as_bytes()).with_context(fault)?;
+    draft.as_file().sync_all().with_context(fault)?;
+    draft.persist(path).with_context(fault)?;
+    Ok(())
+}
+
 /// Where results go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {

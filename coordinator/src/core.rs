@@ -4,6 +4,7 @@
 //! The shell (`shell.rs`) drives it over a real bus, the simulation over a simulated one. A standby feeds it
 //! the same events; without a [`Lead`] it keeps the ledger and the fleet warm and asks for nothing.
 
+mod audit;
 mod balance;
 mod batch;
 pub mod estimate;
@@ -60,6 +61,8 @@ pub struct Limits {
     pub text_bytes_max: u64,
     /// Workers that share a work stream.
     pub workers_per_shard: usize,
+    /// Share of good answers that are run a second time elsewhere, in parts per million.
+    pub audit_share_ppm: u32,
     /// After a change of leader, wait this long for workers to say what they run before handing out.
     pub settle_ms: u64,
 }
@@ -70,6 +73,7 @@ impl Default for Limits {
             quotas: Quotas::default(),
             text_bytes_max: 256 << 20,
             workers_per_shard: 500,
+            audit_share_ppm: 0,
             settle_ms: 1_200,
         }
     }
@@ -98,6 +102,12 @@ pub struct Counts {
     pub slowdowns: u64,
     pub quarantined_hosts: u64,
     pub last_host_suspect: u64,
+    /// Answers that are being run a second time, and what came of it.
+    pub audits_begun: u64,
+    pub audits_agreed: u64,
+    pub audits_diverged: u64,
+    /// No other pod could do it, or it came to nothing.
+    pub audits_skipped: u64,
     pub adopted_jobs: u64,
     pub prompt_tokens: u64,
     pub completion_tokens: u64,

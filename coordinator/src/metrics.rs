@@ -52,6 +52,7 @@ pub struct Metrics {
     dead: Counter,
     lost_workers: Counter,
     quarantines: Counter,
+    audits: CounterVec,
     last_host_suspect: Counter,
     adopted: Counter,
     tokens: CounterVec,
@@ -209,6 +210,12 @@ impl Default for Metrics {
             lost_workers: m
                 .counter("workers_lost_total", "Workers that stopped their heartbeats unannounced."),
             quarantines: m.counter("hosts_quarantined_total", "Times a host was put in quarantine."),
+            audits: m.counters(
+                "audits_total",
+                "Answers that were run a second time on another pod, by what came of it.",
+                "outcome",
+                &["agreed", "diverged", "skipped"],
+            ),
             last_host_suspect: m.counter(
                 "last_host_suspect_total",
                 "Times the last healthy host would have been quarantined: an alarm.",
@@ -349,6 +356,10 @@ impl Metrics {
         add(&self.lost_workers, now.lost_workers, before.lost_workers);
         add(self.scale.slowdowns(), now.slowdowns, before.slowdowns);
         add(&self.quarantines, now.quarantined_hosts, before.quarantined_hosts);
+        let audits = |outcome: &str| self.audits.with_label_values(&[outcome]);
+        add(&audits("agreed"), now.audits_agreed, before.audits_agreed);
+        add(&audits("diverged"), now.audits_diverged, before.audits_diverged);
+        add(&audits("skipped"), now.audits_skipped, before.audits_skipped);
         add(&self.last_host_suspect, now.last_host_suspect, before.last_host_suspect);
         add(&self.adopted, now.adopted_jobs, before.adopted_jobs);
         let tokens = |phase: &str| self.tokens.with_label_values(&[phase]);

@@ -51,6 +51,14 @@ pub struct Options {
     pub nats_monitoring_url: Option<String>,
     /// Refuse to lead when the truth is not synced before it is acknowledged.
     pub strict_durability: bool,
+    /// Share of good answers that are run a second time on another pod and compared; 0 turns audits off.
+    pub audit_share: f64,
+    /// Signing keys to let pods in with (`ternfleet nats init` writes it); without it join tokens are refused.
+    pub issuer_file: Option<PathBuf>,
+    /// How long a worker's credentials last; they are renewed at half of it.
+    pub worker_token_ms: u64,
+    /// How long a pod may be away and still come back without a new join token.
+    pub pod_token_ms: u64,
     /// The leader's lease: a standby takes over about this long after the leader has died.
     pub lease_ms: u64,
     /// Text of jobs between reading and answer, in memory, over all batches.
@@ -71,6 +79,10 @@ impl Default for Options {
             replicas: 1,
             nats_monitoring_url: None,
             strict_durability: false,
+            audit_share: 0.01,
+            issuer_file: None,
+            worker_token_ms: 6 * 3_600_000,
+            pod_token_ms: 7 * 86_400_000,
             lease_ms: 3_000,
             text_bytes_max: 256 << 20,
             scratch_dir: None,

@@ -7,6 +7,8 @@ mod answers;
 mod api;
 mod books;
 mod dead;
+mod hear;
+mod join;
 mod lease;
 pub(crate) mod lines;
 mod notify;
@@ -25,7 +27,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::StreamExt;
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::message::{BatchCreate, EventKind, Heartbeat, Refusal};
+use ternfleet_proto::message::{BatchCreate, EventKind, Heartbeat, JoinRequest, Refusal};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, JobKey, LeaderRevision, TimeMs, codec};
 use tokio::sync::{mpsc, watch};
@@ -58,6 +60,15 @@ pub(crate) enum Input {
     /// A creation is stored.
     Created {
         record: Box<BatchRecord>,
+        reply: String,
+    },
+    Ping {
+        reply: String,
+    },
+    Join {
+        /// As the server lets it publish.
+        asker: String,
+        request: JoinRequest,
         reply: String,
     },
     ReplyView {
@@ -114,12 +125,14 @@ async fn serve_once(
     cancel: &CancellationToken,
 ) -> anyhow::Result<Ended> {
     let rental = scaler::rental(&options.scale)?;
+    let door = join::Door::open(options)?;
     let ground = setup::prepare(bus, options).await?;
     metrics.set_ground(ground.durability);
     let limits = Limits {
         quotas: options.quotas.clone(),
         text_bytes_max: options.text_bytes_max,
         workers_per_shard: table::WORKERS_PER_SHARD,
+        audit_share_ppm: (options.audit_share.clamp(0.0, 1.0) * 1e6) as u32,
         ..Limits::default()
     };
     let mut core = Core::new(ground.key.clone(), limits);
@@ -132,12 +145,15 @@ async fn serve_once(
     let results =
         answers::follow(Arc::clone(bus), results_from, recent.clone(), Arc::clone(metrics), inbox.clone());
     tasks.spawn(results);
-    tasks.spawn(hear_workers(Arc::clone(bus), inbox.clone()));
-    tasks.spawn(hear_callers(Arc::clone(bus), inbox.clone()));
-    tasks.spawn(hear_leader(Arc::clone(bus), inbox.clone()));
+    tasks.spawn(hear::workers(Arc::clone(bus), inbox.clone()));
+    tasks.spawn(hear::callers(Arc::clone(bus), inbox.clone()));
+    tasks.spawn(hear::pings(Arc::clone(bus), inbox.clone()));
+    tasks.spawn(hear::joiners(Arc::clone(bus), inbox.clone()));
+    tasks.spawn(hear::leader(Arc::clone(bus), inbox.clone()));
     let mut service = Service {
         bus: Arc::clone(bus),
         options: options.clone(),
+        door,
         api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone(), &options.webhooks),
         ground,
         recent,
@@ -243,6 +259,7 @@ struct Service {
     bus: Arc<dyn Bus>,
     options: Options,
     ground: setup::Ground,
+    door: join::Door,
     api: Api,
     recent: Recent,
     diary: spans::Diary,
@@ -283,6 +300,17 @@ impl Service {
                     }
                 }
             }
+            Input::Ping { reply } => {
+                if self.core.is_leading() {
+                    self.send(reply, bytes::Bytes::new());
+                }
+            }
+            Input::Join { asker, request, reply } => {
+                if self.core.is_leading() {
+                    let answer = self.door.answer(now, &asker, &request, self.core.fleet());
+                    self.send(reply, codec::encode(&answer));
+                }
+            }
             Input::Surveyed { create, found, reply } => {
                 self.api.surveyed(now, *create, found, reply, &self.core, &self.footing);
             }
@@ -306,6 +334,15 @@ impl Service {
             Input::Footing(footing) => self.footing = footing,
             Input::CaughtUp | Input::Deposed(_) => {}
         }
+    }
+
+    fn send(&self, subject: String, payload: bytes::Bytes) {
+        let bus = Arc::clone(&self.bus);
+        tokio::spawn(async move {
+            if let Err(error) = bus.send(&subject, payload).await {
+                tracing::debug!(%error, "a reply was not sent");
+            }
+        });
     }
 
     /// Reads a batch's record, if it is unknown or has `changed`.
@@ -494,58 +531,5 @@ impl Service {
         })
         .await;
         self.tasks.shutdown().await;
-    }
-}
-
-async fn hear_workers(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
-    listen(&bus, table::heartbeats(), &inbox, |note| match codec::decode::<Heartbeat>(&note.payload) {
-        Ok(beat) if table::parse_heartbeat_subject(&note.subject).as_ref() == Some(&beat.worker) => {
-            Some(Input::Event(Event::Heartbeat(Box::new(beat))))
-        }
-        Ok(_) | Err(_) => Some(Input::Undecodable),
-    })
-    .await;
-}
-
-async fn hear_callers(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
-    listen(&bus, table::api_all(), &inbox, |note| {
-        let verb = ApiVerb::parse(&note.subject)?;
-        Some(Input::Call(Call { verb, payload: note.payload, reply: note.reply? }))
-    })
-    .await;
-}
-
-/// A standby follows what the leader says about batches.
-async fn hear_leader(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
-    listen(&bus, table::events_all(), &inbox, |note| {
-        let event = codec::decode::<ternfleet_proto::message::Event>(&note.payload).ok()?;
-        match event.what {
-            EventKind::BatchChanged { batch, .. } => Some(Input::Followed(batch)),
-            _ => None,
-        }
-    })
-    .await;
-}
-
-async fn listen(
-    bus: &Arc<dyn Bus>,
-    filter: &str,
-    inbox: &mpsc::Sender<Input>,
-    understand: impl Fn(ternfleet_proto::bus::Note) -> Option<Input>,
-) {
-    while !inbox.is_closed() {
-        match bus.subscribe(filter).await {
-            Ok(mut notes) => {
-                while let Some(note) = notes.next().await {
-                    if let Some(input) = understand(note)
-                        && inbox.send(input).await.is_err()
-                    {
-                        return;
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(filter, %error, "cannot listen"),
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

@@ -148,6 +148,10 @@ pub trait Bus: Send + Sync + 'static {
     fn server(&self) -> ServerFacts;
     /// True while the connection is up.
     fn connected(&self) -> bool;
+    /// False when this connection's permissions leave other people's answers to the coordinator.
+    fn may_read_results(&self) -> bool {
+        true
+    }
 
     // Streams and consumers.
     /// Creates the stream or brings its settings up to the spec.

@@ -6,6 +6,7 @@
 //!
 //! Architecture Invariant: nothing here knows the engine, and `async_nats` is named only in `nats`.
 
+pub mod access;
 pub mod bus;
 pub mod codec;
 pub mod id;

@@ -17,21 +17,28 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 
+use crate::access::Credentials;
 use crate::bus::{
     Bus, BusError, BusStream, Delivery, Entry, Message, Note, ObjectFacts, PendingAck, Publish, Replayed,
     Result, ServerFacts, Settle, Stored, StreamFacts,
 };
-use crate::table::{ConsumerSpec, KvSpec, ObjectSpec, StreamSpec};
+use crate::table::{ConsumerSpec, KvSpec, ObjectSpec, Role, StreamSpec};
 
 mod api;
 mod inspect;
+mod join;
 mod kv;
 mod object;
 mod pull;
+mod refusals;
 mod replay;
+mod snapshot;
 mod stream;
 
+use refusals::Refusals;
+
 pub use inspect::{AccountFacts, StreamFindings};
+pub use join::{Joined, join, renew};
 
 /// How long JetStream may take to answer one request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -93,11 +100,22 @@ pub async fn connect(options: &ConnectOptions) -> Result<Arc<dyn Bus>> {
     Ok(Arc::new(NatsBus::connect(options).await?))
 }
 
+/// As [`connect`], with credentials that may be renewed while the connection lasts.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_as(options: &ConnectOptions, credentials: &Credentials) -> Result<Arc<dyn Bus>> {
+    Ok(Arc::new(NatsBus::connect_as(options, Some(credentials)).await?))
+}
+
 /// A connection to NATS and the JetStream behind it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct NatsBus {
     client: Client,
     context: Context,
+    /// `None` when there are no permissions to mind.
+    role: Option<Role>,
+    refusals: Refusals,
 }
 
 impl NatsBus {
@@ -106,6 +124,25 @@ impl NatsBus {
     /// # Errors
     /// As [`connect`].
     pub async fn connect(options: &ConnectOptions) -> Result<NatsBus> {
+        match &options.credentials_file {
+            Some(file) => {
+                let cannot = |reason: String| {
+                    BusError::Refused(format!("cannot use the credentials in {}: {reason}", file.display()))
+                };
+                let text =
+                    tokio::fs::read_to_string(file).await.map_err(|fault| cannot(fault.to_string()))?;
+                let credentials = Credentials::parse(&text).map_err(|fault| cannot(fault.to_string()))?;
+                Self::connect_as(options, Some(&credentials)).await
+            }
+            None => Self::connect_as(options, None).await,
+        }
+    }
+
+    async fn connect_as(options: &ConnectOptions, credentials: Option<&Credentials>) -> Result<NatsBus> {
+        // Credentials of another maker carry no role: then the server's permissions are not ours to know.
+        let holder = credentials.and_then(|credentials| credentials.holder().ok());
+        let inbox = holder.as_ref().map(|holder| holder.role.inbox(&holder.name));
+        let refusals = Refusals::new(holder.is_some());
         let shown = without_password(&options.url);
         let servers: Vec<async_nats::ServerAddr> = options
             .url
@@ -117,7 +154,10 @@ impl NatsBus {
         let patience = Duration::from_millis(options.first_connect_ms);
         let mut attempt = 0;
         let client = loop {
-            match library_options(options).await?.connect(&servers[..]).await {
+            match library_options(options, credentials, inbox.as_deref(), &refusals)
+                .connect(&servers[..])
+                .await
+            {
                 Ok(client) => break client,
                 Err(reason) => {
                     let hopeless = matches!(
@@ -154,29 +194,54 @@ impl NatsBus {
             .max_ack_inflight(ACKS_IN_FLIGHT)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        Ok(NatsBus { client, context })
+        Ok(NatsBus { client, context, role: holder.map(|holder| holder.role), refusals })
     }
 }
 
-async fn library_options(options: &ConnectOptions) -> Result<async_nats::ConnectOptions> {
-    let mut library = async_nats::ConnectOptions::new()
+fn library_options(
+    options: &ConnectOptions,
+    credentials: Option<&Credentials>,
+    inbox: Option<&str>,
+    refusals: &Refusals,
+) -> async_nats::ConnectOptions {
+    let fresh = match credentials.cloned() {
+        Some(credentials) => async_nats::ConnectOptions::with_auth_callback(move |nonce| {
+            let credentials = credentials.clone();
+            async move {
+                let mut auth = async_nats::Auth::new();
+                auth.jwt = Some(credentials.token());
+                auth.signature = Some(credentials.sign(&nonce).map_err(async_nats::AuthError::new)?);
+                Ok(auth)
+            }
+        }),
+        None => async_nats::ConnectOptions::new(),
+    };
+    let mut library = fresh
         .name(&options.name)
         .connection_timeout(Duration::from_secs(3))
         .request_timeout(Some(ANSWER_WITHIN))
         .ping_interval(Duration::from_secs(10))
         .max_reconnects(None)
         .reconnect_delay_callback(reconnect_delay)
-        .event_callback(|event| async move {
-            match event {
-                Event::Connected => tracing::info!("connected to NATS"),
-                Event::Disconnected => tracing::warn!("connection to NATS lost, reconnecting"),
-                other => tracing::warn!(event = %other, "NATS client event"),
+        .event_callback({
+            let refusals = refusals.clone();
+            move |event| {
+                let refusals = refusals.clone();
+                async move {
+                    match event {
+                        Event::Connected => tracing::info!("connected to NATS"),
+                        Event::Disconnected => tracing::warn!("connection to NATS lost, reconnecting"),
+                        Event::ServerError(error) => {
+                            tracing::warn!(%error, "the NATS server refuses something");
+                            refusals.hear(&error.to_string());
+                        }
+                        other => tracing::warn!(event = %other, "NATS client event"),
+                    }
+                }
             }
         });
-    if let Some(file) = &options.credentials_file {
-        library = library.credentials_file(file).await.map_err(|reason| {
-            BusError::Refused(format!("cannot read the credentials in {}: {reason}", file.display()))
-        })?;
+    if let Some(prefix) = inbox {
+        library = library.custom_inbox_prefix(prefix);
     }
     if let Some(seed) = &options.nkey_seed {
         library = library.nkey(seed.clone());
@@ -187,7 +252,7 @@ async fn library_options(options: &ConnectOptions) -> Result<async_nats::Connect
     if let Some(file) = &options.root_certificates {
         library = library.add_root_certificates(file.clone());
     }
-    Ok(library)
+    library
 }
 
 /// 50 ms, doubling up to two seconds: a restarted server finds its clients back within its own start-up time.
@@ -221,6 +286,10 @@ impl Bus for NatsBus {
 
     fn connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    fn may_read_results(&self) -> bool {
+        matches!(self.role, None | Some(Role::Coordinator))
     }
 
     async fn ensure_stream(&self, spec: &StreamSpec) -> Result<StreamFacts> {
@@ -310,8 +379,11 @@ impl Bus for NatsBus {
 
     async fn request(&self, subject: &str, payload: Bytes, timeout: Duration) -> Result<Bytes> {
         let request = async_nats::Request::new().payload(payload).timeout(Some(timeout));
-        let answer = self.client.send_request(subject.to_owned(), request).await;
-        answer.map(|message| message.payload).map_err(|reason| api::request_failed(subject, &reason))
+        let asked = async {
+            let answer = self.client.send_request(subject.to_owned(), request).await;
+            answer.map(|message| message.payload).map_err(|reason| api::request_failed(subject, &reason))
+        };
+        self.refusals.listen().or(subject, asked).await
     }
 
     async fn ensure_kv(&self, spec: &KvSpec) -> Result<()> {

@@ -8,13 +8,15 @@
 use std::time::Duration;
 
 mod durability;
+mod permissions;
 mod settings;
 mod subjects;
 
 pub use durability::{OLDEST_SERVER, SyncFacts, durability, server_is_new_enough};
+pub use permissions::{Permissions, Role, is_inbox, permissions};
 pub use settings::{
     ACK_WAIT, CHECKPOINT_AGE_MAX, RESULT_AGE_MAX, WORK_MESSAGE_BYTES_MAX, WORKERS_PER_SHARD, files_spec,
-    kv_specs, streams, work_consumers, work_stream_spec,
+    kv_specs, large_requests_spec, streams, work_consumers, work_stream_spec,
 };
 pub use subjects::*;
 
@@ -31,6 +33,21 @@ pub const KV_CONTROL: &str = "control";
 pub const KV_FILES: &str = "files";
 /// Key-value bucket of what the scaler must not forget: intents of pods, dials, ledger.
 pub const KV_SCALE: &str = "scale";
+
+/// Object bucket of requests that are too large for a work message. Apart from the tenants' files, so that a worker
+/// reads what is handed out and nothing that a tenant has stored.
+pub const LARGE_REQUESTS: &str = "requests";
+
+/// Version of this table: of the streams, consumers and buckets and what they are set to. It grows when an older
+/// coordinator must not touch what a newer one has set up. Kept in the control bucket under [`VERSION_KEY`].
+pub const VERSION: u32 = 1;
+pub const VERSION_KEY: &str = "table_version";
+
+/// Streams that nothing else can rebuild, by name: what a backup holds.
+pub fn is_truth(stream: &str) -> bool {
+    let is_bucket = ["KV_", "OBJ_"].iter().any(|prefix| stream.starts_with(prefix));
+    is_bucket || [RESULTS, EVENTS, DEAD].contains(&stream)
+}
 
 /// Which copy is the truth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,4 +106,5 @@ pub struct ObjectSpec {
     pub bucket: String,
     pub replicas: usize,
     pub max_bytes: Option<i64>,
+    pub max_age: Option<Duration>,
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use serde::Serialize;
@@ -392,6 +393,53 @@ fn a_reader_skips_fields_of_a_newer_version() {
     let mut tried = 0;
     every_message!(sample => tried += usize::from(skips_the_unknown(&sample)));
     assert!(tried > 20, "only {tried} messages are maps");
+}
+
+/// What a release wrote, one message a line: its type and its bytes in hexadecimal.
+const FIRST_VERSION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wire-0.1.0.txt");
+
+fn type_of<T>(_: &T) -> String {
+    std::any::type_name::<T>().split('<').next().unwrap_or_default().rsplit("::").next().unwrap().to_owned()
+}
+
+fn still_reads<T: Serialize + DeserializeOwned>(sample: &T, pinned: &mut BTreeMap<String, Vec<Vec<u8>>>) {
+    let Some(messages) = pinned.remove(&type_of(sample)) else { return };
+    for (number, bytes) in messages.iter().enumerate() {
+        if let Err(reason) = decode::<T>(bytes) {
+            panic!(
+                "message {number} of type {} was written by 0.1.0 and is not read: {reason}",
+                type_of(sample)
+            );
+        }
+    }
+}
+
+#[test]
+fn messages_of_the_first_version_are_still_read() {
+    let mut pinned: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
+    for line in std::fs::read_to_string(FIRST_VERSION).unwrap().lines() {
+        let (name, hex) = line.split_once(' ').unwrap();
+        let bytes = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap());
+        pinned.entry(name.to_owned()).or_default().push(bytes.collect());
+    }
+    assert!(pinned.len() >= 15, "only {} types are pinned", pinned.len());
+    every_message!(sample => still_reads(&sample, &mut pinned));
+    assert!(pinned.is_empty(), "types that nobody reads any more: {:?}", pinned.keys());
+}
+
+/// Run by hand at a release, with the new version in the name: an old file is never written again.
+#[test]
+#[ignore = "writes the messages of this version"]
+fn write_the_messages_of_this_version() {
+    let mut text = String::new();
+    every_message!(sample => {
+        let hex: String = encode(&sample).iter().map(|byte| format!("{byte:02x}")).collect();
+        // An answer is read as the type that it answers with.
+        text.push_str(&format!("{} {hex}\n", type_of(&sample)));
+    });
+    let path = format!("{}/tests/wire-{}.txt", env!("CARGO_MANIFEST_DIR"), env!("CARGO_PKG_VERSION"));
+    assert!(!std::path::Path::new(&path).exists(), "{path} is there already");
+    std::fs::write(path, text).unwrap();
 }
 
 /// xorshift64*: enough to break bytes with.

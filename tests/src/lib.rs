@@ -4,6 +4,7 @@
 
 pub mod caller;
 pub mod chaos;
+pub mod cluster;
 pub mod instant;
 pub mod measure;
 pub mod program;

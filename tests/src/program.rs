@@ -301,6 +301,22 @@ impl Service {
         let log = std::fs::File::create(log)?;
         Ok(Service(command(arguments)?.stdout(log.try_clone()?).stderr(log).spawn()?))
     }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// When the system cannot say.
+    pub fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        self.0.try_wait()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.0.id())?), signal)?)
+    }
 }
 
 impl Service {

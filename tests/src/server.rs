@@ -27,7 +27,62 @@ pub struct NatsServer {
     port: u16,
     monitor_port: u16,
     settings: String,
-    running: Option<(Child, Child)>,
+    running: Option<Watched>,
+}
+
+/// A process that is killed when this is dropped, and by a watchdog when this process is killed first.
+#[derive(Debug)]
+pub struct Watched {
+    process: Child,
+    watchdog: Child,
+}
+
+impl Watched {
+    /// Sets a watchdog over a process.
+    ///
+    /// # Errors
+    /// When there is no `sh`.
+    pub fn new(process: Child) -> anyhow::Result<Watched> {
+        // Its standard input closes when this process ends in whatever way, and `read` returns.
+        let watchdog = Command::new("sh")
+            .args(["-c", "read _; kill -9 \"$0\"", &process.id().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start sh")?;
+        Ok(Watched { process, watchdog })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.id())?), signal)?)
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// When the system cannot say.
+    pub fn try_wait(&mut self) -> std::io::Result<Option<std::process::ExitStatus>> {
+        self.process.try_wait()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // The watchdog goes first: it must not shoot at a number that somebody else got meanwhile.
+        let _ = self.watchdog.kill();
+        let _ = self.watchdog.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 impl NatsServer {
@@ -75,7 +130,7 @@ impl NatsServer {
     }
 
     pub fn pid(&self) -> Option<u32> {
-        self.running.as_ref().map(|(server, _)| server.id())
+        self.running.as_ref().map(Watched::id)
     }
 
     /// A new connection.
@@ -89,12 +144,7 @@ impl NatsServer {
 
     /// `kill -9`, and gone.
     pub fn kill(&mut self) {
-        let Some((mut server, mut watchdog)) = self.running.take() else { return };
-        // The watchdog goes first: it must not shoot at a number that somebody else got meanwhile.
-        let _ = watchdog.kill();
-        let _ = watchdog.wait();
-        let _ = server.kill();
-        let _ = server.wait();
+        self.running = None;
     }
 
     /// SIGSTOP or SIGCONT.
@@ -102,8 +152,7 @@ impl NatsServer {
     /// # Errors
     /// When it is not running.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let pid = self.pid().context("the server is not running")?;
-        Ok(kill(Pid::from_raw(i32::try_from(pid)?), signal)?)
+        self.running.as_ref().context("the server is not running")?.signal(signal)
     }
 
     /// Starts it again on the same port and data.
@@ -117,7 +166,7 @@ impl NatsServer {
         writeln!(file, "listen: 127.0.0.1:{}\nhttp: 127.0.0.1:{}", self.port, self.monitor_port)?;
         writeln!(file, "jetstream {{\n  store_dir: {:?}\n  {}\n}}", self.directory.path(), self.settings)?;
         let log = self.directory.path().join("nats.log");
-        let mut server = Command::new(&self.binary)
+        let server = Command::new(&self.binary)
             .arg("-c")
             .arg(&configuration)
             .stdin(Stdio::null())
@@ -125,41 +174,33 @@ impl NatsServer {
             .stderr(std::fs::File::create(&log)?)
             .spawn()
             .with_context(|| format!("cannot start {}", self.binary.display()))?;
-        // Its standard input closes when this process ends in whatever way, and `read` returns.
-        let watchdog = Command::new("sh")
-            .args(["-c", "read _; kill -9 \"$0\"", &server.id().to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot start sh")?;
+        let mut server = Watched::new(server)?;
         let began = Instant::now();
         loop {
-            if self.is_ready() {
-                self.running = Some((server, watchdog));
+            if is_healthy(self.monitor_port) {
+                self.running = Some(server);
                 return Ok(());
             }
             let ended = server.try_wait()?;
             if ended.is_some() || began.elapsed() > READY_WITHIN {
-                self.running = Some((server, watchdog));
-                self.kill();
+                drop(server);
                 bail!("nats-server did not come up: {}", std::fs::read_to_string(&log).unwrap_or_default());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
 
-    /// The health page answers 200 once JetStream has recovered its streams.
-    fn is_ready(&self) -> bool {
-        use std::io::Read as _;
-        let Ok(mut connection) = std::net::TcpStream::connect(("127.0.0.1", self.monitor_port)) else {
-            return false;
-        };
-        let mut answer = String::new();
-        connection.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").is_ok()
-            && connection.read_to_string(&mut answer).is_ok()
-            && answer.split_whitespace().nth(1) == Some("200")
-    }
+/// The health page answers 200 once JetStream has recovered its streams.
+pub fn is_healthy(monitor_port: u16) -> bool {
+    use std::io::Read as _;
+    let Ok(mut connection) = std::net::TcpStream::connect(("127.0.0.1", monitor_port)) else {
+        return false;
+    };
+    let mut answer = String::new();
+    connection.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").is_ok()
+        && connection.read_to_string(&mut answer).is_ok()
+        && answer.split_whitespace().nth(1) == Some("200")
 }
 
 impl Drop for NatsServer {
@@ -176,7 +217,11 @@ pub fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-pub(crate) fn find_binary() -> anyhow::Result<PathBuf> {
+/// The server's program.
+///
+/// # Errors
+/// When none is new enough.
+pub fn find_binary() -> anyhow::Result<PathBuf> {
     if let Some(named) = std::env::var_os("TERNFLEET_NATS_SERVER") {
         return Ok(PathBuf::from(named));
     }

@@ -16,8 +16,8 @@ use ternfleet_proto::message::{
     BatchCreate, BatchOptions, BatchState, BatchView, Binds, LineSize, PodView, Quote, QuoteAsk, RefusalCode,
     WorkSample,
 };
-use ternfleet_proto::table::ApiVerb;
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::{TimeMs, UsdMicro, codec};
 use ternfleet_tests::caller::{Client, prompts};
 use ternfleet_tests::instant::{InstantWorker, Manner};
 use ternfleet_tests::server::NatsServer;
@@ -282,4 +282,44 @@ async fn a_batch_is_quoted_and_one_that_cannot_be_kept_is_refused_unless_it_is_w
     assert!(ended.quote.is_some(), "the quote stands beside the bill at the end");
     drop(worker);
     coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_refuses_streams_of_a_newer_version() {
+    let server = NatsServer::start().unwrap();
+    let bus = server.bus().await.unwrap();
+    let read = async || bus.kv_get(table::KV_CONTROL, table::VERSION_KEY).await.unwrap().unwrap();
+    let coordinator = Coordinator::start(Arc::clone(&bus));
+    wait_for_version(&bus).await;
+    coordinator.stop().await;
+    assert_eq!(codec::decode::<u32>(&read().await.value).unwrap(), table::VERSION);
+
+    // An older table's streams are brought up to this one's settings.
+    let mut old = table::streams(1).into_iter().find(|spec| spec.name == table::DEAD).unwrap();
+    old.max_messages = Some(7);
+    bus.ensure_stream(&old).await.unwrap();
+    bus.kv_put(table::KV_CONTROL, table::VERSION_KEY, codec::encode(&0u32)).await.unwrap();
+    let coordinator = Coordinator::start(Arc::clone(&bus));
+    wait_for_version(&bus).await;
+    coordinator.stop().await;
+
+    // A newer one's are not touched.
+    let newer = codec::encode(&(table::VERSION + 1));
+    bus.kv_put(table::KV_CONTROL, table::VERSION_KEY, newer.clone()).await.unwrap();
+    let refused = ternfleet_coordinator::run(Arc::clone(&bus), Options::default(), CancellationToken::new());
+    let said = format!("{:#}", refused.await.unwrap_err());
+    assert!(said.contains("upgrade this coordinator"), "{said}");
+    assert_eq!(read().await.value, newer);
+}
+
+/// The version that this program knows is written once the streams are as it wants them.
+async fn wait_for_version(bus: &Arc<dyn Bus>) {
+    for _ in 0..200 {
+        let found = bus.kv_get(table::KV_CONTROL, table::VERSION_KEY).await.ok().flatten();
+        if found.is_some_and(|entry| codec::decode(&entry.value).ok() == Some(table::VERSION)) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("the coordinator did not set up its streams");
 }

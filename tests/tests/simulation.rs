@@ -45,3 +45,27 @@ fn seeds_that_failed_once_pass() {
     let idle = run_scenario(Scenario::of(1937).keeping(&[6, 4, 8]));
     assert!(idle.is_ok(), "seed 1937: {idle:?}");
 }
+
+/// In whole fleets under faults: wherever three pods can be asked, whoever answers wrongly is found out.
+#[test]
+fn a_lying_worker_is_found_out_and_shut_out() {
+    let (mut runs, mut diverged, mut convicted, mut wrong) = (0, 0, 0, 0);
+    for seed in 1..=120 {
+        let mut scenario = Scenario::of(seed);
+        let pods: std::collections::BTreeSet<usize> =
+            scenario.workers.iter().map(|worker| worker.pod).collect();
+        if pods.len() < 3 {
+            continue;
+        }
+        scenario.workers[0].lies = true;
+        let tally = run_scenario(scenario).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
+        runs += 1;
+        diverged += u32::from(tally.audits_diverged > 0);
+        convicted += u32::from(tally.quarantined_hosts > 0);
+        wrong += u32::from(tally.wrong > 0);
+    }
+    assert!(runs >= 30, "only {runs} of the seeds have three pods");
+    // Short batches may end before a third pod has spoken.
+    assert!(diverged * 10 >= wrong * 6, "{diverged} of {wrong} fleets with wrong answers raised the alarm");
+    assert!(convicted * 10 >= diverged * 6, "{convicted} of {diverged} alarms ended with a conviction");
+}

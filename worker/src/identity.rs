@@ -6,16 +6,16 @@ use crate::options::Options;
 
 /// Names of one worker process.
 #[derive(Debug, Clone)]
-pub(crate) struct Identity {
-    pub(crate) worker: WorkerId,
-    pub(crate) host: String,
-    pub(crate) pod: String,
-    pub(crate) started_at: TimeMs,
+pub struct Identity {
+    pub worker: WorkerId,
+    pub host: String,
+    pub pod: String,
+    pub started_at: TimeMs,
 }
 
 impl Identity {
     /// A new identity; two calls never give the same worker id.
-    pub(crate) fn new(options: &Options) -> Identity {
+    pub fn new(options: &Options) -> Identity {
         let read = |path| std::fs::read_to_string(path).ok().map(|text: String| text.trim().to_owned());
         let some = |text: &String| !text.is_empty();
         let hostname = read("/proc/sys/kernel/hostname").filter(some).unwrap_or_else(|| "host".to_owned());
@@ -33,8 +33,10 @@ impl Identity {
             &started_at.0.to_le_bytes(),
             random.as_bytes(),
         ]);
-        let worker = format!("{}-{unique}", subject_token(&pod, 40));
-        let worker = worker.parse().expect("because it is made of subject characters and under 64 bytes");
+        let worker = options.worker.clone().unwrap_or_else(|| {
+            let made_up = format!("{}-{unique}", subject_token(&pod, 40));
+            made_up.parse().expect("because it is made of subject characters and under 64 bytes")
+        });
         Identity { worker, host: format!("{}-{host}", subject_token(&hostname, 40)), pod, started_at }
     }
 }

@@ -21,6 +21,7 @@ pub mod request;
 mod shell;
 pub mod transcript;
 
+pub use identity::Identity;
 pub use model::{LoadedModel, digest_of_file};
 pub use options::{EngineKind, Options, OptionsError};
 pub use shell::run;

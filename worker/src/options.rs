@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use ternfleet_cloud::EndMyself;
 use ternfleet_engine::{Head, KernelChoice, Speculation};
-use ternfleet_proto::UsdMicro;
+use ternfleet_proto::{UsdMicro, WorkerId};
 
 /// Options of one worker process. Every field has a default; unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,8 @@ pub struct Options {
     pub price_usd_per_hour: f64,
     /// The pod's class, as the fleet's owner names it. Passed on unread.
     pub pod_class: String,
+    /// Id of this worker; made up unless given. A worker with credentials has the id that they were made out to.
+    pub worker: Option<WorkerId>,
     /// Name of the pod; engines of one pod share it. Empty takes the host's name.
     pub pod: String,
     /// A checkpoint goes out after so many tokens of a job …
@@ -76,6 +78,7 @@ impl Default for Options {
             speculate_tokens: Speculation::TAIL.draft_tokens,
             price_usd_per_hour: 0.0,
             pod_class: "default".to_owned(),
+            worker: None,
             pod: String::new(),
             checkpoint_tokens: 32,
             checkpoint_ms: 2000,

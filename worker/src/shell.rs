@@ -287,9 +287,9 @@ impl Shell {
     }
 
     fn ask_whether_anybody_is_there(&self) {
-        let (bus, alive) = (self.bus.clone(), self.alive.clone());
+        let (bus, alive, worker) = (self.bus.clone(), self.alive.clone(), self.performer.worker().clone());
         self.performer.spawn(async move {
-            if dead_man::ask(bus, Duration::from_secs(2)).await {
+            if dead_man::ask(bus, worker, Duration::from_secs(2)).await {
                 alive.notify_one();
             }
         });

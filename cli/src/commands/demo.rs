@@ -13,8 +13,6 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 use tokio::process::{Child, Command};
 
-use ternfleet_proto::TenantId;
-
 use crate::args::Connection;
 use crate::client::Fleet;
 use crate::commands::submit::Submit;
@@ -91,7 +89,7 @@ impl Demo {
     async fn show(&self, prompts: &std::path::Path, fleet: &mut Child) -> anyhow::Result<ExitCode> {
         eprintln!("starting a fleet of {} worker(s) in {}", self.workers, self.dir.display());
         let addresses = self.wait_until_ready(fleet).await?;
-        let connection = Connection { nats: addresses.nats, tenant: TenantId::default_tenant() };
+        let connection = Connection::local(addresses.nats);
         let results = self.dir.join("results.jsonl");
         let submit = Submit {
             anyway: false,

@@ -1,5 +1,7 @@
 //! `ternfleet worker`: one engine that pulls jobs from NATS.
 
+mod membership;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,7 +9,6 @@ use anyhow::Context;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use ternfleet_proto::nats;
 use ternfleet_worker::{Options, engines};
 
 use crate::layers::{self, ServiceFlags};
@@ -85,8 +86,7 @@ impl Worker {
                     .await
                     .context("the supervisor of the engines panicked")?;
             }
-            let bus = nats::connect(&effective.connection.connect_options("ternfleet-worker")).await?;
-            ternfleet_worker::run(bus, effective.options, shutdown).await
+            membership::run(&effective.connection, effective.options, shutdown).await
         })?;
         Ok(ExitCode::SUCCESS)
     }

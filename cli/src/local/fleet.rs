@@ -9,7 +9,6 @@ use anyhow::bail;
 use tokio::sync::mpsc;
 
 use ternfleet_engine::host::Topology;
-use ternfleet_proto::TenantId;
 use ternfleet_proto::message::WorkerState;
 
 use super::data_dir::{Addresses, DataDir};
@@ -266,8 +265,7 @@ async fn all_ready(ports: Rc<Ports>, workers: usize) {
         let mut seen = 0;
         if http == Some(200) {
             if fleet.is_none() {
-                let connection =
-                    Connection { nats: addresses(&ports).nats, tenant: TenantId::default_tenant() };
+                let connection = Connection::local(addresses(&ports).nats);
                 fleet = Fleet::connect(&connection).await.ok();
             }
             if let Some(fleet) = &fleet {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ternfleet_proto::message::{BatchState, FailedAttempt, Line};
 use ternfleet_proto::{Epoch, TimeMs, UsdMicro};
 
+use super::audit::Audit;
 use super::event::{Task, WorkerSlot};
 use super::record::{BatchRecord, Ending, Totals};
 use crate::route::EngineKind;
@@ -135,6 +136,8 @@ pub struct Batch {
     pub rate_tok_s: f64,
     pub rate_sample: (TimeMs, u64),
     pub writing: bool,
+    /// The second run of somebody else's job.
+    pub audit: Option<Box<Audit>>,
 }
 
 impl Batch {
@@ -160,6 +163,7 @@ impl Batch {
             tokens_made: 0,
             rate_tok_s: 0.0,
             writing: false,
+            audit: None,
         }
     }
 

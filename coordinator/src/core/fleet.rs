@@ -129,6 +129,8 @@ pub struct Fleet {
     next_slot: u32,
     pub pods: BTreeMap<String, Pod>,
     pub hosts: BTreeMap<String, Host>,
+    /// Hosts that gave a wrong answer: quarantined however often they come back.
+    convicted: BTreeSet<String>,
     pub kinds: Vec<Kind>,
 }
 
@@ -158,7 +160,8 @@ impl Fleet {
             Rate::guess(calibrated, 0.2)
         };
         self.join_pod(now, slot, &beat);
-        self.hosts.entry(beat.host.clone()).or_default();
+        let convicted = self.convicted.contains(&beat.host);
+        self.hosts.entry(beat.host.clone()).or_default().quarantined |= convicted;
         let worker = Worker {
             beat,
             kind,
@@ -252,6 +255,13 @@ impl Fleet {
     /// True if some worker of this kind could run a job now or soon.
     pub fn serves(&self, kind: EngineKind) -> bool {
         self.workers.values().any(|worker| worker.kind == kind && worker.liveness != Liveness::Lost)
+    }
+
+    /// True if it was not quarantined before.
+    pub fn convict(&mut self, host: &str) -> bool {
+        self.convicted.insert(host.to_owned());
+        let known = self.hosts.get_mut(host);
+        known.is_some_and(|known| !std::mem::replace(&mut known.quarantined, true))
     }
 
     pub fn quarantined(&self, worker: &Worker) -> bool {

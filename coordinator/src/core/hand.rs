@@ -185,7 +185,7 @@ impl Core {
     fn everybody_joins(&mut self, now: TimeMs) {
         for slot in &self.active {
             let batch = &self.batches[slot];
-            if batch.runs() && !batch.record.single && batch.waiting() > 0 {
+            if batch.runs() && !batch.is_interactive() && batch.waiting() > 0 {
                 self.fair.join(now, &batch.record.tenant, batch.record.options.priority, *slot);
             }
         }
@@ -406,6 +406,7 @@ impl Core {
         let (Some(batch), Some(worker)) = (self.batches.get_mut(&job.batch), self.fleet.get_mut(slot)) else {
             return;
         };
+        let lane = if batch.is_interactive() { Lane::Interactive } else { Lane::Batch };
         let Some(live) = batch.live.get_mut(&job.index) else { return };
         let Some(task) = live.task.clone() else { return };
         if live.handovers >= HANDOVERS_MAX {
@@ -423,7 +424,6 @@ impl Core {
         live.handovers += 1;
         let epoch = Epoch((lead.term << EPOCH_TERM_SHIFT) | u32::from(live.handovers));
         let key = JobKey { batch: batch.record.id.clone(), index: job.index };
-        let lane = if batch.record.single { Lane::Interactive } else { Lane::Batch };
         live.flight = Some(Flight {
             worker: slot,
             epoch,
@@ -507,7 +507,7 @@ impl Core {
     /// The batch takes part in the next hand-outs.
     pub(super) fn join(&mut self, now: TimeMs, slot: BatchSlot) {
         let Some(batch) = self.batches.get(&slot) else { return };
-        if batch.runs() && !batch.record.single && batch.waiting() > 0 {
+        if batch.runs() && !batch.is_interactive() && batch.waiting() > 0 {
             self.fair.join(now, &batch.record.tenant, batch.record.options.priority, slot);
         }
         self.work_changed = true;

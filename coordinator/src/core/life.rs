@@ -8,7 +8,7 @@ use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
 
 use super::batch::{Batch, Stage};
 use super::event::{Action, BatchSlot, Change, Content, Fed, JobRef, Lead, Outputs, Task};
-use super::record::{BatchRecord, Ending, Totals};
+use super::record::{BatchRecord, Ending};
 use super::{Core, estimate};
 
 /// Ended batches kept in memory for readers; older ones are told from their record.
@@ -169,36 +169,8 @@ impl Core {
             return;
         }
         let record = BatchRecord {
-            id: job.batch.clone(),
-            tenant: job.tenant,
-            name: None,
-            input_object: String::new(),
-            input_bytes: 0,
-            endpoint: Some(job.line.endpoint),
-            options: Default::default(),
-            metadata: Default::default(),
-            creation_digest: 0,
-            created_at: now,
-            expires_at: job.deadline,
-            results_after: 0,
-            durability: Durability::Memory,
-            replicas: 1,
-            state: BatchState::InProgress,
-            ending: None,
-            reason: None,
-            lines: Some(1),
-            started_at: None,
-            cancelling_at: None,
-            finalizing_at: None,
-            ended_at: None,
-            output_object: None,
-            error_object: None,
-            totals: Totals::default(),
-            quote: None,
-            single: true,
-            leader: Default::default(),
             traceparent: job.traceparent,
-            webhook: None,
+            ..BatchRecord::single(now, job.batch.clone(), job.tenant, job.line.endpoint, job.deadline)
         };
         let task = Task {
             tokens_estimate: estimate::tokens(&job.generation),
@@ -370,7 +342,7 @@ impl Core {
         self.end(now, slot, state, actions);
     }
 
-    fn end(&mut self, now: TimeMs, slot: BatchSlot, state: BatchState, actions: &mut Vec<Action>) {
+    pub(super) fn end(&mut self, now: TimeMs, slot: BatchSlot, state: BatchState, actions: &mut Vec<Action>) {
         // What its last jobs cost belongs to it.
         self.accrue(now, actions);
         let Some(batch) = self.batches.get_mut(&slot) else { return };

@@ -108,6 +108,48 @@ pub fn creation_digest(create: &BatchCreate) -> u64 {
 }
 
 impl BatchRecord {
+    /// One job outside of any file, which is stored nowhere.
+    pub(super) fn single(
+        now: TimeMs,
+        id: BatchId,
+        tenant: TenantId,
+        endpoint: Endpoint,
+        expires_at: TimeMs,
+    ) -> Self {
+        Self {
+            id,
+            tenant,
+            name: None,
+            input_object: String::new(),
+            input_bytes: 0,
+            endpoint: Some(endpoint),
+            options: Default::default(),
+            metadata: Default::default(),
+            creation_digest: 0,
+            created_at: now,
+            expires_at,
+            results_after: 0,
+            durability: Durability::Memory,
+            replicas: 1,
+            state: BatchState::InProgress,
+            ending: None,
+            reason: None,
+            lines: Some(1),
+            started_at: None,
+            cancelling_at: None,
+            finalizing_at: None,
+            ended_at: None,
+            output_object: None,
+            error_object: None,
+            totals: Totals::default(),
+            quote: None,
+            single: true,
+            leader: Default::default(),
+            traceparent: None,
+            webhook: None,
+        }
+    }
+
     pub fn new(now: TimeMs, create: &BatchCreate, ground: Ground) -> Self {
         let window = create.options.completion_window_ms.unwrap_or(COMPLETION_WINDOW_MS);
         let window_end = TimeMs(now.0.saturating_add(window));

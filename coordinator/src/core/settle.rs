@@ -39,6 +39,10 @@ impl Core {
             return;
         }
         let batch = self.batches.get_mut(&slot).expect("because the slot was just found");
+        if batch.audit.is_some() {
+            self.audited(now, job, answer, actions);
+            return;
+        }
         if sequence <= batch.record.results_after
             || batch.record.lines.is_some_and(|lines| job.index >= lines)
         {
@@ -81,7 +85,11 @@ impl Core {
         self.counts.wasted_repeated_tokens += u64::from(answer.repeated_tokens);
         self.learn_length(answer);
         self.learn_output(job, answer);
+        let audit = self.audit_due(job, answer);
         self.land(now, job, Some(answer), actions);
+        if let Some(audit) = audit {
+            self.begin_audit(now, audit, actions);
+        }
         if single {
             actions.push(Action::Announce { key: answer.job.clone(), sequence });
         }
@@ -90,7 +98,13 @@ impl Core {
     }
 
     /// Takes the job out of the air after its answer: frees the worker, stops whoever else runs it.
-    fn land(&mut self, now: TimeMs, job: JobRef, answer: Option<&Answer>, actions: &mut Vec<Action>) {
+    pub(super) fn land(
+        &mut self,
+        now: TimeMs,
+        job: JobRef,
+        answer: Option<&Answer>,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(batch) = self.batches.get_mut(&job.batch) else { return };
         let Some(live) = batch.live.remove(&job.index) else { return };
         if let Some(task) = &live.task {
@@ -255,6 +269,10 @@ impl Core {
     ) {
         self.counts.failed_attempts += 1;
         let Some(batch) = self.batches.get_mut(&job.batch) else { return };
+        if batch.audit.is_some() {
+            self.give_up_audit(now, job, actions);
+            return;
+        }
         let Some(live) = batch.live.get_mut(&job.index) else { return };
         live.attempts += 1;
         if let Some(host) = &failed.host

@@ -1,5 +1,6 @@
 //! Rules of the core, one by one, and random lives under faults.
 
+mod audits;
 mod budgets;
 mod world;
 

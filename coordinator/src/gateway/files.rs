@@ -12,7 +12,8 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use ternfleet_proto::table::{KV_FILES, files_bucket, files_spec};
+use ternfleet_proto::message::TenantOpen;
+use ternfleet_proto::table::{ApiVerb, KV_FILES, files_bucket};
 use ternfleet_proto::{TenantId, TimeMs};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
@@ -97,7 +98,7 @@ async fn store(
     tenant: &TenantId,
     mut field: axum::extract::multipart::Field<'_>,
 ) -> ApiResult<(String, u64)> {
-    gateway.bus().ensure_objects(&files_spec(tenant, 1)).await?;
+    gateway.ask::<_, ()>(ApiVerb::TenantOpen, &TenantOpen { tenant: tenant.clone() }).await?;
     let id = random_id("file-");
     let bucket = files_bucket(tenant);
     let (mut writer, reader) = tokio::io::duplex(PIPE_BYTES);

@@ -10,7 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
     BatchCreate, BatchList, BatchRef, BatchSet, JobCreate, JobResult, Quote, QuoteAsk, Refusal, RefusalCode,
-    Reply, ResultsPage, ResultsRequest,
+    Reply, ResultsPage, ResultsRequest, TenantOpen,
 };
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::tag::AssignmentKey;
@@ -36,6 +36,8 @@ const LIST_MAX: u32 = 200;
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) verb: ApiVerb,
+    /// Whom the server vouches for; `None` for callers who act for every tenant.
+    pub(crate) tenant: Option<TenantId>,
     pub(crate) payload: Bytes,
     pub(crate) reply: String,
 }
@@ -65,6 +67,15 @@ fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into(), retry_after_ms: None }
 }
 
+/// Whether a question is asked in the name of `tenant`.
+fn names(payload: &[u8], tenant: &TenantId) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        tenant: TenantId,
+    }
+    codec::decode::<Named>(payload).is_ok_and(|named| named.tenant == *tenant)
+}
+
 fn unknown(id: &BatchId) -> Refusal {
     refusal(RefusalCode::NotFound, format!("there is no batch {id}"))
 }
@@ -87,7 +98,15 @@ impl Api {
 
     /// One call. Events for the core are returned; replies are sent from here or from tasks.
     pub(crate) fn call(&mut self, now: TimeMs, call: Call, core: &Core, footing: &Footing) -> Vec<Event> {
-        let Call { verb, payload, reply } = call;
+        let Call { verb, tenant, payload, reply } = call;
+        if let Some(tenant) = tenant
+            && verb != ApiVerb::Pods
+            && !names(&payload, &tenant)
+        {
+            let message = format!("you are {tenant}: ask in that name");
+            self.answer::<()>(reply, &Err(refusal(RefusalCode::Invalid, message)));
+            return Vec::new();
+        }
         match verb {
             ApiVerb::BatchCreate => {
                 self.with(&payload, reply, |api, create, reply| api.create(create, reply))
@@ -147,6 +166,15 @@ impl Api {
                 self.answer(reply, &Ok(core.pod_views()));
                 Vec::new()
             }
+            ApiVerb::TenantOpen => self.with(&payload, reply, |api, open: TenantOpen, reply| {
+                let (bus, replicas) = (Arc::clone(&api.bus), api.ground.replicas as usize);
+                tokio::spawn(async move {
+                    let made = bus.ensure_objects(&table::files_spec(&open.tenant, replicas)).await;
+                    let answer: Reply<()> = made.map_err(|error| unreachable(&error));
+                    let _ = bus.send(&reply, codec::encode(&answer)).await;
+                });
+                Vec::new()
+            }),
             ApiVerb::Quote => self.with(&payload, reply, |api, ask: QuoteAsk, reply| {
                 let question = Question::new(now, core, footing, ask);
                 let bus = Arc::clone(&api.bus);

@@ -225,7 +225,7 @@ impl Reader {
         }
         let name = format!("{}{}", job_objects(&job.batch), job.index);
         let content = Box::pin(std::io::Cursor::new(encoded));
-        self.bus.object_put(&self.bucket(), &name, content).await.context("a large request")?;
+        self.bus.object_put(table::LARGE_REQUESTS, &name, content).await.context("a large request")?;
         Ok((JobInput::Object(name), 400))
     }
 }

@@ -30,6 +30,15 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
         bail!("nats-server {} is too old: {major}.{minor} or newer is needed", server.version);
     }
     let replicas = options.replicas.max(1) as usize;
+    let found = table_version(bus).await.context("the version of the streams cannot be read")?;
+    if found.is_some_and(|(version, _)| version > table::VERSION) {
+        let (version, _) = found.unwrap_or_default();
+        bail!(
+            "the streams of this fleet were set up by a newer coordinator (version {version} of the table, this one \
+             knows {}): upgrade this coordinator; nothing was changed",
+            table::VERSION
+        );
+    }
     for spec in table::streams(replicas) {
         bus.ensure_stream(&spec).await.with_context(|| format!("stream {} cannot be made", spec.name))?;
     }
@@ -37,10 +46,14 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
     for spec in table::kv_specs(replicas) {
         bus.ensure_kv(&spec).await.with_context(|| format!("bucket {} cannot be made", spec.bucket))?;
     }
+    raise_table_version(bus, found).await.context("the version of the streams cannot be written")?;
     let tenant = ternfleet_proto::TenantId::default_tenant();
     bus.ensure_objects(&table::files_spec(&tenant, replicas))
         .await
         .context("the object store cannot be made")?;
+    bus.ensure_objects(&table::large_requests_spec(replicas))
+        .await
+        .context("the store of large requests cannot be made")?;
     let key = assignment_key(bus).await.context("the fleet's key cannot be read or made")?;
     let sync = match &options.nats_monitoring_url {
         Some(url) => read_varz(url).await,
@@ -55,6 +68,31 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
         );
     }
     Ok(Ground { key, durability, replicas: replicas as u32 })
+}
+
+/// The version under which the streams were last set up, and its revision; `None` in a new fleet.
+async fn table_version(bus: &Arc<dyn Bus>) -> anyhow::Result<Option<(u32, u64)>> {
+    match bus.kv_get(table::KV_CONTROL, table::VERSION_KEY).await {
+        Ok(Some(entry)) => Ok(Some((codec::decode(&entry.value)?, entry.revision))),
+        Ok(None) | Err(BusError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Written after the streams have this table's settings. A newer coordinator that came in between has the last word.
+async fn raise_table_version(bus: &Arc<dyn Bus>, found: Option<(u32, u64)>) -> anyhow::Result<()> {
+    let value = codec::encode(&table::VERSION);
+    let written = match found {
+        Some((version, _)) if version == table::VERSION => return Ok(()),
+        Some((_, revision)) => {
+            bus.kv_update(table::KV_CONTROL, table::VERSION_KEY, value, revision, None).await
+        }
+        None => bus.kv_create(table::KV_CONTROL, table::VERSION_KEY, value, None).await,
+    };
+    match written {
+        Ok(_) | Err(BusError::Exists(_) | BusError::WrongLastSequence) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The key that signs assignments: made once, by whoever comes first.

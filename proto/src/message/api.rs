@@ -259,6 +259,12 @@ pub struct JobCreate {
     pub traceparent: Option<String>,
 }
 
+/// `tf.api.tenant_open`: makes the tenant's bucket for files, if it is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantOpen {
+    pub tenant: TenantId,
+}
+
 /// `tf.api.pods`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PodView {

@@ -40,6 +40,15 @@ pub enum EventKind {
         idle_usd_micro: UsdMicro,
         by_batch: Vec<(BatchId, UsdMicro)>,
     },
+    /// Two pods gave different answers to one job. With a third answer the host that stood alone is named.
+    AuditDiverged {
+        job: JobKey,
+        tenant: TenantId,
+        /// Whose answer is committed.
+        first: WorkerId,
+        second: WorkerId,
+        convicted_host: Option<String>,
+    },
     PodIntent {
         pod: String,
         pod_class: String,

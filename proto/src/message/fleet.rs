@@ -120,3 +120,25 @@ pub enum Order {
     /// Nothing is known of this worker (the coordinator restarted): send a heartbeat now.
     Identify,
 }
+
+/// `tf.join.<name>`: a pod with a join token, or a worker whose token runs out, asks for a worker's token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// Who it wants to be. Must be new, or the asker itself.
+    pub worker: WorkerId,
+    /// Public keys; the private halves stay where they were made.
+    pub worker_key: String,
+    #[serde(default)]
+    pub pod_key: Option<String>,
+}
+
+/// The answer, inside a [`crate::message::Reply`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinGrant {
+    /// JWT for `worker_key`, named as the worker.
+    pub worker_token: String,
+    /// JWT for `pod_key`, to join again after a restart.
+    #[serde(default)]
+    pub pod_token: Option<String>,
+    pub expires_at: TimeMs,
+}

@@ -46,11 +46,11 @@ impl NatsBus {
         let payload = Bytes::from(body.to_string());
         let request = async_nats::Request::new().payload(payload).timeout(Some(ANSWER_WITHIN));
         let subject = format!("$JS.API.{call}");
-        let answer = self
-            .client
-            .send_request(subject.clone(), request)
-            .await
-            .map_err(|e| request_failed(&subject, &e))?;
+        let asked = async {
+            let answer = self.client.send_request(subject.clone(), request).await;
+            answer.map_err(|reason| request_failed(&subject, &reason))
+        };
+        let answer = self.refusals.listen().or(&subject, asked).await?;
         let unreadable =
             |reason: serde_json::Error| BusError::Refused(format!("unreadable answer to {call}: {reason}"));
         let mut value: Value = serde_json::from_slice(&answer.payload).map_err(unreadable)?;

@@ -16,14 +16,16 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
-use super::{NatsBus, replay};
+use super::{NatsBus, reconnect_delay, replay};
 use crate::bus::{BusError, BusStream, ObjectFacts, PendingAck, Publish, Replayed, Result};
 use crate::id::TimeMs;
-use crate::table::ObjectSpec;
+use crate::table::{self, ObjectSpec, Role, object_chunks as chunks, object_stream as stream_name};
 
 const CHUNK_BYTES: usize = 128 << 10;
 /// Chunks sent but not yet acknowledged.
 const CHUNKS_IN_FLIGHT: usize = 32;
+/// A cluster that chooses a new leader answers nothing for a few seconds.
+const READ_TRIES: usize = 8;
 const OFFSET: &str = "Ternfleet-Offset";
 const ROLLUP: &str = "Nats-Rollup";
 /// Key of the object's own metadata: milliseconds since 1970 by the clock of whoever stored it.
@@ -32,12 +34,12 @@ const STORED_MS: &str = "ternfleet-stored-ms";
 pub(super) fn configuration(spec: &ObjectSpec) -> Value {
     json!({
         "name": stream_name(&spec.bucket),
-        "subjects": [format!("$O.{}.C.>", spec.bucket), format!("$O.{}.M.>", spec.bucket)],
+        "subjects": [chunks(&spec.bucket, ">"), table::object_metadata(&spec.bucket, ">")],
         "storage": "file",
         "retention": "limits",
         "discard": "new",
         "num_replicas": spec.replicas,
-        "max_age": 0,
+        "max_age": spec.max_age.map_or(0, |age| age.as_nanos() as u64),
         "max_bytes": spec.max_bytes.unwrap_or(-1),
         "max_msgs": -1,
         "max_msgs_per_subject": -1,
@@ -48,16 +50,8 @@ pub(super) fn configuration(spec: &ObjectSpec) -> Value {
     })
 }
 
-fn stream_name(bucket: &str) -> String {
-    format!("OBJ_{bucket}")
-}
-
-fn chunks(bucket: &str, nuid: &str) -> String {
-    format!("$O.{bucket}.C.{nuid}")
-}
-
 fn metadata(bucket: &str, name: &str) -> String {
-    format!("$O.{bucket}.M.{}", URL_SAFE.encode(name))
+    table::object_metadata(bucket, &URL_SAFE.encode(name))
 }
 
 impl NatsBus {
@@ -205,7 +199,13 @@ impl NatsBus {
         }
         let subject = chunks(bucket, &info.nuid);
         let (sequence, offset) = self.chunk_at(bucket, &subject, from_byte).await?.ok_or_else(missing)?;
-        let messages = replay::open(self.clone(), &stream_name(bucket), &subject, sequence).await?;
+        let messages = match self.role {
+            None | Some(Role::Coordinator) => {
+                replay::open(self.clone(), &stream_name(bucket), &subject, sequence).await?
+            }
+            // Others may make no consumers: see `table::permissions`.
+            Some(_) => one_by_one(self.clone(), stream_name(bucket), subject, sequence),
+        };
         let left = size - offset;
         let check = (offset == 0 && from_byte == 0).then(Sha256::new);
         let body = stream::try_unfold(
@@ -237,6 +237,35 @@ impl NatsBus {
             }
         }
     }
+}
+
+/// The messages of a subject by one request each: one round trip a chunk, and no consumer.
+fn one_by_one(
+    bus: NatsBus,
+    stream: String,
+    subject: String,
+    from_sequence: u64,
+) -> BusStream<Result<Replayed>> {
+    Box::pin(stream::unfold((bus, from_sequence), move |(bus, next)| {
+        let (stream, subject) = (stream.clone(), subject.clone());
+        async move {
+            let mut tries = 0;
+            loop {
+                match bus.stored_next(&stream, &subject, next).await {
+                    Ok(Some(message)) => {
+                        let after = message.sequence + 1;
+                        return Some((Ok(Replayed::Message(message.into_message())), (bus, after)));
+                    }
+                    Ok(None) => return Some((Ok(Replayed::CaughtUp), (bus, next))),
+                    Err(BusError::Unreachable(_)) if tries < READ_TRIES => {
+                        tries += 1;
+                        tokio::time::sleep(reconnect_delay(tries)).await;
+                    }
+                    Err(fault) => return Some((Err(fault), (bus, next))),
+                }
+            }
+        }
+    }))
 }
 
 struct Body {

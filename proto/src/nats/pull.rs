@@ -57,15 +57,26 @@ impl NatsBus {
         if max == 0 {
             return Ok(Vec::new());
         }
+        let call = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
+        self.refusals.listen().or(&call, self.fetch_by(&call, stream, consumer, max, expires)).await
+    }
+
+    async fn fetch_by(
+        &self,
+        call: &str,
+        stream: &str,
+        consumer: &str,
+        max: usize,
+        expires: Duration,
+    ) -> Result<Vec<Delivery>> {
         let inbox = self.client.new_inbox();
         let mut answers = self.client.subscribe(inbox.clone()).await.map_err(api::send_failed)?;
         let mut request = json!({ "batch": max, "no_wait": true });
         if !expires.is_zero() {
             request["expires"] = json!(expires.as_nanos() as u64);
         }
-        let call = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
         let payload = Bytes::from(request.to_string());
-        self.client.publish_with_reply(call, inbox, payload).await.map_err(api::send_failed)?;
+        self.client.publish_with_reply(call.to_owned(), inbox, payload).await.map_err(api::send_failed)?;
 
         let mut deadline = Instant::now() + expires + GRACE;
         let mut deliveries: Vec<Delivery> = Vec::new();

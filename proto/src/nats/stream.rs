@@ -130,11 +130,15 @@ impl NatsBus {
             message = message.expected_last_subject_sequence(sequence);
         }
         let subject = subject.to_owned();
+        let listener = self.refusals.listen();
         let sent = self.context.send_publish(subject.clone(), message).await;
         let pending = sent.map_err(|reason| api::publish_failed(&subject, &reason))?;
         Ok(Box::pin(async move {
-            let ack = pending.await.map_err(|reason| api::publish_failed(&subject, &reason))?;
-            Ok(Stored { sequence: ack.sequence, duplicate: ack.duplicate })
+            let stored = async {
+                let ack = pending.await.map_err(|reason| api::publish_failed(&subject, &reason))?;
+                Ok(Stored { sequence: ack.sequence, duplicate: ack.duplicate })
+            };
+            listener.or(&subject, stored).await
         }))
     }
 

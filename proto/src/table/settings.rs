@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{
     ADVISORIES, CHECKPOINTS, ConsumerSpec, DEAD, EVENTS, KV_BATCHES, KV_CONTROL, KV_FILES, KV_SCALE, Keeps,
-    KvSpec, ObjectSpec, RESULTS, Retention, StreamSpec, subjects,
+    KvSpec, LARGE_REQUESTS, ObjectSpec, RESULTS, Retention, StreamSpec, subjects,
 };
 use crate::id::{Lane, TenantId, WorkerId};
 
@@ -105,7 +105,17 @@ pub fn kv_specs(replicas: usize) -> Vec<KvSpec> {
 
 /// A tenant's inputs and outputs.
 pub fn files_spec(tenant: &TenantId, replicas: usize) -> ObjectSpec {
-    ObjectSpec { bucket: subjects::files_bucket(tenant), replicas, max_bytes: None }
+    ObjectSpec { bucket: subjects::files_bucket(tenant), replicas, max_bytes: None, max_age: None }
+}
+
+/// Requests too large for a work message; they go when no checkpoint of theirs can be left.
+pub fn large_requests_spec(replicas: usize) -> ObjectSpec {
+    ObjectSpec {
+        bucket: LARGE_REQUESTS.to_owned(),
+        replicas,
+        max_bytes: None,
+        max_age: Some(CHECKPOINT_AGE_MAX),
+    }
 }
 
 #[cfg(test)]

@@ -141,12 +141,42 @@ pub fn done(job: &JobKey) -> String {
     format!("tf.done.{}.{}", job.batch, job.index)
 }
 
+/// For callers who act for every tenant and are trusted to name the right one: the gateway, and all on a NATS without
+/// permissions.
 pub fn api(verb: ApiVerb) -> String {
     format!("tf.api.{}", verb.as_str())
 }
 
+/// For a caller who is one tenant: the server lets only that tenant publish here.
+pub fn api_of(verb: ApiVerb, tenant: &TenantId) -> String {
+    format!("tf.api.{}.{tenant}", verb.as_str())
+}
+
 pub fn api_all() -> &'static str {
-    "tf.api.*"
+    "tf.api.>"
+}
+
+/// A worker asks whether a coordinator is there; any answer will do.
+pub fn ping(worker: &WorkerId) -> String {
+    format!("tf.fleet.ping.{worker}")
+}
+
+pub fn pings() -> &'static str {
+    "tf.fleet.ping.*"
+}
+
+/// Where `name` asks for credentials: a pod with a join token, or a worker that renews its own.
+pub fn join(name: &str) -> String {
+    format!("tf.join.{name}")
+}
+
+pub fn joins() -> &'static str {
+    "tf.join.*"
+}
+
+/// Who asks on a [`join`] subject.
+pub fn parse_join_subject(subject: &str) -> Option<&str> {
+    subject.strip_prefix("tf.join.").filter(|name| !name.contains('.'))
 }
 
 /// The coordinator's verbs.
@@ -165,10 +195,12 @@ pub enum ApiVerb {
     ScaleShow,
     ScaleSet,
     ScalePlan,
+    /// Makes the tenant's bucket for files, if it is not there.
+    TenantOpen,
 }
 
 impl ApiVerb {
-    pub const ALL: [ApiVerb; 13] = [
+    pub const ALL: [ApiVerb; 14] = [
         ApiVerb::BatchCreate,
         ApiVerb::BatchGet,
         ApiVerb::BatchList,
@@ -182,6 +214,7 @@ impl ApiVerb {
         ApiVerb::ScaleShow,
         ApiVerb::ScaleSet,
         ApiVerb::ScalePlan,
+        ApiVerb::TenantOpen,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -199,6 +232,7 @@ impl ApiVerb {
             ApiVerb::ScaleShow => "scale_show",
             ApiVerb::ScaleSet => "scale_set",
             ApiVerb::ScalePlan => "scale_plan",
+            ApiVerb::TenantOpen => "tenant_open",
         }
     }
 
@@ -207,15 +241,47 @@ impl ApiVerb {
         matches!(self, ApiVerb::ScaleShow | ApiVerb::ScaleSet | ApiVerb::ScalePlan)
     }
 
-    pub fn parse(subject: &str) -> Option<ApiVerb> {
-        let verb = subject.strip_prefix("tf.api.")?;
-        Self::ALL.into_iter().find(|v| v.as_str() == verb)
+    /// The verb of a subject, and the tenant that the server has vouched for, if the subject names one.
+    pub fn parse(subject: &str) -> Option<(ApiVerb, Option<TenantId>)> {
+        let mut tokens = subject.strip_prefix("tf.api.")?.split('.');
+        let word = tokens.next()?;
+        let verb = Self::ALL.into_iter().find(|v| v.as_str() == word)?;
+        let tenant = match tokens.next() {
+            Some(token) => Some(token.parse().ok()?),
+            None => None,
+        };
+        tokens.next().is_none().then_some((verb, tenant))
     }
 }
 
 /// Bucket of a tenant's inputs and outputs.
 pub fn files_bucket(tenant: &TenantId) -> String {
     format!("files_{tenant}")
+}
+
+/// Stream of an object bucket, as every NATS client names it.
+pub(crate) fn object_stream(bucket: &str) -> String {
+    format!("OBJ_{bucket}")
+}
+
+pub(crate) fn object_chunks(bucket: &str, nuid: &str) -> String {
+    format!("$O.{bucket}.C.{nuid}")
+}
+
+pub(crate) fn object_metadata(bucket: &str, encoded_name: &str) -> String {
+    format!("$O.{bucket}.M.{encoded_name}")
+}
+
+pub(crate) fn any_checkpoint() -> String {
+    "tf.ckpt.*.*".to_owned()
+}
+
+pub(crate) fn any_tokens() -> String {
+    "tf.token.*.*".to_owned()
+}
+
+pub(crate) fn any_result_by(worker: &WorkerId) -> String {
+    format!("tf.result.*.*.*.{worker}")
 }
 
 fn job_of(batch: &str, index: &str) -> Option<JobKey> {
@@ -239,14 +305,15 @@ mod tests {
         assert_eq!(parse_checkpoint_subject(&checkpoint(&job())), Some(job()));
         assert_eq!(
             parse_result_subject(&result(&tenant, &job(), &worker)),
-            Some((tenant, job(), worker.clone()))
+            Some((tenant.clone(), job(), worker.clone()))
         );
         for lane in Lane::ALL {
             assert_eq!(parse_work_subject(&work(499, &worker, lane)), Some((499, worker.clone(), lane)));
         }
         assert_eq!(parse_heartbeat_subject(&heartbeat(&worker)), Some(worker));
         for verb in ApiVerb::ALL {
-            assert_eq!(ApiVerb::parse(&api(verb)), Some(verb));
+            assert_eq!(ApiVerb::parse(&api(verb)), Some((verb, None)));
+            assert_eq!(ApiVerb::parse(&api_of(verb, &tenant)), Some((verb, Some(tenant.clone()))));
         }
     }
 
@@ -275,6 +342,10 @@ mod tests {
         {
             assert_eq!(parse_work_subject(foreign), None, "{foreign}");
         }
-        assert_eq!(ApiVerb::parse("tf.api.format_disk"), None);
+        for foreign in ["tf.api.format_disk", "tf.api.pods.a b", "tf.api.pods.a.b", "tf.api.pods."] {
+            assert_eq!(ApiVerb::parse(foreign), None, "{foreign}");
+        }
+        assert_eq!(parse_join_subject(&join("pod-1")), Some("pod-1"));
+        assert_eq!(parse_join_subject("tf.join.a.b"), None);
     }
 }

@@ -12,6 +12,7 @@ use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, Epoch, JobKey, LeaderRevision, TimeMs, UsdMicro, codec, table};
 
 use super::JetStream;
+use super::scenario::Scenario;
 use super::world::{Tally, blanks, stored_record};
 
 /// Failed attempts that make a job poison.
@@ -53,11 +54,16 @@ pub(super) struct Checker {
     duplicates: u64,
     moved: u64,
     repeated_tokens: u64,
+    /// Somebody lies: then answers may be wrong, and audits must say so.
+    has_liar: bool,
+    wrong: u64,
+    /// Agreed and diverged audits and quarantined hosts, the most that one life of a coordinator counted.
+    audits: [u64; 3],
 }
 
 impl Checker {
-    /// `faults` is how many the scenario holds: it loosens the bound on attempts.
-    pub(super) fn new(key: AssignmentKey, faults: usize) -> Checker {
+    /// How many faults the scenario holds loosens the bound on attempts.
+    pub(super) fn new(key: AssignmentKey, scenario: &Scenario) -> Checker {
         Checker {
             key,
             broken: None,
@@ -69,13 +75,16 @@ impl Checker {
             expected_digest: BTreeMap::new(),
             claimed: BTreeMap::new(),
             kills: BTreeMap::new(),
-            faults: faults as u32,
+            faults: scenario.faults.len() as u32,
             revoked: BTreeSet::new(),
             ending: BTreeSet::new(),
             newest_leader: LeaderRevision(0),
             duplicates: 0,
             moved: 0,
             repeated_tokens: 0,
+            has_liar: scenario.workers.iter().any(|worker| worker.lies),
+            wrong: 0,
+            audits: [0; 3],
         }
     }
 
@@ -149,7 +158,9 @@ impl Checker {
         }
         if let Verdict::Good { ids_digest } = verdict {
             let expected = self.expected_digest.get(&result.job);
-            if expected.is_some_and(|expected| *expected != ids_digest) {
+            let is_wrong = expected.is_some_and(|expected| *expected != ids_digest);
+            self.wrong += u64::from(is_wrong);
+            if is_wrong && !self.has_liar {
                 self.fail(format!("J1: {} was answered with another output than its own", result.job));
                 return;
             }
@@ -248,6 +259,12 @@ impl Checker {
                 self.fail(format!("{name}: the coordinator counted {count} violations itself"));
             }
         }
+        let counts = &core.counts;
+        if counts.audits_diverged > 0 && !self.has_liar {
+            self.fail("J1: two honest workers were told apart by an audit".to_owned());
+        }
+        let seen = [counts.audits_agreed, counts.audits_diverged, counts.quarantined_hosts];
+        self.audits.iter_mut().zip(seen).for_each(|(most, now)| *most = now.max(*most));
         for pod in core.fleet().pods.values() {
             if pod.bill.attributed + pod.bill.idle != pod.bill.billed {
                 self.fail(format!(
@@ -321,5 +338,7 @@ impl Checker {
         tally.duplicates = self.duplicates;
         tally.moved = self.moved;
         tally.repeated_tokens = self.repeated_tokens;
+        [tally.audits_agreed, tally.audits_diverged, tally.quarantined_hosts] = self.audits;
+        tally.wrong = self.wrong;
     }
 }

@@ -26,6 +26,8 @@ pub struct WorkerPlan {
     /// What it says of its own speed, in percent of the truth.
     pub claims_percent: u64,
     pub pod: usize,
+    /// Answers with other ids than it should. No seed makes one; a test does.
+    pub lies: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -74,6 +76,7 @@ impl Scenario {
             claims_percent: if chance.one_in(4) { chance.within(10, 1000) } else { 100 },
             // Now and then two engines share a pod.
             pod: if place > 0 && chance.one_in(4) { place - 1 } else { place },
+            lies: false,
         });
         let workers: Vec<WorkerPlan> = workers.collect();
         let coordinators = chance.within(1, 2) as usize;

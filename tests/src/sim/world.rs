@@ -118,6 +118,11 @@ pub struct Tally {
     pub repeated_tokens: u64,
     pub leaders: u64,
     pub dead: u64,
+    pub audits_agreed: u64,
+    pub audits_diverged: u64,
+    pub quarantined_hosts: u64,
+    /// Wrong answers that were committed: a liar's, before it was caught.
+    pub wrong: u64,
 }
 
 pub(super) struct World {
@@ -166,7 +171,7 @@ impl World {
             coordinators: Vec::new(),
             batches: Vec::new(),
             plans: BTreeMap::new(),
-            check: Checker::new(key.clone(), scenario.faults.len()),
+            check: Checker::new(key.clone(), &scenario),
             key,
             server_down: 0,
             lose_requests: Vec::new(),

@@ -94,6 +94,9 @@ impl Core {
                 diverges
             }
             Read::Unreadable(_) => true,
+            // What lies under our own name is ours; whether it is right is for the coordinator's audits to find.
+            Read::Withheld if slot.unheard => return self.stored(now, id, result, actions),
+            Read::Withheld => false,
             Read::Nothing => {
                 slot.enter(Phase::Answering(result));
                 return self.fail(now, id);

@@ -151,6 +151,8 @@ pub enum Read<T> {
     Nothing,
     /// What lies there cannot be decoded; its sequence, so that it can be written over.
     Unreadable(u64),
+    /// This worker may not read there.
+    Withheld,
     Unreachable,
 }
 

@@ -319,7 +319,7 @@ impl Core {
                 slot.sequence = sequence;
                 slot.begun_before = true;
             }
-            Read::Unreachable => return self.fail(now, id),
+            Read::Withheld | Read::Unreachable => return self.fail(now, id),
         }
         slot.enter(Phase::Claiming);
         self.issue(now, id, actions);

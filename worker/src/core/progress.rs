@@ -137,7 +137,7 @@ impl Core {
             // Purged: nobody has claimed it since.
             Read::Nothing => slot.sequence = 0,
             Read::Unreadable(_) => return self.fenced(id, actions),
-            Read::Unreachable => return self.fail(now, id),
+            Read::Withheld | Read::Unreachable => return self.fail(now, id),
         }
         slot.writing = Writing::No;
         slot.uncertain = false;

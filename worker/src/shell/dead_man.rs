@@ -6,9 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ternfleet_proto::message::BatchRef;
-use ternfleet_proto::table::ApiVerb;
-use ternfleet_proto::{Bus, TenantId, TimeMs, codec, table};
+use bytes::Bytes;
+use ternfleet_proto::{Bus, TimeMs, WorkerId, table};
 
 /// What is to be done now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,11 +53,9 @@ impl DeadMan {
     }
 }
 
-/// Asks for a batch that does not exist: the refusal is small, and only a leader sends it.
-pub(super) async fn ask(bus: Arc<dyn Bus>, patience: Duration) -> bool {
-    let id = "dead-man-asks".parse().expect("because it is made of subject characters");
-    let question = BatchRef { tenant: TenantId::default_tenant(), id };
-    bus.request(&table::api(ApiVerb::BatchGet), codec::encode(&question), patience).await.is_ok()
+/// Only a leader answers.
+pub(super) async fn ask(bus: Arc<dyn Bus>, worker: WorkerId, patience: Duration) -> bool {
+    bus.request(&table::ping(&worker), Bytes::new(), patience).await.is_ok()
 }
 
 #[cfg(test)]

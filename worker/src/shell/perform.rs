@@ -58,6 +58,10 @@ impl Performer {
         Performer { bus, worker, events, kitchen, tasks, sends: Some(sends) }
     }
 
+    pub(super) fn worker(&self) -> &WorkerId {
+        &self.worker
+    }
+
     /// Waits for what is on its way, at most so long.
     pub(super) async fn finish(&mut self, most: Duration) {
         self.sends = None;
@@ -66,7 +70,7 @@ impl Performer {
             tracing::debug!(tasks = self.tasks.len(), "left behind at the end");
         }
         // An answer of the server shows that it has read everything sent before.
-        let _ = tokio::time::timeout(most, self.bus.stream_facts(table::RESULTS)).await;
+        let _ = self.bus.request(&table::ping(&self.worker), Bytes::new(), most).await;
     }
 
     /// Owns a task until the end.
@@ -129,6 +133,9 @@ impl Performer {
             Action::ReadResult { slot, tenant, job } => {
                 let subject = table::result(&tenant, &job, &self.worker);
                 self.answering(move |bus| async move {
+                    if !bus.may_read_results() {
+                        return Event::ResultRead { slot, outcome: Read::Withheld };
+                    }
                     let outcome = match bus.last_on_subject(table::RESULTS, &subject).await {
                         Ok(Some(message)) => codec::decode::<JobResult>(&message.payload)
                             .map_or(Read::Unreadable(message.sequence), Read::Found),
@@ -245,8 +252,10 @@ async fn fetch(bus: &dyn Bus, work: Work) -> Result<Generation, StartFailure> {
     };
     let transient =
         |fault: String| StartFailure::Transient(format!("the request {name} cannot be read: {fault}"));
-    let bucket = table::files_bucket(&work.tenant);
-    let object = bus.object_get(&bucket, &name, 0).await.map_err(|fault| transient(fault.to_string()))?;
+    let object = bus
+        .object_get(table::LARGE_REQUESTS, &name, 0)
+        .await
+        .map_err(|fault| transient(fault.to_string()))?;
     let mut content = Vec::new();
     let read = object.take(OBJECT_BYTES_MAX).read_to_end(&mut content).await;
     read.map_err(|fault| transient(fault.to_string()))?;

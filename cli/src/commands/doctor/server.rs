@@ -50,7 +50,7 @@ pub(super) async fn look(
 }
 
 async fn reach(connection: &Connection) -> anyhow::Result<NatsBus> {
-    let options: ConnectOptions = connect_options(&connection.nats);
+    let options: ConnectOptions = connect_options(connection);
     Ok(NatsBus::connect(&options).await?)
 }
 

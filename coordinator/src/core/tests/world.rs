@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ternfleet_proto::message::{
-    BatchCreate, BatchOptions, BatchState, Durability, FailedAttempt, Failure, FailureCode, Generation,
-    Heartbeat, Input, Line, Outcome, Prompt, Running, Sampling, Work, WorkerCounters, WorkerState,
+    BatchCreate, BatchOptions, BatchState, Durability, EventKind, FailedAttempt, Failure, FailureCode,
+    Generation, Heartbeat, Input, Line, Outcome, Prompt, Running, Sampling, Work, WorkerCounters,
+    WorkerState,
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
@@ -44,6 +45,8 @@ pub(super) struct SimWorker {
     pub(super) up: bool,
     /// Every job fails here.
     pub(super) sick: bool,
+    /// Answers with other ids than it should.
+    pub(super) lies: bool,
     pub(super) running: Vec<Work>,
     pub(super) generation: u32,
     pub(super) decoded: u64,
@@ -71,6 +74,7 @@ pub(super) struct World {
     pub(super) dead_logs: Vec<Vec<FailedAttempt>>,
     /// Batches whose webhook was to be called.
     pub(super) called: Vec<BatchId>,
+    pub(super) audited: Vec<EventKind>,
     /// Jobs that kill the worker that runs them.
     pub(super) poisonous: Vec<u32>,
 }
@@ -94,6 +98,7 @@ impl World {
             dead: Vec::new(),
             dead_logs: Vec::new(),
             called: Vec::new(),
+            audited: Vec::new(),
             poisonous: Vec::new(),
         };
         world.lead();
@@ -128,6 +133,7 @@ impl World {
             host: host.to_owned(),
             up: true,
             sick: false,
+            lies: false,
             running: Vec::new(),
             generation: 0,
             decoded: 0,
@@ -239,6 +245,7 @@ impl World {
                 let trace = self.checkpoints.get(&key).cloned();
                 self.tell(Event::Withdrawn { job, epoch, trace });
             }
+            Action::Audit(kind) => self.audited.push(kind),
             Action::Answer(result) => {
                 let verdict = match &result.outcome {
                     Outcome::Text(text) => Verdict::Good { ids_digest: text.ids_digest },
@@ -274,7 +281,6 @@ impl World {
             Action::Tell { .. }
             | Action::StopReading { .. }
             | Action::Retire { .. }
-            | Action::Audit(_)
             | Action::Announce { .. }
             | Action::ClearWork
             | Action::Sweep { .. }
@@ -383,7 +389,8 @@ impl World {
         self.workers[n].decoded += 10;
         self.workers[n].busy_ms += 100;
         let worker = self.name(n);
-        let verdict = if self.workers[n].sick { Verdict::Fault } else { Verdict::Good { ids_digest: 1 } };
+        let ids_digest = if self.workers[n].lies { 2 } else { 1 };
+        let verdict = if self.workers[n].sick { Verdict::Fault } else { Verdict::Good { ids_digest } };
         // The same worker never answers a job twice: its subject is taken.
         if !self.results.iter().any(|answer| answer.job == work.job && answer.worker == worker) {
             self.results.push(Answer {

@@ -14,6 +14,8 @@ use super::super::scenario::BatchPlan;
 use super::inputs::{read_lines, trace_of};
 use super::{Life, Occurrence, World};
 
+/// Far more than in production, so that audits meet every fault.
+const AUDIT_SHARE_PPM: u32 = 200_000;
 const TICK_MS: u64 = 200;
 const READ_EVERY_MS: u64 = 10;
 /// As the shell: so many attempts, then the hand-over is begun anew.
@@ -148,7 +150,8 @@ impl World {
         let end = self.net.stream_facts(table::RESULTS).map_or(0, |facts| facts.last_sequence);
         let live = records.iter().filter(|record| !record.state.is_terminal());
         let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
-        let limits = Limits { text_bytes_max: 64 << 20, ..Limits::default() };
+        let limits =
+            Limits { text_bytes_max: 64 << 20, audit_share_ppm: AUDIT_SHARE_PPM, ..Limits::default() };
         let node = &mut self.coordinators[place];
         node.lives += 1;
         node.core = Some(Core::new(self.key.clone(), limits));

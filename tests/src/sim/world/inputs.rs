@@ -46,7 +46,8 @@ fn content(plan: &BatchPlan, index: u32) -> Content {
         prompt: Prompt::Tokens(vec![index; 12]),
         max_tokens: Some(plan.tokens_max),
         sampling: Sampling::default(),
-        seed: 1,
+        // Different for each line of each batch, as the coordinator's own seeds are.
+        seed: plan.at_ms << 32 | u64::from(plan.lines) << 16 | u64::from(index),
         stop: Vec::new(),
         logprobs: None,
         echo: false,

@@ -102,9 +102,8 @@ impl WorkerNode {
     }
 }
 
-/// The ids of a job: a function of its identity, so that every run of it agrees to the bit.
-fn ids_of(job: &JobKey, tokens_max: u32) -> Vec<u32> {
-    let seed = job.seed();
+/// The ids of a job: a function of its request, so that every run of it agrees to the bit, an audit's too.
+fn ids_of(seed: u64, tokens_max: u32) -> Vec<u32> {
     let length = 1 + mix(seed) % u64::from(tokens_max.max(1));
     (0..length).map(|at| (mix(seed ^ (at + 1)) % 4096) as u32).collect()
 }
@@ -261,8 +260,17 @@ impl World {
             Input::Inline(generation) => generation.max_tokens.unwrap_or(1),
             Input::Object(_) => 1,
         };
-        let ids = ids_of(&work.job, tokens_max);
+        let seed = match &work.input {
+            Input::Inline(generation) => generation.seed,
+            Input::Object(_) => work.job.seed(),
+        };
+        let mut ids = ids_of(seed, tokens_max);
         self.check.resumed(&work.job, &kept.ids, &ids);
+        if self.scenario.workers[life.place].lies
+            && let Some(last) = ids.last_mut()
+        {
+            *last ^= 1;
+        }
         let made = kept.ids.len().min(ids.len());
         let killer = self.plans.get(&work.job.batch).and_then(|plan| plan.killer) == Some(work.job.index);
         let generation =

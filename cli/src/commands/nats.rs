@@ -1,0 +1,234 @@
+//! `ternfleet nats`: keys, permissions and server configuration of a NATS that several parties share.
+//!
+//! `init` makes a folder: what each server gets (`servers/NAME`), what the coordinator gets (`coordinator`), and what
+//! stays with the operator (`site.json`, `ca.key`). `user` and `token` let somebody in, `revoke` and `rotate` shut
+//! somebody out. What the roles may do stands in `ternfleet_proto::table::permissions`.
+
+mod certificates;
+mod folder;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand, ValueEnum};
+
+use ternfleet_proto::TimeMs;
+use ternfleet_proto::access::{Folders, JoinToken, Node, Site};
+use ternfleet_proto::table::Role;
+
+use crate::output::say;
+use crate::span;
+use folder::Folder;
+
+#[derive(Debug, Args)]
+pub(crate) struct Nats {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make keys, certificates and the configuration of each server
+    Init(Init),
+    /// Print credentials for a tenant, a coordinator or one worker
+    User(User),
+    /// Print a join token: it lets new pods in, for minutes
+    Token(Token),
+    /// Shut out one key: its tokens are void once the servers have read their new configuration
+    Revoke(Revoke),
+    /// New signing keys for a role: shuts out everybody who has it
+    Rotate(Rotate),
+}
+
+#[derive(Debug, Args)]
+struct Where {
+    /// Folder of keys and configuration
+    #[arg(long, value_name = "DIR", default_value = "ternfleet-nats")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    #[command(flatten)]
+    place: Where,
+    /// A server: its name and where others reach it; give one or three. Ports are client, cluster, monitoring
+    #[arg(long = "node", value_name = "NAME=HOST[:4222[:6222[:8222]]]", value_parser = parse_node, required = true)]
+    nodes: Vec<Node>,
+    /// Where a server finds its certificates
+    #[arg(long, value_name = "DIR", default_value = "/etc/nats/tls")]
+    tls_dir: String,
+    /// Where a server keeps its streams
+    #[arg(long, value_name = "DIR", default_value = "/data/jetstream")]
+    store_dir: String,
+    /// How long the coordinator's credentials last
+    #[arg(long, value_name = "SPAN", default_value = "365d", value_parser = span::parse)]
+    life: Duration,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NamedRole {
+    Tenant,
+    Coordinator,
+    Worker,
+    Joiner,
+}
+
+impl From<NamedRole> for Role {
+    fn from(role: NamedRole) -> Role {
+        match role {
+            NamedRole::Tenant => Role::Tenant,
+            NamedRole::Coordinator => Role::Coordinator,
+            NamedRole::Worker => Role::Worker,
+            NamedRole::Joiner => Role::Joiner,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct User {
+    #[command(flatten)]
+    place: Where,
+    #[arg(long, value_enum, default_value = "tenant")]
+    role: NamedRole,
+    /// The tenant, or the worker's id
+    #[arg(long)]
+    name: String,
+    /// How long they last
+    #[arg(long, value_name = "SPAN", default_value = "90d", value_parser = span::parse)]
+    life: Duration,
+}
+
+#[derive(Debug, Args)]
+struct Token {
+    #[command(flatten)]
+    place: Where,
+    /// How long it lets new pods in
+    #[arg(long, value_name = "SPAN", default_value = "15m", value_parser = span::parse)]
+    life: Duration,
+}
+
+#[derive(Debug, Args)]
+struct Revoke {
+    #[command(flatten)]
+    place: Where,
+    /// The user's public key, as the coordinator's log names it when it issues credentials
+    key: String,
+}
+
+#[derive(Debug, Args)]
+struct Rotate {
+    #[command(flatten)]
+    place: Where,
+    #[arg(value_enum)]
+    role: NamedRole,
+}
+
+impl Nats {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let now = TimeMs::now();
+        match self.action {
+            Action::Init(init) => init.run(now)?,
+            Action::User(user) => {
+                let issuer = Folder::open(&user.place.dir)?.site.issuer();
+                say(issuer.user(user.role.into(), &user.name, now, user.life)?.file().trim_end())?;
+            }
+            Action::Token(token) => {
+                let issuer = Folder::open(&token.place.dir)?.site.issuer();
+                say(&JoinToken::make(&issuer, &token_name()?, now, token.life)?.line())?;
+            }
+            Action::Revoke(revoke) => {
+                let mut folder = Folder::open(&revoke.place.dir)?;
+                folder.site.revoke(&revoke.key, now)?;
+                folder.write(now)?;
+                eprintln!("{}", folder.what_now());
+            }
+            Action::Rotate(rotate) => {
+                let mut folder = Folder::open(&rotate.place.dir)?;
+                folder.site.rotate(rotate.role.into());
+                folder.write(now)?;
+                eprintln!("{}", folder.what_now());
+                eprintln!("the coordinator must be started again with the new coordinator/issuer.json");
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Init {
+    fn run(self, now: TimeMs) -> anyhow::Result<()> {
+        if self.nodes.len() == 2 {
+            bail!("two servers lose their majority with either one: give one node or three");
+        }
+        let mut names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.len() < self.nodes.len() {
+            bail!("two nodes have one name");
+        }
+        let folders = Folders { tls: self.tls_dir, store: self.store_dir };
+        let folder = Folder::create(&self.place.dir, Site::new(), self.nodes, folders)?;
+        folder.write(now)?;
+        certificates::write(&folder)?;
+        folder.write_coordinator(now, self.life)?;
+        let dir = folder.root.display();
+        eprintln!(
+            "{dir}/servers/NAME      to each server: nats.conf where it is started, the rest to {}",
+            folder.folders.tls
+        );
+        eprintln!(
+            "{dir}/coordinator       to the coordinator: nats_credentials_file, nats_root_certificates, issuer_file"
+        );
+        eprintln!("{dir}/site.json, ca.key stay where nobody serves from: whoever has them has the fleet");
+        eprintln!(
+            "next: `ternfleet nats user --name TENANT` for each tenant, `ternfleet nats token` for new pods"
+        );
+        Ok(())
+    }
+}
+
+/// Tokens are told apart in logs by it.
+fn token_name() -> anyhow::Result<String> {
+    let mut bytes = [0u8; 8];
+    getrandom::fill(&mut bytes).context("the system gives no random bytes")?;
+    Ok(bytes.iter().fold("token-".to_owned(), |name, byte| format!("{name}{byte:02x}")))
+}
+
+fn parse_node(text: &str) -> Result<Node, String> {
+    let wrong = || format!("{text:?} is no node: write NAME=HOST or NAME=HOST:CLIENT:CLUSTER:MONITORING");
+    let (name, address) = text.split_once('=').ok_or_else(wrong)?;
+    let usable = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    let mut parts = address.split(':');
+    let host = parts.next().filter(|host| usable(host)).ok_or_else(wrong)?;
+    let mut port = |default: u16| match parts.next() {
+        None => Ok(default),
+        Some(text) => text.parse().map_err(|_| wrong()),
+    };
+    let node = Node {
+        name: Some(name).filter(|name| usable(name)).ok_or_else(wrong)?.to_owned(),
+        host: host.to_owned(),
+        client_port: port(4222)?,
+        cluster_port: port(6222)?,
+        monitor_port: port(8222)?,
+    };
+    if parts.next().is_some() { Err(wrong()) } else { Ok(node) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_read_with_and_without_ports() {
+        let node = parse_node("tern-0=nats-0.example.net").unwrap();
+        assert_eq!((node.client_port, node.cluster_port, node.monitor_port), (4222, 6222, 8222));
+        let node = parse_node("a=127.0.0.1:1:2:3").unwrap();
+        assert_eq!((node.client_port, node.cluster_port, node.monitor_port), (1, 2, 3));
+        for wrong in ["a", "=h", "a=", "a=h:x", "a=h:1:2:3:4", "a b=h", "a=\"h\""] {
+            assert!(parse_node(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Audits of answers: outputs are deterministic, so a job that runs again elsewhere must give the same ids.
+//!
+//! A share of the good answers is run a second time, on another pod, as a job of its own that its worker cannot tell
+//! from others. Which ones follows from the assignment key, which workers cannot read: nobody knows beforehand. Two
+//! answers that differ raise an alarm, and a third pod is asked; whoever stands alone is quarantined with its host,
+//! for as long as this coordinator leads. Two pods cannot outvote each other: then the alarm is all.
+//!
+//! What an audit costs is paid by the fleet, under the audit's own batch id, never by the tenant. Audits are held in
+//! memory alone: a coordinator that dies forgets those under way.
+
+use std::time::Duration;
+
+use ternfleet_proto::message::{EventKind, Input};
+use ternfleet_proto::{BatchId, Epoch, JobKey, TenantId, TimeMs, WorkerId};
+
+use super::batch::{Batch, CellState};
+use super::event::{Action, Answer, Content, Fed, JobRef, Task, Verdict};
+use super::record::{BatchRecord, Ending};
+use super::{Core, coordinator_name};
+use crate::route::EngineKind;
+
+/// A second run that nobody could do in this time is given up.
+const WITHIN: Duration = Duration::from_secs(3600);
+const MILLION: u128 = 1_000_000;
+
+/// Who gave an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Party {
+    pub worker: WorkerId,
+    pub pod: String,
+    pub host: String,
+    pub ids_digest: u64,
+}
+
+/// An answer that is being looked into.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Audit {
+    pub job: JobKey,
+    pub tenant: TenantId,
+    /// Whose answer is committed.
+    pub first: Party,
+    /// Whose differs from it, once one does.
+    pub second: Option<Party>,
+    kind: EngineKind,
+    task: Task,
+}
+
+impl Core {
+    /// The audit that this good answer is due, if it is one of the share. To be called before the job lands, while its
+    /// text is still held.
+    pub(super) fn audit_due(&mut self, job: JobRef, answer: &Answer) -> Option<Audit> {
+        let Verdict::Good { ids_digest } = answer.verdict else { return None };
+        let lot = self.key.sign(&answer.job, Epoch(0), &coordinator_name()).0 % MILLION;
+        if self.lead.is_none() || lot >= u128::from(self.limits.audit_share_ppm) {
+            return None;
+        }
+        let batch = self.batches.get(&job.batch)?;
+        let mut task = (**batch.live.get(&job.index)?.task.as_ref()?).clone();
+        if let Input::Inline(generation) = &mut task.input {
+            generation.stream = false;
+        }
+        let first = self.party(&answer.worker, ids_digest)?;
+        let kind = self.fleet.get(self.fleet.slot(&answer.worker)?)?.kind;
+        let tenant = batch.record.tenant.clone();
+        Some(Audit { job: answer.job.clone(), tenant, first, second: None, kind, task })
+    }
+
+    /// Hands the job out once more, to a pod that has not answered it. False when there is none.
+    pub(super) fn begin_audit(&mut self, now: TimeMs, audit: Audit, actions: &mut Vec<Action>) -> bool {
+        let asked = |pod: &str| {
+            pod == audit.first.pod || audit.second.as_ref().is_some_and(|second| pod == second.pod)
+        };
+        let able = self.fleet.workers.values().any(|worker| {
+            let free = worker.takes_work() && !self.fleet.quarantined(worker);
+            worker.kind == audit.kind && free && !asked(&worker.beat.pod)
+        });
+        let id = self.audit_id(&audit);
+        if !able || self.slot_of(&id).is_some() {
+            self.counts.audits_skipped += 1;
+            return false;
+        }
+        let excluded = self.fleet.workers.iter().filter(|(_, worker)| asked(&worker.beat.pod));
+        let excluded = excluded.map(|(slot, _)| *slot).collect();
+        let record = BatchRecord::single(
+            now,
+            id.clone(),
+            audit.tenant.clone(),
+            audit.task.line.endpoint,
+            now.plus(WITHIN),
+        );
+        self.batch_known(now, record, actions);
+        let Some(slot) = self.slot_of(&id) else { return false };
+        let content = Content::Good(audit.task.clone().into());
+        if let Some(batch) = self.batches.get_mut(&slot) {
+            batch.audit = Some(Box::new(audit));
+        }
+        self.lines_read(now, slot, vec![Fed { index: 0, content }], 1, true, actions);
+        if let Some(batch) = self.batches.get_mut(&slot) {
+            let kind = batch.audit.as_ref().map(|audit| audit.kind);
+            batch.queues.iter_mut().for_each(|queue| queue.kind = kind);
+            if let Some(live) = batch.live.get_mut(&0) {
+                live.faulted = excluded;
+            }
+        }
+        self.counts.audits_begun += 1;
+        true
+    }
+
+    /// The second run has ended, well or not.
+    pub(super) fn audited(&mut self, now: TimeMs, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
+        let Some(audit) = self.batches.get_mut(&job.batch).and_then(|batch| batch.audit.take()) else {
+            return;
+        };
+        self.land(now, job, Some(answer), actions);
+        self.close_audit(now, job, actions);
+        let party = match answer.verdict {
+            Verdict::Good { ids_digest } => self.party(&answer.worker, ids_digest),
+            Verdict::Bad | Verdict::Fault => None,
+        };
+        // The pod that is to be checked may have come back under another name of a worker.
+        let party = party.filter(|party| party.pod != audit.first.pod);
+        let Some(party) = party else {
+            self.counts.audits_skipped += 1;
+            return;
+        };
+        let agrees = party.ids_digest == audit.first.ids_digest;
+        match audit.second.clone() {
+            None if agrees => self.counts.audits_agreed += 1,
+            None => {
+                self.counts.audits_diverged += 1;
+                self.counts.divergent_answers += 1;
+                let arbiter = Audit { second: Some(party.clone()), ..(*audit).clone() };
+                if !self.begin_audit(now, arbiter, actions) {
+                    self.tell_of(&audit, &party, None, actions);
+                }
+            }
+            Some(second) if agrees => self.convict(&audit, &second, second.host.clone(), actions),
+            Some(second) if second.ids_digest == party.ids_digest => {
+                self.convict(&audit, &second, audit.first.host.clone(), actions);
+            }
+            Some(second) => self.tell_of(&audit, &second, None, actions),
+        }
+    }
+
+    /// An audit that cannot be carried out ends without a verdict.
+    pub(super) fn give_up_audit(&mut self, now: TimeMs, job: JobRef, actions: &mut Vec<Action>) {
+        if self.batches.get_mut(&job.batch).and_then(|batch| batch.audit.take()).is_some() {
+            self.counts.audits_skipped += 1;
+            self.land(now, job, None, actions);
+            self.close_audit(now, job, actions);
+        }
+    }
+
+    fn close_audit(&mut self, now: TimeMs, job: JobRef, actions: &mut Vec<Action>) {
+        if let Some(batch) = self.batches.get_mut(&job.batch) {
+            batch.record.ending = Some(Ending::Cancelled);
+            // A late second answer to it is a duplicate, and commits nothing.
+            batch.cell_mut(job.index).state = CellState::Bad;
+        }
+        self.end(now, job.batch, ternfleet_proto::message::BatchState::Cancelled, actions);
+    }
+
+    /// The host is given nothing more, and what it has goes elsewhere; the last healthy one is only told of.
+    fn convict(&mut self, audit: &Audit, second: &Party, host: String, actions: &mut Vec<Action>) {
+        let spared = self.fleet.healthy_hosts() <= 1;
+        if spared {
+            self.counts.last_host_suspect += 1;
+        } else if self.fleet.convict(&host) {
+            self.counts.quarantined_hosts += 1;
+        }
+        self.tell_of(audit, second, Some(host.clone()), actions);
+        if spared {
+            return;
+        }
+        let there = self.fleet.workers.values().filter(|worker| worker.beat.host == host);
+        let held: Vec<JobRef> = there.flat_map(|worker| worker.flights.iter().copied()).collect();
+        for job in held {
+            self.withdraw(job, false, actions);
+        }
+    }
+
+    fn tell_of(
+        &mut self,
+        audit: &Audit,
+        second: &Party,
+        convicted: Option<String>,
+        actions: &mut Vec<Action>,
+    ) {
+        let what = EventKind::AuditDiverged {
+            job: audit.job.clone(),
+            tenant: audit.tenant.clone(),
+            first: audit.first.worker.clone(),
+            second: second.worker.clone(),
+            convicted_host: convicted,
+        };
+        self.act(actions, Action::Audit(what));
+    }
+
+    fn party(&self, worker: &WorkerId, ids_digest: u64) -> Option<Party> {
+        let found = self.fleet.get(self.fleet.slot(worker)?)?;
+        let (pod, host) = (found.beat.pod.clone(), found.beat.host.clone());
+        Some(Party { worker: worker.clone(), pod, host, ids_digest })
+    }
+
+    /// Looks like any batch's id, and cannot be reckoned without the key.
+    fn audit_id(&self, audit: &Audit) -> BatchId {
+        let round = Epoch(1 + u32::from(audit.second.is_some()));
+        let mark = self.key.sign(&audit.job, round, &coordinator_name()).0;
+        format!("batch_{:024x}", mark >> 32).parse().expect("because hexadecimal digits are id characters")
+    }
+}
+
+impl Batch {
+    /// Somebody waits for its one answer.
+    pub(super) fn is_interactive(&self) -> bool {
+        self.record.single && self.audit.is_none()
+    }
+}

@@ -1,0 +1,111 @@
+//! Pods that join with a token, batches that run over the allowed path while servers die, keys that are shut out.
+
+use std::time::Duration;
+
+use ternfleet_tests::cluster::Cluster;
+use ternfleet_tests::program::{self, json_lines, wait_for};
+
+use crate::fleet::{as_tenant, coordinator, prompts, wait_for_pods, with_connection, worker};
+
+const JOBS: usize = 60;
+
+#[test]
+fn a_batch_survives_the_loss_of_any_one_server() {
+    let mut cluster = Cluster::start(3).unwrap();
+    let _coordinator = coordinator(&cluster, "c-1", &["--replicas", "3", "--strict-durability"]);
+    let token = cluster.nats(&["token"]).unwrap();
+    let _workers = ["pod-1", "pod-2"].map(|pod| worker(&cluster, pod, token.trim(), &[]));
+    wait_for_pods(&cluster, "acme", 2);
+
+    let input = prompts(&cluster, "in.jsonl", JOBS, 40);
+    let output = cluster.scratch("out.jsonl").display().to_string();
+    let arguments = with_connection(&cluster, "acme", &["submit", &input, "--out", &output]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut submit = program::command(&arguments).unwrap().spawn().unwrap();
+    let batch = wait_for(Duration::from_secs(60), || {
+        let batches = as_tenant(&cluster, "acme", &["batches", "--json"]).json()?;
+        let done = batches[0]["request_counts"]["completed"].as_u64().unwrap_or(0);
+        Ok((done >= 1).then(|| batches[0].clone()))
+    })
+    .unwrap();
+    let done = batch["request_counts"]["completed"].as_u64().unwrap();
+    assert!(done < JOBS as u64, "the batch must be long enough to be disturbed");
+    let id = batch["id"].as_str().unwrap().to_owned();
+
+    for victim in 0..3 {
+        cluster.kill(victim);
+        std::thread::sleep(Duration::from_millis(700));
+        cluster.restart(victim).unwrap();
+        cluster.wait(victim).unwrap();
+    }
+    let status = wait_for(Duration::from_secs(120), || Ok(submit.try_wait()?)).unwrap();
+    assert_eq!(status.code(), Some(0), "submit waits through it all");
+    let lines = json_lines(&std::fs::read_to_string(&output).unwrap()).unwrap();
+    let mut ids: Vec<&str> = lines.iter().map(|line| line["custom_id"].as_str().unwrap()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!((lines.len(), ids.len()), (JOBS, JOBS), "each line once");
+    assert!(lines.iter().all(|line| line["error"].is_null()));
+
+    // Accepted meant: synced, on three servers.
+    let status = as_tenant(&cluster, "acme", &["status", &id, "--json"]).json().unwrap();
+    let said = status.to_string();
+    assert!(said.contains("fsynced") && said.contains("\"replicas\":3"), "{said}");
+    // And another tenant knows nothing of it.
+    let foreign = as_tenant(&cluster, "rival", &["status", &id, "--json"]);
+    assert_eq!(foreign.code, Some(1), "{foreign:?}");
+    assert!(foreign.stderr.contains("there is no batch"), "{foreign:?}");
+}
+
+#[test]
+fn a_pod_comes_back_without_a_token_and_is_shut_out_when_its_key_is_revoked() {
+    let cluster = Cluster::start(1).unwrap();
+    // Short lives, so that the test sees renewals.
+    let coordinator = coordinator(&cluster, "c-1", &["--set", "worker_token_ms=6000"]);
+    let expired = cluster.nats(&["token", "--life", "0s"]).unwrap();
+    let pod_file = cluster.scratch("pod.creds");
+    let kept = format!("nats_pod_file={}", pod_file.display());
+    let mut late = worker(&cluster, "late", expired.trim(), &[]);
+    let status = wait_for(Duration::from_secs(30), || Ok(late.try_wait()?)).unwrap();
+    assert_eq!(status.code(), Some(1), "an expired token lets nobody in");
+    let said = std::fs::read_to_string(cluster.scratch("late.log")).unwrap();
+    assert!(said.contains("ternfleet nats token"), "{said}");
+
+    let token = cluster.nats(&["token"]).unwrap();
+    let first = worker(&cluster, "pod-1", token.trim(), &["--set", &kept]);
+    wait_for_pods(&cluster, "acme", 1);
+    // Longer than a token's life: it has been renewed, and the connection with it.
+    let log = || std::fs::read_to_string(cluster.scratch("c-1.log")).unwrap();
+    wait_for(
+        Duration::from_secs(20),
+        || Ok((log().matches("credentials issued").count() >= 3).then_some(())),
+    )
+    .unwrap();
+    let input = prompts(&cluster, "in.jsonl", 6, 10);
+    let answered = as_tenant(&cluster, "acme", &["submit", &input, "--out", "-"]);
+    assert_eq!((answered.code, answered.json_lines().unwrap().len()), (Some(0), 6), "{answered:?}");
+    drop(first);
+
+    // A start with no token at all: what the pod kept is enough.
+    let second = worker(&cluster, "pod-1", "", &["--set", &kept]);
+    let issued = log().matches("credentials issued").count();
+    wait_for(Duration::from_secs(20), || {
+        Ok((log().matches("credentials issued").count() > issued).then_some(()))
+    })
+    .unwrap();
+    drop(second);
+
+    // Stolen: the pod's key is shut out, and so is the worker's.
+    let text = std::fs::read_to_string(&pod_file).unwrap();
+    let pod = ternfleet_proto::access::Credentials::parse(&text).unwrap();
+    cluster.nats(&["revoke", &pod.public_key()]).unwrap();
+    cluster.reload().unwrap();
+    let refused = wait_for(Duration::from_secs(20), || {
+        let mut stolen = worker(&cluster, "thief", "", &["--set", &kept]);
+        let ended = wait_for(Duration::from_secs(5), || Ok(stolen.try_wait()?)).ok();
+        Ok(ended)
+    })
+    .unwrap();
+    assert_eq!(refused.code(), Some(1));
+    drop(coordinator);
+}
