@@ -102,7 +102,7 @@ fn a_divergence_is_written_into_the_books() {
     world.submit_content("in", "t", good_lines(100), BatchOptions::default());
     for _ in 0..400 {
         world.run_quietly();
-        told.extend(world.audited.drain(..));
+        told.append(&mut world.audited);
     }
     let verdicts = told.iter().filter_map(|kind| match kind {
         EventKind::AuditDiverged { convicted_host, .. } => convicted_host.as_deref(),
