@@ -106,7 +106,10 @@ impl Fleet {
         verb: ApiVerb,
         question: &Q,
     ) -> anyhow::Result<A> {
-        let answer = self.bus.request(&table::api_of(verb, &self.tenant), codec::encode(question), ANSWER_TIMEOUT).await;
+        let answer = self
+            .bus
+            .request(&table::api_of(verb, &self.tenant), codec::encode(question), ANSWER_TIMEOUT)
+            .await;
         let answer = answer.map_err(|_| anyhow!("no coordinator answers at {}", self.address))?;
         let reply: Reply<A> = codec::decode(&answer).context("the coordinator's answer is not understood")?;
         Ok(reply?)

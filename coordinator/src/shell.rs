@@ -25,10 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::StreamExt;
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::message::{BatchCreate, EventKind, Heartbeat, JoinRequest, Refusal};
-use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal};
+use ternfleet_proto::table;
 use ternfleet_proto::{BatchId, JobKey, LeaderRevision, TimeMs, codec};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -292,7 +291,7 @@ impl Service {
                     && let Some(scaler) = &hands.scaler
                     && call.verb.is_of_the_scaler()
                 {
-                    let Call { verb, payload, reply } = call;
+                    let Call { verb, payload, reply, .. } = call;
                     let _ = scaler.calls.send(scaler::ScaleCall { verb, payload, reply });
                 } else if self.core.is_leading() {
                     for event in self.api.call(now, call, &self.core, &self.footing) {

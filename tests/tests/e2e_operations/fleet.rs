@@ -10,15 +10,15 @@ use ternfleet_tests::program::{self, Ended, Service, wait_for};
 use ternfleet_tests::server::free_port;
 
 /// A coordinator that leads.
-pub struct Coordinator(Service);
+pub(crate) struct Coordinator(Service);
 
 impl Coordinator {
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         self.0.signal(signal).unwrap();
     }
 }
 
-pub fn coordinator(cluster: &Cluster, name: &str, more: &[&str]) -> Coordinator {
+pub(crate) fn coordinator(cluster: &Cluster, name: &str, more: &[&str]) -> Coordinator {
     let port = free_port().unwrap();
     let site = cluster.site();
     let setting = |key: &str, value: String| format!("{key}={value}");
@@ -51,7 +51,7 @@ pub fn coordinator(cluster: &Cluster, name: &str, more: &[&str]) -> Coordinator 
 }
 
 /// A worker with made-up letters for an engine; it joins with `token`.
-pub fn worker(cluster: &Cluster, pod: &str, token: &str, more: &[&str]) -> Service {
+pub(crate) fn worker(cluster: &Cluster, pod: &str, token: &str, more: &[&str]) -> Service {
     let url = cluster.url();
     let certificates = format!("nats_root_certificates={}", cluster.root_certificates().display());
     let token = format!("nats_join_token={token}");
@@ -76,12 +76,12 @@ pub fn worker(cluster: &Cluster, pod: &str, token: &str, more: &[&str]) -> Servi
 }
 
 /// Runs a caller's command with a tenant's credentials.
-pub fn as_tenant(cluster: &Cluster, tenant: &str, arguments: &[&str]) -> Ended {
+pub(crate) fn as_tenant(cluster: &Cluster, tenant: &str, arguments: &[&str]) -> Ended {
     program::run(&with_connection(cluster, tenant, arguments).iter().map(String::as_str).collect::<Vec<_>>())
         .unwrap()
 }
 
-pub fn with_connection(cluster: &Cluster, tenant: &str, arguments: &[&str]) -> Vec<String> {
+pub(crate) fn with_connection(cluster: &Cluster, tenant: &str, arguments: &[&str]) -> Vec<String> {
     let credentials = cluster.user_file("tenant", tenant).unwrap();
     let mut all: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
     all.extend(["--nats".to_owned(), cluster.url()]);
@@ -91,7 +91,7 @@ pub fn with_connection(cluster: &Cluster, tenant: &str, arguments: &[&str]) -> V
 }
 
 /// A file of prompts.
-pub fn prompts(cluster: &Cluster, name: &str, count: usize, max_tokens: usize) -> String {
+pub(crate) fn prompts(cluster: &Cluster, name: &str, count: usize, max_tokens: usize) -> String {
     let line = |n: usize| json!({"custom_id": format!("job-{n}"), "prompt": "once upon a time", "max_tokens": max_tokens, "seed": n});
     let text: String = (0..count).map(|n| format!("{}\n", line(n))).collect();
     let path = cluster.scratch(name);
@@ -100,7 +100,7 @@ pub fn prompts(cluster: &Cluster, name: &str, count: usize, max_tokens: usize) -
 }
 
 /// Waits until so many pods are live.
-pub fn wait_for_pods(cluster: &Cluster, tenant: &str, count: usize) -> Vec<Value> {
+pub(crate) fn wait_for_pods(cluster: &Cluster, tenant: &str, count: usize) -> Vec<Value> {
     wait_for(Duration::from_secs(60), || {
         let ended = as_tenant(cluster, tenant, &["pods", "--json"]);
         let pods: Vec<Value> = match ended.json() {
