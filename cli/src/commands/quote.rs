@@ -144,13 +144,15 @@ fn page(answer: &Answer, sample: &Sample, now: TimeMs) -> String {
         answer.work_tokens_low,
         answer.work_tokens_high,
     );
-    text += &format!(
-        "cost      {} expected, up to {}\ndone      in {} expected, by {} with 95 %\n",
-        answer.cost_p50_usd_micro,
-        answer.cost_p95_usd_micro,
-        after(answer.finish_p50_ms),
-        after(answer.finish_p95_ms),
-    );
+    let (cost, cost_max) = (answer.cost_p50_usd_micro, answer.cost_p95_usd_micro);
+    text += &match (after(answer.finish_p50_ms), after(answer.finish_p95_ms)) {
+        (likely, _) if likely == "never" => {
+            format!("cost      {cost} for as much as can be done\ndone      not by the deadline\n")
+        }
+        (likely, late) => format!(
+            "cost      {cost} expected, up to {cost_max}\ndone      in {likely} expected, in {late} with 95 %\n"
+        ),
+    };
     for used in &answer.pods {
         let rent = if used.started > 0 { format!(", {} to rent", used.started) } else { String::new() };
         let (from, until) = (after(used.from_ms), after(used.until_ms));

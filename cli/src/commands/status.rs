@@ -75,13 +75,13 @@ fn quoted(batch: &BatchView) -> Option<String> {
         never if never.as_secs() > 10 * 365 * 86_400 => "never".to_owned(),
         span => clock(span),
     };
-    let mut line = format!(
-        "  quoted    {} (up to {}), done after {} (by {} with 95 %)",
-        quote.cost_p50_usd_micro,
-        quote.cost_p95_usd_micro,
-        span(quote.finish_p50_ms),
-        span(quote.finish_p95_ms)
-    );
+    let (cost, cost_max) = (quote.cost_p50_usd_micro, quote.cost_p95_usd_micro);
+    let mut line = match (span(quote.finish_p50_ms), span(quote.finish_p95_ms)) {
+        (likely, _) if likely == "never" => format!("  quoted    {cost} for a part of it, not done in time"),
+        (likely, late) => {
+            format!("  quoted    {cost} (up to {cost_max}), done after {likely} ({late} with 95 %)")
+        }
+    };
     if let Some(binds) = quote.binds {
         line += &format!(", at risk: {}", binds.as_str());
     }

@@ -130,7 +130,11 @@ impl Rental {
             }
             match offer {
                 None => missing.push((class.name.clone(), "the provider does not offer it".to_owned())),
-                Some(offer) if offer.availability == Availability::None => {
+                // Local pods are counted here: that all of them run now says nothing about a minute later.
+                Some(offer)
+                    if offer.availability == Availability::None
+                        && self.options.provider == ProviderKind::Runpod =>
+                {
                     missing.push((class.name.clone(), "the provider has none free".to_owned()));
                 }
                 Some(_) => {}
