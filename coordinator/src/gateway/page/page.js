@@ -151,7 +151,7 @@ function show(v) {
   const open = v.batches.filter(b => !ended(b)).length; set("batches-note", v.batches.length ? open + " running, " + (v.batches.length - open) + " ended" : "");
   set("pods-note", v.pods.length ? t.pods_live + " live of " + v.pods.length : "");
   fastest = Math.max(1, ...v.pods.map(p => p.tok_s));
-  sync($("batches"), v.batches, b => b.id, BATCHES); sync($("pods"), v.pods, p => p.worker, PODS);
+  sync($("batches"), v.batches, b => b.id, BATCHES); sync($("pods"), v.pods.sort((a, b) => a.pod.localeCompare(b.pod, "en", { numeric: true }) || a.worker.localeCompare(b.worker)), p => p.worker, PODS);
 }
 function link(text, cls) { set("link", text); $("link").className = "link " + cls; }
 async function live() {
