@@ -87,10 +87,13 @@ fn a_webhook_is_called_once_the_batch_has_ended_and_again_by_the_next_leader_unt
     world.run_to_the_end();
     assert_eq!(world.called, [id.clone()]);
     world.tell(Event::Lead(Lead { revision: ternfleet_proto::LeaderRevision(99), term: 9 }));
+    world.perform_all();
     assert_eq!(world.called, [id.clone(), id.clone()], "the call is not settled");
     world.tell(Event::Notified { batch: id.clone(), outcome: Ok(()) });
+    world.perform_all();
     assert_eq!(world.records[id.as_str()].webhook, Some(WebhookState::Delivered));
     world.tell(Event::Lead(Lead { revision: ternfleet_proto::LeaderRevision(100), term: 10 }));
+    world.perform_all();
     assert_eq!(world.called.len(), 2);
 }
 
