@@ -1,11 +1,17 @@
 //! Logs go to standard error: `TERNFLEET_LOG` sets levels by module, as in `info,ternfleet_worker=debug`. Spans go to a
 //! collector where that is built in and asked for ([`crate::otlp`]).
 
+use std::fmt;
 use std::io::IsTerminal;
 
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::report::printable;
 
 /// The environment variable with the levels.
 pub(crate) const LOG_VARIABLE: &str = "TERNFLEET_LOG";
@@ -30,11 +36,22 @@ pub(crate) fn init(default_filter: &str, service: &'static str) -> Guard {
     let log = if std::env::var(FORMAT_VARIABLE).is_ok_and(|format| format == "json") {
         log.json().with_span_list(false).boxed()
     } else {
-        log.with_ansi(colours(std::io::stderr().is_terminal())).boxed()
+        let fields = format::debug_fn(write_field).delimited(" ");
+        log.with_ansi(colours(std::io::stderr().is_terminal())).fmt_fields(fields).boxed()
     };
     let collector =
         COLLECTOR_VARIABLES.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
     start(log.with_filter(filter), collector, service)
+}
+
+/// A field as text. Names and texts of tenants stand in fields, and what they hold is shown, not obeyed; the library
+/// escapes messages alone.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let text = printable(&format!("{value:?}"));
+    match field.name() {
+        "message" => write!(writer, "{text}"),
+        name => write!(writer, "{name}={text}"),
+    }
 }
 
 #[cfg(feature = "otlp")]
@@ -88,6 +105,8 @@ mod tests {
     use std::io::Write;
     use std::sync::{Arc, Mutex};
 
+    use super::*;
+
     #[derive(Clone, Default)]
     struct Kept(Arc<Mutex<Vec<u8>>>);
 
@@ -105,8 +124,13 @@ mod tests {
     #[test]
     fn a_hostile_field_cannot_steer_whoever_reads_the_log() {
         let kept = Kept::default();
+        let fields = format::debug_fn(write_field).delimited(" ");
         let writer = kept.clone();
-        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let log = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .fmt_fields(fields)
+            .with_writer(move || writer.clone())
+            .finish();
         let hostile = "a\u{1b}[2J\u{7}\u{1b}]0;title\u{7}b";
         tracing::subscriber::with_default(log, || {
             tracing::warn!(name = hostile, shown = %hostile, "a tenant's {hostile}");

@@ -434,8 +434,10 @@ fn write_the_messages_of_this_version() {
     let mut text = String::new();
     every_message!(sample => {
         let hex: String = encode(&sample).iter().map(|byte| format!("{byte:02x}")).collect();
-        // An answer is read as the type that it answers with.
-        text.push_str(&format!("{} {hex}\n", type_of(&sample)));
+        // An answer's type does not tell what it answers with; its parts are pinned by themselves.
+        if type_of(&sample) != "Result" {
+            text.push_str(&format!("{} {hex}\n", type_of(&sample)));
+        }
     });
     let path = format!("{}/tests/wire-{}.txt", env!("CARGO_MANIFEST_DIR"), env!("CARGO_PKG_VERSION"));
     assert!(!std::path::Path::new(&path).exists(), "{path} is there already");

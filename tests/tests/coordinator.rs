@@ -30,8 +30,9 @@ struct Coordinator {
 }
 
 impl Coordinator {
+    /// Without audits, so that workers run what was asked for and nothing twice.
     fn start(bus: Arc<dyn Bus>) -> Self {
-        Self::start_with(bus, Options::default())
+        Self::start_with(bus, Options { audit_share: 0.0, ..Options::default() })
     }
 
     fn start_with(bus: Arc<dyn Bus>, options: Options) -> Self {

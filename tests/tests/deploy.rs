@@ -252,9 +252,11 @@ fn every_test_that_the_documents_name_exists() {
 
 #[test]
 fn the_page_parses_no_text_as_html() {
-    let page = read("coordinator/src/gateway/page/index.html");
-    for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
-        assert!(!page.contains(way), "the page uses {way}");
+    for file in ["body.html", "page.js"] {
+        let page = read(&format!("coordinator/src/gateway/page/{file}"));
+        for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+            assert!(!page.contains(way), "{file} uses {way}");
+        }
     }
 }
 
