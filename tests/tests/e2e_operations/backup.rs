@@ -56,6 +56,8 @@ fn a_restored_fleet_has_every_batch_and_goes_on() {
     assert_eq!(after.code, Some(0), "{after:?}");
     assert_eq!(after.stdout, before, "the output to the letter");
 
+    // The old fleet's folder went with it, and its prompts too.
+    let input = prompts(&new, "in.jsonl", 12, 8);
     let token = new.nats(&["token"]).unwrap();
     let _worker = worker(&new, "pod-2", token.trim(), &[]);
     wait_for(Duration::from_secs(60), || {
