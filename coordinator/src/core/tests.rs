@@ -85,7 +85,7 @@ fn a_webhook_is_called_once_the_batch_has_ended_and_again_by_the_next_leader_unt
     let id = world.core.batch(slot).unwrap().record.id.clone();
     assert_eq!(world.called, []);
     world.run_to_the_end();
-    assert_eq!(world.called, [id.clone()]);
+    assert_eq!(world.called, std::slice::from_ref(&id));
     world.tell(Event::Lead(Lead { revision: ternfleet_proto::LeaderRevision(99), term: 9 }));
     world.perform_all();
     assert_eq!(world.called, [id.clone(), id.clone()], "the call is not settled");
