@@ -1,5 +1,5 @@
 //! Logs go to standard error: `TERNFLEET_LOG` sets levels by module, as in `info,ternfleet_worker=debug`. Spans go to a
-//! collector where that is built in and asked for ([`crate::otlp`]).
+//! collector where that is built in and asked for (`otlp.rs`).
 
 use std::fmt;
 use std::io::IsTerminal;

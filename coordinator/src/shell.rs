@@ -104,15 +104,24 @@ pub(crate) async fn serve(
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let mut served = false;
     loop {
         let tasks = shutdown.child_token();
         let ended = serve_once(&bus, &options, &metrics, &shutdown, &tasks).await;
         tasks.cancel();
         metrics.set_role(false, false);
-        match ended? {
-            Ended::Shutdown => return Ok(()),
-            Ended::Deposed => tokio::time::sleep(Duration::from_millis(500)).await,
+        match ended {
+            Ok(Ended::Shutdown) => return Ok(()),
+            Ok(Ended::Deposed) => served = true,
+            Err(_) if shutdown.is_cancelled() => return Ok(()),
+            // What worked once works again when NATS does: a cluster that elects new leaders is no reason to end. At the
+            // first start an error is the operator's to see.
+            Err(error) if served => {
+                tracing::warn!(error = format!("{error:#}"), "cannot stand by now; trying again")
+            }
+            Err(error) => return Err(error),
         }
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
