@@ -1,6 +1,6 @@
 //! Who may connect to NATS: tokens in NATS's own JWT format, made and read here, enforced by the server.
 //!
-//! One operator, one account. The account's token lists a *scoped signing key* for each [`Role`]: the server gives
+//! One operator, one account. The account's token lists a *scoped signing key* for each [`Role`](crate::table::Role): the server gives
 //! whoever connects with a token of that key the role's permissions, with the bearer's name filled in. So new pods and
 //! tenants need no change of any server's configuration, and no holder of one signing key can make more than its role.
 //!

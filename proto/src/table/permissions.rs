@@ -65,7 +65,7 @@ pub fn is_inbox(subject: &str) -> bool {
     subject.strip_prefix(INBOXES).is_some_and(|rest| rest.starts_with(['.', '_']))
 }
 
-/// The permissions of a role, with [`NAME`] where the user's name belongs.
+/// The permissions of a role, with `{{name()}}` where the user's name belongs.
 pub fn permissions(role: Role) -> Permissions {
     let (publish, subscribe) = match role {
         Role::Coordinator => (vec![">".to_owned()], vec![">".to_owned()]),
