@@ -176,7 +176,10 @@ impl Cluster {
     pub fn user_file(&self, role: &str, name: &str) -> anyhow::Result<PathBuf> {
         let text = self.nats(&["user", "--role", role, "--name", name])?;
         let path = self.scratch(&format!("{role}-{name}.creds"));
-        std::fs::write(&path, text)?;
+        // A program that was started with an earlier one may be reading it just now.
+        let new = self.scratch(&format!("{role}-{name}.creds.new"));
+        std::fs::write(&new, text)?;
+        std::fs::rename(&new, &path)?;
         Ok(path)
     }
 

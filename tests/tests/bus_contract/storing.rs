@@ -22,7 +22,9 @@ async fn with_kv(bus: &Shared) {
 }
 
 async fn with_objects(bus: &Shared) {
-    bus.ensure_objects(&ObjectSpec { bucket: "files_t".into(), replicas: 1, max_bytes: None, max_age: None }).await.unwrap();
+    bus.ensure_objects(&ObjectSpec { bucket: "files_t".into(), replicas: 1, max_bytes: None, max_age: None })
+        .await
+        .unwrap();
 }
 
 async fn a_key_is_created_once(bus: Shared) {
