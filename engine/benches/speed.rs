@@ -46,25 +46,58 @@ fn main() {
     ratios.sort_by(f64::total_cmp);
     decode_tok_s(&mut engine, 1, 8, 65);
     println!("median {:.1} %", ratios[2] * 100.0);
-    let macs = (0..3).map(|_| probe.mac_per_s(&mut engine)).fold(0.0, f64::max);
+    let prompt_macs = info.hyper.n_ternary_weights() as f64;
+    compare(&probe, &mut engine, "prompt of 512", prompt_macs, &mut |engine| prompt_tok_s(engine, 512));
+    let batches = setting("BATCH").unwrap_or_else(|| "2,4,8,16,32".to_owned());
+    for batch in batches.split(',').map(|n| n.parse::<usize>().expect("a list of numbers")) {
+        let name = format!("batch of {batch}");
+        let run = &mut |engine: &mut Engine| decode_tok_s(engine, batch, 128, 64);
+        compare(&probe, &mut engine, &name, info.macs_per_token as f64, run);
+    }
+    println!("resident {} MB", resident_mb());
+}
+
+/// Three runs, each between two measurements of the multiply-add rate: what they are of it, and where the last one's time went.
+fn compare(
+    probe: &Probe,
+    engine: &mut Engine,
+    name: &str,
+    macs_per_token: f64,
+    run: &mut dyn FnMut(&mut Engine) -> f64,
+) {
+    let (mut shares, mut rates) = (Vec::new(), Vec::new());
+    let mut before = probe.mac_per_s(engine);
+    for _ in 0..3 {
+        let rate = run(engine);
+        let after = probe.mac_per_s(engine);
+        // Neighbours can only take away from a rate.
+        let macs = before.max(after);
+        println!(
+            "{name}: {rate:.1} tok/s, {:.0} % of {:.0} GMAC/s",
+            100.0 * rate * macs_per_token / macs,
+            macs / 1e9
+        );
+        shares.push(rate * macs_per_token / macs);
+        rates.push(rate);
+        before = after;
+    }
+    shares.sort_by(f64::total_cmp);
+    rates.sort_by(f64::total_cmp);
+    println!("{name}: median {:.1} tok/s, {:.1} %", rates[1], shares[1] * 100.0);
+}
+
+/// Tokens a second of a prompt alone.
+fn prompt_tok_s(engine: &mut Engine, tokens: u32) -> f64 {
     let before = engine.profile();
     let start = Instant::now();
     let mut events = Vec::new();
-    engine.submit(request(512, 1)).expect("a prompt that fits");
+    engine.submit(request(tokens, 1)).expect("a prompt that fits");
     while !engine.is_idle() {
         engine.step(&mut events);
     }
-    let rate = 512.0 / start.elapsed().as_secs_f64();
-    let share = rate * (info.hyper.n_ternary_weights() as f64) / macs;
-    println!("prompt of 512: {rate:.1} tok/s, {:.0} % of {:.0} GMAC/s", share * 100.0, macs / 1e9);
-    println!("{:.3?}", engine.profile().since(&before));
-    let batches = setting("BATCH").unwrap_or_else(|| "2,4,8,16,32".to_owned());
-    for batch in batches.split(',').map(|n| n.parse::<usize>().expect("a list of numbers")) {
-        let rate = decode_tok_s(&mut engine, batch, 128, 64);
-        let share = rate * info.macs_per_token as f64 / macs;
-        println!("batch of {batch}: {rate:.1} tok/s, {:.0} %", share * 100.0);
-    }
-    println!("resident {} MB", resident_mb());
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{seconds:.3} s, {:.3?}", engine.profile().since(&before));
+    f64::from(tokens) / seconds
 }
 
 fn request(prompt: u32, max_new_tokens: usize) -> Request {

@@ -337,10 +337,10 @@ fn approximate_scores(ops: &mut Ops<'_, '_>) -> Range<usize> {
         let together = first..groups.end.min(first + 2);
         for (slots, acts) in &runs {
             let rounded = &rounded[slots.clone()];
-            screen.approximate(ops.kernels, together.clone(), acts, rounded, sums, |i, group, scores| {
+            screen.approximate(ops.kernels, together.clone(), acts, rounded, sums, |i, group| {
                 let start = (slots.start + i) * stride + group * ROWS;
-                // SAFETY: `scores` holds whole groups, and these rows are this member's.
-                unsafe { work.scores.write(start..start + ROWS) }.copy_from_slice(&scores);
+                // SAFETY: `scores` holds whole groups, these rows are this member's, and nobody keeps them.
+                unsafe { work.scores.write(start..start + ROWS) }
             });
         }
     }

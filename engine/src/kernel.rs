@@ -6,6 +6,7 @@
 #![allow(clippy::needless_range_loop)] // Indices name rows, tokens and planes here; iterators would hide them.
 #![allow(unsafe_code)] // Kernels: each door proves the lengths and the CPU features that its kernel needs.
 
+mod ahead;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -22,6 +23,8 @@ mod tests;
 mod tl2;
 
 use crate::Isa;
+pub(crate) use ahead::ask_for;
+use attention::Page;
 pub(crate) use attention::{Query, State};
 pub(crate) use floats::{Bounds, Epilogue, Then};
 use stamp::stamp;
@@ -96,7 +99,7 @@ struct Table {
     norm_quantise: unsafe fn(&[f32], &[f32], f32, &mut [f32], &mut [i8], &mut [Quantised]),
     rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
     narrow: unsafe fn(&[f32], &mut [u16]),
-    attend: unsafe fn(&mut [Query<'_>], *const u16, *const u16, usize, f32),
+    attend: unsafe fn(&mut [Query<'_>], &Page, f32),
     fold: unsafe fn(&mut State, &State, usize),
     attended: unsafe fn(&State, &mut [f32]),
     dot_f16: unsafe fn(*const u16, *const f32, usize) -> f32,
@@ -105,6 +108,7 @@ struct Table {
     round_i16: unsafe fn(&[f32], f32, &mut [i16], &mut [f32]),
     largest_magnitude: unsafe fn(&[f32]) -> f32,
     widen: unsafe fn(&[u16], &mut [f32]),
+    scale_sums: unsafe fn(&[i32], &[f32], f32, &mut [f32]),
     unpack_six: unsafe fn(&[u8], &mut [u8]),
     reach: unsafe fn(&Bounds<'_>, f32, f32, &mut Vec<u32>),
     read_all: unsafe fn(&[u8]) -> u64,
@@ -334,20 +338,23 @@ impl Kernels {
         unsafe { (self.table.reach)(bounds, sign, threshold, hits) }
     }
 
-    /// Attention over one page of one head: `keys` (4, head_dim, 32), `values` (128, head_dim).
+    /// Attention over one page of one head: `keys` (4, head_dim, 32), `values` (128, head_dim). `next` is where
+    /// the keys begin that will be read after this page: they are asked for ahead, and never read here.
     pub(crate) fn attend(
         &self,
         queries: &mut [Query<'_>],
         keys: &[u16],
         values: &[u16],
+        next: *const u16,
         head_dim: usize,
         scale: f32,
     ) {
         assert!(head_dim.is_multiple_of(16) && head_dim <= MAX_HEAD_DIM);
         assert!(keys.len() >= PAGE * head_dim && values.len() >= PAGE * head_dim);
         assert!(queries.iter().all(|query| query.visible <= PAGE && query.q.len() == head_dim));
+        let page = Page { keys: keys.as_ptr(), values: values.as_ptr(), next, head_dim };
         // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
-        unsafe { (self.table.attend)(queries, keys.as_ptr(), values.as_ptr(), head_dim, scale) }
+        unsafe { (self.table.attend)(queries, &page, scale) }
     }
 
     /// Adds to a state what [`Kernels::attend`] found on a later page alone.
@@ -423,6 +430,13 @@ impl Kernels {
     pub(crate) fn multiply_all(&self, rounds: u64) -> u64 {
         // SAFETY: `Kernels::new` checked the CPU.
         unsafe { (self.table.multiply_all)(rounds) }
+    }
+
+    /// Integer sums of one token to scores: out = sum · (scale · step).
+    pub(crate) fn scale_sums(&self, sums: &[i32], scales: &[f32], step: f32, out: &mut [f32]) {
+        assert!(sums.len() == out.len() && scales.len() == out.len() && out.len().is_multiple_of(16));
+        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
+        unsafe { (self.table.scale_sums)(sums, scales, step, out) }
     }
 
     /// Lines of int8 weights from lines of six bits: `from` has three for four of `to`.

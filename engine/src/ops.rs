@@ -5,29 +5,20 @@
 //! a part of its own, and ends with a barrier.
 #![allow(unsafe_code)] // Members share buffers and write disjoint parts between barriers; each block says which.
 
-use crate::forward::{Plan, Segment};
+mod attention;
+
+use crate::forward::Plan;
 use crate::head::{self, Drawn, HeadWork, Slots};
 use crate::kernel::{
-    Acts, Epilogue, KEY_BLOCK, Kernels, MAX_TOKENS, PAGE, Quantised, Query, ROWS, Scratch, State, Then,
+    Acts, Epilogue, Kernels, MAX_TOKENS, PAGE, Quantised, ROWS, Scratch, State, Then, ask_for,
 };
 use crate::kv::Cache;
 use crate::model::{Matrix, Model};
 use crate::pool::{Member, Shared};
 use crate::profile::{Clocks, Operation};
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-
-/// Queries that attend to a page together, at most: more share the loads, but need more registers.
-const QUERIES: usize = 8;
-/// Positions from which on a context is worth sharing out page by page.
-const LONG: usize = 4 * PAGE;
-
-/// Whether so few segments are in a step that their key heads do not keep all members busy.
-fn split_fits(n_segments: usize, n_kv_heads: usize, n_threads: usize) -> bool {
-    n_threads > 1 && n_segments * n_kv_heads < 4 * n_threads
-}
 
 /// The buffers of a step, for a fixed number of columns at most.
 pub(crate) struct Work {
@@ -120,13 +111,12 @@ impl Work {
         let private = || Private {
             scratch: Scratch::new(),
             row: vec![0.0; widest],
-            states: vec![State::EMPTY; QUERIES.max(hyper.n_heads / hyper.n_kv_heads)],
+            states: vec![State::EMPTY; attention::most_queries(hyper)],
             halves: vec![0; 2 * hyper.head_dim],
             head: head::Private::new(hyper, n_heads),
         };
         let partial_pages = model.rotary.context().div_ceil(PAGE);
-        let n_split = (1..=n_heads).take_while(|&n| split_fits(n, hyper.n_kv_heads, n_threads)).count();
-        let n_split = if model.rotary.context() > LONG { n_split } else { 0 };
+        let n_split = attention::most_split(n_heads, hyper, n_threads, model.rotary.context());
         Work {
             partials: Shared::new(n_split * hyper.n_heads * partial_pages),
             partial_pages,
@@ -158,6 +148,8 @@ pub(crate) struct Ops<'a, 'm> {
     results: &'a [Mutex<Option<Drawn>>],
     /// Whether attention's pages of single columns are shared out among members.
     split: bool,
+    /// This member's tiles of attention, the same in each layer.
+    tasks: Vec<attention::Task>,
     /// Products so far in this step.
     products: usize,
     /// When the present operation began.
@@ -178,13 +170,27 @@ impl<'a, 'm> Ops<'a, 'm> {
         assert!(results.len() == plan.heads.len() && plan.columns.len() * model.hyper.hidden <= work.x.len());
         let private = work.private[member.index].lock().unwrap_or_else(PoisonError::into_inner);
         let slots = work.head.slots(plan);
-        let split = work.partials.len() > 0
-            && split_fits(plan.segments.len(), model.hyper.n_kv_heads, member.count())
-            && plan.columns.iter().any(|column| column.position >= LONG);
+        let split = work.partials.len() > 0 && attention::splits(plan, &model.hyper, member.count());
         // The first barrier comes before the first product; a step that panicked may have left them as they were.
         work.stocks.iter().for_each(|stock| stock.fill(member.index));
         let start = Instant::now();
-        Ops { member, kernels, model, work, cache, plan, slots, private, results, split, products: 0, start }
+        let tasks = attention::tasks(plan, &model.hyper, split, member);
+        let products = 0;
+        Ops {
+            member,
+            kernels,
+            model,
+            work,
+            cache,
+            plan,
+            slots,
+            private,
+            results,
+            split,
+            tasks,
+            products,
+            start,
+        }
     }
 
     pub(crate) fn model(&self) -> &'a Model {
@@ -289,6 +295,13 @@ impl<'a, 'm> Ops<'a, 'm> {
                 self.work.quantised.read(first..last),
             )
         };
+        if n_columns > 1 {
+            // What other members rounded lies in their caches; all of it is on its way before the first tile wants it.
+            for member in (0..self.member.count()).filter(|&member| member != self.member.index) {
+                let theirs = self.member.share_of(member, n_columns);
+                ask_for(rows[theirs.start * width..].as_ptr(), theirs.len() * width);
+            }
+        }
         let stock = &self.work.stocks[self.products % 2];
         self.products += 1;
         // Nobody looks at the other one before the barrier that ends this product.
@@ -318,209 +331,6 @@ impl<'a, 'm> Ops<'a, 'm> {
             }
         }
         self.end(Operation::Product);
-    }
-
-    /// attended = causal attention of each column, whose keys and values go into the cache on the way.
-    ///
-    /// Three ways, for the same bits. A segment of one column: who attends with a key head also rotates and stores it, while
-    /// it is in its cache. Several columns: all are stored before any attends. A long context and few tasks: pages are shared
-    /// out as well, and folded together afterwards.
-    pub(crate) fn attention(&mut self, layer: usize) {
-        let n_kv_heads = self.model.hyper.n_kv_heads;
-        let plan = self.plan;
-        if plan.segments.iter().any(|segment| self.stored_first(segment)) {
-            let mut turn = 0;
-            for segment in &plan.segments {
-                if !self.stored_first(segment) {
-                    continue;
-                }
-                for kv_head in 0..n_kv_heads {
-                    // Keys of a block share cache lines: one member writes them.
-                    let mut first = segment.columns.start;
-                    while first < segment.columns.end {
-                        let rest = KEY_BLOCK - plan.columns[first].position % KEY_BLOCK;
-                        let last = segment.columns.end.min(first + rest);
-                        if turn % self.member.count() == self.member.index {
-                            (first..last).for_each(|column| self.rotate_and_store(layer, column, kv_head));
-                        }
-                        turn += 1;
-                        first = last;
-                    }
-                }
-            }
-            self.end(Operation::Rotate);
-        }
-        let mut turn = 0;
-        for (index, segment) in plan.segments.iter().enumerate() {
-            if self.split && segment.columns.len() == 1 {
-                self.attend_pages(layer, index, &mut turn);
-                continue;
-            }
-            // Later columns see more: dealing the tasks out in turn spreads them evenly.
-            let tile = (QUERIES / self.group()).max(1);
-            for first in segment.columns.clone().step_by(tile) {
-                for kv_head in 0..n_kv_heads {
-                    if turn % self.member.count() == self.member.index {
-                        if !self.stored_first(segment) {
-                            self.rotate_and_store(layer, first, kv_head);
-                        }
-                        self.attend_tile(layer, first..segment.columns.end.min(first + tile), kv_head);
-                    }
-                    turn += 1;
-                }
-            }
-        }
-        self.end(Operation::Attend);
-        if self.split {
-            self.fold_pages();
-            self.end(Operation::Attend);
-        }
-    }
-
-    /// Query heads of a key head.
-    fn group(&self) -> usize {
-        self.model.hyper.n_heads / self.model.hyper.n_kv_heads
-    }
-
-    fn stored_first(&self, segment: &Segment) -> bool {
-        segment.columns.len() > 1 || self.split
-    }
-
-    /// Rotates one column's queries and key of one key head, and writes its key and value into the cache.
-    fn rotate_and_store(&mut self, layer: usize, index: usize, kv_head: usize) {
-        let hyper = &self.model.hyper;
-        let (head_dim, group) = (hyper.head_dim, self.group());
-        let (q_width, kv_width) = (hyper.q_width(), hyper.kv_width());
-        let column = self.plan.columns[index];
-        let (cos, sin) = self.model.rotary.at(column.position);
-        let row = index * (q_width + 2 * kv_width);
-        let (q, k) = (row + kv_head * group * head_dim, row + q_width + kv_head * head_dim);
-        let v = k + kv_width;
-        // SAFETY: this column's part of these heads belongs to the caller's task alone.
-        let (queries, key, value) = unsafe {
-            (
-                self.work.qkv.write(q..q + group * head_dim),
-                self.work.qkv.write(k..k + head_dim),
-                self.work.qkv.read(v..v + head_dim),
-            )
-        };
-        for query in queries.chunks_exact_mut(head_dim) {
-            self.kernels.rotate(query, cos, sin);
-        }
-        self.kernels.rotate(key, cos, sin);
-        let (key_halves, value_halves) = self.private.halves.split_at_mut(head_dim);
-        self.kernels.narrow(key, key_halves);
-        self.kernels.narrow(value, value_halves);
-        let page = self.plan.segments[column.segment].pages[column.position / PAGE];
-        // SAFETY: each position of each head is one task, and nobody else reads this head of this page before a barrier.
-        unsafe { self.cache.write(page, layer, kv_head, column.position % PAGE, key_halves, value_halves) };
-    }
-
-    /// This member's pages of the only column of a segment, each by itself.
-    fn attend_pages(&mut self, layer: usize, index: usize, turn: &mut usize) {
-        let hyper = &self.model.hyper;
-        let (head_dim, group) = (hyper.head_dim, self.group());
-        let stride = hyper.q_width() + 2 * hyper.kv_width();
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let segment = &self.plan.segments[index];
-        let seen = self.plan.columns[segment.columns.start].position + 1;
-        for kv_head in 0..hyper.n_kv_heads {
-            for (number, &page) in segment.pages[..seen.div_ceil(PAGE)].iter().enumerate() {
-                *turn += 1;
-                if *turn % self.member.count() != self.member.index {
-                    continue;
-                }
-                // SAFETY: the cache and the queries were written before the last barrier, and are only read now; the
-                // states of this page are this task's.
-                let (keys, values) = unsafe { self.cache.read(page, layer, kv_head) };
-                let start = self.partial(index, kv_head * group, number);
-                let heads = segment.columns.start * stride + kv_head * group * head_dim;
-                let mut queries: Vec<Query<'_>> = Vec::with_capacity(group);
-                for head in 0..group {
-                    // SAFETY: as above.
-                    let (q, state) = unsafe {
-                        let q = heads + head * head_dim;
-                        let place = start + head * self.work.partial_pages;
-                        (
-                            self.work.qkv.read(q..q + head_dim),
-                            &mut self.work.partials.write(place..place + 1)[0],
-                        )
-                    };
-                    *state = State::EMPTY;
-                    queries.push(Query { q, visible: (seen - number * PAGE).min(PAGE), state });
-                }
-                self.kernels.attend(&mut queries, keys, values, head_dim, scale);
-            }
-        }
-    }
-
-    /// Where the state of one page of one head of a segment stands.
-    fn partial(&self, segment: usize, head: usize, page: usize) -> usize {
-        (segment * self.model.hyper.n_heads + head) * self.work.partial_pages + page
-    }
-
-    /// Folds the pages of single columns in order, each member some heads.
-    fn fold_pages(&mut self) {
-        let hyper = &self.model.hyper;
-        let head_dim = hyper.head_dim;
-        for task in self.member.share(self.plan.segments.len() * hyper.n_heads) {
-            let (index, head) = (task / hyper.n_heads, task % hyper.n_heads);
-            let columns = self.plan.segments[index].columns.clone();
-            if columns.len() > 1 {
-                continue;
-            }
-            let n_pages = self.plan.columns[columns.start].position / PAGE + 1;
-            let first = self.partial(index, head, 0);
-            let start = columns.start * hyper.q_width() + head * head_dim;
-            // SAFETY: the states were written before the last barrier, and are only read now; this head's output is this
-            // member's.
-            let (pages, out) = unsafe {
-                (
-                    self.work.partials.read(first..first + n_pages),
-                    self.work.attended.write(start..start + head_dim),
-                )
-            };
-            let mut state = pages[0];
-            for page in &pages[1..] {
-                self.kernels.fold(&mut state, page, head_dim);
-            }
-            self.kernels.attended(&state, out);
-        }
-    }
-
-    /// The query heads of one key head, for a few columns of one segment.
-    fn attend_tile(&mut self, layer: usize, columns: Range<usize>, kv_head: usize) {
-        let hyper = &self.model.hyper;
-        let (head_dim, group) = (hyper.head_dim, hyper.n_heads / hyper.n_kv_heads);
-        let stride = hyper.q_width() + 2 * hyper.kv_width();
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let n_queries = columns.len() * group;
-        let states = &mut self.private.states[..n_queries];
-        for state in states.iter_mut() {
-            *state = State::EMPTY;
-        }
-        let last = self.plan.columns[columns.end - 1];
-        let pages = &self.plan.segments[last.segment].pages;
-        for (index, &page) in pages[..=last.position / PAGE].iter().enumerate() {
-            // SAFETY: what the cache holds of this head was written by this task or before the last barrier.
-            let (keys, values) = unsafe { self.cache.read(page, layer, kv_head) };
-            let mut queries: Vec<Query<'_>> = Vec::with_capacity(n_queries);
-            for (i, state) in states.iter_mut().enumerate() {
-                let (column, head) = (columns.start + i / group, kv_head * group + i % group);
-                let start = column * stride + head * head_dim;
-                // SAFETY: queries were written by this task or before the last barrier.
-                let q = unsafe { self.work.qkv.read(start..start + head_dim) };
-                let seen = self.plan.columns[column].position + 1;
-                queries.push(Query { q, visible: seen.saturating_sub(index * PAGE).min(PAGE), state });
-            }
-            self.kernels.attend(&mut queries, keys, values, head_dim, scale);
-        }
-        for (i, state) in states.iter().enumerate() {
-            let (column, head) = (columns.start + i / group, kv_head * group + i % group);
-            let start = column * hyper.q_width() + head * head_dim;
-            // SAFETY: this column's output of this head belongs to this task alone.
-            self.kernels.attended(state, unsafe { self.work.attended.write(start..start + head_dim) });
-        }
     }
 
     /// The final norm of the columns whose scores are wanted.

@@ -207,7 +207,12 @@ impl Member<'_> {
 
     /// This member's contiguous part of `n` equal pieces of work; the parts cover all of them.
     pub(crate) fn share(&self, n: usize) -> Range<usize> {
-        let (index, count) = (self.index, self.team.count);
+        self.share_of(self.index, n)
+    }
+
+    /// The `index`-th member's part.
+    pub(crate) fn share_of(&self, index: usize, n: usize) -> Range<usize> {
+        let count = self.team.count;
         n * index / count..n * (index + 1) / count
     }
 

@@ -35,6 +35,7 @@ pub fn barrier_s(engine: &mut Engine) -> f64 {
 #[derive(Debug)]
 pub struct Probe {
     region: Region,
+    first_touch_gb_s: f64,
 }
 
 impl Probe {
@@ -42,12 +43,21 @@ impl Probe {
     pub fn new(engine: &mut Engine) -> std::io::Result<Probe> {
         let region = Region::new(PASS_BYTES, true)?;
         let (pool, _) = engine.machine();
+        let start = Instant::now();
         pool.run(&|member| {
             let pages = member.share(PASS_BYTES / 4096);
             // SAFETY: members' shares are disjoint.
             unsafe { region.write::<u8>(pages.start * 4096..pages.end * 4096) }.fill(1);
         });
-        Ok(Probe { region })
+        let first_touch_gb_s = PASS_BYTES as f64 / start.elapsed().as_secs_f64() / 1e9;
+        Ok(Probe { region, first_touch_gb_s })
+    }
+
+    /// How fast the system gave and all threads filled fresh memory, in 10^9 bytes a second. Loading a model cannot be faster:
+    /// its weights are packed into such memory. On virtual machines that hand free pages back to their host it may be below
+    /// one, and then it is what loading waits for.
+    pub fn first_touch_gb_s(&self) -> f64 {
+        self.first_touch_gb_s
     }
 
     /// One pass over the memory by all threads, in 10^9 bytes a second.

@@ -110,12 +110,13 @@ impl Bench {
         let (threads, first) = self.thread_rows(&measure, &topology)?;
         let best = best_of(&threads).map(|row| (row.threads, row.read_gb_s.median, row.mac_per_s.median));
         let count = best.map_or(topology.usable_threads, |(threads, ..)| threads);
-        let (info, used) = match first {
+        let (info, used, first_touch_gb_s) = match first {
             Some(first) => first,
             None => facts(&measure.single(count)?),
         };
         let memory = Memory {
             load_s: info.load_s,
+            first_touch_gb_s,
             weights_bytes: info.weights_bytes,
             kv_bytes_max: info.kv_bytes,
             resident_bytes: used.resident_bytes,
@@ -220,11 +221,11 @@ impl Bench {
     }
 }
 
-/// What an engine is, and what the process held when it was loaded.
-type Facts = (Info, MemoryUse);
+/// What an engine is, what the process held when it was loaded, and how fast fresh memory came.
+type Facts = (Info, MemoryUse, f64);
 
 fn facts(subject: &Subject) -> Facts {
-    (subject.info().clone(), subject.memory)
+    (subject.info().clone(), subject.memory, subject.first_touch_gb_s())
 }
 
 fn best_of(rows: &[ThreadRow]) -> Option<&Stream> {

@@ -301,15 +301,15 @@ impl Screen {
         self.n_groups
     }
 
-    /// Approximate scores of one or two groups for several tokens: `set(token, group, scores of its 16 rows)`.
-    pub(crate) fn approximate(
+    /// Approximate scores of one or two groups for several tokens: `place(token, group)` is where those of its 16 rows go.
+    pub(crate) fn approximate<'o>(
         &self,
         kernels: Kernels,
         groups: Range<usize>,
         acts: &WideActs<'_>,
         rounded: &[Rounded],
         sums: &mut Sums,
-        mut set: impl FnMut(usize, usize, [f32; ROWS]),
+        place: impl Fn(usize, usize) -> &'o mut [f32],
     ) {
         let rows = groups.start * ROWS..groups.end * ROWS;
         let n_rows = self.n_groups * ROWS;
@@ -353,8 +353,7 @@ impl Screen {
         for (token, rounded) in rounded.iter().enumerate() {
             for (i, scales) in scales.as_chunks::<ROWS>().0.iter().enumerate() {
                 let sums = &sums[(token * 2 + i) * ROWS..(token * 2 + i + 1) * ROWS];
-                let scores = std::array::from_fn(|r| sums[r] as f32 * (scales[r] * rounded.step));
-                set(token, groups.start + i, scores);
+                kernels.scale_sums(sums, scales, rounded.step, place(token, groups.start + i));
             }
         }
     }

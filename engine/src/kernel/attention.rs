@@ -7,9 +7,10 @@
 
 use super::lanes::{Lanes, exp};
 use super::{KEY_BLOCK, MAX_HEAD_DIM, PAGE};
+use std::mem::MaybeUninit;
 
-/// Keys or values ahead of those being read that are asked for: 4 KiB.
-const AHEAD: usize = 2048;
+/// Keys or values ahead of those being read that are asked for: 6 KiB.
+const AHEAD: usize = 3072;
 
 /// One query and what it has gathered so far.
 pub(crate) struct Query<'a> {
@@ -34,138 +35,190 @@ impl State {
         State { values: [0.0; MAX_HEAD_DIM], maximum: f32::NEG_INFINITY, sum: 0.0 };
 }
 
-/// Scores, softmax and weighted values of `queries` over one page, folded into their states.
+/// What is read of one page of one head.
+#[derive(Clone, Copy)]
+pub(super) struct Page {
+    /// (4, head_dim, 32)
+    pub(super) keys: *const u16,
+    /// (128, head_dim)
+    pub(super) values: *const u16,
+    /// What will be read after this page; only asked for, never followed.
+    pub(super) next: *const u16,
+    pub(super) head_dim: usize,
+}
+
+/// Scores, softmax and weighted values of `queries` over one page, folded into their states. `WIDE` queries are taken
+/// together, each with `V` vectors of positions or dimensions: as many sums as the registers hold.
 ///
 /// # Safety
-/// CPU features of `L`; `keys` and `values` hold one page of one head; `visible` at most 128; `head_dim` a multiple of
-/// 16 and at most 256; queries of that length.
+/// CPU features of `L`; `page` holds one page of one head; `visible` at most 128; `head_dim` a multiple of 16 and at most 256;
+/// queries of that length.
 #[inline(always)]
-pub(super) unsafe fn attend<L: Lanes, const WIDE: usize>(
+pub(super) unsafe fn attend<L: Lanes, const WIDE: usize, const V: usize>(
     queries: &mut [Query<'_>],
-    keys: *const u16,
-    values: *const u16,
-    head_dim: usize,
+    page: &Page,
     scale: f32,
 ) {
     let mut rest = queries;
     if WIDE == 8 {
         while rest.len() >= 8 {
             let (now, later) = rest.split_at_mut(8);
-            page::<L, 8>(now, keys, values, head_dim, scale);
+            attend_together::<L, 8, V>(now, page, scale);
             rest = later;
         }
     }
     while rest.len() >= 4 {
         let (now, later) = rest.split_at_mut(4);
-        page::<L, 4>(now, keys, values, head_dim, scale);
+        attend_together::<L, 4, V>(now, page, scale);
         rest = later;
     }
     for query in rest {
-        page::<L, 1>(std::slice::from_mut(query), keys, values, head_dim, scale);
+        attend_together::<L, 1, V>(std::slice::from_mut(query), page, scale);
     }
 }
 
+/// Asks for what is read [`AHEAD`] after the element at `at` of `part`, or in what comes after that.
 #[inline(always)]
-unsafe fn page<L: Lanes, const Q: usize>(
+unsafe fn ask_ahead<L: Lanes>(part: (*const u16, usize), at: usize, then: *const u16) {
+    let (start, len) = part;
+    let ahead = at + AHEAD;
+    L::prefetch(if ahead < len { start.wrapping_add(ahead) } else { then.wrapping_add(ahead - len) });
+}
+
+#[inline(always)]
+unsafe fn attend_together<L: Lanes, const Q: usize, const V: usize>(
     queries: &mut [Query<'_>],
-    keys: *const u16,
-    values: *const u16,
-    head_dim: usize,
+    page: &Page,
     scale: f32,
 ) {
+    let Page { keys, values, next, head_dim } = *page;
     let seen = queries.iter().map(|query| query.visible).max().unwrap_or(0);
     if seen == 0 {
         return;
     }
-    let mut weights = [[0f32; PAGE]; Q];
     // Whole blocks are computed; what lies beyond the visible positions is cut off below.
-    let blocks = seen.div_ceil(KEY_BLOCK);
-    for block in 0..blocks {
-        let mut sums = [[L::splat(0.0); 2]; Q];
-        let rows = keys.add(block * KEY_BLOCK * head_dim);
-        for d in 0..head_dim {
-            let from = rows.add(d * KEY_BLOCK);
-            L::prefetch(from.wrapping_add(AHEAD));
-            let (near, far) = (L::load_f16(from), L::load_f16(from.add(16)));
-            for (query, sum) in queries.iter().zip(&mut sums) {
-                let q = L::splat(*query.q.get_unchecked(d));
-                sum[0] = q.fma(near, sum[0]);
-                sum[1] = q.fma(far, sum[1]);
-            }
-        }
-        for (sum, weight) in sums.iter().zip(&mut weights) {
-            sum[0].mul(L::splat(scale)).store(weight.as_mut_ptr().add(block * KEY_BLOCK));
-            sum[1].mul(L::splat(scale)).store(weight.as_mut_ptr().add(block * KEY_BLOCK + 16));
-        }
+    let n_blocks = seen.div_ceil(KEY_BLOCK);
+    let (n_keys, n_values) = (n_blocks * KEY_BLOCK * head_dim, seen * head_dim);
+    // Written before they are read, as far as they are read at all: filling them with zeros first would cost a fortieth.
+    let mut rows = MaybeUninit::<[[f32; MAX_HEAD_DIM]; Q]>::uninit();
+    let mut weights = MaybeUninit::<[[f32; PAGE]; Q]>::uninit();
+    let mut gathered = MaybeUninit::<[[f32; MAX_HEAD_DIM]; Q]>::uninit();
+    let rows = rows.as_mut_ptr().cast::<f32>();
+    let weights = weights.as_mut_ptr().cast::<f32>();
+    let gathered = gathered.as_mut_ptr().cast::<f32>();
+    // Side by side, one register points to all of them.
+    for (i, query) in queries.iter().enumerate() {
+        rows.add(i * MAX_HEAD_DIM).copy_from_nonoverlapping(query.q.as_ptr(), head_dim);
     }
-    let blocks = blocks * (KEY_BLOCK / 16);
-    let mut maxima = [0f32; Q];
-    let mut totals = [0f32; Q];
-    for (index, query) in queries.iter().enumerate() {
-        let row = &mut weights[index];
-        row[query.visible..blocks * 16].fill(f32::NEG_INFINITY);
-        let mut maximum = L::splat(f32::NEG_INFINITY);
-        for block in 0..blocks {
-            maximum = L::load(row.as_ptr().add(block * 16)).max(maximum);
-        }
-        maxima[index] = maximum.largest();
-        let shift = L::splat(if query.visible == 0 { 0.0 } else { maxima[index] });
-        let mut total = L::splat(0.0);
-        for block in 0..blocks {
-            let place = row.as_mut_ptr().add(block * 16);
-            let weight = exp(L::load(place).sub(shift));
-            weight.store(place);
-            total = total.add(weight);
-        }
-        totals[index] = total.sum();
-    }
-    let mut gathered = [[0f32; MAX_HEAD_DIM]; Q];
-    let mut d = 0;
-    while d + 32 <= head_dim {
-        let mut sums = [[L::splat(0.0); 2]; Q];
-        for position in 0..seen {
-            let from = values.add(position * head_dim + d);
-            if d == 0 {
-                // The first pass brings whole rows, in the order in which they lie; the others find them in the cache.
-                for line in (0..head_dim).step_by(KEY_BLOCK) {
-                    L::prefetch(from.wrapping_add(AHEAD + line));
+    for block in 0..n_blocks {
+        let start = block * KEY_BLOCK * head_dim;
+        for part in (0..KEY_BLOCK / 16).step_by(V) {
+            let mut sums = [[L::splat(0.0); V]; Q];
+            for d in 0..head_dim {
+                let at = start + d * KEY_BLOCK;
+                if part == 0 {
+                    ask_ahead::<L>((keys, n_keys), at, values);
+                }
+                let mut lanes = [L::splat(0.0); V];
+                for (v, lane) in lanes.iter_mut().enumerate() {
+                    *lane = L::load_f16(keys.add(at + (part + v) * 16));
+                }
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let q = L::splat(*rows.add(i * MAX_HEAD_DIM + d));
+                    for v in 0..V {
+                        sum[v] = q.fma(lanes[v], sum[v]);
+                    }
                 }
             }
-            let (near, far) = (L::load_f16(from), L::load_f16(from.add(16)));
-            for (weight, sum) in weights.iter().zip(&mut sums) {
-                let p = L::splat(*weight.get_unchecked(position));
-                sum[0] = p.fma(near, sum[0]);
-                sum[1] = p.fma(far, sum[1]);
+            for (i, sum) in sums.iter().enumerate() {
+                for (v, sum) in sum.iter().enumerate() {
+                    sum.mul(L::splat(scale))
+                        .store(weights.add(i * PAGE + block * KEY_BLOCK + (part + v) * 16));
+                }
             }
         }
-        for (sum, out) in sums.iter().zip(&mut gathered) {
-            sum[0].store(out.as_mut_ptr().add(d));
-            sum[1].store(out.as_mut_ptr().add(d + 16));
-        }
-        d += 32;
     }
-    if d < head_dim {
-        let mut sums = [L::splat(0.0); Q];
-        for position in 0..seen {
-            let value = L::load_f16(values.add(position * head_dim + d));
-            for (weight, sum) in weights.iter().zip(&mut sums) {
-                *sum = L::splat(*weight.get_unchecked(position)).fma(value, *sum);
-            }
+    let n_lanes = n_blocks * (KEY_BLOCK / 16);
+    let mut maxima = [0f32; Q];
+    let mut totals = [0f32; Q];
+    for (i, query) in queries.iter().enumerate() {
+        let row = weights.add(i * PAGE);
+        for position in query.visible..n_lanes * 16 {
+            row.add(position).write(f32::NEG_INFINITY);
         }
-        for (sum, out) in sums.iter().zip(&mut gathered) {
-            sum.store(out.as_mut_ptr().add(d));
+        let mut maximum = L::splat(f32::NEG_INFINITY);
+        for lane in 0..n_lanes {
+            maximum = L::load(row.add(lane * 16)).max(maximum);
         }
+        maxima[i] = maximum.largest();
+        let shift = L::splat(if query.visible == 0 { 0.0 } else { maxima[i] });
+        let mut total = L::splat(0.0);
+        for lane in 0..n_lanes {
+            let weight = exp(L::load(row.add(lane * 16)).sub(shift));
+            weight.store(row.add(lane * 16));
+            total = total.add(weight);
+        }
+        totals[i] = total.sum();
     }
-    for (index, query) in queries.iter_mut().enumerate() {
+    let mut d = 0;
+    while d + 16 * V <= head_dim {
+        gather::<L, Q, V>((values, n_values), next, weights, gathered, d, head_dim);
+        d += 16 * V;
+    }
+    while d < head_dim {
+        gather::<L, Q, 1>((values, n_values), next, weights, gathered, d, head_dim);
+        d += 16;
+    }
+    for (i, query) in queries.iter_mut().enumerate() {
         if query.visible > 0 {
-            let page = (maxima[index], totals[index], &gathered[index]);
+            let found = std::slice::from_raw_parts(gathered.add(i * MAX_HEAD_DIM), head_dim);
             if query.state.maximum == f32::NEG_INFINITY {
                 // The first page is taken as it is, so that a page computed apart can be folded in later.
-                (query.state.maximum, query.state.sum) = (page.0, page.1);
-                query.state.values[..head_dim].copy_from_slice(&page.2[..head_dim]);
+                (query.state.maximum, query.state.sum) = (maxima[i], totals[i]);
+                query.state.values[..head_dim].copy_from_slice(found);
             } else {
-                fold::<L>(query.state, page.0, page.1, page.2, head_dim);
+                fold::<L>(query.state, maxima[i], totals[i], found);
             }
+        }
+    }
+}
+
+/// Weighted values of `V` vectors of dimensions from `d` on.
+#[inline(always)]
+unsafe fn gather<L: Lanes, const Q: usize, const V: usize>(
+    values: (*const u16, usize),
+    next: *const u16,
+    weights: *const f32,
+    gathered: *mut f32,
+    d: usize,
+    head_dim: usize,
+) {
+    let mut sums = [[L::splat(0.0); V]; Q];
+    let mut position = 0;
+    let mut at = 0;
+    while at < values.1 {
+        if d == 0 {
+            // The first pass brings whole rows, in the order in which they lie; the others find them in the cache.
+            for line in (0..head_dim).step_by(32) {
+                ask_ahead::<L>(values, at + line, next);
+            }
+        }
+        let mut lanes = [L::splat(0.0); V];
+        for (v, lane) in lanes.iter_mut().enumerate() {
+            *lane = L::load_f16(values.0.add(at + d + v * 16));
+        }
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let weight = L::splat(*weights.add(i * PAGE + position));
+            for v in 0..V {
+                sum[v] = weight.fma(lanes[v], sum[v]);
+            }
+        }
+        position += 1;
+        at += head_dim;
+    }
+    for (i, sum) in sums.iter().enumerate() {
+        for (v, sum) in sum.iter().enumerate() {
+            sum.store(gathered.add(i * MAX_HEAD_DIM + d + v * 16));
         }
     }
 }
@@ -173,22 +226,16 @@ unsafe fn page<L: Lanes, const Q: usize>(
 /// Adds one page's result to what came before it.
 ///
 /// # Safety
-/// CPU features of `L`; `head_dim` a multiple of 16 and at most 256.
+/// CPU features of `L`; as many values as the head has dimensions, a multiple of 16 and at most 256.
 #[inline(always)]
-pub(super) unsafe fn fold<L: Lanes>(
-    state: &mut State,
-    maximum: f32,
-    sum: f32,
-    values: &[f32; MAX_HEAD_DIM],
-    head_dim: usize,
-) {
+pub(super) unsafe fn fold<L: Lanes>(state: &mut State, maximum: f32, sum: f32, values: &[f32]) {
     let highest = if state.maximum > maximum { state.maximum } else { maximum };
     let before = exp(L::splat(state.maximum - highest));
     let now = exp(L::splat(maximum - highest));
     let factors = (before.to_array()[0], now.to_array()[0]);
     state.maximum = highest;
     state.sum = state.sum * factors.0 + sum * factors.1;
-    for d in (0..head_dim).step_by(16) {
+    for d in (0..values.len()).step_by(16) {
         let place = state.values.as_mut_ptr().add(d);
         let new = L::load(values.as_ptr().add(d)).mul(now);
         L::load(place).fma(before, new).store(place);

@@ -4,6 +4,7 @@
 //! negative and 508 on the positive side, so 64 steps stay within [-32768, 32512].
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
+use super::ahead::ask_ahead;
 use super::lanes::Lanes;
 use super::tl2::avx2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
@@ -13,8 +14,6 @@ use std::arch::x86_64::*;
 const BLOCK_LINES: usize = 16;
 /// Lines of int8 rows at a time: 4 KiB.
 const NARROW_LINES: usize = 64;
-/// Bytes ahead of the line being read that are asked for.
-const PREFETCH_BYTES: usize = 2048;
 
 /// Sixteen f32 in two registers.
 #[derive(Clone, Copy)]
@@ -179,7 +178,7 @@ unsafe fn stream<const T: usize>(lines: *const u8, job: &TernaryJob, sums: *mut 
         let mut narrow = [[_mm256_setzero_si256(); 2]; T];
         while line < end {
             let at = lines.add(line * LINE);
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+            ask_ahead(at);
             let upper = decode(_mm256_loadu_si256(at.cast()));
             let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
             for plane in 0..4 {
@@ -216,7 +215,7 @@ unsafe fn panel(lines: *const u8, job: &TernaryJob, sums: *mut i32) {
         let n = BLOCK_LINES.min(job.n_lines - line);
         for i in 0..n {
             let at = lines.add((line + i) * LINE);
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+            ask_ahead(at);
             let upper = decode(_mm256_loadu_si256(at.cast()));
             let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
             for plane in 0..4 {
@@ -365,7 +364,7 @@ unsafe fn screen_tile<const T: usize>(job: &ScreenJob, group: usize, token: usiz
     let mut sums = [[_mm256_setzero_si256(); 4]; T];
     for line in 0..job.n_lines {
         let at = job.lines.add((group * job.n_lines + line) * LINE);
-        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+        ask_ahead(at);
         for quarter in 0..4 {
             // Four rows of four weights; each 64 bits of the broadcast meet one row.
             let quants = _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(quarter * 16).cast()));
@@ -396,7 +395,7 @@ unsafe fn screen_tile<const T: usize>(job: &ScreenJob, group: usize, token: usiz
 pub(super) unsafe fn read_all(bytes: &[u8]) -> u64 {
     let mut sums = [_mm256_setzero_si256(); 8];
     for chunk in bytes.chunks_exact(256) {
-        _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(PREFETCH_BYTES).cast());
+        chunk.chunks_exact(LINE).for_each(|line| ask_ahead(line.as_ptr()));
         for (i, sum) in sums.iter_mut().enumerate() {
             *sum = _mm256_or_si256(*sum, _mm256_loadu_si256(chunk.as_ptr().add(i * 32).cast()));
         }
@@ -426,4 +425,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 10 * 32
 }
 
-super::stamp!(Pair, 4, "avx2,fma,f16c");
+super::stamp!(Pair, 4, 1, "avx2,fma,f16c");

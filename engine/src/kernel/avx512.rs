@@ -1,6 +1,7 @@
 //! 512-bit kernels: one line is one register, `vpdpbusd` multiplies four codes of sixteen rows at once.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
+use super::ahead::ask_ahead;
 use super::lanes::Lanes;
 use super::tl2::avx2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
@@ -12,8 +13,6 @@ const BLOCK_LINES: usize = 32;
 const TILE: usize = 12;
 /// Lines of int8 rows at a time: two groups of 64 are 8 KiB.
 const NARROW_LINES: usize = 64;
-/// Bytes ahead of the line being read that are asked for.
-const PREFETCH_BYTES: usize = 4096;
 
 /// Sixteen f32 in one register.
 #[derive(Clone, Copy)]
@@ -34,7 +33,8 @@ impl Lanes for Whole {
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
-        Whole(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast())))
+        // Without a rounding mode of its own the instruction takes its operand from memory.
+        Whole(_mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(from.cast())))
     }
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16) {
@@ -159,7 +159,7 @@ unsafe fn stream<const T: usize, const P: usize>(lines: *const u8, job: &Ternary
     let mut parts = [[_mm512_setzero_si512(); P]; T];
     for line in 0..job.n_lines {
         let at = lines.add(line * LINE);
-        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+        ask_ahead(at);
         let codes = decode(_mm512_loadu_si512(at.cast()));
         for (plane, &code) in codes.iter().enumerate() {
             for (t, part) in parts.iter_mut().enumerate() {
@@ -313,7 +313,7 @@ unsafe fn screen_tile<const T: usize, const G: usize, const P: usize>(
             let mut quants = [_mm512_setzero_si512(); G];
             for (group, quant) in quants.iter_mut().enumerate() {
                 let at = job.lines.add(((first_group + group) * job.n_lines + line + part) * LINE);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+                ask_ahead(at);
                 *quant = _mm512_loadu_si512(at.cast());
             }
             for t in 0..T {
@@ -437,7 +437,7 @@ unsafe fn narrow_tile<const T: usize, const G: usize>(
 pub(super) unsafe fn read_all(bytes: &[u8]) -> u64 {
     let mut sums = [_mm512_setzero_si512(); 8];
     for chunk in bytes.chunks_exact(512) {
-        _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(PREFETCH_BYTES).cast());
+        chunk.chunks_exact(LINE).for_each(|line| ask_ahead(line.as_ptr()));
         for (i, sum) in sums.iter_mut().enumerate() {
             *sum = _mm512_or_si512(*sum, _mm512_loadu_si512(chunk.as_ptr().add(i * LINE).cast()));
         }
@@ -463,4 +463,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 20 * 64
 }
 
-super::stamp!(Whole, 8, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");
+super::stamp!(Whole, 8, 2, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");

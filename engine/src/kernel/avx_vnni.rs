@@ -3,6 +3,7 @@
 //! Floats and the screening product of two bytes are those of AVX2.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
+use super::ahead::ask_ahead;
 use super::avx2::{Pair, read_all, screen};
 use super::tl2::avx2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
@@ -12,7 +13,6 @@ use std::arch::x86_64::*;
 const BLOCK_LINES: usize = 32;
 /// Lines of int8 rows at a time: 4 KiB.
 const NARROW_LINES: usize = 64;
-const PREFETCH_BYTES: usize = 2048;
 
 /// Sums of code · activation for one or two groups of 16 rows.
 ///
@@ -57,7 +57,7 @@ unsafe fn stream<const T: usize>(lines: *const u8, job: &TernaryJob, sums: *mut 
     let mut parts = [[[_mm256_setzero_si256(); 2]; 2]; T];
     for line in 0..job.n_lines {
         let at = lines.add(line * LINE);
-        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+        ask_ahead(at);
         let upper = decode(_mm256_loadu_si256(at.cast()));
         let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
         for plane in 0..4 {
@@ -85,7 +85,7 @@ unsafe fn panel(lines: *const u8, job: &TernaryJob, sums: *mut i32) {
         let n = BLOCK_LINES.min(job.n_lines - line);
         for i in 0..n {
             let at = lines.add((line + i) * LINE);
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+            ask_ahead(at);
             let upper = decode(_mm256_loadu_si256(at.cast()));
             let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
             for plane in 0..4 {
@@ -224,4 +224,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 12 * 32
 }
 
-super::stamp!(Pair, 4, "avx2,fma,f16c,avxvnni");
+super::stamp!(Pair, 4, 1, "avx2,fma,f16c,avxvnni");

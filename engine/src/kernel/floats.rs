@@ -7,6 +7,9 @@
 use super::lanes::Lanes;
 use super::{Quantised, ROWS};
 
+/// Floats ahead of the sums of squares that are asked for: 4 KiB.
+const SQUARES_AHEAD: usize = 1024;
+
 /// x · (1 / √(mean(x²) + eps)) · weight, into `out`.
 ///
 /// # Safety
@@ -68,13 +71,15 @@ pub(super) unsafe fn norm_quantise<L: Lanes>(
     }
 }
 
-/// Sums of squares of `R` rows that follow one another.
+/// Sums of squares of `R` rows that follow one another. Half of what they hold was written by other threads and comes from
+/// their caches: it is asked for ahead.
 #[inline(always)]
 unsafe fn squares<L: Lanes, const R: usize>(x: *const f32, n: usize) -> [f32; R] {
     let mut sums = [L::splat(0.0); R];
     let mut i = 0;
     while i < n {
         for (r, sum) in sums.iter_mut().enumerate() {
+            L::prefetch(x.wrapping_add(r * n + i + SQUARES_AHEAD));
             let v = L::load(x.add(r * n + i));
             *sum = v.fma(v, *sum);
         }
@@ -233,12 +238,34 @@ pub(super) unsafe fn finish<L: Lanes>(sums: *const i32, job: &Epilogue<'_>) {
 /// # Safety
 /// CPU features of `L`; `head` has 2 · `cos.len()` elements, `sin` as many as `cos`.
 #[inline(always)]
-pub(super) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub(super) unsafe fn rotate<L: Lanes>(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let half = cos.len();
-    for i in 0..half {
+    let whole = half / 16 * 16;
+    for i in (0..whole).step_by(16) {
+        let (near, far) = (head.as_mut_ptr().add(i), head.as_mut_ptr().add(i + half));
+        let (a, b) = (L::load(near), L::load(far));
+        let (cos, sin) = (L::load(cos.as_ptr().add(i)), L::load(sin.as_ptr().add(i)));
+        // Each product is rounded by itself, as in the lines below: no fused multiply-add.
+        a.mul(cos).sub(b.mul(sin)).store(near);
+        b.mul(cos).add(a.mul(sin)).store(far);
+    }
+    for i in whole..half {
         let (a, b) = (head[i], head[i + half]);
         head[i] = a * cos[i] - b * sin[i];
         head[i + half] = b * cos[i] + a * sin[i];
+    }
+}
+
+/// out = sum · (scale · step): integer sums of one token to scores.
+///
+/// # Safety
+/// CPU features of `L`; all slices of one length, a multiple of 16.
+#[inline(always)]
+pub(super) unsafe fn scale_sums<L: Lanes>(sums: &[i32], scales: &[f32], step: f32, out: &mut [f32]) {
+    let step = L::splat(step);
+    for i in (0..out.len()).step_by(16) {
+        let scale = L::load(scales.as_ptr().add(i)).mul(step);
+        L::load_i32_minus(sums.as_ptr().add(i), 0).mul(scale).store(out.as_mut_ptr().add(i));
     }
 }
 

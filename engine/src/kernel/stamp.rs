@@ -2,10 +2,12 @@
 
 /// Writes out the generic routines for one instruction set and gathers them in its `TABLE`.
 macro_rules! stamp {
-    ($lanes:ty, $wide:literal $(, $features:literal)?) => {
+    ($lanes:ty, $wide:literal, $vectors:literal $(, $features:literal)?) => {
         mod stamped {
             #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, unused_imports)]
-            use super::super::{Bounds, Epilogue, Quantised, Query, State, attention, floats};
+            use super::super::attention::{self, Page, Query, State};
+            use super::super::floats::{self, Bounds, Epilogue};
+            use super::super::Quantised;
             use super::*;
             type Lane = $lanes;
 
@@ -30,7 +32,7 @@ macro_rules! stamp {
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-                floats::rotate(head, cos, sin);
+                floats::rotate::<Lane>(head, cos, sin);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn narrow(from: &[f32], to: &mut [u16]) {
@@ -41,6 +43,10 @@ macro_rules! stamp {
                 floats::widen::<Lane>(from, to);
             }
             $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn scale_sums(sums: &[i32], scales: &[f32], step: f32, out: &mut [f32]) {
+                floats::scale_sums::<Lane>(sums, scales, step, out);
+            }
+            $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn unpack_six(from: &[u8], to: &mut [u8]) {
                 floats::unpack_six(from, to);
             }
@@ -49,18 +55,12 @@ macro_rules! stamp {
                 floats::reach::<Lane>(bounds, sign, threshold, hits);
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn attend(
-                queries: &mut [Query<'_>],
-                keys: *const u16,
-                values: *const u16,
-                head_dim: usize,
-                scale: f32,
-            ) {
-                attention::attend::<Lane, $wide>(queries, keys, values, head_dim, scale);
+            pub(super) unsafe fn attend(queries: &mut [Query<'_>], page: &Page, scale: f32) {
+                attention::attend::<Lane, $wide, $vectors>(queries, page, scale);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn fold(state: &mut State, page: &State, head_dim: usize) {
-                attention::fold::<Lane>(state, page.maximum, page.sum, &page.values, head_dim);
+                attention::fold::<Lane>(state, page.maximum, page.sum, &page.values[..head_dim]);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn attended(state: &State, out: &mut [f32]) {
@@ -124,6 +124,7 @@ macro_rules! stamp {
             fold: stamped::fold,
             attended: stamped::attended,
             widen: stamped::widen,
+            scale_sums: stamped::scale_sums,
             unpack_six: stamped::unpack_six,
             reach: stamped::reach,
             dot_f16: stamped::dot_f16,

@@ -44,6 +44,10 @@ impl Subject {
         self.engine.info()
     }
 
+    pub(super) fn first_touch_gb_s(&self) -> f64 {
+        self.probe.first_touch_gb_s()
+    }
+
     fn rates(&mut self) -> Rates {
         Rates {
             read_gb_s: self.probe.read_gb_s(&mut self.engine),

@@ -54,6 +54,8 @@ pub(super) struct Machine {
 #[derive(Debug, Serialize)]
 pub(super) struct Memory {
     pub(super) load_s: f64,
+    /// Rate at which fresh memory can be filled: what loading cannot do without.
+    pub(super) first_touch_gb_s: f64,
     pub(super) weights_bytes: u64,
     /// What keys and values may come to; they take it when used.
     pub(super) kv_bytes_max: u64,

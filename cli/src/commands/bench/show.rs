@@ -72,9 +72,10 @@ fn machine(report: &Report) -> String {
             mb(model.macs_per_token)
         ),
         format!(
-            "loaded in {:.2} s; {} MB anonymous (weights and head {}), {} MB of the file, {} MB resident in all; keys and \
-             values up to {} MB",
+            "loaded in {:.2} s, where fresh memory comes at {:.1} GB/s; {} MB anonymous (weights and head {}), {} MB of the \
+             file, {} MB resident in all; keys and values up to {} MB",
             memory.load_s,
+            memory.first_touch_gb_s,
             mb(memory.anonymous_bytes),
             mb(memory.weights_bytes),
             mb(memory.file_bytes),

@@ -5,6 +5,7 @@
 //! in magnitude, 30,800, before it is widened.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
+use super::super::ahead::ask_ahead;
 use super::{
     BLOCK, BLOCK_BYTES, INDEX_BYTES, LookupJob, PAIR_TABLE_BYTES, PAIRS, ROWS, group_bytes, n_blocks,
     table_bytes, weights_of,
@@ -13,8 +14,6 @@ use std::arch::x86_64::*;
 
 /// Blocks whose sums fit into int16: each adds eight times.
 const NARROW_BLOCKS: usize = 10;
-/// Bytes ahead of the block being read that are asked for.
-const PREFETCH_BYTES: usize = 4096;
 
 const WEIGHTS: [[i16; 16]; 3] = [weights_of(0), weights_of(1), weights_of(2)];
 /// Which sign byte belongs to each row, and which bit of it.
@@ -100,7 +99,7 @@ unsafe fn tile<const T: usize>(job: &LookupJob, group: usize, token: usize) {
         while block < end {
             let at = blocks.add(block * BLOCK_BYTES);
             for line in 0..3 {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES + line * 64).cast());
+                ask_ahead(at.wrapping_add(line * 64));
             }
             for run in 0..PAIRS / 2 {
                 let both = _mm256_loadu_si256(at.add(run * 32).cast());
