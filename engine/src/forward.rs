@@ -42,14 +42,18 @@ pub(crate) struct Plan<'a> {
 pub(crate) fn pass(ops: &mut Ops<'_, '_>) {
     ops.embed();
     for (index, layer) in ops.model().layers.iter().enumerate() {
+        ops.expect(&layer.qkv);
         ops.norm_x(&layer.attn_norm);
         ops.product(&layer.qkv, Then::Store);
+        ops.expect(&layer.output);
         ops.attention(index);
         ops.norm_attended(&layer.attn_sub_norm);
         ops.product(&layer.output, Then::Add);
 
+        ops.expect(&layer.gate_up);
         ops.norm_x(&layer.ffn_norm);
         ops.product(&layer.gate_up, Then::Gate);
+        ops.expect(&layer.down);
         ops.norm_gated(&layer.ffn_sub_norm);
         ops.product(&layer.down, Then::Add);
     }

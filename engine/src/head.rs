@@ -443,7 +443,11 @@ pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
         }
         Demand::Approximate | Demand::All => {
             work.full.fetch_add(1, Ordering::Relaxed);
-            sampler::candidates_of(scores)
+            if draw.is_greedy() && draw.adjustments.is_empty() {
+                vec![sampler::best_of(scores)]
+            } else {
+                sampler::candidates_of(scores)
+            }
         }
     };
     draw.adjust(&mut found);

@@ -20,6 +20,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+/// Bytes of weights that are asked for before the operation that needs them.
+const HEAD_START: usize = 16 << 10;
+
 /// The buffers of a step, for a fixed number of columns at most.
 pub(crate) struct Work {
     /// (n_columns, hidden)
@@ -273,6 +276,14 @@ impl<'a, 'm> Ops<'a, 'm> {
         } else {
             self.end(Operation::Norm);
         }
+    }
+
+    /// Asks for the first of this member's weights of a product that comes soon, so that memory does not rest meanwhile.
+    pub(crate) fn expect(&self, matrix: &Matrix) {
+        let pairs = matrix.pairs(self.member.index, self.member.count());
+        let groups = (2 * pairs.start).min(matrix.n_groups)..(2 * pairs.end).min(matrix.n_groups);
+        let packed = self.model.groups(matrix, groups);
+        ask_for(packed.as_ptr(), packed.len().min(HEAD_START));
     }
 
     /// A ternary product of acts: stored in qkv, added to x, or gated, as `then` says.

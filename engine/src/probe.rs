@@ -10,8 +10,8 @@ use std::time::Instant;
 
 /// Bytes that one pass reads in all: more than one process can keep in a shared cache.
 const PASS_BYTES: usize = 1 << 30;
-/// Rounds of multiply-adds of one measurement: some tens of milliseconds.
-const ROUNDS: u64 = 4_000_000;
+/// Rounds of multiply-adds of one measurement: about 50 ms, long enough for the clock to settle under them.
+const ROUNDS: u64 = 16_000_000;
 
 /// Meetings of one measurement of the barrier.
 const MEETINGS: u32 = 20_000;

@@ -147,6 +147,14 @@ fn best(candidates: &[Candidate]) -> u32 {
     candidates.iter().min_by(|a, b| by_rank(a, b)).map_or(0, |candidate| candidate.id)
 }
 
+/// The best of all scores, which stand in order of id; the first among equals.
+pub(crate) fn best_of(scores: &[f32]) -> Candidate {
+    let first = Candidate { id: 0, score: f32::NEG_INFINITY };
+    scores.iter().enumerate().fold(first, |best, (id, &score)| {
+        if score.total_cmp(&best.score).is_gt() { Candidate { id: id as u32, score } } else { best }
+    })
+}
+
 /// Log-probabilities under the softmax of all scores, which stand in order of id.
 pub(crate) fn logprobs(scores: &[f32], token: u32, n_top: usize) -> TokenLogprob {
     let highest = f64::from(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
@@ -165,4 +173,16 @@ pub(crate) fn logprobs(scores: &[f32], token: u32, n_top: usize) -> TokenLogprob
 /// All scores as candidates.
 pub(crate) fn candidates_of(scores: &[f32]) -> Vec<Candidate> {
     scores.iter().enumerate().map(|(id, &score)| Candidate { id: id as u32, score }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_of_all_scores_is_the_best_candidate() {
+        for scores in [&[0.5, -1.0, 2.0, 2.0, 1.0][..], &[-0.0, 0.0, -3.0], &[-7.0; 3], &[f32::MIN]] {
+            assert_eq!(best_of(scores).id, best(&candidates_of(scores)), "{scores:?}");
+        }
+    }
 }

@@ -9,8 +9,9 @@ use super::lanes::{Lanes, exp};
 use super::{KEY_BLOCK, MAX_HEAD_DIM, PAGE};
 use std::mem::MaybeUninit;
 
-/// Keys or values ahead of those being read that are asked for: 6 KiB.
-const AHEAD: usize = 3072;
+/// Keys or values ahead of those being read that are asked for: 8 KiB into the second-level cache, 1 KiB into the first.
+const FAR: usize = 4096;
+const NEAR: usize = 512;
 
 /// One query and what it has gathered so far.
 pub(crate) struct Query<'a> {
@@ -48,13 +49,14 @@ pub(super) struct Page {
 }
 
 /// Scores, softmax and weighted values of `queries` over one page, folded into their states. `WIDE` queries are taken
-/// together, each with `V` vectors of positions or dimensions: as many sums as the registers hold.
+/// together, each with `V` vectors of positions or dimensions, fewer queries with `TALL`: as many sums as the registers hold,
+/// and enough to keep the multipliers busy.
 ///
 /// # Safety
 /// CPU features of `L`; `page` holds one page of one head; `visible` at most 128; `head_dim` a multiple of 16 and at most 256;
 /// queries of that length.
 #[inline(always)]
-pub(super) unsafe fn attend<L: Lanes, const WIDE: usize, const V: usize>(
+pub(super) unsafe fn attend<L: Lanes, const WIDE: usize, const V: usize, const TALL: usize>(
     queries: &mut [Query<'_>],
     page: &Page,
     scale: f32,
@@ -63,30 +65,31 @@ pub(super) unsafe fn attend<L: Lanes, const WIDE: usize, const V: usize>(
     if WIDE == 8 {
         while rest.len() >= 8 {
             let (now, later) = rest.split_at_mut(8);
-            attend_together::<L, 8, V>(now, page, scale);
+            attend_together::<L, 8, V, V>(now, page, scale);
             rest = later;
         }
     }
     while rest.len() >= 4 {
         let (now, later) = rest.split_at_mut(4);
-        attend_together::<L, 4, V>(now, page, scale);
+        attend_together::<L, 4, V, TALL>(now, page, scale);
         rest = later;
     }
     for query in rest {
-        attend_together::<L, 1, V>(std::slice::from_mut(query), page, scale);
+        attend_together::<L, 1, V, TALL>(std::slice::from_mut(query), page, scale);
     }
 }
 
-/// Asks for what is read [`AHEAD`] after the element at `at` of `part`, or in what comes after that.
+/// Asks for what is read soon after the element at `at` of `part`, which may lie in what comes after that part.
 #[inline(always)]
 unsafe fn ask_ahead<L: Lanes>(part: (*const u16, usize), at: usize, then: *const u16) {
     let (start, len) = part;
-    let ahead = at + AHEAD;
-    L::prefetch(if ahead < len { start.wrapping_add(ahead) } else { then.wrapping_add(ahead - len) });
+    let far = at + FAR;
+    L::prefetch_far(if far < len { start.wrapping_add(far) } else { then.wrapping_add(far - len) });
+    L::prefetch(start.wrapping_add(at + NEAR));
 }
 
 #[inline(always)]
-unsafe fn attend_together<L: Lanes, const Q: usize, const V: usize>(
+unsafe fn attend_together<L: Lanes, const Q: usize, const V: usize, const TALL: usize>(
     queries: &mut [Query<'_>],
     page: &Page,
     scale: f32,
@@ -108,37 +111,21 @@ unsafe fn attend_together<L: Lanes, const Q: usize, const V: usize>(
     let gathered = gathered.as_mut_ptr().cast::<f32>();
     // Side by side, one register points to all of them.
     for (i, query) in queries.iter().enumerate() {
-        rows.add(i * MAX_HEAD_DIM).copy_from_nonoverlapping(query.q.as_ptr(), head_dim);
-    }
-    for block in 0..n_blocks {
-        let start = block * KEY_BLOCK * head_dim;
-        for part in (0..KEY_BLOCK / 16).step_by(V) {
-            let mut sums = [[L::splat(0.0); V]; Q];
-            for d in 0..head_dim {
-                let at = start + d * KEY_BLOCK;
-                if part == 0 {
-                    ask_ahead::<L>((keys, n_keys), at, values);
-                }
-                let mut lanes = [L::splat(0.0); V];
-                for (v, lane) in lanes.iter_mut().enumerate() {
-                    *lane = L::load_f16(keys.add(at + (part + v) * 16));
-                }
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let q = L::splat(*rows.add(i * MAX_HEAD_DIM + d));
-                    for v in 0..V {
-                        sum[v] = q.fma(lanes[v], sum[v]);
-                    }
-                }
-            }
-            for (i, sum) in sums.iter().enumerate() {
-                for (v, sum) in sum.iter().enumerate() {
-                    sum.mul(L::splat(scale))
-                        .store(weights.add(i * PAGE + block * KEY_BLOCK + (part + v) * 16));
-                }
-            }
+        for d in (0..head_dim).step_by(16) {
+            L::load(query.q.as_ptr().add(d)).store(rows.add(i * MAX_HEAD_DIM + d));
         }
     }
+    let scores = Scores { keys: (keys, n_keys), then: values, rows, weights, head_dim, scale };
     let n_lanes = n_blocks * (KEY_BLOCK / 16);
+    let mut lane = 0;
+    while lane + TALL <= n_lanes {
+        score::<L, Q, TALL>(&scores, lane);
+        lane += TALL;
+    }
+    while lane < n_lanes {
+        score::<L, Q, V>(&scores, lane);
+        lane += V;
+    }
     let mut maxima = [0f32; Q];
     let mut totals = [0f32; Q];
     for (i, query) in queries.iter().enumerate() {
@@ -161,9 +148,9 @@ unsafe fn attend_together<L: Lanes, const Q: usize, const V: usize>(
         totals[i] = total.sum();
     }
     let mut d = 0;
-    while d + 16 * V <= head_dim {
-        gather::<L, Q, V>((values, n_values), next, weights, gathered, d, head_dim);
-        d += 16 * V;
+    while d + 16 * TALL <= head_dim {
+        gather::<L, Q, TALL>((values, n_values), next, weights, gathered, d, head_dim);
+        d += 16 * TALL;
     }
     while d < head_dim {
         gather::<L, Q, 1>((values, n_values), next, weights, gathered, d, head_dim);
@@ -179,6 +166,48 @@ unsafe fn attend_together<L: Lanes, const Q: usize, const V: usize>(
             } else {
                 fold::<L>(query.state, maxima[i], totals[i], found);
             }
+        }
+    }
+}
+
+/// What the scores of a page are made of.
+struct Scores {
+    keys: (*const u16, usize),
+    /// What is read after the keys.
+    then: *const u16,
+    /// Queries, (Q, 256).
+    rows: *const f32,
+    /// (Q, 128)
+    weights: *mut f32,
+    head_dim: usize,
+    scale: f32,
+}
+
+/// Scores of `V` vectors of 16 positions, of which two stand side by side in each block of keys.
+#[inline(always)]
+unsafe fn score<L: Lanes, const Q: usize, const V: usize>(job: &Scores, first: usize) {
+    const A_BLOCK: usize = KEY_BLOCK / 16;
+    let start = |vector: usize| vector / A_BLOCK * KEY_BLOCK * job.head_dim + vector % A_BLOCK * 16;
+    let mut sums = [[L::splat(0.0); V]; Q];
+    for d in 0..job.head_dim {
+        let mut lanes = [L::splat(0.0); V];
+        for (v, lane) in lanes.iter_mut().enumerate() {
+            let at = start(first + v) + d * KEY_BLOCK;
+            if (first + v).is_multiple_of(A_BLOCK) {
+                ask_ahead::<L>(job.keys, at, job.then);
+            }
+            *lane = L::load_f16(job.keys.0.add(at));
+        }
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let q = L::splat(*job.rows.add(i * MAX_HEAD_DIM + d));
+            for v in 0..V {
+                sum[v] = q.fma(lanes[v], sum[v]);
+            }
+        }
+    }
+    for (i, sum) in sums.iter().enumerate() {
+        for (v, sum) in sum.iter().enumerate() {
+            sum.mul(L::splat(job.scale)).store(job.weights.add(i * PAGE + (first + v) * 16));
         }
     }
 }

@@ -125,6 +125,10 @@ impl Lanes for Pair {
     unsafe fn prefetch<T>(address: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(address: *const T) {
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
 }
 
 impl Pair {
@@ -425,4 +429,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 10 * 32
 }
 
-super::stamp!(Pair, 4, 1, "avx2,fma,f16c");
+super::stamp!(Pair, 4, 1, 1, "avx2,fma,f16c");

@@ -108,6 +108,10 @@ impl Lanes for Whole {
     unsafe fn prefetch<T>(address: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(address: *const T) {
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
 }
 
 /// Sums of code · activation for one or two groups of 16 rows.
@@ -463,4 +467,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 20 * 64
 }
 
-super::stamp!(Whole, 8, 2, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");
+super::stamp!(Whole, 8, 2, 4, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");

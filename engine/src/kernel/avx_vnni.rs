@@ -224,4 +224,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 12 * 32
 }
 
-super::stamp!(Pair, 4, 1, "avx2,fma,f16c,avxvnni");
+super::stamp!(Pair, 4, 1, 1, "avx2,fma,f16c,avxvnni");

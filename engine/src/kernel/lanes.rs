@@ -48,6 +48,9 @@ pub(crate) trait Lanes: Copy {
     /// Asks for a cache line, or does nothing; any address will do.
     #[inline(always)]
     unsafe fn prefetch<T>(_address: *const T) {}
+    /// The same, into the second-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(_address: *const T) {}
 
     /// The lanes in order.
     #[inline(always)]

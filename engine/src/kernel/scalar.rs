@@ -168,4 +168,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 16
 }
 
-super::stamp!([f32; 16], 4, 1);
+super::stamp!([f32; 16], 4, 1, 1);

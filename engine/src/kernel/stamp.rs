@@ -2,7 +2,7 @@
 
 /// Writes out the generic routines for one instruction set and gathers them in its `TABLE`.
 macro_rules! stamp {
-    ($lanes:ty, $wide:literal, $vectors:literal $(, $features:literal)?) => {
+    ($lanes:ty, $wide:literal, $vectors:literal, $tall:literal $(, $features:literal)?) => {
         mod stamped {
             #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, unused_imports)]
             use super::super::attention::{self, Page, Query, State};
@@ -56,7 +56,7 @@ macro_rules! stamp {
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn attend(queries: &mut [Query<'_>], page: &Page, scale: f32) {
-                attention::attend::<Lane, $wide, $vectors>(queries, page, scale);
+                attention::attend::<Lane, $wide, $vectors, $tall>(queries, page, scale);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn fold(state: &mut State, page: &State, head_dim: usize) {

@@ -1,18 +1,20 @@
 //! Buffers that all members of a run may reach, each writing a part of its own between two barriers.
 #![allow(unsafe_code)] // Disjointness in time and place is the callers' protocol; each call states it.
 
-use std::cell::UnsafeCell;
+use crate::memory::Region;
+use std::alloc::{Layout, handle_alloc_error};
 use std::ops::Range;
 
-/// A fixed buffer of plain values, aligned to cache lines.
+/// Bytes from which on a buffer asks for huge pages: a batch's columns lie further apart than pages of 4 KiB are long, and a
+/// core keeps only some tens of addresses of pages at hand.
+const HUGE_FROM: usize = 1 << 20;
+
+/// A fixed buffer of plain values, aligned to pages. It takes memory when first used.
 pub(crate) struct Shared<T> {
-    cells: Box<[Line]>,
+    region: Region,
     len: usize,
     kind: std::marker::PhantomData<T>,
 }
-
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] UnsafeCell<[u8; 64]>);
 
 /// Types of which every bit pattern, zero included, is a value.
 pub(crate) trait Plain: Copy + Send + Sync + 'static {}
@@ -26,16 +28,15 @@ impl Plain for crate::kernel::Quantised {}
 impl Plain for crate::head::Rounded {}
 impl Plain for crate::kernel::State {}
 
-// SAFETY: access goes through unsafe methods whose callers promise that no part is written by one thread while another
-// reads or writes it.
-unsafe impl<T: Plain> Sync for Shared<T> {}
-
 impl<T: Plain> Shared<T> {
     /// `len` zeros.
     pub(crate) fn new(len: usize) -> Shared<T> {
-        let lines = (len * size_of::<T>()).div_ceil(64);
-        let cells = (0..lines).map(|_| Line(UnsafeCell::new([0; 64]))).collect();
-        Shared { cells, len, kind: std::marker::PhantomData }
+        let bytes = len * size_of::<T>();
+        let region = Region::new(bytes, bytes >= HUGE_FROM).unwrap_or_else(|_| {
+            // As a vector would: a process that has no room for its activations cannot go on.
+            handle_alloc_error(Layout::array::<T>(len).unwrap_or(Layout::new::<T>()))
+        });
+        Shared { region, len, kind: std::marker::PhantomData }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -46,8 +47,8 @@ impl<T: Plain> Shared<T> {
     /// No other thread writes into `range` while the result lives.
     pub(crate) unsafe fn read(&self, range: Range<usize>) -> &[T] {
         assert!(range.start <= range.end && range.end <= self.len);
-        // SAFETY: in bounds; all bit patterns are values; the caller answers for other threads.
-        unsafe { std::slice::from_raw_parts(self.pointer().add(range.start), range.len()) }
+        // SAFETY: the caller answers for other threads.
+        unsafe { self.region.read(range) }
     }
 
     /// # Safety
@@ -55,13 +56,13 @@ impl<T: Plain> Shared<T> {
     #[allow(clippy::mut_from_ref)] // That is what this type is for.
     pub(crate) unsafe fn write(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len);
-        // SAFETY: as in `read`; the cells make writing through a shared reference sound.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer().add(range.start), range.len()) }
+        // SAFETY: as in `read`.
+        unsafe { self.region.write(range) }
     }
 
     /// The first element, for kernels that write with a stride.
     pub(crate) fn pointer(&self) -> *mut T {
-        self.cells.as_ptr().cast::<T>().cast_mut()
+        self.region.element(0)
     }
 }
 

@@ -21,6 +21,16 @@ pub(super) struct Rates {
     pub(super) mac_per_s: f64,
 }
 
+impl Rates {
+    /// What a run had on average whose beginning and end saw these rates.
+    pub(super) fn mean(self, other: Rates) -> Rates {
+        Rates {
+            read_gb_s: (self.read_gb_s + other.read_gb_s) / 2.0,
+            mac_per_s: (self.mac_per_s + other.mac_per_s) / 2.0,
+        }
+    }
+}
+
 /// How near to the ceiling that binds.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Ceiling {

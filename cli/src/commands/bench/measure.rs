@@ -1,4 +1,4 @@
-//! One measurement after the other, several runs of each, the machine's own rates beside every run.
+//! One measurement after the other, several runs of each, the machine's own rates before and after every run.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -102,24 +102,30 @@ impl Bench<'_> {
 
     /// A single sequence: a prompt alone, and generation from one token on.
     pub(super) fn stream(&self, subject: &mut Subject) -> anyhow::Result<Stream> {
-        let (mut prompt, mut decode, mut rates, mut barrier) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut prompt, mut prompt_rates) = (Vec::new(), Vec::new());
+        let (mut decode, mut decode_rates) = (Vec::new(), Vec::new());
+        let mut barrier = Vec::new();
+        let mut before = subject.rates();
         for _ in 0..self.repeat {
             prompt.push(self.prefill(&mut subject.engine)?);
+            let between = subject.rates();
+            prompt_rates.push(before.mean(between));
             decode.push(self.decode(&mut subject.engine, self.generated)?);
-            rates.push(subject.rates());
+            before = subject.rates();
+            decode_rates.push(between.mean(before));
             barrier.push(probe::barrier_s(&mut subject.engine) * 1e6);
         }
         let info = subject.info();
         let chunk = Options::default().prefill_chunk;
-        let figure = |cost: Cost, tok_s: &[f64]| Figure {
+        let figure = |cost: Cost, tok_s: &[f64], rates: &[Rates]| Figure {
             tok_s: Spread::of(tok_s),
-            ceiling: cost.compare(tok_s, &rates),
+            ceiling: cost.compare(tok_s, rates),
         };
         let (prompt, decode) = (
-            figure(Cost::of_prompt(info, self.prompt, chunk), &prompt),
-            figure(Cost::of_decoding(info, 1, self.generated / 2), &decode),
+            figure(Cost::of_prompt(info, self.prompt, chunk), &prompt, &prompt_rates),
+            figure(Cost::of_decoding(info, 1, self.generated / 2), &decode, &decode_rates),
         );
+        let rates = [prompt_rates, decode_rates].concat();
         let spread = |of: fn(&Rates) -> f64| Spread::of(&rates.iter().map(of).collect::<Vec<_>>());
         Ok(Stream {
             threads: info.threads,
@@ -194,9 +200,12 @@ impl Bench<'_> {
         let (mut tok_s, mut rates, mut first, mut gaps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut profile, mut steady) = (Profile::default(), Duration::ZERO);
         let mut steps = 0;
+        let mut before = subject.rates();
         for _ in 0..self.repeat {
             let run = self.batch_once(&mut subject.engine, sequences, prompt)?;
-            rates.push(subject.rates());
+            let after = subject.rates();
+            rates.push(before.mean(after));
+            before = after;
             tok_s.push((sequences * run.steps) as f64 / run.steady.as_secs_f64());
             first.extend(run.first_ms);
             gaps.extend(run.gaps_ms);
