@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Has the deployment files read by the programs' own parsers: the compose file by compose-spec's, the Dockerfile by
-hadolint's. Both come from the Python package index, pinned in tests/deploy/requirements.txt; scripts/system-tests.sh
+hadolint's, the Kubernetes manifests by the schemas of its API. All come from the Python package index, pinned in tests/deploy/requirements.txt; scripts/system-tests.sh
 makes the environment that this runs in."""
 
 import re
@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import compose_spec
+import kubernetes_validate
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+# The release of Kubernetes whose API the manifests are held against.
+KUBERNETES = "1.37"
 
 
 def interpolate(text: str) -> str:
@@ -53,5 +57,22 @@ def check_dockerfile() -> None:
             sys.exit(f"Dockerfile: {source} is not there")
 
 
+def check_kubernetes() -> None:
+    file = ROOT / "deploy/kubernetes/ternfleet.yaml"
+    release = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.M).group(1)
+    made, wanted = set(), set()
+    for resource in yaml.safe_load_all(file.read_text()):
+        kubernetes_validate.validate(resource, KUBERNETES, strict=True)
+        spec = resource["spec"].get("template", {}).get("spec", {})
+        made.update(volume["name"] for volume in spec.get("volumes", []))
+        for container in spec.get("containers", []):
+            wanted.update(mount["name"] for mount in container.get("volumeMounts", []))
+            if not container["image"].endswith(f":{release}"):
+                sys.exit(f"{file.name}: {container['image']} is not of release {release}")
+    if made != wanted:
+        sys.exit(f"{file.name}: volumes {sorted(made)} are made and {sorted(wanted)} mounted")
+
+
 check_compose()
 check_dockerfile()
+check_kubernetes()

@@ -87,7 +87,7 @@ rule_tests=(dashboards/rules/tests/*.yml)
 [ ${#rule_tests[@]} -gt 0 ] && check "alerts fire when they should" promtool prometheus promtool test rules "${rule_tests[@]}"
 check "prometheus reads its configuration" promtool prometheus check_prometheus
 check "systemd reads its units" systemd-analyze systemd check_units
-check "compose file and Dockerfile parse" python3 python3-venv check_deploy
+check "compose file, Dockerfile and Kubernetes manifests parse" python3 python3-venv check_deploy
 check "shell scripts are clean" shellcheck shellcheck shellcheck --severity=warning \
   .ci/run scripts/*.sh deploy/*/*.sh tests/fetch/*.sh
 check "licences and sources are as deny.toml asks" python3 python3 python3 scripts/sbom.py --check

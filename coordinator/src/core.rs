@@ -7,6 +7,7 @@
 mod audit;
 mod balance;
 mod batch;
+mod canary;
 pub mod estimate;
 mod event;
 mod fair;
@@ -108,6 +109,10 @@ pub struct Counts {
     pub audits_diverged: u64,
     /// No other pod could do it, or it came to nothing.
     pub audits_skipped: u64,
+    /// Hosts whose workers' canary is not that of the others.
+    pub canaries_diverged: u64,
+    /// Heartbeats of gone workers that cannot end their pods.
+    pub dead_man_failures: u64,
     pub adopted_jobs: u64,
     pub prompt_tokens: u64,
     pub completion_tokens: u64,

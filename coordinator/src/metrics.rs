@@ -53,6 +53,8 @@ pub struct Metrics {
     lost_workers: Counter,
     quarantines: Counter,
     audits: CounterVec,
+    canaries: Counter,
+    dead_man_failures: Counter,
     last_host_suspect: Counter,
     adopted: Counter,
     tokens: CounterVec,
@@ -210,6 +212,14 @@ impl Default for Metrics {
             lost_workers: m
                 .counter("workers_lost_total", "Workers that stopped their heartbeats unannounced."),
             quarantines: m.counter("hosts_quarantined_total", "Times a host was put in quarantine."),
+            dead_man_failures: m.counter(
+                "dead_man_failures_total",
+                "Failed tries of orphaned pods to end themselves, as far as they were heard: an alarm.",
+            ),
+            canaries: m.counter(
+                "canaries_divergent_total",
+                "Hosts whose canary prompts came out otherwise than on most hosts of their kind: an alarm.",
+            ),
             audits: m.counters(
                 "audits_total",
                 "Answers that were run a second time on another pod, by what came of it.",
@@ -356,6 +366,8 @@ impl Metrics {
         add(&self.lost_workers, now.lost_workers, before.lost_workers);
         add(self.scale.slowdowns(), now.slowdowns, before.slowdowns);
         add(&self.quarantines, now.quarantined_hosts, before.quarantined_hosts);
+        add(&self.dead_man_failures, now.dead_man_failures, before.dead_man_failures);
+        add(&self.canaries, now.canaries_diverged, before.canaries_diverged);
         let audits = |outcome: &str| self.audits.with_label_values(&[outcome]);
         add(&audits("agreed"), now.audits_agreed, before.audits_agreed);
         add(&audits("diverged"), now.audits_diverged, before.audits_diverged);

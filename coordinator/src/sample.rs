@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{
-    CountAsk, Generation, LineSize, PodView, Prompt, QUOTE_SAMPLE_MAX, Reply, WorkSample, WorkerState,
+    CountTokens, Generation, LineSize, Prompt, QUOTE_SAMPLE_MAX, Reply, WorkSample,
 };
 use ternfleet_proto::openai::{ModelDefaults, is_blank, parse_line};
-use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::{BatchId, BusError, JobKey, WorkerId, codec};
+use ternfleet_proto::{BatchId, JobKey, TenantId, codec};
 use tokio::io::AsyncBufRead;
 
 use crate::core::estimate::prompt_tokens;
@@ -17,9 +16,10 @@ use crate::shell::lines::{RawLine, next_line};
 
 /// Longer prompts are reckoned from their bytes, so that a sample fits into memory.
 const PROMPT_BYTES_MAX: usize = 64 << 10;
-/// Prompts in one question to a worker.
+/// Prompts in one question.
 const QUESTION_BYTES: usize = 400 << 10;
-const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The coordinator itself waits for a worker in this time.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What was found in a file.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -110,14 +110,10 @@ impl Sample {
         WorkSample { lines: self.lines, sample: self.requests.iter().map(size).collect() }
     }
 
-    /// With prompts counted by a worker that is up; reckoned from their bytes when none is.
-    pub async fn counted_by_fleet(&self, bus: &dyn Bus) -> WorkSample {
-        let counts = match some_worker(bus).await {
-            Ok(Some(worker)) => self.ask(bus, &worker).await,
-            Ok(None) => Err("no worker is up".to_owned()),
-            Err(error) => Err(error.to_string()),
-        };
-        let counts = counts.unwrap_or_else(|why| {
+    /// With prompts counted by a worker that is up; reckoned from their bytes when none is. `subject` is that of the
+    /// verb `count` on which the caller may ask.
+    pub async fn counted_by_fleet(&self, bus: &dyn Bus, subject: &str, tenant: &TenantId) -> WorkSample {
+        let counts = self.ask(bus, subject, tenant).await.unwrap_or_else(|why| {
             tracing::debug!(why, "prompts are reckoned from their bytes");
             self.requests.iter().map(|request| Some(request.reckoned_tokens)).collect()
         });
@@ -126,7 +122,7 @@ impl Sample {
         WorkSample { lines: self.lines, sample: sizes.collect() }
     }
 
-    async fn ask(&self, bus: &dyn Bus, worker: &WorkerId) -> Result<Vec<Option<u32>>, String> {
+    async fn ask(&self, bus: &dyn Bus, subject: &str, tenant: &TenantId) -> Result<Vec<Option<u32>>, String> {
         let mut counts = Vec::with_capacity(self.requests.len());
         let mut rest = self.requests.as_slice();
         while let Some(first) = rest.first() {
@@ -145,12 +141,13 @@ impl Sample {
                 })
                 .collect();
             let asked = prompts.len();
-            let question = codec::encode(&CountAsk { prompts });
-            let answer = bus.request(&table::count(worker), question, COUNT_TIMEOUT).await;
+            let question = codec::encode(&CountTokens { tenant: tenant.clone(), prompts });
+            let answer = bus.request(subject, question, COUNT_TIMEOUT).await;
             let answer = answer.map_err(|error| error.to_string())?;
-            let part: Vec<Option<u32>> = codec::decode(&answer).map_err(|error| error.to_string())?;
+            let reply: Reply<Vec<Option<u32>>> = codec::decode(&answer).map_err(|error| error.to_string())?;
+            let part = reply.map_err(|refusal| refusal.message)?;
             if part.len() != asked || asked == 0 {
-                return Err(format!("{worker} counted {} of {asked} prompts", part.len()));
+                return Err(format!("{} of {asked} prompts were counted", part.len()));
             }
             counts.extend(part);
             rest = &rest[asked..];
@@ -164,15 +161,6 @@ fn size_of(count: Option<u32>, max_tokens: Option<u32>) -> LineSize {
         Some(prompt_tokens) => LineSize { prompt_tokens, max_tokens },
         None => LineSize { prompt_tokens: 0, max_tokens: Some(0) },
     }
-}
-
-/// A worker that takes work.
-async fn some_worker(bus: &dyn Bus) -> Result<Option<WorkerId>, BusError> {
-    let answer = bus.request(&table::api(ApiVerb::Pods), codec::encode(&()), COUNT_TIMEOUT).await?;
-    let pods: Reply<Vec<PodView>> =
-        codec::decode(&answer).map_err(|error| BusError::Refused(error.to_string()))?;
-    let up = |pod: &&PodView| pod.live && pod.heartbeat.state == WorkerState::Ready;
-    Ok(pods.ok().and_then(|pods| pods.iter().find(up).map(|pod| pod.heartbeat.worker.clone())))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod answers;
 mod api;
 mod books;
+mod count;
 mod dead;
 mod hear;
 mod join;

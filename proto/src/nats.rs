@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{Context, ContextBuilder};
-use async_nats::{Client, ConnectErrorKind, Event};
+use async_nats::{Client, ConnectError, ConnectErrorKind, Event, ServerError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -166,7 +166,7 @@ impl NatsBus {
                             | ConnectErrorKind::AuthorizationViolation
                             | ConnectErrorKind::ServerParse
                             | ConnectErrorKind::Tls
-                    );
+                    ) || is_shut_out(&reason);
                     if hopeless {
                         return Err(BusError::Refused(format!("{shown} does not let us in: {reason}")));
                     }
@@ -196,6 +196,12 @@ impl NatsBus {
             .build(client.clone());
         Ok(NatsBus { client, context, role: holder.map(|holder| holder.role), refusals })
     }
+}
+
+/// The library tells one refusal by its kind; that a user has expired or was revoked, the server says in words alone.
+fn is_shut_out(reason: &ConnectError) -> bool {
+    let said = std::error::Error::source(reason).and_then(|source| source.downcast_ref::<ServerError>());
+    matches!(said, Some(ServerError::Other(words)) if words.to_lowercase().contains("authentication"))
 }
 
 fn library_options(

@@ -150,6 +150,8 @@ fn heartbeat() -> Heartbeat {
         at: TimeMs(2),
         running: vec![Running { job: job(), epoch: Epoch(1), generated: 12 }],
         needs_queues: false,
+        canary: "c1-5e1f".into(),
+        thread_scaling: vec![ThreadPoint { threads: 16, tok_s: 30.5 }],
     }
 }
 
@@ -297,6 +299,7 @@ macro_rules! every_message {
             finish_p95_ms: TimeMs(4),
             binds: Some(Binds::FleetLimit),
         });
+        with!(CountTokens { tenant: tenant(), prompts: vec![Prompt::Text("Es war einmal".into())] });
         with!(CountAsk { prompts: vec![Prompt::Text("Es war einmal".into())] });
         with!(ScaleDials { pods_max: Some(2), classes: Some(vec!["a".into()]), ..ScaleDials::default() });
         with!(BatchList { tenant: tenant(), after: Some(batch_id()), limit: 20 });

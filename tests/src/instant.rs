@@ -162,6 +162,8 @@ async fn beat(bus: Arc<dyn Bus>, id: WorkerId, manner: Manner, shared: Arc<Share
             at: TimeMs::now(),
             running: Vec::new(),
             needs_queues: !shared.pulling.load(Ordering::Relaxed),
+            canary: String::new(),
+            thread_scaling: Vec::new(),
         };
         let _ = bus.send(&table::heartbeat(&id), codec::encode(&heartbeat)).await;
         tokio::time::sleep(Duration::from_millis(250)).await;

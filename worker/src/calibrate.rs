@@ -1,4 +1,4 @@
-//! Two seconds of measuring before the first job: prefill, and decode at several batch sizes.
+//! Two seconds of measuring before the first job: prefill, decode at several batch sizes, and how many threads serve best.
 //!
 //! Speed is measured, never assumed: a pod's class says little about what its neighbours leave it. Steps cannot be
 //! interrupted, so a very slow engine passes the time by up to one step for each measurement.
@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use ternfleet_engine::{Event, Request, Sampling};
-use ternfleet_proto::message::RatePoint;
+use ternfleet_proto::message::{RatePoint, ThreadPoint};
 
 use crate::generator::Generator;
 
@@ -15,6 +15,8 @@ use crate::generator::Generator;
 pub struct Calibration {
     pub prefill_tok_s: f64,
     pub decode: Vec<RatePoint>,
+    /// Decode at all slots, by number of threads; empty when there was no choice.
+    pub thread_scaling: Vec<ThreadPoint>,
 }
 
 impl Calibration {
@@ -43,7 +45,29 @@ pub fn calibrate(
             Some(RatePoint { batch: batch as u32, tok_s })
         })
         .collect();
-    Calibration { prefill_tok_s, decode }
+    Calibration { prefill_tok_s, decode, thread_scaling: Vec::new() }
+}
+
+/// Of two numbers of threads the fewer, unless more are clearly faster: threads that only wait for memory, or that share
+/// a core, cost their neighbours and gain nothing.
+const CLEARLY: f64 = 1.02;
+
+/// Whether `fewer` threads should be kept rather than all.
+pub fn fewer_is_better(fewer: ThreadPoint, all: ThreadPoint) -> bool {
+    fewer.tok_s > 0.0 && all.tok_s < CLEARLY * fewer.tok_s
+}
+
+/// Decode speed at all slots with as many threads as `generator` has; 0 if it cannot run so many sequences.
+pub fn thread_point(
+    generator: &mut dyn Generator,
+    threads: usize,
+    slots: usize,
+    vocab: usize,
+    context: usize,
+    budget: Duration,
+) -> ThreadPoint {
+    let tok_s = decode(generator, slots.max(1), vocab, context, budget).unwrap_or(0.0);
+    ThreadPoint { threads: threads as u32, tok_s }
 }
 
 /// Ids that no prefix cache has seen: they differ with every call.
@@ -136,6 +160,15 @@ mod tests {
         assert_eq!(found.decode.iter().map(|point| point.batch).collect::<Vec<_>>(), [1, 4, 8]);
         assert!(found.decode[2].tok_s > found.decode[0].tok_s && found.prefill_tok_s > 0.0);
         assert!(engine.is_idle());
+    }
+
+    #[test]
+    fn more_threads_must_be_clearly_faster() {
+        let point = |threads, tok_s| ThreadPoint { threads, tok_s };
+        assert!(fewer_is_better(point(16, 50.0), point(32, 45.0)), "as the report saw it");
+        assert!(fewer_is_better(point(16, 50.0), point(32, 50.5)));
+        assert!(!fewer_is_better(point(8, 30.0), point(16, 55.0)));
+        assert!(!fewer_is_better(point(8, 0.0), point(16, 0.0)), "nothing was measured");
     }
 
     #[test]

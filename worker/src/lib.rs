@@ -7,6 +7,7 @@
 //! thread of the async runtime.
 
 pub mod calibrate;
+pub mod canary;
 pub mod core;
 pub mod engine_thread;
 pub mod engines;

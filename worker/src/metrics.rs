@@ -52,6 +52,7 @@ pub struct Metrics {
     fenced: IntCounter,
     duplicates: IntCounter,
     divergences: IntCounter,
+    dead_man_failures: IntCounter,
     undecodable: IntCounter,
     results_full: IntCounter,
     faults: IntCounter,
@@ -227,6 +228,13 @@ impl Metrics {
                     "Duplicate answers that differed from the stored one."
                 )
             ),
+            dead_man_failures: register!(
+                r,
+                counter(
+                    "ternfleet_worker_dead_man_failures_total",
+                    "Failed tries to end a pod that nobody commands any more: an alarm."
+                )
+            ),
             undecodable: register!(
                 r,
                 counter("ternfleet_worker_undecodable_messages_total", "Messages that could not be decoded.")
@@ -370,6 +378,11 @@ impl Metrics {
         self.calibrated.with_label_values(&["decode"]).set(model.calibration.decode_tok_s());
     }
 
+    /// The pod could not be ended.
+    pub(crate) fn dead_man_failed(&self) {
+        self.dead_man_failures.inc();
+    }
+
     /// Copies what the core knows; at each tick.
     pub(crate) fn copy(&self, core: &Core, checkpoint_age: Duration, throttled: Duration, connected: bool) {
         let WorkerCounters {
@@ -389,6 +402,8 @@ impl Metrics {
             head_fallbacks,
             busy_ms,
             throttled_ms: _,
+            // Counted when there is no core any more.
+            dead_man_failures: _,
             // Observed step by step.
             steps: _,
             step_sequences: _,

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ternfleet_engine::{Engine, Options as EngineOptions, Speculation, gguf};
+use ternfleet_proto::message::ThreadPoint;
 use ternfleet_text::{Manifest, Tokenizer};
 
-use crate::calibrate::{Calibration, calibrate};
+use crate::calibrate::{Calibration, calibrate, fewer_is_better, thread_point};
+use crate::canary::canary;
 use crate::generator::{self, Generator, INSTANT_CONTEXT};
 use crate::language::Language;
 use crate::options::{EngineKind, Options};
@@ -32,6 +34,8 @@ pub struct LoadedModel {
     pub isa: String,
     pub load: Duration,
     pub calibration: Calibration,
+    /// See [`crate::canary`].
+    pub canary: String,
     /// What a person should know.
     pub notes: Vec<String>,
 }
@@ -53,7 +57,6 @@ pub(crate) fn load(options: &Options, kind: EngineKind) -> anyhow::Result<(Box<d
 }
 
 fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedModel)> {
-    let begun = Instant::now();
     let path = options.model.as_path();
     let said = || format!("the model {} cannot be served", path.display());
     let digest = digest_of_file(path).with_context(said)?;
@@ -71,11 +74,18 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
         speculation: Speculation { draft_tokens: options.speculate_tokens, ..Speculation::TAIL },
         ..EngineOptions::default()
     };
-    let mut engine = Engine::load(path, &engine_options).with_context(said)?;
-    let load = begun.elapsed();
-    let info = engine.info().clone();
     let vocab = vocabulary.tokens.len();
-    let calibration = measured(&mut engine, options, vocab, info.max_context);
+    let load_with = |threads| {
+        let begun = Instant::now();
+        let engine =
+            Engine::load(path, &EngineOptions { threads, ..engine_options.clone() }).with_context(said)?;
+        Ok::<_, anyhow::Error>((engine, begun.elapsed()))
+    };
+    let (mut engine, load, thread_scaling) = with_the_best_threads(options, vocab, load_with)?;
+    let info = engine.info().clone();
+    let canary = canary(&mut engine, vocab);
+    let calibration =
+        Calibration { thread_scaling, ..measured(&mut engine, options, vocab, info.max_context) };
     let stem =
         || path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let loaded = LoadedModel {
@@ -90,13 +100,54 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
         isa: info.isa.to_string(),
         load,
         calibration,
+        canary,
         notes: prepared.note.into_iter().chain(info.warnings).collect(),
     };
     Ok((Box::new(engine), loaded))
 }
 
+/// Loads the engine. With the number of threads left open, half of them are tried as well and kept if more do not help;
+/// that costs one more load and half a second, once.
+fn with_the_best_threads(
+    options: &Options,
+    vocab: usize,
+    load: impl Fn(Option<usize>) -> anyhow::Result<(Engine, Duration)>,
+) -> anyhow::Result<(Engine, Duration, Vec<ThreadPoint>)> {
+    let (mut engine, took) = load(options.threads)?;
+    let all = engine.info().threads;
+    let half = all / 2;
+    if options.threads.is_some() || options.calibrate_ms == 0 || half == 0 {
+        return Ok((engine, took, Vec::new()));
+    }
+    let share = Duration::from_millis(options.calibrate_ms) / 8;
+    let measure = |engine: &mut Engine, threads| {
+        let context = engine.info().max_context;
+        thread_point(engine, threads, options.slots, vocab, context, share)
+    };
+    let with_all = measure(&mut engine, all);
+    // Never two engines in memory.
+    drop(engine);
+    let (mut fewer, fewer_took) = load(Some(half))?;
+    let with_half = measure(&mut fewer, half);
+    let points = vec![with_half, with_all];
+    if fewer_is_better(with_half, with_all) {
+        tracing::warn!(
+            threads = half,
+            tok_s = with_half.tok_s,
+            of = all,
+            tok_s_of_all = with_all.tok_s,
+            "more threads are no faster here: this worker uses half of them; set `threads` to decide otherwise"
+        );
+        return Ok((fewer, fewer_took, points));
+    }
+    drop(fewer);
+    let (engine, took) = load(options.threads)?;
+    Ok((engine, took, points))
+}
+
 fn load_instant(options: &Options, step: Duration) -> (Box<dyn Generator>, LoadedModel) {
     let mut engine = generator::Instant::new(step);
+    let canary = canary(&mut engine, 256);
     let calibration = measured(&mut engine, options, 256, INSTANT_CONTEXT);
     let loaded = LoadedModel {
         name: INSTANT.to_owned(),
@@ -110,6 +161,7 @@ fn load_instant(options: &Options, step: Duration) -> (Box<dyn Generator>, Loade
         isa: INSTANT.to_owned(),
         load: Duration::ZERO,
         calibration,
+        canary,
         notes: vec!["the engine makes up its letters: for measurements only".to_owned()],
     };
     (Box::new(engine), loaded)

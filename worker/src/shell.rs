@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use ternfleet_engine::host;
 use ternfleet_proto::bus::{Bus, BusStream, Note as BusNote};
 use ternfleet_proto::message::Control;
@@ -62,6 +62,7 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
     }
     metrics.set_model(&model, options.slots, options.price_usd_per_hour);
     let (config, identity) = setup::config(&options, &model);
+    let (profile, last_metrics, last_bus) = (config.profile.clone(), metrics.clone(), bus.clone());
     tracing::info!(
         worker = %identity.worker, pod = identity.pod, model = model.name, digest = model.digest,
         slots = options.slots, threads = model.threads, isa = model.isa,
@@ -101,13 +102,17 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
         orphaned: false,
     };
     ready.store(true, Ordering::Relaxed);
+    let stopped = shutdown.clone();
     let outcome = shell.turn(shutdown).await;
-    if let Ok(Ended::Orphaned) = outcome
-        && let Err(fault) = ternfleet_cloud::end_myself(options.end_myself).await
-    {
-        tracing::error!(%fault, "this pod cannot end itself and goes on costing money: terminate it by hand");
-    }
     ready.store(false, Ordering::Relaxed);
+    if let Ok(Ended::Orphaned) = outcome {
+        let end = || ternfleet_cloud::end_myself(options.end_myself).boxed();
+        let tell = |failures| {
+            last_metrics.dead_man_failed();
+            dead_man::tell(last_bus.clone(), profile.clone(), failures).boxed()
+        };
+        dead_man::insist(end, tell, stopped).await;
+    }
     http_stop.cancel();
     if let Some(server) = server {
         server.await.context("the HTTP server did not end well")?;

@@ -168,7 +168,7 @@ impl Init {
             bail!("two nodes have one name");
         }
         let folders = Folders { tls: self.tls_dir, store: self.store_dir };
-        let folder = Folder::create(&self.place.dir, Site::new(), self.nodes, folders)?;
+        let folder = Folder::create(&self.place.dir, Site::new(now), self.nodes, folders)?;
         folder.write(now)?;
         certificates::write(&folder)?;
         folder.write_coordinator(now, self.life)?;

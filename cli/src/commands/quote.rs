@@ -12,7 +12,7 @@ use tokio::io::BufReader;
 
 use ternfleet_coordinator::sample::{self, Sample};
 use ternfleet_proto::message::{Prompt, Quote as Answer, QuoteAsk, WorkSample};
-use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{TimeMs, UsdMicro};
 use ternfleet_text::{Message, Role, Tokenizer};
 
@@ -71,7 +71,7 @@ impl Quote {
             market::quote(&self.question(work, now)?, self.market.as_deref(), &[], context, now)?
         } else {
             let fleet = Fleet::connect(&self.connection).await?;
-            let question = self.question(sample.counted_by_fleet(&*fleet.bus).await, now)?;
+            let question = self.question(counted(&sample, &fleet).await, now)?;
             let unasked = "the running fleet does not answer; `--offline --market FILE` quotes without it";
             match &self.market {
                 None => fleet.ask(ApiVerb::Quote, &question, Patience::Short).await.context("no quote")?,
@@ -109,6 +109,12 @@ pub(crate) async fn read(path: &Path, most: usize) -> anyhow::Result<Sample> {
     let cannot = || format!("cannot read {}", path.display());
     let file = tokio::fs::File::open(path).await.with_context(cannot)?;
     sample::read(&mut BufReader::with_capacity(256 << 10, file), most).await.with_context(cannot)
+}
+
+/// With the prompts of a sample counted by the fleet.
+pub(crate) async fn counted(sample: &Sample, fleet: &Fleet) -> WorkSample {
+    let subject = table::api_of(ApiVerb::Count, &fleet.tenant);
+    sample.counted_by_fleet(&*fleet.bus, &subject, &fleet.tenant).await
 }
 
 /// Tokens of a prompt; `None` when the tokenizer refuses it.

@@ -186,7 +186,7 @@ impl Submit {
             },
             traceparent: TraceContext::of(std::env::var(TRACEPARENT).ok().as_deref()).map(|c| c.to_string()),
             metadata: self.metadata.clone(),
-            work: Some(super::quote::read(file, QUOTE_SAMPLE).await?.counted_by_fleet(&*fleet.bus).await),
+            work: Some(super::quote::counted(&super::quote::read(file, QUOTE_SAMPLE).await?, fleet).await),
         };
         fleet
             .ask(ApiVerb::BatchCreate, &question, Patience::Endless)

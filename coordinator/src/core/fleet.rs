@@ -7,6 +7,7 @@ use std::time::Duration;
 use ternfleet_proto::message::{Heartbeat, WorkerState};
 use ternfleet_proto::{TimeMs, UsdMicro, WorkerId};
 
+use super::canary::Canaries;
 use super::event::{JobRef, WorkerSlot};
 use super::money::Bill;
 use super::rate::Rate;
@@ -131,6 +132,7 @@ pub struct Fleet {
     pub hosts: BTreeMap<String, Host>,
     /// Hosts that gave a wrong answer: quarantined however often they come back.
     convicted: BTreeSet<String>,
+    pub canaries: Canaries,
     pub kinds: Vec<Kind>,
 }
 
@@ -264,8 +266,17 @@ impl Fleet {
         known.is_some_and(|known| !std::mem::replace(&mut known.quarantined, true))
     }
 
+    /// Hosts that get no work, whatever the reason.
+    pub fn hosts_shut_out(&self) -> usize {
+        self.hosts.keys().filter(|host| self.shut_out(host)).count()
+    }
+
     pub fn quarantined(&self, worker: &Worker) -> bool {
-        self.hosts.get(&worker.beat.host).is_some_and(|host| host.quarantined)
+        self.shut_out(&worker.beat.host)
+    }
+
+    fn shut_out(&self, host: &str) -> bool {
+        self.canaries.stands_out(host) || self.hosts.get(host).is_some_and(|host| host.quarantined)
     }
 
     /// Hosts that are not quarantined and have a live worker.
@@ -276,6 +287,6 @@ impl Fleet {
             .filter(|worker| worker.liveness != Liveness::Lost)
             .map(|worker| worker.beat.host.as_str())
             .collect();
-        live.into_iter().filter(|host| self.hosts.get(*host).is_some_and(|host| !host.quarantined)).count()
+        live.into_iter().filter(|host| !self.shut_out(host)).count()
     }
 }

@@ -2,7 +2,7 @@
 
 use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
-use ternfleet_proto::{BatchId, Lane, TenantId, TimeMs, UsdMicro};
+use ternfleet_proto::{BatchId, Lane, TenantId, TimeMs, UsdMicro, WorkerId};
 
 use super::batch::Batch;
 use super::event::BatchSlot;
@@ -160,6 +160,12 @@ impl Core {
         found[from..].iter().take(limit).map(|batch| batch.view(now, self.mean_job_tokens)).collect()
     }
 
+    /// One that takes work, for a question that any of them can answer.
+    pub fn some_worker(&self) -> Option<WorkerId> {
+        let up = self.fleet.workers.values().find(|worker| worker.takes_work());
+        up.map(|worker| worker.beat.worker.clone())
+    }
+
     pub fn pod_views(&self) -> Vec<PodView> {
         let of_worker = |worker: &super::Worker| {
             let pod = self.fleet.pods.get(&worker.beat.pod);
@@ -234,7 +240,7 @@ impl Core {
         }
         gauges.fleet_usd_micro_per_million =
             usd_micro_per_million_tokens(gauges.fleet_usd_micro_per_hour, gauges.fleet_rate_tok_s);
-        gauges.hosts_quarantined = self.fleet.hosts.values().filter(|host| host.quarantined).count() as u64;
+        gauges.hosts_quarantined = self.fleet.hosts_shut_out() as u64;
         gauges
     }
 }

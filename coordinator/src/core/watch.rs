@@ -27,6 +27,11 @@ impl Core {
             self.counts.unusable_beats += 1;
             return;
         }
+        // No worker any more, but a pod that costs money and cannot end itself.
+        if beat.counters.dead_man_failures > 0 {
+            self.counts.dead_man_failures += 1;
+            return;
+        }
         let slot = match self.fleet.slot(&beat.worker) {
             Some(slot) => slot,
             None if beat.state == WorkerState::Gone => return,
@@ -39,7 +44,9 @@ impl Core {
                     price_usd_micro_per_hour: beat.price_usd_micro_per_hour,
                 };
                 self.act(actions, Action::Audit(seen));
-                self.fleet.add(now, beat.clone(), shard)
+                let slot = self.fleet.add(now, beat.clone(), shard);
+                self.hear_canary(slot, &beat, actions);
+                slot
             }
         };
         self.take_beat(now, slot, &beat);

@@ -6,7 +6,7 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::Value;
 use ternfleet_proto::message::{QUOTE_SAMPLE_MAX, Quote, QuoteAsk, WorkSample};
-use ternfleet_proto::table::{ApiVerb, files_bucket};
+use ternfleet_proto::table::{self, ApiVerb, files_bucket};
 use ternfleet_proto::{BusError, TenantId, TimeMs, UsdMicro};
 use tokio::io::BufReader;
 
@@ -60,5 +60,5 @@ pub(super) async fn work(gateway: &Gateway, tenant: &TenantId, file: &str) -> Ap
     let sample = sample::read(&mut BufReader::with_capacity(256 << 10, content), QUOTE_SAMPLE_MAX)
         .await
         .map_err(|error| BusError::Unreachable(error.to_string()))?;
-    Ok(sample.counted_by_fleet(gateway.bus()).await)
+    Ok(sample.counted_by_fleet(gateway.bus(), &table::api(ApiVerb::Count), tenant).await)
 }

@@ -9,8 +9,8 @@ use futures::stream::{self, StreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
-    BatchCreate, BatchList, BatchRef, BatchSet, JobCreate, JobResult, Quote, QuoteAsk, Refusal, RefusalCode,
-    Reply, ResultsPage, ResultsRequest, TenantOpen,
+    BatchCreate, BatchList, BatchRef, BatchSet, CountTokens, JobCreate, JobResult, Quote, QuoteAsk, Refusal,
+    RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
 };
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::tag::AssignmentKey;
@@ -22,7 +22,7 @@ use ternfleet_cloud::webhook::Webhook;
 use super::Input;
 use super::answers::{Committed, Recent};
 use super::quotes::{Footing, Question, asked, quoted};
-use super::{dead, setup, spans};
+use super::{count, dead, setup, spans};
 use crate::Webhooks;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
 
@@ -182,6 +182,10 @@ impl Api {
                     let answer: Reply<Quote> = question.answer().await.map(|(quote, _)| quote);
                     let _ = bus.send(&reply, codec::encode(&answer)).await;
                 });
+                Vec::new()
+            }),
+            ApiVerb::Count => self.with(&payload, reply, |api, ask: CountTokens, reply| {
+                tokio::spawn(count::answer(Arc::clone(&api.bus), core.some_worker(), ask, reply));
                 Vec::new()
             }),
             ApiVerb::ScaleShow | ApiVerb::ScaleSet | ApiVerb::ScalePlan => {

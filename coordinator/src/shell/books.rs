@@ -114,7 +114,7 @@ fn kind_name(kind: &EventKind) -> &'static str {
         EventKind::BatchChanged { .. } => "batch",
         EventKind::WorkerSeen { .. } | EventKind::WorkerLost { .. } => "worker",
         EventKind::Spent { .. } => "spent",
-        EventKind::AuditDiverged { .. } => "audit",
+        EventKind::AuditDiverged { .. } | EventKind::CanaryDiverged { .. } => "audit",
         EventKind::PodIntent { .. } | EventKind::PodRented { .. } | EventKind::PodReturned { .. } => "pod",
     }
 }

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     fn door() -> Door {
-        let issuer = Site::new().issuer().file(&[Role::Worker, Role::Joiner]);
+        let issuer = Site::new(TimeMs::now()).issuer().file(&[Role::Worker, Role::Joiner]);
         Door {
             issuer: Some(Issuer::parse(&issuer).unwrap()),
             worker_life: Duration::from_secs(60),

@@ -74,6 +74,9 @@ impl Diary {
             EventKind::WorkerLost { worker, pod, reason } => {
                 tracing::info!(target: TARGET, %worker, pod, reason, "worker gone; its jobs go elsewhere");
             }
+            EventKind::CanaryDiverged { worker, host, said, expected } => {
+                tracing::error!(target: TARGET, %worker, host, said, expected, "a machine computes otherwise; it gets no work");
+            }
             other => tracing::debug!(?other, "audit"),
         }
     }

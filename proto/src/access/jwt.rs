@@ -1,6 +1,8 @@
 //! NATS's JWTs, version 2: <https://docs.nats.io/running-a-nats-service/configuration/securing_nats/auth_intro/jwt>.
 //! A header, claims in JSON and an Ed25519 signature over both, each in unpadded URL-safe base64.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
@@ -11,6 +13,8 @@ use super::{AccessError, unusable};
 use crate::id::TimeMs;
 use crate::table::{Role, permissions};
 
+/// In which a worker may send the answer to a request.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 
 /// Signs claims: about `subject` (a public key), named `name`, with NATS's own part in `nats`.
@@ -58,16 +62,15 @@ pub(super) fn account(signers: &[(Role, String)], revoked: &[(String, TimeMs)]) 
         .iter()
         .map(|(role, key)| {
             let allowed = permissions(*role);
-            json!({
-                "kind": "user_scope",
-                "key": key,
-                "role": role.as_str(),
-                "template": {
-                    "pub": { "allow": allowed.publish },
-                    "sub": { "allow": allowed.subscribe },
-                    "subs": unlimited, "data": unlimited, "payload": unlimited,
-                },
-            })
+            let mut template = json!({
+                "pub": { "allow": allowed.publish },
+                "sub": { "allow": allowed.subscribe },
+                "subs": unlimited, "data": unlimited, "payload": unlimited,
+            });
+            if allowed.answers {
+                template["resp"] = json!({ "max": 1, "ttl": ANSWER_WITHIN.as_nanos() as u64 });
+            }
+            json!({ "kind": "user_scope", "key": key, "role": role.as_str(), "template": template })
         })
         .collect();
     let revocations: serde_json::Map<String, Value> =

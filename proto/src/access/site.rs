@@ -20,6 +20,8 @@ pub struct Site {
     system: KeyPair,
     signers: Vec<(Role, KeyPair)>,
     revoked: Vec<(String, TimeMs)>,
+    /// The operator's token bears this time for ever: a server that runs takes no other in.
+    made_at: TimeMs,
 }
 
 /// One server of a cluster.
@@ -49,17 +51,20 @@ struct SiteFile {
     signers: Vec<(String, String)>,
     #[serde(default)]
     revoked: Vec<(String, TimeMs)>,
+    #[serde(default)]
+    made_at: TimeMs,
 }
 
 impl Site {
     /// New keys for everything.
-    pub fn new() -> Site {
+    pub fn new(now: TimeMs) -> Site {
         Site {
             operator: KeyPair::new_operator(),
             account: KeyPair::new_account(),
             system: KeyPair::new_account(),
             signers: Role::ALL.map(|role| (role, KeyPair::new_account())).into(),
             revoked: Vec::new(),
+            made_at: now,
         }
     }
 
@@ -81,6 +86,7 @@ impl Site {
             system: key(&file.system)?,
             signers: signers.collect::<Result<_, AccessError>>()?,
             revoked: file.revoked,
+            made_at: file.made_at,
         })
     }
 
@@ -92,6 +98,7 @@ impl Site {
             system: seed(&self.system),
             signers: self.signers.iter().map(|(role, key)| (role.as_str().to_owned(), seed(key))).collect(),
             revoked: self.revoked.clone(),
+            made_at: self.made_at,
         };
         serde_json::to_string_pretty(&file).expect("because the file holds only strings and times") + "\n"
     }
@@ -142,7 +149,7 @@ impl Site {
             &self.operator,
             &self.operator.public_key(),
             ACCOUNT,
-            now,
+            self.made_at,
             None,
             jwt::operator(&system),
         )?;
@@ -197,12 +204,6 @@ impl Site {
             );
         }
         Ok(text)
-    }
-}
-
-impl Default for Site {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

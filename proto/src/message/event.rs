@@ -49,6 +49,13 @@ pub enum EventKind {
         second: WorkerId,
         convicted_host: Option<String>,
     },
+    /// A worker's canary is not what most hosts of its kind say: the host gets no work.
+    CanaryDiverged {
+        worker: WorkerId,
+        host: String,
+        said: String,
+        expected: String,
+    },
     PodIntent {
         pod: String,
         pod_class: String,

@@ -46,6 +46,19 @@ pub struct Heartbeat {
     /// It has no queues to pull from: they were never assigned, or are gone.
     #[serde(default)]
     pub needs_queues: bool,
+    /// Digest of what the engine made of some prompts that are the same everywhere; equal for all workers of one model
+    /// and numerics. Empty: not judged.
+    #[serde(default)]
+    pub canary: String,
+    /// Decode speed at all slots by number of threads, measured when the number was left to the worker.
+    #[serde(default)]
+    pub thread_scaling: Vec<ThreadPoint>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ThreadPoint {
+    pub threads: u32,
+    pub tok_s: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -97,6 +110,8 @@ pub struct WorkerCounters {
     /// Tokens guessed ahead, and how many of them were right.
     pub guessed_tokens: u64,
     pub right_guesses: u64,
+    /// Tries to end a pod that nobody commands any more; the worker itself is gone.
+    pub dead_man_failures: u64,
 }
 
 /// From the coordinator to one worker (`tf.fleet.control.<worker>`) or to all (`tf.fleet.control.all`).

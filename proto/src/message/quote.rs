@@ -129,8 +129,15 @@ pub struct Promise {
     pub binds: Option<Binds>,
 }
 
-/// `tf.fleet.count.<worker>`: how many tokens these prompts have, by that worker's tokenizer. Answered with a
+/// Verb `count`: how many tokens these prompts have, by the tokenizer of some worker that is up. Answered with a
 /// `Vec<Option<u32>>`; `None` for a prompt that would be refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CountTokens {
+    pub tenant: TenantId,
+    pub prompts: Vec<Prompt>,
+}
+
+/// `tf.fleet.count.<worker>`: the same, passed on to that worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CountAsk {
     pub prompts: Vec<Prompt>,

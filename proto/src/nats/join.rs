@@ -32,7 +32,14 @@ pub async fn join(options: &ConnectOptions, with: &Credentials, worker: WorkerId
     let holder = with.holder().map_err(unusable)?;
     let bus = NatsBus::connect_as(options, Some(with)).await?;
     let asking = Asking::new(worker);
-    let granted = ask(&bus, &holder.name, &asking.request()).await;
+    let request = asking.request();
+    let granted = tokio::select! {
+        biased;
+        granted = ask(&bus, &holder.name, &request) => granted,
+        () = run_out(holder.expires_at) => {
+            Err(BusError::Refused(format!("the token of {} has expired", holder.name)))
+        }
+    };
     bus.close().await;
     let granted = granted?;
     let expires_at = granted.expires_at;
@@ -53,6 +60,14 @@ pub async fn renew(bus: &dyn Bus, credentials: &Credentials) -> Result<TimeMs> {
     let granted = ask(bus, &name, &request).await?;
     credentials.renew(granted.worker_token).map_err(unusable)?;
     Ok(granted.expires_at)
+}
+
+/// The server lets nobody in from then on. Its clock decides, not ours: an answer under way is waited for.
+async fn run_out(expires_at: Option<TimeMs>) {
+    match expires_at {
+        Some(at) => tokio::time::sleep(at.since(TimeMs::now()) + ANSWER_WITHIN).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn ask(bus: &dyn Bus, name: &str, request: &JoinRequest) -> Result<JoinGrant> {

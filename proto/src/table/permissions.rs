@@ -29,6 +29,8 @@ pub enum Role {
 pub struct Permissions {
     pub publish: Vec<String>,
     pub subscribe: Vec<String>,
+    /// May answer a request once, wherever its answer is to go.
+    pub answers: bool,
 }
 
 /// What the server replaces by the name of the user.
@@ -74,7 +76,9 @@ pub fn permissions(role: Role) -> Permissions {
         Role::Joiner => (vec![subjects::join(STAND_IN)], vec![format!("{}.>", role.inbox(STAND_IN))]),
     };
     let named = |list: Vec<String>| list.into_iter().map(|subject| subject.replace(STAND_IN, NAME)).collect();
-    Permissions { publish: named(publish), subscribe: named(subscribe) }
+    // Only the coordinator may send a worker requests, and it has answers come to its own inbox.
+    let answers = role == Role::Worker;
+    Permissions { publish: named(publish), subscribe: named(subscribe), answers }
 }
 
 fn worker() -> (Vec<String>, Vec<String>) {
@@ -100,6 +104,7 @@ fn worker() -> (Vec<String>, Vec<String>) {
     let subscribe = vec![
         subjects::control(&me),
         subjects::control_all().to_owned(),
+        subjects::count(&me),
         format!("{}.>", Role::Worker.inbox(STAND_IN)),
     ];
     (publish, subscribe)
@@ -175,6 +180,7 @@ mod tests {
             subjects::work(0, &me, Lane::Batch),
             subjects::control(&other),
             subjects::control_all().to_owned(),
+            subjects::count(&other),
             subjects::api(ApiVerb::BatchCancel),
             subjects::event("spent"),
             subjects::done(&job),

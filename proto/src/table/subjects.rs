@@ -119,7 +119,7 @@ pub fn parse_heartbeat_subject(subject: &str) -> Option<WorkerId> {
     subject.strip_prefix("tf.fleet.heartbeat.")?.parse().ok()
 }
 
-/// Where a worker counts the tokens of prompts ([`crate::message::CountAsk`]).
+/// Where the coordinator has a worker count the tokens of prompts ([`crate::message::CountAsk`]).
 pub fn count(worker: &WorkerId) -> String {
     format!("tf.fleet.count.{worker}")
 }
@@ -192,6 +192,8 @@ pub enum ApiVerb {
     JobCreate,
     DeadList,
     Quote,
+    /// Tokens of prompts, counted by some worker.
+    Count,
     ScaleShow,
     ScaleSet,
     ScalePlan,
@@ -200,7 +202,7 @@ pub enum ApiVerb {
 }
 
 impl ApiVerb {
-    pub const ALL: [ApiVerb; 14] = [
+    pub const ALL: [ApiVerb; 15] = [
         ApiVerb::BatchCreate,
         ApiVerb::BatchGet,
         ApiVerb::BatchList,
@@ -211,6 +213,7 @@ impl ApiVerb {
         ApiVerb::JobCreate,
         ApiVerb::DeadList,
         ApiVerb::Quote,
+        ApiVerb::Count,
         ApiVerb::ScaleShow,
         ApiVerb::ScaleSet,
         ApiVerb::ScalePlan,
@@ -229,6 +232,7 @@ impl ApiVerb {
             ApiVerb::JobCreate => "job_create",
             ApiVerb::DeadList => "dead_list",
             ApiVerb::Quote => "quote",
+            ApiVerb::Count => "count",
             ApiVerb::ScaleShow => "scale_show",
             ApiVerb::ScaleSet => "scale_set",
             ApiVerb::ScalePlan => "scale_plan",

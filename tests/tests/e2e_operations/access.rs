@@ -90,6 +90,19 @@ async fn workers_keep_to_their_own(cluster: &Cluster, coordinator: &dyn Bus) {
     assert_eq!(claim.unwrap().payload, words());
     bus.publish(&table::result(&tenant, &job(), &me), words(), once.clone()).await.unwrap();
     assert!(!bus.may_read_results());
+    let mut questions = bus.subscribe(&table::count(&me)).await.unwrap();
+    let answering = bus.clone();
+    tokio::spawn(async move {
+        while let Some(question) = questions.next().await {
+            answering.send(&question.reply.unwrap(), words()).await.unwrap();
+        }
+    });
+    let mut tries = 0;
+    while coordinator.request(&table::count(&me), Bytes::new(), SOON).await != Ok(words()) {
+        tries += 1;
+        assert!(tries < 10, "a worker cannot answer the coordinator");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 
     // What it must not.
     let plain = Publish::default;

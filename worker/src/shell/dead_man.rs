@@ -2,12 +2,24 @@
 //!
 //! Orders and work are signs of life. When there have been none for a while, the worker asks the coordinator
 //! something cheap, and any answer will do; a fleet may be idle for hours with its coordinator well.
+//!
+//! A pod that cannot end itself goes on costing money while nobody looks. So it tries for ever, and says so each time
+//! in a heartbeat that whoever leads by then makes an alarm of.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use std::fmt::Display;
+
 use bytes::Bytes;
-use ternfleet_proto::{Bus, TimeMs, WorkerId, table};
+use futures::future::BoxFuture;
+use ternfleet_proto::message::{Heartbeat, WorkerCounters, WorkerState};
+use ternfleet_proto::{Bus, TimeMs, WorkerId, codec, table};
+use tokio_util::sync::CancellationToken;
+
+/// After the first failure to end the pod; doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_secs(30);
+const PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// What is to be done now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,9 +70,62 @@ pub(super) async fn ask(bus: Arc<dyn Bus>, worker: WorkerId, patience: Duration)
     bus.request(&table::ping(&worker), Bytes::new(), patience).await.is_ok()
 }
 
+/// Tries to end the pod until that works or `shutdown`; `tell` hears of each failure, with their number.
+pub(super) async fn insist<E: Display>(
+    mut end: impl FnMut() -> BoxFuture<'static, Result<(), E>>,
+    mut tell: impl FnMut(u64) -> BoxFuture<'static, ()>,
+    shutdown: CancellationToken,
+) {
+    let mut pause = FIRST_PAUSE;
+    for failures in 1.. {
+        let Err(fault) = end().await else { return };
+        tracing::error!(%fault, failures, "this pod cannot end itself and goes on costing money: terminate it by hand");
+        tell(failures).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => pause = (2 * pause).min(PAUSE_MAX),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// The word of a worker that is gone and whose pod is not.
+pub(super) async fn tell(bus: Arc<dyn Bus>, profile: Heartbeat, failures: u64) {
+    let counters = WorkerCounters { dead_man_failures: failures, ..WorkerCounters::default() };
+    let beat = Heartbeat { state: WorkerState::Gone, counters, at: TimeMs::now(), ..profile };
+    // Perhaps nobody is there to hear it; the next one follows.
+    let _ = bus.send(&table::heartbeat(&beat.worker), codec::encode(&beat)).await;
+}
+
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_cannot_end_itself_tries_for_ever_and_says_so() {
+        let begun = tokio::time::Instant::now();
+        let (mut answers, mut told) =
+            (vec![Ok(()), Err("refused"), Err("refused"), Err("no route")], Vec::new());
+        let end = || {
+            let answer = answers.pop().expect("because it stops at the first success");
+            async move { answer }.boxed()
+        };
+        let tell = |failures| {
+            told.push(failures);
+            async {}.boxed()
+        };
+        insist(end, tell, CancellationToken::new()).await;
+        assert_eq!(told, [1, 2, 3]);
+        assert_eq!(begun.elapsed().as_secs(), 30 + 60 + 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_ends_the_trying() {
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        insist(|| async { Err("refused") }.boxed(), |_| async {}.boxed(), shutdown).await;
+    }
 
     const MOST: Duration = Duration::from_secs(100);
 

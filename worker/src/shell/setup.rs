@@ -40,6 +40,8 @@ pub(super) fn config(options: &Options, model: &LoadedModel) -> (Config, Identit
         at: TimeMs::default(),
         running: Vec::new(),
         needs_queues: false,
+        canary: model.canary.clone(),
+        thread_scaling: model.calibration.thread_scaling.clone(),
     };
     let config = Config {
         profile,

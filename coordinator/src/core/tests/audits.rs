@@ -111,3 +111,23 @@ fn a_divergence_is_written_into_the_books() {
     let verdicts: Vec<&str> = verdicts.collect();
     assert!(!verdicts.is_empty() && verdicts.iter().all(|host| *host == "host-0"), "{verdicts:?}");
 }
+
+#[test]
+fn a_host_whose_canary_differs_gets_no_work_until_it_agrees() {
+    let mut world = world(8, 3, 0);
+    world.crash(2);
+    world.workers[2].canary = "c1-other".to_owned();
+    world.audited.clear();
+    run(&mut world, 200);
+    let told = std::mem::take(&mut world.audited);
+    let diverged =
+        |kind: &&EventKind| matches!(kind, EventKind::CanaryDiverged { host, .. } if host == "host-2");
+    assert_eq!(told.iter().filter(diverged).count(), 1);
+    assert_eq!((world.core.counts.canaries_diverged, world.workers[2].decoded), (1, 0));
+
+    world.crash(2);
+    world.workers[2].canary = world.workers[0].canary.clone();
+    world.submit_content("again", "u", good_lines(200), BatchOptions::default());
+    world.run_to_the_end();
+    assert!(world.workers[2].decoded > 0);
+}

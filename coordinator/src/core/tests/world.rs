@@ -47,6 +47,7 @@ pub(super) struct SimWorker {
     pub(super) sick: bool,
     /// Answers with other ids than it should.
     pub(super) lies: bool,
+    pub(super) canary: String,
     pub(super) running: Vec<Work>,
     pub(super) generation: u32,
     pub(super) decoded: u64,
@@ -134,6 +135,7 @@ impl World {
             up: true,
             sick: false,
             lies: false,
+            canary: "c1-same".to_owned(),
             running: Vec::new(),
             generation: 0,
             decoded: 0,
@@ -345,6 +347,8 @@ impl World {
             at: self.now,
             running: running.collect(),
             needs_queues: false,
+            canary: worker.canary.clone(),
+            thread_scaling: Vec::new(),
         };
         self.tell(Event::Heartbeat(Box::new(beat)));
     }

@@ -150,6 +150,8 @@ impl World {
             at: now,
             running: Vec::new(),
             needs_queues: false,
+            canary: "c1-same".to_owned(),
+            thread_scaling: Vec::new(),
         };
         let node = &mut self.workers[place];
         node.core = Some(Core::new(Config {

@@ -45,6 +45,8 @@ pub(super) fn profile() -> Heartbeat {
         at: TimeMs(0),
         running: Vec::new(),
         needs_queues: false,
+        canary: String::new(),
+        thread_scaling: Vec::new(),
     }
 }
 
