@@ -104,17 +104,17 @@ fn the_storyteller_is_as_good_as_its_training_code_says() {
     let sliding = Sliding { tokens: 512, stride: 256 };
     let slid = eval::sliding_perplexity(&mut engine, &ids, tokenizer.bos(), sliding, bytes, |_| ()).unwrap();
     assert_eq!((slid.n_scored, slid.n_bytes, slid.n_windows), (1628, 5540, 6));
-    // What evaluate.py gives for this text, in PyTorch and f32: 2.120173 bits per byte.
+    // What evaluate.py gives for this text, in PyTorch and f32: 2.086694 bits per byte.
     let bits = slid.bits_per_byte();
-    assert!((bits - 2.120_173).abs() < 0.002, "{bits}");
+    assert!((bits - 2.086_694).abs() < 0.002, "{bits}");
     // And what this engine gives, which no kernel, thread count or instruction set may change.
-    assert!((bits - 2.119_536).abs() < 2e-6 && (slid.value() - 148.3305).abs() < 2e-4, "{slid:?}");
+    assert!((bits - 2.087_128).abs() < 2e-6 && (slid.value() - 137.4143).abs() < 2e-4, "{slid:?}");
 
     let apart =
         eval::perplexity(&mut engine, &ids, tokenizer.bos(), Windows::default(), bytes, |_| ()).unwrap();
     assert_eq!((apart.n_scored, apart.n_windows), (3 * 255, 3));
-    assert!((apart.bits_per_byte() - 2.157_778).abs() < 2e-6, "{apart:?}");
-    assert!((apart.value() - 140.9463).abs() < 2e-4, "{apart:?}");
+    assert!((apart.bits_per_byte() - 2.134_390).abs() < 2e-6, "{apart:?}");
+    assert!((apart.value() - 133.5859).abs() < 2e-4, "{apart:?}");
 }
 
 #[test]

@@ -227,7 +227,7 @@ fn wrong_bytes_are_thrown_away() {
     for reply in [|_: &Asked| Reply::Honest, |_: &Asked| Reply::Whole(None)] {
         let server = Server::start(wrong.clone(), reply);
         let place = Place::of(&server);
-        refused(&place.pull(&[]), &["not the file of the manifest", "SHA-256", "aa98ae29", "127.0.0.1"]);
+        refused(&place.pull(&[]), &["not the file of the manifest", "SHA-256", "d525fe33", "127.0.0.1"]);
         assert_eq!(place.left(), Vec::<String>::new());
     }
 }
@@ -344,7 +344,7 @@ fn without_a_digest_nothing_is_pulled_unless_told_so() {
     assert!(server.asked().is_empty());
     let ended = place.pull(&["--accept-unverified"]);
     came(&ended, &place);
-    assert!(ended.stderr.contains("UNVERIFIED") && ended.stderr.contains("aa98ae29"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("UNVERIFIED") && ended.stderr.contains("d525fe33"), "{}", ended.stderr);
     let verified = place.run(&[], &["model", "verify"]).stdout;
     assert!(verified.contains("guest: shape is the manifest's, which knows no digest"), "{verified}");
 

@@ -127,18 +127,23 @@ NOUN = re.compile(r"\b(?:the|a|an|his|her|my) ([a-z]{3,})(?=[,.;:!?]| (?:was|wer
 
 
 def make_chats(tokenizer: Tokenizer, documents: list[list[str]], encoded: list[list[np.ndarray]]) -> list[np.ndarray]:
-    """Each passage as the answer to a question made of its two most telling words (by tf-idf)."""
+    """Each passage as the answer to a question made of its two most telling words (by tf-idf).
+
+    Prompt and answer are encoded apart, as at run time: the prompt ends in a blank of its own.
+    """
     texts = ["\n".join(run) for d, e in zip(documents, encoded) for run in passages(d, e)]
     words = [NOUN.findall(text) for text in texts]
     seen_in = Counter(w for found in words for w in set(found))
-    chats = []
+    asks, answers = [], []
     for number, (text, found) in enumerate(zip(texts, words)):
         score = {w: n * np.log(len(texts) / seen_in[w]) for w, n in Counter(found).items() if seen_in[w] >= 20}
         best = sorted(score, key=lambda w: (-score[w], w))[: 1 + number % 2]
         if best:
             ask = ASKS[number // 2 % len(ASKS)].format(" and ".join(f"the {w}" for w in best))
-            chats.append(f"{BOS}User: {ask}{EOT}Assistant: {text}{EOT}")
-    return [np.array(e.ids, dtype=np.int32) for e in tokenizer.encode_batch(chats)]
+            asks.append(f"{BOS}User: {ask}{EOT}Assistant: ")
+            answers.append(f"{text}{EOT}")
+    both = zip(tokenizer.encode_batch(asks), tokenizer.encode_batch(answers))
+    return [np.array(ask.ids + answer.ids, dtype=np.int32) for ask, answer in both]
 
 
 def load(tokenizer_path: Path) -> Corpus:

@@ -2,8 +2,9 @@
 
 The graph is that of BitNet b1.58-2B-4T: RMSNorm before and after attention and feed-forward ("sub-norms"),
 rotary positions on half-split pairs, grouped key/value heads, a squared-ReLU gate and a tied embedding.
-With `model.mode.quantise` off it is the same network with plain linear layers. Products are taken in bf16, which
-CPUs with AMX do ten times as fast as f32 and which holds int8 and ternary values exactly; `model.mode.dtype` changes that.
+With `model.mode.quantise` off it is the same network with plain linear layers. Values are held in bf16, which has room
+for int8 and ternary values exactly, and which CPUs with AMX multiply ten times as fast as f32; without AMX the products
+themselves are taken in f32, which is then faster. `model.mode.dtype` holds everything in another type.
 
 Nothing here reads files; `train.py` drives it and `export.py` writes the weights out.
 """
@@ -36,6 +37,16 @@ class Shape:
 
     def as_dict(self) -> dict:
         return asdict(self)
+
+
+AMX = torch.cpu._is_amx_tile_supported()
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x · weightᵀ in the type of `x`, by the fastest way that this CPU has."""
+    if x.dtype == torch.bfloat16 and not AMX:
+        return F.linear(x.float(), weight.float()).to(x.dtype)
+    return F.linear(x, weight.to(x.dtype))
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
@@ -82,9 +93,9 @@ class BitLinear(nn.Module):
     def product(self, x: Tensor, quantise: bool) -> tuple[Tensor, Tensor | None]:
         """The product before it is scaled, and the weights' unit."""
         if not quantise:
-            return F.linear(x, self.weight.to(x.dtype)), None
+            return product(x, self.weight), None
         weight, unit = ternary(self.weight)
-        return F.linear(x, weight.to(x.dtype)), unit
+        return product(x, weight), unit
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
         y, unit = self.product(x, scale is not None)
@@ -196,7 +207,7 @@ class Storyteller(nn.Module):
         x = F.embedding(ids, self.token_embd)
         for layer in self.layers:
             x = layer(x, cos, sin)
-        return F.linear(self.output_norm(x).to(self.mode.dtype), self.token_embd.to(self.mode.dtype))
+        return product(self.output_norm(x).to(self.mode.dtype), self.token_embd)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats a token."""

@@ -19,6 +19,7 @@ import torch
 
 from data import Sequences, load
 from evaluate import bits_per_byte
+from latents import load_file
 from model import Shape, Storyteller
 from optim import make_optimisers
 
@@ -34,6 +35,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--change", type=int, default=400, help="the step from which on the network is quantised")
     p.add_argument("--plain", action="store_true", help="never quantise")
     p.add_argument("--start", type=Path, help="a checkpoint to begin from when this run has none of its own")
+    p.add_argument("--start-file", type=Path, help="a GGUF file whose weights to begin from, with fresh optimisers")
     p.add_argument("--long", type=int, default=200, help="steps, at the end, on long sequences")
     p.add_argument("--warmup", type=int, default=100)
     p.add_argument("--hold", type=int, default=600, help="the step from which on the learning rate falls")
@@ -78,6 +80,8 @@ def main() -> None:
         for optimiser, state in zip(optimisers, saved["optimisers"]):
             optimiser.load_state_dict(state)
         first, rows = saved["step"], saved["rows"]
+    elif a.start_file:
+        load_file(model, a.start_file, a.seed)
 
     switch = a.steps - a.long
     compiled = torch.compile(model.loss, dynamic=False)
