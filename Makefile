@@ -63,7 +63,7 @@ tests: tools clients
 # Filling disks takes root, which may mount a small tmpfs; without it the disks are left alone, and the report says so.
 chaos: tools
 	$(CARGO) build --package ternfleet --package ternfleet-tests --bins
-	$(CARGO) run --quiet --package ternfleet-tests --bin chaos -- --report docs/reliability/chaos.md $(CHAOS)
+	$${CARGO_TARGET_DIR:-target}/debug/chaos --report docs/reliability/chaos.md $(CHAOS)
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet

@@ -208,6 +208,7 @@ impl Core {
             Event::Cancel { batch } => self.cancel(now, batch, actions),
             Event::Change { batch, change } => self.change(now, batch, change, actions),
             Event::Notified { batch, outcome } => self.notified(&batch, outcome, actions),
+            Event::AgedOut(record) => self.aged_out(*record),
             Event::JobCreated(job) => self.job_created(now, *job, actions),
             Event::Leased(lease) => self.leased(now, *lease),
             Event::LeaseEnding { pod } => self.lease_ending(now, &pod, actions),

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use metrics::{Described, Metrics};
 pub use options::{
-    ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, RunpodOptions, ScaleOptions,
-    Webhooks,
+    ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, Retention, RunpodOptions,
+    ScaleOptions, Webhooks,
 };
 
 /// Serves until `shutdown`: as a warm standby, and as the leader while it holds the lease.

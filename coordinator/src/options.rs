@@ -21,11 +21,18 @@ pub struct Quotas {
     pub queued_bytes_max: u64,
     /// Tokens of input lines without an answer, reckoned from their bytes.
     pub queued_tokens_max: u64,
+    /// Bytes of all files, inputs and outputs, until they age out or are deleted.
+    pub stored_bytes_max: u64,
 }
 
 impl Default for Quotas {
     fn default() -> Self {
-        Self { batches_max: 1000, queued_bytes_max: 16 << 30, queued_tokens_max: 4 << 30 }
+        Self {
+            batches_max: 1000,
+            queued_bytes_max: 16 << 30,
+            queued_tokens_max: 4 << 30,
+            stored_bytes_max: 256 << 30,
+        }
     }
 }
 
@@ -36,6 +43,24 @@ pub struct Webhooks {
     /// Hosts (`host` or `host:port`) that tenants may have called although their addresses are private, and by
     /// `http://` too. All public hosts may be called by `https://`.
     pub allow: Vec<String>,
+}
+
+/// How long an ended batch is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Its input, its output files and its answers go so long after its end; 0 keeps them for ever (answers stay 30 days
+    /// at most).
+    pub files_ms: u64,
+    /// Its record goes so long after its end, and not before a day after its deadline: until then a late answer is
+    /// known for one, and the same idempotency key names the same batch.
+    pub records_ms: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { files_ms: 30 * 86_400_000, records_ms: 90 * 86_400_000 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +76,8 @@ pub struct Options {
     pub nats_monitoring_url: Option<String>,
     /// Refuse to lead when the truth is not synced before it is acknowledged.
     pub strict_durability: bool,
+    /// Work with a nats-server older than 2.14, which is known to lose acknowledged writes when it is killed.
+    pub allow_old_server: bool,
     /// Share of good answers that are run a second time on another pod and compared; 0 turns audits off.
     pub audit_share: f64,
     /// Signing keys to let pods in with (`ternfleet nats init` writes it); without it join tokens are refused.
@@ -66,6 +93,7 @@ pub struct Options {
     /// Where output files are put together before they go to the object store.
     pub scratch_dir: Option<PathBuf>,
     pub quotas: Quotas,
+    pub retention: Retention,
     pub webhooks: Webhooks,
     pub gateway: GatewayOptions,
     pub scale: ScaleOptions,
@@ -79,6 +107,7 @@ impl Default for Options {
             replicas: 1,
             nats_monitoring_url: None,
             strict_durability: false,
+            allow_old_server: false,
             audit_share: 0.01,
             issuer_file: None,
             worker_token_ms: 6 * 3_600_000,
@@ -87,6 +116,7 @@ impl Default for Options {
             text_bytes_max: 256 << 20,
             scratch_dir: None,
             quotas: Quotas::default(),
+            retention: Retention::default(),
             webhooks: Webhooks::default(),
             gateway: GatewayOptions::default(),
             scale: ScaleOptions::default(),

@@ -16,6 +16,7 @@ mod notify;
 mod perform;
 mod quotes;
 mod reader;
+mod retention;
 mod scaler;
 mod setup;
 mod spans;
@@ -330,7 +331,12 @@ impl Service {
                     self.api.reply_view(now, reply, slot, &self.core);
                 }
             }
-            Input::ReplyView { reply, slot } => self.api.reply_view(now, reply, slot, &self.core),
+            Input::ReplyView { reply, slot } => {
+                if let Some(batch) = self.core.batch(slot).map(|batch| batch.record.id.clone()) {
+                    let payload = codec::encode(&api::view_or_gone(now, slot, &self.core));
+                    self.book(books::Entry::Answer { batch, reply, payload });
+                }
+            }
             Input::PastCommits { batch, commits } => self.api.past_commits(batch, commits),
             Input::Followed(batch) => {
                 if !self.core.is_leading() {
@@ -388,7 +394,7 @@ impl Service {
         let mut working = vec![
             tokio::spawn(perform::side_by_side(
                 Arc::clone(bus),
-                lead.revision,
+                perform::Under { leader: lead.revision, syncs_always: self.ground.syncs_always },
                 action_queue,
                 self.inbox.clone(),
             )),
@@ -415,6 +421,13 @@ impl Service {
             leader: lead.revision,
             working,
         });
+        let retention = self.options.retention.clone();
+        self.tasks.spawn(retention::keep_sweeping(
+            Arc::clone(&self.bus),
+            lead.revision,
+            retention,
+            self.inbox.clone(),
+        ));
         self.metrics.set_role(true, true);
         self.core.on(now, Event::Lead(lead), actions);
     }

@@ -81,6 +81,19 @@ pub struct StreamSpec {
     pub duplicate_window: Duration,
     /// Refuse new messages when full, rather than drop old ones.
     pub discard_new: bool,
+    /// Acknowledged before it is written, even where the server syncs always: for caches alone. Chosen when the stream
+    /// is made.
+    pub unsynced: bool,
+}
+
+impl StreamSpec {
+    /// At a server that syncs each write before it acknowledges, a cache need not wait for that. A replicated stream has
+    /// no such choice.
+    #[must_use]
+    pub fn at(self, syncs_always: bool) -> StreamSpec {
+        let unsynced = syncs_always && self.keeps == Keeps::Cache && self.replicas == 1;
+        StreamSpec { unsynced, ..self }
+    }
 }
 
 /// A durable pull consumer with explicit acks.

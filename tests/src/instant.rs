@@ -130,40 +130,52 @@ impl InstantWorker {
     }
 }
 
+/// The heartbeat of a worker that has just started and has its queues.
+pub fn first_beat(id: &WorkerId, manner: &Manner, now: TimeMs) -> Heartbeat {
+    Heartbeat {
+        worker: id.clone(),
+        pod: format!("pod-{id}"),
+        host: manner.host.clone(),
+        pod_class: "test".to_owned(),
+        price_usd_micro_per_hour: manner.price,
+        state: WorkerState::Ready,
+        model: manner.model.clone(),
+        model_digest: format!("digest-of-{}", manner.model),
+        numerics: "test-1".to_owned(),
+        context_tokens: 4096,
+        slots: manner.slots,
+        slots_in_use: 0,
+        kv_pages: 0,
+        kv_pages_free: 0,
+        checkpoint_age_ms: 0,
+        threads: 1,
+        isa: "scalar".to_owned(),
+        calibration: vec![RatePoint { batch: 1, tok_s: manner.rate_tok_s }],
+        prefill_tok_s: manner.rate_tok_s,
+        decode_tok_s: manner.rate_tok_s,
+        counters: WorkerCounters::default(),
+        leader_seen: LeaderRevision(0),
+        version: "test".to_owned(),
+        started_at: now,
+        at: now,
+        running: Vec::new(),
+        needs_queues: false,
+        canary: String::new(),
+        thread_scaling: Vec::new(),
+    }
+}
+
 async fn beat(bus: Arc<dyn Bus>, id: WorkerId, manner: Manner, shared: Arc<Shared>) {
-    let started_at = TimeMs::now();
+    let first = first_beat(&id, &manner, TimeMs::now());
     loop {
         let done = shared.done.load(Ordering::Relaxed);
         let heartbeat = Heartbeat {
-            worker: id.clone(),
-            pod: format!("pod-{id}"),
-            host: manner.host.clone(),
-            pod_class: "test".to_owned(),
-            price_usd_micro_per_hour: manner.price,
-            state: WorkerState::Ready,
-            model: manner.model.clone(),
-            model_digest: format!("digest-of-{}", manner.model),
-            numerics: "test-1".to_owned(),
-            context_tokens: 4096,
-            slots: manner.slots,
             slots_in_use: shared.running.load(Ordering::Relaxed).min(manner.slots),
-            kv_pages: 0,
-            kv_pages_free: 0,
-            checkpoint_age_ms: 0,
-            threads: 1,
-            isa: "scalar".to_owned(),
-            calibration: vec![RatePoint { batch: 1, tok_s: manner.rate_tok_s }],
-            prefill_tok_s: manner.rate_tok_s,
-            decode_tok_s: manner.rate_tok_s,
             counters: WorkerCounters { jobs_done: done, ..WorkerCounters::default() },
             leader_seen: LeaderRevision(shared.leader.load(Ordering::Relaxed)),
-            version: "test".to_owned(),
-            started_at,
             at: TimeMs::now(),
-            running: Vec::new(),
             needs_queues: !shared.pulling.load(Ordering::Relaxed),
-            canary: String::new(),
-            thread_scaling: Vec::new(),
+            ..first.clone()
         };
         let _ = bus.send(&table::heartbeat(&id), codec::encode(&heartbeat)).await;
         tokio::time::sleep(Duration::from_millis(250)).await;
@@ -178,22 +190,32 @@ async fn pull(
     manner: Manner,
     shared: Arc<Shared>,
 ) {
+    let manner = Arc::new(manner);
+    let slots = Arc::new(tokio::sync::Semaphore::new(manner.slots as usize));
+    // Four slots' worth is here at a time: what runs, and what comes next.
+    let room = manner.slots as usize * 4;
+    let mut jobs = tokio::task::JoinSet::new();
     loop {
-        let pulled =
-            bus.pull(&stream, &consumer, manner.slots as usize * 4, Duration::from_millis(500)).await;
+        while jobs.try_join_next().is_some() {}
+        if jobs.len() > room / 2 {
+            jobs.join_next().await;
+            continue;
+        }
+        let pulled = bus.pull(&stream, &consumer, room - jobs.len(), Duration::from_millis(500)).await;
         let Ok(deliveries) = pulled else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let answer = |delivery: Delivery| {
-            let (bus, id, manner, shared) = (&bus, &id, &manner, &shared);
-            async move {
+        for delivery in deliveries {
+            let (bus, id, shared) = (Arc::clone(&bus), id.clone(), Arc::clone(&shared));
+            let (manner, slots) = (Arc::clone(&manner), Arc::clone(&slots));
+            jobs.spawn(async move {
+                let _slot = slots.acquire().await.unwrap();
                 shared.running.fetch_add(1, Ordering::Relaxed);
-                run(bus, id, manner, shared, delivery).await;
+                run(&bus, &id, &manner, &shared, delivery).await;
                 shared.running.fetch_sub(1, Ordering::Relaxed);
-            }
-        };
-        futures::stream::iter(deliveries).for_each_concurrent(manner.slots as usize, answer).await;
+            });
+        }
     }
 }
 
@@ -237,9 +259,23 @@ async fn run(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, shared: &Shared
     }
 }
 
+/// As a real worker does: at first as if nobody had claimed the job before, and only after that failed by looking.
 async fn claim(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, work: &Work) -> bool {
+    if work.attempts_before.0 == 0 && claim_after(bus, id, manner, work, None).await {
+        return true;
+    }
     let subject = table::checkpoint(&work.job);
     let Ok(last) = bus.last_on_subject(table::CHECKPOINTS, &subject).await else { return false };
+    claim_after(bus, id, manner, work, last).await
+}
+
+async fn claim_after(
+    bus: &Arc<dyn Bus>,
+    id: &WorkerId,
+    manner: &Manner,
+    work: &Work,
+    last: Option<ternfleet_proto::bus::Message>,
+) -> bool {
     let before: Option<Checkpoint> = last.as_ref().and_then(|m| codec::decode(&m.payload).ok());
     if before.as_ref().is_some_and(|before| before.epoch > work.epoch) {
         return false;
@@ -260,7 +296,7 @@ async fn claim(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, work: &Work) 
         at: TimeMs::now(),
     };
     let how = Publish { expect_last_on_subject: Some(last.map_or(0, |m| m.sequence)), ..Publish::default() };
-    bus.publish(&subject, codec::encode(&checkpoint), how).await.is_ok()
+    bus.publish(&table::checkpoint(&work.job), codec::encode(&checkpoint), how).await.is_ok()
 }
 
 /// The prompt, backwards: the same on every worker.

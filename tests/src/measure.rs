@@ -3,6 +3,7 @@
 //!
 //! Nothing here is asserted but that the work was done: speeds are reported.
 
+mod alone;
 mod fair;
 mod hand_over;
 mod large;
@@ -17,9 +18,10 @@ use crate::caller::Client;
 use crate::instant::{InstantWorker, Manner};
 use crate::server::NatsServer;
 
+pub use alone::core_alone;
 pub use fair::short_behind_long;
 pub use hand_over::{latency, throughput};
-pub use large::large_input;
+pub use large::{Answered, large_input};
 pub use restart::{restart, takeover};
 
 /// A server, a coordinator in this process, two workers that answer at once, and a caller.
@@ -36,7 +38,8 @@ impl Fleet {
         let server = NatsServer::start_with(jetstream)?;
         let stop = CancellationToken::new();
         let bus = server.bus().await?;
-        let coordinator = tokio::spawn(ternfleet_coordinator::run(bus, Options::default(), stop.clone()));
+        let options = Options { nats_monitoring_url: Some(server.monitor_url()), ..Options::default() };
+        let coordinator = tokio::spawn(ternfleet_coordinator::run(bus, options, stop.clone()));
         let mut workers = Vec::new();
         for name in ["one", "two"] {
             workers.push(InstantWorker::start(server.bus().await?, name, manner.clone()).await);

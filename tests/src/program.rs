@@ -29,15 +29,16 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     if let Some(named) = std::env::var_os("TERNFLEET_TEST_BINARY") {
         return Ok(PathBuf::from(named));
     }
-    // target/<profile>/deps/<this test>
-    let test = std::env::current_exe()?;
-    let binary = test.ancestors().nth(2).context("a test binary lies in target")?.join("ternfleet");
-    ensure!(
-        binary.is_file(),
-        "{} was not built: `make test` does, or `cargo build -p ternfleet`",
-        binary.display()
-    );
-    Ok(binary)
+    // target/<profile>/deps/<this test>, or target/<profile>/<this program>
+    let this = std::env::current_exe()?;
+    let folders = this.ancestors().skip(1).take(2);
+    let found = folders.map(|folder| folder.join("ternfleet")).find(|binary| binary.is_file());
+    found.with_context(|| {
+        format!(
+            "no ternfleet beside {}: `make test` builds it, or `cargo build -p ternfleet`",
+            this.display()
+        )
+    })
 }
 
 /// A command that sees nothing of this shell's own settings of Ternfleet.

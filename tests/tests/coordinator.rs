@@ -6,6 +6,8 @@
 mod bad_input;
 #[path = "coordinator/ends.rs"]
 mod ends;
+#[path = "coordinator/keeping.rs"]
+mod keeping;
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;

@@ -209,6 +209,8 @@ pub enum Event {
         batch: BatchId,
         outcome: Result<(), String>,
     },
+    /// Files and answers of an ended batch are gone; this is what is left of its record.
+    AgedOut(Box<BatchRecord>),
     JobCreated(Box<JobCreate>),
     /// A pod is rented: it is paid for from `since` on, whether a worker is heard of or not. May be repeated.
     Leased(Box<Lease>),

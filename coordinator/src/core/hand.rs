@@ -1,6 +1,6 @@
 //! Handing out: fairness says whose job is next, the budget which workers may have it, the router which one gets it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ternfleet_proto::message::{FailedAttempt, Work};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TimeMs, UsdMicro};
@@ -60,7 +60,9 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     pub(super) fn take(fleet: &Fleet) -> Self {
-        let mut pod_rates: BTreeMap<&str, f64> = BTreeMap::new();
+        // Looked up for each of ten thousand workers, never gone through in its own order.
+        let mut pod_rates: HashMap<&str, f64> = HashMap::with_capacity(fleet.workers.len());
+        let any_quarantined = fleet.hosts.values().any(|host| host.quarantined);
         for worker in fleet.workers.values().filter(|worker| worker.takes_work()) {
             *pod_rates.entry(&worker.beat.pod).or_default() += worker.rate.mean_tok_s();
         }
@@ -73,7 +75,7 @@ impl Snapshot {
             kappa_max: 0.0,
         };
         for (slot, worker) in &fleet.workers {
-            if !worker.takes_work() || fleet.quarantined(worker) {
+            if !worker.takes_work() || (any_quarantined && fleet.quarantined(worker)) {
                 continue;
             }
             let mean = worker.rate.mean_tok_s();

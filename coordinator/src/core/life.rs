@@ -1,14 +1,13 @@
 //! The life of a batch: accepted, running, paused, ending, written, ended. And of this coordinator: beginning to lead.
 
 use ternfleet_proto::message::{
-    BatchCreate, BatchState, Durability, EventKind, Input, JobCreate, Order, Refusal, RefusalCode,
-    WebhookState,
+    BatchCreate, BatchState, EventKind, Input, JobCreate, Order, Refusal, RefusalCode, WebhookState,
 };
 use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
 
 use super::batch::{Batch, Stage};
 use super::event::{Action, BatchSlot, Change, Content, Fed, JobRef, Lead, Outputs, Task};
-use super::record::{BatchRecord, Ending};
+use super::record::{BatchRecord, Ending, Ground};
 use super::{Core, estimate};
 
 /// Ended batches kept in memory for readers; older ones are told from their record.
@@ -91,6 +90,15 @@ impl Core {
         }
     }
 
+    /// An ended batch in memory becomes what its tombstone says.
+    pub(super) fn aged_out(&mut self, record: BatchRecord) {
+        let Some(slot) = self.slot_of(&record.id) else { return };
+        if let Some(batch) = self.batches.get_mut(&slot).filter(|batch| batch.is_ended()) {
+            batch.record = record;
+            (batch.commits, batch.cells) = (Vec::new(), Vec::new());
+        }
+    }
+
     fn keep_ended(&mut self, slot: BatchSlot) {
         self.ended.push_back(slot);
         while self.ended.len() > ENDED_MAX {
@@ -107,12 +115,8 @@ impl Core {
     }
 
     /// May this batch be accepted now? Called before it is stored.
-    pub fn admit(
-        &self,
-        create: &BatchCreate,
-        input_bytes: u64,
-        durability: Durability,
-    ) -> Result<(), Refusal> {
+    pub fn admit(&self, create: &BatchCreate, ground: &Ground) -> Result<(), Refusal> {
+        let durability = ground.durability;
         let refuse = |code, message: String| Err(Refusal { code, message, retry_after_ms: None });
         if !(-10..=10).contains(&create.options.priority) {
             return refuse(RefusalCode::Invalid, "priority must be from -10 (last) to 10 (first)".to_owned());
@@ -129,11 +133,20 @@ impl Core {
             );
             return refuse(RefusalCode::NotDurable, message);
         }
-        self.admit_quota(&create.tenant, input_bytes)
+        self.admit_quota(&create.tenant, ground)
     }
 
-    fn admit_quota(&self, tenant: &TenantId, input_bytes: u64) -> Result<(), Refusal> {
+    fn admit_quota(&self, tenant: &TenantId, ground: &Ground) -> Result<(), Refusal> {
         let quotas = &self.limits.quotas;
+        let Ground { input_bytes, stored_bytes, .. } = *ground;
+        if stored_bytes > quotas.stored_bytes_max {
+            let message = format!(
+                "the files of tenant {tenant} take {stored_bytes} bytes, this one included; the limit is {}: delete \
+                 files, or wait until old batches are cleared away",
+                quotas.stored_bytes_max
+            );
+            return Err(Refusal { code: RefusalCode::Busy, message, retry_after_ms: Some(3_600_000) });
+        }
         let (mut batches, mut bytes, mut tokens) = (0u32, 0u64, 0u64);
         for slot in &self.active {
             let Some(batch) = self.batches.get(slot).filter(|batch| batch.record.tenant == *tenant) else {

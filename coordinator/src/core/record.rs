@@ -78,12 +78,17 @@ pub struct BatchRecord {
     /// How the call at the end fares; `None` without a webhook.
     #[serde(default)]
     pub webhook: Option<WebhookState>,
+    /// Files and answers were removed; what is left is a tombstone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aged_out_at: Option<TimeMs>,
 }
 
 /// What the shell finds out before a batch can be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ground {
     pub input_bytes: u64,
+    /// Of all the tenant's files, with the space that deleted ones still take.
+    pub stored_bytes: u64,
     pub results_after: u64,
     pub durability: Durability,
     pub replicas: u32,
@@ -109,7 +114,7 @@ pub fn creation_digest(create: &BatchCreate) -> u64 {
 
 impl BatchRecord {
     /// One job outside of any file, which is stored nowhere.
-    pub(super) fn single(
+    pub(crate) fn single(
         now: TimeMs,
         id: BatchId,
         tenant: TenantId,
@@ -147,6 +152,7 @@ impl BatchRecord {
             leader: Default::default(),
             traceparent: None,
             webhook: None,
+            aged_out_at: None,
         }
     }
 
@@ -184,6 +190,7 @@ impl BatchRecord {
             leader: LeaderRevision::default(),
             traceparent: create.traceparent.clone(),
             webhook: create.options.webhook_url.is_some().then_some(WebhookState::Waiting),
+            aged_out_at: None,
         }
     }
 

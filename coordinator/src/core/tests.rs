@@ -5,10 +5,9 @@ mod budgets;
 mod world;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use proptest::prelude::*;
-use ternfleet_proto::message::{BatchOptions, BatchState, RefusalCode, WebhookState, Work};
+use ternfleet_proto::message::{BatchOptions, BatchState, RefusalCode, WebhookState};
 use ternfleet_proto::{JobKey, TimeMs, UsdMicro};
 
 use super::*;
@@ -291,10 +290,18 @@ fn a_tenant_over_its_quota_is_told_when_to_come_back() {
         traceparent: None,
         work: None,
     };
-    assert_eq!(world.core.admit(&create, 1000, record.durability), Ok(()));
-    let refused = world.core.admit(&create, u64::MAX / 8, record.durability).unwrap_err();
-    assert_eq!(refused.code, RefusalCode::Busy);
-    assert!(refused.retry_after_ms.is_some());
+    let durability = record.durability;
+    let fits =
+        super::Ground { input_bytes: 1000, stored_bytes: 1000, results_after: 0, durability, replicas: 1 };
+    assert_eq!(world.core.admit(&create, &fits), Ok(()));
+    for over in [
+        super::Ground { input_bytes: u64::MAX / 8, ..fits },
+        super::Ground { stored_bytes: u64::MAX / 8, ..fits },
+    ] {
+        let refused = world.core.admit(&create, &over).unwrap_err();
+        assert_eq!(refused.code, RefusalCode::Busy);
+        assert!(refused.retry_after_ms.is_some());
+    }
 }
 
 #[test]
@@ -357,77 +364,4 @@ proptest! {
             world.check(world.core.find(&id).unwrap());
         }
     }
-}
-
-/// A million jobs through ten thousand workers, nothing but the core: events a second, and memory.
-#[test]
-#[ignore = "measures; run with --release --nocapture"]
-fn the_core_takes_two_hundred_thousand_events_a_second() {
-    const WORKERS: usize = 10_000;
-    const JOBS: u32 = 1_000_000;
-    let mut world = World::new(12);
-    for n in 0..WORKERS {
-        world.add_worker(&format!("w{n}"), &format!("h{n}"), 100_000);
-    }
-    for n in 0..WORKERS {
-        world.beat(n);
-    }
-    world.perform_all();
-    let slot = world.submit_content("in", "t", Vec::new(), BatchOptions::default());
-    world.actions.clear();
-    world.tell(Event::Scanned { batch: slot, lines: JOBS });
-    let began = Instant::now();
-    let (mut events, mut sequence) = (0u64, 0u64);
-    let mut beating = 0;
-    while world.core.batch(slot).unwrap().answered() < JOBS {
-        let actions = std::mem::take(&mut world.actions);
-        let mut told = Vec::new();
-        for action in actions {
-            match action {
-                Action::Read { batch, from, lines, .. } => {
-                    let to = (from + lines).min(JOBS);
-                    let fed = |index| Fed { index, content: Content::Good(Arc::new(task(index))) };
-                    let lines = (from..to).map(fed).collect();
-                    told.push(Event::Lines { batch, lines, next: to, end: to == JOBS });
-                }
-                Action::Hand(hand) => {
-                    sequence += 1;
-                    let Work { job, epoch, tag, .. } = hand.work;
-                    told.push(Event::Handed { job: hand.job, epoch, sequence: Some(sequence) });
-                    let answer = Answer {
-                        job,
-                        epoch,
-                        attempt: ternfleet_proto::Attempt(1),
-                        worker: hand.worker,
-                        tag,
-                        verdict: Verdict::Good { ids_digest: 1 },
-                        fault: None,
-                        prompt_tokens: 5,
-                        completion_tokens: 10,
-                        repeated_tokens: 0,
-                        finished_at: TimeMs(0),
-                    };
-                    told.push(Event::Answer { sequence, answer: Box::new(answer) });
-                }
-                _ => {}
-            }
-        }
-        for event in told {
-            world.tell(event);
-            events += 1;
-        }
-        for _ in 0..200 {
-            world.beat(beating % WORKERS);
-            beating += 1;
-            events += 1;
-        }
-        world.now = TimeMs(world.now.0 + 20);
-        world.tell(Event::Tick);
-        world.tell(Event::Turn);
-        events += 2;
-    }
-    let took = began.elapsed();
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
-    println!("{events} events in {took:?}: {:.0} a second; {peak}", events as f64 / took.as_secs_f64());
 }

@@ -67,14 +67,15 @@ impl QueueLevel {
 impl Batch {
     pub fn view(&self, now: TimeMs, mean_job_tokens: f64) -> BatchView {
         let left = f64::from(self.jobs_total().saturating_sub(self.answered())) * mean_job_tokens;
+        let known = view_of(&self.record, self.totals);
         let estimate = self.record.state == BatchState::InProgress && self.rate_tok_s > 0.0;
         BatchView {
             finish_estimate: estimate.then(|| TimeMs(now.0 + (left / self.rate_tok_s * 1000.0) as u64)),
             rate_tok_s: if self.is_ended() { 0.0 } else { self.rate_tok_s },
             total: self.jobs_total(),
             total_is_final: self.record.lines.is_some(),
-            reason: self.record.reason.clone().or_else(|| self.waits_for()),
-            ..view_of(&self.record, self.totals)
+            reason: self.waits_for().or(known.reason),
+            ..known
         }
     }
 
@@ -93,6 +94,7 @@ impl Batch {
 
 /// A batch that is no longer in memory, from its record.
 pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
+    let aged = record.aged_out_at.map(|_| "its files and answers were removed, as old ones are".to_owned());
     BatchView {
         id: record.id.clone(),
         tenant: record.tenant.clone(),
@@ -123,7 +125,7 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         finish_estimate: None,
         durability: record.durability,
         replicas: record.replicas,
-        reason: record.reason.clone(),
+        reason: record.reason.clone().or(aged),
         webhook: record.webhook.clone(),
         quote: record.quote.clone(),
     }

@@ -13,7 +13,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use ternfleet_proto::message::TenantOpen;
-use ternfleet_proto::table::{ApiVerb, KV_FILES, files_bucket};
+use ternfleet_proto::table::{ApiVerb, KV_FILES, file_key, files_bucket};
 use ternfleet_proto::{TenantId, TimeMs};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
@@ -32,10 +32,6 @@ pub(super) struct FileRecord {
     pub purpose: String,
     pub bytes: u64,
     pub created_at: TimeMs,
-}
-
-fn key(tenant: &TenantId, id: &str) -> String {
-    format!("{tenant}.{id}")
 }
 
 fn object(id: &str, record: &FileRecord) -> Value {
@@ -88,7 +84,7 @@ pub(super) async fn upload(
     }
     let record = FileRecord { filename, purpose: "batch".into(), bytes, created_at: TimeMs::now() };
     let value = serde_json::to_vec(&record).expect("because a record is plain data");
-    gateway.bus().kv_put(KV_FILES, &key(&tenant, &id), value.into()).await?;
+    gateway.bus().kv_put(KV_FILES, &file_key(&tenant, &id), value.into()).await?;
     Ok(Json(object(&id, &record)))
 }
 
@@ -146,7 +142,7 @@ async fn store(
 
 /// A file's record: the stored one, or for an object of other making (outputs, `ternfleet submit`) its plain facts.
 async fn record(gateway: &Gateway, tenant: &TenantId, id: &str) -> ApiResult<FileRecord> {
-    if let Some(entry) = gateway.bus().kv_get(KV_FILES, &key(tenant, checked(id)?)).await?
+    if let Some(entry) = gateway.bus().kv_get(KV_FILES, &file_key(tenant, checked(id)?)).await?
         && let Ok(record) = serde_json::from_slice(&entry.value)
     {
         return Ok(record);
@@ -240,7 +236,7 @@ pub(super) async fn delete(
 ) -> ApiResult<Json<Value>> {
     record(&gateway, &tenant, &id).await?;
     gateway.bus().object_delete(&files_bucket(&tenant), &id).await?;
-    gateway.bus().kv_delete(KV_FILES, &key(&tenant, &id), None).await.ok();
+    gateway.bus().kv_delete(KV_FILES, &file_key(&tenant, &id), None).await.ok();
     Ok(Json(json!({"id": id, "object": "file", "deleted": true})))
 }
 

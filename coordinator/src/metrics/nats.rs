@@ -11,6 +11,8 @@ use ternfleet_proto::table;
 use super::{Maker, Metrics};
 
 const EVERY: Duration = Duration::from_secs(2);
+/// Questions in a row without an answer before it is said: a new leader is found within seconds.
+const SILENT_AFTER: u32 = 8;
 /// A round trip takes a fraction of a millisecond on one machine, tens of them between continents.
 const SECONDS: [f64; 11] = [0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0];
 /// Label and name of the streams whose filling matters; the work streams of all shards are one more.
@@ -75,15 +77,52 @@ impl NatsSeries {
     }
 }
 
+/// Notices that JetStream is silent behind a server that is there, and that it is back.
+#[derive(Debug, Default)]
+struct Silence {
+    failures: u32,
+}
+
+/// What is to be said, once each time.
+#[derive(Debug, PartialEq, Eq)]
+enum Noticed {
+    Silent,
+    Back,
+}
+
+impl Silence {
+    fn heard(&mut self, answer: &Result<StreamFacts, BusError>, connected: bool) -> Option<Noticed> {
+        match answer {
+            Err(BusError::Unreachable(_) | BusError::Refused(_)) if connected => {
+                self.failures += 1;
+                (self.failures == SILENT_AFTER).then_some(Noticed::Silent)
+            }
+            // No connection: that is said elsewhere.
+            Err(BusError::Unreachable(_)) => None,
+            _ => (std::mem::take(&mut self.failures) >= SILENT_AFTER).then_some(Noticed::Back),
+        }
+    }
+}
+
 /// Asks for as long as the process lives.
 pub(crate) async fn watch(bus: Arc<dyn Bus>, metrics: Arc<Metrics>) {
+    let mut silence = Silence::default();
     let mut ticker = tokio::time::interval(EVERY);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticker.tick().await;
         let series = &metrics.nats;
         for (label, stream) in STREAMS {
-            if let Ok(facts) = series.ask(&*bus, stream).await {
+            let answer = series.ask(&*bus, stream).await;
+            match silence.heard(&answer, bus.connected()) {
+                Some(Noticed::Silent) => tracing::error!(
+                    "NATS is there and its JetStream does not answer: look at the log of nats-server. If its disk is or \
+                     was full, make room and restart it; nothing acknowledged is lost, and all go on by themselves"
+                ),
+                Some(Noticed::Back) => tracing::info!("JetStream answers again"),
+                None => {}
+            }
+            if let Ok(facts) = answer {
                 series.show(label, facts);
             }
         }
@@ -94,5 +133,24 @@ pub(crate) async fn watch(bus: Arc<dyn Bus>, metrics: Arc<Metrics>) {
             work.bytes += facts.bytes;
         }
         series.show(WORK, work);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_jetstream_is_noticed_once_and_so_is_its_return() {
+        let mut silence = Silence::default();
+        let nothing = || Err(BusError::Unreachable("off".to_owned()));
+        for _ in 0..100 {
+            assert_eq!(silence.heard(&nothing(), false), None, "without a connection nothing is known");
+        }
+        let said: Vec<Option<Noticed>> = (0..20).map(|_| silence.heard(&nothing(), true)).collect();
+        assert_eq!(said.iter().flatten().collect::<Vec<_>>(), [&Noticed::Silent]);
+        assert_eq!(silence.heard(&Ok(StreamFacts::default()), true), Some(Noticed::Back));
+        assert_eq!(silence.heard(&nothing(), true), None);
+        assert_eq!(silence.heard(&Ok(StreamFacts::default()), true), None, "a moment is not worth a word");
     }
 }

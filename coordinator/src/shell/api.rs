@@ -9,8 +9,8 @@ use futures::stream::{self, StreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
-    BatchCreate, BatchList, BatchRef, BatchSet, CountTokens, JobCreate, JobResult, Quote, QuoteAsk, Refusal,
-    RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
+    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, CountTokens, JobCreate, JobResult, Quote,
+    QuoteAsk, Refusal, RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
 };
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::tag::AssignmentKey;
@@ -226,15 +226,14 @@ impl Api {
         });
     }
 
-    /// The reply is the batch as it stands once the core has taken the event in.
+    /// The reply is the batch as it stands once the core has taken the event in, and the books have stored it.
     fn later(&self, reply: String, slot: BatchSlot) {
         let inbox = self.inbox.clone();
         tokio::spawn(async move { inbox.send(Input::ReplyView { reply, slot }).await });
     }
 
     pub(crate) fn reply_view(&self, now: TimeMs, reply: String, slot: BatchSlot, core: &Core) {
-        let gone = refusal(RefusalCode::NotFound, "the batch is gone");
-        self.answer(reply, &core.batch_view(now, slot).ok_or(gone));
+        self.answer(reply, &view_or_gone(now, slot, core));
     }
 
     fn answer_from_record(&self, batch: BatchRef, reply: String) {
@@ -284,7 +283,7 @@ impl Api {
             return;
         }
         let admitted = found.and_then(|ground| {
-            core.admit(&create, ground.input_bytes, ground.durability)?;
+            core.admit(&create, &ground)?;
             Ok(ground)
         });
         let ground = match admitted {
@@ -405,6 +404,11 @@ impl Api {
     }
 }
 
+/// What a caller is answered who asked for a batch, or changed it.
+pub(crate) fn view_or_gone(now: TimeMs, slot: BatchSlot, core: &Core) -> Reply<BatchView> {
+    core.batch_view(now, slot).ok_or_else(|| refusal(RefusalCode::NotFound, "the batch is gone"))
+}
+
 fn find(core: &Core, tenant: &TenantId, id: &BatchId) -> Option<BatchSlot> {
     let slot = core.find(id)?;
     core.batch(slot).filter(|batch| batch.record.tenant == *tenant).map(|_| slot)
@@ -444,8 +448,11 @@ async fn survey(bus: &Arc<dyn Bus>, create: &BatchCreate, ground: &setup::Ground
         return Err(refusal(RefusalCode::NotFound, message));
     };
     let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
+    let files =
+        bus.stream_facts(&table::object_stream(&bucket)).await.map_err(|error| unreachable(&error))?;
     Ok(Ground {
         input_bytes,
+        stored_bytes: files.bytes,
         results_after: facts.last_sequence,
         durability: ground.durability,
         replicas: ground.replicas,
@@ -462,6 +469,10 @@ async fn past_page(
 ) -> Result<PastPage, Refusal> {
     let record = stored(bus, &request.id).await.map_err(|error| unreachable(&error))?;
     let record = record.filter(|r| r.tenant == request.tenant).ok_or_else(|| unknown(&request.id))?;
+    if record.aged_out_at.is_some() {
+        let message = format!("the answers of {} were removed, as those of old batches are", request.id);
+        return Err(refusal(RefusalCode::NotFound, message));
+    }
     let commits = match known {
         Some(commits) => commits,
         None => {

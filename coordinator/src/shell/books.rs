@@ -1,6 +1,6 @@
-//! The books: batch records and the audit log, one entry after the other.
+//! The books: batch records and the audit log, one entry after the other, and the answers that wait for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,12 @@ const WAIT: Duration = Duration::from_millis(150);
 pub(crate) enum Entry {
     Record(Box<BatchRecord>),
     Audit(TimeMs, EventKind),
+    /// Told to a caller once everything before it about this batch is stored; never, if another leader stored instead.
+    Answer {
+        batch: BatchId,
+        reply: String,
+        payload: Bytes,
+    },
 }
 
 /// Writes the books: records first, then what is said about them, so that whoever hears it finds it.
@@ -29,14 +35,27 @@ pub(crate) async fn keep(
     mut entries: mpsc::UnboundedReceiver<Entry>,
 ) {
     let mut revisions = BTreeMap::new();
+    let mut unstored = BTreeSet::new();
     while let Some(entry) = entries.recv().await {
         match entry {
             Entry::Record(mut record) => {
                 record.leader = leader;
                 let ended = record.state.is_terminal();
-                store(&bus, &mut revisions, &record).await;
+                if store(&bus, &mut revisions, &record).await {
+                    unstored.remove(&record.id);
+                } else {
+                    unstored.insert(record.id.clone());
+                }
                 if ended {
                     revisions.remove(&record.id);
+                }
+            }
+            Entry::Answer { batch, .. } if unstored.contains(&batch) => {
+                tracing::warn!(%batch, "a caller is not answered: what it asked for is not stored");
+            }
+            Entry::Answer { reply, payload, .. } => {
+                if let Err(error) = bus.send(&reply, payload).await {
+                    tracing::debug!(%error, "a reply was not sent");
                 }
             }
             Entry::Audit(at, what) => {
@@ -49,8 +68,9 @@ pub(crate) async fn keep(
 }
 
 /// By compare-and-set, and only over what an earlier leader or this one has written: a leader that was paused and has
-/// been followed by another overwrites nothing of the other's, and the other repeats what it was beaten to.
-async fn store(bus: &Arc<dyn Bus>, revisions: &mut BTreeMap<BatchId, u64>, record: &BatchRecord) {
+/// been followed by another overwrites nothing of the other's, and the other repeats what it was beaten to. True if it
+/// is stored.
+async fn store(bus: &Arc<dyn Bus>, revisions: &mut BTreeMap<BatchId, u64>, record: &BatchRecord) -> bool {
     let key = record.id.as_str();
     let value = codec::encode(record);
     let mut known = revisions.remove(&record.id);
@@ -60,7 +80,7 @@ async fn store(bus: &Arc<dyn Bus>, revisions: &mut BTreeMap<BatchId, u64>, recor
             None => match look(bus, record, &value).await {
                 Look::Ours(revision) => break revision,
                 Look::Earlier(revision) => revision,
-                Look::Later | Look::Unusable => return,
+                Look::Later | Look::Unusable => return false,
             },
         };
         match bus.kv_update(table::KV_BATCHES, key, value.clone(), revision, None).await {
@@ -70,11 +90,12 @@ async fn store(bus: &Arc<dyn Bus>, revisions: &mut BTreeMap<BatchId, u64>, recor
             Err(BusError::Unreachable(_) | BusError::Full { .. }) => tokio::time::sleep(WAIT).await,
             Err(error) => {
                 tracing::error!(batch = %record.id, %error, "the record of a batch is not stored");
-                return;
+                return false;
             }
         }
     };
     revisions.insert(record.id.clone(), stored_at);
+    true
 }
 
 /// What the bucket holds of a batch, as seen by the leader that wants to write.

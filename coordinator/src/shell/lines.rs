@@ -1,9 +1,21 @@
 //! Lines of an input object: cut out of a byte stream with bounded memory, and the index that finds them again.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use anyhow::Context;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 use ternfleet_proto::openai::LINE_BYTES_MAX;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 
+#[cfg(test)]
+mod fuzz;
+
+/// Some editors begin a file with it.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// An offset is kept for every so many lines.
 pub(crate) const INDEX_EVERY: u32 = 1000;
 
@@ -73,6 +85,69 @@ fn judged(line: &mut Vec<u8>, bytes: u64) -> RawLine {
     }
 }
 
+/// Counts lines, notes where they begin, and which repeat a `custom_id`.
+pub(crate) async fn scan(mut input: impl AsyncBufRead + Unpin) -> anyhow::Result<LineIndex> {
+    let mut index = LineIndex::default();
+    let mut seen: HashSet<u64> = HashSet::new();
+    let mut line = Vec::new();
+    let mut offset = 0u64;
+    while let Some((_, bytes)) = next_line(&mut input, &mut line, true).await? {
+        if index.lines.is_multiple_of(INDEX_EVERY) {
+            index.offsets.push(offset);
+            // Other tasks share this thread.
+            tokio::task::yield_now().await;
+        }
+        offset += bytes;
+        if let Some(id) = custom_id(&line) {
+            let mut hasher = DefaultHasher::new();
+            id.hash(&mut hasher);
+            if !seen.insert(hasher.finish()) {
+                index.repeated.push(index.lines);
+            }
+        }
+        index.lines = index.lines.checked_add(1).context("more than 4 billion lines")?;
+    }
+    Ok(index)
+}
+
+/// The `custom_id` of a line, however its string is written; as everywhere, the last of several counts.
+fn custom_id(line: &[u8]) -> Option<Cow<'_, str>> {
+    struct Named<'a>(Option<&'a RawValue>);
+
+    #[derive(Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+    impl<'de: 'a, 'a> Deserialize<'de> for Named<'a> {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            struct Fields;
+            impl<'de> Visitor<'de> for Fields {
+                type Value = Option<&'de RawValue>;
+
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("a JSON object")
+                }
+
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                    let mut found = None;
+                    while let Some(Text(key)) = map.next_key()? {
+                        if key == "custom_id" {
+                            found = Some(map.next_value()?);
+                        } else {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                    Ok(found)
+                }
+            }
+            from.deserialize_map(Fields).map(Named)
+        }
+    }
+
+    let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+    let Named(raw) = serde_json::from_slice(line).ok()?;
+    serde_json::from_str::<Text<'_>>(raw?.get()).ok().map(|Text(id)| id)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +182,14 @@ mod tests {
         assert!(line.capacity() <= 2 << 20);
         next_line(&mut reader, &mut line, true).await.unwrap().unwrap();
         assert_eq!(line, b"next");
+    }
+
+    #[tokio::test]
+    async fn a_custom_id_is_known_again_however_it_is_written() {
+        let input = "\u{feff}{\"custom_id\": \"a\"}\n{\"custom_id\":\"\\u0061\"}\n{\"custom_id\": null}\n\
+                     {\"custom_id\": null}\n{\"custom_id\": \"b\", \"custom_id\": \"a\"}\n{\"custom_id\": \"b\"}\n";
+        let index = scan(input.as_bytes()).await.unwrap();
+        assert_eq!((index.lines, index.repeated), (6, vec![1, 4]));
     }
 
     #[test]

@@ -20,10 +20,17 @@ const IN_FLIGHT_MAX: usize = 4096;
 const HAND_ATTEMPTS: u32 = 20;
 const WAIT: Duration = Duration::from_millis(150);
 
+/// What everything is done under.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Under {
+    pub(crate) leader: LeaderRevision,
+    pub(crate) syncs_always: bool,
+}
+
 /// Performs what may go side by side; what comes of it goes to the inbox.
 pub(crate) async fn side_by_side(
     bus: Arc<dyn Bus>,
-    leader: LeaderRevision,
+    under: Under,
     mut actions: mpsc::UnboundedReceiver<Action>,
     inbox: mpsc::Sender<Input>,
 ) {
@@ -32,7 +39,7 @@ pub(crate) async fn side_by_side(
     while open || !running.is_empty() {
         tokio::select! {
             action = actions.recv(), if open && running.len() < IN_FLIGHT_MAX => match action {
-                Some(action) => running.push(perform(&bus, leader, action)),
+                Some(action) => running.push(perform(&bus, under, action)),
                 None => open = false,
             },
             Some(input) = running.next(), if !running.is_empty() => {
@@ -44,7 +51,7 @@ pub(crate) async fn side_by_side(
     }
 }
 
-async fn perform(bus: &Arc<dyn Bus>, leader: LeaderRevision, action: Action) -> Option<Input> {
+async fn perform(bus: &Arc<dyn Bus>, under: Under, action: Action) -> Option<Input> {
     match action {
         Action::Hand(hand) => Some(Input::Event(hand_over(bus, *hand).await)),
         Action::Withdraw { job, key, epoch, shard, sequence } => {
@@ -64,7 +71,7 @@ async fn perform(bus: &Arc<dyn Bus>, leader: LeaderRevision, action: Action) -> 
             None
         }
         Action::Register { worker, shard } => {
-            let spec = table::work_stream_spec(shard, 1);
+            let spec = table::work_stream_spec(shard, 1).at(under.syncs_always);
             retry(|| bus.ensure_stream(&spec)).await?;
             for consumer in table::work_consumers(shard, &worker) {
                 retry(|| bus.ensure_consumer(&consumer)).await?;
@@ -82,7 +89,7 @@ async fn perform(bus: &Arc<dyn Bus>, leader: LeaderRevision, action: Action) -> 
         Action::Tell { worker, order } => {
             let subject =
                 worker.map_or_else(|| table::control_all().to_owned(), |worker| table::control(&worker));
-            let control = codec::encode(&Control { leader, order });
+            let control = codec::encode(&Control { leader: under.leader, order });
             if let Err(error) = bus.send(&subject, control).await {
                 tracing::debug!(%error, subject, "order not sent; it is repeated or fenced");
             }

@@ -1,13 +1,10 @@
 //! One task a batch: looks through its input once, then reads lines on request and turns them into tasks.
 
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use serde::Deserialize;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{Failure, FailureCode, Generation, Input as JobInput, Line};
 use ternfleet_proto::openai::{Endpoint, ModelDefaults, is_blank, line_too_long, parse_line};
@@ -16,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio::sync::mpsc;
 
 use super::Input;
-use super::lines::{INDEX_EVERY, LineIndex, RawLine, next_line};
+use super::lines::{INDEX_EVERY, LineIndex, RawLine, next_line, scan};
 use crate::core::{BatchSlot, Content, Event, Fed, Task, estimate};
 
 /// Text of one answer to a read request; a request for more lines ends early.
@@ -247,35 +244,4 @@ pub(crate) fn is_of(object: &str, batch: &BatchId) -> bool {
 
 fn is_set(bits: &[u64], place: u32) -> bool {
     bits.get((place / 64) as usize).is_some_and(|word| word >> (place % 64) & 1 == 1)
-}
-
-/// Counts lines, notes where they begin, and which repeat a `custom_id`.
-async fn scan(mut input: Stream) -> anyhow::Result<LineIndex> {
-    #[derive(Deserialize)]
-    struct Named<'a> {
-        #[serde(borrow)]
-        custom_id: Option<&'a serde_json::value::RawValue>,
-    }
-    let mut index = LineIndex::default();
-    let mut seen: HashSet<u64> = HashSet::new();
-    let mut line = Vec::new();
-    let mut offset = 0u64;
-    while let Some((_, bytes)) = next_line(&mut input, &mut line, true).await? {
-        if index.lines.is_multiple_of(INDEX_EVERY) {
-            index.offsets.push(offset);
-            // Other tasks share this thread.
-            tokio::task::yield_now().await;
-        }
-        offset += bytes;
-        let named = serde_json::from_slice::<Named<'_>>(&line).ok();
-        if let Some(id) = named.and_then(|named| named.custom_id).filter(|id| id.get() != "null") {
-            let mut hasher = DefaultHasher::new();
-            id.get().hash(&mut hasher);
-            if !seen.insert(hasher.finish()) {
-                index.repeated.push(index.lines);
-            }
-        }
-        index.lines = index.lines.checked_add(1).context("more than 4 billion lines")?;
-    }
-    Ok(index)
 }

@@ -20,15 +20,14 @@ pub(crate) struct Ground {
     pub(crate) key: AssignmentKey,
     pub(crate) durability: Durability,
     pub(crate) replicas: u32,
+    /// The server syncs each write before it acknowledges.
+    pub(crate) syncs_always: bool,
 }
 
 /// Makes streams and buckets; finds out what an acceptance rests on.
 pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Result<Ground> {
     let server = bus.server();
-    if !table::server_is_new_enough(&server.version) {
-        let (major, minor) = table::OLDEST_SERVER;
-        bail!("nats-server {} is too old: {major}.{minor} or newer is needed", server.version);
-    }
+    check_age(&server.version, options.allow_old_server)?;
     let replicas = options.replicas.max(1) as usize;
     let found = table_version(bus).await.context("the version of the streams cannot be read")?;
     if found.is_some_and(|(version, _)| version > table::VERSION) {
@@ -39,10 +38,19 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
             table::VERSION
         );
     }
+    let sync = match &options.nats_monitoring_url {
+        Some(url) => read_varz(url).await,
+        None => None,
+    };
+    let syncs_always = sync.is_some_and(|sync| sync.always);
     for spec in table::streams(replicas) {
-        bus.ensure_stream(&spec).await.with_context(|| format!("stream {} cannot be made", spec.name))?;
+        bus.ensure_stream(&spec.clone().at(syncs_always))
+            .await
+            .with_context(|| format!("stream {} cannot be made", spec.name))?;
     }
-    bus.ensure_stream(&table::work_stream_spec(0, 1)).await.context("the work stream cannot be made")?;
+    bus.ensure_stream(&table::work_stream_spec(0, 1).at(syncs_always))
+        .await
+        .context("the work stream cannot be made")?;
     for spec in table::kv_specs(replicas) {
         bus.ensure_kv(&spec).await.with_context(|| format!("bucket {} cannot be made", spec.bucket))?;
     }
@@ -55,10 +63,6 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
         .await
         .context("the store of large requests cannot be made")?;
     let key = assignment_key(bus).await.context("the fleet's key cannot be read or made")?;
-    let sync = match &options.nats_monitoring_url {
-        Some(url) => read_varz(url).await,
-        None => None,
-    };
     let durability = table::durability(replicas, sync);
     tracing::info!(?durability, replicas, server = %server.version, "what an acceptance rests on");
     if options.strict_durability && durability < Durability::Fsynced {
@@ -67,7 +71,23 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
              nats-server's jetstream block and name its monitoring address in nats_monitoring_url"
         );
     }
-    Ok(Ground { key, durability, replicas: replicas as u32 })
+    Ok(Ground { key, durability, replicas: replicas as u32, syncs_always })
+}
+
+/// An old server is refused, or worked with under protest.
+fn check_age(version: &str, allowed: bool) -> anyhow::Result<()> {
+    let (major, minor) = table::OLDEST_SERVER;
+    if table::server_is_new_enough(version) {
+        return Ok(());
+    }
+    if !allowed {
+        bail!(
+            "nats-server {version} is too old: {major}.{minor} or newer is needed, since older ones lose acknowledged writes \
+             when they are killed; upgrade it (allow_old_server = true works with it all the same)"
+        );
+    }
+    tracing::warn!(version, "this nats-server is known to lose acknowledged writes when it is killed");
+    Ok(())
 }
 
 /// The version under which the streams were last set up, and its revision; `None` in a new fleet.
@@ -141,4 +161,17 @@ async fn http_get(url: &str, path: &str) -> anyhow::Result<Vec<u8>> {
         bail!("the answer is not 200");
     }
     Ok(answer.split_off(text + 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_server_is_refused_unless_told_otherwise() {
+        assert!(check_age("2.15.1", false).is_ok());
+        let said = check_age("2.11.4", false).unwrap_err().to_string();
+        assert!(said.contains("2.14") && said.contains("allow_old_server"), "{said}");
+        assert!(check_age("2.11.4", true).is_ok());
+    }
 }

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use super::{ANSWER_WITHIN, NatsBus};
 use crate::bus::{BusError, Message, Result};
 
+/// The server is there, and nobody behind it stores anything.
+const JETSTREAM_IS_SILENT: &str = "JetStream is starting, without a leader, or off (a full disk turns it off until nats-server is restarted)";
+
 /// What a refusal carries.
 #[derive(Debug, Deserialize)]
 struct Refusal {
@@ -141,6 +144,7 @@ fn refused(code: u64, description: &str, what: &str) -> BusError {
         }
         10014 | 10037 | 10043 => BusError::NotFound(what.to_owned()),
         10148 => BusError::Exists(what.to_owned()),
+        10039 | 10076 => BusError::Unreachable(format!("{JETSTREAM_IS_SILENT} ({code})")),
         // No leader yet, or the cluster is between two.
         10004 | 10005 | 10007 | 10008 | 10009 | 10163 => {
             BusError::Unreachable(format!("{description} ({code})"))
@@ -152,7 +156,7 @@ fn refused(code: u64, description: &str, what: &str) -> BusError {
 pub(super) fn request_failed(subject: &str, reason: &RequestError) -> BusError {
     match reason.kind() {
         RequestErrorKind::NoResponders if subject.starts_with("$JS.API.") => {
-            BusError::Unreachable("JetStream is not ready, or off".to_owned())
+            BusError::Unreachable(JETSTREAM_IS_SILENT.to_owned())
         }
         RequestErrorKind::NoResponders => BusError::Unreachable(format!("nobody listens on {subject}")),
         RequestErrorKind::TimedOut => BusError::Unreachable(format!("no answer on {subject} in time")),
@@ -190,6 +194,9 @@ mod tests {
         assert_eq!(refused(10071, "wrong last sequence: 7", "RESULTS"), BusError::WrongLastSequence);
         assert!(matches!(refused(10077, "maximum bytes exceeded", "RESULTS"), BusError::Full { .. }));
         assert!(matches!(refused(10014, "consumer not found", "c"), BusError::NotFound(_)));
+        assert!(
+            matches!(refused(10039, "not enabled", "x"), BusError::Unreachable(text) if text.contains("restarted"))
+        );
         assert!(matches!(refused(10008, "unavailable", "x"), BusError::Unreachable(_)));
         assert!(
             matches!(refused(10100, "not unique", "x"), BusError::Refused(text) if text.contains("10100"))

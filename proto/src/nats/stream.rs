@@ -9,6 +9,8 @@ use super::{NatsBus, api};
 use crate::bus::{BusError, PendingAck, Publish, Result, Stored, StreamFacts};
 use crate::table::{ConsumerSpec, Retention, StreamSpec};
 
+const PERSIST_MODE: &str = "persist_mode";
+
 #[derive(Deserialize)]
 struct Info {
     state: State,
@@ -23,11 +25,22 @@ struct State {
 }
 
 #[derive(Deserialize)]
+struct Configured {
+    config: Persisting,
+}
+
+#[derive(Deserialize)]
+struct Persisting {
+    #[serde(default)]
+    persist_mode: Option<String>,
+}
+
+#[derive(Deserialize)]
 struct Ignored {}
 
 /// The spec as JetStream's stream configuration.
 pub(super) fn configuration(spec: &StreamSpec) -> Value {
-    json!({
+    let mut configuration = json!({
         "name": spec.name,
         "subjects": spec.subjects,
         "storage": "file",
@@ -42,18 +55,26 @@ pub(super) fn configuration(spec: &StreamSpec) -> Value {
         "max_consumers": spec.max_consumers.unwrap_or(-1),
         "duplicate_window": spec.duplicate_window.as_nanos() as u64,
         "allow_direct": true,
-    })
+    });
+    if spec.unsynced {
+        configuration[PERSIST_MODE] = json!("async");
+    }
+    configuration
 }
 
 impl NatsBus {
     /// Creates the stream, or updates the one that is there to these settings.
-    pub(super) async fn apply_stream(&self, configuration: Value) -> Result<StreamFacts> {
+    /// How it persists stays as it was made: that cannot be changed.
+    pub(super) async fn apply_stream(&self, mut configuration: Value) -> Result<StreamFacts> {
         const IN_USE_WITH_OTHER_SETTINGS: &str = "(10058)";
         let name = configuration["name"].as_str().unwrap_or_default().to_owned();
         let what = format!("stream {name}");
         let created: Result<Info> = self.api(&format!("STREAM.CREATE.{name}"), &configuration, &what).await;
         let info = match created {
             Err(BusError::Refused(reason)) if reason.ends_with(IN_USE_WITH_OTHER_SETTINGS) => {
+                let found: Configured = self.api(&format!("STREAM.INFO.{name}"), &json!({}), &what).await?;
+                configuration[PERSIST_MODE] =
+                    found.config.persist_mode.unwrap_or_else(|| "default".into()).into();
                 self.api(&format!("STREAM.UPDATE.{name}"), &configuration, &what).await?
             }
             other => other?,

@@ -114,7 +114,7 @@ impl Fields {
             Some(name) if UNSUPPORTED.contains(&name) => {
                 Err(format!("`{name}` is not supported here: leave it out"))
             }
-            Some(name) => Err(format!("`{}` is not a field of {within}", clipped(name))),
+            Some(name) => Err(format!("`{}` is not a field of {within}", clipped(name).escape_debug())),
         }
     }
 }

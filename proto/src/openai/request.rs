@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use serde_json::{Map, Value};
 
 use super::chat::messages;
-use super::fields::{Fault, Fields, shown};
+use super::fields::{Fault, Fields, clipped, shown};
 use super::{Endpoint, ModelDefaults};
 use crate::message::{Generation, Prompt, Sampling};
 
@@ -148,7 +148,10 @@ fn logit_bias(fields: &mut Fields, served: &ModelDefaults) -> Result<Vec<(u32, f
         let amount = bias.as_f64().filter(|amount| (-100.0..=100.0).contains(amount));
         match (token, amount) {
             (Some(token), Some(amount)) => Ok((token, amount as f32)),
-            (None, _) => Err(format!("`logit_bias` names {id:?}, which is not a token id below {limit}")),
+            (None, _) => {
+                let id = clipped(&id);
+                Err(format!("`logit_bias` names {id:?}, which is not a token id below {limit}"))
+            }
             (_, None) => {
                 Err(format!("`logit_bias[{id}]` must be a number from -100 to 100, not {}", shown(&bias)))
             }
@@ -244,12 +247,13 @@ fn inert(fields: &mut Fields) -> Result<(), Fault> {
         return Err("`store` is not supported here: leave it out".into());
     }
     if let Some(tier) = fields.text("service_tier")?.filter(|tier| tier != "auto" && tier != "default") {
-        return Err(format!("`service_tier` {tier:?} is not offered here: leave it out"));
+        return Err(format!("`service_tier` {:?} is not offered here: leave it out", clipped(&tier)));
     }
     if let Some(mut format) = fields.object("response_format")? {
         match format.text("type")?.as_deref() {
             Some("text") => format.finish("`response_format`")?,
             Some(other) => {
+                let other = clipped(other);
                 return Err(format!("`response_format` {other:?} is not supported: only \"text\" is"));
             }
             None => return Err("`response_format` has no `type`".into()),

@@ -45,6 +45,7 @@ pub fn streams(replicas: usize) -> Vec<StreamSpec> {
         max_consumers: None,
         duplicate_window: DUPLICATE_WINDOW,
         discard_new: false,
+        unsynced: false,
     };
     vec![
         StreamSpec {
@@ -82,6 +83,7 @@ pub fn work_stream_spec(shard: u16, replicas: usize) -> StreamSpec {
         max_consumers: Some(2 * WORKERS_PER_SHARD as i32),
         duplicate_window: DUPLICATE_WINDOW,
         discard_new: true,
+        unsynced: false,
     }
 }
 
@@ -142,6 +144,17 @@ mod tests {
                 assert!(!a.starts_with(b.as_str()) && !b.starts_with(a.as_str()), "{a} and {b}");
             }
         }
+    }
+
+    #[test]
+    fn only_a_cache_without_replicas_goes_unsynced_where_everything_is_synced() {
+        let unsynced = |replicas, always| -> Vec<String> {
+            let made = streams(replicas).into_iter().chain([work_stream_spec(0, 1)]);
+            made.map(|spec| spec.at(always)).filter(|spec| spec.unsynced).map(|spec| spec.name).collect()
+        };
+        assert_eq!(unsynced(1, true), [CHECKPOINTS, ADVISORIES, "WORK-0"]);
+        assert_eq!(unsynced(3, true), ["WORK-0"]);
+        assert!(unsynced(1, false).is_empty());
     }
 
     #[test]

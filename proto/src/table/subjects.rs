@@ -263,8 +263,13 @@ pub fn files_bucket(tenant: &TenantId) -> String {
     format!("files_{tenant}")
 }
 
+/// Key of a file of the tenant in the bucket of file records.
+pub fn file_key(tenant: &TenantId, object: &str) -> String {
+    format!("{tenant}.{object}")
+}
+
 /// Stream of an object bucket, as every NATS client names it.
-pub(crate) fn object_stream(bucket: &str) -> String {
+pub fn object_stream(bucket: &str) -> String {
     format!("OBJ_{bucket}")
 }
 

@@ -8,18 +8,28 @@ use anyhow::{Context as _, ensure};
 
 use super::peak_mib;
 use crate::instant::{InstantWorker, Manner};
-use crate::program;
+use crate::program::{self, STORYTELLER};
 use crate::server::NatsServer;
+
+/// Who answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answered {
+    /// In-process workers that answer at once.
+    AtOnce,
+    /// One `ternfleet worker` with the storyteller, whose context no large prompt fits.
+    ByTheProgram,
+}
 
 /// Submits a file of so many lines with so many bytes in each prompt, waits for its end, checks the count of its lines.
 ///
 /// # Errors
 /// When the fleet does not work.
-pub async fn large_input(lines: usize, prompt_bytes: usize) -> anyhow::Result<()> {
+pub async fn large_input(lines: usize, prompt_bytes: usize, answered: Answered) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let input = folder.path().join("in.jsonl");
     let mut file = std::io::BufWriter::new(std::fs::File::create(&input)?);
-    let filling = "x".repeat(prompt_bytes);
+    let filling = "once upon a time there was ".repeat(prompt_bytes.div_ceil(27));
+    let filling = &filling[..prompt_bytes];
     for line in 0..lines {
         writeln!(
             file,
@@ -36,8 +46,16 @@ pub async fn large_input(lines: usize, prompt_bytes: usize) -> anyhow::Result<()
         .stdout(Stdio::null())
         .spawn()?;
     let manner = Manner { slots: 256, rate_tok_s: 400_000.0, brief: true, ..Manner::default() };
-    let _one = InstantWorker::start(server.bus().await?, "one", manner.clone()).await;
-    let _two = InstantWorker::start(server.bus().await?, "two", manner).await;
+    let mut instant = Vec::new();
+    let mut worker = None;
+    if answered == Answered::ByTheProgram {
+        let arguments = ["worker", "--model", STORYTELLER, "--threads", "1", "--slots", "8", "--nats", &url];
+        worker = Some(program::command(&arguments)?.stderr(Stdio::null()).stdout(Stdio::null()).spawn()?);
+    } else {
+        for name in ["one", "two"] {
+            instant.push(InstantWorker::start(server.bus().await?, name, manner.clone()).await);
+        }
+    }
     let out = folder.path().join("out.jsonl");
     let began = Instant::now();
     let (input, target) = (input.display().to_string(), out.display().to_string());
@@ -56,9 +74,16 @@ pub async fn large_input(lines: usize, prompt_bytes: usize) -> anyhow::Result<()
     let took = began.elapsed();
     let coordinator_mib = peak_mib(coordinator.id());
     let server_mib = server.pid().map_or(0, peak_mib);
+    let worker_mib = worker.as_ref().map(|worker| peak_mib(worker.id()));
+    if let Some(mut worker) = worker {
+        let _ = worker.kill();
+        let _ = worker.wait();
+    }
     let _ = coordinator.kill();
     let _ = coordinator.wait();
-    ensure!(status.success(), "submit ended with {status}");
+    // 2 says that some lines are error lines: those whose prompt is too long.
+    let wanted = if answered == Answered::ByTheProgram { Some(2) } else { Some(0) };
+    ensure!(status.code() == wanted, "submit ended with {status}");
     let written =
         std::io::BufRead::lines(std::io::BufReader::new(std::fs::File::open(&out).context("no results")?));
     let mut count = 0;
@@ -70,8 +95,9 @@ pub async fn large_input(lines: usize, prompt_bytes: usize) -> anyhow::Result<()
     ensure!(count == lines, "{count} of {lines} lines");
     println!(
         "{lines} lines, {input_mib} MiB: {:.1} s from submit to the results in order; most memory: CLI {cli_mib} MiB, \
-         coordinator {coordinator_mib} MiB, nats-server {server_mib} MiB",
-        took.as_secs_f64()
+         coordinator {coordinator_mib} MiB, nats-server {server_mib} MiB{}",
+        took.as_secs_f64(),
+        worker_mib.map_or(String::new(), |mib| format!(", worker {mib} MiB"))
     );
     Ok(())
 }

@@ -48,7 +48,13 @@ fn batch(random: &mut Random) -> Batch {
         work: None,
         traceparent: None,
     };
-    let ground = Ground { input_bytes: 1, results_after: 0, durability: Durability::Stored, replicas: 1 };
+    let ground = Ground {
+        input_bytes: 1,
+        stored_bytes: 1,
+        results_after: 0,
+        durability: Durability::Stored,
+        replicas: 1,
+    };
     Batch::new(BatchRecord::new(TimeMs(0), &create, ground))
 }
 

@@ -182,6 +182,7 @@ impl World {
         };
         let ground = Ground {
             input_bytes: content.len() as u64 * 100,
+            stored_bytes: content.len() as u64 * 100,
             results_after: self.results.len() as u64,
             durability: Durability::Stored,
             replicas: 1,

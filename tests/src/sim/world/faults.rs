@@ -144,6 +144,7 @@ impl World {
         let results_after = self.net.stream_facts(table::RESULTS).map_or(0, |facts| facts.last_sequence);
         let ground = Ground {
             input_bytes: u64::from(plan.lines) * 50,
+            stored_bytes: u64::from(plan.lines) * 50,
             results_after,
             durability: Durability::Stored,
             replicas: 1,

@@ -1,0 +1,163 @@
+//! Ageing out: what an ended batch left behind goes after a while, its record a while later. The leader does it.
+//!
+//! First go input, output and error files and the answers in RESULTS; the record stays as a tombstone, so that a late
+//! duplicate finds a batch that has ended, and a repeated creation the same batch. The tombstone carries its own time to
+//! live, which the server keeps. Every step may be repeated: a leader that dies between two leaves the rest to the next.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ternfleet_proto::bus::{Bus, BusError};
+use ternfleet_proto::{LeaderRevision, TenantId, TimeMs, codec, table};
+use tokio::sync::mpsc;
+
+use super::Input;
+use crate::Retention;
+use crate::core::{BatchRecord, Event};
+
+const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3600);
+const SWEEP_EVERY_MIN: Duration = Duration::from_secs(1);
+/// Nothing of a batch runs for longer beyond its deadline, however wrong the clocks are: no duplicate comes later.
+const LATE_MAX: Duration = Duration::from_secs(86_400);
+
+/// Sweeps again and again, for as long as this coordinator leads.
+pub(crate) async fn keep_sweeping(
+    bus: Arc<dyn Bus>,
+    leader: LeaderRevision,
+    retention: Retention,
+    inbox: mpsc::Sender<Input>,
+) {
+    if retention.files_ms == 0 {
+        return;
+    }
+    let every = Duration::from_millis(retention.files_ms / 10).clamp(SWEEP_EVERY_MIN, SWEEP_EVERY_MAX);
+    loop {
+        tokio::time::sleep(every).await;
+        match sweep(&bus, leader, &retention, &inbox).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "files and answers of old batches were removed"),
+            Err(error) => tracing::warn!(%error, "old batches are swept later"),
+        }
+        if inbox.is_closed() {
+            return;
+        }
+    }
+}
+
+/// One look at all records; answers how many batches were cleared.
+async fn sweep(
+    bus: &Arc<dyn Bus>,
+    leader: LeaderRevision,
+    retention: &Retention,
+    inbox: &mpsc::Sender<Input>,
+) -> Result<usize, BusError> {
+    let mut old = Vec::new();
+    let mut in_use: BTreeSet<(TenantId, String)> = BTreeSet::new();
+    for entry in bus.kv_entries(table::KV_BATCHES).await? {
+        // What cannot be read was made by a newer coordinator: it is left alone, and keeps nothing of others.
+        let Ok(record) = codec::decode::<BatchRecord>(&entry.value) else { continue };
+        if is_due(&record, TimeMs::now(), retention) {
+            old.push((record, entry.revision));
+        } else if record.aged_out_at.is_none() {
+            in_use.insert((record.tenant, record.input_object));
+        }
+    }
+    let mut cleared = 0;
+    for (record, revision) in old {
+        let shared = in_use.contains(&(record.tenant.clone(), record.input_object.clone()));
+        clear(bus, &record, shared).await?;
+        let record = tombstone(record, leader);
+        let life = life_of(&record, TimeMs::now(), retention);
+        let stored = bus
+            .kv_update(table::KV_BATCHES, record.id.as_str(), codec::encode(&record), revision, Some(life))
+            .await;
+        match stored {
+            Ok(_) => {
+                cleared += 1;
+                let event = Input::Event(Event::AgedOut(Box::new(record)));
+                if inbox.send(event).await.is_err() {
+                    break;
+                }
+            }
+            // Somebody has written meanwhile: the next sweep sees what.
+            Err(BusError::WrongLastSequence) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(cleared)
+}
+
+fn is_due(record: &BatchRecord, now: TimeMs, retention: &Retention) -> bool {
+    let ended = record.ended_at.filter(|_| record.state.is_terminal() && record.aged_out_at.is_none());
+    ended.is_some_and(|at| at.0.saturating_add(retention.files_ms) <= now.0)
+}
+
+/// How long the tombstone stays.
+fn life_of(record: &BatchRecord, now: TimeMs, retention: &Retention) -> Duration {
+    let ended = record.ended_at.unwrap_or(now);
+    let until = ended.0.saturating_add(retention.records_ms).max(record.expires_at.plus(LATE_MAX).0);
+    Duration::from_millis(until.saturating_sub(now.0))
+}
+
+fn tombstone(record: BatchRecord, leader: LeaderRevision) -> BatchRecord {
+    BatchRecord {
+        leader,
+        aged_out_at: Some(TimeMs::now()),
+        output_object: None,
+        error_object: None,
+        ..record
+    }
+}
+
+/// Removes files and answers; an input that another batch still names stays.
+async fn clear(bus: &Arc<dyn Bus>, record: &BatchRecord, input_is_shared: bool) -> Result<(), BusError> {
+    let bucket = table::files_bucket(&record.tenant);
+    let input = (!input_is_shared).then_some(&record.input_object);
+    for name in input.into_iter().chain(&record.output_object).chain(&record.error_object) {
+        match bus.object_delete(&bucket, name).await {
+            Ok(()) | Err(BusError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let file = table::file_key(&record.tenant, name);
+        if bus.kv_get(table::KV_FILES, &file).await.ok().flatten().is_some() {
+            bus.kv_delete(table::KV_FILES, &file, None).await?;
+        }
+    }
+    bus.purge(table::RESULTS, &table::results_of(&record.tenant, &record.id)).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ternfleet_proto::message::BatchState;
+
+    fn ended(at: u64) -> BatchRecord {
+        let tenant = TenantId::default_tenant();
+        let id = "batch_x".parse().unwrap();
+        let endpoint = ternfleet_proto::openai::Endpoint::Completions;
+        let mut record = BatchRecord::single(TimeMs(0), id, tenant, endpoint, TimeMs(10_000));
+        (record.state, record.ended_at) = (BatchState::Completed, Some(TimeMs(at)));
+        record
+    }
+
+    #[test]
+    fn only_what_has_ended_long_enough_ago_is_due_and_only_once() {
+        let retention = Retention { files_ms: 1_000, records_ms: 5_000 };
+        assert!(!is_due(&ended(500), TimeMs(1_499), &retention));
+        assert!(is_due(&ended(500), TimeMs(1_500), &retention));
+        let running = BatchRecord { state: BatchState::InProgress, ..ended(500) };
+        assert!(!is_due(&running, TimeMs(9_000), &retention));
+        assert!(!is_due(&tombstone(ended(500), LeaderRevision(1)), TimeMs(9_000), &retention));
+    }
+
+    #[test]
+    fn a_tombstone_outlives_every_late_answer() {
+        let retention = Retention { files_ms: 1_000, records_ms: 5_000 };
+        let late = LATE_MAX.as_millis() as u64;
+        assert_eq!(life_of(&ended(500), TimeMs(2_000), &retention).as_millis() as u64, 10_000 + late - 2_000);
+        let long = Retention { records_ms: 10 * late, ..retention };
+        assert_eq!(life_of(&ended(500), TimeMs(2_000), &long).as_millis() as u64, 10 * late + 500 - 2_000);
+    }
+}

@@ -1,0 +1,164 @@
+//! The coordinator's decisions alone: no bus, no clock, no disk.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use ternfleet_coordinator::core::{
+    Action, Answer, BatchRecord, Content, Core, Event, Fed, Ground, Lead, Limits, Task, Verdict,
+};
+use ternfleet_proto::message::{
+    BatchCreate, BatchOptions, Durability, Generation, Input, Line, Prompt, Sampling,
+};
+use ternfleet_proto::openai::Endpoint;
+use ternfleet_proto::tag::AssignmentKey;
+use ternfleet_proto::{Attempt, LeaderRevision, TenantId, TimeMs, WorkerId};
+
+use super::peak_mib;
+use crate::instant::{Manner, first_beat};
+
+/// Beats in a turn; every worker beats once a virtual second, and a turn takes 20 ms of that.
+const BEATS_A_TURN: usize = 200;
+
+/// One batch of so many jobs through so many workers that answer at once. Only the time inside the core counts.
+///
+/// # Errors
+/// When not every job is answered.
+pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
+    let mut core = Core::new(AssignmentKey([7; 32]), Limits::default());
+    let mut measured = Measured::default();
+    let mut now = TimeMs(1_000_000);
+    let lead = Lead { revision: LeaderRevision(1), term: 1 };
+    let mut actions = measured.tell(&mut core, now, vec![Event::Lead(lead)]);
+    let mut beats = Vec::new();
+    for n in 0..workers {
+        let worker: WorkerId = format!("w{n}").parse()?;
+        let manner = Manner { host: format!("h{n}"), slots: 8, rate_tok_s: 240.0, ..Manner::default() };
+        let mut beat = first_beat(&worker, &manner, now);
+        beat.leader_seen = lead.revision;
+        let known = Event::Heartbeat(Box::new(beat.clone()));
+        actions.extend(measured.tell(&mut core, now, vec![known, Event::Registered { worker, shard: 0 }]));
+        beats.push(beat);
+    }
+    let record = record(now, jobs);
+    let id = record.id.clone();
+    actions.extend(measured.tell(&mut core, now, vec![Event::BatchKnown(Box::new(record))]));
+    let batch = core.find(&id).ok_or_else(|| anyhow::anyhow!("the batch is not known"))?;
+    actions.extend(measured.tell(&mut core, now, vec![Event::Scanned { batch, lines: jobs }]));
+
+    measured = Measured::default();
+    let (mut sequence, mut beating) = (0u64, 0);
+    while core.batch(batch).is_some_and(|batch| batch.answered() < jobs) {
+        let mut events = Vec::new();
+        for action in std::mem::take(&mut actions) {
+            match action {
+                Action::Read { batch, from, lines, .. } => {
+                    let to = (from + lines).min(jobs);
+                    let fed = |index| Fed { index, content: Content::Good(Arc::new(task(index))) };
+                    let lines = (from..to).map(fed).collect();
+                    events.push(Event::Lines { batch, lines, next: to, end: to == jobs });
+                }
+                Action::Hand(hand) => {
+                    sequence += 1;
+                    events.push(Event::Handed {
+                        job: hand.job,
+                        epoch: hand.work.epoch,
+                        sequence: Some(sequence),
+                    });
+                    let answer = Answer {
+                        job: hand.work.job,
+                        epoch: hand.work.epoch,
+                        attempt: Attempt(1),
+                        worker: hand.worker,
+                        tag: hand.work.tag,
+                        verdict: Verdict::Good { ids_digest: 1 },
+                        fault: None,
+                        prompt_tokens: 5,
+                        completion_tokens: 10,
+                        repeated_tokens: 0,
+                        finished_at: now,
+                    };
+                    events.push(Event::Answer { sequence, answer: Box::new(answer) });
+                }
+                _ => {}
+            }
+        }
+        for _ in 0..BEATS_A_TURN.min(workers) {
+            let beat = &mut beats[beating % workers];
+            beat.at = now;
+            events.push(Event::Heartbeat(Box::new(beat.clone())));
+            beating += 1;
+        }
+        now = TimeMs(now.0 + 20);
+        events.extend([Event::Tick, Event::Turn]);
+        actions = measured.tell(&mut core, now, events);
+        ensure!(measured.took < Duration::from_secs(600), "{} jobs answered", sequence);
+    }
+    let Measured { events, took } = measured;
+    println!(
+        "{jobs} jobs, {workers} workers: {events} events in {:.2} s inside the core, {:.0} events/s, {:.0} jobs/s; \
+         this process held {} MiB at most",
+        took.as_secs_f64(),
+        events as f64 / took.as_secs_f64(),
+        f64::from(jobs) / took.as_secs_f64(),
+        peak_mib(std::process::id())
+    );
+    Ok(())
+}
+
+#[derive(Debug, Default)]
+struct Measured {
+    events: u64,
+    took: Duration,
+}
+
+impl Measured {
+    fn tell(&mut self, core: &mut Core, now: TimeMs, events: Vec<Event>) -> Vec<Action> {
+        self.events += events.len() as u64;
+        let mut actions = Vec::new();
+        let began = Instant::now();
+        for event in events {
+            core.on(now, event, &mut actions);
+        }
+        self.took += began.elapsed();
+        actions
+    }
+}
+
+fn record(now: TimeMs, jobs: u32) -> BatchRecord {
+    let create = BatchCreate {
+        tenant: TenantId::default_tenant(),
+        idempotency_key: "measured".to_owned(),
+        input_object: "in".to_owned(),
+        name: None,
+        endpoint: None,
+        options: BatchOptions::default(),
+        metadata: Default::default(),
+        traceparent: None,
+        work: None,
+    };
+    let bytes = u64::from(jobs) * 100;
+    let ground = Ground {
+        input_bytes: bytes,
+        stored_bytes: bytes,
+        results_after: 0,
+        durability: Durability::Stored,
+        replicas: 1,
+    };
+    BatchRecord::new(now, &create, ground)
+}
+
+fn task(index: u32) -> Task {
+    let generation = Generation {
+        prompt: Prompt::Text(format!("prompt {index}")),
+        max_tokens: Some(16),
+        sampling: Sampling::default(),
+        seed: 1,
+        stop: Vec::new(),
+        logprobs: None,
+        echo: false,
+        stream: false,
+    };
+    let line = Line { custom_id: Some(format!("c{index}")), endpoint: Endpoint::Completions, model: None };
+    Task { line, input: Input::Inline(generation), tokens_estimate: 20, bytes: 420 }
+}

@@ -1,0 +1,174 @@
+//! What is kept, and how long: nothing is told before it is stored, nothing stays for ever.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use ternfleet_coordinator::{Quotas, Retention};
+use ternfleet_proto::message::{BatchRef, JobResult, ResultsPage, ResultsRequest};
+use ternfleet_proto::{BatchId, codec};
+
+use super::*;
+
+/// Sets how many bytes a stream may hold, as an operator would; -1 for no limit.
+async fn limit(bus: &Arc<dyn Bus>, stream: &str, max_bytes: i64) {
+    let ask = async |call: &str, body: Value| {
+        let call = format!("$JS.API.STREAM.{call}.{stream}");
+        let answer = bus.request(&call, body.to_string().into(), Duration::from_secs(5)).await.unwrap();
+        serde_json::from_slice::<Value>(&answer).unwrap()
+    };
+    let mut config = ask("INFO", json!({})).await["config"].take();
+    config["max_bytes"] = max_bytes.into();
+    let updated = ask("UPDATE", config).await;
+    assert!(updated["error"].is_null(), "{updated}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_is_answered_when_it_is_stored_and_not_before() {
+    let server = NatsServer::start().unwrap();
+    let bus = server.bus().await.unwrap();
+    let coordinator = Coordinator::start(server.bus().await.unwrap());
+    let client = Client::new(Arc::clone(&bus));
+    let view = client.submit("input-1", prompts(50)).await;
+    client.wait(&view.id, "the input to be looked through", |view| view.total_is_final).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    limit(&bus, "KV_batches", 1).await;
+
+    let reference = codec::encode(&BatchRef { tenant: client.tenant.clone(), id: view.id.clone() });
+    let subject = table::api(ApiVerb::BatchCancel);
+    let ask = bus.request(&subject, reference, Duration::from_secs(20));
+    let mut ask = std::pin::pin!(ask);
+    let early = tokio::time::timeout(Duration::from_secs(2), &mut ask).await;
+    assert!(early.is_err(), "answered although nothing could be stored: {early:?}");
+    limit(&bus, "KV_batches", -1).await;
+    let answer: ternfleet_proto::message::Reply<BatchView> = codec::decode(&ask.await.unwrap()).unwrap();
+    assert!(matches!(answer.unwrap().state, BatchState::Cancelling | BatchState::Cancelled));
+    let stored = bus.kv_get(table::KV_BATCHES, view.id.as_str()).await.unwrap().unwrap();
+    let record: ternfleet_coordinator::core::BatchRecord = codec::decode(&stored.value).unwrap();
+    assert_eq!(record.ending, Some(ternfleet_coordinator::core::Ending::Cancelled));
+    coordinator.stop().await;
+}
+
+/// All answers of a batch in RESULTS.
+async fn answers_kept(bus: &Arc<dyn Bus>, id: &BatchId) -> usize {
+    use futures::StreamExt;
+    let filter = table::results_of(&ternfleet_proto::TenantId::default_tenant(), id);
+    let mut replay = bus.replay(table::RESULTS, &filter, 1).await.unwrap();
+    let mut count = 0;
+    while let Some(Ok(ternfleet_proto::bus::Replayed::Message(message))) = replay.next().await {
+        codec::decode::<JobResult>(&message.payload).unwrap();
+        count += 1;
+    }
+    count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_batch_leaves_a_tombstone_and_a_new_one_keeps_everything() {
+    let server = NatsServer::start().unwrap();
+    let bus = server.bus().await.unwrap();
+    let retention = Retention { files_ms: 4_000, ..Retention::default() };
+    let coordinator = Coordinator::start_with(
+        server.bus().await.unwrap(),
+        Options { retention, audit_share: 0.0, ..Options::default() },
+    );
+    let worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
+    let client = Client::new(Arc::clone(&bus));
+    let mut input = prompts(20);
+    input.extend_from_slice(b"no request\n");
+    let old = client.submit("shared", input.clone()).await;
+    let alone = client.submit("alone", input.clone()).await;
+    let old = client.wait_end(&old.id).await;
+    client.wait_end(&alone.id).await;
+    drop(worker);
+    // Another batch of the same input, which cannot end: nobody is there to run it.
+    let again = client.creation("shared", BatchOptions::default());
+    let again = BatchCreate { idempotency_key: "again".to_owned(), ..again };
+    let running: BatchView = client.ask(ApiVerb::BatchCreate, &again).await.unwrap();
+    assert_eq!(answers_kept(&bus, &old.id).await, 21);
+
+    client.wait(&old.id, "the sweep", |view| view.output_object.is_none()).await;
+    client.wait(&alone.id, "the sweep", |view| view.output_object.is_none()).await;
+    let files = table::files_bucket(&client.tenant);
+    let names = || async {
+        bus.object_list(&files).await.unwrap().into_iter().map(|facts| facts.name).collect::<Vec<_>>()
+    };
+    let left = names().await;
+    assert!(!left.iter().any(|name| name.starts_with("output-") || name.starts_with("error-")), "{left:?}");
+    assert!(left.contains(&"shared".to_owned()), "a running batch still needs its input: {left:?}");
+    assert!(!left.contains(&"alone".to_owned()), "{left:?}");
+    assert_eq!(answers_kept(&bus, &old.id).await, 0);
+
+    // The tombstone: counts and costs stay, answers are said to be gone, the same creation is the same batch.
+    let view = client.get(&old.id).await;
+    assert_eq!((view.state, view.completed, view.failed), (BatchState::Completed, 20, 1));
+    assert!(view.reason.unwrap().contains("removed"));
+    let request =
+        ResultsRequest { tenant: client.tenant.clone(), id: old.id.clone(), after: 0, limit: 10, wait_ms: 0 };
+    let refused = client.ask::<ResultsPage>(ApiVerb::Results, &request).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::NotFound, "{refused:?}");
+    assert!(refused.message.contains("removed"), "{refused:?}");
+    let repeated = client.creation("shared", BatchOptions::default());
+    let repeated: BatchView = client.ask(ApiVerb::BatchCreate, &repeated).await.unwrap();
+    assert_eq!((repeated.id, repeated.completed), (old.id.clone(), 20));
+    assert!(!client.get(&running.id).await.state.is_terminal());
+
+    // A coordinator that begins anew reads the tombstone as it is.
+    coordinator.stop().await;
+    let coordinator = Coordinator::start(server.bus().await.unwrap());
+    let view = client.get(&old.id).await;
+    assert_eq!((view.state, view.completed, view.output_object), (BatchState::Completed, 20, None));
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_whose_files_take_too_much_is_told_so() {
+    let server = NatsServer::start().unwrap();
+    let quotas = Quotas { stored_bytes_max: 10_000, ..Quotas::default() };
+    let coordinator =
+        Coordinator::start_with(server.bus().await.unwrap(), Options { quotas, ..Options::default() });
+    let client = Client::new(server.bus().await.unwrap());
+    client.submit("small", prompts(10)).await;
+    client.upload("large", prompts(1000)).await;
+    let large = client.creation("large", BatchOptions::default());
+    let refused = client.ask::<BatchView>(ApiVerb::BatchCreate, &large).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::Busy, "{refused:?}");
+    assert!(refused.message.contains("delete files"), "{refused:?}");
+    // What is deleted makes room.
+    client.bus.object_delete(&table::files_bucket(&client.tenant), "large").await.unwrap();
+    client.upload("other", prompts(10)).await;
+    let other = client.creation("other", BatchOptions::default());
+    client.ask::<BatchView>(ApiVerb::BatchCreate, &other).await.unwrap();
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caches_are_not_synced_where_everything_else_is() {
+    let server = NatsServer::start_with("sync_interval: always").unwrap();
+    let bus = server.bus().await.unwrap();
+    let mode = async |stream: &str| {
+        let call = format!("$JS.API.STREAM.INFO.{stream}");
+        let answer = bus.request(&call, "{}".into(), Duration::from_secs(5)).await.unwrap();
+        let info: Value = serde_json::from_slice(&answer).unwrap();
+        info["config"]["persist_mode"].as_str().unwrap_or("default").to_owned()
+    };
+    // One made before anybody knew how the server syncs keeps its ways.
+    let advisories = table::streams(1).into_iter().find(|spec| spec.name == table::ADVISORIES).unwrap();
+    bus.ensure_stream(&advisories).await.unwrap();
+    let options = Options {
+        nats_monitoring_url: Some(server.monitor_url()),
+        strict_durability: true,
+        ..Options::default()
+    };
+    let coordinator = Coordinator::start_with(server.bus().await.unwrap(), options);
+    let _worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
+    let client = Client::new(Arc::clone(&bus));
+    let view = client.submit("input-1", prompts(50)).await;
+    assert_eq!(view.durability, ternfleet_proto::message::Durability::Fsynced);
+    assert_eq!(client.wait_end(&view.id).await.completed, 50);
+    for cache in [table::CHECKPOINTS, &table::work_stream(0)] {
+        assert_eq!(mode(cache).await, "async", "{cache}");
+    }
+    for other in [table::RESULTS, table::EVENTS, table::ADVISORIES, "KV_batches", "OBJ_files_default"] {
+        assert_eq!(mode(other).await, "default", "{other}");
+    }
+    coordinator.stop().await;
+}
