@@ -172,3 +172,30 @@ async fn caches_are_not_synced_where_everything_else_is() {
     }
     coordinator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_the_server_never_removes_is_taken_over_after_its_time() {
+    let server = NatsServer::start().unwrap();
+    let bus = server.bus().await.unwrap();
+    // As a server leaves it that was killed too often: there for good.
+    let control = table::kv_specs(1).into_iter().find(|spec| spec.bucket == table::KV_CONTROL).unwrap();
+    bus.ensure_kv(&control).await.unwrap();
+    bus.kv_put(table::KV_CONTROL, "leader", codec::encode(&"long gone")).await.unwrap();
+    let options = || Options { lease_ms: 1_000, ..Options::default() };
+    let one = Coordinator::start_with(server.bus().await.unwrap(), options());
+    let two = Coordinator::start_with(server.bus().await.unwrap(), options());
+    let client = Client::new(Arc::clone(&bus));
+    let _worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
+    let view = client.submit("input-1", prompts(50)).await;
+    assert_eq!(client.wait_end(&view.id).await.completed, 50);
+    // One took it, and the other leaves it alone for as long as it is renewed.
+    let term = async || {
+        let entry = bus.kv_get(table::KV_CONTROL, "term").await.unwrap().unwrap();
+        codec::decode::<u32>(&entry.value).unwrap()
+    };
+    assert_eq!(term().await, 1);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(term().await, 1);
+    one.stop().await;
+    two.stop().await;
+}
