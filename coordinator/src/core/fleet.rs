@@ -275,6 +275,10 @@ impl Fleet {
         self.shut_out(&worker.beat.host)
     }
 
+    pub fn any_shut_out(&self) -> bool {
+        self.canaries.odd_hosts().next().is_some() || self.hosts.values().any(|host| host.quarantined)
+    }
+
     fn shut_out(&self, host: &str) -> bool {
         self.canaries.stands_out(host) || self.hosts.get(host).is_some_and(|host| host.quarantined)
     }

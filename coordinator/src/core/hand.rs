@@ -62,7 +62,7 @@ impl Snapshot {
     pub(super) fn take(fleet: &Fleet) -> Self {
         // Looked up for each of ten thousand workers, never gone through in its own order.
         let mut pod_rates: HashMap<&str, f64> = HashMap::with_capacity(fleet.workers.len());
-        let any_quarantined = fleet.hosts.values().any(|host| host.quarantined);
+        let any_quarantined = fleet.any_shut_out();
         for worker in fleet.workers.values().filter(|worker| worker.takes_work()) {
             *pod_rates.entry(&worker.beat.pod).or_default() += worker.rate.mean_tok_s();
         }
