@@ -7,6 +7,7 @@ mod metrics;
 mod options;
 pub mod plan;
 pub mod quote;
+mod random;
 pub mod route;
 pub mod sample;
 pub mod scale;

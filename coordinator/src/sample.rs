@@ -12,6 +12,7 @@ use ternfleet_proto::{BatchId, JobKey, TenantId, codec};
 use tokio::io::AsyncBufRead;
 
 use crate::core::estimate::prompt_tokens;
+use crate::random::Random;
 use crate::shell::lines::{RawLine, next_line};
 
 /// Longer prompts are reckoned from their bytes, so that a sample fits into memory.
@@ -70,7 +71,7 @@ pub async fn read(input: &mut (impl AsyncBufRead + Unpin), most: usize) -> std::
         if kind == RawLine::Text && is_blank(&line) {
             continue;
         }
-        let place = if lines < most { lines } else { scatter(lines) % (lines + 1) };
+        let place = if lines < most { lines } else { Random::at(lines).next() % (lines + 1) };
         lines += 1;
         if place >= most {
             continue;
@@ -90,14 +91,6 @@ pub async fn read(input: &mut (impl AsyncBufRead + Unpin), most: usize) -> std::
     let requests: Vec<SampledRequest> = chosen.into_iter().flatten().collect();
     let share = if all > 0 { requests.len() as f64 / all as f64 } else { 0.0 };
     Ok(Sample { lines: (lines as f64 * share).round() as u64, bad: all - requests.len(), requests })
-}
-
-/// Splitmix64: evenly spread, and the same at every call.
-fn scatter(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 impl Sample {

@@ -9,7 +9,6 @@ mod fleet;
 mod generate;
 mod plot;
 mod policy;
-mod random;
 mod study;
 mod trace;
 mod world;

@@ -201,7 +201,10 @@ impl NatsBus {
 /// The library tells one refusal by its kind; that a user has expired or was revoked, the server says in words alone.
 fn is_shut_out(reason: &ConnectError) -> bool {
     let said = std::error::Error::source(reason).and_then(|source| source.downcast_ref::<ServerError>());
-    matches!(said, Some(ServerError::Other(words)) if words.to_lowercase().contains("authentication"))
+    let Some(ServerError::Other(words)) = said else { return false };
+    // Not "authentication timeout", which a loaded server says.
+    let words = words.to_lowercase();
+    words.contains("authentication expired") || words.contains("authentication revoked")
 }
 
 fn library_options(

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use ternfleet_engine::host::{MAX_DEFAULT_THREADS, usable_threads};
 use ternfleet_engine::{Engine, Options as EngineOptions, Speculation, gguf};
 use ternfleet_proto::message::ThreadPoint;
 use ternfleet_text::{Manifest, Tokenizer};
@@ -106,42 +107,43 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
     Ok((Box::new(engine), loaded))
 }
 
-/// Loads the engine. With the number of threads left open, half of them are tried as well and kept if more do not help;
+/// Loads the engine. With the number of threads left open, half of them are tried first and kept if all do not help;
 /// that costs one more load and half a second, once.
 fn with_the_best_threads(
     options: &Options,
     vocab: usize,
     load: impl Fn(Option<usize>) -> anyhow::Result<(Engine, Duration)>,
 ) -> anyhow::Result<(Engine, Duration, Vec<ThreadPoint>)> {
-    let (mut engine, took) = load(options.threads)?;
-    let all = engine.info().threads;
+    let all = usable_threads().min(MAX_DEFAULT_THREADS);
     let half = all / 2;
     if options.threads.is_some() || options.calibrate_ms == 0 || half == 0 {
+        let (engine, took) = load(options.threads)?;
         return Ok((engine, took, Vec::new()));
     }
     let share = Duration::from_millis(options.calibrate_ms) / 8;
-    let measure = |engine: &mut Engine, threads| {
+    let load_and_measure = |threads| {
+        let (mut engine, took) = load(Some(threads))?;
         let context = engine.info().max_context;
-        thread_point(engine, threads, options.slots, vocab, context, share)
+        let point = thread_point(&mut engine, threads, options.slots, vocab, context, share);
+        Ok::<_, anyhow::Error>((engine, took, point))
     };
-    let with_all = measure(&mut engine, all);
+    let (engine, _, with_half) = load_and_measure(half)?;
     // Never two engines in memory.
     drop(engine);
-    let (mut fewer, fewer_took) = load(Some(half))?;
-    let with_half = measure(&mut fewer, half);
+    let (engine, took, with_all) = load_and_measure(all)?;
     let points = vec![with_half, with_all];
-    if fewer_is_better(with_half, with_all) {
-        tracing::warn!(
-            threads = half,
-            tok_s = with_half.tok_s,
-            of = all,
-            tok_s_of_all = with_all.tok_s,
-            "more threads are no faster here: this worker uses half of them; set `threads` to decide otherwise"
-        );
-        return Ok((fewer, fewer_took, points));
+    if !fewer_is_better(with_half, with_all) {
+        return Ok((engine, took, points));
     }
-    drop(fewer);
-    let (engine, took) = load(options.threads)?;
+    tracing::warn!(
+        threads = half,
+        tok_s = with_half.tok_s,
+        of = all,
+        tok_s_of_all = with_all.tok_s,
+        "more threads are no faster here: this worker uses half of them; set `threads` to decide otherwise"
+    );
+    drop(engine);
+    let (engine, took) = load(Some(half))?;
     Ok((engine, took, points))
 }
 

@@ -169,13 +169,8 @@ impl Core {
             self.counts.quarantined_hosts += 1;
         }
         self.tell_of(audit, second, Some(host.clone()), actions);
-        if spared {
-            return;
-        }
-        let there = self.fleet.workers.values().filter(|worker| worker.beat.host == host);
-        let held: Vec<JobRef> = there.flat_map(|worker| worker.flights.iter().copied()).collect();
-        for job in held {
-            self.withdraw(job, false, actions);
+        if !spared {
+            self.withdraw_from(&host, actions);
         }
     }
 

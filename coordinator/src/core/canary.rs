@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ternfleet_proto::message::{EventKind, Heartbeat};
 
 use super::Core;
-use super::event::{Action, JobRef, WorkerSlot};
+use super::event::{Action, WorkerSlot};
 use crate::route::EngineKind;
 
 /// Engine kind, and the scheme of its canary: the part before the `-`.
@@ -86,14 +86,14 @@ impl Core {
         let fresh: Vec<String> = self.fleet.canaries.odd.difference(&before).cloned().collect();
         for host in fresh {
             self.counts.canaries_diverged += 1;
-            let there = self.fleet.workers.values().filter(|worker| worker.beat.host == host);
-            let odd = there.clone().next().map(|worker| worker.beat.clone());
-            let held: Vec<JobRef> = there.flat_map(|worker| worker.flights.iter().copied()).collect();
-            for job in held {
-                self.withdraw(job, false, actions);
-            }
-            let Some(odd) = odd else { continue };
-            let expected = self.fleet.canaries.expected(kind, &odd.canary).unwrap_or_default().to_owned();
+            self.withdraw_from(&host, actions);
+            // Workers of one host may have said different things, one after the other.
+            let told =
+                self.fleet.workers.values().filter(|worker| worker.beat.host == host).find_map(|worker| {
+                    let expected = self.fleet.canaries.expected(worker.kind, &worker.beat.canary)?;
+                    (expected != worker.beat.canary).then(|| (worker.beat.clone(), expected.to_owned()))
+                });
+            let Some((odd, expected)) = told else { continue };
             let what = EventKind::CanaryDiverged { worker: odd.worker, host, said: odd.canary, expected };
             self.act(actions, Action::Audit(what));
         }

@@ -219,6 +219,15 @@ impl Core {
         self.act(actions, Action::Withdraw { job, key, epoch, shard, sequence });
     }
 
+    /// All that a host's workers have goes elsewhere, and none of it is their fault.
+    pub(super) fn withdraw_from(&mut self, host: &str, actions: &mut Vec<Action>) {
+        let there = self.fleet.workers.values().filter(|worker| worker.beat.host == host);
+        let held: Vec<JobRef> = there.flat_map(|worker| worker.flights.iter().copied()).collect();
+        for job in held {
+            self.withdraw(job, false, actions);
+        }
+    }
+
     /// The message is gone: the job may go elsewhere.
     pub(super) fn withdrawn(
         &mut self,

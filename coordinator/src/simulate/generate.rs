@@ -6,8 +6,8 @@
 //! `batches_max` batches takes the whole fleet `boots_min` to twice as many boots of its slowest class; each deadline is
 //! `slack` times the least time in which the whole fleet could do all that is due by then.
 
-use super::random::Random;
 use super::{BatchSpec, Fleet, LimitSpec, PodSpec};
+use crate::random::Random;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Generator {

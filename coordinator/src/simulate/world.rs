@@ -3,9 +3,9 @@
 use ternfleet_proto::UsdMicro;
 
 use super::policy::{Mind, millis};
-use super::random::Random;
 use super::{Fleet, Options, Point, Policy, Report, Run, TraceKind};
 use crate::plan::{Batch, ClassSet, Pod, PodClass, PodState, Problem, lower_bound};
+use crate::random::Random;
 
 const DRAIN_S: f64 = 5.0;
 /// After the last deadline a run goes on for at most this many times as long, then what is left is given up.

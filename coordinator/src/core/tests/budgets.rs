@@ -8,35 +8,19 @@ use ternfleet_proto::{TimeMs, UsdMicro};
 use crate::core::event::BatchSlot;
 use crate::core::money::Bill;
 use crate::core::{Batch, BatchRecord, Ground};
+use crate::random::Random;
 
 const CASES: u64 = 40_000;
 const STEPS: usize = 12;
 
-/// Splitmix64: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-
-    /// From 1 to 2^`bits`, every size as likely.
-    fn of_any_size(&mut self, bits: u64) -> i64 {
-        let bits = self.below(bits) + 1;
-        (self.below(1 << bits) + 1) as i64
-    }
+/// From 1 to 2^`bits`, every size as likely.
+fn of_any_size(random: &mut Random, bits: u64) -> i64 {
+    let bits = random.below(bits) + 1;
+    (random.below(1 << bits) + 1) as i64
 }
 
 fn batch(random: &mut Random) -> Batch {
-    let budget = (random.below(8) > 0).then(|| UsdMicro(random.of_any_size(22)));
+    let budget = (random.below(8) > 0).then(|| UsdMicro(of_any_size(random, 22)));
     let create = BatchCreate {
         tenant: ternfleet_proto::TenantId::default_tenant(),
         idempotency_key: "b".to_owned(),
@@ -60,10 +44,10 @@ fn batch(random: &mut Random) -> Batch {
 
 /// One case; the fault, if there is one.
 fn case(seed: u64) -> Result<(), String> {
-    let mut random = Random(seed);
+    let mut random = Random::at(seed);
     let mut batches: Vec<Batch> = (0..=random.below(4)).map(|_| batch(&mut random)).collect();
     let mut pods: Vec<Bill> = (0..=random.below(3))
-        .map(|_| Bill::new(TimeMs(random.below(5_000)), UsdMicro(random.of_any_size(24))))
+        .map(|_| Bill::new(TimeMs(random.below(5_000)), UsdMicro(of_any_size(&mut random, 24))))
         .collect();
     let mut flying: Vec<(usize, u32, UsdMicro)> = Vec::new();
     let mut now = 0;
@@ -71,7 +55,7 @@ fn case(seed: u64) -> Result<(), String> {
         now = if random.below(20) == 0 { now / 2 } else { now + random.below(20_000) };
         for _ in 0..random.below(4) {
             let place = random.below(batches.len() as u64) as usize;
-            let (tokens, cost) = (random.below(2_000) as u32, UsdMicro(random.of_any_size(18)));
+            let (tokens, cost) = (random.below(2_000) as u32, UsdMicro(of_any_size(&mut random, 18)));
             if batches[place].affords(cost) {
                 batches[place].commit(tokens, cost);
                 flying.push((place, tokens, cost));
@@ -96,7 +80,7 @@ fn case(seed: u64) -> Result<(), String> {
                 batches[slot.0 as usize].totals.cost_usd_micro += *cost;
             }
             if random.below(6) == 0 {
-                pod.set_price(UsdMicro(random.of_any_size(24)));
+                pod.set_price(UsdMicro(of_any_size(&mut random, 24)));
             }
             if pod.attributed + pod.idle != pod.billed {
                 return Err(format!("{} + {} is not {}", pod.attributed, pod.idle, pod.billed));

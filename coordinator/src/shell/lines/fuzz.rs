@@ -17,6 +17,7 @@ use tokio::io::BufReader;
 
 use super::{RawLine, next_line, scan};
 use crate::core::estimate;
+use crate::random::Random;
 
 const DEFAULT_ITERATIONS: u64 = 4_000;
 /// No input is longer than a few KiB.
@@ -102,20 +103,8 @@ fn answer(line: &[u8], at: u32) -> Result<String, String> {
     }
 }
 
-/// SplitMix64.
-struct Draw(u64);
-
-impl Draw {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
+fn below(random: &mut Random, bound: usize) -> usize {
+    random.below(bound as u64) as usize
 }
 
 /// What JSON readers and line readers get wrong.
@@ -151,33 +140,33 @@ const PIECES: [&[u8]; 28] = [
 ];
 
 /// Changes `bytes` in one to six places.
-fn mutate(draw: &mut Draw, bytes: &mut Vec<u8>, other: &[u8]) {
-    for _ in 0..=draw.below(6) {
-        let at = draw.below(bytes.len() + 1);
-        let end = (at + draw.below(24)).min(bytes.len());
-        match draw.below(9) {
-            0 if at < bytes.len() => bytes[at] ^= 1 << draw.below(8),
+fn mutate(random: &mut Random, bytes: &mut Vec<u8>, other: &[u8]) {
+    for _ in 0..=below(random, 6) {
+        let at = below(random, bytes.len() + 1);
+        let end = (at + below(random, 24)).min(bytes.len());
+        match below(random, 9) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << below(random, 8),
             1 => bytes.truncate(at),
             2 => drop(bytes.drain(at..end)),
             3 => {
                 let copy = bytes[at..end].to_vec();
-                let to = draw.below(bytes.len() + 1);
+                let to = below(random, bytes.len() + 1);
                 bytes.splice(to..to, copy);
             }
             4 => {
-                let from = draw.below(other.len());
-                let piece = other[from..(from + draw.below(64)).min(other.len())].to_vec();
+                let from = below(random, other.len());
+                let piece = other[from..(from + below(random, 64)).min(other.len())].to_vec();
                 bytes.splice(at..end, piece);
             }
             5 => {
-                let long = b'a' + draw.below(26) as u8;
-                bytes.splice(at..at, std::iter::repeat_n(long, draw.below(5000)));
+                let long = b'a' + below(random, 26) as u8;
+                bytes.splice(at..at, std::iter::repeat_n(long, below(random, 5000)));
             }
             6 => {
-                let deep = [b'[', b'{'][draw.below(2)];
-                bytes.splice(at..at, std::iter::repeat_n(deep, draw.below(400)));
+                let deep = [b'[', b'{'][below(random, 2)];
+                bytes.splice(at..at, std::iter::repeat_n(deep, below(random, 400)));
             }
-            _ => drop(bytes.splice(at..at, PIECES[draw.below(PIECES.len())].iter().copied())),
+            _ => drop(bytes.splice(at..at, PIECES[below(random, PIECES.len())].iter().copied())),
         }
     }
 }
@@ -223,17 +212,21 @@ fn every_file_of_the_corpus_is_answered_by_the_rules() {
 #[test]
 fn no_mutation_of_a_file_breaks_a_rule_of_reading_it() {
     let keep = std::env::var_os("TERNFLEET_FUZZ_KEEP").map(PathBuf::from);
-    let mut draw = Draw(number_from_environment("TERNFLEET_FUZZ_SEED", 1));
+    let mut random = Random::at(number_from_environment("TERNFLEET_FUZZ_SEED", 1));
     let runtime = runtime();
     let mut seeds: Vec<Vec<u8>> = SEEDS.map(|text| text.as_bytes().to_vec()).to_vec();
     seeds.extend(corpus().into_iter().map(|(_, bytes)| bytes));
     let mut known: BTreeSet<String> = seeds.iter().filter_map(|seed| survives(&runtime, seed, 64)).collect();
     for iteration in 0..number_from_environment("TERNFLEET_FUZZ_ITERS", DEFAULT_ITERATIONS) {
-        let from = if draw.below(2) == 0 { draw.below(SEEDS.len()) } else { draw.below(seeds.len()) };
+        let from = if below(&mut random, 2) == 0 {
+            below(&mut random, SEEDS.len())
+        } else {
+            below(&mut random, seeds.len())
+        };
         let mut bytes = seeds[from].clone();
-        let other = draw.below(seeds.len());
-        mutate(&mut draw, &mut bytes, &seeds[other]);
-        let buffer = 1 + draw.below(200);
+        let other = below(&mut random, seeds.len());
+        mutate(&mut random, &mut bytes, &seeds[other]);
+        let buffer = 1 + below(&mut random, 200);
         let Some(outcome) = survives(&runtime, &bytes, buffer) else {
             let path = std::env::temp_dir().join(format!("ternfleet-fuzz-{iteration}.jsonl"));
             std::fs::write(&path, &bytes).unwrap();
