@@ -22,7 +22,7 @@ mod steal;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use ternfleet_proto::{UsdMicro, WorkerId};
+use ternfleet_proto::UsdMicro;
 
 pub use steal::{Move, rebalance};
 
@@ -33,10 +33,14 @@ pub const WINDOW_S: f64 = 2.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EngineKind(pub u16);
 
+/// Place of a worker in the core; never reused within a process. Among equals the lowest comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerSlot(pub u32);
+
 /// One running worker, as the coordinator sees it now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkerLoad {
-    pub worker: WorkerId,
+    pub worker: WorkerSlot,
     pub kind: EngineKind,
     /// Mean of the measured speed, all slots together; decides cost.
     pub rate_mean_tok_s: f64,
@@ -132,17 +136,15 @@ pub fn assign(fleet: &FleetSnapshot, demand: &Demand<'_>) -> Assignment {
     Assignment { placed }
 }
 
-/// Place of each worker when sorted by κ, then speed, then name: a total order that ignores the order given.
+/// Place of each worker when sorted by κ, then speed, then slot: a total order that ignores the order given.
 fn ranks_by_kappa(fleet: &FleetSnapshot) -> Vec<u32> {
-    let mut order: Vec<(f64, f64, &WorkerId, usize)> = fleet
+    let mut order: Vec<(f64, f64, WorkerSlot, usize)> = fleet
         .workers
         .iter()
         .enumerate()
-        .map(|(index, load)| (kappa(load), -load.rate_mean_tok_s, &load.worker, index))
+        .map(|(index, load)| (kappa(load), -load.rate_mean_tok_s, load.worker, index))
         .collect();
-    order.sort_unstable_by(|a, b| {
-        a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)).then_with(|| a.2.cmp(b.2)).then(a.3.cmp(&b.3))
-    });
+    order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
     let mut ranks = vec![0; order.len()];
     for (rank, (_, _, _, index)) in order.into_iter().enumerate() {
         ranks[index] = rank as u32;

@@ -1,9 +1,11 @@
 //! Newtypes for everything that could be swapped by mistake: ids, counters that fence, times.
 //!
-//! Ids become tokens of NATS subjects, so they are parsed once, at the edge: `[A-Za-z0-9_-]`, 1 to 64 bytes.
+//! Ids become tokens of NATS subjects, so they are parsed once, at the edge: `[A-Za-z0-9_-]`, 1 to 64 bytes. Their text is
+//! shared: cloning one allocates nothing.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +25,7 @@ macro_rules! text_id {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             pub fn as_str(&self) -> &str {
@@ -36,7 +38,7 @@ macro_rules! text_id {
             fn from_str(text: &str) -> Result<Self, IdError> {
                 let fits = (1..=ID_BYTES_MAX).contains(&text.len())
                     && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-                if fits { Ok(Self(text.to_owned())) } else { Err(IdError { kind: $kind, value: text.chars().take(80).collect() }) }
+                if fits { Ok(Self(text.into())) } else { Err(IdError { kind: $kind, value: text.chars().take(80).collect() }) }
             }
         }
 
@@ -49,7 +51,7 @@ macro_rules! text_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.0.as_ref().to_owned()
             }
         }
 
@@ -80,7 +82,7 @@ text_id!(
 impl TenantId {
     /// The tenant of a fleet without keys.
     pub fn default_tenant() -> Self {
-        Self("default".to_owned())
+        Self("default".into())
     }
 }
 

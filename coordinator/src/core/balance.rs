@@ -35,7 +35,7 @@ impl Core {
         let snapshot = Snapshot::take(&self.fleet);
         for kind in 0..self.fleet.kinds.len() {
             for step in route::rebalance(&snapshot.fleet, EngineKind(kind as u16)) {
-                let Some(worker) = self.fleet.get(snapshot.slots[step.from]) else { continue };
+                let Some(worker) = self.fleet.get(snapshot.slot(step.from)) else { continue };
                 let may_go = |job: &&JobRef| {
                     self.flight(**job)
                         .is_some_and(|f| !f.running && f.is_handed() && now.since(f.since) >= REST)

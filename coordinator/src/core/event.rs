@@ -18,9 +18,7 @@ use super::record::BatchRecord;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchSlot(pub u32);
 
-/// Place of a worker in the core; never reused within a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct WorkerSlot(pub u32);
+pub use crate::route::WorkerSlot;
 
 /// One job, in eight bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

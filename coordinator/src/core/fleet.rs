@@ -33,6 +33,7 @@ pub enum Liveness {
 pub struct Worker {
     pub beat: Heartbeat,
     pub kind: EngineKind,
+    pub pod: PodNumber,
     pub seen_at: TimeMs,
     pub liveness: Liveness,
     pub shard: u16,
@@ -73,9 +74,22 @@ pub enum LeasePhase {
     Drain,
 }
 
+/// Number of a pod; one that comes back has a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodNumber(pub u32);
+
+impl PodNumber {
+    fn draw(next: &mut u32) -> Self {
+        let number = *next;
+        *next += 1;
+        Self(number)
+    }
+}
+
 /// A paid machine, on which one or more workers run.
 #[derive(Debug)]
 pub struct Pod {
+    pub number: PodNumber,
     pub bill: Bill,
     pub workers: BTreeSet<WorkerSlot>,
     pub class: String,
@@ -129,6 +143,7 @@ pub struct Fleet {
     by_name: BTreeMap<WorkerId, WorkerSlot>,
     next_slot: u32,
     pub pods: BTreeMap<String, Pod>,
+    next_pod: u32,
     pub hosts: BTreeMap<String, Host>,
     /// Hosts that gave a wrong answer: quarantined however often they come back.
     convicted: BTreeSet<String>,
@@ -161,12 +176,13 @@ impl Fleet {
         } else {
             Rate::guess(calibrated, 0.2)
         };
-        self.join_pod(now, slot, &beat);
+        let pod = self.join_pod(now, slot, &beat);
         let convicted = self.convicted.contains(&beat.host);
         self.hosts.entry(beat.host.clone()).or_default().quarantined |= convicted;
         let worker = Worker {
             beat,
             kind,
+            pod,
             seen_at: now,
             liveness: Liveness::Live,
             shard,
@@ -182,8 +198,10 @@ impl Fleet {
     }
 
     /// The worker's pod is paid for from now on, if it was not already.
-    pub fn join_pod(&mut self, now: TimeMs, slot: WorkerSlot, beat: &Heartbeat) {
+    pub fn join_pod(&mut self, now: TimeMs, slot: WorkerSlot, beat: &Heartbeat) -> PodNumber {
+        let next_pod = &mut self.next_pod;
         let pod = self.pods.entry(beat.pod.clone()).or_insert_with(|| Pod {
+            number: PodNumber::draw(next_pod),
             bill: Bill::new(now, beat.price_usd_micro_per_hour),
             workers: BTreeSet::new(),
             class: beat.pod_class.clone(),
@@ -200,6 +218,17 @@ impl Fleet {
             pod.lease = Some(LeasePhase::Work);
             pod.active_at = now;
         }
+        pod.number
+    }
+
+    /// For a pod that is to be put among the others.
+    pub fn new_pod_number(&mut self) -> PodNumber {
+        PodNumber::draw(&mut self.next_pod)
+    }
+
+    /// One more than the highest number of a pod.
+    pub fn pod_numbers(&self) -> usize {
+        self.next_pod as usize
     }
 
     pub fn remove(&mut self, slot: WorkerSlot) -> Option<Worker> {

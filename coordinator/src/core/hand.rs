@@ -1,6 +1,6 @@
 //! Handing out: fairness says whose job is next, the budget which workers may have it, the router which one gets it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ternfleet_proto::message::{FailedAttempt, Work};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TimeMs, UsdMicro};
@@ -44,10 +44,9 @@ impl Drawn {
     }
 }
 
-/// The fleet as the router sees it, and which slot each entry is.
+/// The fleet as the router sees it.
 pub(super) struct Snapshot {
     pub(super) fleet: FleetSnapshot,
-    pub(super) slots: Vec<WorkerSlot>,
     /// Speed of each kind, by its number.
     kinds: Vec<f64>,
     /// Price of a million tokens at each worker, in micro-dollars, not finite while nothing was measured.
@@ -60,17 +59,15 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     pub(super) fn take(fleet: &Fleet) -> Self {
-        // Looked up for each of ten thousand workers, never gone through in its own order.
-        let mut pod_rates: HashMap<&str, f64> = HashMap::with_capacity(fleet.workers.len());
+        let mut pod_rates = vec![0.0; fleet.pod_numbers()];
         let any_quarantined = fleet.any_shut_out();
         for worker in fleet.workers.values().filter(|worker| worker.takes_work()) {
-            *pod_rates.entry(&worker.beat.pod).or_default() += worker.rate.mean_tok_s();
+            pod_rates[worker.pod.0 as usize] += worker.rate.mean_tok_s();
         }
         let mut taken = Self {
-            fleet: FleetSnapshot::default(),
-            slots: Vec::new(),
+            fleet: FleetSnapshot { workers: Vec::with_capacity(fleet.workers.len()) },
             kinds: vec![0.0; fleet.kinds.len()],
-            kappas: Vec::new(),
+            kappas: Vec::with_capacity(fleet.workers.len()),
             kappa_min: vec![f64::INFINITY; fleet.kinds.len()],
             kappa_max: 0.0,
         };
@@ -79,11 +76,11 @@ impl Snapshot {
                 continue;
             }
             let mean = worker.rate.mean_tok_s();
-            let pod_rate = pod_rates.get(worker.beat.pod.as_str()).copied().unwrap_or(0.0);
+            let pod_rate = pod_rates[worker.pod.0 as usize];
             let share = if pod_rate > 0.0 { mean / pod_rate } else { 1.0 };
             let price = UsdMicro((worker.beat.price_usd_micro_per_hour.0 as f64 * share).round() as i64);
             let load = WorkerLoad {
-                worker: worker.beat.worker.clone(),
+                worker: *slot,
                 kind: worker.kind,
                 rate_mean_tok_s: mean,
                 rate_low_tok_s: worker.rate.low_tok_s(),
@@ -103,9 +100,13 @@ impl Snapshot {
             taken.kappas.push(kappa);
             taken.kinds[usize::from(worker.kind.0)] += mean.max(1e-9);
             taken.fleet.workers.push(load);
-            taken.slots.push(*slot);
         }
         taken
+    }
+
+    /// The worker at this place.
+    pub(super) fn slot(&self, place: usize) -> WorkerSlot {
+        self.fleet.workers[place].worker
     }
 
     /// Speed of all workers of a kind, above zero as soon as there is one.
@@ -162,7 +163,7 @@ impl Core {
         self.work_changed = false;
         self.handed_at = now;
         let mut snapshot = Snapshot::take(&self.fleet);
-        if snapshot.slots.is_empty() {
+        if snapshot.fleet.workers.is_empty() {
             return;
         }
         self.everybody_joins(now);
@@ -307,7 +308,7 @@ impl Core {
                     batch.commit(job.tokens, cost);
                 }
                 job.cost = cost;
-                self.hand(now, job, snapshot.slots[place], actions);
+                self.hand(now, job, snapshot.slot(place), actions);
             }
             Choice::Later => back.push(job),
             Choice::Nobody => {
@@ -350,11 +351,11 @@ impl Core {
         let Some(live) = live else { return Choice::Later };
         let loads = &snapshot.fleet.workers;
         let mut payable: Vec<usize> = (0..loads.len())
-            .filter(|&n| loads[n].kind == drawn.kind && !live.faulted.contains(&snapshot.slots[n]))
+            .filter(|&n| loads[n].kind == drawn.kind && !live.faulted.contains(&snapshot.slot(n)))
             .filter(|&n| self.can_pay(drawn, snapshot.kappa(n)))
             .collect();
         let failed_at = |n: usize| {
-            self.fleet.get(snapshot.slots[n]).is_some_and(|worker| live.hosts.contains(&worker.beat.host))
+            self.fleet.get(snapshot.slot(n)).is_some_and(|worker| live.hosts.contains(&worker.beat.host))
         };
         if payable.iter().any(|&n| !failed_at(n)) {
             payable.retain(|&n| !failed_at(n));
@@ -373,7 +374,7 @@ impl Core {
         };
         // Worse is larger: a worker that cannot answer, a host where it failed.
         let doubt = |n: usize| {
-            let slot = snapshot.slots[n];
+            let slot = snapshot.slot(n);
             let failed_here =
                 self.fleet.get(slot).is_some_and(|worker| live.hosts.contains(&worker.beat.host));
             (live.faulted.contains(&slot), failed_here)

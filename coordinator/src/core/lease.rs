@@ -50,6 +50,7 @@ impl Core {
             }
             None => {
                 let pod = Pod {
+                    number: self.fleet.new_pod_number(),
                     bill: Bill::new(begin, lease.price_usd_micro_per_hour),
                     workers: BTreeSet::new(),
                     class: lease.class,

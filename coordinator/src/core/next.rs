@@ -81,8 +81,8 @@ fn cheapest(live: &Live, kind: EngineKind, snapshot: &Snapshot) -> f64 {
     if live.faulted.is_empty() {
         return known;
     }
-    let able = (0..snapshot.slots.len())
-        .filter(|&n| snapshot.fleet.workers[n].kind == kind && !live.faulted.contains(&snapshot.slots[n]));
+    let able = (0..snapshot.fleet.workers.len())
+        .filter(|&n| snapshot.fleet.workers[n].kind == kind && !live.faulted.contains(&snapshot.slot(n)));
     able.map(|n| snapshot.kappa(n)).min_by(f64::total_cmp).unwrap_or(known)
 }
 

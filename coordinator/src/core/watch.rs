@@ -90,7 +90,10 @@ impl Core {
         self.work_changed |= was_taking != worker.takes_work();
         self.counts.reprefilled_tokens += reprefilled;
         if came_back {
-            self.fleet.join_pod(now, slot, beat);
+            let pod = self.fleet.join_pod(now, slot, beat);
+            if let Some(worker) = self.fleet.get_mut(slot) {
+                worker.pod = pod;
+            }
         }
         if let Some(pod) = self.fleet.pods.get_mut(&beat.pod) {
             pod.busy_ms += busy_ms;

@@ -26,7 +26,7 @@ pub fn rebalance(fleet: &FleetSnapshot, kind: EngineKind) -> Vec<Move> {
         .map(|index| (index, fleet.workers[index].slots.saturating_sub(fleet.workers[index].held_jobs)))
         .filter(|&(_, slots)| slots > 0)
         .collect();
-    // Fastest receiver last, so that it is popped first; names break ties whatever the order given.
+    // Fastest receiver last, so that it is popped first; slots break ties whatever the order given.
     empty.sort_unstable_by(|a, b| {
         let (a, b) = (&fleet.workers[a.0], &fleet.workers[b.0]);
         a.rate_mean_tok_s.total_cmp(&b.rate_mean_tok_s).then_with(|| b.worker.cmp(&a.worker))

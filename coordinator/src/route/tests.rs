@@ -6,7 +6,7 @@ const KIND: EngineKind = EngineKind(0);
 
 fn load(name: &str, rate_tok_s: f64, price_usd: f64) -> WorkerLoad {
     WorkerLoad {
-        worker: name.parse().unwrap(),
+        worker: WorkerSlot(name.bytes().fold(0, |number, byte| 31 * number % 1_000_003 + u32::from(byte))),
         kind: KIND,
         rate_mean_tok_s: rate_tok_s,
         rate_low_tok_s: rate_tok_s * 0.9,
@@ -155,7 +155,7 @@ proptest! {
         let turn = turn % turned.workers.len();
         turned.workers.rotate_left(turn);
         let jobs = jobs(count, 25);
-        let name = |fleet: &FleetSnapshot, index: usize| fleet.workers[index].worker.clone();
+        let name = |fleet: &FleetSnapshot, index: usize| fleet.workers[index].worker;
         let here: Vec<_> = assign(&fleet, &thrifty(&jobs)).placed.into_iter().map(|w| name(&fleet, w)).collect();
         let there: Vec<_> = assign(&turned, &thrifty(&jobs)).placed.into_iter().map(|w| name(&turned, w)).collect();
         prop_assert_eq!(here, there);
@@ -164,7 +164,7 @@ proptest! {
     #[test]
     fn a_dominated_worker_is_never_preferred(rate in 5.0..500.0f64, price in 0.1..5.0f64, slower in 0.3..1.0f64, dearer in 1.0..4.0f64, count in 1usize..60) {
         let fleet = FleetSnapshot { workers: vec![load("worse", rate * slower, price * dearer), load("better", rate, price)] };
-        // Equal in all: neither dominates, the name decides.
+        // Equal in all: neither dominates, the slot decides.
         prop_assume!(slower < 0.999 || dearer > 1.001);
         let counts = counts(&fleet, &assign(&fleet, &thrifty(&jobs(count, 20))));
         prop_assert!(counts[0] <= counts[1], "{:?}", counts);
