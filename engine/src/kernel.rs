@@ -69,7 +69,8 @@ pub(crate) struct TernaryJob {
 ///
 /// `lines` holds `n_groups · n_lines` lines of 16 rows × 4 weights; the activations stand three times, as int16 `values` and as the
 /// bytes `high` and `low` of values + 32768, each (n_tokens, stride); `row_sums` are the sums of the rows; `sums` takes
-/// (n_tokens, 32). The dot products fit into int32 (see `head`).
+/// (n_tokens, 32). The dot products fit into int32 (see `head`). For `screen_six` the lines are packed, three for every
+/// four of `n_lines`, which four divides.
 pub(crate) struct ScreenJob {
     lines: *const u8,
     n_lines: usize,
@@ -94,6 +95,7 @@ struct Table {
     look_up: unsafe fn(&LookupJob),
     screen: unsafe fn(&ScreenJob),
     screen_narrow: unsafe fn(&ScreenJob),
+    screen_six: unsafe fn(&ScreenJob),
     finish: unsafe fn(*const i32, &Epilogue<'_>),
     norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     norm_quantise: unsafe fn(&[f32], &[f32], f32, &mut [f32], &mut [i8], &mut [Quantised]),
@@ -111,7 +113,7 @@ struct Table {
     scale_sums: unsafe fn(&[i32], &[f32], f32, &mut [f32]),
     unpack_six: unsafe fn(&[u8], &mut [u8]),
     reach: unsafe fn(&Bounds<'_>, f32, f32, &mut Vec<u32>),
-    read_all: unsafe fn(&[u8]) -> u64,
+    read_all: unsafe fn(&[u8], bool) -> u64,
     multiply_all: unsafe fn(u64) -> u64,
 }
 
@@ -419,11 +421,11 @@ impl Kernels {
         unsafe { (self.table.round_i16)(x, step, out, error) }
     }
 
-    /// Reads `bytes` by the widest loads.
-    pub(crate) fn read_all(&self, bytes: &[u8]) -> u64 {
+    /// Reads `bytes` by the widest loads; `ask` asks ahead as kernels do.
+    pub(crate) fn read_all(&self, bytes: &[u8], ask: bool) -> u64 {
         assert!(bytes.len().is_multiple_of(4096));
         // SAFETY: the length was checked above and `Kernels::new` checked the CPU.
-        unsafe { (self.table.read_all)(bytes) }
+        unsafe { (self.table.read_all)(bytes, ask) }
     }
 
     /// Multiplies and adds on registers; how often.
@@ -465,14 +467,47 @@ impl Kernels {
         row_sums: &[i32],
         sums: &mut [i32],
     ) {
+        let job = ScreenJob::new(lines, LINE, acts, n_tokens, row_sums, sums);
+        let screen = if acts.narrow { self.table.screen_narrow } else { self.table.screen };
+        // SAFETY: `new` checked the lengths and `Kernels::new` the CPU.
+        unsafe { screen(&job) }
+    }
+
+    /// [`Kernels::screen`] on packed lines of six bits, which are unpacked as they pass by, and acts that are not narrow: for
+    /// few tokens.
+    pub(crate) fn screen_six(
+        &self,
+        lines: &[u8],
+        acts: &WideActs<'_>,
+        n_tokens: usize,
+        row_sums: &[i32],
+        sums: &mut [i32],
+    ) {
+        assert!(!acts.narrow);
+        let job = ScreenJob::new(lines, LINE / 4 * 3, acts, n_tokens, row_sums, sums);
+        // SAFETY: as in `screen`.
+        unsafe { (self.table.screen_six)(&job) }
+    }
+}
+
+impl ScreenJob {
+    /// `line_bytes` is what four inputs of a group's rows take.
+    fn new(
+        lines: &[u8],
+        line_bytes: usize,
+        acts: &WideActs<'_>,
+        n_tokens: usize,
+        row_sums: &[i32],
+        sums: &mut [i32],
+    ) -> ScreenJob {
         let (width, stride) = (acts.width, acts.stride);
         let n_groups = row_sums.len() / ROWS;
         assert!(n_groups == 1 || n_groups == 2);
-        assert!(width.is_multiple_of(128) && lines.len() >= n_groups * width / 4 * LINE);
+        assert!(width.is_multiple_of(128) && lines.len() >= n_groups * width / 4 * line_bytes);
         assert!(n_tokens > 0 && stride >= width && sums.len() >= n_tokens * 2 * ROWS);
         assert!(acts.values.len() >= (n_tokens - 1) * stride + width);
         assert!(acts.high.len() == acts.values.len() && acts.low.len() == acts.values.len());
-        let job = ScreenJob {
+        ScreenJob {
             lines: lines.as_ptr(),
             n_lines: width / 4,
             n_groups,
@@ -483,10 +518,7 @@ impl Kernels {
             n_tokens,
             row_sums: row_sums.as_ptr(),
             sums: sums.as_mut_ptr(),
-        };
-        let screen = if acts.narrow { self.table.screen_narrow } else { self.table.screen };
-        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
-        unsafe { screen(&job) }
+        }
     }
 }
 

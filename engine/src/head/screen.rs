@@ -10,8 +10,9 @@
 //! fused steps a lane and the tree), the last for the three roundings in A. All norms are kept a little too large, so that
 //! evaluating the sum in f32 keeps it a bound.
 //!
-//! A second form of six bits a weight (`--head q6`) is three quarters as large again. It is unpacked into the first-level
-//! cache piece by piece, and its scores are taken as they are: no bounds, another numerics id.
+//! A second form of six bits a weight (`--head q6`) is three quarters as large again: q is a multiple of 4 within ±124, whose
+//! lower two bits are not kept. Few tokens unpack it as it passes by, more of them into the first-level cache piece by
+//! piece. Its scores are taken as they are: no bounds, another numerics id.
 #![allow(unsafe_code)] // The pool's members write disjoint rows at load; only reads follow.
 
 use crate::LoadError;
@@ -26,6 +27,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const OUTWARD: f32 = 1.0001;
 /// Inputs of six-bit rows that are unpacked at a time: 16 KiB for two groups.
 const PIECE: usize = 512;
+/// Tokens for which six-bit rows are unpacked into registers, once for each.
+const FEW: usize = 2;
 /// Shares of a row's largest weight that six bits may be spread over: outliers are cut off where that loses less.
 const CUTS: [f32; 4] = [1.0, 0.85, 0.7, 0.5];
 
@@ -37,11 +40,19 @@ pub(crate) enum Bits {
 }
 
 impl Bits {
-    /// The largest quantised weight.
+    /// The largest quantised weight, in units of [`Bits::unit`].
     fn most(self) -> i16 {
         match self {
             Bits::Eight => 127,
             Bits::Six => 31,
+        }
+    }
+
+    /// What quantised weights are multiples of: six bits are the upper ones of a byte.
+    fn unit(self) -> i16 {
+        match self {
+            Bits::Eight => 1,
+            Bits::Six => 4,
         }
     }
 
@@ -186,7 +197,10 @@ impl Screen {
     /// No other thread touches this row.
     unsafe fn set_row(&self, kernels: Kernels, row: usize, buffers: &mut Buffers, lines: &mut [u8]) -> bool {
         assert!(row < self.n_groups * ROWS);
-        let scale = self.quantise(kernels, buffers);
+        // A power of two, so that no product of scale and quant changes.
+        let unit = self.bits.unit();
+        let scale = self.quantise(kernels, buffers) / f32::from(unit);
+        buffers.quants.iter_mut().for_each(|quant| *quant *= unit);
         let r = row % ROWS;
         let n_rows = self.n_groups * ROWS;
         for (i, piece) in buffers.quants.chunks(self.bits.piece(self.width)).enumerate() {
@@ -325,6 +339,14 @@ impl Screen {
         let Sums { whole, piece: of_piece, lines: unpacked } = sums;
         match self.bits {
             Bits::Eight => kernels.screen(lines, acts, rounded.len(), row_sums(0), whole),
+            Bits::Six if rounded.len() <= FEW && !acts.narrow => {
+                let mut all = [0; 2 * ROWS];
+                let n = rows.len();
+                for piece in 0..self.width.div_ceil(PIECE) {
+                    all.iter_mut().zip(row_sums(piece)).for_each(|(all, sum)| *all += sum);
+                }
+                kernels.screen_six(lines, acts, rounded.len(), &all[..n], whole);
+            }
             Bits::Six => {
                 let whole = &mut whole[..rounded.len() * 2 * ROWS];
                 whole.fill(0);
@@ -391,13 +413,13 @@ fn outward_norm(kernels: Kernels, x: &[f32]) -> f32 {
     kernels.dot_f32(x, x).sqrt() * OUTWARD + 1e-16
 }
 
-/// One row's 16 weights into three lines, its bytes from `at` on: see `unpack_six` of the kernels.
+/// One row's 16 weights, multiples of 4, into three lines, its bytes from `at` on: see `unpack_six` of the kernels.
 fn pack_six(weights: &[i16; 16], lines: &mut [u8], at: usize) {
     for j in 0..4 {
-        let code = |plane: usize| (weights[4 * plane + j] + 32) as u8;
-        lines[at + j] = code(0) & 15 | (code(1) & 15) << 4;
-        lines[LINE + at + j] = code(2) & 15 | (code(3) & 15) << 4;
-        lines[2 * LINE + at + j] = (0..4).fold(0, |upper, plane| upper | code(plane) >> 4 << (2 * plane));
+        let byte = |plane: usize| weights[4 * plane + j] as u8;
+        for third in 0..3 {
+            lines[third * LINE + at + j] = byte(third) | byte(3) >> (6 - 2 * third) & 3;
+        }
     }
 }
 
@@ -421,7 +443,7 @@ mod tests {
 
     #[test]
     fn what_is_packed_into_six_bits_comes_out_as_int8_lines() {
-        let weight = |row: usize, k: usize| ((row * 31 + k * 17) % 63) as i16 - 31;
+        let weight = |row: usize, k: usize| 4 * (((row * 31 + k * 17) % 63) as i16 - 31);
         let n_blocks = 8;
         let (mut packed, mut expected) = (vec![0; n_blocks * 3 * LINE], vec![0u8; n_blocks * 4 * LINE]);
         for row in 0..ROWS {

@@ -380,26 +380,84 @@ unsafe fn screen_tile<const T: usize>(job: &ScreenJob, group: usize, token: usiz
         }
     }
     for (t, sum) in sums.iter().enumerate() {
-        for (quarter, &part) in sum.iter().enumerate() {
-            let mut pairs = [0i32; 8];
-            _mm256_storeu_si256(pairs.as_mut_ptr().cast(), part);
-            for row in 0..4 {
-                let place = job.sums.add(((token + t) * 2 + group) * ROWS + quarter * 4 + row);
-                *place = pairs[2 * row].wrapping_add(pairs[2 * row + 1]);
-            }
+        store_pairs(sum, job.sums.add(((token + t) * 2 + group) * ROWS));
+    }
+}
+
+/// [`screen`] on packed lines of six bits: four lines at a time are unpacked into registers and multiplied there.
+///
+/// # Safety
+/// AVX2; as [`ScreenJob`] says.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn screen_six(job: &ScreenJob) {
+    for group in 0..job.n_groups {
+        for token in 0..job.n_tokens {
+            six_tile(job, group, token);
         }
     }
 }
 
-/// Reads all of `bytes` by the widest loads and does nothing with them: the memory's ceiling.
+#[inline(always)]
+unsafe fn six_tile(job: &ScreenJob, group: usize, token: usize) {
+    let mut sums = [_mm256_setzero_si256(); 4];
+    for block in 0..job.n_lines / 4 {
+        let at = job.lines.add((group * job.n_lines / 4 + block) * 3 * LINE);
+        (0..3).for_each(|i| ask_ahead(at.add(i * LINE)));
+        let acts = job.values.add(token * job.stride + block * 16).cast::<i64>();
+        let fours = [0, 1, 2, 3].map(|plane| _mm256_set1_epi64x(acts.add(plane).read_unaligned()));
+        for half in 0..2 {
+            let load = |i: usize| _mm256_loadu_si256(at.add(i * LINE + half * 32).cast());
+            for (plane, line) in unpack_six(load(0), load(1), load(2)).into_iter().enumerate() {
+                let four = fours[plane];
+                let near = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(line));
+                let far = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(line));
+                sums[half * 2] = _mm256_add_epi32(sums[half * 2], _mm256_madd_epi16(near, four));
+                sums[half * 2 + 1] = _mm256_add_epi32(sums[half * 2 + 1], _mm256_madd_epi16(far, four));
+            }
+        }
+    }
+    store_pairs(&sums, job.sums.add((token * 2 + group) * ROWS));
+}
+
+/// The halves of four int8 lines from those of three packed ones: see `floats::unpack_six`.
+#[inline(always)]
+unsafe fn unpack_six(a: __m256i, b: __m256i, c: __m256i) -> [__m256i; 4] {
+    let upper = _mm256_set1_epi8(0xfcu8 as i8);
+    let bits = |line: __m256i, mask: u8| _mm256_and_si256(line, _mm256_set1_epi8(mask as i8));
+    let of_a = bits(_mm256_slli_epi16::<6>(a), 0xc0);
+    let of_b = bits(_mm256_slli_epi16::<4>(b), 0x30);
+    let of_c = bits(_mm256_slli_epi16::<2>(c), 0x0c);
+    [
+        _mm256_and_si256(a, upper),
+        _mm256_and_si256(b, upper),
+        _mm256_and_si256(c, upper),
+        _mm256_or_si256(of_a, _mm256_or_si256(of_b, of_c)),
+    ]
+}
+
+/// Sixteen sums from sixteen pairs of halves.
+#[inline(always)]
+unsafe fn store_pairs(sums: &[__m256i; 4], to: *mut i32) {
+    for (quarter, &part) in sums.iter().enumerate() {
+        let mut pairs = [0i32; 8];
+        _mm256_storeu_si256(pairs.as_mut_ptr().cast(), part);
+        for row in 0..4 {
+            *to.add(quarter * 4 + row) = pairs[2 * row].wrapping_add(pairs[2 * row + 1]);
+        }
+    }
+}
+
+/// Reads all of `bytes` by the widest loads and does nothing with them: the memory's ceiling. `ask` asks ahead, as kernels do.
 ///
 /// # Safety
 /// AVX2; a length that is a multiple of 4096.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn read_all(bytes: &[u8]) -> u64 {
+pub(super) unsafe fn read_all(bytes: &[u8], ask: bool) -> u64 {
     let mut sums = [_mm256_setzero_si256(); 8];
     for chunk in bytes.chunks_exact(256) {
-        chunk.chunks_exact(LINE).for_each(|line| ask_ahead(line.as_ptr()));
+        if ask {
+            chunk.chunks_exact(LINE).for_each(|line| ask_ahead(line.as_ptr()));
+        }
         for (i, sum) in sums.iter_mut().enumerate() {
             *sum = _mm256_or_si256(*sum, _mm256_loadu_si256(chunk.as_ptr().add(i * 32).cast()));
         }

@@ -338,12 +338,72 @@ unsafe fn screen_tile<const T: usize, const G: usize, const P: usize>(
                 upper = _mm512_add_epi32(upper, high[t][group][part]);
                 lower = _mm512_add_epi32(lower, low[t][group][part]);
             }
-            let row_sums = _mm512_loadu_si512(job.row_sums.add((first_group + group) * ROWS).cast());
-            let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower);
-            let place = job.sums.add(((token + t) * 2 + first_group + group) * ROWS);
-            _mm512_storeu_si512(place.cast(), _mm512_sub_epi32(sum, _mm512_slli_epi32::<15>(row_sums)));
+            store_wide(job, first_group + group, token + t, upper, lower);
         }
     }
+}
+
+/// [`screen`] on packed lines of six bits: four lines at a time are unpacked into registers and multiplied there.
+///
+/// # Safety
+/// The features of [`crate::Isa::Avx512`]; as [`ScreenJob`] says.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) unsafe fn screen_six(job: &ScreenJob) {
+    for group in 0..job.n_groups {
+        for token in 0..job.n_tokens {
+            six_tile(job, group, token);
+        }
+    }
+}
+
+/// A sum for each plane and byte keeps the multipliers busy.
+#[inline(always)]
+unsafe fn six_tile(job: &ScreenJob, group: usize, token: usize) {
+    let mut high = [_mm512_setzero_si512(); 4];
+    let mut low = [_mm512_setzero_si512(); 4];
+    for block in 0..job.n_lines / 4 {
+        let at = job.lines.add((group * job.n_lines / 4 + block) * 3 * LINE);
+        (0..3).for_each(|i| ask_ahead(at.add(i * LINE)));
+        let load = |i: usize| _mm512_loadu_si512(at.add(i * LINE).cast());
+        for (plane, line) in unpack_six(load(0), load(1), load(2)).into_iter().enumerate() {
+            let place = token * job.stride + block * 16 + plane * 4;
+            high[plane] = _mm512_dpbusd_epi32(high[plane], broadcast(job.high.add(place)), line);
+            low[plane] = _mm512_dpbusd_epi32(low[plane], broadcast(job.low.add(place)), line);
+        }
+    }
+    let all = |parts: [__m512i; 4]| {
+        let (even, odd) = (_mm512_add_epi32(parts[0], parts[2]), _mm512_add_epi32(parts[1], parts[3]));
+        _mm512_add_epi32(even, odd)
+    };
+    store_wide(job, group, token, all(high), all(low));
+}
+
+/// Four int8 lines from three packed ones: see `floats::unpack_six`.
+#[inline(always)]
+unsafe fn unpack_six(a: __m512i, b: __m512i, c: __m512i) -> [__m512i; 4] {
+    /// Bits of the first operand where the third has ones, of the second elsewhere.
+    const SELECT: i32 = 0xe4;
+    let upper = _mm512_set1_epi8(0xfcu8 as i8);
+    let mask = |mask: u8| _mm512_set1_epi8(mask as i8);
+    let (of_a, of_b, of_c) =
+        (_mm512_slli_epi16::<6>(a), _mm512_slli_epi16::<4>(b), _mm512_slli_epi16::<2>(c));
+    let two = _mm512_ternarylogic_epi32::<SELECT>(of_a, of_b, mask(0xc0));
+    let three = _mm512_ternarylogic_epi32::<SELECT>(two, of_c, mask(0xf0));
+    [
+        _mm512_and_si512(a, upper),
+        _mm512_and_si512(b, upper),
+        _mm512_and_si512(c, upper),
+        _mm512_and_si512(three, upper),
+    ]
+}
+
+/// Puts the bytes' sums together and takes off again what making them unsigned has added.
+#[inline(always)]
+unsafe fn store_wide(job: &ScreenJob, group: usize, token: usize, high: __m512i, low: __m512i) {
+    let row_sums = _mm512_loadu_si512(job.row_sums.add(group * ROWS).cast());
+    let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
+    let place = job.sums.add((token * 2 + group) * ROWS);
+    _mm512_storeu_si512(place.cast(), _mm512_sub_epi32(sum, _mm512_slli_epi32::<15>(row_sums)));
 }
 
 /// Dot products of int8 rows with int8 activations, these as y + 128 in `low`; 128 times the row's sum is taken off again.
@@ -433,15 +493,17 @@ unsafe fn narrow_tile<const T: usize, const G: usize>(
     }
 }
 
-/// Reads all of `bytes` by the widest loads and does nothing with them: the memory's ceiling.
+/// Reads all of `bytes` by the widest loads and does nothing with them: the memory's ceiling. `ask` asks ahead, as kernels do.
 ///
 /// # Safety
 /// The features of [`crate::Isa::Avx512`]; a length that is a multiple of 4096.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) unsafe fn read_all(bytes: &[u8]) -> u64 {
+pub(super) unsafe fn read_all(bytes: &[u8], ask: bool) -> u64 {
     let mut sums = [_mm512_setzero_si512(); 8];
     for chunk in bytes.chunks_exact(512) {
-        chunk.chunks_exact(LINE).for_each(|line| ask_ahead(line.as_ptr()));
+        if ask {
+            chunk.chunks_exact(LINE).for_each(|line| ask_ahead(line.as_ptr()));
+        }
         for (i, sum) in sums.iter_mut().enumerate() {
             *sum = _mm512_or_si512(*sum, _mm512_loadu_si512(chunk.as_ptr().add(i * LINE).cast()));
         }

@@ -4,7 +4,7 @@
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
 use super::ahead::ask_ahead;
-use super::avx2::{Pair, read_all, screen};
+use super::avx2::{Pair, read_all, screen, screen_six};
 use super::tl2::avx2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
 use std::arch::x86_64::*;

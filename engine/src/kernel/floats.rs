@@ -417,18 +417,18 @@ pub(super) unsafe fn reach<L: Lanes>(bounds: &Bounds<'_>, sign: f32, threshold: 
     }
 }
 
-/// Three lines of packed six-bit weights to four lines of int8. Nibbles of the first two lines are the lower bits of four
-/// lines; the third has the upper two bits of each. Codes are the weights plus 32.
+/// Three lines of packed six-bit weights to four lines of int8, which are multiples of 4. The upper six bits of the three
+/// are those of the first three lines; the lower two bits of each are a third of the fourth line's.
 #[inline(always)]
 pub(super) fn unpack_six(from: &[u8], to: &mut [u8]) {
     const L: usize = super::LINE;
     for (packed, lines) in from.as_chunks::<{ 3 * L }>().0.iter().zip(to.as_chunks_mut::<{ 4 * L }>().0) {
         for i in 0..L {
-            let (a, b, upper) = (packed[i], packed[L + i], packed[2 * L + i]);
-            lines[i] = (a & 15 | (upper & 3) << 4).wrapping_sub(32);
-            lines[L + i] = (a >> 4 | (upper & 12) << 2).wrapping_sub(32);
-            lines[2 * L + i] = (b & 15 | upper & 48).wrapping_sub(32);
-            lines[3 * L + i] = (b >> 4 | (upper & 192) >> 2).wrapping_sub(32);
+            let (a, b, c) = (packed[i], packed[L + i], packed[2 * L + i]);
+            lines[i] = a & 0xfc;
+            lines[L + i] = b & 0xfc;
+            lines[2 * L + i] = c & 0xfc;
+            lines[3 * L + i] = a << 6 | (b & 3) << 4 | (c & 3) << 2;
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::lanes::Lanes;
 use super::tl2::{look_up, tabulate};
-use super::{LINE, ROWS, ScreenJob, TernaryJob};
+use super::{LINE, ROWS, ScreenJob, TernaryJob, floats};
 use crate::gguf::rows::{f16_to_f32, f32_to_f16};
 
 impl Lanes for [f32; 16] {
@@ -133,13 +133,41 @@ pub(super) unsafe fn screen(job: &ScreenJob) {
                 let at = job.lines.add((group * job.n_lines + line) * LINE);
                 let quants = at.cast::<[i8; LINE]>().read_unaligned();
                 let four = y.add(line * 4).cast::<[i16; 4]>().read_unaligned();
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    for (j, &value) in four.iter().enumerate() {
-                        *sum = sum.wrapping_add(i32::from(quants[4 * row + j]) * i32::from(value));
-                    }
+                add_products(&mut sums, &quants, four);
+            }
+            job.sums.add((token * 2 + group) * ROWS).cast::<[i32; ROWS]>().write_unaligned(sums);
+        }
+    }
+}
+
+/// [`screen`] on packed lines of six bits.
+///
+/// # Safety
+/// As [`ScreenJob`] says.
+pub(super) unsafe fn screen_six(job: &ScreenJob) {
+    for group in 0..job.n_groups {
+        for token in 0..job.n_tokens {
+            let y = job.values.add(token * job.stride);
+            let mut sums = [0i32; ROWS];
+            for block in 0..job.n_lines / 4 {
+                let at = job.lines.add((group * job.n_lines / 4 + block) * 3 * LINE);
+                let mut lines = [0u8; 4 * LINE];
+                floats::unpack_six(&at.cast::<[u8; 3 * LINE]>().read_unaligned(), &mut lines);
+                for (plane, line) in lines.as_chunks::<LINE>().0.iter().enumerate() {
+                    let four = y.add(block * 16 + plane * 4).cast::<[i16; 4]>().read_unaligned();
+                    add_products(&mut sums, &line.map(|byte| byte as i8), four);
                 }
             }
             job.sums.add((token * 2 + group) * ROWS).cast::<[i32; ROWS]>().write_unaligned(sums);
+        }
+    }
+}
+
+/// Sixteen rows of four int8 weights times four activations.
+fn add_products(sums: &mut [i32; ROWS], quants: &[i8; LINE], four: [i16; 4]) {
+    for (row, sum) in sums.iter_mut().enumerate() {
+        for (j, &value) in four.iter().enumerate() {
+            *sum = sum.wrapping_add(i32::from(quants[4 * row + j]) * i32::from(value));
         }
     }
 }
@@ -148,7 +176,7 @@ pub(super) unsafe fn screen(job: &ScreenJob) {
 ///
 /// # Safety
 /// None; unsafe as its siblings are.
-pub(super) unsafe fn read_all(bytes: &[u8]) -> u64 {
+pub(super) unsafe fn read_all(bytes: &[u8], _ask: bool) -> u64 {
     bytes.as_chunks::<8>().0.iter().fold(0, |all, word| all | u64::from_le_bytes(*word))
 }
 

@@ -113,6 +113,7 @@ macro_rules! stamp {
             look_up,
             screen,
             screen_narrow,
+            screen_six,
             read_all,
             multiply_all,
             finish: stamped::finish,

@@ -208,36 +208,83 @@ fn groups_equal_scalar(
     let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
     let width = blocks * 128;
     let mut bytes = Bytes(seed);
-    let widest = (((1i64 << 31) - 1) / (127 * width as i64)).min(32767) as i32;
-    let bound = narrow.map_or(widest, i32::from);
-    let values: Vec<i16> = (0..n_tokens * width)
-        .map(|_| if extreme { bound as i16 } else { (bytes.next() as i32 % (2 * bound) - bound) as i16 })
-        .collect();
     let lines: Vec<u8> = (0..width * ROWS * n_groups)
         .map(|_| if extreme { 127 } else { (bytes.next() as i32 % 255 - 127) as i8 as u8 })
         .collect();
-    let mut row_sums = vec![0i32; ROWS * n_groups];
-    for (line, bytes) in lines.chunks(LINE).enumerate() {
-        for (i, &quant) in bytes.iter().enumerate() {
-            row_sums[line / (width / 4) * ROWS + i / 4] += i32::from(quant as i8);
-        }
-    }
-    let offset = narrow.map_or(32768, |bound| i32::from(bound) + 1);
-    let shifted: Vec<u16> = values.iter().map(|&y| (i32::from(y) + offset) as u16).collect();
-    let acts = WideActs {
-        stride: width,
-        width,
-        high: &shifted.iter().map(|&y| (y >> 8) as u8).collect::<Vec<u8>>(),
-        low: &shifted.iter().map(|&y| y as u8).collect::<Vec<u8>>(),
-        values: &values,
-        narrow: narrow.is_some(),
-    };
+    let rounded = RoundedActs::new(&mut bytes, width, n_tokens, extreme, narrow);
+    let row_sums = row_sums(&lines, width, n_groups);
     let run = |kernels: Kernels| {
         let mut sums = vec![0i32; n_tokens * 2 * ROWS];
-        kernels.screen(&lines, &acts, n_tokens, &row_sums, &mut sums);
+        kernels.screen(&lines, &rounded.acts(width), n_tokens, &row_sums, &mut sums);
         sums
     };
     assert_eq!(run(scalar), run(kernels), "{isa}");
+}
+
+/// Activations in the forms that screening wants.
+struct RoundedActs {
+    values: Vec<i16>,
+    high: Vec<u8>,
+    low: Vec<u8>,
+    narrow: bool,
+}
+
+impl RoundedActs {
+    fn new(bytes: &mut Bytes, width: usize, n_tokens: usize, extreme: bool, narrow: Option<i16>) -> Self {
+        let widest = (((1i64 << 31) - 1) / (127 * width as i64)).min(32767) as i32;
+        let bound = narrow.map_or(widest, i32::from);
+        let mut value = || if extreme { bound } else { bytes.next() as i32 % (2 * bound) - bound };
+        let values: Vec<i16> = (0..n_tokens * width).map(|_| value() as i16).collect();
+        let offset = narrow.map_or(32768, |bound| i32::from(bound) + 1);
+        let shifted = values.iter().map(|&y| (i32::from(y) + offset) as u16);
+        let high = shifted.clone().map(|y| (y >> 8) as u8).collect();
+        let low = shifted.map(|y| y as u8).collect();
+        Self { values, high, low, narrow: narrow.is_some() }
+    }
+
+    fn acts(&self, width: usize) -> WideActs<'_> {
+        let Self { values, high, low, narrow } = self;
+        WideActs { stride: width, width, values, high, low, narrow: *narrow }
+    }
+}
+
+fn row_sums(lines: &[u8], width: usize, n_groups: usize) -> Vec<i32> {
+    let mut sums = vec![0i32; ROWS * n_groups];
+    for (line, bytes) in lines.chunks(LINE).enumerate() {
+        for (i, &quant) in bytes.iter().enumerate() {
+            sums[line / (width / 4) * ROWS + i / 4] += i32::from(quant as i8);
+        }
+    }
+    sums
+}
+
+/// Packed lines give the sums that their unpacked ones give, by plain Rust.
+fn six_bits_equal_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extreme: bool) {
+    let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
+    let width = blocks * 128;
+    let mut bytes = Bytes(seed);
+    for n_groups in [1, 2] {
+        let mut packed: Vec<u8> = (0..width * ROWS * n_groups / 4 * 3).map(|_| bytes.next() as u8).collect();
+        if extreme {
+            // The largest six bits, 31, in all four planes.
+            packed.chunks_mut(LINE).enumerate().for_each(|(i, line)| line.fill([0x7d, 0x7f, 0x7f][i % 3]));
+        }
+        let unpack = |kernels: Kernels| {
+            let mut lines = vec![0u8; width * ROWS * n_groups];
+            kernels.unpack_six(&packed, &mut lines);
+            lines
+        };
+        let lines = unpack(scalar);
+        assert_eq!(lines, unpack(kernels), "{isa}");
+        assert!(!extreme || lines.iter().all(|&byte| byte == 124));
+        let rounded = RoundedActs::new(&mut bytes, width, n_tokens, extreme, None);
+        let acts = rounded.acts(width);
+        let row_sums = row_sums(&lines, width, n_groups);
+        let (mut expected, mut found) = (vec![0i32; n_tokens * 2 * ROWS], vec![0i32; n_tokens * 2 * ROWS]);
+        scalar.screen(&lines, &acts, n_tokens, &row_sums, &mut expected);
+        kernels.screen_six(&packed, &acts, n_tokens, &row_sums, &mut found);
+        assert_eq!(expected, found, "{isa}");
+    }
 }
 
 macro_rules! suite {
@@ -274,6 +321,11 @@ macro_rules! suite {
                 fn screening_equals_the_scalar_one(seed: u64, blocks in 1usize..8, n_tokens in 1usize..14) {
                     screening_equals_scalar($isa, seed, blocks, n_tokens, false);
                 }
+
+                #[test]
+                fn screening_by_six_bits_equals_the_scalar_one(seed: u64, blocks in 1usize..8, n_tokens in 1usize..4) {
+                    six_bits_equal_scalar($isa, seed, blocks, n_tokens, false);
+                }
             }
 
             #[test]
@@ -284,6 +336,7 @@ macro_rules! suite {
                     }
                 }
                 screening_equals_scalar($isa, 1, 20, 3, true);
+                six_bits_equal_scalar($isa, 1, 20, 2, true);
             }
 
             #[test]
