@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use ternfleet_engine::gguf::{self, File, Hyper};
-use ternfleet_engine::host::{MAX_DEFAULT_THREADS, usable_threads};
+use ternfleet_engine::host::Topology;
 use ternfleet_engine::{Engine, Options};
 use ternfleet_text::{Manifest, Tokenizer};
 
@@ -54,9 +54,10 @@ impl ModelFile {
 
 /// The thread count to run with: as many as asked for, with a warning above what this machine can run at once.
 pub(crate) fn threads(asked: Option<usize>) -> usize {
-    let usable = usable_threads();
+    let topology = Topology::read();
+    let usable = topology.usable_threads;
     match asked {
-        None => usable.min(MAX_DEFAULT_THREADS),
+        None => topology.default_threads(),
         Some(threads) => {
             if threads > usable {
                 eprintln!(

@@ -84,7 +84,7 @@ impl Engine {
         };
         let kernels = Kernels::new(isa).expect("because the instruction set was checked");
         let topology = host::Topology::read();
-        let threads = options.threads.unwrap_or(topology.usable_threads.min(host::MAX_DEFAULT_THREADS));
+        let threads = options.threads.unwrap_or_else(|| topology.default_threads());
         let mut pool = Pool::new(threads, &topology.pins()).map_err(LoadError::Thread)?;
         let n_tokens = options.max_sequences;
         let choose = |hyper: &Hyper, pool: &mut Pool| {

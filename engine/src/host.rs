@@ -83,6 +83,11 @@ impl Topology {
         }
     }
 
+    /// The threads that one engine takes by itself.
+    pub fn default_threads(&self) -> usize {
+        self.usable_threads.min(MAX_DEFAULT_THREADS)
+    }
+
     /// The memory that this process may use.
     pub fn usable_memory_bytes(&self) -> u64 {
         self.memory_limit_bytes.unwrap_or(u64::MAX).min(self.memory_bytes)
@@ -110,11 +115,6 @@ impl Topology {
         ranked.sort_by_key(|&(sibling, ..)| sibling);
         ranked.into_iter().map(|(_, id, l3_group)| (id, l3_group)).collect()
     }
-}
-
-/// Threads that can run at full speed: the smallest of affinity, whole CPUs of the quota, and physical cores.
-pub fn usable_threads() -> usize {
-    Topology::read().usable_threads
 }
 
 fn usable(affinity: usize, cores: usize, quota_cpus: Option<f64>) -> usize {

@@ -12,7 +12,7 @@ pub const MAX_SEQUENCES: usize = 64;
 /// How a model is loaded and run. None of these, except [`Head`] when it is declared lossy, changes a single bit of the output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Threads of the pool; `None` takes [`crate::host::usable_threads`], at most 16. A number is taken as it is.
+    /// Threads of the pool; `None` takes [`crate::host::Topology::default_threads`]. A number is taken as it is.
     pub threads: Option<usize>,
     /// `None` takes [`Isa::detect`].
     pub isa: Option<Isa>,

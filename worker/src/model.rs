@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use ternfleet_engine::host::{MAX_DEFAULT_THREADS, usable_threads};
+use ternfleet_engine::host::Topology;
 use ternfleet_engine::{Engine, Options as EngineOptions, Speculation, gguf};
 use ternfleet_proto::message::ThreadPoint;
 use ternfleet_text::{Manifest, Tokenizer};
@@ -108,13 +108,13 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
 }
 
 /// Loads the engine. With the number of threads left open, half of them are tried first and kept if all do not help;
-/// that costs one more load and half a second, once.
+/// that costs half a second and one more load, or two where the half is kept, once.
 fn with_the_best_threads(
     options: &Options,
     vocab: usize,
     load: impl Fn(Option<usize>) -> anyhow::Result<(Engine, Duration)>,
 ) -> anyhow::Result<(Engine, Duration, Vec<ThreadPoint>)> {
-    let all = usable_threads().min(MAX_DEFAULT_THREADS);
+    let all = Topology::read().default_threads();
     let half = all / 2;
     if options.threads.is_some() || options.calibrate_ms == 0 || half == 0 {
         let (engine, took) = load(options.threads)?;

@@ -21,7 +21,7 @@ pub(crate) struct TopologyCommand {
 impl TopologyCommand {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let seen = Topology::read();
-        let threads = seen.usable_threads.min(MAX_DEFAULT_THREADS);
+        let threads = seen.default_threads();
         let pins: Vec<usize> = seen.pin_order().into_iter().take(threads).collect();
         let isa = Isa::detect()?;
         if self.json {

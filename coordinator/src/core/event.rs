@@ -13,12 +13,11 @@ use ternfleet_proto::{
 };
 
 use super::record::BatchRecord;
+pub use crate::route::WorkerSlot;
 
 /// Place of a batch in the core; never reused within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchSlot(pub u32);
-
-pub use crate::route::WorkerSlot;
 
 /// One job, in eight bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

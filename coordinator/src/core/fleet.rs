@@ -78,14 +78,6 @@ pub enum LeasePhase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PodNumber(pub u32);
 
-impl PodNumber {
-    fn draw(next: &mut u32) -> Self {
-        let number = *next;
-        *next += 1;
-        Self(number)
-    }
-}
-
 /// A paid machine, on which one or more workers run.
 #[derive(Debug)]
 pub struct Pod {
@@ -199,20 +191,7 @@ impl Fleet {
 
     /// The worker's pod is paid for from now on, if it was not already.
     pub fn join_pod(&mut self, now: TimeMs, slot: WorkerSlot, beat: &Heartbeat) -> PodNumber {
-        let next_pod = &mut self.next_pod;
-        let pod = self.pods.entry(beat.pod.clone()).or_insert_with(|| Pod {
-            number: PodNumber::draw(next_pod),
-            bill: Bill::new(now, beat.price_usd_micro_per_hour),
-            workers: BTreeSet::new(),
-            class: beat.pod_class.clone(),
-            busy_ms: 0,
-            active_at: now,
-            begun_at: now,
-            lease: None,
-            unleased: UsdMicro::ZERO,
-            audited_at: now,
-            unaudited: super::money::Share { from: now, to: now, ..Default::default() },
-        });
+        let pod = self.pod_or_new(now, now, &beat.pod, beat.price_usd_micro_per_hour, &beat.pod_class);
         pod.workers.insert(slot);
         if pod.lease == Some(LeasePhase::Boot) {
             pod.lease = Some(LeasePhase::Work);
@@ -221,9 +200,33 @@ impl Fleet {
         pod.number
     }
 
-    /// For a pod that is to be put among the others.
-    pub fn new_pod_number(&mut self) -> PodNumber {
-        PodNumber::draw(&mut self.next_pod)
+    /// The pod of this name; one that was not known is paid for since `begin`.
+    pub fn pod_or_new(
+        &mut self,
+        now: TimeMs,
+        begin: TimeMs,
+        name: &str,
+        price_usd_micro_per_hour: UsdMicro,
+        class: &str,
+    ) -> &mut Pod {
+        let next_pod = &mut self.next_pod;
+        self.pods.entry(name.to_owned()).or_insert_with(|| {
+            let number = PodNumber(*next_pod);
+            *next_pod += 1;
+            Pod {
+                number,
+                bill: Bill::new(begin, price_usd_micro_per_hour),
+                workers: BTreeSet::new(),
+                class: class.to_owned(),
+                busy_ms: 0,
+                begun_at: begin,
+                active_at: now,
+                audited_at: now,
+                lease: None,
+                unleased: UsdMicro::ZERO,
+                unaudited: super::money::Share { from: begin, to: begin, ..Default::default() },
+            }
+        })
     }
 
     /// One more than the highest number of a pod.

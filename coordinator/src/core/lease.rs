@@ -1,14 +1,11 @@
 //! Rented pods: each is billed from its creation to its return, so that boots and drains stand in the ledger beside
 //! work and idleness.
 
-use std::collections::BTreeSet;
-
 use ternfleet_proto::{TimeMs, UsdMicro};
 
 use super::Core;
 use super::event::{Action, Lease};
 use super::fleet::{LeasePhase, Pod};
-use super::money::{Bill, Share};
 
 /// What pods cost that are gone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,20 +46,9 @@ impl Core {
                 }
             }
             None => {
-                let pod = Pod {
-                    number: self.fleet.new_pod_number(),
-                    bill: Bill::new(begin, lease.price_usd_micro_per_hour),
-                    workers: BTreeSet::new(),
-                    class: lease.class,
-                    busy_ms: 0,
-                    active_at: now,
-                    begun_at: begin,
-                    lease: Some(LeasePhase::Boot),
-                    unleased: UsdMicro::ZERO,
-                    audited_at: now,
-                    unaudited: Share { from: begin, to: begin, ..Share::default() },
-                };
-                self.fleet.pods.insert(lease.pod, pod);
+                let price = lease.price_usd_micro_per_hour;
+                self.fleet.pod_or_new(now, begin, &lease.pod, price, &lease.class).lease =
+                    Some(LeasePhase::Boot);
             }
         }
     }

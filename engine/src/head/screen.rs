@@ -63,14 +63,6 @@ impl Bits {
             Bits::Six => n_weights / 4 * 3,
         }
     }
-
-    /// Inputs that are multiplied at a time.
-    fn piece(self, width: usize) -> usize {
-        match self {
-            Bits::Eight => width,
-            Bits::Six => PIECE.min(width),
-        }
-    }
 }
 
 /// What a member needs for sums.
@@ -101,7 +93,6 @@ pub(crate) struct Screen {
     residuals: Shared<f32>,
     quants: Shared<f32>,
     weights: Shared<f32>,
-    /// (pieces, rows)
     row_sums: Shared<i32>,
 }
 
@@ -126,8 +117,7 @@ impl Screen {
     /// Bytes of anonymous memory.
     pub(crate) fn bytes(&self) -> u64 {
         let rows = self.n_groups * ROWS;
-        (self.bits.bytes(rows * self.width) + rows * 4 * size_of::<f32>()) as u64
-            + (self.row_sums.len() * size_of::<i32>()) as u64
+        (self.bits.bytes(rows * self.width) + rows * (4 * size_of::<f32>() + size_of::<i32>())) as u64
     }
 
     /// Quantises a model's head, each member the rows that it will read.
@@ -154,7 +144,7 @@ impl Screen {
             residuals: Shared::new(rows),
             quants: Shared::new(rows),
             weights: Shared::new(rows),
-            row_sums: Shared::new(width.div_ceil(bits.piece(width)) * rows),
+            row_sums: Shared::new(rows),
         };
         let head = model.head();
         let bad_row = AtomicUsize::new(usize::MAX);
@@ -202,12 +192,9 @@ impl Screen {
         let scale = self.quantise(kernels, buffers) / f32::from(unit);
         buffers.quants.iter_mut().for_each(|quant| *quant *= unit);
         let r = row % ROWS;
-        let n_rows = self.n_groups * ROWS;
-        for (i, piece) in buffers.quants.chunks(self.bits.piece(self.width)).enumerate() {
-            let sum: i32 = piece.iter().map(|&quant| i32::from(quant)).sum();
-            // SAFETY: within (pieces, rows), and the caller's promise for this row of each piece.
-            unsafe { self.row_sums.pointer().add(i * n_rows + row).write(sum) };
-        }
+        let row_sum: i32 = buffers.quants.iter().map(|&quant| i32::from(quant)).sum();
+        // SAFETY: in bounds, and the caller's promise for this row.
+        unsafe { self.row_sums.pointer().add(row).write(row_sum) };
         match self.bits {
             Bits::Eight => {
                 let fours = buffers.quants.as_chunks::<4>().0;
@@ -326,31 +313,22 @@ impl Screen {
         place: impl Fn(usize, usize) -> &'o mut [f32],
     ) {
         let rows = groups.start * ROWS..groups.end * ROWS;
-        let n_rows = self.n_groups * ROWS;
         // SAFETY: nothing writes after `build`.
-        let scales = unsafe { self.scales.read(rows.clone()) };
-        // SAFETY: as above.
-        let row_sums = |piece: usize| unsafe {
-            self.row_sums.read(piece * n_rows + rows.start..piece * n_rows + rows.end)
-        };
+        let (scales, row_sums) = unsafe { (self.scales.read(rows.clone()), self.row_sums.read(rows)) };
         let bytes = self.group_bytes(groups.start).start..self.group_bytes(groups.end - 1).end;
         // SAFETY: as above.
         let lines = unsafe { self.lines.read::<u8>(bytes) };
         let Sums { whole, piece: of_piece, lines: unpacked } = sums;
         match self.bits {
-            Bits::Eight => kernels.screen(lines, acts, rounded.len(), row_sums(0), whole),
+            Bits::Eight => kernels.screen(lines, acts, rounded.len(), row_sums, whole),
             Bits::Six if rounded.len() <= FEW && !acts.narrow => {
-                let mut all = [0; 2 * ROWS];
-                let n = rows.len();
-                for piece in 0..self.width.div_ceil(PIECE) {
-                    all.iter_mut().zip(row_sums(piece)).for_each(|(all, sum)| *all += sum);
-                }
-                kernels.screen_six(lines, acts, rounded.len(), &all[..n], whole);
+                kernels.screen_six(lines, acts, rounded.len(), row_sums, whole);
             }
             Bits::Six => {
                 let whole = &mut whole[..rounded.len() * 2 * ROWS];
                 whole.fill(0);
-                for (piece, start) in (0..self.width).step_by(PIECE).enumerate() {
+                let none = [0; 2 * ROWS];
+                for start in (0..self.width).step_by(PIECE) {
                     let width = PIECE.min(self.width - start);
                     let unpacked = &mut unpacked[..groups.len() * width * ROWS];
                     let from = self.bits.bytes(start * ROWS)..self.bits.bytes((start + width) * ROWS);
@@ -366,8 +344,11 @@ impl Screen {
                         low: &acts.low[start..],
                         narrow: acts.narrow,
                     };
-                    kernels.screen(unpacked, &acts, rounded.len(), row_sums(piece), of_piece);
-                    whole.iter_mut().zip(&*of_piece).for_each(|(whole, piece)| *whole += piece);
+                    // What kernels take off for a row's sum is taken off once, with the first piece.
+                    let row_sums = if start == 0 { row_sums } else { &none[..row_sums.len()] };
+                    kernels.screen(unpacked, &acts, rounded.len(), row_sums, of_piece);
+                    let pairs = whole.iter_mut().zip(&*of_piece);
+                    pairs.for_each(|(whole, piece)| *whole = whole.wrapping_add(*piece));
                 }
             }
         }
