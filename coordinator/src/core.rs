@@ -31,8 +31,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ternfleet_proto::clock::StepWatch;
+use ternfleet_proto::message::EventKind;
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{BatchId, TimeMs, WorkerId};
+use ternfleet_proto::{BatchId, MonoMs, Now, WorkerId};
 
 pub use batch::{Batch, Cell, CellState};
 pub use event::{
@@ -123,6 +125,8 @@ pub struct Counts {
     /// What the jobs were reckoned to cost beyond the cheapest worker of their kind, when they were handed over.
     pub regret_usd_micro: u64,
     pub unusable_beats: u64,
+    /// Times that the wall clock was stepped.
+    pub clock_steps: u64,
     /// By number of the invariant: J1, J3, M1, M2.
     pub violations: [u64; 4],
 }
@@ -147,11 +151,11 @@ pub struct Core {
     text_bytes: u64,
     /// Something has changed that may let a job be handed out.
     work_changed: bool,
-    handed_at: TimeMs,
-    hand_after: TimeMs,
-    ticked_at: TimeMs,
-    accrued_at: TimeMs,
-    swept_at: TimeMs,
+    handed_at: MonoMs,
+    hand_after: MonoMs,
+    accrued_at: MonoMs,
+    swept_at: MonoMs,
+    steps: StepWatch,
     results_read_to: u64,
     closed_bills: lease::ClosedBills,
     /// Tokens of a job as they turn out, prompt and output.
@@ -176,11 +180,11 @@ impl Core {
             interactive: VecDeque::new(),
             text_bytes: 0,
             work_changed: false,
-            handed_at: TimeMs(0),
-            hand_after: TimeMs(0),
-            ticked_at: TimeMs(0),
-            accrued_at: TimeMs(0),
-            swept_at: TimeMs(0),
+            handed_at: MonoMs(0),
+            hand_after: MonoMs(0),
+            accrued_at: MonoMs(0),
+            swept_at: MonoMs(0),
+            steps: StepWatch::default(),
             results_read_to: 0,
             closed_bills: lease::ClosedBills::default(),
             mean_job_tokens: 128.0,
@@ -190,7 +194,11 @@ impl Core {
     }
 
     /// Takes in one event; what is to be done about it is appended to `actions`.
-    pub fn on(&mut self, now: TimeMs, event: Event, actions: &mut Vec<Action>) {
+    pub fn on(&mut self, now: Now, event: Event, actions: &mut Vec<Action>) {
+        if let Some(by_ms) = self.steps.look(now) {
+            self.counts.clock_steps += 1;
+            self.act(actions, Action::Audit(EventKind::ClockStepped { by_ms }));
+        }
         match event {
             Event::Lead(lead) => self.begin_to_lead(now, lead, actions),
             Event::BatchKnown(record) => self.batch_known(now, *record, actions),
@@ -219,7 +227,7 @@ impl Core {
     }
 
     /// All events at hand are in: hand out, then read on where lines run short.
-    fn turn(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    fn turn(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.hand_out(now, actions);
         self.read_on(actions);
     }

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use ternfleet_proto::message::Reply;
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::trace::{self, TraceContext};
-use ternfleet_proto::{Bus, codec};
+use ternfleet_proto::{Bus, Clock, codec};
 
 pub use auth::{KeyFileError, Keys};
 use error::{ApiError, ApiResult};
@@ -73,6 +73,7 @@ struct Shared {
     bus: Arc<dyn Bus>,
     keys: Keys,
     options: GatewayOptions,
+    clock: Clock,
     history: live::History,
     models: models::Known,
 }
@@ -85,13 +86,13 @@ impl std::fmt::Debug for Gateway {
 
 impl Gateway {
     /// Reads the key file; a key file that cannot be used is an error, not an open door.
-    pub fn new(bus: Arc<dyn Bus>, options: GatewayOptions) -> Result<Gateway, KeyFileError> {
+    pub fn new(bus: Arc<dyn Bus>, options: GatewayOptions, clock: Clock) -> Result<Gateway, KeyFileError> {
         let keys = match &options.keys_file {
             Some(path) => Keys::read(path)?,
             None => Keys::default(),
         };
         let (history, models) = (live::History::default(), models::Known::default());
-        Ok(Gateway { shared: Arc::new(Shared { bus, keys, options, history, models }) })
+        Ok(Gateway { shared: Arc::new(Shared { bus, keys, options, clock, history, models }) })
     }
 
     /// True when no key is asked for.
@@ -101,6 +102,10 @@ impl Gateway {
 
     fn bus(&self) -> &dyn Bus {
         &*self.shared.bus
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.shared.clock
     }
 
     fn bus_handle(&self) -> Arc<dyn Bus> {

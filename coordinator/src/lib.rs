@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gateway::Gateway;
-use ternfleet_proto::Bus;
+use ternfleet_proto::{Bus, Clock};
 use tokio_util::sync::CancellationToken;
 
 pub use metrics::{Described, Metrics};
@@ -32,16 +32,30 @@ pub use options::{
 /// # Errors
 /// When NATS is too old or refuses, when strict durability is asked for and not there, when the HTTP address is taken.
 pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    run_by(Clock::machine(), bus, options, shutdown).await
+}
+
+/// As [`run`], by this clock: a simulation steps it.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_by(
+    clock: Clock,
+    bus: Arc<dyn Bus>,
+    options: Options,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let stop = shutdown.child_token();
     let _stops_all = stop.clone().drop_guard();
     let watch = metrics::watch_nats(Arc::clone(&bus), Arc::clone(&metrics));
     let _watches_nats = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(watch));
-    let fleet = shell::serve(Arc::clone(&bus), options.clone(), Arc::clone(&metrics), stop.clone());
+    let fleet =
+        shell::serve(Arc::clone(&bus), options.clone(), Arc::clone(&metrics), clock.clone(), stop.clone());
     match options.http {
         None => fleet.await,
         Some(address) => {
-            let gateway = open_gateway(Arc::clone(&bus), &options, address)?;
+            let gateway = open_gateway(Arc::clone(&bus), &options, clock, address)?;
             let history =
                 tokio_util::task::AbortOnDropHandle::new(tokio::spawn(gateway.clone().sample_history()));
             let page = http::serve(address, bus, metrics, gateway.routes(), stop.clone());
@@ -56,8 +70,13 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
 }
 
 /// A gateway without keys serves everybody who can reach it, so it must say so to listen beyond this machine.
-fn open_gateway(bus: Arc<dyn Bus>, options: &Options, address: SocketAddr) -> anyhow::Result<Gateway> {
-    let gateway = Gateway::new(bus, options.gateway.clone())?;
+fn open_gateway(
+    bus: Arc<dyn Bus>,
+    options: &Options,
+    clock: Clock,
+    address: SocketAddr,
+) -> anyhow::Result<Gateway> {
+    let gateway = Gateway::new(bus, options.gateway.clone(), clock)?;
     if gateway.is_open() && !address.ip().is_loopback() && !options.gateway.serve_without_keys {
         anyhow::bail!(
             "{address} can be reached from other machines and there are no API keys: set gateway.keys_file \

@@ -16,7 +16,7 @@ mod scale;
 
 use ternfleet_cloud::CloudError;
 use ternfleet_proto::message::{Durability, JobResult, ScaleView};
-use ternfleet_proto::{Lane, TimeMs, UsdMicro};
+use ternfleet_proto::{Lane, Now, TimeMs, UsdMicro};
 
 use crate::core::{Core, Counts, Gauges};
 use crate::scale::Act;
@@ -88,7 +88,7 @@ pub struct Metrics {
 
 #[derive(Default)]
 struct Refreshed {
-    at: Option<std::time::Instant>,
+    at: Option<tokio::time::Instant>,
     counts: Counts,
     /// By use, as [`USES`] orders them.
     cost: [UsdMicro; 4],
@@ -337,56 +337,63 @@ impl Metrics {
     }
 
     /// Takes over what the core has counted.
-    pub(crate) fn observe(&self, core: &Core) {
+    pub(crate) fn observe(&self, now: Now, core: &Core) {
         let mut last = self.refreshed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if last.at.is_some_and(|at| at.elapsed().as_millis() < u128::from(REFRESH_MS)) {
             return;
         }
-        last.at = Some(std::time::Instant::now());
-        let (now, before) = (core.counts, std::mem::replace(&mut last.counts, core.counts));
+        last.at = Some(tokio::time::Instant::now());
+        let (counted, before) = (core.counts, std::mem::replace(&mut last.counts, core.counts));
         // A core that began anew counts from zero.
         let add = |counter: &Counter, now: u64, before: u64| {
             counter.inc_by(now.checked_sub(before).unwrap_or(now) as f64)
         };
         for (place, outcome) in ["good", "error"].into_iter().enumerate() {
-            add(&self.committed.with_label_values(&[outcome]), now.committed[place], before.committed[place]);
+            add(
+                &self.committed.with_label_values(&[outcome]),
+                counted.committed[place],
+                before.committed[place],
+            );
         }
-        add(&self.duplicates, now.duplicate_answers, before.duplicate_answers);
-        add(&self.divergences, now.divergent_answers, before.divergent_answers);
-        add(&self.forged, now.forged_answers, before.forged_answers);
-        add(&self.handed, now.handed_jobs, before.handed_jobs);
-        add(&self.moved, now.moved_jobs, before.moved_jobs);
-        add(&self.failed_handovers, now.failed_handovers, before.failed_handovers);
-        add(&self.failed_attempts, now.failed_attempts, before.failed_attempts);
-        add(&self.worker_faults, now.worker_faults, before.worker_faults);
+        add(&self.duplicates, counted.duplicate_answers, before.duplicate_answers);
+        add(&self.divergences, counted.divergent_answers, before.divergent_answers);
+        add(&self.forged, counted.forged_answers, before.forged_answers);
+        add(&self.handed, counted.handed_jobs, before.handed_jobs);
+        add(&self.moved, counted.moved_jobs, before.moved_jobs);
+        add(&self.failed_handovers, counted.failed_handovers, before.failed_handovers);
+        add(&self.failed_attempts, counted.failed_attempts, before.failed_attempts);
+        add(&self.worker_faults, counted.worker_faults, before.worker_faults);
         let regret =
-            now.regret_usd_micro.checked_sub(before.regret_usd_micro).unwrap_or(now.regret_usd_micro);
+            counted.regret_usd_micro.checked_sub(before.regret_usd_micro).unwrap_or(counted.regret_usd_micro);
         self.regret.inc_by(regret as f64 / 1e6);
-        add(&self.dead, now.dead_jobs, before.dead_jobs);
-        add(&self.lost_workers, now.lost_workers, before.lost_workers);
-        add(self.scale.slowdowns(), now.slowdowns, before.slowdowns);
-        add(&self.quarantines, now.quarantined_hosts, before.quarantined_hosts);
-        add(&self.dead_man_failures, now.dead_man_failures, before.dead_man_failures);
-        add(&self.canaries, now.canaries_diverged, before.canaries_diverged);
+        add(&self.dead, counted.dead_jobs, before.dead_jobs);
+        add(&self.lost_workers, counted.lost_workers, before.lost_workers);
+        add(self.scale.slowdowns(), counted.slowdowns, before.slowdowns);
+        add(&self.quarantines, counted.quarantined_hosts, before.quarantined_hosts);
+        add(&self.dead_man_failures, counted.dead_man_failures, before.dead_man_failures);
+        add(&self.canaries, counted.canaries_diverged, before.canaries_diverged);
         let audits = |outcome: &str| self.audits.with_label_values(&[outcome]);
-        add(&audits("agreed"), now.audits_agreed, before.audits_agreed);
-        add(&audits("diverged"), now.audits_diverged, before.audits_diverged);
-        add(&audits("skipped"), now.audits_skipped, before.audits_skipped);
-        add(&self.last_host_suspect, now.last_host_suspect, before.last_host_suspect);
-        add(&self.adopted, now.adopted_jobs, before.adopted_jobs);
+        add(&audits("agreed"), counted.audits_agreed, before.audits_agreed);
+        add(&audits("diverged"), counted.audits_diverged, before.audits_diverged);
+        add(&audits("skipped"), counted.audits_skipped, before.audits_skipped);
+        add(&self.last_host_suspect, counted.last_host_suspect, before.last_host_suspect);
+        add(&self.adopted, counted.adopted_jobs, before.adopted_jobs);
         let tokens = |phase: &str| self.tokens.with_label_values(&[phase]);
-        add(&tokens("prompt"), now.prompt_tokens, before.prompt_tokens);
-        add(&tokens("completion"), now.completion_tokens, before.completion_tokens);
+        add(&tokens("prompt"), counted.prompt_tokens, before.prompt_tokens);
+        add(&tokens("completion"), counted.completion_tokens, before.completion_tokens);
         let wasted = |reason: &str| self.wasted.with_label_values(&[reason]);
-        add(&wasted("duplicate"), now.wasted_duplicate_tokens, before.wasted_duplicate_tokens);
-        add(&wasted("repeated"), now.wasted_repeated_tokens, before.wasted_repeated_tokens);
-        add(&wasted("reprefilled"), now.reprefilled_tokens, before.reprefilled_tokens);
+        add(&wasted("duplicate"), counted.wasted_duplicate_tokens, before.wasted_duplicate_tokens);
+        add(&wasted("repeated"), counted.wasted_repeated_tokens, before.wasted_repeated_tokens);
+        add(&wasted("reprefilled"), counted.reprefilled_tokens, before.reprefilled_tokens);
         for (place, id) in INVARIANTS.into_iter().enumerate() {
-            add(&self.violations.with_label_values(&[id]), now.violations[place], before.violations[place]);
+            add(
+                &self.violations.with_label_values(&[id]),
+                counted.violations[place],
+                before.violations[place],
+            );
         }
-        let now = TimeMs::now();
         let levels = core.gauges();
-        self.set_levels(now, &levels);
+        self.set_levels(now.wall, &levels);
         let idle = levels.idle - levels.boot - levels.drain;
         let cost = [levels.attributed, levels.boot, idle, levels.drain];
         for ((name, now), before) in USES.into_iter().zip(cost).zip(std::mem::replace(&mut last.cost, cost)) {
@@ -398,7 +405,7 @@ impl Metrics {
             true => (core.pod_views(), core.live_batch_views(now)),
             false => Default::default(),
         };
-        self.fleet.refresh(now, &pods, &batches);
+        self.fleet.refresh(now.wall, &pods, &batches);
     }
 
     /// What the scaler has and does.

@@ -16,13 +16,14 @@ mod choose;
 mod settings;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use ternfleet_proto::{TimeMs, UsdMicro, WorkerId};
 
 use crate::plan::{Batch, Plan};
 
-pub use choose::{dead_man_at, decide, market};
+pub use choose::{decide, market};
 pub use settings::{Class, Refused, Settings};
 
 /// A pod that somebody decided to have. Written (by compare-and-set) before anything is ordered.
@@ -86,12 +87,13 @@ pub struct SeenWorker {
     pub price_usd_micro_per_hour: UsdMicro,
     pub rate_mean_tok_s: f64,
     pub rate_sd_tok_s: f64,
-    pub heard_at: TimeMs,
+    /// For how long nothing was heard of it.
+    pub silent: Duration,
     pub workers: Vec<WorkerId>,
     /// Some of its workers take work now.
     pub live: bool,
-    /// Since when none of its workers has had a job; `None` while one has.
-    pub idle_since: Option<TimeMs>,
+    /// For how long none of its workers has had a job; `None` while one has.
+    pub idle: Option<Duration>,
 }
 
 /// The situation.
@@ -109,6 +111,14 @@ pub struct Seen {
     pub deaf: bool,
     /// The number of the next name.
     pub next_number: u64,
+    /// How old each intent is, whatever was done to the wall clock; by its date where that is not known.
+    pub ages: BTreeMap<String, Duration>,
+}
+
+impl Seen {
+    fn age(&self, intent: &Intent) -> Duration {
+        self.ages.get(&intent.name).copied().unwrap_or_else(|| self.now.since(intent.written_at))
+    }
 }
 
 /// What is to be done. Each may be repeated without harm.

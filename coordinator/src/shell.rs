@@ -30,7 +30,7 @@ use anyhow::Context;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal};
 use ternfleet_proto::table;
-use ternfleet_proto::{BatchId, JobKey, LeaderRevision, TimeMs, codec};
+use ternfleet_proto::{BatchId, Clock, JobKey, LeaderRevision, Now, codec};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -104,12 +104,13 @@ pub(crate) async fn serve(
     bus: Arc<dyn Bus>,
     options: Options,
     metrics: Arc<Metrics>,
+    clock: Clock,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut served = false;
     loop {
         let tasks = shutdown.child_token();
-        let ended = serve_once(&bus, &options, &metrics, &shutdown, &tasks).await;
+        let ended = serve_once(&bus, &options, &metrics, &clock, &shutdown, &tasks).await;
         tasks.cancel();
         metrics.set_role(false, false);
         match ended {
@@ -131,6 +132,7 @@ async fn serve_once(
     bus: &Arc<dyn Bus>,
     options: &Options,
     metrics: &Arc<Metrics>,
+    clock: &Clock,
     shutdown: &CancellationToken,
     cancel: &CancellationToken,
 ) -> anyhow::Result<Ended> {
@@ -147,7 +149,7 @@ async fn serve_once(
     };
     let mut core = Core::new(ground.key.clone(), limits);
     let mut actions = Vec::new();
-    let results_from = load_batches(bus, &mut core, &mut actions).await?;
+    let results_from = load_batches(bus, clock.now(), &mut core, &mut actions).await?;
 
     let (inbox, mut inputs) = mpsc::channel(INBOX);
     let recent = Recent::default();
@@ -162,6 +164,7 @@ async fn serve_once(
     tasks.spawn(hear::leader(Arc::clone(bus), inbox.clone()));
     let mut service = Service {
         bus: Arc::clone(bus),
+        clock: clock.clone(),
         options: options.clone(),
         door,
         api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone(), &options.webhooks),
@@ -189,12 +192,13 @@ async fn serve_once(
                 }
             }
             _ = ticker.tick() => {
-                service.core.on(TimeMs::now(), Event::Tick, &mut actions);
-                service.show_situation(TimeMs::now());
+                let now = clock.now();
+                service.core.on(now, Event::Tick, &mut actions);
+                service.show_situation(now);
             }
             () = shutdown.cancelled() => break Ended::Shutdown,
         }
-        let now = TimeMs::now();
+        let now = clock.now();
         let mut deposed = None;
         for input in gulp.drain(..) {
             match input {
@@ -222,14 +226,19 @@ async fn serve_once(
             service.perform(now, action);
         }
         service.api.serve_pollers(now, &service.core);
-        metrics.observe(&service.core);
+        metrics.observe(now, &service.core);
     };
     service.close(cancel).await;
     Ok(ended)
 }
 
 /// Reads every stored batch; answers where in RESULTS the reading must begin.
-async fn load_batches(bus: &Arc<dyn Bus>, core: &mut Core, actions: &mut Vec<Action>) -> anyhow::Result<u64> {
+async fn load_batches(
+    bus: &Arc<dyn Bus>,
+    now: Now,
+    core: &mut Core,
+    actions: &mut Vec<Action>,
+) -> anyhow::Result<u64> {
     let entries = bus.kv_entries(table::KV_BATCHES).await.context("the stored batches cannot be read")?;
     let mut records: Vec<BatchRecord> = Vec::new();
     for entry in entries {
@@ -245,7 +254,7 @@ async fn load_batches(bus: &Arc<dyn Bus>, core: &mut Core, actions: &mut Vec<Act
     let live = records.iter().filter(|record| !record.state.is_terminal());
     let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
     for record in records {
-        core.on(TimeMs::now(), Event::BatchKnown(Box::new(record)), actions);
+        core.on(now, Event::BatchKnown(Box::new(record)), actions);
     }
     Ok(from)
 }
@@ -267,6 +276,7 @@ struct ScalerHand {
 
 struct Service {
     bus: Arc<dyn Bus>,
+    clock: Clock,
     options: Options,
     ground: setup::Ground,
     door: join::Door,
@@ -286,7 +296,7 @@ struct Service {
 }
 
 impl Service {
-    async fn take(&mut self, now: TimeMs, input: Input, actions: &mut Vec<Action>) {
+    async fn take(&mut self, now: Now, input: Input, actions: &mut Vec<Action>) {
         match input {
             Input::Event(event) => {
                 if let Event::Answer { answer, .. } = &event
@@ -317,7 +327,7 @@ impl Service {
             }
             Input::Join { asker, request, reply } => {
                 if self.core.is_leading() {
-                    let answer = self.door.answer(now, &asker, &request, self.core.fleet());
+                    let answer = self.door.answer(now.wall, &asker, &request, self.core.fleet());
                     self.send(reply, codec::encode(&answer));
                 }
             }
@@ -361,7 +371,7 @@ impl Service {
     }
 
     /// Reads a batch's record, if it is unknown or has `changed`.
-    async fn learn(&mut self, now: TimeMs, batch: &BatchId, changed: bool, actions: &mut Vec<Action>) {
+    async fn learn(&mut self, now: Now, batch: &BatchId, changed: bool, actions: &mut Vec<Action>) {
         if !changed && (self.core.find(batch).is_some() || self.unknown.contains(batch)) {
             return;
         }
@@ -381,10 +391,10 @@ impl Service {
         }
     }
 
-    async fn lead(&mut self, now: TimeMs, lead: Lead, actions: &mut Vec<Action>) {
+    async fn lead(&mut self, now: Now, lead: Lead, actions: &mut Vec<Action>) {
         tracing::info!(revision = lead.revision.0, term = lead.term, "leading");
         // What the last leader stored in its last moments may not have been heard.
-        if let Err(error) = load_batches(&self.bus, &mut self.core, actions).await {
+        if let Err(error) = load_batches(&self.bus, now, &mut self.core, actions).await {
             tracing::error!(error = format!("{error:#}"), "leading with the batches known so far");
         }
         self.clear_work().await;
@@ -394,7 +404,11 @@ impl Service {
         let mut working = vec![
             tokio::spawn(perform::side_by_side(
                 Arc::clone(bus),
-                perform::Under { leader: lead.revision, syncs_always: self.ground.syncs_always },
+                perform::Under {
+                    leader: lead.revision,
+                    syncs_always: self.ground.syncs_always,
+                    clock: self.clock.clone(),
+                },
                 action_queue,
                 self.inbox.clone(),
             )),
@@ -410,6 +424,7 @@ impl Service {
                 calls: asked,
                 inbox: self.inbox.clone(),
                 metrics: Arc::clone(&self.metrics),
+                clock: self.clock.clone(),
             };
             working.push(tokio::spawn(scaler::serve(rental, ties)));
             ScalerHand { situations, calls }
@@ -426,6 +441,7 @@ impl Service {
             Arc::clone(&self.bus),
             lead.revision,
             retention,
+            self.clock.clone(),
             self.inbox.clone(),
         ));
         self.metrics.set_role(true, true);
@@ -447,7 +463,7 @@ impl Service {
         }
     }
 
-    fn perform(&mut self, now: TimeMs, action: Action) {
+    fn perform(&mut self, now: Now, action: Action) {
         match action {
             Action::Scan { batch } => self.command(batch, reader::Command::Scan),
             Action::Read { batch, from, lines, skip } => {
@@ -460,11 +476,11 @@ impl Service {
             Action::Record(record) => self.book(books::Entry::Record(record)),
             Action::Audit(kind) => {
                 self.diary.note(&kind, &self.core);
-                self.book(books::Entry::Audit(now, kind));
+                self.book(books::Entry::Audit(now.wall, kind));
             }
             Action::Notify(record) => {
                 let (allow, inbox) = (self.options.webhooks.allow.clone(), self.inbox.clone());
-                self.tasks.spawn(notify::call(*record, allow, inbox));
+                self.tasks.spawn(notify::call(*record, allow, self.clock.clone(), inbox));
             }
             Action::Announce { key, sequence } => self.announce(key, sequence),
             Action::ClearWork => {}
@@ -477,7 +493,7 @@ impl Service {
     }
 
     /// The scaler looks at this whenever it is its turn.
-    fn show_situation(&self, now: TimeMs) {
+    fn show_situation(&self, now: Now) {
         if let Some(scaler) = self.hands.as_ref().and_then(|hands| hands.scaler.as_ref()) {
             scaler.situations.send_replace(Arc::new(self.core.situation(now)));
         }

@@ -163,7 +163,7 @@ impl TimeMs {
         TimeMs(self.0.saturating_add(span.as_millis() as u64))
     }
 
-    /// The wall clock of this machine. Shells call it; the cores are handed the time.
+    /// The wall clock of this machine, for tools and tests. Shells read their [`crate::Clock`].
     pub fn now() -> TimeMs {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         TimeMs(since_epoch.map_or(0, |d| d.as_millis() as u64))

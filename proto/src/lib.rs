@@ -8,6 +8,7 @@
 
 pub mod access;
 pub mod bus;
+pub mod clock;
 pub mod codec;
 pub mod id;
 pub mod message;
@@ -19,6 +20,7 @@ pub mod tag;
 pub mod trace;
 
 pub use bus::{Bus, BusError};
+pub use clock::{Clock, Deadline, MonoMs, Now};
 pub use id::{Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, WorkerId};
 pub use money::UsdMicro;
 

@@ -148,6 +148,7 @@ fn heartbeat() -> Heartbeat {
         version: "0.1.0".into(),
         started_at: TimeMs(1),
         at: TimeMs(2),
+        mono: ternfleet_proto::MonoMs::default(),
         running: vec![Running { job: job(), epoch: Epoch(1), generated: 12 }],
         needs_queues: false,
         canary: "c1-5e1f".into(),

@@ -158,6 +158,7 @@ pub fn first_beat(id: &WorkerId, manner: &Manner, now: TimeMs) -> Heartbeat {
         version: "test".to_owned(),
         started_at: now,
         at: now,
+        mono: ternfleet_proto::MonoMs::default(),
         running: Vec::new(),
         needs_queues: false,
         canary: String::new(),

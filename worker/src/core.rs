@@ -21,8 +21,9 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use ternfleet_proto::clock::StepWatch;
 use ternfleet_proto::message::{Control, Heartbeat, WorkerCounters, WorkerState};
-use ternfleet_proto::{BatchId, Epoch, JobKey, Lane, LeaderRevision, TimeMs};
+use ternfleet_proto::{BatchId, Epoch, JobKey, Lane, LeaderRevision, MonoMs, Now};
 
 pub use event::*;
 pub use rate::Rate;
@@ -83,8 +84,9 @@ pub struct Core {
     /// Prompt positions computed since the start, by all jobs.
     prefilled: u64,
     busy: Duration,
-    heartbeat_at: Option<TimeMs>,
-    drain_until: Option<TimeMs>,
+    heartbeat_at: Option<MonoMs>,
+    drain_until: Option<MonoMs>,
+    steps: StepWatch,
     exited: bool,
     bus_up: bool,
     signals: u32,
@@ -103,7 +105,7 @@ struct Queues {
 struct PullState {
     outstanding: bool,
     tries: u32,
-    not_before: Option<TimeMs>,
+    not_before: Option<MonoMs>,
 }
 
 /// The highest revision seen, and where in its stream work of that revision was first seen.
@@ -135,6 +137,7 @@ impl Core {
             busy: Duration::ZERO,
             heartbeat_at: None,
             drain_until: None,
+            steps: StepWatch::default(),
             exited: false,
             bus_up: true,
             signals: 0,
@@ -143,9 +146,12 @@ impl Core {
     }
 
     /// Takes one event in and appends what is to be done. After [`Action::Exit`] nothing more comes.
-    pub fn on(&mut self, now: TimeMs, event: Event, actions: &mut Vec<Action>) {
+    pub fn on(&mut self, now: Now, event: Event, actions: &mut Vec<Action>) {
         if self.exited {
             return;
+        }
+        if let Some(by_ms) = self.steps.look(now) {
+            actions.push(Action::Note(Note::ClockStepped { by_ms }));
         }
         match event {
             Event::WorkPulled { lane, delivery, work } => self.on_pulled(now, lane, delivery, work, actions),
@@ -201,7 +207,7 @@ impl Core {
     }
 
     /// Age of the oldest output that is in no checkpoint yet.
-    pub fn checkpoint_age(&self, now: TimeMs) -> Duration {
+    pub fn checkpoint_age(&self, now: Now) -> Duration {
         let behind = self
             .slots
             .values()
@@ -218,11 +224,11 @@ impl Core {
         }
     }
 
-    fn on_order(&mut self, now: TimeMs, control: Control, actions: &mut Vec<Action>) {
+    fn on_order(&mut self, now: Now, control: Control, actions: &mut Vec<Action>) {
         self.obey(now, control, actions);
     }
 
-    fn on_bus(&mut self, now: TimeMs, up: bool, actions: &mut Vec<Action>) {
+    fn on_bus(&mut self, now: Now, up: bool, actions: &mut Vec<Action>) {
         let came_back = up && !self.bus_up;
         self.bus_up = up;
         if came_back {

@@ -464,6 +464,7 @@ impl Metrics {
             Note::Fault { .. } => self.faults.inc(),
             Note::Misrouted { .. } => self.misrouted.inc(),
             Note::Duplicate { .. }
+            | Note::ClockStepped { .. }
             | Note::Fenced { .. }
             | Note::Released { .. }
             | Note::Undecodable { .. } => {}

@@ -19,7 +19,7 @@ use futures::{FutureExt, StreamExt};
 use ternfleet_engine::host;
 use ternfleet_proto::bus::{Bus, BusStream, Note as BusNote};
 use ternfleet_proto::message::Control;
-use ternfleet_proto::{TimeMs, codec, table};
+use ternfleet_proto::{Clock, codec, table};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +61,7 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
         tracing::warn!(note, "about this model");
     }
     metrics.set_model(&model, options.slots, options.price_usd_per_hour);
+    let clock = Clock::machine();
     let (config, identity) = setup::config(&options, &model);
     let (profile, last_metrics, last_bus) = (config.profile.clone(), metrics.clone(), bus.clone());
     tracing::info!(
@@ -97,7 +98,8 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
         actions: Vec::new(),
         bus_up: true,
         throttled_at_start: host::throttling().map_or(0, |t| t.throttled_us),
-        dead_man: DeadMan::new(TimeMs::now(), silence_max),
+        dead_man: DeadMan::new(clock.mono(), silence_max),
+        clock: clock.clone(),
         alive: Arc::new(Notify::new()),
         orphaned: false,
     };
@@ -109,7 +111,7 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
         let end = || ternfleet_cloud::end_myself(options.end_myself).boxed();
         let tell = |failures| {
             last_metrics.dead_man_failed();
-            dead_man::tell(last_bus.clone(), profile.clone(), failures).boxed()
+            dead_man::tell(last_bus.clone(), clock.wall(), profile.clone(), failures).boxed()
         };
         dead_man::insist(end, tell, stopped).await;
     }
@@ -146,6 +148,7 @@ async fn subscribe(bus: &Arc<dyn Bus>, subject: &str) -> anyhow::Result<BusStrea
 }
 
 struct Shell {
+    clock: Clock,
     core: Core,
     spans: Spans,
     generations: Generations,
@@ -190,7 +193,7 @@ impl Shell {
                 Some(note) = self.control.next() => self.on_control(&note),
                 Some(note) = self.control_all.next() => self.on_control(&note),
                 () = self.alive.notified() => {
-                    self.dead_man.heard(TimeMs::now());
+                    self.dead_man.heard(self.clock.mono());
                     true
                 }
                 _ = ticks.tick() => self.on_tick(),
@@ -207,10 +210,10 @@ impl Shell {
     /// Hands an event to the core and does what it says. False when the worker has ended.
     fn handle(&mut self, event: Event) -> bool {
         if let Event::WorkPulled { .. } = event {
-            self.dead_man.heard(TimeMs::now());
+            self.dead_man.heard(self.clock.mono());
         }
         let mut actions = std::mem::take(&mut self.actions);
-        self.core.on(TimeMs::now(), event, &mut actions);
+        self.core.on(self.clock.now(), event, &mut actions);
         let mut going_on = true;
         let mut follow_ups = Vec::new();
         for action in actions.drain(..) {
@@ -255,7 +258,7 @@ impl Shell {
     fn on_control(&mut self, note: &BusNote) -> bool {
         match codec::decode::<Control>(&note.payload) {
             Ok(control) => {
-                self.dead_man.heard(TimeMs::now());
+                self.dead_man.heard(self.clock.mono());
                 self.handle(Event::Order(control))
             }
             Err(fault) => {
@@ -277,9 +280,9 @@ impl Shell {
             host::throttling().map_or(0, |t| t.throttled_us).saturating_sub(self.throttled_at_start);
         let host = HostFacts { throttled_ms: throttled_us / 1000 };
         let going_on = self.handle(Event::Tick { host });
-        let age = self.core.checkpoint_age(TimeMs::now());
+        let age = self.core.checkpoint_age(self.clock.now());
         self.metrics.copy(&self.core, age, Duration::from_micros(throttled_us), up);
-        match self.dead_man.due(TimeMs::now()) {
+        match self.dead_man.due(self.clock.mono()) {
             Due::Ask => self.ask_whether_anybody_is_there(),
             Due::End if !self.orphaned => {
                 self.orphaned = true;

@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use ternfleet_proto::message::{EventKind, Input};
-use ternfleet_proto::{BatchId, Epoch, JobKey, TenantId, TimeMs, WorkerId};
+use ternfleet_proto::{BatchId, Epoch, JobKey, Now, TenantId, WorkerId};
 
 use super::batch::{Batch, CellState};
 use super::event::{Action, Answer, Content, Fed, JobRef, Task, Verdict};
@@ -66,7 +66,7 @@ impl Core {
     }
 
     /// Hands the job out once more, to a pod that has not answered it. False when there is none.
-    pub(super) fn begin_audit(&mut self, now: TimeMs, audit: Audit, actions: &mut Vec<Action>) -> bool {
+    pub(super) fn begin_audit(&mut self, now: Now, audit: Audit, actions: &mut Vec<Action>) -> bool {
         let asked = |pod: &str| {
             pod == audit.first.pod || audit.second.as_ref().is_some_and(|second| pod == second.pod)
         };
@@ -82,11 +82,11 @@ impl Core {
         let excluded = self.fleet.workers.iter().filter(|(_, worker)| asked(&worker.beat.pod));
         let excluded = excluded.map(|(slot, _)| *slot).collect();
         let record = BatchRecord::single(
-            now,
+            now.wall,
             id.clone(),
             audit.tenant.clone(),
             audit.task.line.endpoint,
-            now.plus(WITHIN),
+            now.wall.plus(WITHIN),
         );
         self.batch_known(now, record, actions);
         let Some(slot) = self.slot_of(&id) else { return false };
@@ -107,7 +107,7 @@ impl Core {
     }
 
     /// The second run has ended, well or not.
-    pub(super) fn audited(&mut self, now: TimeMs, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
+    pub(super) fn audited(&mut self, now: Now, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
         let Some(audit) = self.batches.get_mut(&job.batch).and_then(|batch| batch.audit.take()) else {
             return;
         };
@@ -143,7 +143,7 @@ impl Core {
     }
 
     /// An audit that cannot be carried out ends without a verdict.
-    pub(super) fn give_up_audit(&mut self, now: TimeMs, job: JobRef, actions: &mut Vec<Action>) {
+    pub(super) fn give_up_audit(&mut self, now: Now, job: JobRef, actions: &mut Vec<Action>) {
         if self.batches.get_mut(&job.batch).and_then(|batch| batch.audit.take()).is_some() {
             self.counts.audits_skipped += 1;
             self.land(now, job, None, actions);
@@ -151,7 +151,7 @@ impl Core {
         }
     }
 
-    fn close_audit(&mut self, now: TimeMs, job: JobRef, actions: &mut Vec<Action>) {
+    fn close_audit(&mut self, now: Now, job: JobRef, actions: &mut Vec<Action>) {
         if let Some(batch) = self.batches.get_mut(&job.batch) {
             batch.record.ending = Some(Ending::Cancelled);
             // A late second answer to it is a duplicate, and commits nothing.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ternfleet_proto::{TimeMs, WorkerId};
+use ternfleet_proto::{Now, WorkerId};
 
 use super::Core;
 use super::batch::Flight;
@@ -22,7 +22,7 @@ const REST: Duration = Duration::from_secs(1);
 
 impl Core {
     /// Moves waiting jobs to idle workers when nothing else waits, and jobs that hang.
-    pub(super) fn rebalance(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn rebalance(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.lead.is_none() {
             return;
         }
@@ -49,11 +49,11 @@ impl Core {
     }
 
     /// Compares ledger and streams: messages can get stuck, consumers can be left behind.
-    pub(super) fn sweep(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn sweep(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.lead.is_none() || now.since(self.swept_at) < SWEEP_EVERY {
             return;
         }
-        self.swept_at = now;
+        self.swept_at = now.mono;
         let mut lost = Vec::new();
         let mut shards: BTreeMap<u16, Vec<WorkerId>> = BTreeMap::new();
         for worker in self.fleet.workers.values() {
@@ -75,7 +75,7 @@ impl Core {
         self.act(actions, Action::Sweep { shards });
     }
 
-    fn move_hanging(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    fn move_hanging(&mut self, now: Now, actions: &mut Vec<Action>) {
         let mut hanging = Vec::new();
         for worker in self.fleet.workers.values().filter(|worker| worker.beat.slots_in_use > 0) {
             for job in &worker.flights {

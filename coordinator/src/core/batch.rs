@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use ternfleet_proto::message::{BatchState, FailedAttempt, Line};
-use ternfleet_proto::{Epoch, TimeMs, UsdMicro};
+use ternfleet_proto::{Deadline, Epoch, MonoMs, Now, UsdMicro};
 
 use super::audit::Audit;
 use super::event::{Task, WorkerSlot};
@@ -56,13 +56,13 @@ pub struct Flight {
     pub tokens: u32,
     /// What it was reckoned to cost at this worker when it was handed over.
     pub cost: UsdMicro,
-    pub since: TimeMs,
+    pub since: MonoMs,
     /// Seen in a slot, in a heartbeat.
     pub running: bool,
     /// Tokens generated, as last heard.
     pub generated: u32,
     /// When `generated` last grew, or the hand-over.
-    pub progress_at: TimeMs,
+    pub progress_at: MonoMs,
     /// Tokens already counted towards the pod's bill.
     pub counted: u32,
     /// Why it is being taken back counts as a fault of the job.
@@ -110,13 +110,15 @@ pub struct Queue {
 #[derive(Debug)]
 pub struct Batch {
     pub record: BatchRecord,
+    /// Of the record's `expires_at`.
+    pub expiry: Deadline,
     pub cells: Vec<Cell>,
     /// Sequences in RESULTS of the committed answers, in the order of their commit.
     pub commits: Vec<u64>,
     pub live: BTreeMap<u32, Live>,
     pub queues: Vec<Queue>,
     /// Jobs to try again, and when.
-    pub delayed: BTreeMap<(TimeMs, u32), ()>,
+    pub delayed: BTreeMap<(MonoMs, u32), ()>,
     pub totals: Totals,
     /// Next line to read.
     pub read_next: u32,
@@ -134,18 +136,19 @@ pub struct Batch {
     /// Tokens made up to the last sample, and the rate since, for progress.
     pub tokens_made: u64,
     pub rate_tok_s: f64,
-    pub rate_sample: (TimeMs, u64),
+    pub rate_sample: (MonoMs, u64),
     pub writing: bool,
     /// The second run of somebody else's job.
     pub audit: Option<Box<Audit>>,
 }
 
 impl Batch {
-    pub fn new(record: BatchRecord) -> Self {
+    pub fn new(now: Now, record: BatchRecord) -> Self {
         let cells = Vec::with_capacity(record.lines.unwrap_or(0) as usize);
         Self {
             totals: Totals { cost_usd_micro: record.totals.cost_usd_micro, ..Totals::default() },
-            rate_sample: (record.created_at, 0),
+            rate_sample: (now.mono, 0),
+            expiry: Deadline::new(now, record.expires_at),
             record,
             cells,
             commits: Vec::new(),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ternfleet_proto::{TenantId, TimeMs};
+use ternfleet_proto::{MonoMs, TenantId};
 
 use super::event::BatchSlot;
 
@@ -65,7 +65,7 @@ impl<K: Copy + Ord> Ring<K> {
 #[derive(Debug)]
 struct Level {
     ring: Ring<BatchSlot>,
-    served_at: TimeMs,
+    served_at: MonoMs,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ impl Tenant {
     /// The next batch of this tenant and the tokens of its next job. Does not pay.
     fn candidate(
         &mut self,
-        now: TimeMs,
+        now: MonoMs,
         cost: &mut impl FnMut(BatchSlot) -> Option<u32>,
     ) -> Option<(i8, BatchSlot, u32)> {
         loop {
@@ -111,7 +111,7 @@ impl Default for Fair {
 
 impl Fair {
     /// The batch has jobs to hand out (again). Whoever takes part already keeps its place.
-    pub(super) fn join(&mut self, now: TimeMs, tenant: &TenantId, priority: i8, batch: BatchSlot) {
+    pub(super) fn join(&mut self, now: MonoMs, tenant: &TenantId, priority: i8, batch: BatchSlot) {
         let slot = match self.slots.get(tenant) {
             Some(slot) => *slot,
             None => {
@@ -132,7 +132,7 @@ impl Fair {
     /// job in tokens, `None` when it has none.
     pub(super) fn next(
         &mut self,
-        now: TimeMs,
+        now: MonoMs,
         mut cost: impl FnMut(BatchSlot) -> Option<u32>,
     ) -> Option<BatchSlot> {
         let tenants = &mut self.tenants;
@@ -172,12 +172,12 @@ mod tests {
     #[test]
     fn two_tenants_get_the_same_number_of_tokens_whatever_the_size_of_their_jobs() {
         let mut fair = Fair::default();
-        fair.join(TimeMs(0), &tenant("a"), 0, BatchSlot(0));
-        fair.join(TimeMs(0), &tenant("b"), 0, BatchSlot(1));
+        fair.join(MonoMs(0), &tenant("a"), 0, BatchSlot(0));
+        fair.join(MonoMs(0), &tenant("b"), 0, BatchSlot(1));
         let size = |batch: BatchSlot| if batch.0 == 0 { 100 } else { 3000 };
         let mut tokens = [0u64; 2];
         for _ in 0..2000 {
-            let batch = fair.next(TimeMs(0), |b| Some(size(b))).unwrap();
+            let batch = fair.next(MonoMs(0), |b| Some(size(b))).unwrap();
             tokens[batch.0 as usize] += u64::from(size(batch));
         }
         let difference = tokens[0].abs_diff(tokens[1]);
@@ -188,15 +188,15 @@ mod tests {
     fn a_short_batch_behind_a_long_one_is_through_after_a_few_jobs() {
         let mut fair = Fair::default();
         let who = tenant("a");
-        fair.join(TimeMs(0), &who, 0, BatchSlot(0));
+        fair.join(MonoMs(0), &who, 0, BatchSlot(0));
         for _ in 0..100 {
-            fair.next(TimeMs(0), |_| Some(64)).unwrap();
+            fair.next(MonoMs(0), |_| Some(64)).unwrap();
         }
-        fair.join(TimeMs(0), &who, 0, BatchSlot(1));
+        fair.join(MonoMs(0), &who, 0, BatchSlot(1));
         let mut left = 10;
         let mut handed = 0;
         while left > 0 {
-            let batch = fair.next(TimeMs(0), |b| (b.0 == 0 || left > 0).then_some(64)).unwrap();
+            let batch = fair.next(MonoMs(0), |b| (b.0 == 0 || left > 0).then_some(64)).unwrap();
             left -= u32::from(batch.0 == 1);
             handed += 1;
         }
@@ -207,18 +207,18 @@ mod tests {
     fn a_higher_priority_goes_first_until_the_lower_one_has_aged() {
         let mut fair = Fair::default();
         let who = tenant("a");
-        fair.join(TimeMs(0), &who, 0, BatchSlot(0));
-        fair.join(TimeMs(0), &who, 1, BatchSlot(1));
-        assert_eq!(fair.next(TimeMs(10), |_| Some(10)), Some(BatchSlot(1)));
-        assert_eq!(fair.next(TimeMs(20), |_| Some(10)), Some(BatchSlot(1)));
-        assert_eq!(fair.next(TimeMs(2 * AGEING_MS), |b| (b.0 == 0).then_some(10)), Some(BatchSlot(0)));
+        fair.join(MonoMs(0), &who, 0, BatchSlot(0));
+        fair.join(MonoMs(0), &who, 1, BatchSlot(1));
+        assert_eq!(fair.next(MonoMs(10), |_| Some(10)), Some(BatchSlot(1)));
+        assert_eq!(fair.next(MonoMs(20), |_| Some(10)), Some(BatchSlot(1)));
+        assert_eq!(fair.next(MonoMs(2 * AGEING_MS), |b| (b.0 == 0).then_some(10)), Some(BatchSlot(0)));
     }
 
     #[test]
     fn nobody_waits_when_nothing_is_there() {
         let mut fair = Fair::default();
-        fair.join(TimeMs(0), &tenant("a"), 0, BatchSlot(0));
-        assert_eq!(fair.next(TimeMs(0), |_| None), None);
-        assert_eq!(fair.next(TimeMs(0), |_| Some(1)), None, "whoever had nothing has left the ring");
+        fair.join(MonoMs(0), &tenant("a"), 0, BatchSlot(0));
+        assert_eq!(fair.next(MonoMs(0), |_| None), None);
+        assert_eq!(fair.next(MonoMs(0), |_| Some(1)), None, "whoever had nothing has left the ring");
     }
 }

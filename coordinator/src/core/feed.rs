@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ternfleet_proto::TimeMs;
+use ternfleet_proto::Now;
 use ternfleet_proto::message::{BatchState, FailureCode};
 
 use super::Core;
@@ -49,7 +49,7 @@ impl Core {
         }
     }
 
-    pub(super) fn scanned(&mut self, now: TimeMs, slot: BatchSlot, lines: u32, actions: &mut Vec<Action>) {
+    pub(super) fn scanned(&mut self, now: Now, slot: BatchSlot, lines: u32, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get_mut(&slot) else { return };
         if batch.is_ended() || batch.record.lines.is_some() {
             return;
@@ -66,7 +66,7 @@ impl Core {
 
     pub(super) fn lines_read(
         &mut self,
-        now: TimeMs,
+        now: Now,
         slot: BatchSlot,
         lines: Vec<Fed>,
         next: u32,
@@ -87,7 +87,7 @@ impl Core {
         self.check_through(now, slot, actions);
     }
 
-    fn line_read(&mut self, now: TimeMs, job: JobRef, fed: Fed, actions: &mut Vec<Action>) {
+    fn line_read(&mut self, now: Now, job: JobRef, fed: Fed, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get_mut(&job.batch) else { return };
         if !batch.is_open(job.index) {
             return;
@@ -105,7 +105,7 @@ impl Core {
         }
     }
 
-    fn task_read(&mut self, now: TimeMs, job: JobRef, task: Arc<Task>, actions: &mut Vec<Action>) {
+    fn task_read(&mut self, now: Now, job: JobRef, task: Arc<Task>, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get_mut(&job.batch) else { return };
         if batch.live.get(&job.index).is_some_and(|live| live.task.is_some() || live.answering) {
             return;
@@ -139,7 +139,7 @@ impl Core {
     }
 
     /// A line of a batch that ends early gets its error line.
-    pub(super) fn answer_ending(&mut self, now: TimeMs, job: JobRef, actions: &mut Vec<Action>) {
+    pub(super) fn answer_ending(&mut self, now: Now, job: JobRef, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get(&job.batch) else { return };
         let (code, message) = match batch.record.ending {
             Some(Ending::Cancelled) => {

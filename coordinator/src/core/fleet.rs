@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ternfleet_proto::message::{Heartbeat, WorkerState};
-use ternfleet_proto::{TimeMs, UsdMicro, WorkerId};
+use ternfleet_proto::{MonoMs, Now, UsdMicro, WorkerId};
 
 use super::canary::Canaries;
 use super::event::{JobRef, WorkerSlot};
@@ -34,7 +34,7 @@ pub struct Worker {
     pub beat: Heartbeat,
     pub kind: EngineKind,
     pub pod: PodNumber,
-    pub seen_at: TimeMs,
+    pub seen_at: MonoMs,
     pub liveness: Liveness,
     pub shard: u16,
     /// Its consumers exist.
@@ -46,7 +46,7 @@ pub struct Worker {
     pub held_tokens: u64,
     pub tokens_made: u64,
     /// Since when it runs nothing although jobs lie in its queue.
-    pub stuck_since: Option<TimeMs>,
+    pub stuck_since: Option<MonoMs>,
 }
 
 impl Worker {
@@ -88,10 +88,10 @@ pub struct Pod {
     /// Busy milliseconds and whether anything ran, since the last accrual.
     pub busy_ms: u64,
     /// When its bill began here.
-    pub begun_at: TimeMs,
+    pub begun_at: MonoMs,
     /// When one of its workers last had a job, or the pod came.
-    pub active_at: TimeMs,
-    pub audited_at: TimeMs,
+    pub active_at: MonoMs,
+    pub audited_at: Now,
     /// Rented by the scaler; `None` for a pod that somebody else pays for.
     pub lease: Option<LeasePhase>,
     /// Of its bill, what is not the lease's: from before this coordinator took it over.
@@ -157,7 +157,7 @@ impl Fleet {
     }
 
     /// A worker that was not known.
-    pub fn add(&mut self, now: TimeMs, beat: Heartbeat, shard: u16) -> WorkerSlot {
+    pub fn add(&mut self, now: Now, beat: Heartbeat, shard: u16) -> WorkerSlot {
         let slot = WorkerSlot(self.next_slot);
         self.next_slot += 1;
         let kind = self.kind_of(&beat);
@@ -175,7 +175,7 @@ impl Fleet {
             beat,
             kind,
             pod,
-            seen_at: now,
+            seen_at: now.mono,
             liveness: Liveness::Live,
             shard,
             registered: false,
@@ -190,21 +190,20 @@ impl Fleet {
     }
 
     /// The worker's pod is paid for from now on, if it was not already.
-    pub fn join_pod(&mut self, now: TimeMs, slot: WorkerSlot, beat: &Heartbeat) -> PodNumber {
-        let pod = self.pod_or_new(now, now, &beat.pod, beat.price_usd_micro_per_hour, &beat.pod_class);
+    pub fn join_pod(&mut self, now: Now, slot: WorkerSlot, beat: &Heartbeat) -> PodNumber {
+        let pod = self.pod_or_new(now, &beat.pod, beat.price_usd_micro_per_hour, &beat.pod_class);
         pod.workers.insert(slot);
         if pod.lease == Some(LeasePhase::Boot) {
             pod.lease = Some(LeasePhase::Work);
-            pod.active_at = now;
+            pod.active_at = now.mono;
         }
         pod.number
     }
 
-    /// The pod of this name; one that was not known is paid for since `begin`.
+    /// The pod of this name; one that was not known is paid for from now on.
     pub fn pod_or_new(
         &mut self,
-        now: TimeMs,
-        begin: TimeMs,
+        now: Now,
         name: &str,
         price_usd_micro_per_hour: UsdMicro,
         class: &str,
@@ -215,16 +214,16 @@ impl Fleet {
             *next_pod += 1;
             Pod {
                 number,
-                bill: Bill::new(begin, price_usd_micro_per_hour),
+                bill: Bill::new(now.mono, price_usd_micro_per_hour),
                 workers: BTreeSet::new(),
                 class: class.to_owned(),
                 busy_ms: 0,
-                begun_at: begin,
-                active_at: now,
+                begun_at: now.mono,
+                active_at: now.mono,
                 audited_at: now,
                 lease: None,
                 unleased: UsdMicro::ZERO,
-                unaudited: super::money::Share { from: begin, to: begin, ..Default::default() },
+                unaudited: super::money::Share::default(),
             }
         })
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ternfleet_proto::message::{FailedAttempt, Work};
-use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TimeMs, UsdMicro};
+use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, Now, UsdMicro};
 
 use super::batch::{Flight, Stage};
 use super::event::{Action, BatchSlot, HandOut, JobRef, WorkerSlot};
@@ -150,18 +150,18 @@ impl Snapshot {
 }
 
 impl Core {
-    pub(super) fn hand_out(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn hand_out(&mut self, now: Now, actions: &mut Vec<Action>) {
         // A snapshot of a large fleet takes a while: then not at every turn.
         let gap_ms = self.fleet.workers.len() as u64 / 500;
         if !self.work_changed
             || self.lead.is_none()
-            || now < self.hand_after
-            || now.0 < self.handed_at.0 + gap_ms
+            || now.mono < self.hand_after
+            || now.mono.0 < self.handed_at.0 + gap_ms
         {
             return;
         }
         self.work_changed = false;
-        self.handed_at = now;
+        self.handed_at = now.mono;
         let mut snapshot = Snapshot::take(&self.fleet);
         if snapshot.fleet.workers.is_empty() {
             return;
@@ -185,23 +185,17 @@ impl Core {
     /// A batch that had nothing that could run has left the rings, and what kept it back goes away in many ways: an
     /// answer sets money free, a worker of its model comes, one gets faster. So nobody has to be told: whoever waits
     /// is asked again each time.
-    fn everybody_joins(&mut self, now: TimeMs) {
+    fn everybody_joins(&mut self, now: Now) {
         for slot in &self.active {
             let batch = &self.batches[slot];
             if batch.runs() && !batch.is_interactive() && batch.waiting() > 0 {
-                self.fair.join(now, &batch.record.tenant, batch.record.options.priority, *slot);
+                self.fair.join(now.mono, &batch.record.tenant, batch.record.options.priority, *slot);
             }
         }
     }
 
     /// Up to `room` jobs in the order that fairness wants; they have left their queues.
-    fn draw(
-        &mut self,
-        now: TimeMs,
-        room: usize,
-        snapshot: &Snapshot,
-        held: &BTreeSet<BatchSlot>,
-    ) -> Vec<Drawn> {
+    fn draw(&mut self, now: Now, room: usize, snapshot: &Snapshot, held: &BTreeSet<BatchSlot>) -> Vec<Drawn> {
         let mut drawn = Vec::new();
         let Self { fair, batches, interactive, fleet, .. } = self;
         let mut waiting_on = Vec::new();
@@ -219,7 +213,7 @@ impl Core {
         }
         interactive.extend(waiting_on);
         while drawn.len() < room {
-            let next = fair.next(now, |slot| {
+            let next = fair.next(now.mono, |slot| {
                 if held.contains(&slot) {
                     return None;
                 }
@@ -242,7 +236,7 @@ impl Core {
     /// it can pay have no room for is put into `held`.
     fn place(
         &mut self,
-        now: TimeMs,
+        now: Now,
         drawn: Vec<Drawn>,
         snapshot: &mut Snapshot,
         held: &mut BTreeSet<BatchSlot>,
@@ -288,7 +282,7 @@ impl Core {
     /// Does with the job what was chosen for it; what has to wait is added to `back`.
     fn settle(
         &mut self,
-        now: TimeMs,
+        now: Now,
         mut job: Drawn,
         choice: Choice,
         snapshot: &mut Snapshot,
@@ -317,7 +311,7 @@ impl Core {
                     batch.release(job.tokens, job.cost);
                 }
                 let failed = FailedAttempt {
-                    at: now,
+                    at: now.wall,
                     worker: None,
                     host: None,
                     generated: 0,
@@ -388,7 +382,7 @@ impl Core {
         (!doubt(best).0).then_some(best)
     }
 
-    fn give_back(&mut self, now: TimeMs, drawn: &Drawn) {
+    fn give_back(&mut self, now: Now, drawn: &Drawn) {
         let Some(batch) = self.batches.get_mut(&drawn.job.batch) else { return };
         if let Some(live) = batch.live.get(&drawn.job.index) {
             batch.queues[live.queue].jobs.push_front(drawn.job.index);
@@ -403,7 +397,7 @@ impl Core {
         self.join(now, drawn.job.batch);
     }
 
-    fn hand(&mut self, now: TimeMs, drawn: Drawn, slot: WorkerSlot, actions: &mut Vec<Action>) {
+    fn hand(&mut self, now: Now, drawn: Drawn, slot: WorkerSlot, actions: &mut Vec<Action>) {
         let Some(lead) = self.lead else { return };
         let job = drawn.job;
         let (Some(batch), Some(worker)) = (self.batches.get_mut(&job.batch), self.fleet.get_mut(slot)) else {
@@ -434,10 +428,10 @@ impl Core {
             sequence: None,
             tokens: drawn.tokens,
             cost: drawn.cost,
-            since: now,
+            since: now.mono,
             running: false,
             generated: 0,
-            progress_at: now,
+            progress_at: now.mono,
             counted: 0,
             blame: false,
         });
@@ -463,7 +457,7 @@ impl Core {
             traceparent: batch.record.traceparent.clone(),
         };
         if batch.record.started_at.is_none() {
-            batch.record.started_at = Some(now);
+            batch.record.started_at = Some(now.wall);
         }
         self.counts.handed_jobs += 1;
         let hand = HandOut { job, shard: worker.shard, worker: worker.beat.worker.clone(), work };
@@ -473,7 +467,7 @@ impl Core {
     /// The hand-over is stored, or could not be.
     pub(super) fn handed(
         &mut self,
-        now: TimeMs,
+        now: Now,
         job: JobRef,
         epoch: Epoch,
         sequence: Option<u64>,
@@ -508,10 +502,10 @@ impl Core {
     }
 
     /// The batch takes part in the next hand-outs.
-    pub(super) fn join(&mut self, now: TimeMs, slot: BatchSlot) {
+    pub(super) fn join(&mut self, now: Now, slot: BatchSlot) {
         let Some(batch) = self.batches.get(&slot) else { return };
         if batch.runs() && !batch.is_interactive() && batch.waiting() > 0 {
-            self.fair.join(now, &batch.record.tenant, batch.record.options.priority, slot);
+            self.fair.join(now.mono, &batch.record.tenant, batch.record.options.priority, slot);
         }
         self.work_changed = true;
     }

@@ -1,7 +1,7 @@
 //! Rented pods: each is billed from its creation to its return, so that boots and drains stand in the ledger beside
 //! work and idleness.
 
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_proto::{Now, UsdMicro};
 
 use super::Core;
 use super::event::{Action, Lease};
@@ -31,30 +31,33 @@ impl ClosedBills {
 
 impl Core {
     /// A pod is rented. One whose worker was heard of first is billed for its boot after the fact.
-    pub(super) fn leased(&mut self, now: TimeMs, lease: Lease) {
-        let begin = lease.since.min(now);
+    pub(super) fn leased(&mut self, now: Now, lease: Lease) {
+        // The provider says dates, and so does an earlier leader: how long ago that was is all that counts here.
+        let ago = now.wall.since(lease.since);
         match self.fleet.pods.get_mut(&lease.pod) {
             Some(pod) if pod.lease.is_some() => {}
             Some(pod) => {
                 pod.lease = Some(LeasePhase::Work);
-                if begin < pod.begun_at {
-                    pod.bill.backdate(begin, pod.begun_at);
+                let known = now.since(pod.begun_at);
+                if ago > known {
+                    pod.unaudited.idle += pod.bill.backdate(ago - known);
                 } else {
-                    // Heard of while another led, which has billed it up to `begin`.
-                    let since = pod.bill.price().over(now.since(begin));
+                    // Heard of while another led, which has billed it until `since`.
+                    let since = pod.bill.price().over(ago);
                     pod.unleased = (pod.bill.billed - since).max(UsdMicro::ZERO);
                 }
             }
             None => {
                 let price = lease.price_usd_micro_per_hour;
-                self.fleet.pod_or_new(now, begin, &lease.pod, price, &lease.class).lease =
-                    Some(LeasePhase::Boot);
+                let pod = self.fleet.pod_or_new(now, &lease.pod, price, &lease.class);
+                pod.lease = Some(LeasePhase::Boot);
+                pod.unaudited.idle += pod.bill.backdate(ago);
             }
         }
     }
 
     /// From now on the pod costs what giving it back costs.
-    pub(super) fn lease_ending(&mut self, now: TimeMs, name: &str, actions: &mut Vec<Action>) {
+    pub(super) fn lease_ending(&mut self, now: Now, name: &str, actions: &mut Vec<Action>) {
         self.accrue(now, actions);
         if let Some(pod) = self.fleet.pods.get_mut(name).filter(|pod| pod.lease.is_some()) {
             pod.lease = Some(LeasePhase::Drain);
@@ -62,12 +65,12 @@ impl Core {
     }
 
     /// The last of the pod's bill. Should its worker still be heard of, that is nobody's money any more.
-    pub(super) fn lease_ended(&mut self, now: TimeMs, name: &str, actions: &mut Vec<Action>) {
+    pub(super) fn lease_ended(&mut self, now: Now, name: &str, actions: &mut Vec<Action>) {
         self.accrue(now, actions);
         let Some(pod) = self.fleet.pods.remove(name) else { return };
         self.closed_bills.add(&pod);
         if pod.unaudited.total() != UsdMicro::ZERO {
-            let spent = self.spent_event(name, pod.unaudited);
+            let spent = self.spent_event(name, pod.audited_at.wall, now.wall, pod.unaudited);
             self.act(actions, Action::Audit(spent));
         }
     }
@@ -89,9 +92,10 @@ mod tests {
     use super::*;
     use crate::core::{Event, Limits};
     use ternfleet_proto::tag::AssignmentKey;
+    use ternfleet_proto::{MonoMs, TimeMs};
 
     fn on(core: &mut Core, at_s: u64, event: Event) {
-        core.on(TimeMs(at_s * 1000), event, &mut Vec::new());
+        core.on(Now { mono: MonoMs(at_s * 1000), wall: TimeMs(at_s * 1000) }, event, &mut Vec::new());
     }
 
     #[test]

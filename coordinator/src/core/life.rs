@@ -1,9 +1,11 @@
 //! The life of a batch: accepted, running, paused, ending, written, ended. And of this coordinator: beginning to lead.
 
+use std::time::Duration;
+
 use ternfleet_proto::message::{
     BatchCreate, BatchState, EventKind, Input, JobCreate, Order, Refusal, RefusalCode, WebhookState,
 };
-use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
+use ternfleet_proto::{BatchId, Deadline, Now, TenantId, TimeMs, UsdMicro};
 
 use super::batch::{Batch, Stage};
 use super::event::{Action, BatchSlot, Change, Content, Fed, JobRef, Lead, Outputs, Task};
@@ -14,17 +16,18 @@ use super::{Core, estimate};
 const ENDED_MAX: usize = 200;
 
 impl Core {
-    pub(super) fn begin_to_lead(&mut self, now: TimeMs, lead: Lead, actions: &mut Vec<Action>) {
+    pub(super) fn begin_to_lead(&mut self, now: Now, lead: Lead, actions: &mut Vec<Action>) {
         self.lead = Some(lead);
-        self.swept_at = now;
+        self.swept_at = now.mono;
         actions.push(Action::ClearWork);
         let slots: Vec<BatchSlot> = self.active.iter().copied().collect();
         // Workers say within a second what they run; what nobody runs is handed out after that.
-        self.hand_after = if slots.is_empty() { now } else { TimeMs(now.0 + self.limits.settle_ms) };
+        let settle = Duration::from_millis(if slots.is_empty() { 0 } else { self.limits.settle_ms });
+        self.hand_after = now.mono.plus(settle);
         for slot in slots {
             let Some(batch) = self.batches.get_mut(&slot) else { continue };
             // What was replayed was not made just now.
-            batch.rate_sample = (now, batch.tokens_made);
+            batch.rate_sample = (now.mono, batch.tokens_made);
             if batch.record.lines.is_none() {
                 actions.push(Action::Scan { batch: slot });
             }
@@ -44,9 +47,9 @@ impl Core {
     }
 
     /// A stored batch: new, or found at the start.
-    pub(super) fn batch_known(&mut self, now: TimeMs, record: BatchRecord, actions: &mut Vec<Action>) {
+    pub(super) fn batch_known(&mut self, now: Now, record: BatchRecord, actions: &mut Vec<Action>) {
         if let Some(slot) = self.slot_of(&record.id) {
-            self.record_followed(slot, record);
+            self.record_followed(now, slot, record);
             return;
         }
         let slot = BatchSlot(self.next_slot);
@@ -55,7 +58,7 @@ impl Core {
         let ended = record.state.is_terminal();
         let scan = record.lines.is_none();
         let (id, tenant, state) = (record.id.clone(), record.tenant.clone(), record.state);
-        self.batches.insert(slot, Batch::new(record));
+        self.batches.insert(slot, Batch::new(now, record));
         if ended {
             let batch = self.batches.get_mut(&slot).expect("because it was just inserted");
             batch.totals = batch.record.totals;
@@ -73,7 +76,7 @@ impl Core {
     }
 
     /// A standby learns what the leader has stored meanwhile.
-    fn record_followed(&mut self, slot: BatchSlot, record: BatchRecord) {
+    fn record_followed(&mut self, now: Now, slot: BatchSlot, record: BatchRecord) {
         if self.lead.is_some() {
             return;
         }
@@ -83,6 +86,9 @@ impl Core {
             batch.totals = record.totals;
         } else {
             batch.totals.cost_usd_micro = record.totals.cost_usd_micro;
+        }
+        if batch.record.expires_at != record.expires_at {
+            batch.expiry = Deadline::new(now, record.expires_at);
         }
         batch.record = record;
         if ended && self.active.remove(&slot) {
@@ -177,13 +183,13 @@ impl Core {
     }
 
     /// A single job that somebody waits for: a batch of one line that is stored nowhere but in RESULTS.
-    pub(super) fn job_created(&mut self, now: TimeMs, job: JobCreate, actions: &mut Vec<Action>) {
+    pub(super) fn job_created(&mut self, now: Now, job: JobCreate, actions: &mut Vec<Action>) {
         if self.slot_of(&job.batch).is_some() {
             return;
         }
         let record = BatchRecord {
             traceparent: job.traceparent,
-            ..BatchRecord::single(now, job.batch.clone(), job.tenant, job.line.endpoint, job.deadline)
+            ..BatchRecord::single(now.wall, job.batch.clone(), job.tenant, job.line.endpoint, job.deadline)
         };
         let task = Task {
             tokens_estimate: estimate::tokens(&job.generation),
@@ -200,7 +206,7 @@ impl Core {
 
     pub(super) fn input_lost(
         &mut self,
-        now: TimeMs,
+        now: Now,
         slot: BatchSlot,
         reason: String,
         actions: &mut Vec<Action>,
@@ -215,14 +221,14 @@ impl Core {
         self.end(now, slot, BatchState::Failed, actions);
     }
 
-    pub(super) fn cancel(&mut self, now: TimeMs, slot: BatchSlot, actions: &mut Vec<Action>) {
+    pub(super) fn cancel(&mut self, now: Now, slot: BatchSlot, actions: &mut Vec<Action>) {
         self.begin_ending(now, slot, Ending::Cancelled, actions);
     }
 
     /// Stops feeding; what has not run gets an error line, what has run stays.
     pub(super) fn begin_ending(
         &mut self,
-        now: TimeMs,
+        now: Now,
         slot: BatchSlot,
         ending: Ending,
         actions: &mut Vec<Action>,
@@ -235,11 +241,11 @@ impl Core {
         match ending {
             Ending::Cancelled => {
                 batch.record.state = BatchState::Cancelling;
-                batch.record.cancelling_at = Some(now);
+                batch.record.cancelling_at = Some(now.wall);
             }
             Ending::Expired => {
                 batch.record.state = BatchState::Finalizing;
-                batch.record.finalizing_at = Some(now);
+                batch.record.finalizing_at = Some(now.wall);
             }
         }
         self.changed(now, slot, actions);
@@ -249,7 +255,7 @@ impl Core {
     }
 
     /// Takes every job of the batch out of queues and from workers.
-    fn stop_jobs(&mut self, now: TimeMs, slot: BatchSlot, actions: &mut Vec<Action>) {
+    fn stop_jobs(&mut self, now: Now, slot: BatchSlot, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get_mut(&slot) else { return };
         let id = batch.record.id.clone();
         for queue in &mut batch.queues {
@@ -272,7 +278,7 @@ impl Core {
         }
     }
 
-    pub(super) fn change(&mut self, now: TimeMs, slot: BatchSlot, change: Change, actions: &mut Vec<Action>) {
+    pub(super) fn change(&mut self, now: Now, slot: BatchSlot, change: Change, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get_mut(&slot) else { return };
         if batch.is_ended() || batch.record.ending.is_some() {
             return;
@@ -284,6 +290,7 @@ impl Core {
             options.deadline = Some(deadline);
             let window = options.completion_window_ms.unwrap_or(super::COMPLETION_WINDOW_MS);
             batch.record.expires_at = deadline.min(TimeMs(batch.record.created_at.0.saturating_add(window)));
+            batch.expiry = Deadline::new(now, batch.record.expires_at);
         }
         if batch.record.state == BatchState::PausedBudget && batch.budget_left() > UsdMicro::ZERO {
             batch.record.state = BatchState::InProgress;
@@ -294,7 +301,7 @@ impl Core {
     }
 
     /// Budget spent, or the rest too small for one more job: wait for more money.
-    pub(super) fn pause(&mut self, now: TimeMs, slot: BatchSlot, reason: String, actions: &mut Vec<Action>) {
+    pub(super) fn pause(&mut self, now: Now, slot: BatchSlot, reason: String, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get_mut(&slot) else { return };
         batch.record.state = BatchState::PausedBudget;
         batch.record.reason = Some(reason);
@@ -311,7 +318,7 @@ impl Core {
     }
 
     /// Every line answered: write the files.
-    pub(super) fn check_through(&mut self, now: TimeMs, slot: BatchSlot, actions: &mut Vec<Action>) {
+    pub(super) fn check_through(&mut self, now: Now, slot: BatchSlot, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get_mut(&slot) else { return };
         if self.lead.is_none() || batch.is_ended() || batch.writing || !batch.is_through() {
             return;
@@ -323,7 +330,7 @@ impl Core {
         batch.writing = true;
         if batch.record.ending != Some(Ending::Cancelled) {
             batch.record.state = BatchState::Finalizing;
-            batch.record.finalizing_at.get_or_insert(now);
+            batch.record.finalizing_at.get_or_insert(now.wall);
         }
         self.changed(now, slot, actions);
         self.act(actions, Action::StopReading { batch: slot });
@@ -332,7 +339,7 @@ impl Core {
 
     pub(super) fn written(
         &mut self,
-        now: TimeMs,
+        now: Now,
         slot: BatchSlot,
         outputs: Result<Outputs, String>,
         actions: &mut Vec<Action>,
@@ -355,12 +362,12 @@ impl Core {
         self.end(now, slot, state, actions);
     }
 
-    pub(super) fn end(&mut self, now: TimeMs, slot: BatchSlot, state: BatchState, actions: &mut Vec<Action>) {
+    pub(super) fn end(&mut self, now: Now, slot: BatchSlot, state: BatchState, actions: &mut Vec<Action>) {
         // What its last jobs cost belongs to it.
         self.accrue(now, actions);
         let Some(batch) = self.batches.get_mut(&slot) else { return };
         batch.record.state = state;
-        batch.record.ended_at = Some(now);
+        batch.record.ended_at = Some(now.wall);
         batch.record.totals = batch.totals;
         let notify = batch.record.webhook == Some(WebhookState::Waiting);
         if notify {
@@ -400,7 +407,7 @@ impl Core {
     }
 
     /// The record has changed: store it and say so.
-    pub(super) fn changed(&mut self, _now: TimeMs, slot: BatchSlot, actions: &mut Vec<Action>) {
+    pub(super) fn changed(&mut self, _now: Now, slot: BatchSlot, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get_mut(&slot) else { return };
         if batch.record.single {
             return;

@@ -1,7 +1,9 @@
 //! What a pod costs while it runs, to the micro-dollar: every interval's cost goes to the batches whose tokens it
 //! made, the rest is idle, and attributed + idle = billed exactly.
 
-use ternfleet_proto::{TimeMs, UsdMicro};
+use std::time::Duration;
+
+use ternfleet_proto::{MonoMs, UsdMicro};
 
 use super::event::BatchSlot;
 
@@ -11,7 +13,7 @@ const MS_PER_HOUR: i128 = 3_600_000;
 #[derive(Debug, Clone)]
 pub struct Bill {
     price_usd_micro_per_hour: UsdMicro,
-    accrued_to: TimeMs,
+    accrued_to: MonoMs,
     /// What the rounding down has left over, in micro-dollars × milliseconds per hour.
     remainder: i128,
     pub billed: UsdMicro,
@@ -29,8 +31,6 @@ pub struct Bill {
 /// One interval's cost, split.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Share {
-    pub from: TimeMs,
-    pub to: TimeMs,
     pub idle: UsdMicro,
     pub by_batch: Vec<(BatchSlot, UsdMicro)>,
 }
@@ -42,7 +42,7 @@ impl Share {
 }
 
 impl Bill {
-    pub fn new(now: TimeMs, price_usd_micro_per_hour: UsdMicro) -> Self {
+    pub fn new(now: MonoMs, price_usd_micro_per_hour: UsdMicro) -> Self {
         Self {
             price_usd_micro_per_hour: UsdMicro(price_usd_micro_per_hour.0.max(0)),
             accrued_to: now,
@@ -65,12 +65,13 @@ impl Bill {
         self.price_usd_micro_per_hour = UsdMicro(price_usd_micro_per_hour.0.max(0));
     }
 
-    /// The pod was paid for before it was known here: the time from `since` on was its boot.
-    pub fn backdate(&mut self, since: TimeMs, begun: TimeMs) {
-        let cost = self.price_usd_micro_per_hour.over(begun.since(since));
+    /// The pod was paid for before it was known here: for so long it booted.
+    pub fn backdate(&mut self, span: Duration) -> UsdMicro {
+        let cost = self.price_usd_micro_per_hour.over(span);
         self.billed += cost;
         self.idle += cost;
         self.boot += cost;
+        cost
     }
 
     /// The pod made tokens for this batch.
@@ -88,14 +89,13 @@ impl Bill {
     /// never more than `room` allows each (its budget left); everything else is idle.
     pub fn accrue(
         &mut self,
-        now: TimeMs,
+        now: MonoMs,
         busy_ratio: f64,
         mut room: impl FnMut(BatchSlot) -> UsdMicro,
     ) -> Share {
-        let from = self.accrued_to;
-        let span_ms = now.0.saturating_sub(from.0);
+        let span_ms = now.since(self.accrued_to).as_millis() as i128;
         self.accrued_to = self.accrued_to.max(now);
-        let due = i128::from(self.price_usd_micro_per_hour.0) * i128::from(span_ms) + self.remainder;
+        let due = i128::from(self.price_usd_micro_per_hour.0) * span_ms + self.remainder;
         self.remainder = due % MS_PER_HOUR;
         let cost = i64::try_from(due / MS_PER_HOUR).unwrap_or(i64::MAX);
         let busy_ratio = if busy_ratio.is_finite() { busy_ratio.clamp(0.0, 1.0) } else { 1.0 };
@@ -115,7 +115,7 @@ impl Bill {
                 by_batch.push((batch, UsdMicro(part)));
             }
         }
-        let share = Share { from, to: self.accrued_to, idle: UsdMicro(cost - attributed), by_batch };
+        let share = Share { idle: UsdMicro(cost - attributed), by_batch };
         self.billed += UsdMicro(cost);
         self.attributed += UsdMicro(attributed);
         self.idle += share.idle;
@@ -134,14 +134,14 @@ mod tests {
             price in 0i64..100_000_000,
             steps in prop::collection::vec((0u64..100_000, 0.0f64..1.2, prop::collection::vec((0u32..4, 0u64..10_000), 0..5)), 1..50),
         ) {
-            let mut bill = Bill::new(TimeMs(0), UsdMicro(price));
+            let mut bill = Bill::new(MonoMs(0), UsdMicro(price));
             let mut now = 0;
             for (span, busy, tokens) in steps {
                 for (batch, made) in tokens {
                     bill.made(BatchSlot(batch), made);
                 }
                 now += span;
-                let share = bill.accrue(TimeMs(now), busy, |b| UsdMicro(if b.0 == 3 { 5 } else { i64::MAX }));
+                let share = bill.accrue(MonoMs(now), busy, |b| UsdMicro(if b.0 == 3 { 5 } else { i64::MAX }));
                 prop_assert!(share.by_batch.iter().all(|(b, cost)| b.0 != 3 || cost.0 <= 5));
                 prop_assert_eq!(bill.attributed + bill.idle, bill.billed);
             }
@@ -152,20 +152,20 @@ mod tests {
 
     #[test]
     fn an_hour_of_work_for_one_batch_costs_the_hourly_price() {
-        let mut bill = Bill::new(TimeMs(0), UsdMicro(340_000));
+        let mut bill = Bill::new(MonoMs(0), UsdMicro(340_000));
         for second in 1..=3600 {
             bill.made(BatchSlot(1), 20);
-            bill.accrue(TimeMs(second * 1000), 1.0, |_| UsdMicro(i64::MAX));
+            bill.accrue(MonoMs(second * 1000), 1.0, |_| UsdMicro(i64::MAX));
         }
         assert_eq!(bill.attributed, UsdMicro(340_000));
     }
 
     #[test]
     fn a_clock_that_goes_back_bills_nothing_twice() {
-        let mut bill = Bill::new(TimeMs(10_000), UsdMicro(3_600_000));
-        bill.accrue(TimeMs(20_000), 0.0, |_| UsdMicro(0));
-        bill.accrue(TimeMs(15_000), 0.0, |_| UsdMicro(0));
-        bill.accrue(TimeMs(20_000), 0.0, |_| UsdMicro(0));
+        let mut bill = Bill::new(MonoMs(10_000), UsdMicro(3_600_000));
+        bill.accrue(MonoMs(20_000), 0.0, |_| UsdMicro(0));
+        bill.accrue(MonoMs(15_000), 0.0, |_| UsdMicro(0));
+        bill.accrue(MonoMs(20_000), 0.0, |_| UsdMicro(0));
         assert_eq!(bill.billed, UsdMicro(10_000));
     }
 }

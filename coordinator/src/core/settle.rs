@@ -1,11 +1,12 @@
 //! Answers and faults: which result commits a job, what a duplicate is, when a job has failed for good.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use ternfleet_proto::message::{
     FailedAttempt, Failure, FailureCode, JobResult, Line, Order, Outcome, Timing, Usage,
 };
-use ternfleet_proto::{Attempt, BatchId, Epoch, JobKey, TimeMs, WorkerId};
+use ternfleet_proto::{Attempt, BatchId, Epoch, JobKey, Now, WorkerId};
 
 use super::batch::{CellState, Stage, bare_line};
 use super::event::{Action, Answer, BatchSlot, JobRef, Trace, Verdict};
@@ -23,7 +24,7 @@ const HOST_FAILURES: usize = 5;
 impl Core {
     /// An answer was read at this sequence of RESULTS. The first valid one commits; every coordinator that reads
     /// the stream comes to the same verdict.
-    pub(super) fn answer(&mut self, now: TimeMs, sequence: u64, answer: &Answer, actions: &mut Vec<Action>) {
+    pub(super) fn answer(&mut self, now: Now, sequence: u64, answer: &Answer, actions: &mut Vec<Action>) {
         self.results_read_to = self.results_read_to.max(sequence);
         if !self.key.verifies(answer.tag, &answer.job, answer.epoch, &answer.worker) {
             self.counts.forged_answers += 1;
@@ -98,13 +99,7 @@ impl Core {
     }
 
     /// Takes the job out of the air after its answer: frees the worker, stops whoever else runs it.
-    pub(super) fn land(
-        &mut self,
-        now: TimeMs,
-        job: JobRef,
-        answer: Option<&Answer>,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn land(&mut self, now: Now, job: JobRef, answer: Option<&Answer>, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get_mut(&job.batch) else { return };
         let Some(live) = batch.live.remove(&job.index) else { return };
         if let Some(task) = &live.task {
@@ -140,7 +135,7 @@ impl Core {
             if let Some(host) = self.fleet.hosts.get_mut(&host) {
                 host.succeeded += 1;
             }
-            self.counts.handover_ms_sum += now.0.saturating_sub(flight.since.0);
+            self.counts.handover_ms_sum += now.since(flight.since).as_millis() as u64;
         } else if flight.stage != Stage::Withdrawing {
             let order = Order::Revoke { job: key.clone(), epoch: flight.epoch };
             let (name, shard) = (worker.beat.worker.clone(), worker.shard);
@@ -151,7 +146,7 @@ impl Core {
     }
 
     /// A worker says that it could not go on with a job.
-    fn fault_reported(&mut self, now: TimeMs, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
+    fn fault_reported(&mut self, now: Now, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
         self.counts.worker_faults += 1;
         let Some(batch) = self.batches.get_mut(&job.batch) else { return };
         if !batch.is_open(job.index) {
@@ -167,7 +162,7 @@ impl Core {
             return;
         }
         let failed = FailedAttempt {
-            at: now,
+            at: now.wall,
             worker: Some(answer.worker.clone()),
             host: Some(worker.beat.host.clone()),
             generated: flight.generated.max(answer.completion_tokens),
@@ -231,7 +226,7 @@ impl Core {
     /// The message is gone: the job may go elsewhere.
     pub(super) fn withdrawn(
         &mut self,
-        now: TimeMs,
+        now: Now,
         job: JobRef,
         epoch: Epoch,
         trace: Option<Trace>,
@@ -247,7 +242,7 @@ impl Core {
         // Started means: the owner claimed this very epoch and did not give it back.
         let started = trace.as_ref().is_some_and(|t| t.epoch == epoch && !t.released);
         let failed = FailedAttempt {
-            at: now,
+            at: now.wall,
             worker: trace.as_ref().map(|t| t.owner.clone()),
             host: trace.as_ref().map(|t| t.host.clone()),
             generated: trace.as_ref().map_or(0, |t| t.generated),
@@ -271,7 +266,7 @@ impl Core {
     /// An attempt has failed; another one follows, or the job is poison.
     pub(super) fn failed_once(
         &mut self,
-        now: TimeMs,
+        now: Now,
         job: JobRef,
         failed: FailedAttempt,
         actions: &mut Vec<Action>,
@@ -300,7 +295,7 @@ impl Core {
         }
     }
 
-    fn poison(&mut self, now: TimeMs, job: JobRef, actions: &mut Vec<Action>) {
+    fn poison(&mut self, now: Now, job: JobRef, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get(&job.batch) else { return };
         let Some(live) = batch.live.get(&job.index) else { return };
         let attempts = live.attempts;
@@ -323,7 +318,7 @@ impl Core {
     }
 
     /// Puts a job back to the front of its queue, or keeps it for later.
-    pub(super) fn requeue(&mut self, now: TimeMs, job: JobRef, delay_ms: u64, actions: &mut Vec<Action>) {
+    pub(super) fn requeue(&mut self, now: Now, job: JobRef, delay_ms: u64, actions: &mut Vec<Action>) {
         let Some(batch) = self.batches.get_mut(&job.batch) else { return };
         if batch.record.ending.is_some() {
             self.answer_ending(now, job, actions);
@@ -336,7 +331,7 @@ impl Core {
             batch.read_next = batch.read_next.min(job.index);
             batch.read_end = false;
         } else if delay_ms > 0 {
-            batch.delayed.insert((TimeMs(now.0 + delay_ms), job.index), ());
+            batch.delayed.insert((now.mono.plus(Duration::from_millis(delay_ms)), job.index), ());
         } else if let Some(queue) = batch.queues.get_mut(live.queue) {
             queue.jobs.push_front(job.index);
         }
@@ -347,7 +342,7 @@ impl Core {
     /// Answers a line that never runs, or never again.
     pub(super) fn answer_ourselves(
         &mut self,
-        now: TimeMs,
+        now: Now,
         job: JobRef,
         line: Option<Line>,
         code: FailureCode,
@@ -382,7 +377,7 @@ impl Core {
             outcome: Outcome::Failed(Failure { code, message }),
             usage: Usage::default(),
             timing: Timing::default(),
-            finished_at: now,
+            finished_at: now.wall,
             traceparent: None,
         };
         actions.push(Action::Answer(Box::new(result)));

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ternfleet_proto::message::{Input, WorkerState};
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_proto::{Now, TimeMs, UsdMicro};
 
 use super::batch::Batch;
 use super::event::{Answer, JobRef};
@@ -62,7 +62,7 @@ impl OutputRatio {
 
 impl Core {
     /// Everything that a plan is made from.
-    pub fn situation(&self, now: TimeMs) -> Situation {
+    pub fn situation(&self, now: Now) -> Situation {
         let lengths = self.lengths();
         let batches = self.active.iter().filter_map(|slot| {
             let batch = &self.batches[slot];
@@ -70,8 +70,8 @@ impl Core {
                 .then(|| batch.need(&lengths, self.mean_job_tokens))
         });
         Situation {
-            now,
-            workers: self.seen_workers(),
+            now: now.wall,
+            workers: self.seen_workers(now),
             batches: batches.collect(),
             leases: self.lease_bills(),
             leased_total: self.leased_total(),
@@ -106,31 +106,33 @@ impl Core {
     }
 
     /// Pods with the speeds of their engines added up; their errors are taken to be independent.
-    fn seen_workers(&self) -> Vec<SeenWorker> {
+    fn seen_workers(&self, now: Now) -> Vec<SeenWorker> {
         let mut pods: BTreeMap<&str, (SeenWorker, f64)> = BTreeMap::new();
         for worker in self.fleet.workers.values() {
             let beat = &worker.beat;
             let pod = self.fleet.pods.get(&beat.pod);
             let (seen, variance) = pods.entry(&beat.pod).or_insert_with(|| {
                 let active_at = pod.map_or(worker.seen_at, |pod| pod.active_at);
+                let silent = now.since(worker.seen_at);
                 let seen = SeenWorker {
                     pod: beat.pod.clone(),
                     class: beat.pod_class.clone(),
                     price_usd_micro_per_hour: beat.price_usd_micro_per_hour,
-                    idle_since: Some(active_at),
+                    silent,
+                    idle: Some(now.since(active_at)),
                     ..SeenWorker::default()
                 };
                 (seen, 0.0)
             });
             seen.workers.push(beat.worker.clone());
-            seen.heard_at = seen.heard_at.max(worker.seen_at);
+            seen.silent = seen.silent.min(now.since(worker.seen_at));
             seen.live |= takes_work(worker);
             if worker.beat.state != WorkerState::Gone {
                 seen.rate_mean_tok_s += worker.rate.mean_tok_s();
                 *variance += worker.rate.error_tok_s().powi(2);
             }
             if worker.liveness != Liveness::Lost && !worker.flights.is_empty() {
-                seen.idle_since = None;
+                seen.idle = None;
             }
         }
         let finish = |(mut seen, variance): (SeenWorker, f64)| {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ternfleet_proto::message::EventKind;
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_proto::{Now, TimeMs, UsdMicro};
 
 use super::Core;
 use super::event::Action;
@@ -19,9 +19,9 @@ const LARGE_FLEET_PODS: usize = 50;
 
 impl Core {
     /// Bills every pod up to now.
-    pub(super) fn accrue(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
-        let span_ms = now.0.saturating_sub(self.accrued_at.0);
-        self.accrued_at = now;
+    pub(super) fn accrue(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let span_ms = now.since(self.accrued_at).as_millis() as u64;
+        self.accrued_at = now.mono;
         let leading = self.lead.is_some();
         let names: Vec<String> = self.fleet.pods.keys().cloned().collect();
         let audit_every = if names.len() > LARGE_FLEET_PODS { AUDIT_EVERY_LARGE } else { AUDIT_EVERY };
@@ -32,14 +32,14 @@ impl Core {
             let working =
                 |slot| self.fleet.workers.get(slot).is_some_and(|worker| !worker.flights.is_empty());
             if pod.workers.iter().any(working) {
-                pod.active_at = now;
+                pod.active_at = now.mono;
             }
             let busy_ms = std::mem::take(&mut pod.busy_ms);
             let engines = pod.workers.len().max(1) as u64;
             // A worker that does not say how long it was busy was busy if it made anything.
             let busy_ratio =
                 if busy_ms == 0 { 1.0 } else { busy_ms as f64 / (span_ms * engines).max(1) as f64 };
-            let share = pod.bill.accrue(now, busy_ratio, |slot| {
+            let share = pod.bill.accrue(now.mono, busy_ratio, |slot| {
                 batches.get(&slot).map_or(UsdMicro::ZERO, |batch| batch.budget_left())
             });
             match pod.lease {
@@ -57,12 +57,13 @@ impl Core {
             }
             add(&mut pod.unaudited, &share);
             let gone = pod.is_gone();
-            if (gone || now.since(pod.audited_at) >= audit_every) && pod.unaudited.total() != UsdMicro::ZERO {
-                let spent =
-                    std::mem::replace(&mut pod.unaudited, Share { from: now, to: now, ..Share::default() });
-                pod.audited_at = now;
+            if (gone || now.since(pod.audited_at.mono) >= audit_every)
+                && pod.unaudited.total() != UsdMicro::ZERO
+            {
+                let spent = std::mem::take(&mut pod.unaudited);
+                let from = std::mem::replace(&mut pod.audited_at, now).wall;
                 charged.extend(spent.by_batch.iter().map(|(slot, _)| *slot));
-                let spent = self.spent_event(&name, spent);
+                let spent = self.spent_event(&name, from, now.wall, spent);
                 self.act(actions, Action::Audit(spent));
             }
         }
@@ -86,11 +87,11 @@ impl Core {
         self.check_money();
     }
 
-    pub(super) fn spent_event(&self, pod: &str, share: Share) -> EventKind {
+    pub(super) fn spent_event(&self, pod: &str, from: TimeMs, to: TimeMs, share: Share) -> EventKind {
         EventKind::Spent {
             pod: pod.to_owned(),
-            from: share.from,
-            to: share.to,
+            from,
+            to,
             idle_usd_micro: share.idle,
             by_batch: share
                 .by_batch
@@ -117,7 +118,6 @@ impl Core {
 }
 
 fn add(sum: &mut Share, part: &Share) {
-    sum.to = part.to;
     sum.idle += part.idle;
     for (slot, cost) in &part.by_batch {
         match sum.by_batch.iter_mut().find(|(s, _)| s == slot) {

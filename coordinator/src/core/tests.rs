@@ -5,6 +5,7 @@ mod budgets;
 mod world;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use ternfleet_proto::message::{BatchOptions, BatchState, RefusalCode, WebhookState};
@@ -348,7 +349,7 @@ proptest! {
                 8..=9 => world.finish(n),
                 10..=13 => { world.perform_one(); }
                 14 => { let count = world.dice.below(5) as usize; world.tell_results(count); }
-                15..=16 => { world.now = TimeMs(world.now.0 + 150); world.tell(Event::Tick); }
+                15..=16 => { world.now = world.now.plus(Duration::from_millis(150)); world.tell(Event::Tick); }
                 17 => world.tell(Event::Turn),
                 18 if world.dice.chance(20) => world.crash(n),
                 19 if world.dice.chance(5) => world.restart_coordinator(),

@@ -1,8 +1,10 @@
 //! What callers and metrics see of the core.
 
+use std::time::Duration;
+
 use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
-use ternfleet_proto::{BatchId, Lane, TenantId, TimeMs, UsdMicro, WorkerId};
+use ternfleet_proto::{BatchId, Lane, Now, TenantId, TimeMs, UsdMicro, WorkerId};
 
 use super::batch::Batch;
 use super::event::BatchSlot;
@@ -65,12 +67,13 @@ impl QueueLevel {
 }
 
 impl Batch {
-    pub fn view(&self, now: TimeMs, mean_job_tokens: f64) -> BatchView {
+    pub fn view(&self, now: Now, mean_job_tokens: f64) -> BatchView {
         let left = f64::from(self.jobs_total().saturating_sub(self.answered())) * mean_job_tokens;
         let known = view_of(&self.record, self.totals);
         let estimate = self.record.state == BatchState::InProgress && self.rate_tok_s > 0.0;
         BatchView {
-            finish_estimate: estimate.then(|| TimeMs(now.0 + (left / self.rate_tok_s * 1000.0) as u64)),
+            finish_estimate: estimate
+                .then(|| now.wall.plus(Duration::from_secs_f64((left / self.rate_tok_s).min(1e9)))),
             rate_tok_s: if self.is_ended() { 0.0 } else { self.rate_tok_s },
             total: self.jobs_total(),
             total_is_final: self.record.lines.is_some(),
@@ -132,12 +135,12 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
 }
 
 impl Core {
-    pub fn batch_view(&self, now: TimeMs, slot: BatchSlot) -> Option<BatchView> {
+    pub fn batch_view(&self, now: Now, slot: BatchSlot) -> Option<BatchView> {
         self.batches.get(&slot).map(|batch| batch.view(now, self.mean_job_tokens))
     }
 
     /// Batches of every tenant that have not ended, single jobs apart.
-    pub fn live_batch_views(&self, now: TimeMs) -> Vec<BatchView> {
+    pub fn live_batch_views(&self, now: Now) -> Vec<BatchView> {
         let batches = self.active.iter().map(|slot| &self.batches[slot]).filter(|batch| !batch.record.single);
         batches.map(|batch| batch.view(now, self.mean_job_tokens)).collect()
     }
@@ -145,7 +148,7 @@ impl Core {
     /// A tenant's batches, newest first.
     pub fn batch_views(
         &self,
-        now: TimeMs,
+        now: Now,
         tenant: &TenantId,
         after: Option<&BatchId>,
         limit: usize,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ternfleet_proto::message::{BatchState, EventKind, Heartbeat, Order, WorkerState};
-use ternfleet_proto::{Lane, TimeMs, WorkerId, table};
+use ternfleet_proto::{Lane, Now, WorkerId, table};
 
 use super::batch::{Flight, Stage};
 use super::event::{Action, BatchSlot, JobRef, WorkerSlot};
@@ -22,7 +22,7 @@ const ACCRUE_EVERY: Duration = Duration::from_secs(1);
 const RATE_SHARE: f64 = 0.3;
 
 impl Core {
-    pub(super) fn heartbeat(&mut self, now: TimeMs, beat: Heartbeat, actions: &mut Vec<Action>) {
+    pub(super) fn heartbeat(&mut self, now: Now, beat: Heartbeat, actions: &mut Vec<Action>) {
         if Self::is_ours(&beat.worker) {
             self.counts.unusable_beats += 1;
             return;
@@ -67,7 +67,7 @@ impl Core {
     }
 
     /// Facts and differences of counters.
-    fn take_beat(&mut self, now: TimeMs, slot: WorkerSlot, beat: &Heartbeat) {
+    fn take_beat(&mut self, now: Now, slot: WorkerSlot, beat: &Heartbeat) {
         let Some(worker) = self.fleet.get_mut(slot) else { return };
         let before = &worker.beat.counters;
         let after = &beat.counters;
@@ -82,7 +82,7 @@ impl Core {
             self.counts.slowdowns += 1;
         }
         let was_taking = worker.takes_work();
-        worker.seen_at = now;
+        worker.seen_at = now.mono;
         let came_back = worker.liveness == Liveness::Lost;
         worker.liveness = Liveness::Live;
         let price_before = worker.beat.price_usd_micro_per_hour;
@@ -106,7 +106,7 @@ impl Core {
     }
 
     /// Compares what the worker says it runs with what the ledger says.
-    fn reconcile(&mut self, now: TimeMs, slot: WorkerSlot, beat: &Heartbeat, actions: &mut Vec<Action>) {
+    fn reconcile(&mut self, now: Now, slot: WorkerSlot, beat: &Heartbeat, actions: &mut Vec<Action>) {
         for running in &beat.running {
             let Some(batch_slot) = self.slot_of(&running.job.batch) else { continue };
             let job = JobRef { batch: batch_slot, index: running.job.index };
@@ -129,7 +129,7 @@ impl Core {
                 Some(flight) if flight.worker == slot && flight.epoch == running.epoch => {
                     flight.running = true;
                     if running.generated > flight.generated {
-                        flight.progress_at = now;
+                        flight.progress_at = now.mono;
                         flight.generated = running.generated;
                         let fresh = running.generated.saturating_sub(flight.counted);
                         flight.counted += fresh;
@@ -150,7 +150,7 @@ impl Core {
     /// A job handed out by an earlier leader is running: leave it where it is.
     fn adopt(
         &mut self,
-        now: TimeMs,
+        now: Now,
         slot: WorkerSlot,
         job: JobRef,
         epoch: ternfleet_proto::Epoch,
@@ -176,10 +176,10 @@ impl Core {
             sequence: None,
             tokens,
             cost,
-            since: now,
+            since: now.mono,
             running: true,
             generated,
-            progress_at: now,
+            progress_at: now.mono,
             counted: generated,
             blame: false,
         });
@@ -222,7 +222,7 @@ impl Core {
         self.batches.get(&job.batch)?.live.get(&job.index)?.flight.as_ref()
     }
 
-    fn lose(&mut self, now: TimeMs, slot: WorkerSlot, reason: &str, actions: &mut Vec<Action>) {
+    fn lose(&mut self, now: Now, slot: WorkerSlot, reason: &str, actions: &mut Vec<Action>) {
         self.accrue(now, actions);
         let Some(worker) = self.fleet.get_mut(slot) else { return };
         if worker.liveness == Liveness::Lost {
@@ -250,8 +250,7 @@ impl Core {
         self.work_changed = true;
     }
 
-    pub(super) fn tick(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
-        self.ticked_at = now;
+    pub(super) fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.watch_workers(now, actions);
         self.watch_batches(now, actions);
         if now.since(self.accrued_at) >= ACCRUE_EVERY {
@@ -264,7 +263,7 @@ impl Core {
         }
     }
 
-    fn watch_workers(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    fn watch_workers(&mut self, now: Now, actions: &mut Vec<Action>) {
         let mut lost = Vec::new();
         let mut retired = Vec::new();
         let mut stuck = Vec::new();
@@ -283,7 +282,7 @@ impl Core {
             let idle = worker.liveness == Liveness::Live && worker.beat.slots_in_use == 0;
             if !idle || worker.flights.is_empty() {
                 worker.stuck_since = None;
-            } else if now.since(*worker.stuck_since.get_or_insert(now)) >= STUCK_AFTER {
+            } else if now.since(*worker.stuck_since.get_or_insert(now.mono)) >= STUCK_AFTER {
                 worker.stuck_since = None;
                 stuck.push(*slot);
             }
@@ -307,7 +306,7 @@ impl Core {
         }
     }
 
-    fn watch_batches(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    fn watch_batches(&mut self, now: Now, actions: &mut Vec<Action>) {
         let slots: Vec<BatchSlot> = self.active.iter().copied().collect();
         // Taken when the first batch with a budget has nothing in flight.
         let mut snapshot: Option<Snapshot> = None;
@@ -315,13 +314,13 @@ impl Core {
             let Some(batch) = self.batches.get_mut(&slot) else { continue };
             let mut due = Vec::new();
             while let Some((&(at, index), ())) = batch.delayed.first_key_value() {
-                if at > now {
+                if at > now.mono {
                     break;
                 }
                 batch.delayed.remove(&(at, index));
                 due.push(index);
             }
-            let expired = now >= batch.record.expires_at;
+            let expired = batch.expiry.passed(now);
             let budget = batch.record.options.budget_usd_micro;
             let spent = batch.totals.cost_usd_micro;
             let paused = batch.record.state == BatchState::PausedBudget;
@@ -357,7 +356,7 @@ impl Core {
         next_job(batch, &self.fleet, snapshot) == Next::TooDear
     }
 
-    fn sample_rates(&mut self, now: TimeMs) {
+    fn sample_rates(&mut self, now: Now) {
         for slot in &self.active {
             let Some(batch) = self.batches.get_mut(slot) else { continue };
             let (at, tokens) = batch.rate_sample;
@@ -365,7 +364,7 @@ impl Core {
             if span_s > 0.0 {
                 let rate = batch.tokens_made.saturating_sub(tokens) as f64 / span_s;
                 batch.rate_tok_s += RATE_SHARE * (rate - batch.rate_tok_s);
-                batch.rate_sample = (now, batch.tokens_made);
+                batch.rate_sample = (now.mono, batch.tokens_made);
             }
         }
     }

@@ -18,7 +18,7 @@ use ternfleet_proto::bus::{Bus, BusStream, Note};
 use ternfleet_proto::message::{BatchRef, JobCreate, JobResult, Outcome, TokenChunk};
 use ternfleet_proto::openai::{self, Endpoint, Single};
 use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::{BatchId, JobKey, TenantId, TimeMs, codec};
+use ternfleet_proto::{BatchId, JobKey, TenantId, codec};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
@@ -74,7 +74,7 @@ async fn run(
         batch: job.batch.clone(),
         line: single.line.clone(),
         generation: single.generation.clone(),
-        deadline: TimeMs::now().plus(patience),
+        deadline: gateway.clock().wall().plus(patience),
         traceparent: super::traceparent(&headers),
     };
     gateway.ask::<_, ()>(ApiVerb::JobCreate, &create).await?;

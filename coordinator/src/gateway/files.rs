@@ -82,7 +82,7 @@ pub(super) async fn upload(
             ApiError::invalid("`purpose` must be \"batch\": files serve batches here.").about("purpose")
         );
     }
-    let record = FileRecord { filename, purpose: "batch".into(), bytes, created_at: TimeMs::now() };
+    let record = FileRecord { filename, purpose: "batch".into(), bytes, created_at: gateway.clock().wall() };
     let value = serde_json::to_vec(&record).expect("because a record is plain data");
     gateway.bus().kv_put(KV_FILES, &file_key(&tenant, &id), value.into()).await?;
     Ok(Json(object(&id, &record)))

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use ternfleet_proto::message::{BatchState, BatchView, PodView};
 use ternfleet_proto::openai::batch_object;
 use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
+use ternfleet_proto::{MonoMs, TenantId, TimeMs, UsdMicro};
 
 use super::Gateway;
 use super::auth::Caller;
@@ -93,23 +93,23 @@ async fn pods(gateway: &Gateway) -> ApiResult<Vec<PodView>> {
 /// Tokens per second by difference of the pods' counters, dollars per hour by their prices.
 pub(super) async fn sample(gateway: Gateway) {
     let mut ticks = tokio::time::interval(PERIOD * SAMPLES_A_POINT);
-    let mut before: Option<(TimeMs, u64)> = None;
+    let mut before: Option<(MonoMs, u64)> = None;
     loop {
         ticks.tick().await;
         let Ok(pods) = pods(&gateway).await else { continue };
-        let now = TimeMs::now();
+        let now = gateway.clock().now();
         let tokens: u64 = pods.iter().map(|pod| pod.tokens).sum();
         if let Some((at, earlier)) = before {
             let seconds = now.since(at).as_secs_f64().max(0.001);
             let point = Point {
-                at: now,
+                at: now.wall,
                 tok_s: tokens.saturating_sub(earlier) as f64 / seconds,
                 usd_micro_per_hour: hourly(&pods),
             };
             let dead = gateway.bus().stream_facts(table::DEAD).await.ok();
             gateway.shared.history.push(point, dead.map(|facts| facts.last_sequence));
         }
-        before = Some((now, tokens));
+        before = Some((now.mono, tokens));
     }
 }
 
@@ -160,7 +160,7 @@ fn warnings(pods: &[PodView], batches: &[BatchView], dead_lately: u64) -> Vec<St
 async fn view(gateway: &Gateway, tenant: &TenantId, with_history: bool) -> ApiResult<Value> {
     let pods = pods(gateway).await?;
     let batches = batches(gateway, tenant, None, BATCHES_SHOWN).await?;
-    let now = TimeMs::now();
+    let now = gateway.clock().wall();
     let live = || pods.iter().filter(|pod| pod.live);
     let open = || batches.iter().filter(|batch| !batch.state.is_terminal());
     let left = |batch: &BatchView| u64::from(batch.total.saturating_sub(batch.completed + batch.failed));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 use ternfleet_proto::message::PodView;
 use ternfleet_proto::table::ApiVerb;
+use tokio::time::Instant;
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};

@@ -2,11 +2,12 @@
 //! coordinator, leader or not.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prometheus::{Counter, Gauge, GaugeVec, Histogram};
 use ternfleet_proto::bus::{Bus, BusError, StreamFacts};
 use ternfleet_proto::table;
+use tokio::time::Instant;
 
 use super::{Maker, Metrics};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_proto::UsdMicro;
 
 use super::{Act, Class, Decision, Intent, Intents, Seen, SeenPod, SeenWorker, Settings, Why};
 use crate::plan::{Care, Limits, Plan, Pod, PodClass, PodState, Problem, Step, plan};
@@ -81,7 +81,7 @@ fn reap(settings: &Settings, intents: &Intents, listed: &[SeenPod], acts: &mut V
 
 /// Compares one intent with what is seen. `None` when it is not to be counted on.
 fn stand(settings: &Settings, intent: &Intent, seen: &Seen, acts: &mut Vec<Act>) -> Option<Standing> {
-    let age_s = seen.now.since(intent.written_at).as_secs_f64();
+    let age_s = seen.age(intent).as_secs_f64();
     let class = settings.class(&intent.class);
     let worker = seen.workers.iter().find(|worker| worker.pod == intent.name);
     let pod = match &seen.pods {
@@ -121,7 +121,7 @@ fn stand(settings: &Settings, intent: &Intent, seen: &Seen, acts: &mut Vec<Act>)
             end(Why::NeverReady);
             return None;
         }
-        Some(worker) if seen.now.since(worker.heard_at).as_secs_f64() > settings.silence_limit_s => {
+        Some(worker) if worker.silent.as_secs_f64() > settings.silence_limit_s => {
             end(Why::Silent);
             return None;
         }
@@ -205,11 +205,10 @@ fn offers<'a>(settings: &'a Settings, alive: &[(&Intent, Standing)], seen: &Seen
     let mut offers: Vec<Candidate<'a>> = Vec::new();
     for class in &settings.classes {
         let refused = |place: Option<&String>| {
-            settings.refused.iter().any(|refused| {
-                refused.class == class.name
-                    && refused.data_center.as_ref() == place
-                    && refused.until > seen.now
-            })
+            settings
+                .refused
+                .iter()
+                .any(|refused| refused.class == class.name && refused.data_center.as_ref() == place)
         };
         let held = alive.iter().filter(|(intent, _)| intent.class == class.name).count();
         let room = (class.pods_max as usize).saturating_sub(held).min(settings.pods_max);
@@ -371,13 +370,8 @@ fn follow(
 /// Is it ready, and idle for less than the limit?
 fn waits(settings: &Settings, intent: &Intent, seen: &Seen) -> bool {
     let worker = seen.workers.iter().find(|worker| worker.pod == intent.name);
-    worker.is_some_and(|worker| match worker.idle_since {
-        Some(since) => seen.now.since(since).as_secs_f64() < settings.idle_limit_s,
+    worker.is_some_and(|worker| match worker.idle {
+        Some(idle) => idle.as_secs_f64() < settings.idle_limit_s,
         None => settings.idle_limit_s > 0.0,
     })
-}
-
-/// When a worker that has not heard of its coordinator ends its pod.
-pub fn dead_man_at(heard_at: TimeMs, settings: &Settings) -> TimeMs {
-    heard_at.plus(Duration::from_secs_f64(settings.lease_s))
 }

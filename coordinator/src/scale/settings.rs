@@ -1,7 +1,7 @@
 //! What the fleet's owner sets: classes of pods, limits, patience.
 
 use serde::{Deserialize, Serialize};
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_proto::UsdMicro;
 
 /// A class of pods that may be rented.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,12 +22,11 @@ pub struct Class {
     pub data_centers: Vec<String>,
 }
 
-/// A place that had no room a moment ago.
+/// A place that has no room for now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     pub class: String,
     pub data_center: Option<String>,
-    pub until: TimeMs,
 }
 
 #[derive(Debug, Clone, PartialEq)]

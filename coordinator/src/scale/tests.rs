@@ -113,11 +113,7 @@ fn new_pods_are_spread_over_data_centres_and_avoid_those_without_room() {
     assert_eq!(places.iter().filter(|place| *place == "US-KS-2").count(), 2, "{places:?}");
     assert_eq!(places.iter().filter(|place| *place == "EU-RO-1").count(), 2, "{places:?}");
     let mut refusing = settings();
-    refusing.refused.push(Refused {
-        class: "cheap".to_owned(),
-        data_center: Some("US-KS-2".to_owned()),
-        until: TimeMs(HOUR_MS),
-    });
+    refusing.refused.push(Refused { class: "cheap".to_owned(), data_center: Some("US-KS-2".to_owned()) });
     let decision = decide(&refusing, &Intents::new(), &asked, None);
     assert!(written(&decision.acts).iter().all(|i| i.data_center.as_deref() != Some("US-KS-2")));
 }
@@ -180,11 +176,11 @@ fn pods_that_never_come_never_get_ready_fall_silent_stop_or_vanish_are_let_go() 
         price_usd_micro_per_hour: None,
         data_center: None,
     };
-    let worker = |heard_ms| SeenWorker {
+    let worker = |heard_ms: u64| SeenWorker {
         pod: intent.name.clone(),
         rate_mean_tok_s: 20.0,
         rate_sd_tok_s: 0.0,
-        heard_at: TimeMs(heard_ms),
+        silent: TimeMs(2 * HOUR_MS).since(TimeMs(heard_ms)),
         live: true,
         ..SeenWorker::default()
     };
@@ -249,16 +245,15 @@ fn a_pod_without_work_waits_for_the_idle_limit_and_no_longer() {
         .map(|pod| SeenWorker {
             pod: pod.clone(),
             rate_mean_tok_s: 20.0,
-            heard_at: asked.now,
             live: true,
-            idle_since: Some(TimeMs(150_000)),
+            idle: Some(Duration::from_secs(50)),
             ..SeenWorker::default()
         })
         .collect();
     let acts = decide(&patient, &intents, &asked, None).acts;
     assert!(acts.iter().all(|act| matches!(act, Act::Adopt { .. })), "{acts:?}");
     asked.now = TimeMs(211_000);
-    asked.workers.iter_mut().for_each(|worker| worker.heard_at = asked.now);
+    asked.workers.iter_mut().for_each(|worker| worker.idle = Some(Duration::from_secs(61)));
     let acts = decide(&patient, &intents, &asked, None).acts;
     assert!(
         acts.iter()
@@ -374,7 +369,7 @@ proptest! {
             for pod in now_seen.pods.as_ref().unwrap() {
                 now_seen.workers.retain(|worker| worker.pod != pod.name);
                 now_seen.workers.push(SeenWorker {
-                    pod: pod.name.clone(), rate_mean_tok_s: 20.0, rate_sd_tok_s: 0.1, heard_at: now_seen.now,
+                    pod: pod.name.clone(), rate_mean_tok_s: 20.0, rate_sd_tok_s: 0.1,
                     live: true, ..SeenWorker::default()
                 });
             }

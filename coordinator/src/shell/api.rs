@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
@@ -14,8 +14,9 @@ use ternfleet_proto::message::{
 };
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{BatchId, TenantId, TimeMs, codec};
+use ternfleet_proto::{BatchId, Now, TenantId, codec};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use ternfleet_cloud::webhook::Webhook;
 
@@ -97,7 +98,7 @@ impl Api {
     }
 
     /// One call. Events for the core are returned; replies are sent from here or from tasks.
-    pub(crate) fn call(&mut self, now: TimeMs, call: Call, core: &Core, footing: &Footing) -> Vec<Event> {
+    pub(crate) fn call(&mut self, now: Now, call: Call, core: &Core, footing: &Footing) -> Vec<Event> {
         let Call { verb, tenant, payload, reply } = call;
         if let Some(tenant) = tenant
             && verb != ApiVerb::Pods
@@ -232,7 +233,7 @@ impl Api {
         tokio::spawn(async move { inbox.send(Input::ReplyView { reply, slot }).await });
     }
 
-    pub(crate) fn reply_view(&self, now: TimeMs, reply: String, slot: BatchSlot, core: &Core) {
+    pub(crate) fn reply_view(&self, now: Now, reply: String, slot: BatchSlot, core: &Core) {
         self.answer(reply, &view_or_gone(now, slot, core));
     }
 
@@ -265,7 +266,7 @@ impl Api {
     /// Second half: admit, store, then tell.
     pub(crate) fn surveyed(
         &mut self,
-        now: TimeMs,
+        now: Now,
         create: BatchCreate,
         found: Result<Ground, Refusal>,
         reply: String,
@@ -290,7 +291,7 @@ impl Api {
             Ok(ground) => ground,
             Err(refused) => return self.answer::<()>(reply, &Err(refused)),
         };
-        let mut record = BatchRecord::new(now, &create, ground);
+        let mut record = BatchRecord::new(now.wall, &create, ground);
         spans::accepted(&record.id, &mut record.traceparent);
         let (bus, inbox) = (Arc::clone(&self.bus), self.inbox.clone());
         let question = asked(&create).map(|ask| Question::new(now, core, footing, ask));
@@ -323,7 +324,7 @@ impl Api {
         });
     }
 
-    fn results(&mut self, now: TimeMs, request: ResultsRequest, reply: String, core: &Core) {
+    fn results(&mut self, now: Now, request: ResultsRequest, reply: String, core: &Core) {
         let Some(slot) = find(core, &request.tenant, &request.id) else {
             return self.page_of_past(request, reply);
         };
@@ -335,7 +336,7 @@ impl Api {
     }
 
     /// Serves those who waited long enough, or whose batch has moved.
-    pub(crate) fn serve_pollers(&mut self, now: TimeMs, core: &Core) {
+    pub(crate) fn serve_pollers(&mut self, now: Now, core: &Core) {
         if self.pollers.is_empty() {
             return;
         }
@@ -347,7 +348,7 @@ impl Api {
         self.pollers = waiting;
     }
 
-    fn try_page(&mut self, now: TimeMs, slot: BatchSlot, poller: &Poller, core: &Core) -> bool {
+    fn try_page(&mut self, now: Now, slot: BatchSlot, poller: &Poller, core: &Core) -> bool {
         let (Some(batch), Some(view)) = (core.batch(slot), core.batch_view(now, slot)) else {
             self.page_of_past(poller.request.clone(), poller.reply.clone());
             return true;
@@ -405,7 +406,7 @@ impl Api {
 }
 
 /// What a caller is answered who asked for a batch, or changed it.
-pub(crate) fn view_or_gone(now: TimeMs, slot: BatchSlot, core: &Core) -> Reply<BatchView> {
+pub(crate) fn view_or_gone(now: Now, slot: BatchSlot, core: &Core) -> Reply<BatchView> {
     core.batch_view(now, slot).ok_or_else(|| refusal(RefusalCode::NotFound, "the batch is gone"))
 }
 

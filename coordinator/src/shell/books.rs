@@ -136,6 +136,7 @@ fn kind_name(kind: &EventKind) -> &'static str {
         EventKind::WorkerSeen { .. } | EventKind::WorkerLost { .. } => "worker",
         EventKind::Spent { .. } => "spent",
         EventKind::AuditDiverged { .. } | EventKind::CanaryDiverged { .. } => "audit",
+        EventKind::ClockStepped { .. } => "clock",
         EventKind::PodIntent { .. } | EventKind::PodRented { .. } | EventKind::PodReturned { .. } => "pod",
     }
 }

@@ -5,12 +5,13 @@
 //! by then, and one that wakes later finds that it has lost it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ternfleet_proto::LeaderRevision;
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::{codec, table};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Input;

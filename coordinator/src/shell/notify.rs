@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use ternfleet_cloud::webhook::Webhook;
 use ternfleet_proto::message::BatchState;
-use ternfleet_proto::{TimeMs, openai};
+use ternfleet_proto::{Clock, openai};
 use tokio::sync::mpsc;
 
 use super::Input;
@@ -15,15 +15,15 @@ use crate::core::{BatchRecord, Event, view_of};
 const WAITS_S: [u64; 8] = [5, 30, 120, 600, 1800, 3600, 3600, 7200];
 
 /// Calls the batch's webhook; the outcome goes to the inbox.
-pub(crate) async fn call(record: BatchRecord, allow: Vec<String>, inbox: mpsc::Sender<Input>) {
-    let outcome = call_until_taken(&record, &allow).await;
+pub(crate) async fn call(record: BatchRecord, allow: Vec<String>, clock: Clock, inbox: mpsc::Sender<Input>) {
+    let outcome = call_until_taken(&record, &allow, &clock).await;
     if let Err(reason) = &outcome {
         tracing::warn!(batch = %record.id, reason, "the webhook is given up");
     }
     let _ = inbox.send(Input::Event(Event::Notified { batch: record.id, outcome })).await;
 }
 
-async fn call_until_taken(record: &BatchRecord, allow: &[String]) -> Result<(), String> {
+async fn call_until_taken(record: &BatchRecord, allow: &[String], clock: &Clock) -> Result<(), String> {
     let url = record.options.webhook_url.as_deref().unwrap_or_default();
     let secret = record.options.webhook_secret.as_deref();
     let webhook = Webhook::new(url, secret, allow).map_err(|error| error.to_string())?;
@@ -31,7 +31,7 @@ async fn call_until_taken(record: &BatchRecord, allow: &[String]) -> Result<(), 
     let id = format!("evt_{}", record.id);
     let mut waits_s = WAITS_S.into_iter();
     loop {
-        let error = match webhook.call(&id, TimeMs::now().0 / 1000, body.as_bytes(), allow).await {
+        let error = match webhook.call(&id, clock.wall().0 / 1000, body.as_bytes(), allow).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use ternfleet_proto::bus::{Bus, BusError, Publish};
 use ternfleet_proto::message::{Checkpoint, Control, DeadJob};
-use ternfleet_proto::{Epoch, Lane, LeaderRevision, TimeMs, WorkerId, codec, table, trace};
+use ternfleet_proto::{Clock, Epoch, Lane, LeaderRevision, WorkerId, codec, table, trace};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
@@ -21,10 +21,11 @@ const HAND_ATTEMPTS: u32 = 20;
 const WAIT: Duration = Duration::from_millis(150);
 
 /// What everything is done under.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Under {
     pub(crate) leader: LeaderRevision,
     pub(crate) syncs_always: bool,
+    pub(crate) clock: Clock,
 }
 
 /// Performs what may go side by side; what comes of it goes to the inbox.
@@ -39,7 +40,7 @@ pub(crate) async fn side_by_side(
     while open || !running.is_empty() {
         tokio::select! {
             action = actions.recv(), if open && running.len() < IN_FLIGHT_MAX => match action {
-                Some(action) => running.push(perform(&bus, under, action)),
+                Some(action) => running.push(perform(&bus, &under, action)),
                 None => open = false,
             },
             Some(input) = running.next(), if !running.is_empty() => {
@@ -51,7 +52,7 @@ pub(crate) async fn side_by_side(
     }
 }
 
-async fn perform(bus: &Arc<dyn Bus>, under: Under, action: Action) -> Option<Input> {
+async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<Input> {
     match action {
         Action::Hand(hand) => Some(Input::Event(hand_over(bus, *hand).await)),
         Action::Withdraw { job, key, epoch, shard, sequence } => {
@@ -97,7 +98,7 @@ async fn perform(bus: &Arc<dyn Bus>, under: Under, action: Action) -> Option<Inp
         }
         Action::Dead { tenant, key, line, attempts, hosts, reason, log } => {
             let subject = table::dead(&tenant, &key);
-            let at = TimeMs::now();
+            let at = under.clock.wall();
             let dead = DeadJob { job: key, tenant, line: *line, attempts, hosts, reason, at, log };
             retry(|| bus.publish(&subject, codec::encode(&dead), Publish::default())).await;
             None

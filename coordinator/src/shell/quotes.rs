@@ -1,6 +1,6 @@
 //! Quotes over the bus: the core's situation and the scaler's market become a problem, a task of its own solves it.
 
-use ternfleet_proto::TimeMs;
+use ternfleet_proto::Now;
 use ternfleet_proto::message::{BatchCreate, Promise, Quote, QuoteAsk, Refusal, RefusalCode};
 
 use crate::core::Core;
@@ -34,10 +34,14 @@ pub(crate) struct Question {
 
 impl Question {
     /// Takes a picture of the fleet.
-    pub(crate) fn new(now: TimeMs, core: &Core, footing: &Footing, ask: QuoteAsk) -> Question {
+    pub(crate) fn new(now: Now, core: &Core, footing: &Footing, ask: QuoteAsk) -> Question {
         let situation = core.situation(now);
-        let seen =
-            Seen { now, workers: situation.workers, batches: situation.batches, ..footing.seen.clone() };
+        let seen = Seen {
+            now: now.wall,
+            workers: situation.workers,
+            batches: situation.batches,
+            ..footing.seen.clone()
+        };
         let (problem, class_names) = market(&footing.settings, &footing.intents, &seen);
         Question { problem, class_names, lengths: situation.lengths, ask }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ternfleet_proto::bus::{Bus, BusError};
-use ternfleet_proto::{LeaderRevision, TenantId, TimeMs, codec, table};
+use ternfleet_proto::{Clock, LeaderRevision, TenantId, TimeMs, codec, table};
 use tokio::sync::mpsc;
 
 use super::Input;
@@ -26,6 +26,7 @@ pub(crate) async fn keep_sweeping(
     bus: Arc<dyn Bus>,
     leader: LeaderRevision,
     retention: Retention,
+    clock: Clock,
     inbox: mpsc::Sender<Input>,
 ) {
     if retention.files_ms == 0 {
@@ -34,7 +35,7 @@ pub(crate) async fn keep_sweeping(
     let every = Duration::from_millis(retention.files_ms / 10).clamp(SWEEP_EVERY_MIN, SWEEP_EVERY_MAX);
     loop {
         tokio::time::sleep(every).await;
-        match sweep(&bus, leader, &retention, &inbox).await {
+        match sweep(&bus, leader, &retention, clock.wall(), &inbox).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "files and answers of old batches were removed"),
             Err(error) => tracing::warn!(%error, "old batches are swept later"),
@@ -50,6 +51,7 @@ async fn sweep(
     bus: &Arc<dyn Bus>,
     leader: LeaderRevision,
     retention: &Retention,
+    now: TimeMs,
     inbox: &mpsc::Sender<Input>,
 ) -> Result<usize, BusError> {
     let mut old = Vec::new();
@@ -57,7 +59,7 @@ async fn sweep(
     for entry in bus.kv_entries(table::KV_BATCHES).await? {
         // What cannot be read was made by a newer coordinator: it is left alone, and keeps nothing of others.
         let Ok(record) = codec::decode::<BatchRecord>(&entry.value) else { continue };
-        if is_due(&record, TimeMs::now(), retention) {
+        if is_due(&record, now, retention) {
             old.push((record, entry.revision));
         } else if record.aged_out_at.is_none() {
             in_use.insert((record.tenant, record.input_object));
@@ -67,8 +69,8 @@ async fn sweep(
     for (record, revision) in old {
         let shared = in_use.contains(&(record.tenant.clone(), record.input_object.clone()));
         clear(bus, &record, shared).await?;
-        let record = tombstone(record, leader);
-        let life = life_of(&record, TimeMs::now(), retention);
+        let record = tombstone(record, leader, now);
+        let life = life_of(&record, now, retention);
         let stored = bus
             .kv_update(table::KV_BATCHES, record.id.as_str(), codec::encode(&record), revision, Some(life))
             .await;
@@ -100,14 +102,8 @@ fn life_of(record: &BatchRecord, now: TimeMs, retention: &Retention) -> Duration
     Duration::from_millis(until.saturating_sub(now.0))
 }
 
-fn tombstone(record: BatchRecord, leader: LeaderRevision) -> BatchRecord {
-    BatchRecord {
-        leader,
-        aged_out_at: Some(TimeMs::now()),
-        output_object: None,
-        error_object: None,
-        ..record
-    }
+fn tombstone(record: BatchRecord, leader: LeaderRevision, now: TimeMs) -> BatchRecord {
+    BatchRecord { leader, aged_out_at: Some(now), output_object: None, error_object: None, ..record }
 }
 
 /// Removes files and answers; an input that another batch still names stays.
@@ -149,7 +145,7 @@ mod tests {
         assert!(is_due(&ended(500), TimeMs(1_500), &retention));
         let running = BatchRecord { state: BatchState::InProgress, ..ended(500) };
         assert!(!is_due(&running, TimeMs(9_000), &retention));
-        assert!(!is_due(&tombstone(ended(500), LeaderRevision(1)), TimeMs(9_000), &retention));
+        assert!(!is_due(&tombstone(ended(500), LeaderRevision(1), TimeMs(9_000)), TimeMs(9_000), &retention));
     }
 
     #[test]

@@ -12,14 +12,15 @@ mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ternfleet_cloud::{CloudError, Rented, Status};
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{Refusal, RefusalCode, Reply, ScaleDials, ScaleView};
 use ternfleet_proto::table::ApiVerb;
-use ternfleet_proto::{LeaderRevision, TimeMs, UsdMicro, codec};
+use ternfleet_proto::{Clock, LeaderRevision, MonoMs, Now, TimeMs, UsdMicro, codec};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::Input;
 use super::quotes::Footing;
@@ -54,6 +55,7 @@ pub(crate) struct Ties {
     pub(crate) calls: mpsc::UnboundedReceiver<ScaleCall>,
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
 }
 
 /// What is remembered of a pod between two looks.
@@ -65,6 +67,8 @@ struct Memory {
     ending_told: bool,
     /// Measured: from the order to the first heartbeat.
     boot_s: Option<f64>,
+    /// Since when it is being drained.
+    draining_since: Option<MonoMs>,
 }
 
 struct Scaler {
@@ -77,8 +81,9 @@ struct Scaler {
     day: u64,
     listed: Option<Vec<Rented>>,
     list_fault: Option<String>,
-    refused: Vec<(Refused, String)>,
-    halted: Option<(String, TimeMs)>,
+    /// What is refused, until when, and why.
+    refused: Vec<(Refused, MonoMs, String)>,
+    halted: Option<(String, MonoMs)>,
     plan: Option<Plan>,
     memories: BTreeMap<String, Memory>,
     /// Measured speeds by class: mean and error.
@@ -90,12 +95,14 @@ struct Scaler {
     /// Provider's id and our bill of pods that have been returned, for the reconciliation.
     returned: BTreeMap<String, UsdMicro>,
     faults: BTreeSet<String>,
+    /// When each intent was first seen here, and how old it was by its date then.
+    ages: BTreeMap<String, (MonoMs, Duration)>,
 }
 
 /// Runs until the situations end, which is when the leader does.
 pub(crate) async fn serve(rental: Rental, ties: Ties) {
     let Some(store) = Store::read_patiently(&ties).await else { return };
-    let now = TimeMs::now();
+    let now = ties.clock.wall();
     let mut scaler = Scaler {
         base_total: store.ledger.value.spent_usd_micro,
         base_today: store.ledger.value.today(now),
@@ -116,6 +123,7 @@ pub(crate) async fn serve(rental: Rental, ties: Ties) {
         heard_since: Instant::now(),
         returned: BTreeMap::new(),
         faults: BTreeSet::new(),
+        ages: BTreeMap::new(),
     };
     tracing::info!(
         provider = scaler.rental.provider.name(),
@@ -130,7 +138,7 @@ pub(crate) async fn serve(rental: Rental, ties: Ties) {
                 if scaler.ties.situations.has_changed().is_err() {
                     return;
                 }
-                scaler.turn(TimeMs::now()).await;
+                scaler.turn().await;
             }
             call = scaler.ties.calls.recv() => match call {
                 Some(call) => scaler.answer(call).await,
@@ -146,14 +154,16 @@ pub(super) fn day_of(now: TimeMs) -> u64 {
 
 impl Scaler {
     /// Look, decide, do.
-    async fn turn(&mut self, now: TimeMs) {
+    async fn turn(&mut self) {
+        let now = self.ties.clock.wall();
         self.look().await;
-        self.ask_offers(now).await;
-        self.learn(now);
+        self.ask_offers().await;
         if self.store.stale {
             self.store.reload(&self.ties).await;
         }
-        let settings = self.settings(now);
+        self.date_intents();
+        self.learn();
+        let settings = self.settings();
         let seen = self.seen(now);
         let intents = self.store.intents();
         let previous = self.plan.take();
@@ -166,6 +176,15 @@ impl Scaler {
         self.plan = Some(decision.plan);
         let footing = Footing { settings, intents: self.store.intents(), seen: self.seen(now) };
         let _ = self.ties.inbox.send(Input::Footing(Arc::new(footing))).await;
+    }
+
+    /// An intent bears a date; from its first sight on it ages by the clock that nobody steps.
+    fn date_intents(&mut self) {
+        let Now { mono, wall } = self.ties.clock.now();
+        self.ages.retain(|name, _| self.store.intents.contains_key(name));
+        for (name, kept) in &self.store.intents {
+            self.ages.entry(name.clone()).or_insert_with(|| (mono, wall.since(kept.value.written_at)));
+        }
     }
 
     async fn look(&mut self) {
@@ -187,7 +206,7 @@ impl Scaler {
 
     /// Prices are data: the provider's word replaces the configured one. A class without room anywhere is left out
     /// until the next look.
-    async fn ask_offers(&mut self, now: TimeMs) {
+    async fn ask_offers(&mut self) {
         if self.offered_at.is_some_and(|at| at.elapsed() < OFFERS_EVERY) {
             return;
         }
@@ -195,7 +214,7 @@ impl Scaler {
             Ok(offers) => {
                 self.offered_at = Some(Instant::now());
                 for (class, why) in self.rental.take_offers(&offers) {
-                    self.refuse_class(now, &class, OFFERS_EVERY, &why);
+                    self.refuse_class(&class, OFFERS_EVERY, &why);
                 }
             }
             Err(fault) => self.heed("offers", &fault),
@@ -203,8 +222,8 @@ impl Scaler {
     }
 
     /// What the heartbeats say about classes: speed and boot.
-    fn learn(&mut self, now: TimeMs) {
-        let situation = Arc::clone(&self.ties.situations.borrow());
+    fn learn(&mut self) {
+        let (situation, mono) = (Arc::clone(&self.ties.situations.borrow()), self.ties.clock.mono());
         let mut sums: BTreeMap<&str, (f64, f64, f64)> = BTreeMap::new();
         for worker in situation.workers.iter().filter(|worker| worker.live && worker.rate_mean_tok_s > 0.0) {
             let sum = sums.entry(&worker.class).or_default();
@@ -212,7 +231,10 @@ impl Scaler {
             let intent = self.store.intents.get(&worker.pod).map(|kept| &kept.value);
             let memory = self.memories.entry(worker.pod.clone()).or_default();
             if let (None, Some(intent)) = (memory.boot_s, intent) {
-                let boot_s = now.since(intent.written_at).as_secs_f64();
+                let boot_s = self
+                    .ages
+                    .get(&worker.pod)
+                    .map_or(0.0, |(since, age)| (mono.since(*since) + *age).as_secs_f64());
                 memory.boot_s = Some(boot_s);
                 let known = self.boots.entry(intent.class.clone()).or_insert(boot_s);
                 *known += 0.3 * (boot_s - *known);
@@ -223,14 +245,15 @@ impl Scaler {
         }
     }
 
-    fn settings(&self, now: TimeMs) -> Settings {
-        self.settings_with(now, &self.store.dials.value)
+    fn settings(&self) -> Settings {
+        self.settings_with(&self.store.dials.value)
     }
 
-    fn settings_with(&self, now: TimeMs, dials: &ScaleDials) -> Settings {
-        let refused = self.refused.iter().filter(|(refused, _)| refused.until > now);
+    fn settings_with(&self, dials: &ScaleDials) -> Settings {
+        let now = self.ties.clock.mono();
+        let refused = self.refused.iter().filter(|(_, until, _)| *until > now);
         let mut settings = self.rental.settings(dials);
-        settings.refused = refused.map(|(refused, _)| refused.clone()).collect();
+        settings.refused = refused.map(|(refused, _, _)| refused.clone()).collect();
         for class in &mut settings.classes {
             if let Some((mean, error)) = self.rates.get(&class.name) {
                 (class.rate_tok_s, class.rate_sd_tok_s) = (*mean, *error);
@@ -243,7 +266,7 @@ impl Scaler {
     }
 
     fn seen(&self, now: TimeMs) -> Seen {
-        let situation = Arc::clone(&self.ties.situations.borrow());
+        let (situation, mono) = (Arc::clone(&self.ties.situations.borrow()), self.ties.clock.mono());
         let pods = self.listed.as_ref().map(|listed| {
             let alive = listed.iter().filter(|pod| pod.status.is_alive());
             alive
@@ -262,9 +285,14 @@ impl Scaler {
             workers: situation.workers.clone(),
             batches: situation.batches.clone(),
             spent_today: self.spent_today(now),
-            halted: self.halted.as_ref().is_some_and(|(_, until)| *until > now),
+            halted: self.halted.as_ref().is_some_and(|(_, until)| *until > mono),
             deaf: !self.ties.bus.connected() || self.heard_since.elapsed() < HEARING_AGAIN,
             next_number: self.store.number.value,
+            ages: self
+                .ages
+                .iter()
+                .map(|(name, (since, age))| (name.clone(), mono.since(*since) + *age))
+                .collect(),
         }
     }
 
@@ -297,7 +325,7 @@ impl Scaler {
     /// A provider's fault, by what it means for all.
     fn heed(&mut self, what: &str, fault: &CloudError) {
         self.ties.metrics.provider_fault(fault);
-        let now = TimeMs::now();
+        let now = self.ties.clock.mono();
         match fault {
             CloudError::NoBalance(_) | CloudError::Unauthorized(_) => {
                 tracing::error!(what, %fault, "nothing is ordered until a person has looked at the account");
@@ -318,19 +346,18 @@ impl Scaler {
         }
     }
 
-    fn refuse(&mut self, now: TimeMs, class: &str, place: Option<String>, span: Duration, why: String) {
-        self.refused.retain(|(refused, _)| {
-            refused.until > now && !(refused.class == class && refused.data_center == place)
-        });
-        let refused = Refused { class: class.to_owned(), data_center: place, until: now.plus(span) };
-        self.refused.push((refused, why));
+    fn refuse(&mut self, class: &str, place: Option<String>, span: Duration, why: String) {
+        let now = self.ties.clock.mono();
+        let refused = Refused { class: class.to_owned(), data_center: place };
+        self.refused.retain(|(known, until, _)| *until > now && *known != refused);
+        self.refused.push((refused, now.plus(span), why));
     }
 
     /// A class of its own choice of places is refused in each of them.
-    fn refuse_class(&mut self, now: TimeMs, class: &str, span: Duration, why: &str) {
+    fn refuse_class(&mut self, class: &str, span: Duration, why: &str) {
         let places = self.rental.class(class).map(|class| class.data_centers.clone()).unwrap_or_default();
         for place in places.into_iter().map(Some).chain([None]) {
-            self.refuse(now, class, place, span, why.to_owned());
+            self.refuse(class, place, span, why.to_owned());
         }
     }
 
@@ -378,14 +405,14 @@ impl Scaler {
     }
 
     async fn answer(&mut self, call: ScaleCall) {
-        let now = TimeMs::now();
+        let now = self.ties.clock.wall();
         let answer: Reply<ScaleView> = match self.dials_of(&call) {
             Err(refused) => Err(refused),
             Ok(asked) => self.told(now, call.verb, asked).await,
         };
         let _ = self.ties.bus.send(&call.reply, codec::encode(&answer)).await;
         if call.verb == ApiVerb::ScaleSet && answer.is_ok() {
-            self.turn(TimeMs::now()).await;
+            self.turn().await;
         }
     }
 
@@ -396,7 +423,7 @@ impl Scaler {
             tracing::info!(?dials, "the scaler's dials were set");
         }
         self.look().await;
-        let settings = self.settings_with(now, &dials);
+        let settings = self.settings_with(&dials);
         let seen = self.seen(now);
         let decision: Decision = decide(&settings, &self.store.intents(), &seen, self.plan.as_ref());
         Ok(self.view(now, &settings, &seen, &decision))

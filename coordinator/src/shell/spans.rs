@@ -77,6 +77,9 @@ impl Diary {
             EventKind::CanaryDiverged { worker, host, said, expected } => {
                 tracing::error!(target: TARGET, %worker, host, said, expected, "a machine computes otherwise; it gets no work");
             }
+            EventKind::ClockStepped { by_ms } => {
+                tracing::warn!(target: TARGET, by_ms, "the wall clock was stepped; only dates and deadlines follow it");
+            }
             other => tracing::debug!(?other, "audit"),
         }
     }

@@ -56,6 +56,10 @@ pub enum EventKind {
         said: String,
         expected: String,
     },
+    /// Somebody stepped the leader's wall clock: dates before and after differ by so much more than what has passed.
+    ClockStepped {
+        by_ms: i64,
+    },
     PodIntent {
         pod: String,
         pod_class: String,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::MonoMs;
 use crate::id::{BatchId, Epoch, JobKey, LeaderRevision, TimeMs, WorkerId};
 use crate::money::UsdMicro;
 
@@ -41,6 +42,10 @@ pub struct Heartbeat {
     pub version: String,
     pub started_at: TimeMs,
     pub at: TimeMs,
+    /// The same moment by its monotonic clock: what passed between two beats, whatever the network and the wall
+    /// clocks did. Zero from a worker that does not say.
+    #[serde(default)]
+    pub mono: MonoMs,
     /// Jobs in the slots, so that the coordinator can reconcile.
     pub running: Vec<Running>,
     /// It has no queues to pull from: they were never assigned, or are gone.

@@ -12,7 +12,7 @@ use ternfleet_proto::message::{
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{Attempt, LeaderRevision, TenantId, TimeMs, WorkerId};
+use ternfleet_proto::{Attempt, LeaderRevision, MonoMs, Now, TenantId, TimeMs, WorkerId};
 
 use super::peak_mib;
 use crate::instant::{Manner, first_beat};
@@ -27,20 +27,20 @@ const BEATS_A_TURN: usize = 200;
 pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
     let mut core = Core::new(AssignmentKey([7; 32]), Limits::default());
     let mut measured = Measured::default();
-    let mut now = TimeMs(1_000_000);
+    let mut now = Now { mono: MonoMs(1_000), wall: TimeMs(1_000_000) };
     let lead = Lead { revision: LeaderRevision(1), term: 1 };
     let mut actions = measured.tell(&mut core, now, vec![Event::Lead(lead)]);
     let mut beats = Vec::new();
     for n in 0..workers {
         let worker: WorkerId = format!("w{n}").parse()?;
         let manner = Manner { host: format!("h{n}"), slots: 8, rate_tok_s: 240.0, ..Manner::default() };
-        let mut beat = first_beat(&worker, &manner, now);
+        let mut beat = first_beat(&worker, &manner, now.wall);
         beat.leader_seen = lead.revision;
         let known = Event::Heartbeat(Box::new(beat.clone()));
         actions.extend(measured.tell(&mut core, now, vec![known, Event::Registered { worker, shard: 0 }]));
         beats.push(beat);
     }
-    let record = record(now, jobs);
+    let record = record(now.wall, jobs);
     let id = record.id.clone();
     actions.extend(measured.tell(&mut core, now, vec![Event::BatchKnown(Box::new(record))]));
     let batch = core.find(&id).ok_or_else(|| anyhow::anyhow!("the batch is not known"))?;
@@ -76,7 +76,7 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
                         prompt_tokens: 5,
                         completion_tokens: 10,
                         repeated_tokens: 0,
-                        finished_at: now,
+                        finished_at: now.wall,
                     };
                     events.push(Event::Answer { sequence, answer: Box::new(answer) });
                 }
@@ -85,11 +85,12 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
         }
         for _ in 0..BEATS_A_TURN.min(workers) {
             let beat = &mut beats[beating % workers];
-            beat.at = now;
+            beat.at = now.wall;
+            beat.mono = now.mono;
             events.push(Event::Heartbeat(Box::new(beat.clone())));
             beating += 1;
         }
-        now = TimeMs(now.0 + 20);
+        now = now.plus(Duration::from_millis(20));
         events.extend([Event::Tick, Event::Turn]);
         actions = measured.tell(&mut core, now, events);
         ensure!(measured.took < Duration::from_secs(600), "{} jobs answered", sequence);
@@ -113,7 +114,7 @@ struct Measured {
 }
 
 impl Measured {
-    fn tell(&mut self, core: &mut Core, now: TimeMs, events: Vec<Event>) -> Vec<Action> {
+    fn tell(&mut self, core: &mut Core, now: Now, events: Vec<Event>) -> Vec<Action> {
         self.events += events.len() as u64;
         let mut actions = Vec::new();
         let began = Instant::now();

@@ -1,7 +1,7 @@
 //! The answer of a job: published under the worker's own name, acknowledged only after it is stored.
 
 use ternfleet_proto::message::{Failure, FailureCode, JobResult, Outcome};
-use ternfleet_proto::{JobKey, TimeMs};
+use ternfleet_proto::{JobKey, Now};
 
 use super::event::{Action, Note, Read, Settled, SlotId, Write};
 use super::slot::Phase;
@@ -11,7 +11,7 @@ use super::{ANSWERED_MAX, Core};
 const ACKS_MAX: u32 = 8;
 
 impl Core {
-    pub(super) fn answer(&mut self, now: TimeMs, id: SlotId, result: JobResult, actions: &mut Vec<Action>) {
+    pub(super) fn answer(&mut self, now: Now, id: SlotId, result: JobResult, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         slot.give_back = false;
         slot.enter(Phase::Answering(Box::new(result)));
@@ -20,7 +20,7 @@ impl Core {
 
     pub(super) fn answer_failure(
         &mut self,
-        now: TimeMs,
+        now: Now,
         id: SlotId,
         failure: Failure,
         actions: &mut Vec<Action>,
@@ -32,7 +32,7 @@ impl Core {
 
     pub(super) fn on_result_written(
         &mut self,
-        now: TimeMs,
+        now: Now,
         id: SlotId,
         outcome: Write,
         actions: &mut Vec<Action>,
@@ -76,7 +76,7 @@ impl Core {
 
     pub(super) fn on_result_read(
         &mut self,
-        now: TimeMs,
+        now: Now,
         id: SlotId,
         outcome: Read<JobResult>,
         actions: &mut Vec<Action>,
@@ -109,7 +109,7 @@ impl Core {
         self.acknowledge(now, id, actions);
     }
 
-    fn stored(&mut self, now: TimeMs, id: SlotId, result: Box<JobResult>, actions: &mut Vec<Action>) {
+    fn stored(&mut self, now: Now, id: SlotId, result: Box<JobResult>, actions: &mut Vec<Action>) {
         match &result.outcome {
             Outcome::Text(_) => self.counters.jobs_done += 1,
             Outcome::Failed(_) => self.counters.jobs_failed += 1,
@@ -118,7 +118,7 @@ impl Core {
         self.acknowledge(now, id, actions);
     }
 
-    fn acknowledge(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+    fn acknowledge(&mut self, now: Now, id: SlotId, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         slot.enter(Phase::Acking);
         let (job, epoch) = (slot.work.job.clone(), slot.work.epoch);
@@ -137,13 +137,7 @@ impl Core {
         }
     }
 
-    pub(super) fn on_settled(
-        &mut self,
-        now: TimeMs,
-        id: SlotId,
-        outcome: Settled,
-        _actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn on_settled(&mut self, now: Now, id: SlotId, outcome: Settled, _actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         if !matches!(slot.phase, Phase::Acking) {
             return;

@@ -289,6 +289,8 @@ pub enum Note {
     CheckpointSkipped { job: JobKey },
     /// A generation could not start or go on; it is tried again.
     Fault { job: JobKey, reason: String },
+    /// Somebody stepped this machine's wall clock.
+    ClockStepped { by_ms: i64 },
     /// Work for another model or other arithmetic came; it goes back.
     Misrouted { job: JobKey, wants: String },
 }

@@ -1,6 +1,6 @@
 //! What the worker says about itself, and the coordinator's orders.
 
-use ternfleet_proto::TimeMs;
+use ternfleet_proto::Now;
 use ternfleet_proto::message::{Control, Order, Running, WorkerState};
 
 use super::event::{Action, Note};
@@ -9,7 +9,7 @@ use super::{Core, Queues};
 
 impl Core {
     /// Follows an order, unless a deposed leader gave it.
-    pub(super) fn obey(&mut self, now: TimeMs, control: Control, actions: &mut Vec<Action>) {
+    pub(super) fn obey(&mut self, now: Now, control: Control, actions: &mut Vec<Action>) {
         if control.leader < self.leader.revision {
             return actions.push(Action::Note(Note::StaleLeader { what: "control" }));
         }
@@ -31,17 +31,17 @@ impl Core {
         }
     }
 
-    pub(super) fn heartbeat_if_due(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn heartbeat_if_due(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.heartbeat_at.is_none_or(|at| now.since(at) >= self.config.heartbeat_every) {
             self.heartbeat(now, actions);
         }
     }
 
-    pub(super) fn heartbeat(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn heartbeat(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.state == WorkerState::Gone && self.exited {
             return;
         }
-        self.heartbeat_at = Some(now);
+        self.heartbeat_at = Some(now.mono);
         let mut beat = self.config.profile.clone();
         beat.state = self.state;
         beat.slots = self.config.slots as u32;
@@ -55,7 +55,8 @@ impl Core {
         beat.counters.throttled_ms = self.host.throttled_ms;
         beat.leader_seen = self.leader.revision;
         beat.needs_queues = self.queues.is_none();
-        beat.at = now;
+        beat.at = now.wall;
+        beat.mono = now.mono;
         beat.running = self
             .slots
             .values()

@@ -9,7 +9,7 @@ use ternfleet_proto::bus::{Delivery, Settle};
 use ternfleet_proto::message::{
     Checkpoint, Failure, FailureCode, Generation, Input, Prompt, Sampling, Work, WorkerState,
 };
-use ternfleet_proto::{Lane, TimeMs};
+use ternfleet_proto::{Lane, Now};
 
 use super::event::{
     Action, DropReason, Note, PullOutcome, Read, SlotId, StartFailure, Undecodable, WorkIdentity,
@@ -26,7 +26,7 @@ const STARTS_MAX: u32 = 5;
 impl Core {
     pub(super) fn on_pulled(
         &mut self,
-        now: TimeMs,
+        now: Now,
         lane: Lane,
         delivery: Delivery,
         work: Result<Box<Work>, Undecodable>,
@@ -79,12 +79,12 @@ impl Core {
     }
 
     /// Work that must not run, whatever room there is.
-    fn refusal(&mut self, now: TimeMs, work: &Work, delivery: &Delivery) -> Option<DropReason> {
+    fn refusal(&mut self, now: Now, work: &Work, delivery: &Delivery) -> Option<DropReason> {
         if self.is_of_deposed_leader(work, delivery) {
             Some(DropReason::DeposedLeader)
         } else if self.cancelled.contains(&work.job.batch) {
             Some(DropReason::Cancelled)
-        } else if work.deadline.is_some_and(|deadline| deadline <= now) {
+        } else if work.deadline.is_some_and(|deadline| deadline <= now.wall) {
             Some(DropReason::Expired)
         } else {
             None
@@ -116,7 +116,7 @@ impl Core {
     /// The job is here already, in slot `id`. True if the delivery deserves a slot of its own.
     fn make_way(
         &mut self,
-        now: TimeMs,
+        now: Now,
         id: SlotId,
         work: &Work,
         delivery: &Delivery,
@@ -150,7 +150,7 @@ impl Core {
 
     fn on_undecodable(
         &mut self,
-        now: TimeMs,
+        now: Now,
         delivery: Delivery,
         fault: Undecodable,
         actions: &mut Vec<Action>,
@@ -175,7 +175,7 @@ impl Core {
 
     pub(super) fn on_pull_ended(
         &mut self,
-        now: TimeMs,
+        now: Now,
         lane: Lane,
         outcome: PullOutcome,
         actions: &mut Vec<Action>,
@@ -191,13 +191,13 @@ impl Core {
             }
             PullOutcome::Unreachable => {
                 pull.tries += 1;
-                pull.not_before = Some(now.plus(backoff(started, pull.tries)));
+                pull.not_before = Some(now.mono.plus(backoff(started, pull.tries)));
             }
         }
     }
 
     /// Starts what has waited for room, then asks for more.
-    pub(super) fn take_in(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn take_in(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.state != WorkerState::Ready {
             return;
         }
@@ -239,7 +239,7 @@ impl Core {
         self.pull(now, waiting, in_use, pages_free, actions);
     }
 
-    fn admit(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+    fn admit(&mut self, now: Now, id: SlotId, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let fresh = slot.work.attempts_before.0 == 0 && !slot.has_read;
         slot.enter(if fresh { Phase::Claiming } else { Phase::Reading });
@@ -250,7 +250,7 @@ impl Core {
     /// unclaimed and takes the next place, before any of the batch lane.
     fn pull(
         &mut self,
-        now: TimeMs,
+        now: Now,
         waiting: usize,
         in_use: usize,
         pages_free: usize,
@@ -269,7 +269,7 @@ impl Core {
                 Lane::Interactive => (&queues.interactive, (room / 4).max(1)),
                 Lane::Batch => (&queues.batch, room),
             };
-            if pull.outstanding || max == 0 || pull.not_before.is_some_and(|at| at > now) {
+            if pull.outstanding || max == 0 || pull.not_before.is_some_and(|at| at > now.mono) {
                 continue;
             }
             *pull = super::PullState { outstanding: true, not_before: None, ..*pull };
@@ -285,7 +285,7 @@ impl Core {
 
     pub(super) fn on_checkpoint_read(
         &mut self,
-        now: TimeMs,
+        now: Now,
         id: SlotId,
         outcome: Read<(u64, Checkpoint)>,
         actions: &mut Vec<Action>,
@@ -328,7 +328,7 @@ impl Core {
     /// The outcome of a claim.
     pub(super) fn on_claim_written(
         &mut self,
-        now: TimeMs,
+        now: Now,
         id: SlotId,
         outcome: super::Write,
         actions: &mut Vec<Action>,
@@ -338,7 +338,7 @@ impl Core {
             super::Write::Stored(sequence) => {
                 slot.sequence = sequence;
                 slot.stored_tokens = slot.ids.len();
-                slot.stored_at = now;
+                slot.stored_at = now.mono;
                 if slot.give_back {
                     return self.release(now, id, actions);
                 }
@@ -355,7 +355,7 @@ impl Core {
         }
     }
 
-    pub(super) fn on_started(&mut self, now: TimeMs, id: SlotId, prompt_tokens: u32, kept: u32) {
+    pub(super) fn on_started(&mut self, now: Now, id: SlotId, prompt_tokens: u32, kept: u32) {
         let pages = self.pages_for(prompt_tokens as usize + 1);
         let prefilled = self.prefilled;
         let Some(slot) = self.slots.get_mut(&id) else { return };
@@ -377,15 +377,15 @@ impl Core {
             self.counters.reprefilled_tokens += u64::from(prompt_tokens) + kept as u64;
         }
         self.counters.repeated_tokens += slot.repeated as u64;
-        slot.started_at = Some(now);
-        slot.stored_at = now;
+        slot.started_at = Some(now.mono);
+        slot.stored_at = now.mono;
         slot.writing = Writing::No;
         slot.enter(Phase::Running);
     }
 
     pub(super) fn on_start_failed(
         &mut self,
-        now: TimeMs,
+        now: Now,
         id: SlotId,
         why: StartFailure,
         actions: &mut Vec<Action>,

@@ -1,6 +1,6 @@
 //! A running job: its tokens, its checkpoints, its lease.
 
-use ternfleet_proto::TimeMs;
+use ternfleet_proto::Now;
 use ternfleet_proto::bus::Settle;
 use ternfleet_proto::message::{Checkpoint, TokenChunk};
 
@@ -12,12 +12,12 @@ use super::slot::{Phase, Writing};
 const FAULTS_MAX: u32 = 3;
 
 impl Core {
-    pub(super) fn on_tokens(&mut self, now: TimeMs, id: SlotId, tokens: Tokens, actions: &mut Vec<Action>) {
+    pub(super) fn on_tokens(&mut self, now: Now, id: SlotId, tokens: Tokens, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         if !matches!(slot.phase, Phase::Running) {
             return;
         }
-        slot.first_token_at.get_or_insert(now);
+        slot.first_token_at.get_or_insert(now.mono);
         if tokens.stream {
             actions.push(Action::SendTokens(Box::new(TokenChunk {
                 job: slot.work.job.clone(),
@@ -33,7 +33,7 @@ impl Core {
         self.checkpoint_if_due(now, id, actions);
     }
 
-    fn checkpoint_if_due(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+    fn checkpoint_if_due(&mut self, now: Now, id: SlotId, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get(&id) else { return };
         let fresh = slot.ids.len() - slot.stored_tokens;
         let due = fresh >= self.config.checkpoint_tokens
@@ -45,7 +45,7 @@ impl Core {
     }
 
     /// Writes the next checkpoint of a running job, or reads again what an earlier, unheard write may have left.
-    pub(super) fn write_checkpoint(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+    pub(super) fn write_checkpoint(&mut self, now: Now, id: SlotId, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         slot.retry_at = None;
         if slot.writing == Writing::Rereading {
@@ -58,7 +58,7 @@ impl Core {
 
     pub(super) fn on_checkpoint_written(
         &mut self,
-        now: TimeMs,
+        now: Now,
         id: SlotId,
         outcome: Write,
         actions: &mut Vec<Action>,
@@ -74,7 +74,7 @@ impl Core {
             Write::Stored(sequence) => {
                 slot.sequence = sequence;
                 slot.stored_tokens = tokens;
-                slot.stored_at = now;
+                slot.stored_at = now.mono;
                 slot.uncertain = false;
                 slot.tries = 0;
                 self.counters.checkpoints += 1;
@@ -93,7 +93,7 @@ impl Core {
             Write::Conflict if slot.uncertain => {}
             Write::Conflict => self.fenced(id, actions),
             Write::Full | Write::TooLarge { .. } => {
-                slot.stored_at = now;
+                slot.stored_at = now.mono;
                 actions.push(Action::Note(Note::CheckpointSkipped { job: slot.work.job.clone() }));
                 if slot.give_back || releasing {
                     self.released(id, actions);
@@ -115,7 +115,7 @@ impl Core {
     /// The subject was read again because a write may have been stored unheard.
     pub(super) fn on_checkpoint_reread(
         &mut self,
-        now: TimeMs,
+        now: Now,
         id: SlotId,
         outcome: Read<(u64, Checkpoint)>,
         actions: &mut Vec<Action>,
@@ -141,7 +141,7 @@ impl Core {
         }
         slot.writing = Writing::No;
         slot.uncertain = false;
-        slot.stored_at = now;
+        slot.stored_at = now.mono;
         if matches!(slot.phase, Phase::Releasing) || slot.give_back {
             self.release(now, id, actions);
         } else {
@@ -149,7 +149,7 @@ impl Core {
         }
     }
 
-    pub(super) fn on_ended(&mut self, now: TimeMs, id: SlotId, end: End, actions: &mut Vec<Action>) {
+    pub(super) fn on_ended(&mut self, now: Now, id: SlotId, end: End, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         slot.generating = false;
         match (&slot.phase, end) {
@@ -215,7 +215,7 @@ impl Core {
         }
     }
 
-    pub(super) fn on_tick(&mut self, now: TimeMs, host: HostFacts, actions: &mut Vec<Action>) {
+    pub(super) fn on_tick(&mut self, now: Now, host: HostFacts, actions: &mut Vec<Action>) {
         self.host = host;
         self.expire(now, actions);
         self.give_back_held(now, actions);
@@ -231,7 +231,7 @@ impl Core {
     /// A lease is extended only if tokens advanced since it was last extended: generated ones; or, before the first
     /// one, prompt positions computed by the engine, bounded by what its whole cache holds, since the engine does
     /// not say whose they are.
-    fn extend_lease(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+    fn extend_lease(&mut self, now: Now, id: SlotId, actions: &mut Vec<Action>) {
         let prefill_max = (self.config.kv_pages * self.config.page_tokens) as u64;
         let prefilled = self.prefilled;
         let Some(slot) = self.slots.get_mut(&id) else { return };
@@ -243,7 +243,7 @@ impl Core {
             && prefilled > slot.leased_prefill
             && prefilled - slot.prefill_mark <= prefill_max;
         if generated || prefilling {
-            slot.leased_at = now;
+            slot.leased_at = now.mono;
             slot.leased_tokens = slot.ids.len();
             slot.leased_prefill = prefilled;
             actions.push(Action::Settle {

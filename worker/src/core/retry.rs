@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ternfleet_proto::TimeMs;
+use ternfleet_proto::Now;
 use ternfleet_proto::bus::Settle;
 
 use super::Core;
@@ -22,19 +22,19 @@ pub(super) fn backoff(seed: u64, tries: u32) -> Duration {
 
 impl Core {
     /// Notes that the operation of the slot's phase failed; a tick will do it again.
-    pub(super) fn fail(&mut self, now: TimeMs, id: SlotId) {
+    pub(super) fn fail(&mut self, now: Now, id: SlotId) {
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.tries += 1;
-            slot.retry_at = Some(now.plus(backoff(slot.work.job.seed(), slot.tries)));
+            slot.retry_at = Some(now.mono.plus(backoff(slot.work.job.seed(), slot.tries)));
         }
     }
 
     /// Does again what is due; all that waits, when the bus has just come back.
-    pub(super) fn retry_due(&mut self, now: TimeMs, all: bool, actions: &mut Vec<Action>) {
+    pub(super) fn retry_due(&mut self, now: Now, all: bool, actions: &mut Vec<Action>) {
         let due: Vec<SlotId> = self
             .slots
             .iter()
-            .filter(|(_, slot)| slot.retry_at.is_some_and(|at| all || at <= now))
+            .filter(|(_, slot)| slot.retry_at.is_some_and(|at| all || at <= now.mono))
             .map(|(&id, _)| id)
             .collect();
         for id in due {
@@ -43,7 +43,7 @@ impl Core {
     }
 
     /// Emits the operation that the slot's phase waits for.
-    pub(super) fn issue(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+    pub(super) fn issue(&mut self, now: Now, id: SlotId, actions: &mut Vec<Action>) {
         let profile = &self.config.profile;
         let Some(slot) = self.slots.get_mut(&id) else { return };
         slot.retry_at = None;

@@ -5,7 +5,7 @@ use ternfleet_proto::message::{
     Checkpoint, Failure, Generated, JobResult, Outcome, Timing, TokenLogprobs, Usage, Work,
 };
 use ternfleet_proto::message::{Finish, Heartbeat};
-use ternfleet_proto::{Attempt, TimeMs};
+use ternfleet_proto::{Attempt, Deadline, MonoMs, Now};
 
 use super::event::Kept;
 
@@ -57,6 +57,7 @@ pub(super) enum Writing {
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) work: Box<Work>,
+    pub(super) deadline: Option<Deadline>,
     pub(super) delivery: Delivery,
     pub(super) phase: Phase,
     pub(super) attempt: Attempt,
@@ -83,7 +84,7 @@ pub(super) struct Slot {
     /// The same for the result.
     pub(super) unheard: bool,
     pub(super) stored_tokens: usize,
-    pub(super) stored_at: TimeMs,
+    pub(super) stored_at: MonoMs,
     /// Give the job back as soon as its state allows.
     pub(super) give_back: bool,
     /// The engine works on it; the slot cannot go before it ends.
@@ -93,27 +94,28 @@ pub(super) struct Slot {
     /// Tokens in the last checkpoint that hands it back.
     pub(super) released_with: Option<usize>,
 
-    pub(super) pulled_at: TimeMs,
-    pub(super) started_at: Option<TimeMs>,
-    pub(super) first_token_at: Option<TimeMs>,
+    pub(super) pulled_at: MonoMs,
+    pub(super) started_at: Option<MonoMs>,
+    pub(super) first_token_at: Option<MonoMs>,
     /// When, and at which counts of tokens, the lease was last extended.
-    pub(super) leased_at: TimeMs,
+    pub(super) leased_at: MonoMs,
     pub(super) leased_tokens: usize,
     pub(super) leased_prefill: u64,
     /// The worker's prefill counter when this job started.
     pub(super) prefill_mark: u64,
 
     /// The phase's operation failed and is tried again then.
-    pub(super) retry_at: Option<TimeMs>,
+    pub(super) retry_at: Option<MonoMs>,
     pub(super) tries: u32,
     /// Times that its generation failed in this stay.
     pub(super) faults: u32,
 }
 
 impl Slot {
-    pub(super) fn new(now: TimeMs, work: Box<Work>, delivery: Delivery, pages: usize) -> Slot {
+    pub(super) fn new(now: Now, work: Box<Work>, delivery: Delivery, pages: usize) -> Slot {
         Slot {
             attempt: work.attempts_before.next(),
+            deadline: work.deadline.map(|at| Deadline::new(now, at)),
             work,
             delivery,
             phase: Phase::Held,
@@ -130,15 +132,15 @@ impl Slot {
             uncertain: false,
             unheard: false,
             stored_tokens: 0,
-            stored_at: now,
+            stored_at: now.mono,
             give_back: false,
             generating: false,
             cancelling: false,
             released_with: None,
-            pulled_at: now,
+            pulled_at: now.mono,
             started_at: None,
             first_token_at: None,
-            leased_at: now,
+            leased_at: now.mono,
             leased_tokens: 0,
             leased_prefill: 0,
             prefill_mark: 0,
@@ -161,7 +163,7 @@ impl Slot {
 
     pub(super) fn checkpoint(
         &self,
-        now: TimeMs,
+        now: Now,
         profile: &Heartbeat,
         claim: bool,
         released: bool,
@@ -179,14 +181,14 @@ impl Slot {
             logprobs: self.logprobs.clone(),
             claim,
             released,
-            at: now,
+            at: now.wall,
         })
     }
 
     /// The answer of a finished generation.
     pub(super) fn answer(
         &self,
-        now: TimeMs,
+        now: Now,
         profile: &Heartbeat,
         text: String,
         finish: Finish,
@@ -208,14 +210,14 @@ impl Slot {
         self.result(now, profile, Outcome::Text(generated), usage)
     }
 
-    pub(super) fn failure(&self, now: TimeMs, profile: &Heartbeat, failure: Failure) -> JobResult {
+    pub(super) fn failure(&self, now: Now, profile: &Heartbeat, failure: Failure) -> JobResult {
         let usage = Usage { prompt_tokens: self.prompt_tokens, ..Usage::default() };
         self.result(now, profile, Outcome::Failed(failure), usage)
     }
 
-    fn result(&self, now: TimeMs, profile: &Heartbeat, outcome: Outcome, usage: Usage) -> JobResult {
-        let span = |from: TimeMs, to: TimeMs| u32::try_from(to.since(from).as_millis()).unwrap_or(u32::MAX);
-        let started = self.started_at.unwrap_or(now);
+    fn result(&self, now: Now, profile: &Heartbeat, outcome: Outcome, usage: Usage) -> JobResult {
+        let span = |from: MonoMs, to: MonoMs| u32::try_from(to.since(from).as_millis()).unwrap_or(u32::MAX);
+        let started = self.started_at.unwrap_or(now.mono);
         JobResult {
             job: self.work.job.clone(),
             tenant: self.work.tenant.clone(),
@@ -228,10 +230,10 @@ impl Slot {
             usage,
             timing: Timing {
                 queued_ms: span(self.pulled_at, started),
-                first_token_ms: span(self.pulled_at, self.first_token_at.unwrap_or(now)),
-                total_ms: span(self.pulled_at, now),
+                first_token_ms: span(self.pulled_at, self.first_token_at.unwrap_or(now.mono)),
+                total_ms: span(self.pulled_at, now.mono),
             },
-            finished_at: now,
+            finished_at: now.wall,
             traceparent: self.work.traceparent.clone(),
         }
     }

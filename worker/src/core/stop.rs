@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ternfleet_proto::bus::Settle;
 use ternfleet_proto::message::{Work, WorkerState};
-use ternfleet_proto::{BatchId, Epoch, JobKey, TimeMs};
+use ternfleet_proto::{BatchId, Epoch, JobKey, Now};
 
 use super::event::{Action, DropReason, Note, SlotId};
 use super::slot::{Phase, Writing};
@@ -83,12 +83,12 @@ impl Core {
     }
 
     /// Expired work stops; an answer that is already on its way goes on.
-    pub(super) fn expire(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn expire(&mut self, now: Now, actions: &mut Vec<Action>) {
         let ids: Vec<SlotId> = self
             .slots
             .iter()
             .filter(|(_, s)| {
-                s.work.deadline.is_some_and(|deadline| deadline <= now) && !s.phase.is_answering()
+                s.deadline.is_some_and(|deadline| deadline.passed(now)) && !s.phase.is_answering()
             })
             .map(|(&id, _)| id)
             .collect();
@@ -98,7 +98,7 @@ impl Core {
     }
 
     /// What has waited too long for room goes back, so that the coordinator may give it to somebody else.
-    pub(super) fn give_back_held(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn give_back_held(&mut self, now: Now, actions: &mut Vec<Action>) {
         let ids: Vec<SlotId> = self
             .slots
             .iter()
@@ -127,7 +127,7 @@ impl Core {
     }
 
     /// Writes the job's last checkpoint, marked as released; when that stands, the message goes back.
-    pub(super) fn release(&mut self, now: TimeMs, id: SlotId, actions: &mut Vec<Action>) {
+    pub(super) fn release(&mut self, now: Now, id: SlotId, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         if slot.generating && !slot.cancelling {
             slot.cancelling = true;
@@ -148,7 +148,7 @@ impl Core {
     }
 
     /// The first signal drains, the second ends at once.
-    pub(super) fn on_signal(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn on_signal(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.signals += 1;
         if self.signals > 1 {
             return self.exit(now, actions);
@@ -157,12 +157,12 @@ impl Core {
     }
 
     /// Stops pulling and gives every job back with what it has; answers on their way are finished.
-    pub(super) fn drain(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn drain(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.state == WorkerState::Draining {
             return;
         }
         self.state = WorkerState::Draining;
-        self.drain_until = Some(now.plus(self.config.drain_max));
+        self.drain_until = Some(now.mono.plus(self.config.drain_max));
         self.heartbeat(now, actions);
         let ids: Vec<SlotId> = self.slots.keys().copied().collect();
         for id in ids {
@@ -181,18 +181,18 @@ impl Core {
         }
     }
 
-    pub(super) fn leave_when_drained(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    pub(super) fn leave_when_drained(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.exited || self.state != WorkerState::Draining {
             return;
         }
-        let late = self.drain_until.is_some_and(|until| now >= until);
+        let late = self.drain_until.is_some_and(|until| now.mono >= until);
         let ended = self.slots.values().all(|slot| matches!(slot.phase, Phase::Ending));
         if ended || late {
             self.exit(now, actions);
         }
     }
 
-    fn exit(&mut self, now: TimeMs, actions: &mut Vec<Action>) {
+    fn exit(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.state = WorkerState::Gone;
         self.heartbeat(now, actions);
         self.exited = true;

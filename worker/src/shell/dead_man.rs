@@ -14,7 +14,7 @@ use std::fmt::Display;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use ternfleet_proto::message::{Heartbeat, WorkerCounters, WorkerState};
-use ternfleet_proto::{Bus, TimeMs, WorkerId, codec, table};
+use ternfleet_proto::{Bus, MonoMs, TimeMs, WorkerId, codec, table};
 use tokio_util::sync::CancellationToken;
 
 /// After the first failure to end the pod; doubles with each.
@@ -35,22 +35,22 @@ pub(super) enum Due {
 pub(super) struct DeadMan {
     /// `None` never ends the worker.
     silence_max: Option<Duration>,
-    heard_at: TimeMs,
-    asked_at: TimeMs,
+    heard_at: MonoMs,
+    asked_at: MonoMs,
 }
 
 impl DeadMan {
-    pub(super) fn new(now: TimeMs, silence_max: Option<Duration>) -> DeadMan {
+    pub(super) fn new(now: MonoMs, silence_max: Option<Duration>) -> DeadMan {
         DeadMan { silence_max, heard_at: now, asked_at: now }
     }
 
     /// A sign of life.
-    pub(super) fn heard(&mut self, now: TimeMs) {
+    pub(super) fn heard(&mut self, now: MonoMs) {
         self.heard_at = now;
     }
 
     /// Asks four times before it ends.
-    pub(super) fn due(&mut self, now: TimeMs) -> Due {
+    pub(super) fn due(&mut self, now: MonoMs) -> Due {
         let Some(most) = self.silence_max else { return Due::Nothing };
         let silence = now.since(self.heard_at);
         if silence >= most {
@@ -89,9 +89,9 @@ pub(super) async fn insist<E: Display>(
 }
 
 /// The word of a worker that is gone and whose pod is not.
-pub(super) async fn tell(bus: Arc<dyn Bus>, profile: Heartbeat, failures: u64) {
+pub(super) async fn tell(bus: Arc<dyn Bus>, at: TimeMs, profile: Heartbeat, failures: u64) {
     let counters = WorkerCounters { dead_man_failures: failures, ..WorkerCounters::default() };
-    let beat = Heartbeat { state: WorkerState::Gone, counters, at: TimeMs::now(), ..profile };
+    let beat = Heartbeat { state: WorkerState::Gone, counters, at, ..profile };
     // Perhaps nobody is there to hear it; the next one follows.
     let _ = bus.send(&table::heartbeat(&beat.worker), codec::encode(&beat)).await;
 }
@@ -129,8 +129,8 @@ mod tests {
 
     const MOST: Duration = Duration::from_secs(100);
 
-    fn after(seconds: u64) -> TimeMs {
-        TimeMs(1000 + seconds * 1000)
+    fn after(seconds: u64) -> MonoMs {
+        MonoMs(1000 + seconds * 1000)
     }
 
     #[test]

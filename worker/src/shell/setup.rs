@@ -38,6 +38,7 @@ pub(super) fn config(options: &Options, model: &LoadedModel) -> (Config, Identit
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: identity.started_at,
         at: TimeMs::default(),
+        mono: ternfleet_proto::MonoMs::default(),
         running: Vec::new(),
         needs_queues: false,
         canary: model.canary.clone(),

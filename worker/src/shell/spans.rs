@@ -55,7 +55,9 @@ impl Spans {
             | Note::CheckpointSkipped { job }
             | Note::Fault { job, .. }
             | Note::Misrouted { job, .. } => (job, None, false),
-            Note::Undecodable { .. } | Note::StaleLeader { .. } => return log(note),
+            Note::Undecodable { .. } | Note::StaleLeader { .. } | Note::ClockStepped { .. } => {
+                return log(note);
+            }
         };
         let range = match epoch {
             Some(epoch) => (job.clone(), epoch)..=(job.clone(), epoch),

@@ -3,7 +3,7 @@
 //! runs a million of them.
 
 use ternfleet_proto::message::{BatchCreate, BatchOptions, Durability};
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_proto::{MonoMs, Now, TimeMs, UsdMicro};
 
 use crate::core::event::BatchSlot;
 use crate::core::money::Bill;
@@ -39,7 +39,7 @@ fn batch(random: &mut Random) -> Batch {
         durability: Durability::Stored,
         replicas: 1,
     };
-    Batch::new(BatchRecord::new(TimeMs(0), &create, ground))
+    Batch::new(Now::default(), BatchRecord::new(TimeMs(0), &create, ground))
 }
 
 /// One case; the fault, if there is one.
@@ -47,7 +47,7 @@ fn case(seed: u64) -> Result<(), String> {
     let mut random = Random::at(seed);
     let mut batches: Vec<Batch> = (0..=random.below(4)).map(|_| batch(&mut random)).collect();
     let mut pods: Vec<Bill> = (0..=random.below(3))
-        .map(|_| Bill::new(TimeMs(random.below(5_000)), UsdMicro(of_any_size(&mut random, 24))))
+        .map(|_| Bill::new(MonoMs(random.below(5_000)), UsdMicro(of_any_size(&mut random, 24))))
         .collect();
     let mut flying: Vec<(usize, u32, UsdMicro)> = Vec::new();
     let mut now = 0;
@@ -75,7 +75,7 @@ fn case(seed: u64) -> Result<(), String> {
                 pod.made(BatchSlot(random.below(batches.len() as u64) as u32), random.below(10_000));
             }
             let busy = random.below(150) as f64 / 100.0;
-            let share = pod.accrue(TimeMs(now), busy, |slot| batches[slot.0 as usize].budget_left());
+            let share = pod.accrue(MonoMs(now), busy, |slot| batches[slot.0 as usize].budget_left());
             for (slot, cost) in &share.by_batch {
                 batches[slot.0 as usize].totals.cost_usd_micro += *cost;
             }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ternfleet_proto::message::{
     BatchCreate, BatchOptions, BatchState, Durability, EventKind, FailedAttempt, Failure, FailureCode,
@@ -12,7 +13,7 @@ use ternfleet_proto::message::{
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{
-    Attempt, BatchId, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId,
+    Attempt, BatchId, Epoch, JobKey, LeaderRevision, MonoMs, Now, TenantId, TimeMs, UsdMicro, WorkerId,
 };
 
 use crate::core::*;
@@ -59,7 +60,7 @@ pub(super) struct SimWorker {
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) core: Core,
-    pub(super) now: TimeMs,
+    pub(super) now: Now,
     pub(super) dice: Dice,
     pub(super) term: u32,
     pub(super) actions: Vec<Action>,
@@ -84,7 +85,7 @@ impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut world = Self {
             core: Core::new(KEY, Limits::default()),
-            now: TimeMs(1_000_000),
+            now: Now { mono: MonoMs(1_000), wall: TimeMs(1_000_000) },
             dice: Dice::new(seed),
             term: 0,
             actions: Vec::new(),
@@ -187,7 +188,7 @@ impl World {
             durability: Durability::Stored,
             replicas: 1,
         };
-        let record = BatchRecord::new(self.now, &create, ground);
+        let record = BatchRecord::new(self.now.wall, &create, ground);
         let id = record.id.clone();
         self.records.insert(id.to_string(), record.clone());
         self.inputs.insert(id.to_string(), content);
@@ -265,7 +266,7 @@ impl World {
                     prompt_tokens: 0,
                     completion_tokens: 0,
                     repeated_tokens: 0,
-                    finished_at: self.now,
+                    finished_at: self.now.wall,
                 });
             }
             Action::Register { worker, shard } => self.tell(Event::Registered { worker, shard }),
@@ -345,7 +346,8 @@ impl World {
             leader_seen: LeaderRevision(u64::MAX),
             version: "test".to_owned(),
             started_at: TimeMs(0),
-            at: self.now,
+            at: self.now.wall,
+            mono: self.now.mono,
             running: running.collect(),
             needs_queues: false,
             canary: worker.canary.clone(),
@@ -409,7 +411,7 @@ impl World {
                 prompt_tokens: 5,
                 completion_tokens: 10,
                 repeated_tokens: 0,
-                finished_at: self.now,
+                finished_at: self.now.wall,
             });
         }
         self.work.retain(|_, (_, other)| other.job != work.job || other.epoch != work.epoch);
@@ -425,7 +427,7 @@ impl World {
 
     /// Everything that a fifth of a second brings when nothing is wrong.
     pub(super) fn run_quietly(&mut self) {
-        self.now = TimeMs(self.now.0 + 200);
+        self.now = self.now.plus(Duration::from_millis(200));
         for n in 0..self.workers.len() {
             self.beat(n);
             for _ in 0..8 {

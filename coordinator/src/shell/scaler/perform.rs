@@ -91,14 +91,14 @@ impl Scaler {
                 Err(error) => {
                     let why = format!("{error:#}");
                     tracing::error!(pod = name, why, "this pod cannot be ordered");
-                    self.give_up(now, &intent, true, why).await;
+                    self.give_up(&intent, true, why).await;
                 }
             }
         }
         for (intent, answer) in join_all(ordered).await {
             match answer {
                 Ok(rented) => self.rented(now, &intent, rented).await,
-                Err(fault) => self.not_rented(now, &intent, fault).await,
+                Err(fault) => self.not_rented(&intent, fault).await,
             }
         }
     }
@@ -126,12 +126,12 @@ impl Scaler {
     }
 
     /// What a refused or lost order means, by the table of the provider's answers.
-    async fn not_rented(&mut self, now: TimeMs, intent: &Intent, fault: CloudError) {
+    async fn not_rented(&mut self, intent: &Intent, fault: CloudError) {
         self.heed("create", &fault);
         let why = fault.to_string();
         match fault {
-            CloudError::NoCapacity(_) => self.give_up(now, intent, false, why).await,
-            CloudError::Forbidden(_) | CloudError::Invalid(_) => self.give_up(now, intent, true, why).await,
+            CloudError::NoCapacity(_) => self.give_up(intent, false, why).await,
+            CloudError::Forbidden(_) | CloudError::Invalid(_) => self.give_up(intent, true, why).await,
             CloudError::NoBalance(_) | CloudError::Unauthorized(_) => self.strike(&intent.name).await,
             // It may have been rented: the intent stays, and the next turn looks for its name before anything else.
             CloudError::RateLimited { .. }
@@ -144,12 +144,12 @@ impl Scaler {
     }
 
     /// Nothing was rented for certain: the intent goes, and its place (or its whole class) rests for a while.
-    async fn give_up(&mut self, now: TimeMs, intent: &Intent, whole_class: bool, why: String) {
+    async fn give_up(&mut self, intent: &Intent, whole_class: bool, why: String) {
         let span = Duration::from_secs_f64(self.rental.options.refusal_s);
         if whole_class {
-            self.refuse_class(now, &intent.class, span, &why);
+            self.refuse_class(&intent.class, span, &why);
         } else {
-            self.refuse(now, &intent.class, intent.data_center.clone(), span, why);
+            self.refuse(&intent.class, intent.data_center.clone(), span, why);
         }
         self.strike(&intent.name).await;
     }
@@ -173,7 +173,6 @@ impl Scaler {
         if !marked.await {
             return;
         }
-        let began_at = self.store.intents.get(name).and_then(|kept| kept.value.ending_at).unwrap_or(now);
         let memory = self.memories.entry(name.to_owned()).or_default();
         if !std::mem::replace(&mut memory.ending_told, true) {
             tracing::info!(pod = name, ?why, "given back");
@@ -182,8 +181,10 @@ impl Scaler {
         if id.is_empty() {
             return;
         }
+        let mono = self.ties.clock.mono();
         let polite = matches!(why, Why::NotNeeded | Why::Limit);
-        let patient = now.since(began_at).as_secs_f64() < self.rental.options.drain_limit_s;
+        let since = *self.memories.entry(name.to_owned()).or_default().draining_since.get_or_insert(mono);
+        let patient = mono.since(since).as_secs_f64() < self.rental.options.drain_limit_s;
         if polite && patient && self.drain(name).await {
             return;
         }

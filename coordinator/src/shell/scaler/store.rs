@@ -59,7 +59,7 @@ impl Store {
     /// Reads until it can be read; `None` when the leader has ended.
     pub(super) async fn read_patiently(ties: &Ties) -> Option<Store> {
         loop {
-            match Store::read(&*ties.bus).await {
+            match Store::read(ties).await {
                 Ok(store) => return Some(store),
                 Err(error) => tracing::warn!(%error, "the scaler's bucket cannot be read; trying again"),
             }
@@ -70,17 +70,17 @@ impl Store {
         }
     }
 
-    async fn read(bus: &dyn Bus) -> Result<Store, BusError> {
+    async fn read(ties: &Ties) -> Result<Store, BusError> {
         let mut store = Store {
             dials: Kept::default(),
             number: Kept::default(),
             ledger: Kept::default(),
             intents: BTreeMap::new(),
-            began_at: TimeMs::now(),
+            began_at: ties.clock.wall(),
             billed_to: TimeMs(0),
             stale: false,
         };
-        for entry in bus.kv_entries(table::KV_SCALE).await? {
+        for entry in ties.bus.kv_entries(table::KV_SCALE).await? {
             match entry.key.as_str() {
                 DIALS => read_into(&mut store.dials, &entry.value, entry.revision),
                 NUMBER => read_into(&mut store.number, &entry.value, entry.revision),
@@ -102,7 +102,7 @@ impl Store {
 
     /// Reads anew what somebody may have changed, and keeps what only this process knows.
     pub(super) async fn reload(&mut self, ties: &Ties) {
-        match Store::read(&*ties.bus).await {
+        match Store::read(ties).await {
             Ok(fresh) => {
                 *self = Store { began_at: self.began_at, billed_to: self.billed_to, ..fresh };
             }

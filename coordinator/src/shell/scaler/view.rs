@@ -22,13 +22,13 @@ impl Scaler {
             fleet: settings.fleet.clone(),
             pods_min: settings.pods_min as u32,
             pods_max: settings.pods_max as u32,
-            classes: self.classes(now, settings),
+            classes: self.classes(settings),
             usd_micro_per_hour_max: settings.usd_micro_per_hour_max,
             usd_micro_per_day_max: settings.usd_micro_per_day_max,
             idle_limit_ms: (settings.idle_limit_s * 1000.0) as u64,
             spent_today_usd_micro: self.spent_today(now),
             spent_usd_micro: self.spent(),
-            halted: self.halt(now),
+            halted: self.halt(),
             pods: self.store.intents.values().map(|kept| self.pod(&kept.value, seen)).collect(),
             acts: decision.acts.iter().map(|act| self.act(now, act, plan)).collect(),
             batches: batches(plan, seen),
@@ -38,21 +38,22 @@ impl Scaler {
         }
     }
 
-    fn halt(&self, now: TimeMs) -> Option<String> {
+    fn halt(&self) -> Option<String> {
+        let now = self.ties.clock.mono();
         let halted = self.halted.as_ref().filter(|(_, until)| *until > now).map(|(why, _)| why.clone());
         halted.or_else(|| {
             self.list_fault.as_ref().map(|why| format!("the provider's list cannot be read: {why}"))
         })
     }
 
-    fn classes(&self, now: TimeMs, settings: &Settings) -> Vec<ScaleClass> {
-        let all = self.rental.settings(&Default::default());
+    fn classes(&self, settings: &Settings) -> Vec<ScaleClass> {
+        let (all, now) = (self.rental.settings(&Default::default()), self.ties.clock.mono());
         let view = |name: &str| {
             let enabled = settings.classes.iter().find(|class| class.name == name);
             let class = enabled.or_else(|| all.classes.iter().find(|class| class.name == name))?;
             let pods = self.store.intents.values().filter(|kept| kept.value.class == name).count();
             let refused =
-                self.refused.iter().find(|(refused, _)| refused.class == name && refused.until > now);
+                self.refused.iter().find(|(refused, until, _)| refused.class == name && *until > now);
             Some(ScaleClass {
                 name: name.to_owned(),
                 price_usd_micro_per_hour: class.price_usd_micro_per_hour,
@@ -60,7 +61,7 @@ impl Scaler {
                 pods: pods as u32,
                 pods_max: class.pods_max,
                 enabled: enabled.is_some(),
-                refused: refused.map(|(refused, why)| match &refused.data_center {
+                refused: refused.map(|(refused, _, why)| match &refused.data_center {
                     Some(place) => format!("{place}: {why}"),
                     None => why.clone(),
                 }),
@@ -111,7 +112,7 @@ impl Scaler {
 fn state(intent: &Intent, worker: Option<&SeenWorker>) -> ScalePodState {
     match worker {
         _ if intent.ending.is_some() => ScalePodState::Ending,
-        Some(worker) if worker.idle_since.is_none() => ScalePodState::Working,
+        Some(worker) if worker.idle.is_none() => ScalePodState::Working,
         Some(_) => ScalePodState::Idle,
         None if intent.provider_id.is_some() => ScalePodState::Booting,
         None => ScalePodState::Ordered,

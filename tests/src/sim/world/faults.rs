@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ternfleet_coordinator::core::{BatchRecord, Change, Event, Ground};
 use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchState, Durability};
-use ternfleet_proto::{TimeMs, UsdMicro, codec, table};
+use ternfleet_proto::{MonoMs, Now, TimeMs, UsdMicro, codec, table};
 use ternfleet_worker::core as worker;
 
 use super::super::scenario::Fault;
@@ -218,8 +218,8 @@ impl World {
         }
     }
 
-    pub(super) fn skewed(&self, ms: i64) -> TimeMs {
-        TimeMs(self.now.0.saturating_add_signed(ms))
+    pub(super) fn skewed(&self, ms: i64) -> Now {
+        Now { mono: MonoMs(self.now.0), wall: TimeMs(self.now.0.saturating_add_signed(ms)) }
     }
 }
 

@@ -148,6 +148,7 @@ impl World {
             version: String::new(),
             started_at: now,
             at: now,
+            mono: ternfleet_proto::MonoMs::default(),
             running: Vec::new(),
             needs_queues: false,
             canary: "c1-same".to_owned(),
@@ -447,7 +448,7 @@ impl World {
                 Some((delay, vec![Event::ResultRead { slot, outcome }]))
             }
             Call::Settle { slot, delivery, how } => {
-                let worker_now = self.skewed(self.workers[life.place].skew_ms);
+                let worker_now = self.skewed(self.workers[life.place].skew_ms).wall;
                 let acked = matches!(how, Settle::Ack)
                     .then(|| self.net.message(&delivery.stream, delivery.sequence).ok().flatten())
                     .flatten();

@@ -172,7 +172,7 @@ fn a_redelivery_of_an_answered_job_is_acknowledged_and_not_run() {
 fn expired_work_never_runs() {
     let mut rig = Rig::assigned();
     let mut late = work(0, 0);
-    late.deadline = Some(rig.now);
+    late.deadline = Some(rig.now.wall);
     let actions = rig.pulled(1, late);
     assert_eq!(settled(&actions), [(1, Settle::Ack)]);
     assert!(!publishes_anything(&actions));

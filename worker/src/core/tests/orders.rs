@@ -66,7 +66,7 @@ fn a_cancelled_batch_stops_everywhere_and_its_late_work_is_dropped() {
 fn running_work_ends_at_its_deadline() {
     let mut rig = Rig::assigned();
     let mut timed = work(0, 0);
-    timed.deadline = Some(rig.now.plus(Duration::from_secs(5)));
+    timed.deadline = Some(rig.now.wall.plus(Duration::from_secs(5)));
     let (slot, ..) = written(&rig.pulled(1, timed)).expect("a claim");
     rig.on(Event::CheckpointWritten { slot, outcome: Write::Stored(1) });
     rig.on(Event::Started { slot, prompt_tokens: 3, kept: 0 });

@@ -10,7 +10,9 @@ use ternfleet_proto::message::{
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentTag;
-use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId};
+use ternfleet_proto::{
+    Attempt, Epoch, JobKey, Lane, LeaderRevision, MonoMs, Now, TenantId, TimeMs, UsdMicro, WorkerId,
+};
 
 use crate::core::*;
 
@@ -43,6 +45,7 @@ pub(super) fn profile() -> Heartbeat {
         version: String::new(),
         started_at: TimeMs(0),
         at: TimeMs(0),
+        mono: ternfleet_proto::MonoMs::default(),
         running: Vec::new(),
         needs_queues: false,
         canary: String::new(),
@@ -139,12 +142,12 @@ pub(super) fn completion() -> End {
 
 pub(super) struct Rig {
     pub(super) core: Core,
-    pub(super) now: TimeMs,
+    pub(super) now: Now,
 }
 
 impl Rig {
     pub(super) fn new() -> Rig {
-        Rig { core: Core::new(config()), now: TimeMs(1_000_000) }
+        Rig { core: Core::new(config()), now: Now { mono: MonoMs(1_000), wall: TimeMs(1_000_000) } }
     }
 
     /// One that has its queues, with both pulls outstanding.

@@ -38,6 +38,9 @@ pub(in crate::shell) fn log(note: &Note) {
         Note::CheckpointSkipped { job } => {
             tracing::warn!(%job, "a checkpoint had no room; the job goes on without")
         }
+        Note::ClockStepped { by_ms } => {
+            tracing::warn!(by_ms, "the wall clock was stepped; only dates and deadlines follow it")
+        }
         Note::Fault { job, reason } => tracing::warn!(%job, reason, "a generation failed and is tried again"),
         Note::Misrouted { job, wants } => tracing::warn!(%job, wants, "this worker serves another model"),
     }
