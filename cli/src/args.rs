@@ -16,9 +16,12 @@ use crate::commands::coordinator::Coordinator;
 use crate::commands::dead::Dead;
 use crate::commands::demo::Demo;
 use crate::commands::doctor::Doctor;
+use crate::commands::down::Down;
 use crate::commands::eval::{Eval, PerplexityOf};
+use crate::commands::fleets::Fleets;
 use crate::commands::generate::Generate;
 use crate::commands::key::Key;
+use crate::commands::launch::Launch;
 use crate::commands::logits::Logits;
 use crate::commands::man::Man;
 use crate::commands::model::Model;
@@ -48,7 +51,7 @@ const VERSION: &str = match option_env!("TERNFLEET_VERSION") {
 #[command(
     after_help = "Exit codes: 0 all good, 2 some lines of the batch are error lines, 1 anything else went wrong,\n\
                         64 the command line is wrong, 130 interrupted.\n\
-                        Environment: TERNFLEET_NATS, TERNFLEET_NATS_SERVER, TERNFLEET_ISA, TERNFLEET_CACHE, TERNFLEET_LOG, NO_COLOR."
+                        Environment: TERNFLEET_NATS, TERNFLEET_NATS_SERVER, TERNFLEET_ISA, TERNFLEET_CACHE, TERNFLEET_STATE_DIR, TERNFLEET_LOG, NO_COLOR."
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -57,6 +60,12 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Rent a fleet for one file of prompts, get its answers, and give everything back
+    Launch(Launch),
+    /// List the fleets that were launched from this machine
+    Fleets(Fleets),
+    /// End launched fleets and give everything back
+    Down(Down),
     /// Run a whole fleet on this machine: NATS, a coordinator and workers
     Up(Up),
     /// Send a file of prompts to the fleet and wait for its answers

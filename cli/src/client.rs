@@ -18,6 +18,8 @@ use ternfleet_proto::{BatchId, Bus, BusError, TenantId, codec, nats};
 
 use crate::args::Connection;
 
+/// The name by which commands connect to NATS.
+pub(crate) const CLIENT_NAME: &str = "ternfleet-cli";
 /// How long the first connection is tried; a person waits.
 const CONNECT_MS: u64 = 3000;
 /// How long one question waits for its answer.
@@ -66,6 +68,13 @@ impl Fleet {
         let tenant = tenant_of(to)?;
         let bus = connect(to).await?;
         Ok(Fleet { bus, tenant, address: to.nats.clone() })
+    }
+
+    /// As [`Fleet::connect`], for a part of the fleet itself, whose presence says nothing about people.
+    pub(crate) async fn connect_as_part(to: &Connection) -> anyhow::Result<Fleet> {
+        let tenant = tenant_of(to)?;
+        let options = nats::ConnectOptions { name: "ternfleet-head".to_owned(), ..connect_options(to) };
+        Ok(Fleet { bus: nats::connect(&options).await?, tenant, address: to.nats.clone() })
     }
 
     /// Asks the coordinator. A refusal is an error; no answer is waited out as `patience` says.
@@ -196,7 +205,7 @@ pub(crate) fn connect_options(to: &Connection) -> nats::ConnectOptions {
         url: to.nats.clone(),
         credentials_file: to.nats_credentials_file.clone(),
         root_certificates: to.nats_root_certificates.clone(),
-        name: "ternfleet-cli".to_owned(),
+        name: CLIENT_NAME.to_owned(),
         first_connect_ms: CONNECT_MS,
         ..nats::ConnectOptions::default()
     }

@@ -16,8 +16,8 @@ use ternfleet_proto::nats;
 
 const PREFIX: &str = "TERNFLEET_";
 /// Variables with this prefix that are read elsewhere and are no keys of a service.
-const OTHER_VARIABLES: [&str; 8] =
-    ["nats_server", "isa", "log", "log_format", "tenant", "config", "model_dir", "api_key"];
+const OTHER_VARIABLES: [&str; 9] =
+    ["nats_server", "isa", "log", "log_format", "tenant", "config", "model_dir", "state_dir", "api_key"];
 
 /// Keys whose values are never printed.
 const SECRETS: [&str; 3] = ["nats_nkey_seed", "nats_token", "nats_join_token"];

@@ -3,6 +3,7 @@
 //! Not here: any of the fleet's own work. A child is a nats-server, a Prometheus, or this program again as `coordinator`
 //! or `worker`.
 
+pub(crate) mod child;
 mod data_dir;
 mod fleet;
 mod keeper;
@@ -12,7 +13,10 @@ mod probe;
 mod prometheus;
 mod rented;
 mod shares;
+mod watch;
 
-pub(crate) use data_dir::Addresses;
+pub(crate) use data_dir::running;
 pub(crate) use fleet::{Plan, run};
-pub(crate) use rented::{Range, parse_range};
+pub(crate) use rented::{
+    Range, end as end_rented, guessed_class, parse_range, provider as rented_pods, return_all,
+};

@@ -9,9 +9,11 @@ mod commands;
 mod exit;
 mod fetch;
 mod follow;
+mod launch;
 mod layers;
 mod local;
 mod locate;
+mod lock;
 mod logging;
 mod model_file;
 mod models;
@@ -40,6 +42,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Launch(command) => command.run(),
+        Command::Fleets(command) => command.run(),
+        Command::Down(command) => command.run(),
         Command::Up(command) => command.run(),
         Command::Submit(command) => command.run(),
         Command::Batches(command) => command.run(),

@@ -123,6 +123,11 @@ impl Server {
         self.ask(self.request(method, path, body)?).await
     }
 
+    /// Reads; any status is an answer.
+    pub async fn get(&self, path: &str) -> Result<Answer, HttpError> {
+        self.send(Method::GET, path, None).await
+    }
+
     /// Posts JSON with headers of its own; any status is an answer.
     pub(crate) async fn post(
         &self,

@@ -103,6 +103,11 @@ impl Sample {
         WorkSample { lines: self.lines, sample: self.requests.iter().map(size).collect() }
     }
 
+    /// With prompts reckoned from their bytes, where no tokenizer is at hand.
+    pub fn reckoned(&self) -> WorkSample {
+        self.counted_by(|prompt| Some(prompt_tokens(prompt)))
+    }
+
     /// With prompts counted by a worker that is up; reckoned from their bytes when none is. `subject` is that of the
     /// verb `count` on which the caller may ask.
     pub async fn counted_by_fleet(&self, bus: &dyn Bus, subject: &str, tenant: &TenantId) -> WorkSample {

@@ -10,3 +10,4 @@ pub mod measure;
 pub mod program;
 pub mod server;
 pub mod sim;
+pub mod standin;

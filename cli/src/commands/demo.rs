@@ -3,20 +3,19 @@
 //! It runs `ternfleet up` as a child, which takes NATS, coordinator and workers down with it, whatever happens here.
 
 use std::path::PathBuf;
-use std::process::{ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use crate::args::Connection;
 use crate::client::Fleet;
 use crate::commands::submit::Submit;
-use crate::local::Addresses;
+use crate::local::child::{self, Life};
 use crate::output::{Target, say};
 use crate::report::{pod_table, pods, printable};
 use crate::stop::Stops;
@@ -24,8 +23,6 @@ use crate::{exit, locate, stop};
 
 /// The prompts that ship, relative to the repository.
 const PROMPTS: &str = "models/storyteller/prompts.jsonl";
-const START_TIMEOUT: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
@@ -66,29 +63,15 @@ impl Demo {
     }
 
     fn start_fleet(&self) -> anyhow::Result<Child> {
-        std::fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
-        // Left over from a fleet that was killed, it would be taken for the new one's.
-        let _ = std::fs::remove_file(self.dir.join("addresses.json"));
-        let this_program = std::env::current_exe().context("this program's own file is not known")?;
         let prices: Vec<String> = self.price_usd_per_hour.iter().map(f64::to_string).collect();
-        Command::new(&this_program)
-            .args(["attached", "--parent", &std::process::id().to_string(), "--"])
-            .arg(&this_program)
-            .args(["up", "--workers", &self.workers.to_string(), "--price-usd-per-hour", &prices.join(",")])
-            .arg("--dir")
-            .arg(&self.dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            // Ctrl-C comes to this process alone, which passes it on.
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .context("the fleet cannot be started")
+        let (workers, prices) = (self.workers.to_string(), prices.join(","));
+        let arguments = ["--workers", &workers, "--price-usd-per-hour", &prices].map(Into::into);
+        child::start(&self.dir, &arguments, Life::WithThis)
     }
 
     async fn show(&self, prompts: &std::path::Path, fleet: &mut Child) -> anyhow::Result<ExitCode> {
         eprintln!("starting a fleet of {} worker(s) in {}", self.workers, self.dir.display());
-        let addresses = self.wait_until_ready(fleet).await?;
+        let addresses = child::wait_until_ready(&self.dir, Some(fleet)).await?;
         let connection = Connection::local(addresses.nats);
         let results = self.dir.join("results.jsonl");
         let submit = Submit {
@@ -114,26 +97,6 @@ impl Demo {
         say("(prices are what --price-usd-per-hour says; tok/s are measured)")?;
         say(&format!("\nresults: {}", std::fs::canonicalize(&results).unwrap_or(results).display()))?;
         Ok(code)
-    }
-
-    async fn wait_until_ready(&self, fleet: &mut Child) -> anyhow::Result<Addresses> {
-        let began = Instant::now();
-        loop {
-            if let Ok(text) = std::fs::read(self.dir.join("addresses.json")) {
-                return serde_json::from_slice(&text).context("addresses.json is not understood");
-            }
-            if let Some(status) = fleet.try_wait().context("the fleet cannot be watched")? {
-                bail!("the fleet did not start ({status}); see above");
-            }
-            if began.elapsed() > START_TIMEOUT {
-                bail!(
-                    "the fleet is not ready after {} s: see {}/logs",
-                    START_TIMEOUT.as_secs(),
-                    self.dir.display()
-                );
-            }
-            tokio::time::sleep(POLL).await;
-        }
     }
 }
 

@@ -20,6 +20,7 @@ use ternfleet_proto::table::Role;
 
 use crate::output::say;
 use crate::span;
+pub(crate) use certificates::Authority;
 use folder::Folder;
 
 #[derive(Debug, Args)]
@@ -170,7 +171,7 @@ impl Init {
         let folders = Folders { tls: self.tls_dir, store: self.store_dir };
         let folder = Folder::create(&self.place.dir, Site::new(now), self.nodes, folders)?;
         folder.write(now)?;
-        certificates::write(&folder)?;
+        certificates::write(&folder, &Authority::new()?)?;
         folder.write_coordinator(now, self.life)?;
         let dir = folder.root.display();
         eprintln!(

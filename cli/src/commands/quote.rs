@@ -1,6 +1,6 @@
 //! `ternfleet quote FILE`: what a batch will cost and when it will be done, before it runs.
 
-mod market;
+pub(crate) mod market;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -62,23 +62,24 @@ impl Quote {
 
     async fn ask(self) -> anyhow::Result<ExitCode> {
         let sample = read(&self.file, self.sample).await?;
+        let market = self.market.as_deref().map(market::read).transpose()?;
         let now = TimeMs::now();
         let answer = if self.offline {
             let model = ModelFile::open(self.model.as_deref())?;
             let tokenizer = model.tokenizer()?;
             let work = sample.counted_by(|prompt| count(prompt, &tokenizer));
             let context = model.hyper.context as u32;
-            market::quote(&self.question(work, now)?, self.market.as_deref(), &[], context, now)?
+            market::quote(&self.question(work, now)?, market.as_ref(), &[], context, now)?
         } else {
             let fleet = Fleet::connect(&self.connection).await?;
             let question = self.question(counted(&sample, &fleet).await, now)?;
             let unasked = "the running fleet does not answer; `--offline --market FILE` quotes without it";
-            match &self.market {
+            match &market {
                 None => fleet.ask(ApiVerb::Quote, &question, Patience::Short).await.context("no quote")?,
-                Some(path) => {
+                Some(market) => {
                     let running = report::pods(&fleet).await.context(unasked)?;
                     let context = running.iter().map(|pod| pod.heartbeat.context_tokens).max();
-                    market::quote(&question, Some(path.as_path()), &running, context.unwrap_or(2048), now)?
+                    market::quote(&question, Some(market), &running, context.unwrap_or(2048), now)?
                 }
             }
         };
@@ -117,8 +118,25 @@ pub(crate) async fn counted(sample: &Sample, fleet: &Fleet) -> WorkSample {
     sample.counted_by_fleet(&*fleet.bus, &subject, &fleet.tenant).await
 }
 
+/// What a running fleet quotes for a file, and the same for people.
+pub(crate) async fn by_the_fleet(
+    nats: &str,
+    file: &Path,
+    deadline: Option<TimeMs>,
+    budget_usd_micro: Option<UsdMicro>,
+) -> anyhow::Result<(Answer, String)> {
+    let fleet = Fleet::connect(&Connection::local(nats.to_owned())).await?;
+    let sample = read(file, 1000).await?;
+    let work = counted(&sample, &fleet).await;
+    let tenant = fleet.tenant.clone();
+    let question = QuoteAsk { tenant, work, deadline, budget_usd_micro, classes: Vec::new() };
+    let answer = fleet.ask(ApiVerb::Quote, &question, Patience::Short).await.context("no quote")?;
+    let text = page(&answer, &sample, TimeMs::now());
+    Ok((answer, text))
+}
+
 /// Tokens of a prompt; `None` when the tokenizer refuses it.
-fn count(prompt: &Prompt, tokenizer: &Tokenizer) -> Option<u32> {
+pub(crate) fn count(prompt: &Prompt, tokenizer: &Tokenizer) -> Option<u32> {
     let ids = match prompt {
         Prompt::Tokens(ids) => Some(ids.clone()),
         Prompt::Text(text) => tokenizer.encode(text, true).ok(),
@@ -134,7 +152,7 @@ fn count(prompt: &Prompt, tokenizer: &Tokenizer) -> Option<u32> {
 }
 
 /// A quote for people.
-fn page(answer: &Answer, sample: &Sample, now: TimeMs) -> String {
+pub(crate) fn page(answer: &Answer, sample: &Sample, now: TimeMs) -> String {
     let after = |at: TimeMs| match at.since(now).as_secs() {
         never if never > 10 * 365 * 86_400 => "never".to_owned(),
         seconds if seconds >= 7200 => format!("{:.1} h", seconds as f64 / 3600.0),

@@ -164,17 +164,10 @@ impl Submit {
         Ok(Some(secret.trim().to_owned()))
     }
 
-    /// Uploads and creates; both may be tried again without harm.
     async fn create(&self, fleet: &Fleet, file: &Path) -> anyhow::Result<BatchView> {
-        let key = random_name()?;
-        let input_object = format!("input-{key}.jsonl");
-        fleet.upload(file, &input_object).await?;
-        let question = BatchCreate {
-            tenant: fleet.tenant.clone(),
-            idempotency_key: key,
-            input_object,
+        let new = NewBatch {
+            key: random_name()?,
             name: self.name.clone(),
-            endpoint: None,
             options: BatchOptions {
                 budget_usd_micro: self.budget.map(UsdMicro::from_dollars),
                 deadline: self.deadline.map(|span| TimeMs::now().plus(span)),
@@ -184,14 +177,9 @@ impl Submit {
                 accept_at_risk: self.anyway,
                 ..BatchOptions::default()
             },
-            traceparent: TraceContext::of(std::env::var(TRACEPARENT).ok().as_deref()).map(|c| c.to_string()),
             metadata: self.metadata.clone(),
-            work: Some(super::quote::counted(&super::quote::read(file, QUOTE_SAMPLE).await?, fleet).await),
         };
-        fleet
-            .ask(ApiVerb::BatchCreate, &question, Patience::Endless)
-            .await
-            .context("the batch was not accepted")
+        new.create(fleet, file).await
     }
 
     fn say_how_to_go_on(&self, batch: &BatchView) {
@@ -210,6 +198,39 @@ impl Submit {
     }
 }
 
+/// A batch that is to be made, once, under a key of its own.
+#[derive(Debug)]
+pub(crate) struct NewBatch {
+    /// 128 bits that nobody else has; the same key makes the same batch again.
+    pub(crate) key: String,
+    pub(crate) name: Option<String>,
+    pub(crate) options: BatchOptions,
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+impl NewBatch {
+    /// Uploads and creates; both may be tried again without harm.
+    pub(crate) async fn create(self, fleet: &Fleet, file: &Path) -> anyhow::Result<BatchView> {
+        let input_object = format!("input-{}.jsonl", self.key);
+        fleet.upload(file, &input_object).await?;
+        let question = BatchCreate {
+            tenant: fleet.tenant.clone(),
+            idempotency_key: self.key,
+            input_object,
+            name: self.name,
+            endpoint: None,
+            options: self.options,
+            traceparent: TraceContext::of(std::env::var(TRACEPARENT).ok().as_deref()).map(|c| c.to_string()),
+            metadata: self.metadata,
+            work: Some(super::quote::counted(&super::quote::read(file, QUOTE_SAMPLE).await?, fleet).await),
+        };
+        fleet
+            .ask(ApiVerb::BatchCreate, &question, Patience::Endless)
+            .await
+            .context("the batch was not accepted")
+    }
+}
+
 /// Runs the command of `--then`; its failure is this command's.
 fn run_then(command: &str, ended: &BatchView, results: Option<&Path>) -> anyhow::Result<()> {
     let status = std::process::Command::new("sh")
@@ -225,7 +246,7 @@ fn run_then(command: &str, ended: &BatchView, results: Option<&Path>) -> anyhow:
     Ok(())
 }
 
-fn check_input(file: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_input(file: &Path) -> anyhow::Result<()> {
     let facts = std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
     if facts.is_dir() {
         bail!("{} is a folder: name a JSONL file", file.display());
@@ -248,7 +269,7 @@ fn spool_stdin() -> anyhow::Result<NamedTempFile> {
 }
 
 /// 128 bits that nobody else has, in hexadecimal.
-fn random_name() -> anyhow::Result<String> {
+pub(crate) fn random_name() -> anyhow::Result<String> {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).context("the system gives no random bytes")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

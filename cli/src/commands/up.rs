@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::task::LocalSet;
 
 use crate::local::{self, Plan};
 use crate::output::say;
-use crate::{locate, stop};
+use crate::{locate, span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
@@ -42,6 +43,9 @@ pub(crate) struct Up {
     /// Also run Prometheus, which must be installed, with the alerts and recording rules that ship
     #[arg(long)]
     prometheus: bool,
+    /// End when nobody has asked anything for so long, once every batch has ended: 90s, 45m, 6h
+    #[arg(long, value_name = "TIME", value_parser = span::parse)]
+    end_unheard: Option<Duration>,
 }
 
 impl Up {
@@ -63,6 +67,8 @@ impl Up {
             slots: self.slots,
             prometheus: self.prometheus,
             scale,
+            unheard_limit: self.end_unheard,
+            secured: None,
         };
         let fleet = local::run(plan, |addresses, dir| {
             say(&format!("nats     {}", addresses.nats))?;

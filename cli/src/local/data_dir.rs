@@ -1,14 +1,14 @@
 //! The folder of a local fleet: its lock, its logs, the store of NATS, and the file that tells others where it is.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::lock::{Claim, Lock};
+
+const ADDRESSES: &str = "addresses.json";
 /// A log larger than this is set aside when the fleet starts.
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
@@ -27,7 +27,7 @@ pub(crate) struct Addresses {
 #[derive(Debug)]
 pub(crate) struct DataDir {
     root: PathBuf,
-    _lock: Flock<File>,
+    _lock: Lock,
 }
 
 impl DataDir {
@@ -85,12 +85,12 @@ impl DataDir {
 
     /// Says where the fleet is; appears whole.
     pub(crate) fn write_addresses(&self, addresses: &Addresses) -> anyhow::Result<()> {
-        self.write_whole("addresses.json", &serde_json::to_string(addresses).context("addresses as JSON")?)
+        self.write_whole(ADDRESSES, &serde_json::to_string(addresses).context("addresses as JSON")?)
     }
 
     pub(crate) fn forget_addresses(&self) {
         // It may not exist, and a stale one does no harm beyond a refused connection.
-        let _ = fs::remove_file(self.root.join("addresses.json"));
+        let _ = fs::remove_file(self.root.join(ADDRESSES));
     }
 
     /// Keeps a small file of the folder up to date; readers see the old or the new content, never a part.
@@ -108,34 +108,34 @@ impl DataDir {
     }
 }
 
-fn lock(root: &Path) -> anyhow::Result<Flock<File>> {
-    let path = root.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0)
-                .and_then(|()| writeln!(lock, "{}", std::process::id()))
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            Ok(lock)
-        }
-        Err((mut file, Errno::EWOULDBLOCK)) => {
-            let mut owner = String::new();
-            // The number only helps the message.
-            let _ = file.read_to_string(&mut owner);
-            bail!(
-                "{} is in use by another `ternfleet up` (process {}): stop that one, or give another --dir",
-                root.display(),
-                owner.trim()
-            )
-        }
-        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+fn lock(root: &Path) -> anyhow::Result<Lock> {
+    match Claim::ask(&lock_file(root))? {
+        Claim::Held(lock) => Ok(lock),
+        Claim::Taken(owner) => bail!(
+            "{} is in use by another `ternfleet up` (process {owner}): stop that one, or give another --dir",
+            root.display(),
+        ),
     }
+}
+
+/// Held while a fleet runs in the folder `root`.
+fn lock_file(root: &Path) -> PathBuf {
+    root.join("lock")
+}
+
+/// Where the fleet in the folder `root` is; `None` until it is ready.
+pub(super) fn addresses(root: &Path) -> anyhow::Result<Option<Addresses>> {
+    match fs::read(root.join(ADDRESSES)) {
+        Ok(text) => {
+            serde_json::from_slice(&text).map(Some).with_context(|| format!("{ADDRESSES} is not understood"))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// The process of the fleet that runs in the folder `root`, if one does.
+pub(crate) fn running(root: &Path) -> Option<i32> {
+    Claim::holder(&lock_file(root))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::data_dir::{Addresses, DataDir};
 use super::keeper::{Keeper, News, Part};
 use super::ports::Ports;
 use super::prometheus::Prometheus;
-use super::{nats_server, probe, rented, shares};
+use super::{nats_server, probe, rented, shares, watch};
 use crate::args::Connection;
 use crate::client::Fleet;
 use crate::report;
@@ -50,18 +50,50 @@ pub(crate) struct Plan {
     pub(crate) prometheus: bool,
     /// Pods that the coordinator rents on this machine as the work asks for them, beside the workers.
     pub(crate) scale: Option<rented::Range>,
+    /// End by itself when nobody has asked anything, and nothing was to be done, for so long.
+    pub(crate) unheard_limit: Option<Duration>,
+    /// NATS asks everybody who they are, and may be reached from elsewhere.
+    pub(crate) secured: Option<Secured>,
 }
 
-/// Runs the fleet until a signal asks for its end; `ready` is called with its addresses once it can take work.
+/// A secured NATS and its coordinator, whose configuration is written already.
+#[derive(Debug, Clone)]
+pub(crate) struct Secured {
+    pub(crate) nats_server: PathBuf,
+    pub(crate) nats_config: PathBuf,
+    /// By which the server greets.
+    pub(crate) server_name: String,
+    pub(crate) monitor_port: u16,
+    pub(crate) coordinator_config: PathBuf,
+    /// As whom the fleet itself looks at what goes on.
+    pub(crate) connection: Connection,
+}
+
+/// Why a fleet has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// A signal asked for it.
+    Asked,
+    /// Nobody had asked anything for as long as the plan allows.
+    Unheard,
+}
+
+/// Runs the fleet until a signal asks for its end, or it has been forgotten; `ready` is called with its addresses once it can take work.
 pub(crate) async fn run(
     plan: Plan,
     ready: impl FnOnce(&Addresses, &DataDir) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Ended> {
     let stops = Stops::listen()?;
     let dir = Rc::new(DataDir::open(&plan.dir)?);
-    let program = nats_server::find()?;
+    let program = match &plan.secured {
+        Some(secured) => secured.nats_server.clone(),
+        None => nats_server::find()?,
+    };
     let prometheus = plan.prometheus.then(Prometheus::find).transpose()?;
     let ports = Rc::new(Ports::choose(&dir, plan.nats_port, plan.http_port)?);
+    if let Some(secured) = &plan.secured {
+        ports.monitor.set(secured.monitor_port);
+    }
     let (sender, news) = mpsc::unbounded_channel();
     let mut running = Running {
         dir,
@@ -98,9 +130,13 @@ impl Running {
         prometheus: Option<Prometheus>,
         ports: Rc<Ports>,
         ready: impl FnOnce(&Addresses, &DataDir) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        let server_name = format!("ternfleet-{}", std::process::id());
-        self.start(nats_part(program, &self.dir, &ports, &server_name));
+    ) -> anyhow::Result<Ended> {
+        let server_name = match &plan.secured {
+            Some(secured) => secured.server_name.clone(),
+            None => format!("ternfleet-{}", std::process::id()),
+        };
+        let config = plan.secured.as_ref().map(|secured| secured.nats_config.clone());
+        self.start(nats_part(program, &self.dir, &ports, &server_name, config));
         let greeted = ports.clone();
         let answers = async move {
             while probe::nats_server_name(greeted.nats.number()).await.as_deref()
@@ -110,21 +146,23 @@ impl Running {
             }
         };
         if self.until(answers).await?.is_none() {
-            return Ok(());
+            return Ok(Ended::Asked);
         }
         ports.nats.fix();
 
         let topology = Topology::read();
-        let config = match plan.scale {
-            None => None,
-            Some(range) => Some(self.configure_renting(plan, range, &ports, &topology)?),
+        let config = match (&plan.secured, plan.scale) {
+            (Some(secured), _) => Some(secured.coordinator_config.clone()),
+            (None, Some(range)) => Some(self.configure_renting(plan, range, &ports, &topology)?),
+            (None, None) => None,
         };
-        self.start(coordinator_part(&ports, config));
+        let nats = plan.secured.as_ref().map(|secured| secured.connection.nats.clone());
+        self.start(coordinator_part(&ports, nats, config));
         for (worker, share) in shares::shares(plan.workers, &topology).into_iter().enumerate() {
             self.start(worker_part(plan, &ports, worker, share));
         }
         if self.until(all_ready(ports.clone(), plan.workers)).await?.is_none() {
-            return Ok(());
+            return Ok(Ended::Asked);
         }
         ports.http.fix();
         ports.remember(&self.dir)?;
@@ -133,15 +171,23 @@ impl Running {
             addresses.prometheus = Some(prometheus.address());
             self.start(prometheus.part(&self.dir, ports.http.number()));
             if self.until(answers_ready(prometheus.port)).await?.is_none() {
-                return Ok(());
+                return Ok(Ended::Asked);
             }
         }
         self.deaths = None;
 
         self.dir.write_addresses(&addresses)?;
         ready(&addresses, &self.dir)?;
-        self.until(std::future::pending::<()>()).await?;
-        Ok(())
+        let unheard = match plan.unheard_limit {
+            None => self.until(std::future::pending::<()>()).await?,
+            Some(limit) => {
+                let secured = plan.secured.as_ref().map(|secured| secured.connection.clone());
+                let connection = secured.unwrap_or_else(|| Connection::local(addresses.nats));
+                let unheard = watch::unheard(ports.monitor.number(), connection, limit);
+                self.until(unheard).await?
+            }
+        };
+        Ok(if unheard.is_some() { Ended::Unheard } else { Ended::Asked })
     }
 
     /// Writes what the coordinator is told about renting; answers the file's path.
@@ -263,10 +309,10 @@ async fn all_ready(ports: Rc<Ports>, workers: usize) {
     loop {
         let http = probe::http_status(ports.http.number(), "/readyz").await;
         let mut seen = 0;
-        if http == Some(200) {
+        if http == Some(200) && workers > 0 {
             if fleet.is_none() {
                 let connection = Connection::local(addresses(&ports).nats);
-                fleet = Fleet::connect(&connection).await.ok();
+                fleet = Fleet::connect_as_part(&connection).await.ok();
             }
             if let Some(fleet) = &fleet {
                 let pods = report::pods(fleet).await.unwrap_or_default();
@@ -292,9 +338,20 @@ async fn answers_ready(port: u16) {
     }
 }
 
-fn nats_part(program: PathBuf, dir: &Rc<DataDir>, ports: &Rc<Ports>, server_name: &str) -> Part {
+/// The nats-server: with the configuration given, or one of its own making.
+fn nats_part(
+    program: PathBuf,
+    dir: &Rc<DataDir>,
+    ports: &Rc<Ports>,
+    server_name: &str,
+    config: Option<PathBuf>,
+) -> Part {
     let (dir, ports, name) = (dir.clone(), ports.clone(), server_name.to_owned());
     let command = move || {
+        if let Some(config) = &config {
+            let words = [program.display().to_string(), "--config".to_owned(), config.display().to_string()];
+            return Ok(words.into());
+        }
         let port = ports.nats.settle()?;
         let monitor_port = ports.monitor.settle()?;
         nats_server::configure(&dir, &nats_server::Settings { name: name.clone(), port, monitor_port })?;
@@ -304,12 +361,12 @@ fn nats_part(program: PathBuf, dir: &Rc<DataDir>, ports: &Rc<Ports>, server_name
     Part { name: NATS.to_owned(), command: Box::new(command), cpus: Vec::new(), grace: NATS_GRACE }
 }
 
-fn coordinator_part(ports: &Rc<Ports>, config: Option<PathBuf>) -> Part {
+fn coordinator_part(ports: &Rc<Ports>, nats: Option<String>, config: Option<PathBuf>) -> Part {
     let ports = ports.clone();
     let command = move || {
         let http = format!("127.0.0.1:{}", ports.http.settle()?);
         let monitoring = format!("http://127.0.0.1:{}", ports.monitor.number());
-        let nats = addresses(&ports).nats;
+        let nats = nats.clone().unwrap_or_else(|| addresses(&ports).nats);
         let mut words =
             vec!["coordinator", "--nats", &nats, "--http", &http, "--nats-monitoring-url", &monitoring];
         let config = config.as_ref().map(|path| path.display().to_string());

@@ -46,6 +46,12 @@ impl Port {
         Ok(self.number())
     }
 
+    /// Somebody else has chosen.
+    pub(crate) fn set(&self, number: u16) {
+        self.number.set(number);
+        self.fix();
+    }
+
     /// Others know it now: it stays.
     pub(crate) fn fix(&self) {
         self.fixed.set(true);

@@ -1,7 +1,7 @@
 //! Pods that the coordinator of `up` rents on this machine: its configuration, and their end.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures::future::join_all;
@@ -9,7 +9,13 @@ use serde_json::json;
 use ternfleet_cloud::Provider;
 use ternfleet_cloud::local::{Local, Options};
 
-use super::shares::Share;
+use ternfleet_coordinator::simulate::PodSpec;
+use ternfleet_engine::host::Topology;
+use ternfleet_proto::message::{ScaleDials, ScaleView};
+use ternfleet_proto::table::ApiVerb;
+
+use super::shares::{Share, shares};
+use crate::client::{Fleet, Patience};
 
 /// Pods are looked at, and planned for, this often.
 const TICK_MS: u64 = 1_000;
@@ -20,6 +26,10 @@ const IDLE_S: u64 = 15;
 const DRAIN_S: u64 = 5;
 /// From its start to the first token, until it is measured.
 const BOOT_S: u64 = 3;
+/// Between two looks at what is rented still.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Pods hand back their jobs and are ended within this time, or the rest is ended without the coordinator.
+const RETURN_WITHIN: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_millis(4_500);
 /// Bytes of weights that a thread reads in a second, several sequences at once: a guess until a pod is measured.
 const BYTES_PER_THREAD_S: f64 = 4e9;
@@ -64,9 +74,7 @@ impl Rented<'_> {
         let program = program.display().to_string();
         let model =
             self.model.canonicalize().with_context(|| format!("no model at {}", self.model.display()))?;
-        let bytes = std::fs::metadata(&model).map_or(1, |facts| facts.len().max(1));
-        let threads = self.threads.or(self.shares.first().map(|share| share.threads)).unwrap_or(1);
-        let rate = (BYTES_PER_THREAD_S * threads as f64 / bytes as f64).clamp(2.0, 1_000.0);
+        let Guess { threads, rate_tok_s: rate } = guess(&model, self.threads, &self.shares);
         let list = |cpus: &[usize]| cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         let cpus: Vec<String> = self.shares.iter().map(|share| list(&share.cpus)).collect();
         let model = model.display().to_string();
@@ -97,21 +105,61 @@ impl Rented<'_> {
     }
 }
 
-/// Ends every pod that is left, side by side; the coordinator is gone, so nobody rents new ones.
-pub(crate) async fn end(root: &Path) -> anyhow::Result<()> {
-    let folder = folder(root);
-    if !folder.exists() {
-        return Ok(());
-    }
-    let local = Local::new(Options {
+/// What a pod of this machine is taken for until one is measured.
+struct Guess {
+    threads: usize,
+    rate_tok_s: f64,
+}
+
+fn guess(model: &Path, threads: Option<usize>, shares: &[Share]) -> Guess {
+    let bytes = std::fs::metadata(model).map_or(1, |facts| facts.len().max(1));
+    let threads = threads.or(shares.first().map(|share| share.threads)).unwrap_or(1);
+    let rate_tok_s = (BYTES_PER_THREAD_S * threads as f64 / bytes as f64).clamp(2.0, 1_000.0);
+    Guess { threads, rate_tok_s }
+}
+
+/// The class of up to `count` pods of this machine as a market offers it, before any has been measured.
+pub(crate) fn guessed_class(model: &Path, count: u32, price_usd_per_hour: f64) -> PodSpec {
+    let guess = guess(model, None, &shares(count as usize, &Topology::read()));
+    PodSpec { boot_s: BOOT_S as f64, ..PodSpec::new("local", count, price_usd_per_hour, guess.rate_tok_s) }
+}
+
+/// The pods that a fleet in the folder `root` has rented; nothing can be ordered from it.
+pub(crate) fn provider(root: &Path) -> anyhow::Result<Local> {
+    let options = Options {
         program: PathBuf::new(),
         arguments: Vec::new(),
         classes: Vec::new(),
         pods_max: 0,
-        folder,
+        folder: folder(root),
         cpus: Vec::new(),
         grace: GRACE,
-    })?;
+    };
+    Ok(Local::new(options)?)
+}
+
+/// Has the coordinator give back every pod, and waits until it has: workers hand back their jobs, and each pod's meter
+/// is read to its end.
+pub(crate) async fn return_all(fleet: &Fleet) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let none = ScaleDials { pods_min: Some(0), pods_max: Some(0), ..ScaleDials::default() };
+    let mut view: ScaleView = fleet.ask(ApiVerb::ScaleSet, &none, Patience::Short).await?;
+    while !view.pods.is_empty() {
+        if began.elapsed() > RETURN_WITHIN {
+            bail!("{} pod(s) were not given back within {} s", view.pods.len(), RETURN_WITHIN.as_secs());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        view = fleet.ask(ApiVerb::ScaleShow, &ScaleDials::default(), Patience::Short).await?;
+    }
+    Ok(())
+}
+
+/// Ends every pod that is left, side by side; the coordinator is gone, so nobody rents new ones.
+pub(crate) async fn end(root: &Path) -> anyhow::Result<()> {
+    if !folder(root).exists() {
+        return Ok(());
+    }
+    let local = provider(root)?;
     let pods = local.list().await?;
     let ended = join_all(pods.iter().map(|pod| local.terminate(&pod.id))).await;
     match ended.into_iter().find_map(Result::err) {

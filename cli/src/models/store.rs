@@ -1,19 +1,17 @@
 //! The folder of fetched models.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, bail};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use ternfleet_text::manifest::FILE_NAME;
 
 use super::{Known, STORYTELLER};
 use crate::locate;
+use crate::lock::{Claim, Lock};
 
 /// Names the folder.
 pub(crate) const VARIABLE: &str = "TERNFLEET_MODEL_DIR";
@@ -149,37 +147,11 @@ impl Store {
         let folder = self.folder(known);
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        let path = folder.join(".lock");
-        let fault = || format!("cannot write {}", path.display());
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .with_context(fault)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut lock) => {
-                lock.set_len(0)
-                    .and_then(|()| writeln!(lock, "{}", std::process::id()))
-                    .with_context(fault)?;
-                Ok(Lock { _held: lock })
-            }
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut owner = String::new();
-                // The number only helps the message.
-                let _ = file.read_to_string(&mut owner);
-                bail!("{} is being fetched already, by process {}", known.name(), owner.trim())
-            }
-            Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        match Claim::ask(&folder.join(".lock"))? {
+            Claim::Held(lock) => Ok(lock),
+            Claim::Taken(owner) => bail!("{} is being fetched already, by process {owner}", known.name()),
         }
     }
-}
-
-/// Held while a model is fetched; gone with the process, however it ends.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    _held: Flock<File>,
 }
 
 fn size_and_change(path: &Path) -> std::io::Result<(u64, u128)> {
@@ -219,7 +191,7 @@ mod tests {
         };
         assert_eq!((stamp.sha256.as_str(), stamp.bytes, stamp.verified), ("ab", 5, true));
         fs::write(&path, "other").unwrap();
-        File::options()
+        fs::File::options()
             .write(true)
             .open(&path)
             .unwrap()

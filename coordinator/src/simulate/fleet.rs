@@ -51,6 +51,27 @@ pub struct PodSpec {
     pub price_changes_per_hour: f64,
 }
 
+impl PodSpec {
+    /// Pods of a class of which only price and speed are known.
+    pub fn new(class: &str, count: u32, price_usd_per_hour: f64, rate_tok_s: f64) -> PodSpec {
+        PodSpec {
+            class: class.to_owned(),
+            count,
+            price_usd_per_hour,
+            rate_tok_s,
+            rate_spread: 0.0,
+            rate_noise: 0.0,
+            boot_s: boot_s(),
+            loss_per_hour: 0.0,
+            vacancy_s: vacancy_s(),
+            restart_s: restart_s(),
+            checkpoint_tokens: checkpoint_tokens(),
+            slots: slots(),
+            price_changes_per_hour: 0.0,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchSpec {

@@ -16,17 +16,17 @@ const PROMPT_WEIGHT: f64 = 0.3;
 const RATE_SPREAD: f64 = 0.05;
 
 /// Quotes on the market and the running pods.
-pub(super) fn quote(
+pub(crate) fn quote(
     ask: &QuoteAsk,
-    market: Option<&Path>,
+    market: Option<&Market>,
     running: &[PodView],
     context_tokens: u32,
     now: TimeMs,
 ) -> anyhow::Result<Quote> {
     let mut classes = Vec::new();
     let (mut pods, prompt_weight) = running_pods(running, &mut classes);
-    if let Some(path) = market {
-        pods.extend(offers(path, &mut classes)?);
+    if let Some(market) = market {
+        pods.extend(offers(market, &mut classes));
     }
     if pods.is_empty() {
         bail!("no pod runs and the market offers none: start a worker, or name another market file");
@@ -93,9 +93,13 @@ fn running_pods(views: &[PodView], classes: &mut Vec<String>) -> (Vec<Pod>, f64)
     (pods.into_values().collect(), weight)
 }
 
-fn offers(path: &Path, classes: &mut Vec<String>) -> anyhow::Result<Vec<Pod>> {
+/// Reads a file of pods that could be rented.
+pub(super) fn read(path: &Path) -> anyhow::Result<Market> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let market = Market::parse(&text).with_context(|| path.display().to_string())?;
+    Market::parse(&text).with_context(|| path.display().to_string())
+}
+
+fn offers(market: &Market, classes: &mut Vec<String>) -> Vec<Pod> {
     let mut pods = Vec::new();
     for spec in &market.pods {
         let class = class_number(&spec.class, classes);
@@ -115,5 +119,5 @@ fn offers(path: &Path, classes: &mut Vec<String>) -> anyhow::Result<Vec<Pod>> {
             });
         }
     }
-    Ok(pods)
+    pods
 }

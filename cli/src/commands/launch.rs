@@ -1,0 +1,264 @@
+//! `ternfleet launch PROMPTS`: a fleet for one batch, from quote to bill, with everything given back at the end.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use ternfleet_proto::{TimeMs, UsdMicro};
+
+use super::quote;
+use super::submit::{check_input, random_name};
+use crate::launch::{self, Folder, Folders, Head, Outcome, Place, State};
+use crate::output::{WholeFile, say};
+use crate::stop::Stops;
+use crate::{exit, local, locate, span, stop};
+
+/// Of the random key, so much makes the fleet's name.
+const NAME_DIGITS: usize = 8;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Nothing is ordered before the quote has been shown and accepted. Ctrl-C asks whether to detach or to end.\n\
+                  `ternfleet fleets` lists what was launched from here, `ternfleet down` ends it."
+)]
+pub(crate) struct Launch {
+    /// JSONL file of requests, as for `submit`
+    #[arg(value_name = "PROMPTS.jsonl", required_unless_present = "resume")]
+    prompts: Option<PathBuf>,
+    /// Where the fleet runs
+    #[arg(long, value_enum, default_value = "local", conflicts_with_all = ["head", "resume"])]
+    at: Place,
+    /// Use the coordinator behind this NATS in place of a fleet of its own
+    #[arg(long, value_name = "URL", conflicts_with = "resume")]
+    head: Option<String>,
+    /// Go on with a fleet that was launched before; the one that is open unless named
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    resume: Option<String>,
+    /// Model: a file or a name of `model list`; the storyteller unless given
+    #[arg(long, value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// Most that the batch may cost, in dollars; it pauses when that is spent
+    #[arg(long, value_name = "USD")]
+    budget: Option<f64>,
+    /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
+    #[arg(long, value_name = "TIME", value_parser = span::parse)]
+    deadline: Option<Duration>,
+    /// Pods at once, at most
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pods: u32,
+    /// What a pod of this machine is reckoned to cost
+    #[arg(long, value_name = "X", default_value_t = 0.34)]
+    price_usd_per_hour: f64,
+    /// File for the results, whole and in input order; PROMPTS.answers.jsonl here unless given
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    /// Go on even if the quote says that deadline or budget cannot be kept
+    #[arg(long)]
+    anyway: bool,
+}
+
+impl Launch {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let folders = Folders::find()?;
+        stop::block_on(async {
+            let mut stops = Stops::listen()?;
+            let state = match &self.resume {
+                Some(name) => folders.choose(Some(name.as_str()).filter(|name| !name.is_empty()))?,
+                None => match self.begin(&mut stops).await? {
+                    Some(state) => state,
+                    None => return Ok(ExitCode::from(exit::INTERRUPTED)),
+                },
+            };
+            if state.ended_at.is_some() {
+                bail!("{} has ended; its results are in {}", state.name, state.out.display());
+            }
+            let folder = folders.folder(&state.name);
+            let _held = folder.lock()?;
+            folder.write(&state)?;
+            go(&folder, state, &mut stops).await
+        })
+    }
+
+    /// Shows the quote, asks, and answers what is to be done; `None` when it is not.
+    async fn begin(&self, stops: &mut Stops) -> anyhow::Result<Option<State>> {
+        let prompts = self.prompts.as_deref().context("no file of prompts was named")?;
+        check_input(prompts)?;
+        let out = self.out.clone().unwrap_or_else(|| answers_beside(prompts));
+        drop(WholeFile::create(&out)?);
+        let key = random_name()?;
+        let at = if self.head.is_some() { Place::Elsewhere } else { self.at };
+        let mut state = State {
+            name: format!("tf-{}", &key[..NAME_DIGITS]),
+            at,
+            began_at: TimeMs::now(),
+            prompts: std::path::absolute(prompts)?,
+            out: std::path::absolute(&out)?,
+            model: locate::model(self.model.as_deref())?,
+            key,
+            deadline: self.deadline.map(|span| TimeMs::now().plus(span)),
+            budget_usd_micro: self.budget.map(UsdMicro::from_dollars),
+            pods_max: self.pods,
+            price_usd_per_hour: self.price_usd_per_hour,
+            quote: None,
+            nats: self.head.clone(),
+            batch: None,
+            fetched_at: None,
+            ended_at: None,
+            bill: Default::default(),
+        };
+        let (quote, text) = self.quote(&state).await?;
+        say(text.trim_end())?;
+        if !quote.kept && self.yes && !self.anyway {
+            bail!("the quote does not keep what was asked for: change it, or add --anyway");
+        }
+        state.quote = Some(quote);
+        if self.yes {
+            return Ok(Some(state));
+        }
+        if !std::io::stdin().is_terminal() {
+            bail!("nobody is there to ask whether to go on: add --yes");
+        }
+        let answer = tokio::select! {
+            answer = ask("go on? [y/N] ") => answer?,
+            () = stops.next() => String::new(),
+        };
+        Ok(matches!(answer.as_str(), "y" | "yes").then_some(state))
+    }
+
+    async fn quote(&self, state: &State) -> anyhow::Result<(ternfleet_proto::message::Quote, String)> {
+        if let Some(nats) = &state.nats {
+            return quote::by_the_fleet(nats, &state.prompts, state.deadline, state.budget_usd_micro).await;
+        }
+        let offer = local::guessed_class(&state.model, state.pods_max, state.price_usd_per_hour);
+        let plan = launch::Plan {
+            prompts: &state.prompts,
+            model: &state.model,
+            deadline: state.deadline,
+            budget: state.budget_usd_micro,
+            head: ("nats-server and coordinator on this machine", UsdMicro::ZERO),
+            pods: &[offer],
+        };
+        launch::plan(&plan).await
+    }
+}
+
+/// `tales.jsonl` is answered in `tales.answers.jsonl` here.
+fn answers_beside(prompts: &Path) -> PathBuf {
+    let stem =
+        prompts.file_stem().map_or_else(|| "prompts".into(), |stem| stem.to_string_lossy().into_owned());
+    format!("{stem}.answers.jsonl").into()
+}
+
+/// What Ctrl-C is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    GoOn,
+    Detach,
+    End,
+}
+
+/// Does what is left to do, and asks when somebody interrupts it.
+async fn go(folder: &Folder, state: State, stops: &mut Stops) -> anyhow::Result<ExitCode> {
+    let name = state.name.clone();
+    let outcome = {
+        let work = launch::run(folder, state);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                outcome = &mut work => break Ok(outcome),
+                () = stops.next() => {}
+            }
+            let wish = tokio::select! {
+                wish = wish() => wish?,
+                // Asked a second time, it lets go.
+                () = stops.next() => Wish::Detach,
+            };
+            if wish != Wish::GoOn {
+                break Err(wish);
+            }
+        }
+    };
+    match outcome {
+        Ok(Ok(Outcome { batch, state })) => {
+            say(&state.bill_page())?;
+            Ok(exit::of_batch(&batch))
+        }
+        Ok(Err(error)) => {
+            let state = folder.read()?;
+            // Nothing was begun that could be lost.
+            if state.batch.is_none() {
+                end(folder, state).await?;
+            } else {
+                say_how_to_go_on(&name);
+            }
+            Err(error)
+        }
+        Err(Wish::End) => {
+            super::down::end(folder, folder.read()?).await?;
+            Ok(ExitCode::from(exit::INTERRUPTED))
+        }
+        Err(_) => {
+            say_how_to_go_on(&name);
+            Ok(ExitCode::from(exit::INTERRUPTED))
+        }
+    }
+}
+
+async fn end(folder: &Folder, mut state: State) -> anyhow::Result<()> {
+    let head = Head::of(&state, folder)?;
+    launch::give_back(&head, folder, &mut state).await
+}
+
+fn say_how_to_go_on(name: &str) {
+    eprintln!("\n{name} goes on without this command.");
+    eprintln!("  to come back:       ternfleet launch --resume {name}");
+    eprintln!("  to end it:          ternfleet down {name}");
+}
+
+/// On a terminal somebody is asked; elsewhere a signal lets go, and the fleet works on.
+async fn wish() -> anyhow::Result<Wish> {
+    if !std::io::stdin().is_terminal() {
+        return Ok(Wish::Detach);
+    }
+    loop {
+        let answer =
+            ask("\n[d]etach and let it work on, [e]nd it and give everything back, or [g]o on? ").await?;
+        match answer.as_str() {
+            "d" | "detach" => return Ok(Wish::Detach),
+            "e" | "end" => return Ok(Wish::End),
+            "g" | "go on" => return Ok(Wish::GoOn),
+            _ => {}
+        }
+    }
+}
+
+/// A line from the terminal, in small letters. At its end nobody answers any more, which is an error.
+async fn ask(question: &str) -> anyhow::Result<String> {
+    eprint!("{question}");
+    std::io::stderr().flush()?;
+    let mut line = String::new();
+    let read =
+        BufReader::new(tokio::io::stdin()).read_line(&mut line).await.context("cannot read the answer")?;
+    if read == 0 {
+        bail!("nobody answers");
+    }
+    Ok(line.trim().to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_lie_here_under_the_name_of_the_prompts() {
+        assert_eq!(answers_beside(Path::new("/data/tales.jsonl")), Path::new("tales.answers.jsonl"));
+    }
+}
