@@ -230,6 +230,13 @@ impl StandIn {
         link.connect(connected)
     }
 
+    /// Network namespaces that there are of it.
+    pub fn namespaces(&self) -> Vec<PathBuf> {
+        let state = self.state();
+        let links = state.pods.iter().filter_map(|pod| pod.link.as_ref());
+        links.map(|link| Path::new("/run/netns").join(&link.namespace)).collect()
+    }
+
     /// For volumes and other files of the test.
     pub fn folder(&self) -> &Path {
         self.shared.folder.path()

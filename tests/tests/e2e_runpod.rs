@@ -105,7 +105,8 @@ fn a_pod_is_a_container_with_its_own_network_user_keys_and_bill() {
     assert_eq!(status, 201, "{pod}");
     let log = wait_for_log(&stand_in, "one", "done");
     let id = pod["id"].as_str().unwrap().to_owned();
-    for part in ["10001\n/data\n", &format!("green hush {id}"), "unwritable", "\"name\":\"one\"", "list 403"] {
+    for part in ["10001\n/data\n", &format!("green hush {id}"), "unwritable", "\"name\":\"one\"", "list 403"]
+    {
         assert!(log.contains(part), "{part:?} is not in {log}");
     }
 
@@ -156,7 +157,8 @@ fn a_container_that_ends_starts_again_and_a_pod_can_vanish_stop_and_lose_its_cab
     wait_for_log(&stand_in, "wired", "cut");
     let before = stand_in.log("wired").matches("reached").count();
     stand_in.connect("wired", true).unwrap();
-    wait_for(PATIENCE, || Ok((stand_in.log("wired").matches("reached").count() > before).then_some(()))).unwrap();
+    wait_for(PATIENCE, || Ok((stand_in.log("wired").matches("reached").count() > before).then_some(())))
+        .unwrap();
     stand_in.vanish("wired");
     assert_eq!(stand_in.alive().len(), 1);
     assert_eq!(stand_in.state().faults, [""; 0]);
@@ -168,11 +170,19 @@ fn lists_have_pages_and_creations_fail_in_every_way_that_the_provider_knows() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let account = client(&stand_in, stand_in.key());
     for number in 0..7 {
-        assert_eq!(post(&stand_in, stand_in.key(), "/v2/pods", &order(&format!("p{number}"), "sleep 600")).0, 201);
+        assert_eq!(
+            post(&stand_in, stand_in.key(), "/v2/pods", &order(&format!("p{number}"), "sleep 600")).0,
+            201
+        );
     }
     assert_eq!(runtime.block_on(account.list()).unwrap().len(), 7, "three pages");
-    stand_in.state().creations =
-        [Some(Fault::Refuse(429)), Some(Fault::Refuse(402)), Some(Fault::DoneBut(503)), Some(Fault::DoneAndCut)].into();
+    stand_in.state().creations = [
+        Some(Fault::Refuse(429)),
+        Some(Fault::Refuse(402)),
+        Some(Fault::DoneBut(503)),
+        Some(Fault::DoneAndCut),
+    ]
+    .into();
     let create = |name: &str| post(&stand_in, stand_in.key(), "/v2/pods", &order(name, "sleep 600")).0;
     assert_eq!((create("x"), create("x"), create("x")), (429, 402, 503));
     create("y");
@@ -196,11 +206,9 @@ fn nothing_of_the_network_is_left() {
     let Some(stand_in) = stand_in(echo(), BTreeMap::new()) else { return };
     post(&stand_in, stand_in.key(), "/v2/pods", &order("left", "sleep 600"));
     wait_for(PATIENCE, || Ok(stand_in.state().pods[0].started_at)).unwrap();
-    let folder = stand_in.folder().to_owned();
-    let namespaces = || std::fs::read_dir("/run/netns").map_or(0, |found| found.count());
-    let before = namespaces();
-    assert!(before > 0);
+    let (folder, namespaces) = (stand_in.folder().to_owned(), stand_in.namespaces());
+    assert!(namespaces.iter().all(|path| path.exists()) && namespaces.len() == 1);
     drop(stand_in);
-    assert!(namespaces() < before);
+    assert!(!namespaces.iter().any(|path| path.exists()));
     assert!(!Path::new(&folder).exists());
 }

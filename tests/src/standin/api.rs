@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::State as Extract;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
@@ -155,7 +155,8 @@ fn create(shared: &Arc<Shared>, body: &[u8]) -> Response {
         Some(Fault::DoneBut(status)) => problem(status, "failed upstream"),
         // A body that never comes to its end: the connection breaks.
         Some(Fault::DoneAndCut) => {
-            (StatusCode::CREATED, [(header::CONTENT_LENGTH, "1000")], "{").into_response()
+            let parts = [Ok("{"), Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))];
+            (StatusCode::CREATED, Body::from_stream(futures::stream::iter(parts))).into_response()
         }
         _ => match view(shared, &id) {
             Some(view) => told(shared, StatusCode::CREATED, "Pod", &view),
@@ -343,7 +344,7 @@ fn gpus(shared: &Shared, query: &BTreeMap<String, String>) -> Response {
         "id": market.gpu, "name": market.gpu, "pool": null, "manufacturer": "NVIDIA", "memory": 24,
         "secure": asked == "SECURE", "community": true, "price": {"secure": price, "community": price},
         "maxCount": {"secure": 8, "community": 4}, "availability": level,
-        "dataCenters": [{"id": market.data_center, "availability": level}],
+        "dataCenters": [{"id": market.data_center, "name": market.data_center, "availability": level}],
     });
     told(shared, StatusCode::OK, "ListGpuTypesResponse", &json!({"gpus": [gpu]}))
 }
@@ -355,7 +356,7 @@ fn cpus(shared: &Shared) -> Response {
     let cpu = json!({
         "id": market.cpu, "name": "Compute-Optimized", "group": "Gen 5", "vcpu": {"min": 2, "max": 32},
         "ramGbPerVcpu": 2.0, "price": {"securePerVcpu": price, "serverlessPerVcpu": price}, "availability": level,
-        "dataCenters": [{"id": market.data_center, "availability": level}],
+        "dataCenters": [{"id": market.data_center, "name": market.data_center, "availability": level}],
     });
     told(shared, StatusCode::OK, "ListCpuTypesResponse", &json!({"cpus": [cpu]}))
 }

@@ -77,7 +77,7 @@ while [ "$1" != "--" ]; do
 done
 shift
 mkdir -p "$root$workdir"
-exec env -i chroot --userspec="$user" "$root" /bin/sh -c 'cd "$0" && exec env -i "$@"' "$workdir" "$@"
+exec env -i "$(command -v chroot)" --userspec="$user" "$root" /bin/sh -c 'cd "$0" && exec env -i "$@"' "$workdir" "$@"
 "#;
 
 impl Container {
