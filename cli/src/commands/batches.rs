@@ -8,7 +8,7 @@ use ternfleet_proto::message::{BatchList, BatchView};
 use ternfleet_proto::openai;
 use ternfleet_proto::table::ApiVerb;
 
-use crate::args::Connection;
+use crate::connection::Connection;
 use crate::client::{Fleet, Patience};
 use crate::output::{say, say_json};
 use crate::{report, stop};

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::args::Connection;
+use crate::connection::Connection;
 use crate::client::Fleet;
 use crate::output::{say, say_json};
 use crate::{report, stop};

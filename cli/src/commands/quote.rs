@@ -16,7 +16,7 @@ use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{TimeMs, UsdMicro};
 use ternfleet_text::{Message, Role, Tokenizer};
 
-use crate::args::Connection;
+use crate::connection::Connection;
 use crate::client::{Fleet, Patience};
 use crate::model_file::ModelFile;
 use crate::output::{say, say_json};

@@ -10,7 +10,7 @@ use ternfleet_proto::message::{ScaleDials, ScaleView};
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{TimeMs, UsdMicro};
 
-use crate::args::Connection;
+use crate::connection::Connection;
 use crate::client::{Fleet, Patience};
 use crate::output::{say, say_json};
 use crate::progress::clock;

@@ -8,7 +8,7 @@ use ternfleet_proto::message::{BatchList, BatchView};
 use ternfleet_proto::table::ApiVerb;
 
 use super::rented::return_all;
-use crate::args::Connection;
+use crate::connection::Connection;
 use crate::client::{CLIENT_NAME, Fleet, Patience};
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
