@@ -33,7 +33,9 @@ pub(crate) fn running(root: &Path) -> Option<i32> {
 /// Where the fleet in the folder `root` is; `None` until it is ready.
 pub(crate) fn at(root: &Path) -> anyhow::Result<Option<Addresses>> {
     match std::fs::read(root.join(FILE)) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).with_context(|| format!("{FILE} is not understood")),
+        Ok(text) => {
+            serde_json::from_slice(&text).map(Some).with_context(|| format!("{FILE} is not understood"))
+        }
         Err(_) => Ok(None),
     }
 }
@@ -54,7 +56,9 @@ mod tests {
         let addresses = Addresses { nats: "n".into(), http: "h".into(), prometheus: None, pid: 1 };
         std::fs::write(folder.path().join(FILE), serde_json::to_string(&addresses).unwrap()).unwrap();
         assert_eq!(of_running(folder.path()), None);
-        let Claim::Held(lock) = Claim::ask(&lock_file(folder.path())).unwrap() else { panic!("the lock is free") };
+        let Claim::Held(lock) = Claim::ask(&lock_file(folder.path())).unwrap() else {
+            panic!("the lock is free")
+        };
         assert_eq!(of_running(folder.path()), Some(addresses));
         drop(lock);
         assert_eq!(of_running(folder.path()), None);

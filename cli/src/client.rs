@@ -78,7 +78,7 @@ impl Fleet {
     pub(crate) async fn connect_as_part(to: &Connection) -> anyhow::Result<Fleet> {
         let tenant = tenant_of(to)?;
         let options = nats::ConnectOptions { name: "ternfleet-head".to_owned(), ..connect_options(to) };
-        Ok(Fleet { bus: nats::connect(&options).await?, tenant, address: to.nats.clone() })
+        Ok(Fleet { bus: nats::connect(&options).await?, tenant, address: to.address().url().to_owned() })
     }
 
     /// Asks the coordinator. A refusal is an error; no answer is waited out as `patience` says.

@@ -9,8 +9,8 @@ use clap::Args;
 use ternfleet_proto::nats::NatsBus;
 use ternfleet_proto::table;
 
-use crate::connection::Connection;
 use crate::client;
+use crate::connection::Connection;
 use crate::output::say;
 use crate::stop;
 

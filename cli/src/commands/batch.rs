@@ -10,9 +10,9 @@ use ternfleet_proto::message::{BatchSet, BatchView};
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{TimeMs, UsdMicro, openai};
 
-use crate::connection::Connection;
 use crate::client::{Fleet, Patience};
 use crate::commands::status;
+use crate::connection::Connection;
 use crate::named::{Named, running};
 use crate::output::{say, say_json};
 use crate::{span, stop};

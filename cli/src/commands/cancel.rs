@@ -6,12 +6,12 @@ use anyhow::Context;
 use clap::Args;
 
 use ternfleet_proto::message::{BatchRef, BatchView};
-use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::openai;
+use ternfleet_proto::table::ApiVerb;
 
-use crate::connection::Connection;
 use crate::client::{Fleet, Patience};
 use crate::commands::status;
+use crate::connection::Connection;
 use crate::named::{Named, running};
 use crate::output::{say, say_json};
 use crate::stop;

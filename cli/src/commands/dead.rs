@@ -9,10 +9,10 @@ use ternfleet_proto::message::{DeadJob, DeadList, DeadPage};
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{BatchId, TenantId, TimeMs};
 
-use crate::connection::Connection;
-use crate::named::Named;
 use crate::client::{Fleet, Patience};
 use crate::commands::resubmit::{Again, Chosen};
+use crate::connection::Connection;
+use crate::named::Named;
 use crate::output::{say, say_json};
 use crate::report::printable;
 use crate::{report, stop};

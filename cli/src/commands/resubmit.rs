@@ -16,9 +16,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use ternfleet_proto::message::{BatchView, FailureCode};
 
-use crate::connection::Connection;
 use crate::client::Fleet;
 use crate::commands::submit::Submit;
+use crate::connection::Connection;
 use crate::named::Named;
 use crate::output::Target;
 use crate::{span, stop};

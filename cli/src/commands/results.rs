@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::connection::Connection;
 use crate::client::Fleet;
+use crate::connection::Connection;
 use crate::named::Named;
 use crate::output::{Existing, Target, WholeFile};
 use crate::progress::{Progress, describe};
@@ -46,11 +46,7 @@ impl Results {
             let Some(draft) = draft else {
                 return follow::stream(&fleet, id, self.wait, self.wait.then_some(&mut progress)).await;
             };
-            let batch = if self.wait {
-                follow::to_the_end(&fleet, id, &mut progress).await?
-            } else {
-                batch
-            };
+            let batch = if self.wait { follow::to_the_end(&fleet, id, &mut progress).await? } else { batch };
             if self.wait {
                 progress.finish(&batch);
             }

@@ -7,8 +7,8 @@ use clap::Args;
 use ternfleet_proto::message::{BatchView, Durability, WebhookState};
 use ternfleet_proto::{TimeMs, openai};
 
-use crate::connection::Connection;
 use crate::client::Fleet;
+use crate::connection::Connection;
 use crate::named::Named;
 use crate::output::{say, say_json};
 use crate::progress::{clock, describe};

@@ -18,8 +18,8 @@ use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::trace::TraceContext;
 use ternfleet_proto::{TimeMs, UsdMicro, openai};
 
-use crate::connection::Connection;
 use crate::client::{Fleet, Patience};
+use crate::connection::Connection;
 use crate::output::{Existing, Target, WholeFile, say, say_json};
 use crate::progress::{Progress, state_name};
 use crate::stop::Stops;
@@ -147,7 +147,11 @@ impl Submit {
                 results = Some(path);
             }
             None if self.out.is_none() => {
-                eprintln!("results: ternfleet results {} --out FILE{}", ended.id, self.connection.address().flag());
+                eprintln!(
+                    "results: ternfleet results {} --out FILE{}",
+                    ended.id,
+                    self.connection.address().flag()
+                );
             }
             None => {}
         }

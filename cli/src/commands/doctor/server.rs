@@ -15,8 +15,8 @@ use ternfleet_proto::table::{self, SyncFacts};
 use ternfleet_proto::{Bus, TimeMs};
 
 use super::Finding;
-use crate::connection::Connection;
 use crate::client::connect_options;
+use crate::connection::Connection;
 
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(3);
 /// Deadlines and leases are compared across machines, so clocks should agree to about this.

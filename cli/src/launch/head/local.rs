@@ -14,7 +14,7 @@ use ternfleet_cloud::local::Local;
 use crate::addresses;
 use crate::connection::Connection;
 use crate::launch::state::{Folder, State};
-use crate::local::child;
+use crate::local::{self, child};
 
 /// A head that hears of nobody for so long after the last batch has ended ends itself.
 const UNHEARD: &str = "6h";
