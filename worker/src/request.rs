@@ -1,7 +1,8 @@
 //! The one place where a message of the wire becomes a request of the engine.
 
 use ternfleet_engine::{Refused, Request, Sampling};
-use ternfleet_proto::message::{Failure, FailureCode, Finish, Generation, Prompt};
+use ternfleet_proto::message::{Constraint, Failure, FailureCode, Finish, Generation, Prompt};
+use ternfleet_text::constraint::Grammar;
 
 use crate::core::Kept;
 use crate::language::Language;
@@ -71,6 +72,7 @@ pub fn prepare(
     } else {
         None
     };
+    let constraint = generation.constraint.as_ref().map(grammar).map(|grammar| language.constraint(grammar));
     let sampling = &generation.sampling;
     Ok(Prepared {
         kept: generated.len(),
@@ -95,8 +97,19 @@ pub fn prepare(
             stop_ids,
             top_logprobs: generation.logprobs,
             speculate: true,
+            constraint: constraint.transpose()?,
         },
     })
+}
+
+fn grammar(constraint: &Constraint) -> Grammar {
+    match constraint.clone() {
+        Constraint::JsonSchema(text) => Grammar::JsonSchema(text),
+        Constraint::JsonObject => Grammar::JsonObject,
+        Constraint::Regex(text) => Grammar::Regex(text),
+        Constraint::Choice(texts) => Grammar::Choice(texts),
+        Constraint::Lark(text) => Grammar::Lark(text),
+    }
 }
 
 /// What a refusal of the engine means for the job; `None` if it is worth trying again.

@@ -169,6 +169,7 @@ impl Core {
                     slot.answer(now, &self.config.profile, whole.text, whole.finish, whole.cached_tokens);
                 self.answer(now, id, result, actions);
             }
+            (Phase::Running, End::Failed(failure)) => self.answer_failure(now, id, failure, actions),
             (Phase::Running | Phase::Starting, end) if !slot.give_back => {
                 let reason = match end {
                     End::Fault(reason) => reason,

@@ -16,6 +16,7 @@ fn generation() -> Generation {
         logprobs: None,
         echo: false,
         stream: false,
+        constraint: None,
     }
 }
 

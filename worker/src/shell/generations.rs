@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ternfleet_engine::{StopReason, Usage};
-use ternfleet_proto::message::Finish;
+use ternfleet_proto::message::{Failure, FailureCode, Finish};
 
 use crate::core::{Completion, End, Event, SlotId, StartFailure, Tokens};
 use crate::engine_thread::{Command, EngineThread, Report};
@@ -148,6 +148,12 @@ fn end_of(running: Running, reason: StopReason, usage: Usage) -> End {
     let finish = match reason {
         StopReason::Length | StopReason::Context => Finish::Length,
         StopReason::StopToken => Finish::Stop,
+        StopReason::DeadEnd(end) => {
+            return End::Failed(Failure {
+                code: FailureCode::ConstraintDeadEnd,
+                message: format!("the constraint cannot be fulfilled: {end}"),
+            });
+        }
         StopReason::Cancelled => return End::Fault("the engine ended it unasked".to_owned()),
     };
     complete(running.transcript, finish, running.stream, usage.cached_tokens as u32)

@@ -96,6 +96,7 @@ pub(super) fn work(index: u32, epoch: u32) -> Work {
             logprobs: None,
             echo: false,
             stream: false,
+            constraint: None,
         }),
         traceparent: None,
     }
