@@ -15,6 +15,7 @@ pub enum Language {
 }
 
 /// A model's tokenizer, and the compiler of constraints over its vocabulary, made when the first one comes.
+#[derive(Debug)]
 pub struct Words {
     tokenizer: Arc<Tokenizer>,
     compiler: OnceLock<Option<Arc<Compiler>>>,
@@ -52,7 +53,8 @@ impl Language {
                 .get_or_init(|| Compiler::new(Arc::clone(&words.tokenizer)).map(Arc::new))
                 .as_ref(),
         };
-        let without_end = || invalid("this model has no token that ends an output, so no constraint can".into());
+        let without_end =
+            || invalid("this model has no token that ends an output, so no constraint can".into());
         Ok(compiler.ok_or_else(without_end)?.constraint(grammar))
     }
 

@@ -11,7 +11,9 @@ const LOGPROB_MIN: f64 = -9999.0;
 
 /// One line of an output or error file, without its line ending.
 pub fn output_line(result: &JobResult) -> String {
-    output_value(result).to_string()
+    let mut value = output_value(result);
+    value.sort_all_objects();
+    value.to_string()
 }
 
 /// As [`output_line`], as a value. Good lines have `response` and no `error`, bad ones `error` and no `response`; both
@@ -193,6 +195,16 @@ mod tests {
 
     fn text(logprobs: Vec<TokenLogprobs>) -> Outcome {
         Outcome::Text(Generated { text: "a\nb".into(), finish: Finish::Length, ids_digest: 1, logprobs })
+    }
+
+    #[test]
+    fn the_keys_of_a_line_stand_in_order_so_that_files_keep_their_bytes() {
+        let line = output_line(&result(Endpoint::Completions, text(Vec::new())));
+        let value: Value = serde_json::from_str(&line).unwrap();
+        for object in [&value, &value["response"]["body"]] {
+            let keys: Vec<&String> = object.as_object().unwrap().keys().collect();
+            assert!(keys.is_sorted(), "{keys:?}");
+        }
     }
 
     #[test]

@@ -62,7 +62,8 @@ pub(super) fn request(
         Endpoint::Completions => "a completion request",
         Endpoint::ChatCompletions => "a chat completion request",
     })?;
-    let generation = Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint: None };
+    let generation =
+        Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint: None };
     Ok(Request { model, generation, include_usage })
 }
 
