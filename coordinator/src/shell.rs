@@ -6,6 +6,7 @@
 mod answers;
 mod api;
 mod books;
+mod bounds;
 mod count;
 mod dead;
 mod hear;
@@ -16,6 +17,7 @@ mod notify;
 mod perform;
 mod quotes;
 mod reader;
+mod records;
 mod retention;
 mod scaler;
 mod setup;
@@ -80,8 +82,9 @@ pub(crate) enum Input {
         batch: BatchId,
         commits: Arc<Vec<u64>>,
     },
-    /// The leader has stored something about this batch.
-    Followed(BatchId),
+    /// A batch's record as it was just stored, whoever did it.
+    Recorded(Box<BatchRecord>),
+    RecordGone(BatchId),
     /// Every answer stored before this process began has been read.
     CaughtUp,
     /// Warm, and another leads.
@@ -149,7 +152,10 @@ async fn serve_once(
     };
     let mut core = Core::new(ground.key.clone(), limits);
     let mut actions = Vec::new();
-    let results_from = load_batches(bus, clock.now(), &mut core, &mut actions).await?;
+    let records_end = bus.stream_facts(&table::kv_stream(table::KV_BATCHES)).await;
+    let records_end = records_end.context("the stored batches cannot be looked at")?.last_sequence;
+    let mut stored = records::Stored::default();
+    let results_from = load_batches(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
 
     let (inbox, mut inputs) = mpsc::channel(INBOX);
     let recent = Recent::default();
@@ -161,19 +167,20 @@ async fn serve_once(
     tasks.spawn(hear::callers(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::pings(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::joiners(Arc::clone(bus), inbox.clone()));
-    tasks.spawn(hear::leader(Arc::clone(bus), inbox.clone()));
+    tasks.spawn(records::follow(Arc::clone(bus), records_end + 1, inbox.clone()));
     let mut service = Service {
         bus: Arc::clone(bus),
         clock: clock.clone(),
         options: options.clone(),
         door,
-        api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone(), &options.webhooks),
+        api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone(), options),
         ground,
         recent,
         diary: spans::Diary::default(),
         inbox: inbox.clone(),
         metrics: Arc::clone(metrics),
         core,
+        stored,
         hands: None,
         footing: Arc::new(quotes::Footing::default()),
         rental,
@@ -237,6 +244,7 @@ async fn load_batches(
     bus: &Arc<dyn Bus>,
     now: Now,
     core: &mut Core,
+    stored: &mut records::Stored,
     actions: &mut Vec<Action>,
 ) -> anyhow::Result<u64> {
     let entries = bus.kv_entries(table::KV_BATCHES).await.context("the stored batches cannot be read")?;
@@ -254,6 +262,7 @@ async fn load_batches(
     let live = records.iter().filter(|record| !record.state.is_terminal());
     let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
     for record in records {
+        stored.note(&record);
         core.on(now, Event::BatchKnown(Box::new(record)), actions);
     }
     Ok(from)
@@ -286,6 +295,7 @@ struct Service {
     inbox: mpsc::Sender<Input>,
     metrics: Arc<Metrics>,
     core: Core,
+    stored: records::Stored,
     hands: Option<Hands>,
     footing: Arc<quotes::Footing>,
     rental: Option<scaler::Rental>,
@@ -303,7 +313,7 @@ impl Service {
                     && !self.core.is_leading()
                 {
                     // A standby may hear an answer before it hears of the batch.
-                    self.learn(now, &answer.job.batch.clone(), false, actions).await;
+                    self.learn(now, &answer.job.batch.clone(), actions).await;
                 }
                 self.core.on(now, event, actions);
             }
@@ -315,7 +325,7 @@ impl Service {
                     let Call { verb, payload, reply, .. } = call;
                     let _ = scaler.calls.send(scaler::ScaleCall { verb, payload, reply });
                 } else if self.core.is_leading() {
-                    for event in self.api.call(now, call, &self.core, &self.footing) {
+                    for event in self.api.call(now, call, &self.core, &self.stored, &self.footing) {
                         self.core.on(now, event, actions);
                     }
                 }
@@ -336,6 +346,7 @@ impl Service {
             }
             Input::Created { record, reply } => {
                 let id = record.id.clone();
+                self.stored.note(&record);
                 self.core.on(now, Event::BatchKnown(record), actions);
                 if let Some(slot) = self.core.find(&id) {
                     self.api.reply_view(now, reply, slot, &self.core);
@@ -348,11 +359,14 @@ impl Service {
                 }
             }
             Input::PastCommits { batch, commits } => self.api.past_commits(batch, commits),
-            Input::Followed(batch) => {
-                if !self.core.is_leading() {
-                    self.learn(now, &batch, true, actions).await;
+            Input::Recorded(record) => {
+                self.stored.note(&record);
+                // What has ended and left memory, as a tombstone for one, stays where it is.
+                if !record.state.is_terminal() || self.core.find(&record.id).is_some() {
+                    self.core.on(now, Event::BatchKnown(record), actions);
                 }
             }
+            Input::RecordGone(batch) => self.stored.forget(&batch),
             Input::Leading(lead) => self.lead(now, lead, actions).await,
             Input::StandingBy => self.metrics.set_role(true, false),
             Input::Undecodable => self.metrics.undecodable(),
@@ -370,9 +384,9 @@ impl Service {
         });
     }
 
-    /// Reads a batch's record, if it is unknown or has `changed`.
-    async fn learn(&mut self, now: Now, batch: &BatchId, changed: bool, actions: &mut Vec<Action>) {
-        if !changed && (self.core.find(batch).is_some() || self.unknown.contains(batch)) {
+    /// Reads the record of a batch that is unknown.
+    async fn learn(&mut self, now: Now, batch: &BatchId, actions: &mut Vec<Action>) {
+        if self.core.find(batch).is_some() || self.unknown.contains(batch) {
             return;
         }
         match self.bus.kv_get(table::KV_BATCHES, batch.as_str()).await {
@@ -394,7 +408,7 @@ impl Service {
     async fn lead(&mut self, now: Now, lead: Lead, actions: &mut Vec<Action>) {
         tracing::info!(revision = lead.revision.0, term = lead.term, "leading");
         // What the last leader stored in its last moments may not have been heard.
-        if let Err(error) = load_batches(&self.bus, now, &mut self.core, actions).await {
+        if let Err(error) = load_batches(&self.bus, now, &mut self.core, &mut self.stored, actions).await {
             tracing::error!(error = format!("{error:#}"), "leading with the batches known so far");
         }
         self.clear_work().await;
@@ -515,6 +529,8 @@ impl Service {
                 tenant: batch.record.tenant.clone(),
                 object: batch.record.input_object.clone(),
                 endpoint: batch.record.endpoint,
+                lines: batch.record.lines,
+                lines_max: self.options.quotas.queued_lines_max,
             };
             self.tasks.spawn(reader::serve(Arc::clone(&self.bus), source, commands, self.inbox.clone()));
             sender

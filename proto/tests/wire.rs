@@ -339,6 +339,7 @@ macro_rules! every_message {
             generation: generation(),
             deadline: TimeMs(4),
             traceparent: None,
+            again: false,
         });
         with!(PodView {
             heartbeat: heartbeat(),

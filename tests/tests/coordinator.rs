@@ -8,6 +8,10 @@ mod bad_input;
 mod ends;
 #[path = "coordinator/keeping.rs"]
 mod keeping;
+#[path = "coordinator/strangers.rs"]
+mod strangers;
+#[path = "coordinator/takeover.rs"]
+mod takeover;
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;

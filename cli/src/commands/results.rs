@@ -50,7 +50,8 @@ impl Results {
             if self.wait {
                 progress.finish(&batch);
             }
-            let path = follow::into_file(&fleet, &batch, draft).await?;
+            let patience = if self.wait { Patience::Endless } else { Patience::Short };
+            let path = follow::into_file(&fleet, &batch, draft, patience).await?;
             eprintln!("results: {}", path.display());
             Ok(batch)
         })?;

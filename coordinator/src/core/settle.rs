@@ -18,6 +18,8 @@ const ATTEMPTS_TWO_HOSTS: u32 = 3;
 const ATTEMPTS_MAX: u32 = 5;
 /// Wait before another attempt; doubled with each.
 const RETRY_MS: u64 = 250;
+/// Answers without a batch that are remembered.
+const STRAYS_MAX: usize = 4096;
 /// Different jobs that must have failed on a host before it is suspected.
 const HOST_FAILURES: usize = 5;
 
@@ -32,6 +34,10 @@ impl Core {
         }
         let Some(slot) = self.slot_of(&answer.job.batch) else {
             self.counts.answers_without_batch += 1;
+            if self.strays.len() >= STRAYS_MAX {
+                self.strays.pop_front();
+            }
+            self.strays.push_back((sequence, answer.clone()));
             return;
         };
         let job = JobRef { batch: slot, index: answer.job.index };
@@ -325,6 +331,10 @@ impl Core {
             return;
         }
         let Some(live) = batch.live.get(&job.index) else { return };
+        // It was found running while it waited.
+        if live.flight.is_some() {
+            return;
+        }
         if live.task.is_none() {
             // Its line has not been read yet, or must be read again.
             batch.live.remove(&job.index);
@@ -334,6 +344,9 @@ impl Core {
             batch.delayed.insert((now.mono.plus(Duration::from_millis(delay_ms)), job.index), ());
         } else if let Some(queue) = batch.queues.get_mut(live.queue) {
             queue.jobs.push_front(job.index);
+            if batch.is_interactive() {
+                self.interactive.push_back(job);
+            }
         }
         self.work_changed = true;
         self.join(now, job.batch);

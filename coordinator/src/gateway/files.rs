@@ -4,10 +4,12 @@
 //! content (file name, purpose) lies in the key-value bucket `files`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Multipart, Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
 use super::auth::Caller;
+use super::bounds::{Ending, Form, Room, small_field};
 use super::error::{ApiError, ApiResult};
 use super::{Gateway, random_id};
 
@@ -52,40 +55,66 @@ fn checked(id: &str) -> ApiResult<&str> {
 pub(super) async fn upload(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
-    mut form: Multipart,
+    request: Request,
 ) -> ApiResult<Json<Value>> {
-    let broken =
-        |e: axum::extract::multipart::MultipartError| ApiError::invalid(format!("The upload broke off: {e}"));
-    let (mut purpose, mut stored) = (None, None);
-    while let Some(field) = form.next_field().await.map_err(broken)? {
-        match field.name().unwrap_or_default() {
-            "purpose" => purpose = Some(field.text().await.map_err(broken)?),
-            "file" => {
-                let filename =
-                    field.file_name().unwrap_or("upload.jsonl").chars().take(255).collect::<String>();
-                stored = Some((store(&gateway, &tenant, field).await?, filename));
-            }
-            // Clients send options of other services here (expires_after and the like): an unknown one is named.
-            other => {
-                return Err(
-                    ApiError::invalid(format!("The form field {other:?} is not supported.")).about(other)
-                );
-            }
+    let mut form = Form::of(request).await?;
+    let mut taken = Taken::default();
+    let fault = match take(&gateway, &tenant, &mut form, &mut taken).await {
+        Err(fault) => Some(fault),
+        Ok(()) if taken.purpose.as_deref() == Some("batch") => None,
+        Ok(()) => {
+            let message = "`purpose` must be \"batch\": files serve batches here.";
+            Some(ApiError::invalid(message).about("purpose"))
         }
-    }
-    let Some(((id, bytes), filename)) = stored else {
-        return Err(ApiError::invalid("The form has no field `file`.").about("file"));
     };
-    if purpose.as_deref() != Some("batch") {
-        gateway.bus().object_delete(&files_bucket(&tenant), &id).await.ok();
-        return Err(
-            ApiError::invalid("`purpose` must be \"batch\": files serve batches here.").about("purpose")
-        );
-    }
+    let (id, bytes, filename) = match (fault, taken.file) {
+        (None, Some(file)) => file,
+        (fault, Some((id, ..))) => {
+            // A refused form leaves nothing behind.
+            gateway.bus().object_delete(&files_bucket(&tenant), &id).await.ok();
+            return Err(fault.unwrap_or_else(|| ApiError::invalid("The form is refused.")));
+        }
+        (fault, None) => {
+            let empty = || ApiError::invalid("The form has no field `file`.").about("file");
+            return Err(fault.unwrap_or_else(empty));
+        }
+    };
     let record = FileRecord { filename, purpose: "batch".into(), bytes, created_at: gateway.clock().wall() };
     let value = serde_json::to_vec(&record).expect("because a record is plain data");
     gateway.bus().kv_put(KV_FILES, &file_key(&tenant, &id), value.into()).await?;
     Ok(Json(object(&id, &record)))
+}
+
+/// What a form has brought so far.
+#[derive(Default)]
+struct Taken {
+    purpose: Option<String>,
+    /// Id, length in bytes and file name.
+    file: Option<(String, u64, String)>,
+}
+
+async fn take(gateway: &Gateway, tenant: &TenantId, form: &mut Form, taken: &mut Taken) -> ApiResult<()> {
+    let allowed = form.allowed();
+    while let Some(field) = form.next().await? {
+        match field.name().unwrap_or_default() {
+            "purpose" => taken.purpose = Some(small_field("purpose", field).await?),
+            "file" if taken.file.is_some() => {
+                return Err(ApiError::invalid("The form has two fields `file`.").about("file"));
+            }
+            "file" => {
+                let filename = field.file_name().unwrap_or("upload.jsonl").chars().take(255).collect();
+                let (id, bytes) = store(gateway, tenant, field, &allowed).await?;
+                taken.file = Some((id, bytes, filename));
+            }
+            // Clients send options of other services here (expires_after and the like): an unknown one is named.
+            other => {
+                let shown: String = other.chars().take(64).collect();
+                let message = format!("The form field {shown:?} is not supported.");
+                return Err(ApiError::invalid(message).about(shown));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Streams one multipart field into a new object; answers its id and length. A broken upload leaves nothing behind.
@@ -93,21 +122,31 @@ async fn store(
     gateway: &Gateway,
     tenant: &TenantId,
     mut field: axum::extract::multipart::Field<'_>,
+    allowed: &AtomicU64,
 ) -> ApiResult<(String, u64)> {
     gateway.ask::<_, ()>(ApiVerb::TenantOpen, &TenantOpen { tenant: tenant.clone() }).await?;
     let id = random_id("file-");
     let bucket = files_bucket(tenant);
     let (mut writer, reader) = tokio::io::duplex(PIPE_BYTES);
+    // Whoever hangs up drops the writer too: that alone does not make a whole file.
+    let whole = Arc::new(AtomicBool::new(false));
+    let reader = reader.chain(Ending(Arc::clone(&whole)));
     let put = {
         let (bus, bucket, id) = (gateway.bus_handle(), bucket.clone(), id.clone());
         tokio::spawn(async move { bus.object_put(&bucket, &id, Box::pin(reader)).await })
     };
     let limit = gateway.limits().file_bytes_max;
     let (mut bytes, mut fault) = (0u64, None);
+    let mut room = Room::new(gateway, tenant);
     loop {
         match field.chunk().await {
             Ok(Some(chunk)) => {
                 bytes += chunk.len() as u64;
+                allowed.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                if let Err(full) = room.check(bytes).await {
+                    fault = Some(full);
+                    break;
+                }
                 if bytes > limit {
                     let message =
                         format!("The file is larger than {limit} bytes, the limit of this gateway.");
@@ -119,7 +158,10 @@ async fn store(
                     break;
                 }
             }
-            Ok(None) => break,
+            Ok(None) => {
+                whole.store(true, Ordering::Release);
+                break;
+            }
             Err(e) => {
                 fault = Some(ApiError::invalid(format!("The upload broke off after {bytes} bytes: {e}")));
                 break;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
@@ -23,8 +23,9 @@ use ternfleet_cloud::webhook::Webhook;
 use super::Input;
 use super::answers::{Committed, Recent};
 use super::quotes::{Footing, Question, asked, quoted};
-use super::{count, dead, setup, spans};
-use crate::Webhooks;
+use super::records::Stored;
+use super::{bounds, count, dead, setup, spans};
+use crate::Options;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
 
 const PAGE_LINES_MAX: u32 = 1000;
@@ -32,6 +33,8 @@ const PAGE_LINES_MAX: u32 = 1000;
 const PAGE_BYTES_MAX: usize = 700 << 10;
 const WAIT_MS_MAX: u32 = 30_000;
 const LIST_MAX: u32 = 200;
+/// Callers who may wait for results at a time.
+const POLLERS_MAX: usize = 4096;
 
 /// A request as it came.
 #[derive(Debug)]
@@ -60,11 +63,12 @@ pub(crate) struct Api {
     pollers: BTreeMap<BatchSlot, Vec<Poller>>,
     /// Hosts that webhooks may name although they are private.
     webhooks_allow: Arc<[String]>,
+    lines_max: u32,
     /// Committed sequences of batches whose ledger is not in memory any more.
     past: BTreeMap<BatchId, Arc<Vec<u64>>>,
 }
 
-fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
+pub(super) fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into(), retry_after_ms: None }
 }
 
@@ -81,7 +85,7 @@ fn unknown(id: &BatchId) -> Refusal {
     refusal(RefusalCode::NotFound, format!("there is no batch {id}"))
 }
 
-fn unreachable(error: &BusError) -> Refusal {
+pub(super) fn unreachable(error: &BusError) -> Refusal {
     Refusal { code: RefusalCode::Unavailable, message: error.to_string(), retry_after_ms: Some(1000) }
 }
 
@@ -91,14 +95,23 @@ impl Api {
         inbox: mpsc::Sender<Input>,
         recent: Recent,
         ground: setup::Ground,
-        webhooks: &Webhooks,
+        options: &Options,
     ) -> Self {
-        let webhooks_allow = webhooks.allow.clone().into();
-        Self { bus, inbox, recent, ground, webhooks_allow, pollers: BTreeMap::new(), past: BTreeMap::new() }
+        let webhooks_allow = options.webhooks.allow.clone().into();
+        let lines_max = options.quotas.queued_lines_max;
+        let (pollers, past) = (BTreeMap::new(), BTreeMap::new());
+        Self { bus, inbox, recent, ground, webhooks_allow, lines_max, pollers, past }
     }
 
     /// One call. Events for the core are returned; replies are sent from here or from tasks.
-    pub(crate) fn call(&mut self, now: Now, call: Call, core: &Core, footing: &Footing) -> Vec<Event> {
+    pub(super) fn call(
+        &mut self,
+        now: Now,
+        call: Call,
+        core: &Core,
+        stored: &Stored,
+        footing: &Footing,
+    ) -> Vec<Event> {
         let Call { verb, tenant, payload, reply } = call;
         if let Some(tenant) = tenant
             && verb != ApiVerb::Pods
@@ -121,7 +134,8 @@ impl Api {
             }),
             ApiVerb::BatchList => self.with(&payload, reply, |api, list: BatchList, reply| {
                 let limit = list.limit.clamp(1, LIST_MAX) as usize;
-                api.answer(reply, &Ok(core.batch_views(now, &list.tenant, list.after.as_ref(), limit)));
+                let ids = stored.newest(&list.tenant, list.after.as_ref(), limit);
+                api.list(now, ids, reply, core);
                 Vec::new()
             }),
             ApiVerb::BatchCancel => self.with(&payload, reply, |api, batch: BatchRef, reply| {
@@ -195,7 +209,20 @@ impl Api {
                 Vec::new()
             }
             ApiVerb::JobCreate => self.with(&payload, reply, |api, mut job: JobCreate, reply| {
+                let admitted = match job.again {
+                    // It was admitted before.
+                    true => bounds::job(&job),
+                    false => bounds::job(&job).and_then(|()| core.admit_single(&job)),
+                };
+                if let Err(refused) = admitted {
+                    api.answer::<()>(reply, &Err(refused));
+                    return Vec::new();
+                }
                 api.answer(reply, &Ok(()));
+                if job.again && core.find(&job.batch).is_none() {
+                    api.revive(job);
+                    return Vec::new();
+                }
                 spans::accepted(&job.batch, &mut job.traceparent);
                 vec![Event::JobCreated(Box::new(job))]
             }),
@@ -237,10 +264,59 @@ impl Api {
         self.answer(reply, &view_or_gone(now, slot, core));
     }
 
+    /// A single job of an earlier leader: if its answer is stored, whoever waits is told; otherwise it is begun anew.
+    fn revive(&self, job: JobCreate) {
+        let (bus, key, inbox) = (Arc::clone(&self.bus), self.ground.key.clone(), self.inbox.clone());
+        tokio::spawn(async move {
+            let answered = async {
+                let filter = table::results_of(&job.tenant, &job.batch);
+                let mut committed = Committed::among(&bus, &key, &filter, 1, 1).await?;
+                anyhow::Ok(committed.next().await?)
+            };
+            match answered.await {
+                Ok(Some((_, result))) => {
+                    let _ = bus.send(&table::done(&result.job), codec::encode(&result)).await;
+                }
+                Ok(None) => {
+                    let _ = inbox.send(Input::Event(Event::JobCreated(Box::new(job)))).await;
+                }
+                // Whoever waits asks again.
+                Err(error) => tracing::debug!(error = format!("{error:#}"), "RESULTS cannot be looked at"),
+            }
+        });
+    }
+
+    /// Batches in memory as they stand now, the others as their records say.
+    fn list(&self, now: Now, ids: Vec<BatchId>, reply: String, core: &Core) {
+        let view = |id: &BatchId| core.find(id).and_then(|slot| core.batch_view(now, slot));
+        let found: Vec<(BatchId, Option<BatchView>)> =
+            ids.into_iter().map(|id| (id.clone(), view(&id))).collect();
+        let bus = Arc::clone(&self.bus);
+        tokio::spawn(async move {
+            let views = stream::iter(found).map(|(id, view)| {
+                let bus = Arc::clone(&bus);
+                async move {
+                    match view {
+                        Some(view) => Ok(Some(view)),
+                        None => {
+                            Ok(stored_record(&bus, &id).await?.map(|record| view_of(&record, record.totals)))
+                        }
+                    }
+                }
+            });
+            let views: Result<Vec<Option<BatchView>>, BusError> = views.buffered(32).try_collect().await;
+            let answer: Reply<Vec<BatchView>> = match views {
+                Ok(views) => Ok(views.into_iter().flatten().collect()),
+                Err(error) => Err(unreachable(&error)),
+            };
+            let _ = bus.send(&reply, codec::encode(&answer)).await;
+        });
+    }
+
     fn answer_from_record(&self, batch: BatchRef, reply: String) {
         let bus = Arc::clone(&self.bus);
         tokio::spawn(async move {
-            let answer = match stored(&bus, &batch.id).await {
+            let answer = match stored_record(&bus, &batch.id).await {
                 Ok(Some(record)) if record.tenant == batch.tenant => Ok(view_of(&record, record.totals)),
                 Ok(_) => Err(unknown(&batch.id)),
                 Err(error) => Err(unreachable(&error)),
@@ -252,10 +328,10 @@ impl Api {
     /// First half of a creation: find out what it stands on.
     fn create(&mut self, create: BatchCreate, reply: String) -> Vec<Event> {
         let (bus, inbox, ground) = (Arc::clone(&self.bus), self.inbox.clone(), self.ground.clone());
-        let allow = Arc::clone(&self.webhooks_allow);
+        let (allow, lines_max) = (Arc::clone(&self.webhooks_allow), self.lines_max);
         tokio::spawn(async move {
-            let found = match check_webhook(&create, &allow) {
-                Ok(()) => survey(&bus, &create, &ground).await,
+            let found = match bounds::creation(&create).and_then(|()| check_webhook(&create, &allow)) {
+                Ok(()) => survey(&bus, &create, &ground, lines_max).await,
                 Err(refused) => Err(refused),
             };
             let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply }).await;
@@ -306,7 +382,7 @@ impl Api {
             let answer =
                 match bus.kv_create(table::KV_BATCHES, id.as_str(), codec::encode(&record), None).await {
                     Ok(_) => Ok(record),
-                    Err(BusError::Exists(_)) => match stored(&bus, &id).await {
+                    Err(BusError::Exists(_)) => match stored_record(&bus, &id).await {
                         Ok(Some(before)) if before.creation_digest == record.creation_digest => Ok(before),
                         Ok(_) => Err(other_content(&create)),
                         Err(error) => Err(unreachable(&error)),
@@ -330,6 +406,9 @@ impl Api {
         };
         let wait = Duration::from_millis(u64::from(request.wait_ms.min(WAIT_MS_MAX)));
         let poller = Poller { request, reply, until: Instant::now() + wait };
+        // Where very many wait, one more is answered at once and asks again.
+        let crowded = self.pollers.values().map(Vec::len).sum::<usize>() >= POLLERS_MAX;
+        let poller = if crowded { Poller { until: Instant::now(), ..poller } } else { poller };
         if !self.try_page(now, slot, &poller, core) {
             self.pollers.entry(slot).or_default().push(poller);
         }
@@ -420,7 +499,7 @@ fn other_content(create: &BatchCreate) -> Refusal {
     refusal(RefusalCode::Conflict, message)
 }
 
-async fn stored(bus: &Arc<dyn Bus>, id: &BatchId) -> Result<Option<BatchRecord>, BusError> {
+async fn stored_record(bus: &Arc<dyn Bus>, id: &BatchId) -> Result<Option<BatchRecord>, BusError> {
     let entry = bus.kv_get(table::KV_BATCHES, id.as_str()).await?;
     Ok(entry.and_then(|entry| codec::decode(&entry.value).ok()))
 }
@@ -434,10 +513,12 @@ fn check_webhook(create: &BatchCreate, allow: &[String]) -> Result<(), Refusal> 
     refused.map_or(Ok(()), |error| Err(refusal(RefusalCode::Invalid, error.to_string())))
 }
 
-async fn survey(bus: &Arc<dyn Bus>, create: &BatchCreate, ground: &setup::Ground) -> Result<Ground, Refusal> {
-    if create.idempotency_key.is_empty() || create.idempotency_key.len() > 256 {
-        return Err(refusal(RefusalCode::Invalid, "idempotency_key must have 1 to 256 bytes"));
-    }
+async fn survey(
+    bus: &Arc<dyn Bus>,
+    create: &BatchCreate,
+    ground: &setup::Ground,
+    lines_max: u32,
+) -> Result<Ground, Refusal> {
     let bucket = table::files_bucket(&create.tenant);
     let length = match bus.object_length(&bucket, &create.input_object).await {
         Ok(length) => length,
@@ -448,6 +529,7 @@ async fn survey(bus: &Arc<dyn Bus>, create: &BatchCreate, ground: &setup::Ground
         let message = format!("there is no file {:?}: upload it first", create.input_object);
         return Err(refusal(RefusalCode::NotFound, message));
     };
+    bounds::lines(bus, &bucket, &create.input_object, input_bytes, lines_max).await?;
     let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
     let files =
         bus.stream_facts(&table::object_stream(&bucket)).await.map_err(|error| unreachable(&error))?;
@@ -468,7 +550,7 @@ async fn past_page(
     request: &ResultsRequest,
     known: Option<Arc<Vec<u64>>>,
 ) -> Result<PastPage, Refusal> {
-    let record = stored(bus, &request.id).await.map_err(|error| unreachable(&error))?;
+    let record = stored_record(bus, &request.id).await.map_err(|error| unreachable(&error))?;
     let record = record.filter(|r| r.tenant == request.tenant).ok_or_else(|| unknown(&request.id))?;
     if record.aged_out_at.is_some() {
         let message = format!("the answers of {} were removed, as those of old batches are", request.id);

@@ -14,6 +14,8 @@ use super::event::Kept;
 pub(super) enum Phase {
     /// Delivered, not claimed: there is no room yet, or an earlier run of the same job is still here.
     Held,
+    /// It was answered here before: the stored answer is looked for, since a server may lose what it had stored.
+    Recalling,
     /// The last checkpoint is being read.
     Reading,
     /// The claim is being written.

@@ -115,3 +115,41 @@ fn too_many_waiting_answers_stop_the_pulls() {
         rig.on(Event::PullEnded { lane: ternfleet_proto::Lane::Batch, outcome: PullOutcome::Served });
     assert!(pulls(&actions).is_empty());
 }
+
+/// Answered, acknowledged, and delivered again, under a later epoch as a new leader does.
+fn delivered_again(rig: &mut Rig) -> SlotId {
+    let (slot, _) = rig.answering(0);
+    rig.on(Event::ResultWritten { slot, outcome: Write::Stored(1) });
+    rig.on(Event::Settled { slot, outcome: Settled::Done });
+    let actions = rig.pulled(9, work(0, 4096));
+    assert!(settled(&actions).is_empty(), "not before the stored answer was seen: {actions:?}");
+    recalled(&actions).expect("the stored answer is looked for")
+}
+
+fn recalled(actions: &[Action]) -> Option<SlotId> {
+    actions.iter().find_map(|action| match action {
+        Action::ReadResult { slot, .. } => Some(*slot),
+        _ => None,
+    })
+}
+
+#[test]
+fn an_answered_job_whose_stored_answer_is_lost_is_run_again() {
+    for outcome in [Read::Nothing, Read::Withheld] {
+        let mut rig = Rig::assigned();
+        let slot = delivered_again(&mut rig);
+        let actions = rig.on(Event::ResultRead { slot, outcome });
+        assert!(settled(&actions).is_empty() && reads(&actions) == Some(slot), "it begins anew: {actions:?}");
+    }
+}
+
+#[test]
+fn an_answered_job_whose_answer_is_stored_is_acknowledged() {
+    let mut rig = Rig::assigned();
+    let (_, result) = Rig::assigned().answering(0);
+    let slot = delivered_again(&mut rig);
+    rig.on(Event::ResultRead { slot, outcome: Read::Unreachable });
+    assert!(recalled(&rig.tick_after(Duration::from_secs(6))).is_some());
+    let actions = rig.on(Event::ResultRead { slot, outcome: Read::Found(result) });
+    assert_eq!(settled(&actions), [(9, Settle::Ack)]);
+}
