@@ -458,8 +458,9 @@ impl Schedule {
             sequence.computed += 1;
         }
         if turn.reaches_end && new_tokens == 0 {
+            // Nothing was drawn: the constraint allows nothing, or no score is a number.
             let dead = sequence.tracker.as_mut().and_then(Tracker::dead_end);
-            sequence.end = dead.map(StopReason::DeadEnd);
+            sequence.end = Some(dead.map_or(StopReason::NotFinite, StopReason::DeadEnd));
         }
         let accepted = new_tokens.saturating_sub(1);
         sequence.drafter.learn(turn.draft.len(), accepted);

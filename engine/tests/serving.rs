@@ -3,9 +3,11 @@
 
 mod common;
 
-use common::{load, prompt, run, synthetic};
+use common::{load, prompt, requests, run, synthetic};
 use ternfleet_engine::synth::Shape;
-use ternfleet_engine::{Engine, Event, Options, Refused, Request, Sampling, Speculation, StopReason};
+use ternfleet_engine::{
+    Engine, Event, Head, Options, Refused, Request, Sampling, Speculation, StopReason, gguf,
+};
 
 const VOCAB: usize = 512;
 
@@ -203,4 +205,23 @@ fn sixty_four_sequences_run_at_once_within_the_pages_that_were_said() {
         engine.step(&mut Vec::new());
     }
     assert_eq!(run(&mut engine, &requests)[..3], expected);
+}
+
+#[test]
+fn weights_that_overflow_end_a_sequence_by_name_and_the_engine_lives() {
+    let (_folder, path) = synthetic(&Shape::TINY, 5);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let norm = gguf::File::open(&path).unwrap().tensor("output_norm.weight").unwrap().data.to_vec();
+    let at = bytes.windows(norm.len()).position(|window| window == norm).unwrap();
+    for weight in bytes[at..at + norm.len()].chunks_exact_mut(4) {
+        weight.copy_from_slice(&3e38f32.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    for head in [Head::Screened, Head::Full, Head::Q8, Head::Q6] {
+        let mut engine = load(&path, Options { threads: Some(2), head, ..Options::default() });
+        for outcome in run(&mut engine, &requests(VOCAB, 8)) {
+            assert_eq!((outcome.tokens.len(), outcome.end), (0, Some(StopReason::NotFinite)), "{head:?}");
+        }
+        assert_eq!(engine.active(), 0);
+    }
 }

@@ -6,6 +6,8 @@
 mod bad_input;
 #[path = "coordinator/ends.rs"]
 mod ends;
+#[path = "coordinator/faults.rs"]
+mod faults;
 #[path = "coordinator/keeping.rs"]
 mod keeping;
 #[path = "coordinator/strangers.rs"]

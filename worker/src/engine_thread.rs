@@ -30,6 +30,8 @@ pub struct Report {
     /// In the order of generation.
     pub tokens: Vec<(SlotId, u32, Option<TokenLogprob>)>,
     pub ended: Vec<(SlotId, StopReason, Usage)>,
+    /// A sequence came to no numbers, and the canary no longer says what it said at the start.
+    pub unsound: bool,
     pub steps: Steps,
 }
 
@@ -129,6 +131,11 @@ fn drive(
             prefix_cache_hits: 0,
         };
         head = generator.head_counters();
+        let broken = |event: &Event| matches!(event, Event::Finished { reason: StopReason::NotFinite, .. });
+        if events.iter().any(broken) {
+            // The model's fault or the machine's? What runs goes on meanwhile, and is reported after it.
+            report.unsound = !generator.is_sound(&mut events);
+        }
         for event in events.drain(..) {
             match event {
                 Event::Token { sequence, token, logprob } => {

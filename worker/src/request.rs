@@ -1,7 +1,7 @@
 //! The one place where a message of the wire becomes a request of the engine.
 
 use ternfleet_engine::{Refused, Request, Sampling};
-use ternfleet_proto::message::{Constraint, Failure, FailureCode, Finish, Generation, Prompt};
+use ternfleet_proto::message::{self as wire, Constraint, Failure, FailureCode, Finish, Generation, Prompt};
 use ternfleet_text::constraint::Grammar;
 
 use crate::core::Kept;
@@ -29,6 +29,7 @@ pub fn prepare(
     generation: &Generation,
     kept: Kept,
     language: &Language,
+    defaults: &ternfleet_text::Sampling,
     context: usize,
 ) -> Result<Prepared, Failure> {
     let prompt = language.encode(&generation.prompt)?;
@@ -73,7 +74,7 @@ pub fn prepare(
         None
     };
     let constraint = generation.constraint.as_ref().map(grammar).map(|grammar| language.constraint(grammar));
-    let sampling = &generation.sampling;
+    let sampling = resolved(&generation.sampling, defaults);
     Ok(Prepared {
         kept: generated.len(),
         done,
@@ -90,7 +91,7 @@ pub fn prepare(
                 min_p: sampling.min_p,
                 presence_penalty: sampling.presence_penalty,
                 frequency_penalty: sampling.frequency_penalty,
-                logit_bias: sampling.logit_bias.clone(),
+                logit_bias: sampling.logit_bias,
             },
             seed: generation.seed,
             choice: 0,
@@ -110,6 +111,21 @@ fn grammar(constraint: &Constraint) -> Grammar {
         Constraint::Choice(texts) => Grammar::Choice(texts),
         Constraint::Lark(text) => Grammar::Lark(text),
     }
+}
+
+/// What the caller left open is as the model's manifest says, as far as it says anything.
+fn resolved(asked: &wire::Sampling, defaults: &ternfleet_text::Sampling) -> wire::Sampling {
+    let mut sampling = asked.clone();
+    if asked.open.temperature {
+        sampling.temperature = defaults.temperature.unwrap_or(asked.temperature);
+    }
+    if asked.open.top_p {
+        sampling.top_p = defaults.top_p.unwrap_or(asked.top_p);
+    }
+    if asked.open.top_k {
+        sampling.top_k = defaults.top_k.unwrap_or(asked.top_k);
+    }
+    sampling
 }
 
 /// What a refusal of the engine means for the job; `None` if it is worth trying again.

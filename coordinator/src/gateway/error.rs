@@ -139,6 +139,7 @@ impl From<Failure> for ApiError {
             FailureCode::BatchExpired => (StatusCode::GATEWAY_TIMEOUT, "expired"),
             FailureCode::BatchCancelled => (StatusCode::CONFLICT, "cancelled"),
             FailureCode::ConstraintDeadEnd => (StatusCode::UNPROCESSABLE_ENTITY, "constraint_dead_end"),
+            FailureCode::NotFinite => (StatusCode::INTERNAL_SERVER_ERROR, "not_finite"),
             FailureCode::Poison | FailureCode::WorkerFault => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "worker_fault")
             }

@@ -31,6 +31,12 @@ impl Core {
         self.answer(now, id, result, actions);
     }
 
+    /// This worker cannot do the job, and another one may: the coordinator is told, and hands it over.
+    pub(super) fn answer_fault(&mut self, now: Now, id: SlotId, reason: String, actions: &mut Vec<Action>) {
+        let failure = Failure { code: FailureCode::WorkerFault, message: reason };
+        self.answer_failure(now, id, failure, actions);
+    }
+
     pub(super) fn on_result_written(
         &mut self,
         now: Now,

@@ -225,6 +225,8 @@ pub enum End {
     Failed(Failure),
     /// The engine cannot go on with it.
     Fault(String),
+    /// The machine is at fault, not the job.
+    HostFault(String),
 }
 
 /// A whole output.

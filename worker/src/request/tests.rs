@@ -1,6 +1,7 @@
 //! The table of conversions: each row a generation and what must come of it.
 
-use ternfleet_proto::message::{Sampling as WireSampling, TokenLogprobs};
+use ternfleet_proto::message::{OpenSampling, Sampling as WireSampling, TokenLogprobs};
+use ternfleet_text::Sampling as Defaults;
 
 use super::*;
 
@@ -98,7 +99,7 @@ fn each_generation_becomes_the_request_that_the_table_says() {
         ),
     ];
     for (name, generation, kept, expected) in rows {
-        let found = prepare(&generation, kept, &Language::Bytes, CONTEXT)
+        let found = prepare(&generation, kept, &Language::Bytes, &Defaults::default(), CONTEXT)
             .map(|p| (p.request.max_new_tokens, p.kept, p.done))
             .map_err(|failure| failure.code);
         assert_eq!(found, expected, "{name}");
@@ -116,8 +117,10 @@ fn every_sampling_parameter_reaches_the_engine() {
         presence_penalty: 0.5,
         frequency_penalty: 0.6,
         logit_bias: vec![(7, 0.8)],
+        open: Default::default(),
     };
-    let prepared = prepare(&wanted, Kept::default(), &Language::Bytes, CONTEXT).unwrap();
+    let prepared =
+        prepare(&wanted, Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
     let found = Sampling {
         temperature: 0.1,
         top_p: 0.2,
@@ -131,9 +134,25 @@ fn every_sampling_parameter_reaches_the_engine() {
 }
 
 #[test]
+fn what_the_caller_leaves_open_is_as_the_models_manifest_says() {
+    let defaults = Defaults { temperature: Some(0.0), top_p: Some(0.5), top_k: None };
+    let open = OpenSampling { temperature: true, top_p: true, top_k: true };
+    let run = |sampling: WireSampling| {
+        let asked = Generation { sampling, ..generation() };
+        let sampling =
+            prepare(&asked, Kept::default(), &Language::Bytes, &defaults, CONTEXT).unwrap().request.sampling;
+        (sampling.temperature, sampling.top_p, sampling.top_k)
+    };
+    assert_eq!(run(WireSampling { open, ..WireSampling::default() }), (0.0, 0.5, 0));
+    assert_eq!(run(WireSampling::default()), (1.0, 1.0, 0), "what was asked for stays");
+}
+
+#[test]
 fn an_echo_repeats_the_prompt_before_the_output() {
-    let prepared =
-        prepare(&Generation { echo: true, ..generation() }, kept("abc"), &Language::Bytes, CONTEXT).unwrap();
+    let prepared = {
+        let asked = Generation { echo: true, ..generation() };
+        prepare(&asked, kept("abc"), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap()
+    };
     assert_eq!(prepared.transcript.finish(Finish::Length).0, "ten bytes.abc");
 }
 

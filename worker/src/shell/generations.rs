@@ -137,14 +137,14 @@ impl Generations {
         }
         for (slot, reason, usage) in report.ended {
             if let Some(State::Running(running)) = self.states.remove(&slot) {
-                events.push(Event::Ended { slot, end: end_of(*running, reason, usage) });
+                events.push(Event::Ended { slot, end: end_of(*running, reason, usage, report.unsound) });
             }
         }
         events
     }
 }
 
-fn end_of(running: Running, reason: StopReason, usage: Usage) -> End {
+fn end_of(running: Running, reason: StopReason, usage: Usage, unsound: bool) -> End {
     let finish = match reason {
         StopReason::Length | StopReason::Context => Finish::Length,
         StopReason::StopToken => Finish::Stop,
@@ -155,6 +155,14 @@ fn end_of(running: Running, reason: StopReason, usage: Usage) -> End {
             });
         }
         StopReason::Cancelled => return End::Fault("the engine ended it unasked".to_owned()),
+        StopReason::NotFinite if unsound => {
+            let what = "this machine computes no numbers any more, and its canary is not what it was";
+            return End::HostFault(what.to_owned());
+        }
+        StopReason::NotFinite => {
+            let message = "the model's scores are no numbers: its weights overflow on this input".to_owned();
+            return End::Failed(Failure { code: FailureCode::NotFinite, message });
+        }
     };
     complete(running.transcript, finish, running.stream, usage.cached_tokens as u32)
 }

@@ -51,6 +51,7 @@ fn the_batch_form_reads_every_parameter() {
         presence_penalty: -2.0,
         frequency_penalty: 1.5,
         logit_bias: vec![(3, 1.0), (9, -100.0)],
+        open: OpenSampling::default(),
     };
     assert_eq!(generation.sampling, sampling);
     assert_eq!((generation.max_tokens, generation.seed, generation.logprobs), (Some(7), u64::MAX, Some(5)));
