@@ -1,7 +1,7 @@
 //! Good lines read as they should; each bad line gets the answer written beside it.
 
 use super::*;
-use crate::message::{ChatMessage, Prompt, Sampling};
+use crate::message::{ChatMessage, OpenSampling, Prompt, Sampling};
 
 fn job() -> JobKey {
     JobKey { batch: "batch_1".parse().unwrap(), index: 6 }
