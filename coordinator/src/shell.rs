@@ -9,11 +9,13 @@ mod books;
 mod bounds;
 mod count;
 mod dead;
+mod grants;
 mod hear;
 mod join;
 mod lease;
 pub(crate) mod lines;
 mod notify;
+mod pages;
 mod perform;
 mod quotes;
 mod reader;
@@ -22,6 +24,7 @@ mod retention;
 mod scaler;
 mod setup;
 mod spans;
+mod welcome;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +35,7 @@ use anyhow::Context;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal};
 use ternfleet_proto::table;
-use ternfleet_proto::{BatchId, Clock, JobKey, LeaderRevision, Now, codec};
+use ternfleet_proto::{BatchId, Clock, JobKey, LeaderRevision, Now, WorkerId, codec};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -85,6 +88,9 @@ pub(crate) enum Input {
     /// A batch's record as it was just stored, whoever did it.
     Recorded(Box<BatchRecord>),
     RecordGone(BatchId),
+    /// Who a worker is, as it was just stored.
+    Granted(Box<grants::Granted>),
+    GrantGone(WorkerId),
     /// Every answer stored before this process began has been read.
     CaughtUp,
     /// Warm, and another leads.
@@ -154,8 +160,16 @@ async fn serve_once(
     let mut actions = Vec::new();
     let records_end = bus.stream_facts(&table::kv_stream(table::KV_BATCHES)).await;
     let records_end = records_end.context("the stored batches cannot be looked at")?.last_sequence;
+    let grants_end = bus.stream_facts(&table::kv_stream(table::KV_GRANTS)).await;
+    let grants_end = grants_end.context("the grants cannot be looked at")?.last_sequence;
+    let mut grants = grants::Grants::new(door.is_closed());
+    for entry in bus.kv_entries(table::KV_GRANTS).await.context("the grants cannot be read")? {
+        if let Ok(granted) = codec::decode(&entry.value) {
+            grants.note(granted);
+        }
+    }
     let mut stored = records::Stored::default();
-    let results_from = load_batches(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
+    let results_from = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
 
     let (inbox, mut inputs) = mpsc::channel(INBOX);
     let recent = Recent::default();
@@ -167,7 +181,12 @@ async fn serve_once(
     tasks.spawn(hear::callers(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::pings(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::joiners(Arc::clone(bus), inbox.clone()));
-    tasks.spawn(records::follow(Arc::clone(bus), records_end + 1, inbox.clone()));
+    for (bucket, from, understood) in [
+        (table::KV_BATCHES, records_end + 1, records::understood as fn(&str, &[u8]) -> Option<Input>),
+        (table::KV_GRANTS, grants_end + 1, grants::understood),
+    ] {
+        tasks.spawn(records::follow(Arc::clone(bus), bucket, from, inbox.clone(), understood));
+    }
     let mut service = Service {
         bus: Arc::clone(bus),
         clock: clock.clone(),
@@ -181,6 +200,7 @@ async fn serve_once(
         metrics: Arc::clone(metrics),
         core,
         stored,
+        grants,
         hands: None,
         footing: Arc::new(quotes::Footing::default()),
         rental,
@@ -239,35 +259,6 @@ async fn serve_once(
     Ok(ended)
 }
 
-/// Reads every stored batch; answers where in RESULTS the reading must begin.
-async fn load_batches(
-    bus: &Arc<dyn Bus>,
-    now: Now,
-    core: &mut Core,
-    stored: &mut records::Stored,
-    actions: &mut Vec<Action>,
-) -> anyhow::Result<u64> {
-    let entries = bus.kv_entries(table::KV_BATCHES).await.context("the stored batches cannot be read")?;
-    let mut records: Vec<BatchRecord> = Vec::new();
-    for entry in entries {
-        match codec::decode(&entry.value) {
-            Ok(record) => records.push(record),
-            Err(error) => {
-                tracing::error!(key = entry.key, %error, "a stored batch cannot be read; left alone")
-            }
-        }
-    }
-    records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-    let end = bus.stream_facts(table::RESULTS).await.context("RESULTS cannot be looked at")?.last_sequence;
-    let live = records.iter().filter(|record| !record.state.is_terminal());
-    let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
-    for record in records {
-        stored.note(&record);
-        core.on(now, Event::BatchKnown(Box::new(record)), actions);
-    }
-    Ok(from)
-}
-
 /// The tasks that a leader has besides.
 struct Hands {
     actions: mpsc::UnboundedSender<Action>,
@@ -296,6 +287,7 @@ struct Service {
     metrics: Arc<Metrics>,
     core: Core,
     stored: records::Stored,
+    grants: grants::Grants,
     hands: Option<Hands>,
     footing: Arc<quotes::Footing>,
     rental: Option<scaler::Rental>,
@@ -308,6 +300,7 @@ struct Service {
 impl Service {
     async fn take(&mut self, now: Now, input: Input, actions: &mut Vec<Action>) {
         match input {
+            Input::Event(Event::Heartbeat(beat)) => self.hear_beat(now, beat, actions),
             Input::Event(event) => {
                 if let Event::Answer { answer, .. } = &event
                     && !self.core.is_leading()
@@ -337,8 +330,7 @@ impl Service {
             }
             Input::Join { asker, request, reply } => {
                 if self.core.is_leading() {
-                    let answer = self.door.answer(now.wall, &asker, &request, self.core.fleet());
-                    self.send(reply, codec::encode(&answer));
+                    self.let_in(now, &asker, &request, reply);
                 }
             }
             Input::Surveyed { create, found, reply } => {
@@ -367,6 +359,8 @@ impl Service {
                 }
             }
             Input::RecordGone(batch) => self.stored.forget(&batch),
+            Input::Granted(granted) => self.grants.note(*granted),
+            Input::GrantGone(worker) => self.grants.forget(&worker),
             Input::Leading(lead) => self.lead(now, lead, actions).await,
             Input::StandingBy => self.metrics.set_role(true, false),
             Input::Undecodable => self.metrics.undecodable(),
@@ -408,7 +402,7 @@ impl Service {
     async fn lead(&mut self, now: Now, lead: Lead, actions: &mut Vec<Action>) {
         tracing::info!(revision = lead.revision.0, term = lead.term, "leading");
         // What the last leader stored in its last moments may not have been heard.
-        if let Err(error) = load_batches(&self.bus, now, &mut self.core, &mut self.stored, actions).await {
+        if let Err(error) = records::load(&self.bus, now, &mut self.core, &mut self.stored, actions).await {
             tracing::error!(error = format!("{error:#}"), "leading with the batches known so far");
         }
         self.clear_work().await;
@@ -421,6 +415,7 @@ impl Service {
                 perform::Under {
                     leader: lead.revision,
                     syncs_always: self.ground.syncs_always,
+                    key: self.ground.key.clone(),
                     clock: self.clock.clone(),
                 },
                 action_queue,

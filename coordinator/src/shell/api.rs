@@ -22,15 +22,14 @@ use ternfleet_cloud::webhook::Webhook;
 
 use super::Input;
 use super::answers::{Committed, Recent};
+use super::pages::{past_page, send_page};
 use super::quotes::{Footing, Question, asked, quoted};
 use super::records::Stored;
 use super::{bounds, count, dead, setup, spans};
 use crate::Options;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
 
-const PAGE_LINES_MAX: u32 = 1000;
-/// Replies stay well under the server's largest message.
-const PAGE_BYTES_MAX: usize = 700 << 10;
+pub(super) const PAGE_LINES_MAX: u32 = 1000;
 const WAIT_MS_MAX: u32 = 30_000;
 const LIST_MAX: u32 = 200;
 /// Callers who may wait for results at a time.
@@ -81,7 +80,7 @@ fn names(payload: &[u8], tenant: &TenantId) -> bool {
     codec::decode::<Named>(payload).is_ok_and(|named| named.tenant == *tenant)
 }
 
-fn unknown(id: &BatchId) -> Refusal {
+pub(super) fn unknown(id: &BatchId) -> Refusal {
     refusal(RefusalCode::NotFound, format!("there is no batch {id}"))
 }
 
@@ -499,7 +498,7 @@ fn other_content(create: &BatchCreate) -> Refusal {
     refusal(RefusalCode::Conflict, message)
 }
 
-async fn stored_record(bus: &Arc<dyn Bus>, id: &BatchId) -> Result<Option<BatchRecord>, BusError> {
+pub(super) async fn stored_record(bus: &Arc<dyn Bus>, id: &BatchId) -> Result<Option<BatchRecord>, BusError> {
     let entry = bus.kv_get(table::KV_BATCHES, id.as_str()).await?;
     Ok(entry.and_then(|entry| codec::decode(&entry.value).ok()))
 }
@@ -540,90 +539,4 @@ async fn survey(
         durability: ground.durability,
         replicas: ground.replicas,
     })
-}
-
-type PastPage = (Arc<Vec<u64>>, Vec<u64>, ResultsPage);
-
-async fn past_page(
-    bus: &Arc<dyn Bus>,
-    key: &AssignmentKey,
-    request: &ResultsRequest,
-    known: Option<Arc<Vec<u64>>>,
-) -> Result<PastPage, Refusal> {
-    let record = stored_record(bus, &request.id).await.map_err(|error| unreachable(&error))?;
-    let record = record.filter(|r| r.tenant == request.tenant).ok_or_else(|| unknown(&request.id))?;
-    if record.aged_out_at.is_some() {
-        let message = format!("the answers of {} were removed, as those of old batches are", request.id);
-        return Err(refusal(RefusalCode::NotFound, message));
-    }
-    let commits = match known {
-        Some(commits) => commits,
-        None => {
-            let read = async {
-                let mut committed = Committed::of(bus, key, &record).await?;
-                let mut sequences = Vec::new();
-                while let Some((sequence, _)) = committed.next().await? {
-                    sequences.push(sequence);
-                }
-                anyhow::Ok(Arc::new(sequences))
-            };
-            read.await.map_err(|error| refusal(RefusalCode::Unavailable, format!("{error:#}")))?
-        }
-    };
-    let after = (request.after as usize).min(commits.len());
-    let upto = commits.len().min(after + request.limit.clamp(1, PAGE_LINES_MAX) as usize);
-    let view = view_of(&record, record.totals);
-    let end = record.state.is_terminal() && upto == commits.len();
-    let sequences = commits[after..upto].to_vec();
-    Ok((commits, sequences, ResultsPage { lines: Vec::new(), next: after as u64, end, batch: view }))
-}
-
-/// Fetches the answers and replies; a page that would grow too large ends early.
-async fn send_page(
-    bus: Arc<dyn Bus>,
-    recent: Recent,
-    sequences: Vec<u64>,
-    mut page: ResultsPage,
-    reply: String,
-) {
-    let wanted = sequences.len();
-    let fetch = |sequence: u64| {
-        let (bus, recent) = (Arc::clone(&bus), recent.clone());
-        async move {
-            match recent.get(sequence) {
-                Some(payload) => Ok(Some(payload)),
-                None => Ok(bus.message(table::RESULTS, sequence).await?.map(|message| message.payload)),
-            }
-        }
-    };
-    let mut fetched = stream::iter(sequences).map(fetch).buffered(32);
-    let mut bytes = 0;
-    let mut taken = 0;
-    let mut failed = None;
-    while let Some(payload) = fetched.next().await {
-        let payload = match payload {
-            Ok(payload) => payload,
-            Err(error) => {
-                failed = Some(unreachable(&error));
-                break;
-            }
-        };
-        let size = payload.as_ref().map_or(0, Bytes::len);
-        if taken > 0 && bytes + size > PAGE_BYTES_MAX {
-            break;
-        }
-        bytes += size;
-        taken += 1;
-        page.next += 1;
-        if let Some(result) = payload.and_then(|payload| codec::decode::<JobResult>(&payload).ok()) {
-            page.lines.push(result);
-        }
-    }
-    drop(fetched);
-    page.end &= taken == wanted;
-    let answer: Reply<ResultsPage> = match failed {
-        Some(refused) if taken == 0 => Err(refused),
-        _ => Ok(page),
-    };
-    let _ = bus.send(&reply, codec::encode(&answer)).await;
 }

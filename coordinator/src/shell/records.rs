@@ -7,17 +7,53 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use futures::StreamExt;
 use ternfleet_proto::bus::{Bus, Replayed};
-use ternfleet_proto::{BatchId, TenantId, TimeMs, codec, table};
+use ternfleet_proto::{BatchId, Now, TenantId, TimeMs, codec, table};
 use tokio::sync::mpsc;
 
 use super::Input;
-use crate::core::BatchRecord;
+use crate::core::{Action, BatchRecord, Core, Event};
 
-/// Feeds every record that is stored from `from_revision` on to the inbox, in order, for ever.
-pub(super) async fn follow(bus: Arc<dyn Bus>, from_revision: u64, inbox: mpsc::Sender<Input>) {
-    let (stream, filter) = (table::kv_stream(table::KV_BATCHES), table::kv_values(table::KV_BATCHES));
+/// Reads every stored batch; answers where in RESULTS the reading must begin.
+pub(super) async fn load(
+    bus: &Arc<dyn Bus>,
+    now: Now,
+    core: &mut Core,
+    stored: &mut Stored,
+    actions: &mut Vec<Action>,
+) -> anyhow::Result<u64> {
+    let entries = bus.kv_entries(table::KV_BATCHES).await.context("the stored batches cannot be read")?;
+    let mut records: Vec<BatchRecord> = Vec::new();
+    for entry in entries {
+        match codec::decode(&entry.value) {
+            Ok(record) => records.push(record),
+            Err(error) => {
+                tracing::error!(key = entry.key, %error, "a stored batch cannot be read; left alone")
+            }
+        }
+    }
+    records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    let end = bus.stream_facts(table::RESULTS).await.context("RESULTS cannot be looked at")?.last_sequence;
+    let live = records.iter().filter(|record| !record.state.is_terminal());
+    let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
+    for record in records {
+        stored.note(&record);
+        core.on(now, Event::BatchKnown(Box::new(record)), actions);
+    }
+    Ok(from)
+}
+
+/// Feeds every value that is stored in the bucket from `from_revision` on to the inbox, in order, for ever.
+pub(super) async fn follow(
+    bus: Arc<dyn Bus>,
+    bucket: &'static str,
+    from_revision: u64,
+    inbox: mpsc::Sender<Input>,
+    understood: fn(&str, &[u8]) -> Option<Input>,
+) {
+    let (stream, filter) = (table::kv_stream(bucket), table::kv_values(bucket));
     let mut next = from_revision;
     while !inbox.is_closed() {
         match bus.replay(&stream, &filter, next).await {
@@ -27,25 +63,26 @@ pub(super) async fn follow(bus: Arc<dyn Bus>, from_revision: u64, inbox: mpsc::S
                         Ok(Replayed::Message(message)) => message,
                         Ok(Replayed::CaughtUp) => continue,
                         Err(error) => {
-                            tracing::warn!(%error, "the stored batches must be read anew");
+                            tracing::warn!(%error, "a bucket must be read anew");
                             break;
                         }
                     };
                     next = message.sequence + 1;
-                    let Some(input) = understood(&message.subject, &message.payload) else { continue };
+                    let Some(key) = table::kv_key(bucket, &message.subject) else { continue };
+                    let Some(input) = understood(key, &message.payload) else { continue };
                     if inbox.send(input).await.is_err() {
                         return;
                     }
                 }
             }
-            Err(error) => tracing::warn!(%error, "the stored batches cannot be read"),
+            Err(error) => tracing::warn!(%error, "a bucket cannot be read"),
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
-fn understood(subject: &str, payload: &[u8]) -> Option<Input> {
-    let key = table::kv_key(table::KV_BATCHES, subject)?;
+/// A value of the bucket `batches`.
+pub(super) fn understood(key: &str, payload: &[u8]) -> Option<Input> {
     // Markers of values that are gone are empty.
     if payload.is_empty() {
         return key.parse().ok().map(Input::RecordGone);

@@ -159,6 +159,9 @@ impl Default for Sampling {
 pub struct Checkpoint {
     pub job: JobKey,
     pub epoch: Epoch,
+    /// Of the assignment, as it came with the work message: without it a checkpoint counts for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<AssignmentTag>,
     /// Which attempt this is: one more than any claim before it.
     pub attempt: Attempt,
     pub owner: WorkerId,

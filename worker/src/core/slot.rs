@@ -173,6 +173,7 @@ impl Slot {
         Box::new(Checkpoint {
             job: self.work.job.clone(),
             epoch: self.work.epoch,
+            tag: Some(self.work.tag),
             attempt: self.attempt,
             owner: profile.worker.clone(),
             host: profile.host.clone(),

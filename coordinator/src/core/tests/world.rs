@@ -315,6 +315,7 @@ impl World {
         let running = worker.running.iter().map(|work| Running {
             job: work.job.clone(),
             epoch: work.epoch,
+            tag: Some(work.tag),
             generated: 1,
         });
         let beat = Heartbeat {
