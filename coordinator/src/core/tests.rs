@@ -404,7 +404,9 @@ fn a_completion_whose_worker_is_lost_goes_to_another() {
     let mut world = World::new(1);
     world.add_worker("a", "a", 340_000);
     world.run_quietly();
-    let ternfleet_proto::message::Input::Inline(generation) = task(0).input else { panic!("a task of another kind") };
+    let ternfleet_proto::message::Input::Inline(generation) = task(0).input else {
+        panic!("a task of another kind")
+    };
     let create = ternfleet_proto::message::JobCreate {
         tenant: tenant(),
         batch: "cmpl-1".parse().unwrap(),

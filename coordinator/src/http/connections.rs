@@ -13,7 +13,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
@@ -26,20 +26,24 @@ const HEADER_BYTES_MAX: usize = 64 << 10;
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// Requests that are under way at shutdown may take so long to end.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Peers that are being turned away with a word, and how long that may take.
+const TELLING_MAX: usize = 64;
+const TELL_WITHIN: Duration = Duration::from_millis(500);
 const TURNED_AWAY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// Serves until shutdown. No address has more than half of the connections.
 pub(super) async fn serve(listener: TcpListener, router: Router, max: usize, shutdown: CancellationToken) {
     let seats = Seats { taken: Arc::default(), max, max_of_one: max.div_ceil(2) };
-    let mut connections = JoinSet::new();
+    let (mut connections, mut turned_away) = (JoinSet::new(), JoinSet::new());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            Some(_) = turned_away.join_next(), if !turned_away.is_empty() => continue,
             () = shutdown.cancelled() => break,
         };
-        let (mut socket, peer) = match accepted {
+        let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of files, mostly: others end meanwhile.
@@ -52,14 +56,24 @@ pub(super) async fn serve(listener: TcpListener, router: Router, max: usize, shu
             Some(seat) => {
                 connections.spawn(one(socket, router.clone(), shutdown.clone(), seat));
             }
-            None => {
-                // Fits into the socket's buffer, so nobody is waited for.
-                let _ = tokio::time::timeout(Duration::from_millis(10), socket.write_all(TURNED_AWAY)).await;
+            // So many are told why; the others are just closed.
+            None if turned_away.len() < TELLING_MAX => {
+                turned_away.spawn(tokio::time::timeout(TELL_WITHIN, turn_away(socket)));
             }
+            None => {}
         }
     }
     let _ = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
     connections.shutdown().await;
+}
+
+/// Tells the peer why, and reads what it has sent: a socket that is closed over unread bytes takes the answer with it.
+async fn turn_away(mut socket: TcpStream) -> std::io::Result<()> {
+    socket.write_all(TURNED_AWAY).await?;
+    socket.shutdown().await?;
+    let mut unread = [0u8; 4096];
+    while socket.read(&mut unread).await? > 0 {}
+    Ok(())
 }
 
 async fn one(socket: TcpStream, router: Router, shutdown: CancellationToken, _seat: Seat) {
@@ -198,7 +212,6 @@ impl AsyncWrite for Unstalled {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncReadExt;
 
     async fn start(max: usize) -> (std::net::SocketAddr, CancellationToken) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
