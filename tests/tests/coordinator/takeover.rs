@@ -123,6 +123,7 @@ async fn ended_batches_are_listed_however_many_completions_came_after() {
                 logprobs: None,
                 echo: false,
                 stream: false,
+                constraint: None,
             },
             deadline: TimeMs::now().plus(Duration::from_secs(60)),
             traceparent: None,
