@@ -34,6 +34,12 @@ pub struct Checked {
     pub canary: String,
 }
 
+impl std::fmt::Debug for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checked").field("canary", &self.canary).finish_non_exhaustive()
+    }
+}
+
 impl Generator for Checked {
     fn submit(&mut self, request: Request) -> Result<SequenceId, Refused> {
         self.inner.submit(request)

@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use ternfleet_proto::message::{BatchView, FailureCode};
 
-use crate::client::Fleet;
+use crate::client::{Fleet, Patience};
 use crate::commands::submit::Submit;
 use crate::connection::Connection;
 use crate::named::Named;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::client::Fleet;
+use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
 use crate::named::Named;
 use crate::output::{Existing, Target, WholeFile};

@@ -9,11 +9,10 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
-    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, CountTokens, JobCreate, JobResult, Quote,
-    QuoteAsk, Refusal, RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
+    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, CountTokens, JobCreate, Quote, QuoteAsk, Refusal,
+    RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
 };
 use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, Now, TenantId, codec};
 use tokio::sync::mpsc;
 use tokio::time::Instant;

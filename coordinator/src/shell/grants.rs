@@ -23,7 +23,7 @@ const NAME_BYTES_MAX: usize = 100;
 
 /// One worker's grant, as it is stored under its id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Granted {
+pub(crate) struct Granted {
     worker: WorkerId,
     /// The join token that let its pod in, or the worker itself. Workers of one origin may share pod and host.
     origin: String,
