@@ -75,6 +75,8 @@ pub struct Answer {
     pub prompt_tokens: u32,
     pub completion_tokens: u32,
     pub repeated_tokens: u32,
+    /// Time of its engine that it took, in all; zero from a worker that does not count it.
+    pub engine_us: u64,
     pub finished_at: TimeMs,
 }
 
@@ -111,6 +113,7 @@ impl From<&JobResult> for Answer {
             prompt_tokens: result.usage.prompt_tokens,
             completion_tokens: result.usage.completion_tokens,
             repeated_tokens: result.usage.repeated_tokens,
+            engine_us: result.usage.engine_us,
             finished_at: result.finished_at,
         }
     }

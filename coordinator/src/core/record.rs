@@ -28,6 +28,8 @@ pub struct Totals {
     pub completion_tokens: u64,
     pub wasted_tokens: u64,
     pub cost_usd_micro: UsdMicro,
+    /// What its last jobs cost beyond its budget: nobody pays for it, and it is no idleness.
+    pub over_budget_usd_micro: UsdMicro,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -90,7 +90,7 @@ impl Generations {
         Vec::new()
     }
 
-    /// What a step means for the core, in order: starts, refusals, output, ends.
+    /// What a step means for the core, in order: starts, refusals, the step's time, output, ends.
     pub(super) fn on_report(&mut self, report: Report, engine: &EngineThread) -> Vec<Event> {
         let mut events = Vec::new();
         for slot in report.admitted {
@@ -106,6 +106,14 @@ impl Generations {
                 events.push(Event::StartFailed { slot, why });
             }
         }
+        let mut made: Vec<(SlotId, u32)> = Vec::new();
+        for (slot, _, _) in &report.tokens {
+            match made.iter_mut().find(|(known, _)| known == slot) {
+                Some((_, count)) => *count += 1,
+                None => made.push((*slot, 1)),
+            }
+        }
+        events.push(Event::Steps { steps: report.steps, made });
         let mut output: Vec<(SlotId, Tokens)> = Vec::new();
         let mut stopped = Vec::new();
         for (slot, id, logprob) in report.tokens {
