@@ -163,3 +163,10 @@ fn a_busy_engine_is_no_answer_and_every_other_refusal_is() {
     assert_eq!(too_long.code, FailureCode::PromptTooLong);
     assert_eq!(failure_of(&Refused::EmptyPrompt).unwrap().code, FailureCode::InvalidRequest);
 }
+
+#[test]
+fn a_constraint_needs_a_vocabulary_with_an_end() {
+    let generation = Generation { constraint: Some(Constraint::JsonObject), ..generation() };
+    let failure = prepare(&generation, kept(""), &Language::Bytes, CONTEXT).unwrap_err();
+    assert_eq!(failure.code, FailureCode::InvalidRequest);
+}
