@@ -1,6 +1,7 @@
 //! The coordinator: ledger of batches and jobs, fleet view, router, planner, gateway. It never runs a model.
 
 pub mod core;
+mod dist;
 pub mod gateway;
 mod http;
 mod metrics;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use metrics::{Described, Metrics};
 pub use options::{
     ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, Retention, RunpodOptions,
-    ScaleOptions, Webhooks,
+    ScaleOptions, VolumeOptions, Webhooks,
 };
 
 /// Serves until `shutdown`: as a warm standby, and as the leader while it holds the lease.
@@ -58,7 +59,8 @@ pub async fn run_by(
             let gateway = open_gateway(Arc::clone(&bus), &options, clock, address)?;
             let watching = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(gateway.clone().watch()));
             let connections_max = options.gateway.connections_max;
-            let page = http::serve(address, bus, metrics, gateway.routes(), connections_max, stop.clone());
+            let routes = gateway.routes().merge(dist::routes(&options)?);
+            let page = http::serve(address, bus, metrics, routes, connections_max, stop.clone());
             // Whichever ends first, by shutdown or by an error, ends the other.
             let (fleet, page) = tokio::join!(async { fleet.await.inspect_err(|_| stop.cancel()) }, async {
                 page.await.inspect_err(|_| stop.cancel())

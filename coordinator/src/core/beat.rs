@@ -23,6 +23,7 @@ impl Core {
             self.counts.dead_man_failures += 1;
             return;
         }
+        let beat = self.money.believed(beat);
         let slot = match self.fleet.slot(&beat.worker) {
             Some(slot) => slot,
             None if beat.state == WorkerState::Gone => return,

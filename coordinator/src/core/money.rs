@@ -6,9 +6,10 @@
 //! at, and nobody can claim more than the time that went by:
 //! billed = attributed + over budget + idle + pending, exactly.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use ternfleet_proto::message::Heartbeat;
 use ternfleet_proto::{BatchId, MonoMs, Now, TimeMs, UsdMicro};
 
 use super::event::{Lease, WorkerSlot};
@@ -23,6 +24,8 @@ const GRACE: Duration = Duration::from_secs(3);
 const AUDIT_EVERY: Duration = Duration::from_secs(1);
 const AUDIT_EVERY_LARGE: Duration = Duration::from_secs(10);
 const LARGE_FLEET_PODS: usize = 50;
+/// Whole bills of ended pods that are kept.
+const LATEST_MAX: usize = 256;
 
 /// What a batch pays for something, and what its budget had no room for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -191,6 +194,11 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// Where it stands, if it was rented.
+    pub fn lease(&self) -> Option<LeasePhase> {
+        self.lease
+    }
+
     /// What the lease has cost so far; nothing for a pod that nobody rented.
     fn lease_bill(&self) -> UsdMicro {
         if self.lease.is_some() { self.bill.billed - self.unleased } else { UsdMicro::ZERO }
@@ -219,7 +227,7 @@ impl Pod {
 }
 
 /// What pods cost that are gone.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClosedBills {
     pub attributed: UsdMicro,
     pub over: UsdMicro,
@@ -229,6 +237,8 @@ pub struct ClosedBills {
     pub drain: UsdMicro,
     /// Of all, what rented pods cost.
     leased: UsdMicro,
+    /// Of the latest rented ones, each one's whole bill, newest first.
+    latest: VecDeque<(String, UsdMicro)>,
 }
 
 /// The bills of all pods, by name.
@@ -254,7 +264,7 @@ impl Money {
     }
 
     /// A worker is heard of: its pod is paid for from now on, if it was not already.
-    pub(super) fn join(
+    pub(crate) fn join(
         &mut self,
         now: Now,
         worker: WorkerSlot,
@@ -354,14 +364,18 @@ impl Money {
         }
     }
 
-    /// A pod is rented. One whose worker was heard of first is billed for its boot after the fact.
-    pub(super) fn leased(&mut self, now: Now, lease: &Lease) {
+    /// A pod is rented, or its provider names another price. One whose worker was heard of first is billed for its boot
+    /// after the fact.
+    pub(crate) fn leased(&mut self, now: Now, lease: &Lease) {
         // The provider says dates, and so does an earlier leader: how long ago that was is all that counts here.
         let ago = now.wall.since(lease.since);
         match self.pods.get_mut(&lease.pod) {
-            Some(pod) if pod.lease.is_some() => {}
+            // The old price holds up to now.
+            Some(pod) if pod.lease.is_some() => pod.bill.set_price(now.mono, lease.price_usd_micro_per_hour),
             Some(pod) => {
                 pod.lease = Some(LeasePhase::Work);
+                pod.class.clone_from(&lease.class);
+                pod.bill.set_price(now.mono, lease.price_usd_micro_per_hour);
                 let known = now.since(pod.begun_at);
                 if ago > known {
                     pod.untold.idle += pod.bill.backdate(ago - known);
@@ -379,8 +393,17 @@ impl Money {
         }
     }
 
+    /// What a heartbeat says of itself is a claim; class and price of a rented pod are those of its order.
+    pub(super) fn believed(&self, mut beat: Heartbeat) -> Heartbeat {
+        if let Some(pod) = self.pods.get(&beat.pod).filter(|pod| pod.lease.is_some()) {
+            beat.price_usd_micro_per_hour = pod.bill.price();
+            beat.pod_class.clone_from(&pod.class);
+        }
+        beat
+    }
+
     /// From now on the pod costs what giving it back costs.
-    pub(super) fn lease_ending(&mut self, now: MonoMs, name: &str) {
+    pub(crate) fn lease_ending(&mut self, now: MonoMs, name: &str) {
         if let Some(pod) = self.pods.get_mut(name).filter(|pod| pod.lease.is_some()) {
             pod.bill.accrue(now);
             // What is pending was work, or idleness before the end.
@@ -397,6 +420,7 @@ impl Money {
         pod.bill.accrue(now.mono);
         pod.settle(Duration::ZERO);
         self.closed.add(&pod);
+        self.closed.keep(name, &pod);
         pod.tell(now, name)
     }
 
@@ -404,6 +428,11 @@ impl Money {
     pub(super) fn lease_bills(&self) -> Vec<(String, UsdMicro)> {
         let leased = self.pods.iter().filter(|(_, pod)| pod.lease.is_some());
         leased.map(|(name, pod)| (name.clone(), pod.lease_bill())).collect()
+    }
+
+    /// The whole bills of the latest that have ended, newest first.
+    pub(super) fn ended_lease_bills(&self) -> Vec<(String, UsdMicro)> {
+        self.closed.latest.iter().cloned().collect()
     }
 
     /// What rented pods have cost since this process took them over, those that are gone included.
@@ -425,6 +454,13 @@ impl Money {
 }
 
 impl ClosedBills {
+    fn keep(&mut self, name: &str, pod: &Pod) {
+        if pod.lease.is_some() {
+            self.latest.truncate(LATEST_MAX - 1);
+            self.latest.push_front((name.to_owned(), pod.lease_bill()));
+        }
+    }
+
     fn add(&mut self, pod: &Pod) {
         self.attributed += pod.bill.attributed;
         self.over += pod.bill.over;

@@ -30,6 +30,8 @@ pub struct Situation {
     pub lengths: Lengths,
     /// What each rented pod has cost so far, by name.
     pub leases: Vec<(String, UsdMicro)>,
+    /// The whole bills of the latest that have ended, newest first.
+    pub ended_leases: Vec<(String, UsdMicro)>,
     /// What rented pods have cost since this process took them over, those that are gone included.
     pub leased_total: UsdMicro,
 }
@@ -47,6 +49,7 @@ impl Core {
             workers: self.seen_workers(now),
             batches: batches.collect(),
             leases: self.money.lease_bills(),
+            ended_leases: self.money.ended_lease_bills(),
             leased_total: self.money.leased_total(),
             lengths,
         }

@@ -89,6 +89,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
+    use ternfleet_proto::message::WorkerCounters;
     use ternfleet_proto::tag::AssignmentKey;
     use ternfleet_proto::{MonoMs, TimeMs};
 
@@ -124,6 +125,40 @@ mod tests {
         assert_eq!((gauges.billed, gauges.idle), (UsdMicro(45_000), UsdMicro(45_000)));
         assert_eq!((gauges.boot, gauges.drain), (UsdMicro(40_000), UsdMicro(5_000)));
         assert_eq!(core.money.leased_total(), UsdMicro(45_000));
+        assert_eq!(core.money.ended_lease_bills(), [("rented-a-0".to_owned(), UsdMicro(45_000))]);
         assert_eq!(core.counts.violations, [0; 4]);
+    }
+
+    fn heartbeat(pod: &str, price: i64, class: &str) -> Event {
+        let beat = serde_json::json!({
+            "worker": "w-1", "pod": pod, "host": "h", "pod_class": class, "price_usd_micro_per_hour": price,
+            "state": "ready", "model": "m", "model_digest": "d", "numerics": "n", "context_tokens": 512, "slots": 1,
+            "slots_in_use": 0, "kv_pages": 1, "kv_pages_free": 1, "checkpoint_age_ms": 0, "threads": 1, "isa": "x",
+            "calibration": [], "prefill_tok_s": 1.0, "decode_tok_s": 1.0, "counters": WorkerCounters::default(),
+            "leader_seen": 0, "version": "0", "started_at": 0, "at": 0, "running": [], "needs_queues": false,
+            "canary": "", "thread_scaling": [],
+        });
+        Event::Heartbeat(Box::new(serde_json::from_value(beat).unwrap()))
+    }
+
+    #[test]
+    fn a_rented_pod_costs_what_its_order_costs_whatever_its_worker_says() {
+        let mut core = Core::new(AssignmentKey([7; 32]), Limits::default());
+        let lease = |price| {
+            let (pod, class) = ("rented-a-0".to_owned(), "a".to_owned());
+            let since = TimeMs(10_000);
+            Event::Leased(Box::new(Lease { pod, class, price_usd_micro_per_hour: UsdMicro(price), since }))
+        };
+        on(&mut core, 10, lease(3_600_000));
+        on(&mut core, 20, heartbeat("rented-a-0", 1_000_000_000_000_000, "b"));
+        on(&mut core, 30, Event::Tick);
+        assert_eq!(core.money.leased_total(), UsdMicro(20_000));
+        // The provider's answer came late, or changed: from now on it holds.
+        on(&mut core, 40, lease(7_200_000));
+        on(&mut core, 50, heartbeat("rented-a-0", 0, "b"));
+        on(&mut core, 50, Event::Tick);
+        assert_eq!(core.money.leased_total(), UsdMicro(30_000 + 20_000));
+        let view = &core.pod_views()[0].heartbeat;
+        assert_eq!((view.price_usd_micro_per_hour, view.pod_class.as_str()), (UsdMicro(7_200_000), "a"));
     }
 }
