@@ -191,7 +191,7 @@ fn rent(shared: &Shared, order: &Value, mute: bool) -> Result<String, (u16, Stri
         market.gpu_usd_micro_per_hour * order["gpu"]["count"].as_i64().unwrap_or(1)
     } else {
         let vcpus = order["cpu"]["vcpuCount"].as_i64().unwrap_or(0);
-        if order["cpu"]["id"] != market.cpu.as_str() || vcpus > 32 || !vcpus.count_ones().eq(&1) {
+        if order["cpu"]["id"] != market.cpu.as_str() || vcpus > 32 || vcpus.count_ones() != 1 {
             return Err((400, "there are no instances available".to_owned()));
         }
         market.usd_micro_per_vcpu_hour * vcpus
@@ -216,6 +216,7 @@ fn rent(shared: &Shared, order: &Value, mute: bool) -> Result<String, (u16, Stri
         ended_at: None,
         stopped: false,
         starts: 0,
+        listed: false,
         ports: Vec::new(),
         number,
         mute,
@@ -243,12 +244,14 @@ fn list(shared: &Shared, query: &BTreeMap<String, String>) -> Response {
         let rest: Vec<&Pod> =
             state.pods.iter().filter(|pod| pod.ended_at.is_none() && pod.number > after).collect();
         let page = &rest[..rest.len().min(state.page)];
+        let shown: Vec<u32> = page.iter().map(|pod| pod.number).collect();
         let views: Vec<Value> = page.iter().map(|pod| pod.view(shared, &state.market.data_center)).collect();
         let mut body = json!({"pods": views});
         if page.len() < rest.len() {
             let last = page.last().map_or(0, |pod| pod.number);
             body["pagination"] = json!({"nextCursor": last.to_string()});
         }
+        state.pods.iter_mut().filter(|pod| shown.contains(&pod.number)).for_each(|pod| pod.listed = true);
         body
     };
     told(shared, StatusCode::OK, "ListPodsResponse", &body)
