@@ -81,7 +81,7 @@ fn reference(vocabulary: &Vocabulary) -> BPE {
         }
     }
     merges.sort_by(|(a, b), (c, d)| score(&format!("{c}{d}")).total_cmp(&score(&format!("{a}{b}"))));
-    let ids = vocabulary.tokens.iter().cloned().zip(0u32..).collect();
+    let ids: tokenizers::models::bpe::Vocab = vocabulary.tokens.iter().cloned().zip(0u32..).collect();
     BPE::builder()
         .vocab_and_merges(ids, merges)
         .byte_fallback(true)

@@ -90,7 +90,12 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
 }
 
 /// A ternary matrix becomes two tensors: its codes, and its scale.
-fn matrix<'a>(path: &Path, name: String, tensor: Tensor<'a>) -> Result<[Output<'a>; 2], Error> {
+fn matrix<'a>(
+    path: &Path,
+    name: String,
+    tensor: Tensor<'a>,
+    order: Option<Rows>,
+) -> Result<[Output<'a>; 2], Error> {
     let (n_rows, n_columns) = (tensor.n_rows(), tensor.n_columns());
     let n_weights = n_rows * n_columns;
     if !n_rows.is_multiple_of(4) {

@@ -132,7 +132,7 @@ fn a_vocabulary_that_names_no_split_is_refused_unless_it_is_llama_3s() {
 #[test]
 fn all_disagreements_of_file_and_manifest_are_told() {
     let mut manifest = manifest();
-    facts(&mut manifest).bos = 1;
+    facts(&mut manifest).bos = Some(1);
     facts(&mut manifest).add_bos = false;
     facts(&mut manifest).stop_ids = vec![999_999];
     manifest.shape.vocab = Some(7);

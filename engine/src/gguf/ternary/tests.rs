@@ -80,8 +80,8 @@ fn a_block_without_scale_is_zero_whatever_its_codes() {
 fn code_three_and_scales_that_are_no_numbers_are_named() {
     let mut data = encode(Kind::PQ2_0, &row(256, 128, 7));
     data[34 + 2] = 0b11_01_01_01;
-    let tensor = |data| Tensor { name: "t", dims: &[256, 1], kind: Kind::PQ2_0, data };
-    assert_eq!(check(&tensor(&data)), Err(Fault::CodeThree { row: 0, weight: 131 }));
+    let check = |data: &[u8]| check(&Tensor { name: "t", dims: &[256, 1], kind: Kind::PQ2_0, data });
+    assert_eq!(check(&data), Err(Fault::CodeThree { row: 0, weight: 131 }));
     data[34..36].copy_from_slice(&0x7c00u16.to_le_bytes());
-    assert_eq!(check(&tensor(&data)), Err(Fault::Scale { row: 0, scale: f32::INFINITY }));
+    assert_eq!(check(&data), Err(Fault::Scale { row: 0, scale: f32::INFINITY }));
 }
