@@ -169,7 +169,10 @@ fn what_the_config_does_not_say_or_says_wrongly_is_refused() {
     };
     assert!(refused("packed", "hidden_act", "silu".into()).contains("relu2"));
     assert!(refused("packed", "model_type", "llama".into()).contains("bitnet"));
-    assert!(refused("packed", "architectures", serde_json::json!(["GPT2LMHeadModel"])).contains("Qwen3ForCausalLM"));
+    assert!(
+        refused("packed", "architectures", serde_json::json!(["GPT2LMHeadModel"]))
+            .contains("Qwen3ForCausalLM")
+    );
     assert!(refused("packed", "attention_bias", true.into()).contains("attention_bias"));
     assert!(refused("packed", "rope_parameters.rope_type", "yarn".into()).contains("yarn"));
     assert!(refused("packed", "vocab_size", 321.into()).contains("model.embed_tokens.weight"));
@@ -262,7 +265,8 @@ fn scaled_rotary_frequencies_and_moved_rows_are_those_of_other_converters() {
     convert::to_gguf(&back, &second).unwrap();
     let written = File::open(&second).unwrap();
     let found = written.tensor("rope_freqs.weight").unwrap();
-    let found: Vec<f32> = found.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let found: Vec<f32> =
+        found.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     println!("{found:?} {:?}", factors.clone().collect::<Vec<_>>());
     assert_eq!(found.len(), factors.len());
     assert!(found.iter().zip(factors).all(|(a, b)| (a - b).abs() < 1e-4 * b));
@@ -283,5 +287,8 @@ fn floats_that_are_not_ternary_are_refused_by_place() {
     bytes[at..at + 2].copy_from_slice(&0x1234u16.to_le_bytes());
     std::fs::write(&path, bytes).unwrap();
     let refusal = refusal(out.path());
-    assert!(refusal.contains("model.layers.1.self_attn.q_proj.weight") && refusal.contains("not ternary"), "{refusal}");
+    assert!(
+        refusal.contains("model.layers.1.self_attn.q_proj.weight") && refusal.contains("not ternary"),
+        "{refusal}"
+    );
 }

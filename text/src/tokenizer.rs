@@ -103,6 +103,16 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The same for words in the middle of a text, which get no space in front.
+    pub fn encode_within(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        match &self.model {
+            Model::ByteLevel { .. } => self.encode_into(text, &mut ids)?,
+            Model::SentencePiece(model) => model.encode(text, false, &mut ids)?,
+        }
+        Ok(ids)
+    }
+
     /// The ids of a chat, ready for the assistant's turn. Contents are taken literally.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
         self.encode_chat_with(messages, &chat::Extras::default())
