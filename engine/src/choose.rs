@@ -7,6 +7,7 @@
 
 use crate::KernelChoice;
 use crate::gguf::Hyper;
+use crate::gguf::architecture::Rounding;
 use crate::kernel::{Acts, Epilogue, Kernels, Layout, Quantised, ROWS, Scratch, Then};
 use crate::memory::Region;
 use crate::pool::Pool;
@@ -39,6 +40,7 @@ pub(crate) fn layout(
     pool: &mut Pool,
 ) -> Layout {
     match choice {
+        _ if hyper.graph.rounding == Rounding::Groups => return Layout::Grouped,
         KernelChoice::I2s => return Layout::I2s,
         KernelChoice::Tl2 => return Layout::Tl2,
         KernelChoice::Auto if hyper.n_ternary_weights() / 4 < SMALL_BYTES => return Layout::I2s,
@@ -101,7 +103,7 @@ fn measure(hyper: &Hyper, n_tokens: usize, kernels: Kernels, pool: &mut Pool) ->
         }
     });
     let rows: Vec<i8> = (0..n_tokens * width).map(|i| (i * 37 % 255) as u8 as i8).collect();
-    let activations = vec![Quantised { scale: 1.0, sum: 0 }; n_tokens];
+    let activations = vec![Quantised { scale: 1.0, step: 1.0, sum: 0 }; n_tokens];
     let mut times: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
     let start = Instant::now();
     while times[0].len() < ROUNDS && start.elapsed() < PATIENCE || times[0].is_empty() {
@@ -126,7 +128,8 @@ fn measure(hyper: &Hyper, n_tokens: usize, kernels: Kernels, pool: &mut Pool) ->
                         unsafe { regions[i].read::<u8>(pair * pair_bytes[i]..(pair + 1) * pair_bytes[i]) };
                     let epilogue = Epilogue {
                         activations: &activations,
-                        weight_scales: [1.0; 2],
+                        n_tokens,
+                        weight_scales: &[1.0; 2 * ROWS],
                         n_groups: 2,
                         out: out.as_mut_ptr(),
                         stride: 2 * ROWS,

@@ -1,20 +1,24 @@
-//! Hugging Face checkpoints of BitNet b1.58 to I2_S GGUF and back, without loss. `ternfleet model convert`
+//! Hugging Face checkpoints of every architecture that is run to GGUF and back, without loss. `ternfleet model convert`
 //! drives it; it needs no network and no Python.
 //!
-//! Three kinds of checkpoint are in the wild, and what tells them apart stands in `config.json`:
+//! Four kinds of checkpoint are in the wild, and what tells them apart stands in `config.json`:
 //!
-//! - *master* weights (bf16, or any float): ternarised here as the reference does while it runs
+//! - *master* weights of a BitNet (bf16, or any float): ternarised here as the reference does while it runs
 //!   (`quantization_mode` "online"): w → clamp(round-half-even(w / mean|w|), −1, 1) · mean|w|, a tensor at a time;
 //! - *packed* weights whose `weight_scale` **multiplies** (`linear_class` "autobitlinear": Microsoft's 2B-4T);
-//! - *packed* weights whose `weight_scale` **divides** (`linear_class` "bitlinear" or none: older ones).
+//! - *packed* weights whose `weight_scale` **divides** (`linear_class` "bitlinear" or none: Falcon3, Falcon-E, older ones);
+//! - *floats on the ternary lattice*: no `quantization_config`, and every value is −1, 0 or +1 times the scale of its tensor,
+//!   row or group of 128; each value is checked. They become I2_S (one scale), TQ2_0 or IQ2_BN (scales a row), Q2_0 (groups).
 //!
 //! A packed byte holds four *rows*: byte row r, bits 2i and 2i+1, is row r + i·M/4 of M. I2_S packs four
 //! *columns* of one row. Reading one as the other gives a model that loads and talks nonsense, so nothing is
-//! inferred from sizes: what `config.json` does not say is refused. Rows are not permuted; RoPE pairs the
-//! halves of a head in both formats.
+//! inferred from sizes: what `config.json` does not say is refused. RoPE pairs the halves of a head in checkpoints; where a
+//! GGUF's architecture has them side by side, the rows of queries and keys are moved.
 
 mod config;
+mod lattice;
 mod names;
+mod rope;
 mod safetensors;
 mod to_gguf;
 mod to_safetensors;
@@ -35,12 +39,14 @@ pub enum Checkpoint {
     Multiplying,
     /// Four rows in a byte, and a scale that divides.
     Dividing,
+    /// Floats that are −1, 0 or +1 times a scale of the tensor, the row or 128 inputs.
+    Lattice,
 }
 
 /// What was converted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
-    /// What the checkpoint's matrices held; always [`Checkpoint::Multiplying`] when one was written.
+    /// What the checkpoint's matrices held, or what was written into them.
     pub checkpoint: Checkpoint,
     /// Tensors written.
     pub n_tensors: usize,

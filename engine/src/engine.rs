@@ -5,6 +5,7 @@
 
 use crate::forward::{self, Column, HeadColumn, Plan, Segment};
 use crate::gguf::Hyper;
+use crate::gguf::architecture::Rounding;
 use crate::head::{Bits, Drawn, HeadCounters, HeadWork, Screen};
 use crate::kernel::{Kernels, Layout, PAGE};
 use crate::kv::{self, Cache};
@@ -22,11 +23,14 @@ use std::time::Instant;
 
 /// Names the arithmetic of everything that decides a token. Change it whenever a bit of any result changes. The screened
 /// head and the full one draw the same tokens.
-fn numerics(head: Head) -> &'static str {
-    match head {
-        Head::Screened | Head::Full => "ternfleet-1/f16kv",
-        Head::Q8 => "ternfleet-1/f16kv/q8head",
-        Head::Q6 => "ternfleet-1/f16kv/q6head",
+fn numerics(head: Head, rounding: Rounding) -> &'static str {
+    match (rounding, head) {
+        (Rounding::Token, Head::Screened | Head::Full) => "ternfleet-1/f16kv",
+        (Rounding::Token, Head::Q8) => "ternfleet-1/f16kv/q8head",
+        (Rounding::Token, Head::Q6) => "ternfleet-1/f16kv/q6head",
+        (Rounding::Groups, Head::Screened | Head::Full) => "ternfleet-1/f16kv/int8x128",
+        (Rounding::Groups, Head::Q8) => "ternfleet-1/f16kv/int8x128/q8head",
+        (Rounding::Groups, Head::Q6) => "ternfleet-1/f16kv/int8x128/q6head",
     }
 }
 
@@ -88,7 +92,12 @@ impl Engine {
         let mut pool = Pool::new(threads, &topology.pins()).map_err(LoadError::Thread)?;
         let n_tokens = options.max_sequences;
         let choose = |hyper: &Hyper, pool: &mut Pool| {
-            choose::layout(options.kernel, hyper, n_tokens, &topology.cpu_model, kernels, pool)
+            if !options.kernel.runs(hyper) {
+                let reason =
+                    "tl2 has no scales for groups of inputs, as this architecture needs them; use auto";
+                return Err(LoadError::Option { name: "kernel", reason: reason.to_owned() });
+            }
+            Ok(choose::layout(options.kernel, hyper, n_tokens, &topology.cpu_model, kernels, pool))
         };
         let model = Model::load(path, options.max_context, choose, &mut pool, options.huge_pages)?;
         let kernels = kernels.with_layout(model.layout);
@@ -103,7 +112,14 @@ impl Engine {
         let n_columns = options.prefill_chunk + options.max_sequences + n_guesses;
         // Guesses are made only while few sequences run, so that those fit as well.
         let n_heads = options.max_sequences.max(LOGITS_CHUNK);
+        let ternary_head = model.head_matrix.is_some();
+        if ternary_head && matches!(options.head, Head::Q8 | Head::Q6) {
+            let reason =
+                "this model's output matrix is ternary, and smaller than a copy of it would be; use full";
+            return Err(LoadError::Option { name: "head", reason: reason.to_owned() });
+        }
         let bits = match options.head {
+            _ if ternary_head => None,
             Head::Full => None,
             Head::Screened | Head::Q8 => Some(Bits::Eight),
             Head::Q6 => Some(Bits::Six),
@@ -112,9 +128,11 @@ impl Engine {
             None => None,
             Some(bits) => Some(Screen::build(&model, bits, kernels, &mut pool, options.huge_pages)?),
         };
-        let head = HeadWork::new(&hyper, options.head, screen, n_heads, threads)
+        let head = HeadWork::new(&model, options.head, screen, n_heads, threads)
             .map_err(memory("scores", (n_heads * hyper.vocab * size_of::<f32>()) as u64))?;
         let head_bytes = match options.head {
+            // It is one of the packed matrices.
+            _ if ternary_head => 0,
             Head::Full => model.head().bytes() as u64,
             Head::Screened | Head::Q8 | Head::Q6 => head.screen_bytes(),
         };
@@ -136,7 +154,7 @@ impl Engine {
             threads,
             isa,
             kernel: match model.layout {
-                Layout::I2s => KernelChoice::I2s,
+                Layout::I2s | Layout::Grouped => KernelChoice::I2s,
                 Layout::Tl2 => KernelChoice::Tl2,
             },
             head: options.head,
@@ -149,7 +167,7 @@ impl Engine {
             page_tokens: PAGE,
             max_context,
             max_sequences: options.max_sequences,
-            numerics: numerics(options.head),
+            numerics: numerics(options.head, hyper.graph.rounding),
             warnings: pool.warnings().to_vec(),
             hyper,
         };

@@ -48,23 +48,26 @@ pub(crate) struct Plan<'a> {
     pub(crate) heads: Vec<HeadColumn<'a>>,
 }
 
-/// The graph of BitNet b1.58-2B-4T. Shapes: x (n_columns, hidden); qkv (n_columns, q + k + v rows).
+/// The graph of every architecture; where one lacks a norm, its layers have none. Shapes: x (n_columns, hidden); qkv
+/// (n_columns, q + k + v rows).
 pub(crate) fn pass(ops: &mut Ops<'_, '_>) {
+    let model = ops.model();
+    let gate = Then::Gate(model.hyper.graph.activation);
     ops.embed();
-    for (index, layer) in ops.model().layers.iter().enumerate() {
+    for (index, layer) in model.layers.iter().enumerate() {
         ops.expect(&layer.qkv);
-        ops.norm_x(&layer.attn_norm);
+        ops.round_x(&layer.attn_norm);
         ops.product(&layer.qkv, Then::Store);
         ops.expect(&layer.output);
         ops.attention(index);
-        ops.norm_attended(&layer.attn_sub_norm);
+        ops.round_attended(layer.attn_sub_norm.as_deref());
         ops.product(&layer.output, Then::Add);
 
         ops.expect(&layer.gate_up);
-        ops.norm_x(&layer.ffn_norm);
-        ops.product(&layer.gate_up, Then::Gate);
+        ops.round_x(&layer.ffn_norm);
+        ops.product(&layer.gate_up, gate);
         ops.expect(&layer.down);
-        ops.norm_gated(&layer.ffn_sub_norm);
+        ops.round_gated(layer.ffn_sub_norm.as_deref());
         ops.product(&layer.down, Then::Add);
     }
     ops.await_rules();

@@ -7,12 +7,13 @@
 
 mod candidates;
 mod screen;
+mod ternary;
 
 use crate::constraint::Rule;
 use crate::gguf::Hyper;
 use crate::kernel::{Kernels, ROWS, WideActs};
 use crate::memory::Region;
-use crate::model::Rows;
+use crate::model::{FloatRows, Model};
 use crate::ops::Ops;
 use crate::options::Head;
 use crate::pool::Shared;
@@ -114,6 +115,8 @@ pub(crate) struct HeadWork {
     vocab: usize,
     /// (n_heads, hidden): the normed activations; rows in the order of `slots`.
     input: Shared<f32>,
+    /// The same as a ternary output matrix wants it.
+    ternary: ternary::Input,
     values: Shared<i16>,
     high: Shared<u8>,
     low: Shared<u8>,
@@ -161,12 +164,13 @@ pub(crate) struct Slots {
 
 impl HeadWork {
     pub(crate) fn new(
-        hyper: &Hyper,
+        model: &Model,
         head: Head,
         screen: Option<Screen>,
         n_heads: usize,
         n_threads: usize,
     ) -> std::io::Result<HeadWork> {
+        let hyper = &model.hyper;
         let rows = hyper.vocab.next_multiple_of(ROWS);
         Ok(HeadWork {
             head,
@@ -174,6 +178,7 @@ impl HeadWork {
             hidden: hyper.hidden,
             vocab: hyper.vocab,
             input: Shared::new(n_heads * hyper.hidden),
+            ternary: ternary::Input::new(if model.head_matrix.is_some() { n_heads } else { 0 }, hyper.hidden),
             values: Shared::new(n_heads * hyper.hidden),
             high: Shared::new(n_heads * hyper.hidden),
             low: Shared::new(n_heads * hyper.hidden),
@@ -243,6 +248,9 @@ impl HeadWork {
 pub(crate) fn set_input(ops: &mut Ops<'_, '_>, slot: usize, x: &[f32]) {
     let work = &ops.work.head;
     let model = ops.model();
+    if model.head_matrix.is_some() {
+        return ternary::set_input(ops, slot, x);
+    }
     let range = slot * work.hidden..(slot + 1) * work.hidden;
     // SAFETY: slots are shared out among members.
     let (input, values, high, low, rounded) = unsafe {
@@ -289,6 +297,9 @@ fn exact_scores(ops: &mut Ops<'_, '_>) {
     if first_slot == n_slots {
         return;
     }
+    if let Some(matrix) = &ops.model().head_matrix {
+        return ternary::scores(ops, matrix);
+    }
     let head = ops.model().head();
     // SAFETY: inputs were written before the last barrier.
     let input = unsafe { work.input.read(first_slot * work.hidden..n_slots * work.hidden) };
@@ -334,7 +345,7 @@ fn few_scores(ops: &mut Ops<'_, '_>) {
 }
 
 /// The canonical score of one token.
-fn exact_score(kernels: Kernels, rows: &Rows<'_>, id: usize, x: &[f32], scratch: &mut [f32]) -> f32 {
+fn exact_score(kernels: Kernels, rows: &FloatRows<'_>, id: usize, x: &[f32], scratch: &mut [f32]) -> f32 {
     match rows.halves(id..id + 1) {
         Some(halves) => kernels.dot_f16(halves, x),
         None => {

@@ -15,6 +15,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
 mod floats;
+mod grouped;
 mod lanes;
 mod scalar;
 mod stamp;
@@ -23,10 +24,13 @@ mod tests;
 mod tl2;
 
 use crate::Isa;
+use crate::gguf::ternary::GROUP;
 pub(crate) use ahead::ask_for;
 use attention::Page;
 pub(crate) use attention::{Query, State};
 pub(crate) use floats::{Bounds, Epilogue, Then};
+use grouped::GroupedJob;
+pub(crate) use grouped::group_scale_bytes;
 use stamp::stamp;
 use tl2::LookupJob;
 
@@ -42,10 +46,12 @@ pub(crate) const PAGE: usize = 128;
 pub(crate) const KEY_BLOCK: usize = 32;
 pub(crate) const MAX_HEAD_DIM: usize = 256;
 
-/// A row of int8 activations: x ≈ q / scale.
+/// A row of int8 activations, or a group of them: x ≈ q / scale.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Quantised {
     pub(crate) scale: f32,
+    /// x ≈ q · step, rounded by itself: what groups of inputs are multiplied by.
+    pub(crate) step: f32,
     /// Sum of all q: the codes are the weights plus one, so this is what the code sums have too much.
     pub(crate) sum: i32,
 }
@@ -97,8 +103,9 @@ struct Table {
     screen_narrow: unsafe fn(&ScreenJob),
     screen_six: unsafe fn(&ScreenJob),
     finish: unsafe fn(*const i32, &Epilogue<'_>),
+    grouped: unsafe fn(&GroupedJob, &Epilogue<'_>),
     norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
-    norm_quantise: unsafe fn(&[f32], &[f32], f32, &mut [f32], &mut [i8], &mut [Quantised]),
+    norm_quantise: unsafe fn(&[f32], Option<(&[f32], f32)>, usize, &mut [f32], &mut [i8], &mut [Quantised]),
     rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
     narrow: unsafe fn(&[f32], &mut [u16]),
     attend: unsafe fn(&mut [Query<'_>], &Page, f32),
@@ -124,6 +131,8 @@ pub(crate) enum Layout {
     I2s,
     /// Three weights as index and sign, looked up: `tl2`.
     Tl2,
+    /// Two bits a weight, multiplied, with a scale for each 128 inputs: `grouped`.
+    Grouped,
 }
 
 impl Layout {
@@ -132,20 +141,30 @@ impl Layout {
         match self {
             Layout::I2s => width / 16 * LINE,
             Layout::Tl2 => tl2::group_bytes(width),
+            Layout::Grouped => group_scale_bytes(width) + width / 16 * LINE,
         }
     }
 
     /// Bytes of one token's tables.
     pub(crate) fn table_bytes(self, width: usize) -> usize {
         match self {
-            Layout::I2s => 0,
+            Layout::I2s | Layout::Grouped => 0,
             Layout::Tl2 => tl2::table_bytes(width),
         }
     }
 
-    /// Brings the lines of 16 rows into this layout.
+    /// Inputs of `width` that share a scale of activations.
+    pub(crate) fn scale_width(self, width: usize) -> usize {
+        match self {
+            Layout::I2s | Layout::Tl2 => width,
+            Layout::Grouped => GROUP,
+        }
+    }
+
+    /// Brings the lines of 16 rows into this layout; scales of groups stand before the lines, and are the caller's.
     pub(crate) fn pack_group(self, lines: &[u8], width: usize, out: &mut [u8]) {
         match self {
+            Layout::Grouped => out[group_scale_bytes(width)..].copy_from_slice(lines),
             Layout::I2s => out.copy_from_slice(lines),
             Layout::Tl2 => tl2::pack_group(lines, width, out),
         }
@@ -232,16 +251,33 @@ impl Kernels {
         epilogue: &Epilogue<'_>,
         scratch: &mut Scratch,
     ) {
-        let (n_tokens, n_groups, width) = (epilogue.activations.len(), epilogue.n_groups, acts.width);
+        let (n_tokens, n_groups, width) = (epilogue.n_tokens, epilogue.n_groups, acts.width);
         assert!(width.is_multiple_of(128) && n_tokens <= MAX_TOKENS && (n_groups == 1 || n_groups == 2));
         assert!(acts.rows.len() >= n_tokens * width);
         assert!(groups.len() >= n_groups * self.layout.group_bytes(width));
         assert!(acts.tables.len() >= n_tokens * self.layout.table_bytes(width));
-        assert!(epilogue.then != Then::Gate || n_groups == 2);
+        assert!(!matches!(epilogue.then, Then::Gate(_)) || n_groups == 2);
+        assert!(epilogue.activations.len() == n_tokens * (width / self.layout.scale_width(width)));
+        assert!(self.layout == Layout::Grouped || epilogue.weight_scales.len() >= n_groups * ROWS);
         if n_tokens == 0 {
             return;
         }
         match self.layout {
+            Layout::Grouped => {
+                let job = GroupedJob {
+                    groups: groups.as_ptr(),
+                    n_blocks: width / GROUP,
+                    n_groups,
+                    acts: acts.rows.as_ptr(),
+                    act_stride: width,
+                    activations: epilogue.activations.as_ptr(),
+                    n_tokens,
+                    sums: scratch.sums.as_mut_ptr().cast(),
+                    panel: scratch.panel.as_mut_ptr(),
+                };
+                // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU; an i32 is as long as an f32.
+                return unsafe { (self.table.grouped)(&job, epilogue) };
+            }
             Layout::I2s => {
                 let job = TernaryJob {
                     lines: groups.as_ptr(),
@@ -293,21 +329,23 @@ impl Kernels {
         unsafe { (self.table.norm)(x, weight, eps, out) }
     }
 
-    /// RMS norms of rows, rounded to int8: `x` and `acts` are (`quantised.len()`, width), `row` is scratch of one row.
+    /// Rows, normed where there is a norm (weights and eps), rounded to int8: `x` and `acts` are (n_rows, width), `quantised`
+    /// (n_rows, width / the layout's scale width), `row` is scratch of one row.
     pub(crate) fn norm_quantise(
         &self,
         x: &[f32],
-        weight: &[f32],
-        eps: f32,
+        norm: Option<(&[f32], f32)>,
         row: &mut [f32],
         acts: &mut [i8],
         quantised: &mut [Quantised],
     ) {
-        let width = weight.len();
-        assert!(width.is_multiple_of(16) && width <= 1 << 17 && row.len() == width);
-        assert!(x.len() == quantised.len() * width && acts.len() == x.len());
+        let width = row.len();
+        let group = self.layout.scale_width(width);
+        assert!(width.is_multiple_of(16) && width.is_multiple_of(group) && group.is_multiple_of(16));
+        assert!(width <= 1 << 17 && norm.is_none_or(|(weight, _)| weight.len() == width));
+        assert!(x.len() == quantised.len() * group && acts.len() == x.len() && x.len().is_multiple_of(width));
         // SAFETY: as in `norm`.
-        unsafe { (self.table.norm_quantise)(x, weight, eps, row, acts, quantised) }
+        unsafe { (self.table.norm_quantise)(x, norm, group, row, acts, quantised) }
     }
 
     /// Rotary positions for one head, in place.

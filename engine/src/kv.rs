@@ -17,6 +17,7 @@ pub(crate) struct PageId(pub(crate) u32);
 pub(crate) struct Cache {
     region: Region,
     n_heads: usize,
+    /// With padding.
     head_dim: usize,
     page_len: usize,
     references: Vec<u32>,
@@ -25,7 +26,7 @@ pub(crate) struct Cache {
 
 /// Bytes of one page of a model.
 pub(crate) fn page_bytes(hyper: &Hyper) -> u64 {
-    (hyper.n_layers * 2 * hyper.kv_width() * PAGE * size_of::<u16>()) as u64
+    (hyper.n_layers * 2 * hyper.n_kv_heads * hyper.head_stride() * PAGE * size_of::<u16>()) as u64
 }
 
 impl Cache {
@@ -38,7 +39,7 @@ impl Cache {
         Ok(Cache {
             region: Region::new(bytes, huge_pages)?,
             n_heads: hyper.n_kv_heads,
-            head_dim: hyper.head_dim,
+            head_dim: hyper.head_stride(),
             page_len: page_bytes(hyper) as usize / size_of::<u16>(),
             references: vec![0; n_pages],
             free: (0..n_pages as u32).rev().map(PageId).collect(),
@@ -146,6 +147,7 @@ pub(crate) mod tests {
     pub(crate) fn hyper() -> Hyper {
         Hyper {
             architecture: "bitnet-b1.58".to_owned(),
+            graph: &crate::gguf::architecture::BITNET_2B4T,
             name: String::new(),
             n_layers: 2,
             hidden: 128,
@@ -156,6 +158,7 @@ pub(crate) mod tests {
             vocab: 10,
             context: 256,
             rope_theta: 1e4,
+            rope_scaling: crate::gguf::Scaling::None,
             rms_eps: 1e-5,
             bos: None,
             eos: None,

@@ -34,6 +34,7 @@ mod prefix;
 pub mod probe;
 mod profile;
 mod request;
+mod rotary;
 mod sampler;
 mod schedule;
 pub mod synth;

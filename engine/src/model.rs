@@ -4,15 +4,18 @@
 //! afterwards. The computation stands in `forward`.
 #![allow(unsafe_code)] // The pool's members pack disjoint groups of one region.
 
-use crate::gguf::{self, File, Hyper, Kind, i2s};
-use crate::kernel::{LINE, Layout, MAX_HEAD_DIM, ROWS};
+use crate::LoadError;
+use crate::gguf::architecture::RowOrder;
+use crate::gguf::ternary::{self, Fault};
+use crate::gguf::{self, File, Hyper, Kind, Part};
+use crate::kernel::{Layout, MAX_HEAD_DIM, ROWS};
 use crate::memory::{Region, release_file_pages};
-use crate::pack::pack_group;
-use crate::pool::Pool;
-use crate::{LoadError, math};
+use crate::pack::{Rows, Scratch, Source, pack_group};
+use crate::pool::{Pool, Shared};
+use crate::rotary::Rotary;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Several ternary tensors of one width as one matrix of groups of 16 rows.
 #[derive(Debug)]
@@ -21,8 +24,8 @@ pub(crate) struct Matrix {
     pub(crate) width: usize,
     /// Groups of 16 output rows.
     pub(crate) n_groups: usize,
-    /// Each group's tensor scale.
-    pub(crate) scales: Box<[f32]>,
+    /// Each row's scale; empty where scales belong to groups of inputs and stand before the lines.
+    scales: Shared<f32>,
     /// Bytes of a packed group.
     group_bytes: usize,
     /// Where its groups start.
@@ -33,6 +36,15 @@ impl Matrix {
     /// Where some groups stand.
     fn place(&self, groups: Range<usize>) -> Range<usize> {
         self.offset_bytes + groups.start * self.group_bytes..self.offset_bytes + groups.end * self.group_bytes
+    }
+
+    /// The scales of some groups' rows.
+    pub(crate) fn scales(&self, groups: Range<usize>) -> &[f32] {
+        if self.scales.len() == 0 {
+            return &[];
+        }
+        // SAFETY: nothing writes after the matrix was packed.
+        unsafe { self.scales.read(groups.start * ROWS..groups.end * ROWS) }
     }
 
     /// The pairs of groups that the `index`-th of `count` members packs, and computes unless another one is sooner ready.
@@ -46,54 +58,17 @@ impl Matrix {
 #[derive(Debug)]
 pub(crate) struct Layer {
     pub(crate) attn_norm: Box<[f32]>,
-    pub(crate) attn_sub_norm: Box<[f32]>,
+    pub(crate) attn_sub_norm: Option<Box<[f32]>>,
     pub(crate) ffn_norm: Box<[f32]>,
-    pub(crate) ffn_sub_norm: Box<[f32]>,
-    /// Query, key and value rows, one after the other.
+    pub(crate) ffn_sub_norm: Option<Box<[f32]>>,
+    /// Over each head of queries and of keys.
+    pub(crate) qk_norms: Option<[Box<[f32]>; 2]>,
+    /// Query, key and value rows, one after the other, each head padded to whole groups.
     pub(crate) qkv: Matrix,
     pub(crate) output: Matrix,
     /// Groups of gate and up in turn.
     pub(crate) gate_up: Matrix,
     pub(crate) down: Matrix,
-}
-
-/// Cosines and sines, (context, head_dim / 2) each.
-#[derive(Debug)]
-pub(crate) struct Rotary {
-    pub(crate) half: usize,
-    cos: Box<[f32]>,
-    sin: Box<[f32]>,
-}
-
-impl Rotary {
-    /// Frequencies and angles are rounded to f32 as the reference implementation rounds them; the functions are exact.
-    fn new(hyper: &Hyper, context: usize) -> Rotary {
-        let half = hyper.head_dim / 2;
-        let log_theta = math::ln(f64::from(hyper.rope_theta));
-        let frequencies: Vec<f32> = (0..half)
-            .map(|i| math::exp(-log_theta * (2 * i) as f64 / hyper.head_dim as f64) as f32)
-            .collect();
-        let mut cos = Vec::with_capacity(context * half);
-        let mut sin = Vec::with_capacity(context * half);
-        for position in 0..context {
-            for frequency in &frequencies {
-                let (sine, cosine) = math::sin_cos(f64::from(position as f32 * frequency));
-                cos.push(cosine as f32);
-                sin.push(sine as f32);
-            }
-        }
-        Rotary { half, cos: cos.into(), sin: sin.into() }
-    }
-
-    /// Positions that it covers.
-    pub(crate) fn context(&self) -> usize {
-        self.cos.len() / self.half
-    }
-
-    pub(crate) fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let range = position * self.half..(position + 1) * self.half;
-        (&self.cos[range.clone()], &self.sin[range])
-    }
 }
 
 /// Everything that a forward pass reads.
@@ -106,14 +81,16 @@ pub(crate) struct Model {
     pub(crate) ternary_bytes: usize,
     /// How the packed groups stand in memory.
     pub(crate) layout: Layout,
+    /// The output matrix, if it is multiplied as all ternary ones are.
+    pub(crate) head_matrix: Option<Matrix>,
     groups: Region,
     file: File,
     head_name: &'static str,
 }
 
 /// One tensor's part in a matrix.
-struct Part<'a> {
-    tensor: &'a gguf::Tensor<'a>,
+struct Piece<'a> {
+    source: Source<'a>,
     /// Its first group; further ones follow at `stride`.
     first_group: usize,
     stride: usize,
@@ -122,7 +99,7 @@ struct Part<'a> {
 /// A matrix to be packed.
 struct Plan<'a> {
     matrix: Matrix,
-    parts: Vec<Part<'a>>,
+    pieces: Vec<Piece<'a>>,
 }
 
 impl Model {
@@ -130,7 +107,7 @@ impl Model {
     pub(crate) fn load(
         path: &Path,
         max_context: Option<usize>,
-        choose: impl FnOnce(&Hyper, &mut Pool) -> Layout,
+        choose: impl FnOnce(&Hyper, &mut Pool) -> Result<Layout, LoadError>,
         pool: &mut Pool,
         huge_pages: bool,
     ) -> Result<Model, LoadError> {
@@ -139,40 +116,51 @@ impl Model {
         let layout = gguf::check_model(&file).map_err(fault)?;
         let hyper = layout.hyper.clone();
         check_shape(&hyper)?;
-        let packing = choose(&hyper, pool);
-        let mut offset_bytes = 0;
-        let mut plans = Vec::new();
+        let packing = choose(&hyper, pool)?;
+        let mut planner = Planner { packing, offset_bytes: 0, plans: Vec::new() };
         for block in &layout.blocks {
-            for (tensors, paired) in [
-                (vec![&block.attn_q, &block.attn_k, &block.attn_v], false),
-                (vec![&block.attn_output], false),
-                (vec![&block.ffn_gate, &block.ffn_up], true),
-                (vec![&block.ffn_down], false),
-            ] {
-                let plan = plan(&tensors, paired, packing, offset_bytes)?;
-                offset_bytes += plan.matrix.n_groups * plan.matrix.group_bytes;
-                plans.push(plan);
-            }
+            let source = |part| Source {
+                tensor: block.get(part),
+                rows: rows_of(&hyper, part),
+                factor: block.factor(part),
+            };
+            planner.add(&[Part::AttnQ, Part::AttnK, Part::AttnV].map(source), false, &hyper);
+            planner.add(&[source(Part::AttnOutput)], false, &hyper);
+            planner.add(&[Part::FfnGate, Part::FfnUp].map(source), true, &hyper);
+            planner.add(&[source(Part::FfnDown)], false, &hyper);
         }
+        let ternary_head = packing == Layout::Grouped && layout.head().kind.is_ternary();
+        if ternary_head {
+            planner.add(&[Source { tensor: layout.head(), rows: Rows::Same, factor: 1.0 }], false, &hyper);
+        }
+        let Planner { offset_bytes, plans, .. } = planner;
         let groups = Region::new(offset_bytes, huge_pages).map_err(|source| LoadError::Memory {
             what: "ternary weights",
             bytes: offset_bytes as u64,
             source,
         })?;
         pack(&plans, packing, &groups, pool)?;
-        for part in plans.iter().flat_map(|plan| &plan.parts) {
+        let packed = |tensor: &gguf::Tensor<'_>| ternary_head && tensor.name == layout.head().name;
+        for tensor in [Some(layout.token_embd), layout.output].into_iter().flatten() {
+            if tensor.kind.is_ternary() && !packed(&tensor) {
+                check_rows(&tensor, pool)?;
+            }
+        }
+        for piece in plans.iter().flat_map(|plan| &plan.pieces) {
             // SAFETY: `File::open` maps its file, and the tensor's data are a part of the map.
-            unsafe { release_file_pages(part.tensor.data) };
+            unsafe { release_file_pages(piece.source.tensor.data) };
         }
         let mut matrices = plans.into_iter().map(|plan| plan.matrix);
         let mut next = || matrices.next().expect("because four matrices were planned for each block");
         let mut layers = Vec::with_capacity(layout.blocks.len());
         for block in &layout.blocks {
+            let norm = |part| block.find(part).map(|tensor| floats(&tensor));
             layers.push(Layer {
-                attn_norm: floats(&block.attn_norm)?,
-                attn_sub_norm: floats(&block.attn_sub_norm)?,
-                ffn_norm: floats(&block.ffn_norm)?,
-                ffn_sub_norm: floats(&block.ffn_sub_norm)?,
+                attn_norm: floats(&block.get(Part::AttnNorm)),
+                attn_sub_norm: norm(Part::AttnSubNorm),
+                ffn_norm: floats(&block.get(Part::FfnNorm)),
+                ffn_sub_norm: norm(Part::FfnSubNorm),
+                qk_norms: norm(Part::AttnQNorm).zip(norm(Part::AttnKNorm)).map(|(q, k)| [q, k]),
                 qkv: next(),
                 output: next(),
                 gate_up: next(),
@@ -180,9 +168,11 @@ impl Model {
             });
         }
         let context = max_context.unwrap_or(hyper.context).min(hyper.context);
-        let output_norm = floats(&layout.output_norm)?;
+        let output_norm = floats(&layout.output_norm);
         let head_name = if layout.output.is_some() { "output.weight" } else { "token_embd.weight" };
-        let rotary = Rotary::new(&hyper, context);
+        let factors = layout.rope_factors.map(|tensor| floats(&tensor));
+        let rotary = Rotary::new(&hyper, factors.as_deref(), context);
+        let head_matrix = matrices.next();
         drop(layout);
         Ok(Model {
             rotary,
@@ -191,6 +181,7 @@ impl Model {
             output_norm,
             ternary_bytes: offset_bytes,
             layout: packing,
+            head_matrix,
             groups,
             file,
             head_name,
@@ -204,12 +195,12 @@ impl Model {
     }
 
     /// The embedding, (vocab, hidden).
-    pub(crate) fn embedding(&self) -> Rows<'_> {
+    pub(crate) fn embedding(&self) -> FloatRows<'_> {
         self.rows("token_embd.weight")
     }
 
     /// The output matrix, (vocab, hidden): the embedding again in most models.
-    pub(crate) fn head(&self) -> Rows<'_> {
+    pub(crate) fn head(&self) -> FloatRows<'_> {
         self.rows(self.head_name)
     }
 
@@ -218,8 +209,8 @@ impl Model {
         self.head_name
     }
 
-    fn rows(&self, name: &str) -> Rows<'_> {
-        Rows { tensor: self.file.tensor(name).expect("because `check_model` found it") }
+    fn rows(&self, name: &str) -> FloatRows<'_> {
+        FloatRows { tensor: self.file.tensor(name).expect("because `check_model` found it") }
     }
 
     /// Lets go of the file pages of embedding and head; they come back row by row as they are used.
@@ -232,11 +223,11 @@ impl Model {
 }
 
 /// A matrix of floats as the file holds it.
-pub(crate) struct Rows<'a> {
+pub(crate) struct FloatRows<'a> {
     tensor: gguf::Tensor<'a>,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> FloatRows<'a> {
     /// Rows `rows` as half floats, if they are that and aligned.
     pub(crate) fn halves(&self, rows: Range<usize>) -> Option<&'a [u16]> {
         if self.tensor.kind != Kind::F16 || cfg!(target_endian = "big") {
@@ -262,104 +253,124 @@ impl<'a> Rows<'a> {
 
 fn check_shape(hyper: &Hyper) -> Result<(), LoadError> {
     let rule = |holds: bool, text: &str| if holds { Ok(()) } else { Err(LoadError::Shape(text.to_owned())) };
-    rule(hyper.head_dim.is_multiple_of(16), "the head size must be a multiple of 16")?;
+    let whole_norms = !hyper.graph.qk_norms || hyper.head_dim.is_multiple_of(16);
+    rule(whole_norms, "the head size must be a multiple of 16 where heads have norms")?;
     rule(hyper.head_dim <= MAX_HEAD_DIM, "the head size must be at most 256")?;
-    rule(hyper.hidden.is_multiple_of(128), "the hidden size must be a multiple of 128")?;
-    rule(hyper.ffn.is_multiple_of(128), "the feed-forward size must be a multiple of 128")?;
-    rule(hyper.q_width().is_multiple_of(128), "the query heads together must be a multiple of 128 wide")?;
+    rule(hyper.hidden.is_multiple_of(128), "embedding_length must be a multiple of 128")?;
+    rule(hyper.ffn.is_multiple_of(128), "feed_forward_length must be a multiple of 128")?;
+    rule(
+        hyper.q_width().is_multiple_of(128),
+        "attention.head_count times the head size must be a multiple of 128",
+    )?;
     rule(hyper.hidden <= 1 << 15 && hyper.ffn <= 1 << 17, "layers this wide are not supported")
 }
 
-/// Lays one matrix out: tensors one after the other, or two of them in turn.
-fn plan<'a>(
-    tensors: &[&'a gguf::Tensor<'a>],
-    paired: bool,
+/// Where a part's rows go: heads are padded to whole groups, and what is rotated stands in halves.
+fn rows_of(hyper: &Hyper, part: Part) -> Rows {
+    let (head_dim, stride) = (hyper.head_dim, hyper.head_stride());
+    match part {
+        Part::AttnQ | Part::AttnK => Rows::Heads { head_dim, stride, order: hyper.graph.row_order },
+        Part::AttnV => Rows::Heads { head_dim, stride, order: RowOrder::Halves },
+        _ => Rows::Same,
+    }
+}
+
+/// Lays matrices out one after the other.
+struct Planner<'a> {
     packing: Layout,
     offset_bytes: usize,
-) -> Result<Plan<'a>, LoadError> {
-    let width = tensors[0].n_columns();
-    let mut scales = Vec::new();
-    let mut parts = Vec::new();
-    for (index, &tensor) in tensors.iter().enumerate() {
-        let n_groups = tensor.n_rows().div_ceil(ROWS);
-        let scale = i2s::scale(tensor.data, width * tensor.n_rows()).filter(|scale| scale.is_finite());
-        let Some(scale) = scale else {
-            let reason = "its scale is missing or no finite number".to_owned();
-            return Err(LoadError::Tensor { name: tensor.name.to_owned(), reason });
-        };
-        let (first_group, stride) = if paired { (index, tensors.len()) } else { (scales.len(), 1) };
-        if !paired {
-            scales.resize(scales.len() + n_groups, scale);
-        } else {
-            scales.resize(n_groups * tensors.len(), scale);
-            for group in 0..n_groups {
-                scales[group * stride + index] = scale;
-            }
+    plans: Vec<Plan<'a>>,
+}
+
+impl<'a> Planner<'a> {
+    /// Adds a matrix of several tensors: one after the other, or in turn.
+    fn add(&mut self, sources: &[Source<'a>], paired: bool, hyper: &Hyper) {
+        let width = sources[0].tensor.n_columns();
+        let mut n_groups = 0;
+        let mut pieces = Vec::new();
+        for (index, &source) in sources.iter().enumerate() {
+            let n_rows = match source.rows {
+                Rows::Same => source.tensor.n_rows(),
+                Rows::Heads { .. } => source.tensor.n_rows() / hyper.head_dim * hyper.head_stride(),
+            };
+            let (first_group, stride) = if paired { (index, sources.len()) } else { (n_groups, 1) };
+            n_groups += n_rows.div_ceil(ROWS);
+            pieces.push(Piece { source, first_group, stride });
         }
-        parts.push(Part { tensor, first_group, stride });
+        let group_bytes = self.packing.group_bytes(width);
+        let n_scales = if self.packing == Layout::Grouped { 0 } else { n_groups * ROWS };
+        let scales = Shared::new(n_scales);
+        let matrix = Matrix { width, n_groups, scales, group_bytes, offset_bytes: self.offset_bytes };
+        self.offset_bytes += n_groups * group_bytes;
+        self.plans.push(Plan { matrix, pieces });
     }
-    let (n_groups, group_bytes) = (scales.len(), packing.group_bytes(width));
-    let matrix = Matrix { width, n_groups, scales: scales.into(), group_bytes, offset_bytes };
-    Ok(Plan { matrix, parts })
+}
+
+/// The fault that comes first in the file's order, whoever finds it.
+#[derive(Default)]
+struct FirstFault(Mutex<Option<(usize, String, Fault)>>);
+
+impl FirstFault {
+    fn note(&self, order: usize, name: &str, fault: Fault) {
+        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|first| order < first.0) {
+            *first = Some((order, name.to_owned(), fault));
+        }
+    }
+
+    fn into_result(self) -> Result<(), LoadError> {
+        match self.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some((_, name, fault)) => Err(LoadError::Tensor { name, reason: fault.to_string() }),
+        }
+    }
 }
 
 /// Packs all matrices, each member the groups that it will compute.
 fn pack(plans: &[Plan<'_>], packing: Layout, groups: &Region, pool: &mut Pool) -> Result<(), LoadError> {
-    let bad_plan = AtomicUsize::new(usize::MAX);
+    let faults = FirstFault::default();
     pool.run(&|member| {
-        let mut lines = Vec::new();
-        for (index, plan) in plans.iter().enumerate() {
-            let matrix = &plan.matrix;
-            lines.resize(matrix.width / 16 * LINE, 0);
+        let mut scratch = Scratch::default();
+        for (index, Plan { matrix, pieces }) in plans.iter().enumerate() {
             let pairs = matrix.pairs(member.index, member.count());
             for group in 2 * pairs.start..matrix.n_groups.min(2 * pairs.end) {
-                let part = plan
-                    .parts
+                let piece = pieces
                     .iter()
                     .rev()
-                    .find(|part| {
-                        part.first_group <= group && (group - part.first_group).is_multiple_of(part.stride)
+                    .find(|piece| {
+                        piece.first_group <= group && (group - piece.first_group).is_multiple_of(piece.stride)
                     })
-                    .expect("because the parts cover all groups");
-                let row = (group - part.first_group) / part.stride * ROWS;
+                    .expect("because the pieces cover all groups");
+                let row = (group - piece.first_group) / piece.stride * ROWS;
+                let rows = if matrix.scales.len() == 0 { 0..0 } else { group * ROWS..(group + 1) * ROWS };
                 // SAFETY: groups are disjoint, and each belongs to one member's share.
-                let to = unsafe { groups.write(matrix.place(group..group + 1)) };
-                let (data, n_rows) = (part.tensor.data, part.tensor.n_rows());
-                let whole = match packing {
-                    Layout::I2s => pack_group(data, matrix.width, n_rows, row, to),
-                    Layout::Tl2 => {
-                        let whole = pack_group(data, matrix.width, n_rows, row, &mut lines);
-                        packing.pack_group(&lines, matrix.width, to);
-                        whole
-                    }
-                };
-                if !whole {
-                    bad_plan.fetch_min(index, Ordering::Relaxed);
+                let (to, scales) =
+                    unsafe { (groups.write(matrix.place(group..group + 1)), matrix.scales.write(rows)) };
+                if let Err(fault) = pack_group(&piece.source, row, packing, &mut scratch, scales, to) {
+                    faults.note(index, piece.source.tensor.name, fault);
+                    return;
                 }
             }
         }
     });
-    let Some(plan) = plans.get(bad_plan.load(Ordering::Relaxed)) else { return Ok(()) };
-    for part in &plan.parts {
-        if let Err(fault) = i2s::check(part.tensor.data, part.tensor.n_columns() * part.tensor.n_rows()) {
-            return Err(LoadError::Tensor { name: part.tensor.name.to_owned(), reason: fault.to_string() });
-        }
-    }
-    Err(LoadError::Tensor {
-        name: plan.parts[0].tensor.name.to_owned(),
-        reason: "it holds a code 3".to_owned(),
-    })
+    faults.into_result()
 }
 
-/// A vector of f32.
-fn floats(tensor: &gguf::Tensor<'_>) -> Result<Box<[f32]>, LoadError> {
-    let values: Box<[f32]> =
-        tensor.data.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-    if values.iter().all(|value| value.is_finite()) {
-        return Ok(values);
-    }
-    Err(LoadError::Tensor {
-        name: tensor.name.to_owned(),
-        reason: "it holds a number that is not finite".to_owned(),
-    })
+/// Checks the rows of a ternary matrix that is read where it stands.
+fn check_rows(tensor: &gguf::Tensor<'_>, pool: &mut Pool) -> Result<(), LoadError> {
+    let faults = FirstFault::default();
+    pool.run(&|member| {
+        let mut row = ternary::Row::default();
+        for index in member.share(tensor.n_rows()) {
+            if let Err(fault) = ternary::read(tensor, index, &mut row) {
+                return faults.note(index, tensor.name, fault);
+            }
+        }
+    });
+    faults.into_result()
+}
+
+/// A vector of f32, which `check_model` found to be finite.
+fn floats(tensor: &gguf::Tensor<'_>) -> Box<[f32]> {
+    tensor.data.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }

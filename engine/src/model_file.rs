@@ -32,7 +32,7 @@ pub fn examine(path: &Path, file: &File, manifest: Option<&Manifest>) -> Report 
     let hyper = Hyper::read(file).map_err(|fault| faults.push(fault.to_string())).ok();
     if hyper.is_some() {
         match gguf::check_model(file) {
-            Ok(layout) => faults.extend(unused_codes(&layout)),
+            Ok(layout) => faults.extend(faulty_rows(&layout)),
             Err(fault) => faults.push(fault.to_string()),
         }
     }
@@ -56,11 +56,10 @@ pub fn examine(path: &Path, file: &File, manifest: Option<&Manifest>) -> Report 
     }
 }
 
-/// Ternary tensors that hold the unused code 3.
-fn unused_codes(layout: &gguf::Layout<'_>) -> Vec<String> {
-    let ternary = layout.blocks.iter().flat_map(gguf::Block::ternary);
-    let faults = ternary.filter_map(|tensor| {
-        let fault = gguf::i2s::check(tensor.data, tensor.n_columns() * tensor.n_rows()).err()?;
+/// Ternary tensors with a row that cannot be taken.
+fn faulty_rows(layout: &gguf::Layout<'_>) -> Vec<String> {
+    let faults = layout.ternary().filter_map(|tensor| {
+        let fault = gguf::ternary::check(&tensor).err()?;
         Some(format!("tensor '{}': {fault}; the file is damaged or in another layout", tensor.name))
     });
     faults.collect()
@@ -129,7 +128,7 @@ fn disagreements(path: &Path, file: &File, hyper: Option<&Hyper>, manifest: &Man
         compare("rope_theta", Some(hyper.rope_theta.to_string()), real(shape.rope_theta));
         compare("rms_eps", Some(hyper.rms_eps.to_string()), real(shape.rms_eps));
         if let Some(facts) = &manifest.tokenizer {
-            compare("bos", hyper.bos.map(|id| id.to_string()), Some(facts.bos.to_string()));
+            compare("bos", hyper.bos.map(|id| id.to_string()), facts.bos.map(|id| id.to_string()));
             compare("eos", hyper.eos.map(|id| id.to_string()), Some(facts.eos.to_string()));
         }
     }

@@ -91,7 +91,15 @@ pub(crate) struct Private {
     row: Vec<f32>,
     states: Vec<State>,
     halves: Vec<u16>,
+    /// One head, where it needs room of its own.
+    normed: Vec<f32>,
     pub(crate) head: head::Private,
+}
+
+impl Private {
+    pub(crate) fn scratch(&mut self) -> &mut Scratch {
+        &mut self.scratch
+    }
 }
 
 impl std::fmt::Debug for Work {
@@ -110,12 +118,14 @@ impl Work {
     ) -> Work {
         let hyper = &model.hyper;
         let widest = hyper.hidden.max(hyper.ffn).max(hyper.q_width());
-        let qkv_rows = hyper.q_width() + 2 * hyper.kv_width();
+        let scales = |width: usize| width / model.layout.scale_width(width);
+        let most_scales = scales(hyper.hidden).max(scales(hyper.ffn)).max(scales(hyper.q_width()));
         let private = || Private {
             scratch: Scratch::new(),
             row: vec![0.0; widest],
             states: vec![State::EMPTY; attention::most_queries(hyper)],
-            halves: vec![0; 2 * hyper.head_dim],
+            halves: vec![0; 2 * hyper.head_stride()],
+            normed: vec![0.0; hyper.head_stride()],
             head: head::Private::new(hyper, n_heads),
         };
         let partial_pages = model.rotary.context().div_ceil(PAGE);
@@ -125,9 +135,9 @@ impl Work {
             partial_pages,
             x: Shared::new(n_columns * hyper.hidden),
             acts: Shared::new(n_columns.max(n_threads) * widest),
-            quantised: Shared::new(n_columns.max(n_threads)),
+            quantised: Shared::new(n_columns.max(n_threads) * most_scales),
             tables: Shared::new(n_columns.max(n_threads) * model.layout.table_bytes(widest)),
-            qkv: Shared::new(n_columns * qkv_rows),
+            qkv: Shared::new(n_columns * hyper.qkv_rows()),
             attended: Shared::new(n_columns * hyper.q_width()),
             gated: Shared::new(n_columns * hyper.ffn),
             head,
@@ -227,19 +237,19 @@ impl<'a, 'm> Ops<'a, 'm> {
         self.end(Operation::Embed);
     }
 
-    /// acts = quantised norm of x.
-    pub(crate) fn norm_x(&mut self, weight: &[f32]) {
-        self.norm(&self.work.x, weight);
+    /// acts = norm of x, rounded to int8.
+    pub(crate) fn round_x(&mut self, norm: &[f32]) {
+        self.round(&self.work.x, self.model.hyper.hidden, Some(norm));
     }
 
-    /// acts = quantised norm of the attention's output.
-    pub(crate) fn norm_attended(&mut self, weight: &[f32]) {
-        self.norm(&self.work.attended, weight);
+    /// acts = the attention's output, normed where the layer has a norm for it, rounded to int8.
+    pub(crate) fn round_attended(&mut self, norm: Option<&[f32]>) {
+        self.round(&self.work.attended, self.model.hyper.q_width(), norm);
     }
 
-    /// acts = quantised norm of the gated feed-forward activations.
-    pub(crate) fn norm_gated(&mut self, weight: &[f32]) {
-        self.norm(&self.work.gated, weight);
+    /// acts = the gated feed-forward activations, likewise.
+    pub(crate) fn round_gated(&mut self, norm: Option<&[f32]>) {
+        self.round(&self.work.gated, self.model.hyper.ffn, norm);
     }
 
     /// The columns' first row of `acts`: a single column is normed by every member for itself, which is sooner done than
@@ -248,23 +258,24 @@ impl<'a, 'm> Ops<'a, 'm> {
         if self.n_columns() == 1 { self.member.index } else { 0 }
     }
 
-    fn norm(&mut self, from: &'a Shared<f32>, weight: &[f32]) {
-        let width = weight.len();
+    fn round(&mut self, from: &'a Shared<f32>, width: usize, norm: Option<&[f32]>) {
         let alone = self.n_columns() == 1;
         let columns = if alone { 0..1 } else { self.member.share(self.n_columns()) };
         let rows = self.first_row() + columns.start..self.first_row() + columns.end;
         let table_bytes = self.kernels.layout().table_bytes(width);
+        let scales = width / self.kernels.layout().scale_width(width);
         // SAFETY: nobody writes `from` in this operation; the rows of activations are this member's.
         let (x, acts, tables, quantised) = unsafe {
             (
                 from.read(columns.start * width..columns.end * width),
                 self.work.acts.write(rows.start * width..rows.end * width),
                 self.work.tables.write(rows.start * table_bytes..rows.end * table_bytes),
-                self.work.quantised.write(rows),
+                self.work.quantised.write(rows.start * scales..rows.end * scales),
             )
         };
         let row = &mut self.private.row[..width];
-        self.kernels.norm_quantise(x, weight, self.model.hyper.rms_eps, row, acts, quantised);
+        let norm = norm.map(|weight| (weight, self.model.hyper.rms_eps));
+        self.kernels.norm_quantise(x, norm, row, acts, quantised);
         if table_bytes > 0 {
             for (acts, tables) in acts.chunks_exact(width).zip(tables.chunks_exact_mut(table_bytes)) {
                 self.kernels.tabulate(acts, tables);
@@ -289,20 +300,21 @@ impl<'a, 'm> Ops<'a, 'm> {
     pub(crate) fn product(&mut self, matrix: &Matrix, then: Then) {
         let hyper = &self.model.hyper;
         let (out, stride, rows_a_pair) = match then {
-            Then::Store => (&self.work.qkv, hyper.q_width() + 2 * hyper.kv_width(), 2 * ROWS),
+            Then::Store => (&self.work.qkv, hyper.qkv_rows(), 2 * ROWS),
             Then::Add => (&self.work.x, hyper.hidden, 2 * ROWS),
-            Then::Gate => (&self.work.gated, hyper.ffn, ROWS),
+            Then::Gate(_) => (&self.work.gated, hyper.ffn, ROWS),
         };
         let n_columns = self.n_columns();
         assert!(out.len() >= n_columns * stride && matrix.n_groups * rows_a_pair / 2 <= stride);
         let (first, last) = (self.first_row(), self.first_row() + n_columns);
         let (width, table_bytes) = (matrix.width, self.kernels.layout().table_bytes(matrix.width));
+        let scales = width / self.kernels.layout().scale_width(width);
         // SAFETY: nobody writes activations in this operation.
         let (rows, tables, quantised) = unsafe {
             (
                 self.work.acts.read(first * width..last * width),
                 self.work.tables.read(first * table_bytes..last * table_bytes),
-                self.work.quantised.read(first..last),
+                self.work.quantised.read(first * scales..last * scales),
             )
         };
         if n_columns > 1 {
@@ -323,8 +335,9 @@ impl<'a, 'm> Ops<'a, 'm> {
             for first in (0..n_columns).step_by(MAX_TOKENS) {
                 let last = n_columns.min(first + MAX_TOKENS);
                 let epilogue = Epilogue {
-                    activations: &quantised[first..last],
-                    weight_scales: [matrix.scales[group], matrix.scales[group + n_groups - 1]],
+                    activations: &quantised[first * scales..last * scales],
+                    n_tokens: last - first,
+                    weight_scales: matrix.scales(group..group + n_groups),
                     n_groups,
                     // SAFETY: within `out`, as asserted above.
                     out: unsafe { out.pointer().add(first * stride + group * rows_a_pair / 2) },

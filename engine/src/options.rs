@@ -3,6 +3,8 @@
 //! Parsing of flags and files belongs to the callers (cli, worker).
 
 use crate::Isa;
+use crate::gguf::Hyper;
+use crate::gguf::architecture::Rounding;
 use std::fmt;
 use std::str::FromStr;
 
@@ -101,6 +103,11 @@ pub enum KernelChoice {
 impl KernelChoice {
     /// Those that are one kernel.
     pub const ALL: [KernelChoice; 2] = [KernelChoice::I2s, KernelChoice::Tl2];
+
+    /// Whether it computes models of this shape: looking up knows no scales for groups of inputs.
+    pub fn runs(self, hyper: &Hyper) -> bool {
+        self != KernelChoice::Tl2 || hyper.graph.rounding == Rounding::Token
+    }
 }
 
 /// A name that is none of the choices.

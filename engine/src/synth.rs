@@ -1,4 +1,4 @@
-//! Random ternary models in the exact layout of the official file: for measuring and for tests, where the
+//! Random ternary models in the exact layout of published files: for measuring and for tests, where the
 //! shape matters and the words do not. `ternfleet model synth` writes them.
 //!
 //! A model is a function of shape and seed alone, the same on every machine. Weights are scaled so that a
@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use rayon::prelude::*;
 
 use self::random::Stream;
+use crate::gguf::architecture::{Part, Rounding};
 use crate::gguf::write::{Item, Plan};
 use crate::gguf::{Kind, i2s, rows};
 
@@ -24,35 +25,6 @@ pub const LOGIT_DEVIATION: f32 = 3.0;
 /// Random words made in one piece by one thread, and pieces in a buffer.
 const PIECE_WORDS: usize = 64 * 1024;
 const PIECES: usize = 16;
-
-/// Tensors of a block in the official file's order.
-const PARTS: [Part; 11] = [
-    Part::Norm("attn_norm", Width::Hidden),
-    Part::Ternary("ffn_down", Width::Ffn, Width::Hidden, Branch::FeedForward),
-    Part::Norm("ffn_sub_norm", Width::Ffn),
-    Part::Ternary("ffn_gate", Width::Hidden, Width::Ffn, Branch::Inner),
-    Part::Ternary("ffn_up", Width::Hidden, Width::Ffn, Branch::Inner),
-    Part::Norm("ffn_norm", Width::Hidden),
-    Part::Norm("attn_sub_norm", Width::Hidden),
-    Part::Ternary("attn_k", Width::Hidden, Width::KeyValue, Branch::Scores),
-    Part::Ternary("attn_output", Width::Hidden, Width::Hidden, Branch::Attention),
-    Part::Ternary("attn_q", Width::Hidden, Width::Hidden, Branch::Scores),
-    Part::Ternary("attn_v", Width::Hidden, Width::KeyValue, Branch::Inner),
-];
-
-/// A tensor of a block: its name, its width or (inputs, outputs), and where its product goes.
-#[derive(Debug, Clone, Copy)]
-enum Part {
-    Norm(&'static str, Width),
-    Ternary(&'static str, Width, Width, Branch),
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Width {
-    Hidden,
-    Ffn,
-    KeyValue,
-}
 
 /// Where a product goes, which sets its deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +40,15 @@ enum Branch {
 }
 
 impl Branch {
+    fn of(part: Part) -> Self {
+        match part {
+            Part::AttnQ | Part::AttnK => Self::Scores,
+            Part::AttnOutput => Self::Attention,
+            Part::FfnDown => Self::FeedForward,
+            _ => Self::Inner,
+        }
+    }
+
     /// The standard deviation of its products for normed inputs.
     ///
     /// The feed-forward parts of all L layers together add that of the logits: then a token's own embedding
@@ -88,9 +69,17 @@ impl Branch {
 /// What a tensor of the plan is filled with.
 #[derive(Debug, Clone, Copy)]
 enum Fill {
-    Embedding { deviation: f32 },
+    Embedding {
+        deviation: f32,
+    },
     Norm,
-    Ternary { scale: f32 },
+    Ternary {
+        scale: f32,
+    },
+    /// Ternary with a scale for each 128 weights.
+    Groups {
+        scale: f32,
+    },
 }
 
 /// Writes the model with this shape and seed to `out`, in buffers of a few MiB.
@@ -113,6 +102,18 @@ pub fn write(shape: &Shape, seed: u64, out: &mut impl Write) -> io::Result<()> {
             Fill::Norm => {
                 let weights = (0..n_weights).flat_map(|at| (0.9 + 0.2 * stream.unit(at)).to_le_bytes());
                 writer.write(&weights.collect::<Vec<u8>>())?;
+            }
+            Fill::Groups { scale } => {
+                let block = |index: u64| {
+                    let mut bytes = [0u8; 34];
+                    let varied = scale * (0.9 + 0.2 * stream.unit(n_weights + index));
+                    bytes[..2].copy_from_slice(&rows::f32_to_f16(varied).to_le_bytes());
+                    for (word, bytes) in (4 * index..).zip(bytes[2..].as_chunks_mut::<8>().0) {
+                        *bytes = stream.ternary(word).to_le_bytes();
+                    }
+                    bytes
+                };
+                in_parallel(n_weights / 128, block, |bytes| writer.write(bytes))?;
             }
             Fill::Ternary { scale } => {
                 in_parallel(
@@ -159,57 +160,65 @@ fn normal_table(deviation: f32) -> Vec<u16> {
     (0..=1020).map(|sum| rows::f32_to_f16((sum as f32 - 510.0) * step)).collect()
 }
 
-/// Header and contents: 24 keys and the tensors of the official file, in its order.
+/// Header and contents: for the official shape the 24 keys and the tensors of the official file, in its order.
 fn plan(shape: &Shape, seed: u64) -> (Plan, Vec<Fill>) {
     let mut plan = metadata(shape, seed);
     let mut fills = Vec::new();
-    let width = |width| match width {
-        Width::Hidden => shape.hidden,
-        Width::Ffn => shape.ffn,
-        Width::KeyValue => shape.n_kv_heads * shape.head_dim(),
-    };
-    plan.tensor("token_embd.weight", &[shape.hidden, shape.vocab], Kind::F16);
-    fills.push(Fill::Embedding { deviation: LOGIT_DEVIATION / (shape.hidden as f32).sqrt() });
+    let deviation = LOGIT_DEVIATION / (shape.hidden as f32).sqrt();
+    let groups = shape.architecture.rounding == Rounding::Groups;
+    // Half of the weights are zero.
+    let of_groups = Fill::Groups { scale: deviation * std::f32::consts::SQRT_2 };
+    let (outer_kind, outer_fill) =
+        if groups { (Kind::PQ2_0, of_groups) } else { (Kind::F16, Fill::Embedding { deviation }) };
+    plan.tensor("token_embd.weight", &[shape.hidden, shape.vocab], outer_kind);
+    fills.push(outer_fill);
     for layer in 0..shape.n_layers {
-        for part in PARTS {
-            match part {
-                Part::Norm(name, of) => {
-                    plan.tensor(format!("blk.{layer}.{name}.weight"), &[width(of)], Kind::F32);
+        for part in shape.architecture.parts() {
+            let dims = shape.dims(part);
+            match part.columns() {
+                None => {
+                    plan.tensor(part.tensor(layer), &dims, Kind::F32);
                     fills.push(Fill::Norm);
                 }
-                Part::Ternary(name, inputs, outputs, branch) => {
-                    let dims = [width(inputs), width(outputs)];
-                    plan.tensor(format!("blk.{layer}.{name}.weight"), &dims, Kind::I2S);
-                    let deviation = branch.deviation(shape.n_layers);
+                Some(_) => {
+                    plan.tensor(part.tensor(layer), &dims, if groups { Kind::PQ2_0 } else { Kind::I2S });
+                    let deviation = Branch::of(part).deviation(shape.n_layers);
                     // Half of the weights are zero, so a sum over K normed inputs has variance K / 2.
-                    fills.push(Fill::Ternary { scale: deviation / (dims[0] as f32 / 2.0).sqrt() });
+                    let scale = deviation / (dims[0] as f32 / 2.0).sqrt();
+                    fills.push(if groups { Fill::Groups { scale } } else { Fill::Ternary { scale } });
                 }
             }
         }
     }
     plan.tensor("output_norm.weight", &[shape.hidden], Kind::F32);
     fills.push(Fill::Norm);
+    if !shape.tied {
+        plan.tensor("output.weight", &[shape.hidden, shape.vocab], outer_kind);
+        fills.push(outer_fill);
+    }
     (plan, fills)
 }
 
 fn metadata(shape: &Shape, seed: u64) -> Plan {
     let mut plan = Plan::default();
     let u32_item = |value: usize| Item::U32(value as u32);
-    let own = |name: &str| format!("bitnet-b1.58.{name}");
-    plan.entry("general.architecture", Item::Text("bitnet-b1.58".into()));
+    let architecture = shape.architecture.names[0];
+    let own = |name: &str| format!("{architecture}.{name}");
+    plan.entry("general.architecture", Item::Text(architecture.into()));
     plan.entry("general.name", Item::Text(format!("synthetic {shape} seed {seed}")));
     plan.entry(own("vocab_size"), u32_item(shape.vocab));
     plan.entry(own("context_length"), u32_item(shape::CONTEXT));
     plan.entry(own("embedding_length"), u32_item(shape.hidden));
     plan.entry(own("block_count"), u32_item(shape.n_layers));
     plan.entry(own("feed_forward_length"), u32_item(shape.ffn));
-    plan.entry(own("rope.dimension_count"), u32_item(shape.head_dim()));
+    plan.entry(own("rope.dimension_count"), u32_item(shape.head_dim));
     plan.entry(own("attention.head_count"), u32_item(shape.n_heads));
     plan.entry(own("attention.head_count_kv"), u32_item(shape.n_kv_heads));
     plan.entry("tokenizer.ggml.add_bos_token", Item::Bool(true));
     plan.entry(own("attention.layer_norm_rms_epsilon"), Item::F32(1e-5));
     plan.entry(own("rope.freq_base"), Item::F32(500_000.0));
-    plan.entry("general.file_type", Item::U32(40));
+    let file_type = if shape.architecture.rounding == Rounding::Groups { 41 } else { 40 };
+    plan.entry("general.file_type", Item::U32(file_type));
     vocabulary::write(&mut plan, shape.vocab);
     plan.entry("general.quantization_version", Item::U32(2));
     plan

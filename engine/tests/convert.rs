@@ -169,6 +169,10 @@ fn what_the_config_does_not_say_or_says_wrongly_is_refused() {
     };
     assert!(refused("packed", "hidden_act", "silu".into()).contains("relu2"));
     assert!(refused("packed", "model_type", "llama".into()).contains("bitnet"));
+    assert!(
+        refused("packed", "architectures", serde_json::json!(["GPT2LMHeadModel"]))
+            .contains("Qwen3ForCausalLM")
+    );
     assert!(refused("packed", "attention_bias", true.into()).contains("attention_bias"));
     assert!(refused("packed", "rope_parameters.rope_type", "yarn".into()).contains("yarn"));
     assert!(refused("packed", "vocab_size", 321.into()).contains("model.embed_tokens.weight"));
@@ -210,4 +214,81 @@ fn a_damaged_checkpoint_is_refused_by_field() {
     let folder = changed("packed", |_| ());
     std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     assert!(refusal(folder.path()).contains("model.safetensors"));
+}
+
+/// GGUF to a checkpoint and back: every tensor to the byte, and what the reference's checkpoint had computed.
+#[test]
+fn other_architectures_come_back_to_the_byte_and_in_the_checkpoints_order() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/architectures");
+    for (name, kind) in [
+        ("a1-llama-i2s", Checkpoint::Multiplying),
+        ("a3-llama-i2s-tied", Checkpoint::Multiplying),
+        ("c2-llama-tq2_0-rows", Checkpoint::Lattice),
+        ("b1-qwen3-q2_0-g64", Checkpoint::Lattice),
+        ("b4-qwen3-yarn-tied", Checkpoint::Lattice),
+        ("b4-qwen3-yarn-untied", Checkpoint::Lattice),
+    ] {
+        let first = golden.join(name).join("model.gguf");
+        let out = tempfile::tempdir().unwrap();
+        let (back, second) = (out.path().join("back"), out.path().join("second.gguf"));
+        assert_eq!(convert::to_safetensors(&first, &back).unwrap().checkpoint, kind, "{name}");
+        let summary = convert::to_gguf(&back, &second).unwrap();
+        assert_eq!(summary.checkpoint, kind);
+        let logits = |path: &Path| {
+            let mut engine = Engine::load(path, &Options::default()).unwrap();
+            engine.logits(&[3, 141, 59, 26, 5]).unwrap()
+        };
+        assert_eq!(logits(&first), logits(&second), "{name}");
+    }
+    let refusal = convert::to_safetensors(&golden.join("a4-llama-i2s-rope-freqs/model.gguf"), Path::new("x"));
+    assert!(refusal.unwrap_err().to_string().contains("rope_freqs.weight"));
+}
+
+/// Llama-3's scaling in `config.json` gives the factors that converters write, for which the reference was computed.
+#[test]
+fn scaled_rotary_frequencies_and_moved_rows_are_those_of_other_converters() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/architectures");
+    let file = File::open(golden.join("a4-llama-i2s-rope-freqs/model.gguf")).unwrap();
+    let factors = file.tensor("rope_freqs.weight").unwrap();
+    let factors = factors.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    let out = tempfile::tempdir().unwrap();
+    let (back, second) = (out.path().join("back"), out.path().join("second.gguf"));
+    convert::to_safetensors(&golden.join("a1-llama-i2s/model.gguf"), &back).unwrap();
+    let config_path = back.join("config.json");
+    let mut config = json(&config_path);
+    let theta = file.float("llama.rope.freq_base").unwrap().unwrap();
+    config["rope_parameters"] = serde_json::json!({
+        "rope_type": "llama3", "rope_theta": theta, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+    });
+    std::fs::write(&config_path, config.to_string()).unwrap();
+    convert::to_gguf(&back, &second).unwrap();
+    let written = File::open(&second).unwrap();
+    let found = written.tensor("rope_freqs.weight").unwrap();
+    let found: Vec<f32> =
+        found.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    println!("{found:?} {:?}", factors.clone().collect::<Vec<_>>());
+    assert_eq!(found.len(), factors.len());
+    assert!(found.iter().zip(factors).all(|(a, b)| (a - b).abs() < 1e-4 * b));
+}
+
+/// A weight that is not on the lattice is named.
+#[test]
+fn floats_that_are_not_ternary_are_refused_by_place() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/architectures");
+    let out = tempfile::tempdir().unwrap();
+    convert::to_safetensors(&golden.join("c2-llama-tq2_0-rows/model.gguf"), out.path()).unwrap();
+    let path = out.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let table_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let table: Value = serde_json::from_slice(&bytes[8..8 + table_bytes]).unwrap();
+    let offsets = &table["model.layers.1.self_attn.q_proj.weight"]["data_offsets"];
+    let at = 8 + table_bytes + offsets[0].as_u64().unwrap() as usize + 2 * 259;
+    bytes[at..at + 2].copy_from_slice(&0x1234u16.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let refusal = refusal(out.path());
+    assert!(
+        refusal.contains("model.layers.1.self_attn.q_proj.weight") && refusal.contains("not ternary"),
+        "{refusal}"
+    );
 }

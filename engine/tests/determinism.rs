@@ -230,3 +230,19 @@ fn the_storyteller_gives_one_value() {
         in_turn(),
     );
 }
+
+/// I2_S of Llama's architecture with heads that are padded, groups of inputs, and TQ rows with scales of their own.
+#[test]
+fn other_architectures_give_one_value_each() {
+    for shape in ["llama:2x256x512x16x2x512x40", "qwen3:2x256x512x4x2x512x128"] {
+        let is_llama = shape.starts_with("llama");
+        let shape: Shape = shape.parse().unwrap();
+        let (_folder, path) = synthetic(&shape, 7);
+        // What looks weights up knows no groups.
+        one_value(
+            &path,
+            in_turn().map(|way| if is_llama { way } else { Way { kernel: KernelChoice::I2s, ..way } }),
+        );
+    }
+    one_value(&golden("architectures/c2-llama-tq2_0-rows"), in_turn());
+}

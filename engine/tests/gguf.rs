@@ -168,8 +168,9 @@ fn other_architectures_are_refused_by_name() {
         let bytes = small(|plan| plan.entries[0].1 = Item::Text(name.into()));
         model_refusal(bytes)
     };
-    assert!(named("bitnet").contains("SiLU"));
-    assert!(named("llama").contains("'llama' is not computed"));
+    assert!(named("minicpm").contains("'minicpm' scales its embedding"));
+    assert!(named("qwen3moe").contains("mixes experts"));
+    assert!(named("gpt2").contains("'gpt2' is not computed by this engine; it runs 'bitnet-b1.58'"));
     assert!(named("a\u{1b}[31m").contains("\\u{1b}"), "control characters are not printed");
 }
 

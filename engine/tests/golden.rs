@@ -1,9 +1,12 @@
 //! The engine against outputs that Hugging Face transformers computed; the rules stand in `tests/golden/README.md`.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+mod common;
+
+use common::generate;
 use serde_json::Value;
 use std::path::PathBuf;
-use ternfleet_engine::{Engine, Event, Isa, Options, Request, Sampling, StopReason};
+use ternfleet_engine::{Engine, Isa, Options, Request, Sampling};
 
 struct Prompt {
     ids: Vec<u32>,
@@ -104,26 +107,6 @@ fn check_greedy(engine: &mut Engine, prompt: &Prompt, vocab: usize) {
             );
         }
     }
-}
-
-fn generate(engine: &mut Engine, request: Request) -> Vec<u32> {
-    let n = request.max_new_tokens;
-    let id = engine.submit(request).unwrap();
-    let (mut tokens, mut events) = (Vec::new(), Vec::new());
-    while !engine.is_idle() {
-        events.clear();
-        engine.step(&mut events);
-        for event in &events {
-            match event {
-                Event::Token { sequence, token, .. } if *sequence == id => tokens.push(*token),
-                Event::Finished { reason, usage, .. } => {
-                    assert_eq!((*reason, usage.completion_tokens), (StopReason::Length, n));
-                }
-                Event::Token { .. } => unreachable!("one sequence runs"),
-            }
-        }
-    }
-    tokens
 }
 
 #[test]

@@ -111,7 +111,7 @@ proptest! {
         isa in select(Isa::available()),
     ) {
         const VOCAB: usize = 400;
-        let shape = Shape { n_layers: 1, hidden: 128, ffn: 128, n_heads: 2, n_kv_heads: 1, vocab: VOCAB };
+        let shape: Shape = format!("1x128x128x2x1x{VOCAB}").parse().unwrap();
         let (_folder, path) = synthetic(&shape, seed % 5);
         let wave = |column: usize| ((column * 37 % 101) as f32 - 50.0) / 100.0;
         with_embedding(&path, |row, column, value| match kinds[row % kinds.len()] {

@@ -1,12 +1,15 @@
 //! Chat: messages to the text and ids that a model was tuned on, by the Jinja template of its manifest.
 //!
 //! What a user writes never becomes a control token. Before rendering, a mark (a code point that is no
-//! character and that no message contains) goes into each message wherever a control token could begin in it,
-//! and before its first visible character, so that no token can straddle the template and the message.
+//! character and that no message contains) goes into each message wherever a control token begins in it or could begin,
+//! and before its first visible character if a token could go on there, so that none can straddle template and message.
 //! Control tokens are then looked for in the rendered text, where only the template can have written them,
 //! and the marks are taken out of what lies between. Trimming and capitalising in the template work as ever.
 
-use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
+mod json;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value, context};
 
 use crate::Error;
 use crate::tokenizer::Tokenizer;
@@ -27,6 +30,17 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// What a tool answered.
+    Tool,
+}
+
+/// What a chat may have besides its messages.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extras<'a> {
+    /// The tools that the model may call, as a JSON array; the order of keys is kept.
+    pub tools: Option<&'a str>,
+    /// Whether the model shall think aloud, for templates that ask (`enable_thinking`).
+    pub thinking: Option<bool>,
 }
 
 impl Role {
@@ -36,6 +50,7 @@ impl Role {
             "system" => Some(Self::System),
             "user" => Some(Self::User),
             "assistant" => Some(Self::Assistant),
+            "tool" => Some(Self::Tool),
             _ => None,
         }
     }
@@ -46,6 +61,7 @@ impl Role {
             Self::System => "system",
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -65,24 +81,20 @@ pub(crate) fn check(template: &str) -> Result<(), String> {
 }
 
 /// Renders `messages` and turns the result into ids, BOS first where the model wants it.
-pub(crate) fn encode(tokenizer: &Tokenizer, template: &str, messages: &[Message]) -> Result<Vec<u32>, Error> {
+pub(crate) fn encode(
+    tokenizer: &Tokenizer,
+    template: &str,
+    messages: &[Message],
+    extras: &Extras<'_>,
+) -> Result<Vec<u32>, Error> {
     let mark = unused_mark(messages)?;
     let messages: Vec<_> = messages
         .iter()
         .map(|message| context! { role => message.role.name(), content => guard(tokenizer, mark, &message.content) })
         .collect();
-    let environment = environment();
-    let template =
-        environment.template_from_str(template).map_err(|fault| Error::Template(describe(&fault)))?;
     let special = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-    let rendered = template
-        .render(context! {
-            messages,
-            bos_token => special(tokenizer.bos()),
-            eos_token => special(tokenizer.eos()),
-            add_generation_prompt => true,
-        })
-        .map_err(|fault| Error::Template(describe(&fault)))?;
+    let tokens = [special(tokenizer.bos()), special(tokenizer.eos())];
+    let rendered = render(template, Value::from(messages), tokens, extras)?;
     let mut ids = tokenizer.encode_marked(&rendered, mark)?;
     if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos)) {
         ids.insert(0, bos);
@@ -90,10 +102,34 @@ pub(crate) fn encode(tokenizer: &Tokenizer, template: &str, messages: &[Message]
     Ok(ids)
 }
 
+/// The text that a template makes of messages, with the assistant's turn begun.
+fn render(template: &str, messages: Value, tokens: [&str; 2], extras: &Extras<'_>) -> Result<String, Error> {
+    let environment = environment();
+    let template =
+        environment.template_from_str(template).map_err(|fault| Error::Template(describe(&fault)))?;
+    let tools = extras.tools.map(json::parse).transpose().map_err(Error::Template)?;
+    let thinking = extras.thinking.map(|thinking| context! { enable_thinking => thinking });
+    let all = context! {
+        messages,
+        tools => tools.unwrap_or(Value::from(())),
+        bos_token => tokens[0],
+        eos_token => tokens[1],
+        add_generation_prompt => true,
+        ..thinking.unwrap_or_else(|| context! {})
+    };
+    template.render(all).map_err(|fault| Error::Template(describe(&fault)))
+}
+
+/// Jinja as transformers sets it up: blocks take their line's end and indentation along, what is not defined is empty, texts
+/// have Python's methods, and JSON is written as Python writes it.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_fuel(Some(FUEL));
-    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    let blocks = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(blocks.expect("because these are two switches"));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", json::write);
     // Templates in the wild refuse odd conversations by calling this.
     environment.add_function("raise_exception", |reason: String| -> Result<String, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))
@@ -115,17 +151,21 @@ fn unused_mark(messages: &[Message]) -> Result<char, Error> {
         })
 }
 
-/// Puts `mark` before the first visible character, and after each character with which a control token begins.
+/// Puts `mark` into each control token that `content` holds or ends with a part of, and before its first visible character
+/// where a control token could go on with it.
 fn guard(tokenizer: &Tokenizer, mark: char, content: &str) -> String {
     let mut guarded = String::with_capacity(content.len() + 16);
     let mut visible = false;
-    for character in content.chars() {
+    for (at, character) in content.char_indices() {
         if !visible && !character.is_whitespace() {
             visible = true;
-            guarded.push(mark);
+            if tokenizer.continues_special(character) {
+                guarded.push(mark);
+            }
         }
         guarded.push(character);
-        if tokenizer.begins_special(character) {
+        // The template may trim what follows.
+        if tokenizer.may_be_special(content[at..].trim_end()) || tokenizer.may_be_special(&content[at..]) {
             guarded.push(mark);
         }
     }

@@ -11,6 +11,7 @@ use std::path::Path;
 pub use self::carried::CARRIED;
 use self::reader::Reader;
 use crate::Error;
+use crate::tokenizer::{Normalizer, pre};
 
 /// The name a manifest has beside its model file.
 pub const FILE_NAME: &str = "manifest.toml";
@@ -34,7 +35,7 @@ pub struct Manifest {
     pub source: Option<Source>,
     /// The shape that the file must have.
     pub shape: Shape,
-    /// How it splits text. `None` only for a model that is not run: then the file has to tell.
+    /// How it splits text; `None` where the file has to tell, by the name of its pre-tokenizer.
     pub tokenizer: Option<TokenizerFacts>,
     /// How it chats; `None` for a model that only continues text.
     pub chat: Option<Chat>,
@@ -82,21 +83,45 @@ pub struct Shape {
     pub rms_eps: Option<f32>,
 }
 
-/// How the model splits text. The only kind is `llama3-bpe`: a split by a regex, then byte-level BPE.
+/// How the model turns text into tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizerFacts {
-    /// The regex whose matches are merged each on their own.
-    pub split: String,
+    /// Byte-level BPE or SentencePiece.
+    pub kind: Kind,
+    /// The names that a file may have for the split (`tokenizer.ggml.pre`); `None` if any will do.
+    pub pre: Option<&'static [&'static str]>,
+    /// The expressions whose matches are merged each on their own, each cutting what the one before left.
+    pub splits: Vec<String>,
+    /// What is done to text before.
+    pub normalizer: Normalizer,
     /// Whether a piece that is a token is taken whole, without walking the merges.
     pub ignore_merges: bool,
-    /// Id of the token that begins a text.
-    pub bos: u32,
+    /// Id of the token that begins a text; `None` for a model without one.
+    pub bos: Option<u32>,
     /// Whether it is put before a text.
     pub add_bos: bool,
     /// Id of the token that ends a text.
     pub eos: u32,
     /// Ids that end a generation.
     pub stop_ids: Vec<u32>,
+}
+
+/// Kinds of tokenizers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Split by expressions, then merged by rank: `bpe`, or `llama3-bpe` for Llama 3's names.
+    ByteLevel,
+    /// Joined by score: `sentencepiece`.
+    SentencePiece,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Self::ByteLevel => "bpe",
+            Self::SentencePiece => "sentencepiece",
+        })
+    }
 }
 
 /// How the model chats.
@@ -209,10 +234,6 @@ fn read(root: &mut Reader) -> Option<Manifest> {
             rms_eps: section.optional_float("rms_eps", 0.0..=1.0),
         })
     });
-    let needs_tokenizer = root.has("tokenizer") || not_runnable.is_none();
-    if !root.has("tokenizer") && needs_tokenizer {
-        root.fault("tokenizer", "this section is missing");
-    }
     let tokenizer = root.section("tokenizer", read_tokenizer);
     let chat = root.section("chat", |section| {
         let template = section.text("template")?;
@@ -229,9 +250,6 @@ fn read(root: &mut Reader) -> Option<Manifest> {
             top_k,
         })
     });
-    if needs_tokenizer && tokenizer.is_none() {
-        return None; // The fault is noted already.
-    }
     Some(Manifest {
         name: name?,
         description: description?,
@@ -253,23 +271,59 @@ fn is_plain(name: &str) -> bool {
 }
 
 fn read_tokenizer(section: &mut Reader) -> Option<TokenizerFacts> {
-    match section.text("kind").as_deref() {
-        Some("llama3-bpe") | None => {}
-        Some(other) => section.fault("kind", &format!("'{other}' is not known; 'llama3-bpe' is")),
+    let kind = section.text("kind");
+    let (kind, of_kind) = match kind.as_deref() {
+        Some("llama3-bpe") | None => (Kind::ByteLevel, Some("llama-bpe")),
+        Some("bpe") => (Kind::ByteLevel, None),
+        Some("sentencepiece") => (Kind::SentencePiece, None),
+        Some(other) => {
+            section.fault(
+                "kind",
+                &format!("'{other}' is not known; 'llama3-bpe', 'bpe' and 'sentencepiece' are"),
+            );
+            (Kind::ByteLevel, None)
+        }
+    };
+    let name = section.optional_text("pre").or(of_kind.map(str::to_owned));
+    let pre = name.as_deref().and_then(pre::named);
+    if let (Some(name), None) = (&name, pre) {
+        section.fault("pre", &format!("'{name}' is not known; {} are", pre::names()));
     }
-    let split = section.text("split");
-    if let Some(split) = &split
-        && let Err(fault) = crate::tokenizer::check_split(split)
-    {
-        section.fault("split", &fault);
+    let mut splits = section.texts("split");
+    for split in splits.iter().flatten() {
+        if let Err(fault) = crate::tokenizer::check_split(split) {
+            section.fault("split", &fault);
+        }
     }
-    let ignore_merges = section.flag("ignore_merges");
-    let (bos, add_bos, eos) = (section.id("bos"), section.flag("add_bos"), section.id("eos"));
+    if splits.is_none() {
+        splits = pre.map(|pre| pre.splits.iter().map(|&split| split.to_owned()).collect());
+    }
+    if splits.is_none() && kind == Kind::ByteLevel {
+        section.fault("split", "it is missing (text or a list of texts), and no `pre` names one");
+    }
+    let normalizer = match section.optional_text("normalizer").as_deref() {
+        None => pre.map_or(Normalizer::None, |pre| pre.normalizer),
+        Some("none") => Normalizer::None,
+        Some("nfc") => Normalizer::Nfc,
+        Some(other) => {
+            section.fault("normalizer", &format!("'{other}' is not known; 'none' and 'nfc' are"));
+            Normalizer::None
+        }
+    };
+    let stated = if section.has("ignore_merges") { section.flag("ignore_merges") } else { None };
+    let ignore_merges = stated.or(pre.map(|pre| pre.ignore_merges)).unwrap_or(false);
+    let (bos, add_bos, eos) = (section.optional_id("bos"), section.flag("add_bos"), section.id("eos"));
+    if bos.is_none() && add_bos == Some(true) {
+        section.fault("bos", "it is missing (a token id), and add_bos is true");
+    }
     let stop_ids = section.ids("stop_ids");
     Some(TokenizerFacts {
-        split: split?,
-        ignore_merges: ignore_merges?,
-        bos: bos?,
+        kind,
+        pre: pre.map(|pre| pre.names),
+        splits: splits.unwrap_or_default(),
+        normalizer,
+        ignore_merges,
+        bos,
         add_bos: add_bos?,
         eos: eos?,
         stop_ids: stop_ids?,

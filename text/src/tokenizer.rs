@@ -1,4 +1,4 @@
-//! A byte-level BPE tokenizer built from a model file's own vocabulary, split as its manifest says.
+//! A tokenizer built from a model file's own vocabulary, byte-level BPE split as its manifest says, or SentencePiece.
 //!
 //! Three kinds of text come in: a prompt, in which control tokens may be written out ([`Tokenizer::encode`]);
 //! words that must never become one ([`Tokenizer::encode_literal`]); and a chat ([`Tokenizer::encode_chat`]).
@@ -7,7 +7,10 @@
 
 mod build;
 mod bytes;
+mod compare;
 mod llama3;
+pub(crate) mod pre;
+mod sentencepiece;
 mod special;
 mod split;
 
@@ -15,19 +18,22 @@ use tokenizers::Model as _;
 use tokenizers::models::bpe::BPE;
 
 use self::bytes::TokenBytes;
+use self::sentencepiece::SentencePiece;
 use self::special::{Piece, Specials};
 use self::split::Split;
 use crate::chat::{self, Message};
 use crate::{Error, Manifest, Vocabulary};
 
+pub use self::compare::{Difference, compare};
 pub use self::llama3::SPLIT as LLAMA3_SPLIT;
+pub use self::pre::name_of;
+pub use self::split::Normalizer;
 pub(crate) use self::split::check as check_split;
 
 /// Turns text into ids and back.
 #[derive(Debug)]
 pub struct Tokenizer {
-    bpe: BPE,
-    split: Split,
+    model: Model,
     /// Tokens that stand for something outside text.
     control: Specials,
     /// Tokens found as a whole in any text.
@@ -36,10 +42,20 @@ pub struct Tokenizer {
     rules: Rules,
 }
 
+/// From text to tokens.
+#[derive(Debug)]
+enum Model {
+    /// Cut, then merged by rank, in the byte-level alphabet.
+    ByteLevel { bpe: Box<BPE>, split: Split },
+    /// Joined by score.
+    SentencePiece(SentencePiece),
+}
+
 /// What a model wants around its text.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
-    split: String,
+    splits: Vec<String>,
+    normalizer: Normalizer,
     ignore_merges: bool,
     bos: Option<u32>,
     add_bos: bool,
@@ -87,12 +103,31 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The same for words in the middle of a text, which get no space in front.
+    pub fn encode_within(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        match &self.model {
+            Model::ByteLevel { .. } => self.encode_into(text, &mut ids)?,
+            Model::SentencePiece(model) => model.encode(text, false, &mut ids)?,
+        }
+        Ok(ids)
+    }
+
     /// The ids of a chat, ready for the assistant's turn. Contents are taken literally.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        self.encode_chat_with(messages, &chat::Extras::default())
+    }
+
+    /// The same with tools, or with a word about thinking, for templates that know them.
+    pub fn encode_chat_with(
+        &self,
+        messages: &[Message],
+        extras: &chat::Extras<'_>,
+    ) -> Result<Vec<u32>, Error> {
         match &self.rules.template {
-            Some(template) => chat::encode(self, template, messages),
+            Some(template) => chat::encode(self, template, messages, extras),
             None => Err(Error::Template(
-                "this model has none: its manifest has no [chat] section; send a prompt instead of messages"
+                "this model has none: neither its file nor a manifest's [chat] section has one; send a prompt instead of messages"
                     .into(),
             )),
         }
@@ -149,9 +184,14 @@ impl Tokenizer {
         self.control.text(id)
     }
 
-    /// Whether a control token begins with `character`.
-    pub(crate) fn begins_special(&self, character: char) -> bool {
-        self.control.begins_with(character)
+    /// Whether a control token has `character` behind its first one.
+    pub(crate) fn continues_special(&self, character: char) -> bool {
+        self.control.continues_with(character)
+    }
+
+    /// Whether `text` begins with a control token, or is the beginning of one.
+    pub(crate) fn may_be_special(&self, text: &str) -> bool {
+        self.control.may_begin(text)
     }
 
     /// As [`Self::encode`] without BOS, taking every `mark` out after control tokens were found.
@@ -171,13 +211,20 @@ impl Tokenizer {
             match piece {
                 Piece::Special(id) => ids.push(id),
                 Piece::Text(text) => {
-                    self.split.each(text, |word| {
-                        let word = self.bytes.spell(word)?;
-                        let tokens =
-                            self.bpe.tokenize(&word).map_err(|fault| Error::Text(fault.to_string()))?;
-                        ids.extend(tokens.iter().map(|token| token.id));
-                        Ok(())
-                    })?;
+                    let text = self.rules.normalizer.apply(text)?;
+                    match &self.model {
+                        Model::ByteLevel { bpe, split } => split.each(&text, |word| {
+                            let word = self.bytes.spell(word)?;
+                            let tokens =
+                                bpe.tokenize(&word).map_err(|fault| Error::Text(fault.to_string()))?;
+                            ids.extend(tokens.iter().map(|token| token.id));
+                            Ok(())
+                        })?,
+                        Model::SentencePiece(model) => {
+                            let begins = ids.last().is_none_or(|&id| self.control.text(id).is_some());
+                            model.encode(&text, begins, ids)?;
+                        }
+                    }
                 }
             }
         }

@@ -9,7 +9,9 @@ pub enum TokenType {
     Control,
     /// Added by whoever tuned the model (4): found in text as a whole, and printed.
     UserDefined,
-    /// Unknown (2), unused (5), byte (6) and all others: never made from text here.
+    /// One byte (6), for what no other token of a SentencePiece vocabulary covers.
+    Byte,
+    /// Unknown (2), unused (5) and all others: never made from text here.
     Other(u32),
 }
 
@@ -20,13 +22,14 @@ impl TokenType {
             1 => Self::Normal,
             3 => Self::Control,
             4 => Self::UserDefined,
+            6 => Self::Byte,
             other => Self::Other(other),
         }
     }
 }
 
-/// A byte-level BPE vocabulary.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A vocabulary: byte-level BPE's, or SentencePiece's.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Vocabulary {
     /// Tokens by id, in the byte-level alphabet (a space is `Ġ`); control tokens as they are.
     pub tokens: Vec<String>,
@@ -34,13 +37,19 @@ pub struct Vocabulary {
     pub merges: Vec<String>,
     /// One entry a token.
     pub token_types: Vec<TokenType>,
+    /// SentencePiece's: which tokens are joined first. One a token, or none.
+    pub scores: Vec<f32>,
     /// Id of the token that begins a text.
     pub bos: Option<u32>,
     /// Id of the token that ends one.
     pub eos: Option<u32>,
     /// Whether the file wants BOS put before a text.
     pub add_bos: Option<bool>,
-    /// The family of tokenizers (`tokenizer.ggml.model`): `gpt2` is byte-level BPE.
+    /// SentencePiece's: whether a text gets a space in front (`tokenizer.ggml.add_space_prefix`).
+    pub add_space_prefix: Option<bool>,
+    /// The chat template of the file; a manifest's is preferred.
+    pub chat_template: Option<String>,
+    /// The family of tokenizers (`tokenizer.ggml.model`): `gpt2` is byte-level BPE, `llama` SentencePiece.
     pub model: Option<String>,
     /// How text is split before merging (`tokenizer.ggml.pre`); often absent.
     pub pre: Option<String>,

@@ -48,6 +48,7 @@ fn vocabulary(path: &Path) -> Vocabulary {
         add_bos: Some(true),
         model: Some("gpt2".into()),
         pre: None,
+        ..Vocabulary::default()
     }
 }
 

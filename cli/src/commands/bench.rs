@@ -243,7 +243,7 @@ fn best_of(rows: &[ThreadRow]) -> Option<&Stream> {
 fn kernel_rows(measure: &Measure<'_>, threads: usize) -> anyhow::Result<Vec<report::KernelRow>> {
     let mut rows = Vec::new();
     for isa in Isa::available() {
-        for kernel in KernelChoice::ALL {
+        for kernel in KernelChoice::ALL.into_iter().filter(|kernel| kernel.runs(&measure.model.hyper)) {
             eprintln!("measuring {isa}, kernel {kernel}");
             rows.push(measure.kernel_row(threads, isa, kernel)?);
         }

@@ -30,7 +30,7 @@ enum Action {
     List(list::List),
     /// Read model files whole, and compare digest and shape with their manifests
     Verify(verify::Verify),
-    /// Write a random ternary model in the exact layout of the official file
+    /// Write a random ternary model in the exact layout of a published file
     Synth(Synth),
     /// Show architecture, tensors, sizes and tokenizer, and what disagrees with the manifest
     Inspect(inspect::Inspect),
@@ -40,7 +40,8 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Synth {
-    /// `2b4t`, `tiny`, or layers x hidden x ffn x heads x key/value heads x vocabulary, as 2x256x512x4x2x512
+    /// `2b4t`, `bonsai-8b`, `bonsai-4b`, `bonsai-1.7b`, `falcon3-7b`, `falcon-e-3b`, `llama3-8b`, `tiny`, or [ARCHITECTURE:]layers
+    /// x hidden x ffn x heads x key/value heads x vocabulary [x head width], as 2x256x512x4x2x512
     #[arg(long, value_name = "SHAPE")]
     shape: Shape,
     /// The same shape and seed give the same file everywhere

@@ -121,6 +121,12 @@ impl Store {
         }
     }
 
+    /// The digest of a model's file when it came, whatever became of it since.
+    pub(crate) fn pinned(&self, known: &Known) -> Option<String> {
+        let text = fs::read(self.folder(known).join(STAMP_NAME)).ok()?;
+        serde_json::from_slice::<Stamp>(&text).ok().map(|stamp| stamp.sha256)
+    }
+
     /// The stamp of a model's file, if the file is still the one that was stamped.
     fn stamp(&self, known: &Known) -> Option<Stamp> {
         let text = fs::read(self.folder(known).join(STAMP_NAME)).ok()?;

@@ -376,7 +376,7 @@ fn names_that_lead_nowhere_say_where_to_look() {
         line.extend((command == "generate").then_some(["-p", "x"]).into_iter().flatten());
         refused(&place.run(&[], &line), &["not here yet", "ternfleet model pull bitnet-b1.58-2B-4T"]);
     }
-    refused(&place.run(&[], &["up", "--model", "falcon-e-1b-instruct"]), &["cannot be run", "SiLU"]);
+    refused(&place.run(&[], &["up", "--model", "bitnet_b1_58-3B"]), &["cannot be run", "8640"]);
     refused(&place.run(&[], &["worker", "--model", "bitnet-b1.58-2B-4T"]), &["not here yet"]);
     let shipped = place.run(&[], &["model", "pull", "storyteller"]);
     assert!(shipped.stdout.trim().ends_with("storyteller.gguf"), "{}", shipped.stderr);

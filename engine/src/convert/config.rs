@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::names::Width;
+use super::rope::{self, Rope};
 use super::{Checkpoint, Error, read_json};
 use crate::gguf::Hyper;
+use crate::gguf::architecture::{self, Architecture, Rounding};
 
 /// Bound on every count, as in a GGUF's.
 const MAX_COUNT: u64 = 1 << 20;
@@ -18,6 +19,8 @@ pub(super) struct Config {
     pub(super) pad: Option<u32>,
     pub(super) tied: bool,
     pub(super) checkpoint: Checkpoint,
+    /// What rotary frequencies are divided by.
+    pub(super) rope_factors: Option<Vec<f32>>,
     /// Whether the file says nothing about quantisation.
     pub(super) silent: bool,
 }
@@ -28,10 +31,12 @@ impl Config {
         let path = folder.join("config.json");
         let json = read_json(&path)?;
         let fields = Fields { path: &path, json: &json };
-        fields.expect("model_type", &json!("bitnet"))?;
-        fields.expect("hidden_act", &json!("relu2"))?;
-        fields.expect_or_absent("attention_bias", &json!(false))?;
-        fields.expect_or_absent("rope_scaling", &Value::Null)?;
+        let graph = fields.graph()?;
+        fields.expect("model_type", &json!(graph.hugging_face.model_type))?;
+        fields.expect("hidden_act", &json!(graph.hugging_face.activation))?;
+        for absent in ["attention_bias", "mlp_bias", "use_sliding_window"] {
+            fields.expect_or_absent(absent, &json!(false))?;
+        }
         let n_heads = fields.count("num_attention_heads")?;
         let hidden = fields.count("hidden_size")?;
         let head_dim = match &json["head_dim"] {
@@ -40,13 +45,22 @@ impl Config {
             _ => fields.count("head_dim")?,
         };
         let vocab = fields.count("vocab_size")?;
-        let (checkpoint, silent) = fields.checkpoint()?;
+        let (checkpoint, silent) = fields.checkpoint(graph)?;
+        let theta = fields.rope_theta()?;
+        let Rope { scaling, factors } = rope::read(&json, head_dim, theta)
+            .map_err(|(field, reason)| Error::unsupported(&path, field, reason))?;
+        if factors.is_some() && !graph.rope_factors {
+            return Err(
+                fields.fault("rope_scaling", "llama3's scaling is computed for LlamaForCausalLM alone")
+            );
+        }
         let hyper = Hyper {
-            architecture: "bitnet-b1.58".into(),
+            architecture: graph.names[0].into(),
+            graph,
             name: json["_name_or_path"]
                 .as_str()
                 .filter(|name| !name.is_empty())
-                .unwrap_or("bitnet")
+                .unwrap_or(graph.hugging_face.model_type)
                 .to_owned(),
             n_layers: fields.count("num_hidden_layers")?,
             hidden,
@@ -60,7 +74,8 @@ impl Config {
             head_dim,
             vocab,
             context: fields.count("max_position_embeddings")?,
-            rope_theta: fields.rope_theta()?,
+            rope_theta: theta,
+            rope_scaling: scaling,
             rms_eps: fields.positive("rms_norm_eps", &json["rms_norm_eps"])?,
             bos: fields.token("bos_token_id", vocab)?,
             eos: fields.token("eos_token_id", vocab)?,
@@ -79,27 +94,19 @@ impl Config {
             pad: fields.token("pad_token_id", vocab)?,
             tied: tied.ok_or_else(|| fields.fault("tie_word_embeddings", "it is missing (true or false)"))?,
             checkpoint,
+            rope_factors: factors,
             silent,
         })
     }
-
-    /// The number that `width` stands for.
-    pub(super) fn width(hyper: &Hyper, width: Width) -> usize {
-        match width {
-            Width::Hidden => hyper.hidden,
-            Width::Ffn => hyper.ffn,
-            Width::Query => hyper.q_width(),
-            Width::KeyValue => hyper.kv_width(),
-        }
-    }
 }
 
-/// `config.json` of a packed checkpoint whose scales multiply.
-pub(super) fn render(hyper: &Hyper, tied: bool) -> Value {
-    json!({
-        "architectures": ["BitNetForCausalLM"],
-        "model_type": "bitnet",
-        "hidden_act": "relu2",
+/// `config.json` of a packed checkpoint whose scales multiply, or of one whose floats are ternary weights times scales.
+pub(super) fn render(hyper: &Hyper, tied: bool, packed: bool) -> Value {
+    let names = &hyper.graph.hugging_face;
+    let mut config = json!({
+        "architectures": [names.class],
+        "model_type": names.model_type,
+        "hidden_act": names.activation,
         "vocab_size": hyper.vocab,
         "hidden_size": hyper.hidden,
         "intermediate_size": hyper.ffn,
@@ -110,17 +117,20 @@ pub(super) fn render(hyper: &Hyper, tied: bool) -> Value {
         "max_position_embeddings": hyper.context,
         "rms_norm_eps": shortest(hyper.rms_eps),
         "rope_theta": shortest(hyper.rope_theta),
-        "rope_parameters": {"rope_type": "default", "rope_theta": shortest(hyper.rope_theta)},
+        "rope_parameters": rope::render(hyper),
         "attention_bias": false,
         "bos_token_id": hyper.bos,
         "eos_token_id": hyper.eos,
         "tie_word_embeddings": tied,
-        "quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"},
-    })
+    });
+    if packed {
+        config["quantization_config"] = json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"});
+    }
+    config
 }
 
 /// The shortest decimal that reads back as this f32, as an f64: 1e-5 and not 9.999999747378752e-6.
-fn shortest(value: f32) -> f64 {
+pub(super) fn shortest(value: f32) -> f64 {
     value.to_string().parse().expect("because a float prints as a float")
 }
 
@@ -175,24 +185,33 @@ impl Fields<'_> {
         }
     }
 
+    /// The architecture, by the class that runs it, or else by the type of model.
+    fn graph(&self) -> Result<&'static Architecture, Error> {
+        let class = self.json["architectures"][0].as_str();
+        let found = architecture::ALL.into_iter().rev().find(|known| match class {
+            Some(class) => class == known.hugging_face.class,
+            None => self.json["model_type"] == known.hugging_face.model_type,
+        });
+        let known = architecture::ALL.map(|known| known.hugging_face.class).join(", ");
+        let named = class.map_or_else(|| self.json["model_type"].to_string(), str::to_owned);
+        found.ok_or_else(|| {
+            self.fault("architectures", format!("{named}, and only {known} are computed by this engine"))
+        })
+    }
+
     /// Newer files keep it under `rope_parameters`, older ones at the top.
     fn rope_theta(&self) -> Result<f32, Error> {
-        let nested = &self.json["rope_parameters"];
-        let kind = &nested["rope_type"];
-        if !kind.is_null() && kind != "default" {
-            return Err(self.fault(
-                "rope_parameters.rope_type",
-                format!("{kind}, and only \"default\" is computed here"),
-            ));
-        }
-        let inner = &nested["rope_theta"];
+        let inner = &self.json["rope_parameters"]["rope_theta"];
         self.positive("rope_theta", if inner.is_null() { &self.json["rope_theta"] } else { inner })
     }
 
-    fn checkpoint(&self) -> Result<(Checkpoint, bool), Error> {
+    /// What the matrices hold, and whether nothing says so. Floats of a BitNet are master weights; those of other models are
+    /// ternary already, or they are refused value by value.
+    fn checkpoint(&self, graph: &Architecture) -> Result<(Checkpoint, bool), Error> {
         let quantisation = &self.json["quantization_config"];
         if quantisation.is_null() {
-            return Ok((Checkpoint::Master, true));
+            let is_bitnet = graph.sub_norms && graph.rounding == Rounding::Token;
+            return Ok(if is_bitnet { (Checkpoint::Master, true) } else { (Checkpoint::Lattice, false) });
         }
         let method = &quantisation["quant_method"];
         if method != "bitnet" {

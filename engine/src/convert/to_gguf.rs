@@ -1,14 +1,16 @@
-//! A checkpoint to I2_S GGUF.
+//! A checkpoint to GGUF.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::config::Config;
-use super::names::{EMBEDDING, OUTPUT, OUTPUT_NORM, PARTS, Part};
+use super::names::{EMBEDDING, OUTPUT, OUTPUT_NORM, in_checkpoint, scale_of};
 use super::safetensors::Reader;
-use super::{Checkpoint, Error, Summary, tokenizer, weights, write_whole};
+use super::{Checkpoint, Error, Summary, lattice, tokenizer, weights, write_whole};
+use crate::gguf::architecture::{Part, Rounding, RowOrder};
 use crate::gguf::write::{Item, Plan};
-use crate::gguf::{Hyper, Kind, i2s};
+use crate::gguf::{Hyper, Kind, Scaling, i2s};
+use crate::pack::Rows;
 
 /// Where a planned tensor comes from.
 #[derive(Debug, Clone)]
@@ -17,12 +19,16 @@ enum Origin {
     Half(&'static str),
     /// A norm's weights of this width, as f32.
     Norm(String, usize),
+    /// A matrix of (vocab, hidden) on the ternary lattice.
+    Lattice(&'static str),
     /// A ternary matrix of a layer.
     Ternary(Part, usize),
+    /// What rotary frequencies are divided by.
+    RopeFactors,
 }
 
 /// Converts the checkpoint in `folder` (config.json, one or more safetensors files, tokenizer.json if there is
-/// one) to an I2_S GGUF at `out`, which appears whole or not at all.
+/// one) to a GGUF at `out`, which appears whole or not at all.
 pub fn to_gguf(folder: &Path, out: &Path) -> Result<Summary, Error> {
     let config = Config::read(folder)?;
     let reader = Reader::open(folder)?;
@@ -33,7 +39,7 @@ pub fn to_gguf(folder: &Path, out: &Path) -> Result<Summary, Error> {
                 .to_owned(),
         );
     }
-    let (tensors, origins) = plan_tensors(&config);
+    let (tensors, origins) = plan_tensors(&config, &reader)?;
     notes.extend(check_names(folder, &config, &reader, &origins)?);
     let mut plan = metadata(&config.hyper);
     notes.extend(tokenizer::write(&mut plan, folder, config.hyper.vocab)?);
@@ -48,9 +54,10 @@ pub fn to_gguf(folder: &Path, out: &Path) -> Result<Summary, Error> {
     let bytes = write_whole(out, |file| {
         let mut writer = plan.begin(file).map_err(Error::io(out))?;
         for origin in &origins {
-            writer.advance().map_err(Error::io(out))?;
+            let planned = writer.advance().map_err(Error::io(out))?;
+            let kind = planned.expect("because each planned tensor has an origin").kind;
             let sink = |bytes: &[u8]| writer.write(bytes).map_err(Error::io(out));
-            n_rounded += convert(&config, &reader, origin, sink)?;
+            n_rounded += convert(&config, &reader, origin, kind, sink)?;
         }
         let file = writer.finish().map_err(Error::io(out))?;
         file.get_ref().metadata().map(|facts| facts.len()).map_err(Error::io(out))
@@ -62,21 +69,50 @@ pub fn to_gguf(folder: &Path, out: &Path) -> Result<Summary, Error> {
 }
 
 /// The tensors of the GGUF in the official file's order, and where each comes from.
-fn plan_tensors(config: &Config) -> (Vec<crate::gguf::write::Planned>, Vec<Origin>) {
+fn plan_tensors(
+    config: &Config,
+    reader: &Reader,
+) -> Result<(Vec<crate::gguf::write::Planned>, Vec<Origin>), Error> {
     let hyper = &config.hyper;
     let (mut plan, mut origins) = (Plan::default(), Vec::new());
-    plan.tensor(EMBEDDING.0, &[hyper.hidden, hyper.vocab], Kind::F16);
-    origins.push(Origin::Half(EMBEDDING.1));
+    // Where activations are rounded by groups, embedding and output matrix are ternary like the rest, or floats.
+    let outer = |name: &'static str| -> Result<(Kind, Origin), Error> {
+        let tensor = reader.get(name, &[hyper.vocab, hyper.hidden])?;
+        if config.checkpoint == Checkpoint::Lattice && hyper.graph.rounding == Rounding::Groups {
+            if let Ok(kind) = lattice::kind(&tensor, hyper.hidden, Rounding::Groups) {
+                return Ok((kind, Origin::Lattice(name)));
+            }
+        }
+        Ok((Kind::F16, Origin::Half(name)))
+    };
+    let (kind, origin) = outer(EMBEDDING.1)?;
+    plan.tensor(EMBEDDING.0, &[hyper.hidden, hyper.vocab], kind);
+    origins.push(origin);
+    if config.rope_factors.is_some() {
+        plan.tensor("rope_freqs.weight", &[hyper.head_dim / 2], Kind::F32);
+        origins.push(Origin::RopeFactors);
+    }
     for layer in 0..hyper.n_layers {
-        for part in PARTS {
-            let (n_rows, n_columns) = shape(hyper, &part);
-            match n_columns {
+        for part in hyper.graph.parts() {
+            let dims = hyper.dims(part);
+            match part.columns() {
                 None => {
-                    plan.tensor(part.gguf_name(layer), &[n_rows], Kind::F32);
-                    origins.push(Origin::Norm(part.hugging_face_name(layer), n_rows));
+                    plan.tensor(part.tensor(layer), &dims, Kind::F32);
+                    origins.push(Origin::Norm(in_checkpoint(hyper.graph, part, layer), dims[0]));
                 }
-                Some(n_columns) => {
-                    plan.tensor(part.gguf_name(layer), &[n_columns, n_rows], Kind::I2S);
+                Some(_) => {
+                    let kind = match config.checkpoint {
+                        Checkpoint::Lattice => {
+                            let name = in_checkpoint(hyper.graph, part, layer);
+                            lattice::kind(
+                                &reader.get(&name, &[dims[1], dims[0]])?,
+                                dims[0],
+                                hyper.graph.rounding,
+                            )?
+                        }
+                        _ => Kind::I2S,
+                    };
+                    plan.tensor(part.tensor(layer), &dims, kind);
                     origins.push(Origin::Ternary(part, layer));
                 }
             }
@@ -85,14 +121,11 @@ fn plan_tensors(config: &Config) -> (Vec<crate::gguf::write::Planned>, Vec<Origi
     plan.tensor(OUTPUT_NORM.0, &[hyper.hidden], Kind::F32);
     origins.push(Origin::Norm(OUTPUT_NORM.1.to_owned(), hyper.hidden));
     if !config.tied {
-        plan.tensor(OUTPUT.0, &[hyper.hidden, hyper.vocab], Kind::F16);
-        origins.push(Origin::Half(OUTPUT.1));
+        let (kind, origin) = outer(OUTPUT.1)?;
+        plan.tensor(OUTPUT.0, &[hyper.hidden, hyper.vocab], kind);
+        origins.push(origin);
     }
-    (plan.tensors, origins)
-}
-
-fn shape(hyper: &Hyper, part: &Part) -> (usize, Option<usize>) {
-    (Config::width(hyper, part.rows), part.columns.map(|width| Config::width(hyper, width)))
+    Ok((plan.tensors, origins))
 }
 
 /// Refuses a checkpoint with a tensor that would be left out, as a bias would: the result would be another
@@ -106,13 +139,15 @@ fn check_names(
     let mut known = BTreeSet::new();
     for origin in origins {
         match origin {
-            Origin::Half(name) => known.insert((*name).to_owned()),
+            Origin::RopeFactors => false,
+            Origin::Half(name) | Origin::Lattice(name) => known.insert((*name).to_owned()),
             Origin::Norm(name, _) => known.insert(name.clone()),
             Origin::Ternary(part, layer) => {
-                if config.checkpoint != Checkpoint::Master {
-                    known.insert(part.scale_name(*layer));
+                let name = in_checkpoint(config.hyper.graph, *part, *layer);
+                if matches!(config.checkpoint, Checkpoint::Multiplying | Checkpoint::Dividing) {
+                    known.insert(scale_of(&name));
                 }
-                known.insert(part.hugging_face_name(*layer))
+                known.insert(name)
             }
         };
     }
@@ -135,6 +170,7 @@ fn convert(
     config: &Config,
     reader: &Reader,
     origin: &Origin,
+    kind: Kind,
     mut sink: impl FnMut(&[u8]) -> Result<(), Error>,
 ) -> Result<u64, Error> {
     let hyper = &config.hyper;
@@ -144,25 +180,52 @@ fn convert(
             let weights = weights::floats(&reader.get(name, &[*width])?)?;
             sink(&weights.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>()).map(|()| 0)
         }
-        Origin::Ternary(part, layer) => sink(&ternary(config, reader, part, *layer)?).map(|()| 0),
+        Origin::RopeFactors => {
+            let factors = config.rope_factors.iter().flatten();
+            sink(&factors.flat_map(|factor| factor.to_le_bytes()).collect::<Vec<u8>>()).map(|()| 0)
+        }
+        Origin::Lattice(name) => {
+            let tensor = reader.get(name, &[hyper.vocab, hyper.hidden])?;
+            sink(&lattice::encode(&tensor, hyper.hidden, kind)?.0).map(|()| 0)
+        }
+        Origin::Ternary(part, layer) => sink(&ternary(config, reader, *part, *layer, kind)?).map(|()| 0),
     }
 }
 
-fn ternary(config: &Config, reader: &Reader, part: &Part, layer: usize) -> Result<Vec<u8>, Error> {
-    let name = part.hugging_face_name(layer);
-    let (n_rows, n_columns) = shape(&config.hyper, part);
-    let n_columns = n_columns.expect("because only matrices are planned as ternary");
+fn ternary(config: &Config, reader: &Reader, part: Part, layer: usize, kind: Kind) -> Result<Vec<u8>, Error> {
+    let name = in_checkpoint(config.hyper.graph, part, layer);
+    let dims = config.hyper.dims(part);
+    let (n_columns, n_rows) = (dims[0], dims[1]);
     let (mut codes, scale) = match config.checkpoint {
+        Checkpoint::Lattice => lattice::encode(&reader.get(&name, &[n_rows, n_columns])?, n_columns, kind)?,
         Checkpoint::Master => weights::ternarise(&reader.get(&name, &[n_rows, n_columns])?, n_columns)?,
         Checkpoint::Multiplying | Checkpoint::Dividing => {
             let packed = reader.get(&name, &[n_rows / 4, n_columns])?;
-            let scale = reader.get(&part.scale_name(layer), &[1])?;
+            let scale = reader.get(&scale_of(&name), &[1])?;
             let divides = config.checkpoint == Checkpoint::Dividing;
             (weights::unpack(&packed, n_columns)?, weights::factor(&scale, divides)?)
         }
     };
-    codes.extend_from_slice(&i2s::trailer(scale));
+    if let Some(order) = row_order(&config.hyper, part) {
+        let row_bytes = codes.len() / n_rows;
+        let mut moved = vec![0; codes.len()];
+        for (row, bytes) in codes.chunks_exact(row_bytes).enumerate() {
+            let to = order.of(row).expect("because heads are not padded here");
+            moved[to * row_bytes..][..row_bytes].copy_from_slice(bytes);
+        }
+        codes = moved;
+    }
+    if kind == Kind::I2S {
+        codes.extend_from_slice(&i2s::trailer(scale));
+    }
     Ok(codes)
+}
+
+/// Where a GGUF has a checkpoint's rows, if not at the same place.
+pub(super) fn row_order(hyper: &Hyper, part: Part) -> Option<Rows> {
+    let (head_dim, order) = (hyper.head_dim, hyper.graph.row_order);
+    let moved = part.is_rotated() && order == RowOrder::Pairs;
+    moved.then_some(Rows::Heads { head_dim, stride: head_dim, order })
 }
 
 /// The keys of the official file that tell the shape.
@@ -170,7 +233,9 @@ fn metadata(hyper: &Hyper) -> Plan {
     let mut plan = Plan::default();
     plan.entry("general.architecture", Item::Text(hyper.architecture.clone()));
     plan.entry("general.name", Item::Text(hyper.name.clone()));
-    plan.entry("general.file_type", Item::U32(40));
+    // 40 is I2_S, 41 Q2_0; readers go by the tensors' own types.
+    let file_type = if hyper.graph.rounding == Rounding::Groups { 41 } else { 40 };
+    plan.entry("general.file_type", Item::U32(file_type));
     plan.entry("general.quantization_version", Item::U32(2));
     for (key, value) in [
         ("vocab_size", hyper.vocab),
@@ -186,5 +251,16 @@ fn metadata(hyper: &Hyper) -> Plan {
     }
     plan.entry(format!("{}.attention.layer_norm_rms_epsilon", hyper.architecture), Item::F32(hyper.rms_eps));
     plan.entry(format!("{}.rope.freq_base", hyper.architecture), Item::F32(hyper.rope_theta));
+    if hyper.head_dim * hyper.n_heads != hyper.hidden {
+        for key in ["key_length", "value_length"] {
+            plan.entry(format!("{}.attention.{key}", hyper.architecture), Item::U32(hyper.head_dim as u32));
+        }
+    }
+    if let Scaling::Yarn { factor, original_context } = hyper.rope_scaling {
+        let own = |key: &str| format!("{}.rope.scaling.{key}", hyper.architecture);
+        plan.entry(own("type"), Item::Text("yarn".into()));
+        plan.entry(own("factor"), Item::F32(factor));
+        plan.entry(own("original_context_length"), Item::U32(original_context as u32));
+    }
     plan
 }

@@ -1,13 +1,16 @@
-//! I2_S GGUF to a packed checkpoint, as transformers loads it: four rows in a byte, scales that multiply.
+//! GGUF to a checkpoint as transformers loads it: four rows in a byte with scales that multiply, where all matrices are I2_S;
+//! floats on the ternary lattice, where rows or groups have scales.
 
 use std::io::Write;
 use std::path::Path;
 
-use super::config::{self, Config};
-use super::names::{EMBEDDING, OUTPUT, OUTPUT_NORM, PARTS, Part};
+use super::config;
+use super::names::{EMBEDDING, OUTPUT, OUTPUT_NORM, in_checkpoint, scale_of};
 use super::safetensors::{Dtype, Planned, write_table};
+use super::to_gguf::row_order;
 use super::{Checkpoint, Error, Summary, weights, write_whole};
-use crate::gguf::{self, File, Hyper, Kind, Tensor, i2s, rows};
+use crate::gguf::{self, File, Kind, Tensor, i2s, rows, ternary};
+use crate::pack::Rows;
 
 /// A tensor of the checkpoint, and how its bytes are made when their turn comes.
 struct Output<'a> {
@@ -19,10 +22,10 @@ enum Bytes<'a> {
     Ready(Vec<u8>),
     /// The bytes of the file as they are.
     Same(&'a [u8]),
-    /// I2_S to four rows in a byte.
-    Packed(Tensor<'a>),
-    /// A quantised matrix, widened to f32.
-    Widened(Tensor<'a>),
+    /// Codes to four rows in a byte, the rows brought into the checkpoint's order.
+    Packed(Tensor<'a>, Option<Rows>),
+    /// A quantised matrix, widened to this type, likewise.
+    Widened(Tensor<'a>, Option<Rows>, Dtype),
 }
 
 /// Converts the GGUF at `path` to `config.json` and `model.safetensors` in `folder`, which is made if it is
@@ -32,15 +35,30 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
     let file = File::open(path)?;
     let layout = gguf::check_model(&file)?;
     let hyper = &layout.hyper;
+    if let Some(factors) = &layout.rope_factors {
+        let reason = "config.json has no place for factors as they are, only for how they were made";
+        return Err(Error::unsupported(path, format!("tensor '{}'", factors.name), reason));
+    }
+    let packed = layout.blocks.iter().flat_map(gguf::Block::ternary).all(|tensor| tensor.kind == Kind::I2S);
     let mut outputs = vec![float_matrix(EMBEDDING.1, &layout.token_embd)];
-    for layer in 0..hyper.n_layers {
-        for part in PARTS {
-            // `check_model` has seen every one of them.
-            let name = part.gguf_name(layer);
-            let tensor = file.tensor(&name).expect("because check_model found every tensor of every layer");
-            match part.columns {
-                None => outputs.push(norm(part.hugging_face_name(layer), &tensor)),
-                Some(_) => outputs.extend(matrix(path, hyper, &part, layer, tensor)?),
+    for (layer, block) in layout.blocks.iter().enumerate() {
+        for part in hyper.graph.parts() {
+            let name = in_checkpoint(hyper.graph, part, layer);
+            match part.columns() {
+                None => outputs.push(norm(name, &block.get(part))),
+                Some(_) if packed => {
+                    outputs.extend(matrix(path, name, block.get(part), row_order(hyper, part))?);
+                }
+                Some(_) if block.factor(part) != 1.0 => {
+                    let field = format!("tensor '{}'", block.get(part).name);
+                    let reason = "a scale in a tensor of its own beside scales of rows is not converted";
+                    return Err(Error::unsupported(path, field, reason));
+                }
+                Some(_) => {
+                    let tensor = block.get(part);
+                    checked(path, &tensor)?;
+                    outputs.push(float_matrix(&name, &tensor).in_order(row_order(hyper, part)));
+                }
             }
         }
     }
@@ -61,10 +79,10 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
         writer.get_ref().metadata().map(|facts| facts.len()).map_err(Error::io(&out))
     })?;
     let config_path = folder.join("config.json");
-    let json = config::render(hyper, layout.output.is_none());
+    let json = config::render(hyper, layout.output.is_none(), packed);
     write_whole(&config_path, |writer| writeln!(writer, "{json:#}").map_err(Error::io(&config_path)))?;
     Ok(Summary {
-        checkpoint: Checkpoint::Multiplying,
+        checkpoint: if packed { Checkpoint::Multiplying } else { Checkpoint::Lattice },
         n_tensors: outputs.len(),
         bytes,
         notes: vec!["the tokenizer's files were not written; take them from the model's source".to_owned()],
@@ -74,35 +92,35 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
 /// A ternary matrix becomes two tensors: its codes, and its scale.
 fn matrix<'a>(
     path: &Path,
-    hyper: &Hyper,
-    part: &Part,
-    layer: usize,
+    name: String,
     tensor: Tensor<'a>,
+    order: Option<Rows>,
 ) -> Result<[Output<'a>; 2], Error> {
-    let (n_rows, n_columns) = (Config::width(hyper, part.rows), tensor.n_columns());
+    let (n_rows, n_columns) = (tensor.n_rows(), tensor.n_columns());
     let n_weights = n_rows * n_columns;
     if !n_rows.is_multiple_of(4) {
         let reason = format!("{n_rows} rows do not pack into bytes of four");
         return Err(Error::unsupported(path, format!("tensor '{}'", tensor.name), reason));
     }
-    if let Err(fault) = i2s::check(tensor.data, n_weights) {
-        return Err(Error::damaged(path, format!("tensor '{}'", tensor.name), fault.to_string()));
-    }
+    checked(path, &tensor)?;
     let scale = i2s::scale(tensor.data, n_weights).expect("because check_model read the scale");
     // bf16 where nothing is lost by it, as in Microsoft's checkpoint.
     let (dtype, scale) = match weights::to_bf16_exactly(scale) {
         Some(bytes) => (Dtype::BF16, bytes.to_vec()),
         None => (Dtype::F32, scale.to_le_bytes().to_vec()),
     };
-    let codes =
-        Planned { name: part.hugging_face_name(layer), dtype: Dtype::U8, shape: vec![n_rows / 4, n_columns] };
+    let scale_name = scale_of(&name);
+    let codes = Planned { name, dtype: Dtype::U8, shape: vec![n_rows / 4, n_columns] };
     Ok([
-        Output { planned: codes, bytes: Bytes::Packed(tensor) },
-        Output {
-            planned: Planned { name: part.scale_name(layer), dtype, shape: vec![1] },
-            bytes: Bytes::Ready(scale),
-        },
+        Output { planned: codes, bytes: Bytes::Packed(tensor, order) },
+        Output { planned: Planned { name: scale_name, dtype, shape: vec![1] }, bytes: Bytes::Ready(scale) },
     ])
+}
+
+fn checked(path: &Path, tensor: &Tensor<'_>) -> Result<(), Error> {
+    let damaged =
+        |fault: ternary::Fault| Error::damaged(path, format!("tensor '{}'", tensor.name), fault.to_string());
+    ternary::check(tensor).map_err(damaged)
 }
 
 fn norm<'a>(name: String, tensor: &Tensor<'a>) -> Output<'a> {
@@ -114,25 +132,43 @@ fn float_matrix<'a>(name: &str, tensor: &Tensor<'a>) -> Output<'a> {
     let (dtype, bytes) = match tensor.kind {
         Kind::F16 => (Dtype::F16, Bytes::Same(tensor.data)),
         Kind::F32 => (Dtype::F32, Bytes::Same(tensor.data)),
-        _ => (Dtype::F32, Bytes::Widened(*tensor)),
+        Kind::BF16 => (Dtype::BF16, Bytes::Same(tensor.data)),
+        // Scales of these are f32; all other ternary types have f16 ones.
+        kind if kind.is_ternary() && ![Kind::I2S, Kind::IQ2BN].contains(&kind) => {
+            (Dtype::F16, Bytes::Widened(*tensor, None, Dtype::F16))
+        }
+        _ => (Dtype::F32, Bytes::Widened(*tensor, None, Dtype::F32)),
     };
     let shape = vec![tensor.n_rows(), tensor.n_columns()];
     Output { planned: Planned { name: name.to_owned(), dtype, shape }, bytes }
 }
 
 impl Output<'_> {
+    /// The same with the rows of the checkpoint found by `order`.
+    fn in_order(mut self, order: Option<Rows>) -> Self {
+        if let Bytes::Widened(_, of, _) = &mut self.bytes {
+            *of = order;
+        }
+        self
+    }
+
     fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let place = |order: &Option<Rows>, row: usize| match order {
+            None => row,
+            Some(order) => order.of(row).expect("because heads are not padded here"),
+        };
         match &self.bytes {
             Bytes::Ready(bytes) => out.write_all(bytes),
             Bytes::Same(bytes) => out.write_all(bytes),
-            Bytes::Packed(tensor) => {
-                out.write_all(&weights::pack(tensor.data, tensor.n_rows(), tensor.n_columns()))
-            }
-            Bytes::Widened(tensor) => {
+            Bytes::Packed(tensor, order) => out.write_all(&weights::pack(tensor, |row| place(order, row))),
+            Bytes::Widened(tensor, order, dtype) => {
                 let mut row = vec![0.0; tensor.n_columns()];
                 (0..tensor.n_rows()).try_for_each(|index| {
-                    rows::read(tensor, index, &mut row);
-                    row.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))
+                    rows::read(tensor, place(order, index), &mut row);
+                    row.iter().try_for_each(|value| match dtype {
+                        Dtype::F16 => out.write_all(&rows::f32_to_f16(*value).to_le_bytes()),
+                        _ => out.write_all(&value.to_le_bytes()),
+                    })
                 })
             }
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use ternfleet_text::tokenizer::LLAMA3_SPLIT;
+use ternfleet_text::tokenizer::{Normalizer, name_of};
 
 use super::{Error, read_json};
 use crate::gguf::write::{Item, Plan};
@@ -15,7 +15,7 @@ const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 
 /// Adds the keys of the tokenizer in `folder` to `plan`; a note if there is none, or if how it splits text has
-/// no name that this engine knows. The chat template is left to the manifest.
+/// no name that this engine knows. A manifest's chat template is preferred to the one written here.
 pub(super) fn write(plan: &mut Plan, folder: &Path, n_vocab: usize) -> Result<Option<String>, Error> {
     let path = folder.join("tokenizer.json");
     if !path.exists() {
@@ -55,17 +55,33 @@ pub(super) fn write(plan: &mut Plan, folder: &Path, n_vocab: usize) -> Result<Op
     let merges = merges.iter().map(merge).collect::<Option<Vec<String>>>();
     let merges = merges.ok_or_else(|| damaged("model.merges", "one is no pair of tokens"))?;
 
-    let known = splits_as_llama3(&json);
+    let known = pre_tokenizer(&json);
     plan.entry("tokenizer.ggml.model", Item::Text("gpt2".into()));
-    if known {
-        plan.entry("tokenizer.ggml.pre", Item::Text("llama-bpe".into()));
+    if let Some(pre) = known {
+        plan.entry("tokenizer.ggml.pre", Item::Text(pre.into()));
     }
     plan.entry("tokenizer.ggml.scores", Item::F32s(vec![0.0; tokens.len()]));
     plan.entry("tokenizer.ggml.tokens", Item::Texts(tokens));
     plan.entry("tokenizer.ggml.token_type", Item::I32s(types));
     plan.entry("tokenizer.ggml.merges", Item::Texts(merges));
-    let note = "tokenizer.json splits text in another way than Llama 3's, which a GGUF cannot say; write a manifest.toml";
-    Ok((!known).then(|| note.to_owned()))
+    let note = "tokenizer.json splits text in a way that has no name in a GGUF here; write a manifest.toml";
+    if let Some(template) = chat_template(folder)? {
+        plan.entry("tokenizer.chat_template", Item::Text(template));
+    }
+    Ok(known.is_none().then(|| note.to_owned()))
+}
+
+/// The chat template: in a file of its own, or in `tokenizer_config.json`.
+fn chat_template(folder: &Path) -> Result<Option<String>, Error> {
+    let own = folder.join("chat_template.jinja");
+    if own.exists() {
+        return std::fs::read_to_string(&own).map(Some).map_err(Error::io(&own));
+    }
+    let path = folder.join("tokenizer_config.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    Ok(read_json(&path)?["chat_template"].as_str().map(str::to_owned))
 }
 
 /// Merges are written as "a b" or as ["a", "b"].
@@ -80,22 +96,24 @@ fn merge(value: &Value) -> Option<String> {
     }
 }
 
-/// Whether the pre-tokenizer is Llama 3's: its regex, then bytes without a regex of their own; whole pieces
-/// that are tokens taken as they are; nothing normalised.
-fn splits_as_llama3(json: &Value) -> bool {
-    let steps = match json["pre_tokenizer"]["pretokenizers"].as_array().map(Vec::as_slice) {
-        Some([split, bytes]) => (split, bytes),
-        _ => return false,
+/// What a GGUF calls this way of splitting: splits by expressions that leave pieces alone, one after the other, then bytes
+/// without an expression of their own; composed characters or none; whole pieces that are tokens taken as they are, or not.
+fn pre_tokenizer(json: &Value) -> Option<&'static str> {
+    let (bytes, splits) = json["pre_tokenizer"]["pretokenizers"].as_array()?.split_last()?;
+    let by_bytes =
+        bytes["type"] == "ByteLevel" && bytes["use_regex"] == false && bytes["add_prefix_space"] == false;
+    let expression = |split: &'_ Value| -> Option<String> {
+        let plain = split["type"] == "Split" && split["behavior"] == "Isolated" && split["invert"] == false;
+        split["pattern"]["Regex"].as_str().filter(|_| plain).map(str::to_owned)
     };
-    steps.0["type"] == "Split"
-        && steps.0["pattern"]["Regex"] == LLAMA3_SPLIT
-        && steps.0["behavior"] == "Isolated"
-        && steps.0["invert"] == false
-        && steps.1["type"] == "ByteLevel"
-        && steps.1["use_regex"] == false
-        && steps.1["add_prefix_space"] == false
-        && json["model"]["ignore_merges"] == true
-        && json["normalizer"].is_null()
+    let splits: Vec<String> = splits.iter().map(expression).collect::<Option<_>>()?;
+    let splits: Vec<&str> = splits.iter().map(String::as_str).collect();
+    let normalizer = match &json["normalizer"] {
+        Value::Null => Normalizer::None,
+        named if named["type"] == "NFC" => Normalizer::Nfc,
+        _ => return None,
+    };
+    name_of(&splits, normalizer, json["model"]["ignore_merges"] == true).filter(|_| by_bytes)
 }
 
 #[cfg(test)]

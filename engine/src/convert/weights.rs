@@ -6,6 +6,7 @@ use super::Error;
 use super::safetensors::{Dtype, Tensor};
 use crate::gguf::i2s::{self, BLOCK, BLOCK_BYTES};
 use crate::gguf::rows::{f16_to_f32, f32_to_f16};
+use crate::gguf::ternary;
 
 /// The least mean that the reference divides by.
 const LEAST_MEAN: f32 = 1e-5;
@@ -122,15 +123,17 @@ pub(super) fn unpack(tensor: &Tensor<'_>, n_columns: usize) -> Result<Vec<u8>, E
     Ok(codes)
 }
 
-/// The way back: I2_S codes of shape (`n_rows`, `n_columns`) to four rows in a byte.
-pub(super) fn pack(codes: &[u8], n_rows: usize, n_columns: usize) -> Vec<u8> {
-    let n_packed_rows = n_rows / 4;
+/// The way back: a ternary matrix to four rows in a byte; `place` is where a row of the checkpoint stands.
+pub(super) fn pack(tensor: &crate::gguf::Tensor<'_>, place: impl Fn(usize) -> usize + Sync) -> Vec<u8> {
+    let (n_packed_rows, n_columns) = (tensor.n_rows() / 4, tensor.n_columns());
     let mut packed = vec![0u8; n_packed_rows * n_columns];
     packed.par_chunks_mut(n_columns).enumerate().for_each(|(packed_row, bytes)| {
+        let mut row = ternary::Row::default();
         for quarter in 0..4 {
-            let first = (packed_row + quarter * n_packed_rows) * n_columns;
-            for (column, byte) in bytes.iter_mut().enumerate() {
-                *byte |= i2s::code(codes, first + column) << (2 * quarter);
+            let index = place(packed_row + quarter * n_packed_rows);
+            ternary::read(tensor, index, &mut row).expect("because every row was checked");
+            for (byte, code) in bytes.iter_mut().zip(&row.codes) {
+                *byte |= code << (2 * quarter);
             }
         }
     });

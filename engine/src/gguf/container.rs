@@ -7,7 +7,7 @@ use std::path::Path;
 use super::cursor::Cursor;
 use super::map::Bytes;
 use super::value::{self, Element, Value};
-use super::{Error, Kind};
+use super::{Error, Kind, spans};
 
 /// Alignment of the tensor data where `general.alignment` is absent.
 pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
@@ -36,6 +36,15 @@ struct Entry {
     dims: Vec<u64>,
     kind: Kind,
     range: Range<usize>,
+}
+
+/// A tensor's row of the table as it was read.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) dims: Vec<u64>,
+    pub(super) kind: Kind,
+    pub(super) offset: u64,
 }
 
 /// A tensor in an open file.
@@ -179,6 +188,21 @@ impl File {
         (0..array.len).map(|index| cursor.string(&element(index))).collect::<Result<Vec<_>, _>>().map(Some)
     }
 
+    /// The elements of an array of f32; `None` if the key is absent.
+    pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>, Error> {
+        match self.metadata(key) {
+            None => Ok(None),
+            Some(Value::Array(array)) if array.element == Element::F32 => {
+                let bytes = self.bytes[array.start..array.end].as_chunks::<4>().0;
+                Ok(Some(bytes.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()))
+            }
+            Some(other) => {
+                let reason = format!("{} stands where an array of floats belongs", other.type_name());
+                Err(Error::model(format!("metadata '{key}'"), reason))
+            }
+        }
+    }
+
     /// The elements of an array of integers; `None` if the key is absent.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>, Error> {
         let Some(value) = self.metadata(key) else { return Ok(None) };
@@ -293,11 +317,12 @@ fn read_tensors(cursor: &mut Cursor<'_>, n_tensors: u64, alignment: u64) -> Resu
         if names.insert(name.to_owned(), rows.len()).is_some() {
             return Err(Error::damaged(field("name"), "another tensor has it already"));
         }
-        rows.push((name.to_owned(), dims, kind, offset));
+        rows.push(Row { name: name.to_owned(), dims, kind, offset });
     }
     let start = cursor.position() as u64;
     let start = start.checked_next_multiple_of(alignment).expect("because both are far below 2^63");
     let end = cursor.position() as u64 + cursor.remaining() as u64;
+    spans::settle(&mut rows, end.saturating_sub(start), alignment)?;
     let tensors = rows
         .into_iter()
         .enumerate()
@@ -310,7 +335,7 @@ fn read_tensors(cursor: &mut Cursor<'_>, n_tensors: u64, alignment: u64) -> Resu
 /// Turns a row of the table into a byte range of the file, every step checked.
 fn place(
     index: usize,
-    (name, dims, kind, offset): (String, Vec<u64>, Kind, u64),
+    Row { name, dims, kind, offset }: Row,
     start: u64,
     end: u64,
     alignment: u64,
@@ -339,7 +364,7 @@ fn place(
             let reason = format!("rows of {} do not divide into blocks of {block} ({kind})", dims[0]);
             return Err(Error::damaged(field("dims"), reason));
         }
-        Some(_) => kind.tensor_bytes(n_weights).unwrap_or(u64::MAX),
+        Some(_) => kind.tensor_bytes(dims[0], n_weights / dims[0]).unwrap_or(u64::MAX),
     };
     let Some(last) = first.checked_add(n_bytes).filter(|&last| last <= end) else {
         let reason = format!(

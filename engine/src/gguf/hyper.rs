@@ -1,10 +1,9 @@
 //! The numbers that make up a model's shape, read from the metadata under its architecture's prefix.
 
+use super::architecture::{Architecture, Part, Width};
 use super::value::Value;
 use super::{Error, File};
 
-/// Architectures with the graph of BitNet b1.58-2B-4T: sub-norms, squared ReLU, RoPE on half-split pairs.
-const ARCHITECTURES: [&str; 2] = ["bitnet-b1.58", "bitnet-25"];
 /// Bound on every count: far above any model, far below anything that could overflow a product of three.
 const MAX_COUNT: u64 = 1 << 20;
 
@@ -13,6 +12,8 @@ const MAX_COUNT: u64 = 1 << 20;
 pub struct Hyper {
     /// `general.architecture`, which is also the prefix of the keys below.
     pub architecture: String,
+    /// The graph that it stands for.
+    pub graph: &'static Architecture,
     /// `general.name`; empty if the file has none.
     pub name: String,
     /// Transformer blocks (`block_count`).
@@ -33,6 +34,8 @@ pub struct Hyper {
     pub context: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
+    /// How they are stretched for long contexts.
+    pub rope_scaling: Scaling,
     /// Added to the mean square in every RMSNorm.
     pub rms_eps: f32,
     /// `tokenizer.ggml.bos_token_id`.
@@ -41,10 +44,24 @@ pub struct Hyper {
     pub eos: Option<u32>,
 }
 
+/// How rotary frequencies are stretched.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scaling {
+    /// Not at all.
+    None,
+    /// YaRN, with the usual constants: slow frequencies are divided by the factor, cosines and sines grow with its logarithm.
+    Yarn {
+        /// How much longer contexts are than the original one.
+        factor: f32,
+        /// The context that the model was made with.
+        original_context: usize,
+    },
+}
+
 impl Hyper {
     /// Reads and checks the shape of the model in `file`.
     pub fn read(file: &File) -> Result<Self, Error> {
-        let architecture = supported_architecture(file)?;
+        let (graph, architecture) = Architecture::of(file)?;
         let keys = Keys { file, architecture };
         refuse_unknown_arithmetic(&keys)?;
         let n_heads = keys.count("attention.head_count")?;
@@ -68,6 +85,7 @@ impl Hyper {
         };
         Ok(Self {
             architecture: architecture.to_owned(),
+            graph,
             name: file.text("general.name")?.unwrap_or_default().to_owned(),
             n_layers: keys.count("block_count")?,
             hidden,
@@ -78,6 +96,7 @@ impl Hyper {
             vocab,
             context: keys.count("context_length")?,
             rope_theta: keys.positive_float("rope.freq_base", Some(10_000.0))?,
+            rope_scaling: keys.rope_scaling()?,
             rms_eps: keys.positive_float("attention.layer_norm_rms_epsilon", None)?,
             bos: token_id("tokenizer.ggml.bos_token_id")?,
             eos: token_id("tokenizer.ggml.eos_token_id")?,
@@ -94,41 +113,42 @@ impl Hyper {
         self.n_kv_heads * self.head_dim
     }
 
+    /// Rows of a head in memory: whole groups of 16.
+    pub(crate) fn head_stride(&self) -> usize {
+        self.head_dim.next_multiple_of(16)
+    }
+
+    /// Rows of queries, keys and values of a token in memory.
+    pub(crate) fn qkv_rows(&self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_stride()
+    }
+
+    /// The number that `width` stands for.
+    pub fn width(&self, width: Width) -> usize {
+        match width {
+            Width::Hidden => self.hidden,
+            Width::Ffn => self.ffn,
+            Width::Query => self.q_width(),
+            Width::KeyValue => self.kv_width(),
+            Width::Head => self.head_dim,
+        }
+    }
+
+    /// Dims of a part in GGUF's order: columns, if it is a matrix, then rows.
+    pub fn dims(&self, part: Part) -> Vec<usize> {
+        part.columns().into_iter().chain([part.rows()]).map(|width| self.width(width)).collect()
+    }
+
     /// Ternary weights in all blocks.
     pub fn n_ternary_weights(&self) -> u64 {
-        let attention = 2 * self.hidden * (self.q_width() + self.kv_width());
-        let feed_forward = 3 * self.hidden * self.ffn;
-        self.n_layers as u64 * (attention + feed_forward) as u64
+        let in_a_block = |part: Part| self.dims(part).into_iter().product::<usize>() as u64;
+        self.n_layers as u64 * self.graph.matrices().map(in_a_block).sum::<u64>()
     }
-}
-
-fn supported_architecture(file: &File) -> Result<&str, Error> {
-    const KEY: &str = "general.architecture";
-    let Some(architecture) = file.text(KEY)? else {
-        return Err(Error::model(format!("metadata '{KEY}'"), "it is missing, so no other key can be read"));
-    };
-    if ARCHITECTURES.contains(&architecture) {
-        return Ok(architecture);
-    }
-    let field = format!("metadata '{KEY}'");
-    Err(Error::unsupported(
-        field,
-        match architecture {
-            "bitnet" => "'bitnet' models compute SiLU where BitNet b1.58-2B-4T squares a ReLU, which this engine does \
-                not do; use a model of the architecture 'bitnet-b1.58'"
-                .to_owned(),
-            other => format!(
-                "'{}' is not computed by this engine; it runs {}",
-                other.escape_debug(),
-                ARCHITECTURES.map(|name| format!("'{name}'")).join(" and ")
-            ),
-        },
-    ))
 }
 
 /// Refuses settings that would change the graph, rather than ignore them.
 fn refuse_unknown_arithmetic(keys: &Keys<'_>) -> Result<(), Error> {
-    for (name, harmless) in [("rope.scaling.type", "none"), ("pooling_type", "none")] {
+    for (name, harmless) in [("pooling_type", "none")] {
         let key = keys.key(name);
         if let Some(value) = keys.file.metadata(&key)
             && value.as_str() != Some(harmless)
@@ -138,10 +158,27 @@ fn refuse_unknown_arithmetic(keys: &Keys<'_>) -> Result<(), Error> {
             return Err(Error::unsupported(format!("metadata '{key}'"), reason));
         }
     }
-    for (name, harmless) in [("rope.scale_linear", 1.0), ("rope.scaling.factor", 1.0), ("logit_scale", 1.0)] {
+    for (name, harmless) in [
+        ("rope.scale_linear", 1.0),
+        ("logit_scale", 1.0),
+        ("residual_scale", 1.0),
+        ("embedding_scale", 1.0),
+        ("attention.scale", 0.0),
+        ("attention.sliding_window", 0.0),
+        ("attention.clamp_kqv", 0.0),
+        ("attn_logit_softcapping", 0.0),
+        ("final_logit_softcapping", 0.0),
+        ("expert_count", 0.0),
+        ("rope.scaling.yarn_beta_fast", 32.0),
+        ("rope.scaling.yarn_beta_slow", 1.0),
+        ("rope.scaling.yarn_ext_factor", 1.0),
+        ("rope.scaling.yarn_attn_factor", 1.0),
+        ("rope.scaling.attn_factor", 1.0),
+        ("rope.scaling.yarn_log_multiplier", 0.0),
+    ] {
         let key = keys.key(name);
         if let Some(value) = keys.file.metadata(&key)
-            && value.as_f32() != Some(harmless)
+            && value.as_f32().or(value.as_u64().map(|value| value as f32)) != Some(harmless)
         {
             let reason = format!("{value:?} would change the computation, and only {harmless} is done here");
             return Err(Error::unsupported(format!("metadata '{key}'"), reason));
@@ -188,6 +225,41 @@ impl Keys<'_> {
         }
     }
 
+    /// The stretching of rotary frequencies; one that is not computed here is refused by key and value.
+    fn rope_scaling(&self) -> Result<Scaling, Error> {
+        const FACTOR: &str = "rope.scaling.factor";
+        const ORIGINAL: &str = "rope.scaling.original_context_length";
+        let kind = self.file.text(&self.key("rope.scaling.type"))?.unwrap_or("linear");
+        let factor = match kind {
+            "yarn" => self.positive_float(FACTOR, None)?,
+            _ => self.positive_float(FACTOR, Some(1.0))?,
+        };
+        match kind {
+            "none" | "linear" if factor == 1.0 => Ok(Scaling::None),
+            "none" | "linear" => {
+                let reason =
+                    format!("{factor} would change the computation; 'linear' is computed with 1 alone");
+                Err(Error::unsupported(self.field(FACTOR), reason))
+            }
+            "yarn" => {
+                let Some(original_context) = self.optional_count(ORIGINAL)? else {
+                    return Err(Error::model(self.field(ORIGINAL), "it is missing, and YaRN needs it"));
+                };
+                if factor < 1.0 {
+                    return Err(Error::model(self.field(FACTOR), format!("{factor} is below 1")));
+                }
+                Ok(Scaling::Yarn { factor, original_context })
+            }
+            other => {
+                let reason = format!(
+                    "'{}' is not computed here; 'linear' (by 1) and 'yarn' are",
+                    other.escape_debug()
+                );
+                Err(Error::unsupported(self.field("rope.scaling.type"), reason))
+            }
+        }
+    }
+
     /// The width of a head: every key that speaks of it must say the same.
     fn head_dim(&self, hidden: usize, n_heads: usize) -> Result<usize, Error> {
         let names = ["rope.dimension_count", "attention.key_length", "attention.value_length"];
@@ -219,7 +291,7 @@ impl Keys<'_> {
         Ok(head_dim)
     }
 
-    /// The vocabulary's size, from its key or else from the list of tokens.
+    /// The vocabulary's size, from its key, or else from the list of tokens, or else from the embedding.
     fn vocab(&self) -> Result<usize, Error> {
         let stated = self.optional_count("vocab_size")?;
         let listed = match self.file.metadata("tokenizer.ggml.tokens") {
@@ -233,9 +305,14 @@ impl Keys<'_> {
             }
             (Some(stated), _) => Ok(stated),
             (None, Some(listed)) if (1..=MAX_COUNT).contains(&listed) => Ok(listed as usize),
-            (None, _) => {
-                Err(Error::model(self.field("vocab_size"), "it is missing, and no tokens are listed"))
-            }
+            (None, Some(listed)) => Err(Error::model(
+                self.field("vocab_size"),
+                format!("it is missing, and {listed} tokens are listed"),
+            )),
+            (None, None) => match self.file.tensor("token_embd.weight").map(|tensor| tensor.dims) {
+                Some(&[_, rows]) if (1..=MAX_COUNT).contains(&rows) => Ok(rows as usize),
+                _ => Err(Error::model(self.field("vocab_size"), "it is missing, and no tokens are listed")),
+            },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Which tensors make up a model, with every shape checked against the metadata, in one place.
 
+use super::architecture::Part;
 use super::{Error, File, Hyper, Kind, Tensor, i2s, rows};
 
 /// A whole model's tensors. Shapes as (rows, columns), row-major, as a matrix times a column vector needs it.
@@ -7,12 +8,14 @@ use super::{Error, File, Hyper, Kind, Tensor, i2s, rows};
 pub struct Layout<'a> {
     /// The shape that all tensors were checked against.
     pub hyper: Hyper,
-    /// Embedding, (vocab, hidden): F32, F16, Q8_0 or Q6_K. Also the output matrix if `output` is `None`.
+    /// Embedding, (vocab, hidden), of floats or ternary. Also the output matrix if `output` is `None`.
     pub token_embd: Tensor<'a>,
     /// Separate output matrix, (vocab, hidden), of the same types.
     pub output: Option<Tensor<'a>>,
     /// Weight of the last norm, (hidden), F32.
     pub output_norm: Tensor<'a>,
+    /// What each rotary frequency is divided by, (head / 2), F32.
+    pub rope_factors: Option<Tensor<'a>>,
     /// One entry a layer.
     pub blocks: Vec<Block<'a>>,
 }
@@ -20,86 +23,77 @@ pub struct Layout<'a> {
 /// One layer's tensors.
 #[derive(Debug, Clone)]
 pub struct Block<'a> {
-    /// (hidden), F32.
-    pub attn_norm: Tensor<'a>,
-    /// Norm of the attention's result before `attn_output`, (heads · head_dim), F32.
-    pub attn_sub_norm: Tensor<'a>,
-    /// (hidden), F32.
-    pub ffn_norm: Tensor<'a>,
-    /// Norm before `ffn_down`, (ffn), F32.
-    pub ffn_sub_norm: Tensor<'a>,
-    /// (heads · head_dim, hidden), I2_S.
-    pub attn_q: Tensor<'a>,
-    /// (kv_heads · head_dim, hidden), I2_S.
-    pub attn_k: Tensor<'a>,
-    /// (kv_heads · head_dim, hidden), I2_S.
-    pub attn_v: Tensor<'a>,
-    /// (hidden, heads · head_dim), I2_S.
-    pub attn_output: Tensor<'a>,
-    /// (ffn, hidden), I2_S.
-    pub ffn_gate: Tensor<'a>,
-    /// (ffn, hidden), I2_S.
-    pub ffn_up: Tensor<'a>,
-    /// (hidden, ffn), I2_S.
-    pub ffn_down: Tensor<'a>,
+    tensors: [Option<Tensor<'a>>; Part::COUNT],
+    scales: [f32; Part::COUNT],
 }
 
 impl<'a> Block<'a> {
-    /// The seven ternary matrices.
-    pub fn ternary(&self) -> [Tensor<'a>; 7] {
-        let Self { attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, .. } = *self;
-        [attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down]
+    /// The tensor of a part, if the architecture has it.
+    pub fn find(&self, part: Part) -> Option<Tensor<'a>> {
+        self.tensors[part as usize]
+    }
+
+    /// The tensor of a part that every architecture has.
+    pub fn get(&self, part: Part) -> Tensor<'a> {
+        self.find(part).expect("because every architecture has this part, and `check_model` found it")
+    }
+
+    /// What the scales within a matrix are multiplied by: 1, or what stands in a tensor of its own.
+    pub fn factor(&self, part: Part) -> f32 {
+        self.scales[part as usize]
+    }
+
+    /// The ternary matrices.
+    pub fn ternary(&self) -> impl Iterator<Item = Tensor<'a>> {
+        self.tensors.into_iter().flatten().filter(|tensor| tensor.kind.is_ternary())
     }
 }
 
-impl Layout<'_> {
+impl<'a> Layout<'a> {
     /// The matrix that makes logits: `output`, or the embedding where they are tied.
-    pub fn head(&self) -> Tensor<'_> {
+    pub fn head(&self) -> Tensor<'a> {
         self.output.unwrap_or(self.token_embd)
+    }
+
+    /// All ternary matrices.
+    pub fn ternary(&self) -> impl Iterator<Item = Tensor<'a>> {
+        let outer = [Some(self.token_embd), self.output].into_iter().flatten();
+        let outer = outer.filter(|tensor| tensor.kind.is_ternary());
+        outer.chain(self.blocks.iter().flat_map(Block::ternary))
     }
 }
 
 /// Finds and checks every tensor of the model in `file`; a tensor too many is refused like one that is
 /// missing, since it would stand for arithmetic that is not done.
 ///
-/// Norm weights and scales must be finite. The codes of the ternary matrices are *not* read here: the repack
-/// does that as it passes over them ([`i2s::check`]).
+/// Norm weights and scales of tensors must be finite. The codes of the ternary matrices are *not* read here: the repack
+/// does that as it passes over them ([`super::ternary::check`]).
 pub fn check_model(file: &File) -> Result<Layout<'_>, Error> {
     let hyper = Hyper::read(file)?;
     let mut finder = Finder { file, n_found: 0 };
-    let (hidden, ffn, vocab) = (hyper.hidden, hyper.ffn, hyper.vocab);
+    let (hidden, vocab) = (hyper.hidden, hyper.vocab);
     let token_embd = finder.embedding("token_embd.weight", vocab, hidden)?;
     let output = match file.tensor("output.weight") {
         Some(_) => Some(finder.embedding("output.weight", vocab, hidden)?),
         None => None,
     };
     let output_norm = finder.norm("output_norm.weight", hidden)?;
+    let rope_factors = match file.tensor(ROPE_FACTORS) {
+        Some(_) if hyper.graph.rope_factors => Some(finder.rope_factors(hyper.head_dim / 2)?),
+        _ => None,
+    };
     if hyper.n_layers > file.tensors().len() {
         let reason =
             format!("{} layers, but the file holds {} tensors", hyper.n_layers, file.tensors().len());
         return Err(Error::model(format!("metadata '{}.block_count'", hyper.architecture), reason));
     }
-    let blocks = (0..hyper.n_layers)
-        .map(|layer| {
-            let name = |part: &str| format!("blk.{layer}.{part}.weight");
-            Ok(Block {
-                attn_norm: finder.norm(&name("attn_norm"), hidden)?,
-                attn_sub_norm: finder.norm(&name("attn_sub_norm"), hyper.q_width())?,
-                ffn_norm: finder.norm(&name("ffn_norm"), hidden)?,
-                ffn_sub_norm: finder.norm(&name("ffn_sub_norm"), ffn)?,
-                attn_q: finder.ternary(&name("attn_q"), hyper.q_width(), hidden)?,
-                attn_k: finder.ternary(&name("attn_k"), hyper.kv_width(), hidden)?,
-                attn_v: finder.ternary(&name("attn_v"), hyper.kv_width(), hidden)?,
-                attn_output: finder.ternary(&name("attn_output"), hidden, hyper.q_width())?,
-                ffn_gate: finder.ternary(&name("ffn_gate"), ffn, hidden)?,
-                ffn_up: finder.ternary(&name("ffn_up"), ffn, hidden)?,
-                ffn_down: finder.ternary(&name("ffn_down"), hidden, ffn)?,
-            })
-        })
-        .collect::<Result<Vec<_>, Error>>()?;
-    finder.refuse_the_rest(hyper.n_layers)?;
-    Ok(Layout { hyper, token_embd, output, output_norm, blocks })
+    let blocks =
+        (0..hyper.n_layers).map(|layer| finder.block(&hyper, layer)).collect::<Result<Vec<_>, Error>>()?;
+    finder.refuse_the_rest(&hyper)?;
+    Ok(Layout { hyper, token_embd, output, output_norm, rope_factors, blocks })
 }
+
+const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 struct Finder<'a> {
     file: &'a File,
@@ -107,6 +101,25 @@ struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
+    fn block(&mut self, hyper: &Hyper, layer: usize) -> Result<Block<'a>, Error> {
+        let mut block = Block { tensors: [None; Part::COUNT], scales: [1.0; Part::COUNT] };
+        for part in hyper.graph.parts() {
+            let (name, dims) = (part.tensor(layer), hyper.dims(part));
+            let tensor = match part.columns() {
+                None => self.norm(&name, dims[0])?,
+                Some(_) => self.ternary(&name, &dims)?,
+            };
+            let scale = format!("blk.{layer}.{}.scale", part.name());
+            if hyper.graph.scale_tensors && self.file.tensor(&scale).is_some() {
+                let tensor = self.norm(&scale, 1)?;
+                let bytes = tensor.data.first_chunk::<4>().expect("because the tensor holds one f32");
+                block.scales[part as usize] = f32::from_le_bytes(*bytes);
+            }
+            block.tensors[part as usize] = Some(tensor);
+        }
+        Ok(block)
+    }
+
     /// The tensor `name` with the dims `dims`, in GGUF's order.
     fn find(&mut self, name: &str, dims: &[usize]) -> Result<Tensor<'a>, Error> {
         let field = || format!("tensor '{name}'");
@@ -130,55 +143,70 @@ impl<'a> Finder<'a> {
             let reason = format!("{} where F32 is needed; convert the model again", tensor.kind);
             return Err(Error::unsupported(format!("tensor '{name}'"), reason));
         }
-        let finite =
-            tensor.data.as_chunks::<4>().0.iter().all(|bytes| f32::from_le_bytes(*bytes).is_finite());
-        if !finite {
+        if !floats(&tensor).all(f32::is_finite) {
             return Err(Error::damaged(format!("tensor '{name}'"), "a weight is not a finite number"));
         }
         Ok(tensor)
     }
 
+    fn rope_factors(&mut self, n_pairs: usize) -> Result<Tensor<'a>, Error> {
+        let tensor = self.norm(ROPE_FACTORS, n_pairs)?;
+        match floats(&tensor).find(|&factor| factor <= 0.0) {
+            None => Ok(tensor),
+            Some(factor) => {
+                let reason = format!("a factor is {factor}, and frequencies are divided by it");
+                Err(Error::damaged(format!("tensor '{ROPE_FACTORS}'"), reason))
+            }
+        }
+    }
+
     fn embedding(&mut self, name: &str, n_rows: usize, n_columns: usize) -> Result<Tensor<'a>, Error> {
         let tensor = self.find(name, &[n_columns, n_rows])?;
-        if !rows::READABLE.contains(&tensor.kind) {
-            let reason = format!("{} cannot be read here; F32, F16, Q8_0 and Q6_K can", tensor.kind);
+        if !rows::READABLE.contains(&tensor.kind) && !tensor.kind.is_ternary() {
+            let readable = rows::READABLE.map(|kind| kind.to_string()).join(", ");
+            let reason = format!("{} cannot be read here; {readable} and the ternary types can", tensor.kind);
             return Err(Error::unsupported(format!("tensor '{name}'"), reason));
         }
         Ok(tensor)
     }
 
-    fn ternary(&mut self, name: &str, n_rows: usize, n_columns: usize) -> Result<Tensor<'a>, Error> {
-        let tensor = self.find(name, &[n_columns, n_rows])?;
+    fn ternary(&mut self, name: &str, dims: &[usize]) -> Result<Tensor<'a>, Error> {
+        let tensor = self.find(name, dims)?;
         let field = || format!("tensor '{name}'");
-        if tensor.kind != Kind::I2S {
+        if !tensor.kind.is_ternary() {
             let hint = match tensor.kind {
                 Kind::TL1 | Kind::TL2 => {
                     "the layout of TL1 and TL2 depends on the build that wrote them: take the I2_S file"
                 }
-                _ => "ternary matrices are read as I2_S: take the I2_S file, or convert the model",
+                _ => {
+                    "a ternary matrix is needed (I2_S, TQ1_0, TQ2_0, Q2_0, …): take such a file, or convert the model"
+                }
             };
             return Err(Error::unsupported(field(), format!("{}; {hint}", tensor.kind)));
         }
-        let scale = i2s::scale(tensor.data, n_rows * n_columns);
-        match scale.filter(|scale| scale.is_finite()) {
-            Some(_) => Ok(tensor),
-            None => Err(Error::damaged(field(), format!("its scale is {scale:?}, not a finite number"))),
+        if tensor.kind == Kind::I2S {
+            let scale = i2s::scale(tensor.data, dims[0] * dims[1]);
+            if !scale.is_some_and(f32::is_finite) {
+                return Err(Error::damaged(field(), format!("its scale is {scale:?}, not a finite number")));
+            }
         }
+        Ok(tensor)
     }
 
-    fn refuse_the_rest(&self, n_layers: usize) -> Result<(), Error> {
+    fn refuse_the_rest(&self, hyper: &Hyper) -> Result<(), Error> {
         if self.n_found == self.file.tensors().len() {
             return Ok(());
         }
         let known = |name: &str| {
-            if matches!(name, "token_embd.weight" | "output.weight" | "output_norm.weight") {
-                return true;
-            }
-            let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-            part.is_some_and(|(layer, part)| {
-                layer.parse::<usize>().is_ok_and(|layer| layer < n_layers)
-                    && PARTS.iter().any(|known| part.strip_suffix(".weight") == Some(*known))
-            })
+            let outer = ["token_embd.weight", "output.weight", "output_norm.weight"];
+            outer.contains(&name)
+                || name == ROPE_FACTORS && hyper.graph.rope_factors
+                || Part::parse(name).is_some_and(|(part, layer, ending)| {
+                    let scale = ending == "scale" && hyper.graph.scale_tensors;
+                    layer < hyper.n_layers
+                        && (ending == "weight" || scale)
+                        && hyper.graph.parts().any(|known| known == part)
+                })
         };
         let extra = self.file.tensors().find(|tensor| !known(tensor.name));
         let name = extra.map_or("?", |tensor| tensor.name);
@@ -189,17 +217,7 @@ impl<'a> Finder<'a> {
     }
 }
 
-/// The tensors of one block, as they are named in the file.
-pub(crate) const PARTS: [&str; 11] = [
-    "attn_norm",
-    "ffn_down",
-    "ffn_sub_norm",
-    "ffn_gate",
-    "ffn_up",
-    "ffn_norm",
-    "attn_sub_norm",
-    "attn_k",
-    "attn_output",
-    "attn_q",
-    "attn_v",
-];
+/// The values of a tensor of F32.
+fn floats<'a>(tensor: &Tensor<'a>) -> impl Iterator<Item = f32> + 'a {
+    tensor.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
+}

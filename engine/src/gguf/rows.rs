@@ -1,11 +1,11 @@
 //! Rows of an embedding or output matrix as f32, to the bit as ggml's reference routines make them.
 //!
-//! F16 and Q8_0 widen exactly; Q6_K rounds once, at its last product. The ternary matrices are not read here.
+//! F16, BF16 and Q8_0 widen exactly; Q6_K rounds once, at its last product. Ternary rows come from [`super::ternary`].
 
-use super::{Kind, Tensor};
+use super::{Kind, Tensor, ternary};
 
 /// The types that [`dequantise`] reads.
-pub const READABLE: [Kind; 4] = [Kind::F32, Kind::F16, Kind::Q8_0, Kind::Q6K];
+pub const READABLE: [Kind; 6] = [Kind::F32, Kind::F16, Kind::BF16, Kind::Q8_0, Kind::Q4K, Kind::Q6K];
 
 /// The bytes of row `row` of a matrix; `None` if it has no such row or its type is not in [`READABLE`].
 pub fn bytes<'a>(tensor: &Tensor<'a>, row: usize) -> Option<&'a [u8]> {
@@ -19,15 +19,20 @@ pub fn bytes_of_row(kind: Kind, n_columns: usize) -> Option<usize> {
     if !READABLE.contains(&kind) {
         return None;
     }
-    usize::try_from(kind.tensor_bytes(n_columns as u64)?).ok()
+    usize::try_from(kind.row_bytes(n_columns as u64)?).ok()
 }
 
 /// Writes row `row` of `tensor` into `out`, whose length is the row's.
 ///
 /// # Panics
-/// If there is no such row, `out` has another length, or the type is not in [`READABLE`]: the checks of
-/// [`super::check_model`] and a token id below the vocabulary rule all three out.
+/// If there is no such row, `out` has another length, the type is neither ternary nor in [`READABLE`], or a ternary row is
+/// faulty: the checks at load and a token id below the vocabulary rule all of that out.
 pub fn read(tensor: &Tensor<'_>, row: usize, out: &mut [f32]) {
+    if tensor.kind.is_ternary() {
+        let mut ternary_row = ternary::Row::default();
+        ternary::read(tensor, row, &mut ternary_row).expect("because every row was checked at load");
+        return ternary_row.widen(out);
+    }
     let bytes = bytes(tensor, row).expect("because the caller asks for a row of a readable matrix");
     dequantise(tensor.kind, bytes, out);
 }
@@ -49,6 +54,16 @@ pub fn dequantise(kind: Kind, bytes: &[u8], out: &mut [f32]) {
                 *value = f16_to_f32(u16::from_le_bytes(*bytes));
             }
         }
+        Kind::BF16 => {
+            for (value, &[low, high]) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *value = f32::from_le_bytes([0, 0, low, high]);
+            }
+        }
+        Kind::Q4K => {
+            for (values, block) in out.as_chunks_mut::<256>().0.iter_mut().zip(bytes.as_chunks::<144>().0) {
+                q4_k(block, values);
+            }
+        }
         Kind::Q8_0 => {
             for (values, block) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<34>().0) {
                 q8_0(block, values);
@@ -68,6 +83,25 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let scale = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
     for (value, &quant) in out.iter_mut().zip(&block[2..]) {
         *value = f32::from(quant as i8) * scale;
+    }
+}
+
+/// Two f16 scales, of factors and of minima; six bits of both for each of eight runs of 32 weights; nibbles, the lower ones
+/// of 32 bytes before the upper ones.
+fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
+    let half = |at: usize| f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]));
+    let (scale, minimum) = (half(0), half(2));
+    let (six, nibbles) = (&block[4..16], &block[16..]);
+    for (run, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (factor, less) = if run < 4 {
+            (six[run] & 63, six[run + 4] & 63)
+        } else {
+            (six[run + 4] & 15 | six[run - 4] >> 6 << 4, six[run + 4] >> 4 | six[run] >> 6 << 4)
+        };
+        let (factor, less) = (scale * f32::from(factor), minimum * f32::from(less));
+        for (value, byte) in out.iter_mut().zip(&nibbles[32 * (run / 2)..]) {
+            *value = factor * f32::from(byte >> (4 * (run % 2)) & 15) - less;
+        }
     }
 }
 

@@ -5,8 +5,7 @@ use ternfleet_text::{TokenType, Vocabulary};
 use super::{Error, File};
 
 /// Reads the vocabulary of the model in `file`. Whether it can be used, and how it splits text, is for
-/// [`ternfleet_text::Tokenizer::from_parts`] to say; `tokenizer.chat_template` is not read, since the official
-/// file carries a wrong one.
+/// [`ternfleet_text::Tokenizer::from_parts`] to say.
 pub fn vocabulary(file: &File) -> Result<Vocabulary, Error> {
     let missing = |key: &str| {
         Error::model(format!("metadata '{key}'"), "it is missing, so the file holds no tokenizer")
@@ -32,14 +31,21 @@ pub fn vocabulary(file: &File) -> Result<Vocabulary, Error> {
             types.into_iter().map(|id| TokenType::from_id(u32::try_from(id).unwrap_or(u32::MAX))).collect()
         }
     };
+    let model = text("tokenizer.ggml.model")?;
+    // SentencePiece has scores in their place.
+    let merges =
+        if model.as_deref() == Some("llama") { Vec::new() } else { strings("tokenizer.ggml.merges")? };
     Ok(Vocabulary {
         tokens,
-        merges: strings("tokenizer.ggml.merges")?,
+        merges,
+        scores: file.floats("tokenizer.ggml.scores")?.unwrap_or_default(),
+        add_space_prefix: file.boolean("tokenizer.ggml.add_space_prefix")?,
+        chat_template: text("tokenizer.chat_template")?,
         token_types,
         bos: id("tokenizer.ggml.bos_token_id")?,
         eos: id("tokenizer.ggml.eos_token_id")?,
         add_bos: file.boolean("tokenizer.ggml.add_bos_token")?,
-        model: text("tokenizer.ggml.model")?,
+        model,
         pre: text("tokenizer.ggml.pre")?,
     })
 }

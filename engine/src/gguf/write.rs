@@ -40,8 +40,10 @@ impl Planned {
     /// # Panics
     /// If the shape is no whole number of blocks of a known type: whoever plans a tensor knows its type.
     pub fn n_bytes(&self) -> u64 {
-        let n_weights = self.dims.iter().product();
-        self.kind.tensor_bytes(n_weights).expect("because planned tensors hold whole blocks of a known type")
+        let n_rows = self.dims[1..].iter().product();
+        self.kind
+            .tensor_bytes(self.dims[0], n_rows)
+            .expect("because planned tensors hold whole blocks of a known type")
     }
 }
 

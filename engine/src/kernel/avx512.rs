@@ -1,10 +1,13 @@
 //! 512-bit kernels: one line is one register, `vpdpbusd` multiplies four codes of sixteen rows at once.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
+mod grouped;
+
 use super::ahead::ask_ahead;
 use super::lanes::Lanes;
 use super::tl2::avx2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
+use grouped::Lines;
 use std::arch::x86_64::*;
 
 /// Lines decoded at a time: two groups of 32 lines of 4 planes are 16 KiB of codes, a third of the first-level cache.
@@ -529,4 +532,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 20 * 64
 }
 
-super::stamp!(Whole, 8, 2, 4, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");
+super::stamp!(Whole, Lines, 8, 2, 4, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");

@@ -4,7 +4,9 @@
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
 use super::ahead::ask_ahead;
-use super::avx2::{Pair, read_all, screen, screen_six};
+use super::avx2::{Narrow, Pair, as_floats, read_all, screen, screen_six};
+use super::grouped::{Blocks, GROUP_LINES};
+use super::lanes::Lanes;
 use super::tl2::avx2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
 use std::arch::x86_64::*;
@@ -30,6 +32,72 @@ pub(super) unsafe fn ternary(job: &TernaryJob) {
             _ => panel(lines, job, sums),
         }
     }
+}
+
+/// Groups of inputs, in int32.
+pub(super) struct Wide;
+
+impl Blocks for Wide {
+    type Lane = Pair;
+    const TILE: usize = 6;
+
+    #[inline(always)]
+    unsafe fn stream<const T: usize>(
+        lines: *const u8,
+        acts: *const i8,
+        stride: usize,
+        less: [i32; T],
+    ) -> [Pair; T] {
+        let mut sums = [[_mm256_setzero_si256(); 2]; T];
+        for line in 0..GROUP_LINES {
+            let at = lines.add(line * LINE);
+            ask_ahead(at);
+            let upper = decode(_mm256_loadu_si256(at.cast()));
+            let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
+            for plane in 0..4 {
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    let act = broadcast(acts.add(t * stride + line * 16 + plane * 4));
+                    sum[0] = _mm256_dpbusd_avx_epi32(sum[0], upper[plane], act);
+                    sum[1] = _mm256_dpbusd_avx_epi32(sum[1], lower[plane], act);
+                }
+            }
+        }
+        floats(sums, less)
+    }
+
+    #[inline(always)]
+    unsafe fn decode(lines: *const u8, panel: *mut u8) {
+        Narrow::decode(lines, panel);
+    }
+
+    #[inline(always)]
+    unsafe fn tile<const T: usize>(
+        panel: *const u8,
+        acts: *const i8,
+        stride: usize,
+        less: [i32; T],
+    ) -> [Pair; T] {
+        let mut sums = [[_mm256_setzero_si256(); 2]; T];
+        for step in 0..GROUP_LINES * 4 {
+            let upper = _mm256_loadu_si256(panel.add(step * LINE).cast());
+            let lower = _mm256_loadu_si256(panel.add(step * LINE + 32).cast());
+            for t in 0..T {
+                let act = broadcast(acts.add(t * stride + step * 4));
+                sums[t][0] = _mm256_dpbusd_avx_epi32(sums[t][0], upper, act);
+                sums[t][1] = _mm256_dpbusd_avx_epi32(sums[t][1], lower, act);
+            }
+        }
+        floats(sums, less)
+    }
+}
+
+#[inline(always)]
+unsafe fn floats<const T: usize>(sums: [[__m256i; 2]; T], less: [i32; T]) -> [Pair; T] {
+    let mut out = [Pair::splat(0.0); T];
+    for t in 0..T {
+        out[t] = as_floats(sums[t], less[t]);
+    }
+    out
 }
 
 /// The four planes of half a line.
@@ -224,4 +292,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 12 * 32
 }
 
-super::stamp!(Pair, 4, 1, 1, "avx2,fma,f16c,avxvnni");
+super::stamp!(Pair, Wide, 4, 1, 1, "avx2,fma,f16c,avxvnni");

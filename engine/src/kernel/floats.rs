@@ -4,8 +4,9 @@
 //! doors with their length checks stand there too. Lengths are multiples of 16 throughout: model widths are multiples of 128.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Vector loads by pointer; `kernel.rs` checks the lengths.
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, exp};
 use super::{Quantised, ROWS};
+use crate::gguf::architecture::Activation;
 
 /// Floats ahead of the sums of squares that are asked for: 4 KiB.
 const SQUARES_AHEAD: usize = 1024;
@@ -34,38 +35,45 @@ pub(super) unsafe fn norm<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &m
     }
 }
 
-/// Norms rows and rounds each to int8 by one scale: s = 127 / max(|x|, 1e-5), q = round half to even of x·s.
+/// Norms rows, where there is a norm, and rounds each to int8, `group` inputs by one scale: s = 127 / max(|x|, 1e-5), q = round
+/// half to even of x·s.
 ///
 /// A row's sum of squares is one chain of fused multiply-adds, by its definition; four rows at a time hide its latency.
 ///
 /// # Safety
-/// CPU features of `L`; `weight` and `row` of one length n, a multiple of 16 and at most 2¹⁷; `x` and `acts` hold
-/// (`quantised.len()`, n).
+/// CPU features of `L`; the norm's weights and `row` of one length n, a multiple of 16 and at most 2¹⁷; `x` and `acts` hold
+/// whole rows, `quantised` (n_rows, n / group).
 #[inline(always)]
 pub(super) unsafe fn norm_quantise<L: Lanes>(
     x: &[f32],
-    weight: &[f32],
-    eps: f32,
+    norm: Option<(&[f32], f32)>,
+    group: usize,
     row: &mut [f32],
     acts: &mut [i8],
     quantised: &mut [Quantised],
 ) {
-    let n = weight.len();
+    let n = row.len();
+    let n_rows = x.len() / n;
     let mut first = 0;
-    while first < quantised.len() {
+    while first < n_rows {
         let from = x.as_ptr().add(first * n);
-        let mut sums = [0f32; 4];
-        let together = if quantised.len() - first >= 4 {
-            sums = squares::<L, 4>(from, n);
-            4
-        } else {
-            sums[0] = squares::<L, 1>(from, n)[0];
-            1
-        };
-        for (i, sum) in sums.iter().enumerate().take(together) {
-            let scale = 1.0 / (sum / n as f32 + eps).sqrt();
+        let together = if n_rows - first >= 4 { 4 } else { 1 };
+        let mut scales = [None; 4];
+        if let Some((weight, eps)) = norm {
+            let mut sums = [0f32; 4];
+            if together == 4 {
+                sums = squares::<L, 4>(from, n);
+            } else {
+                sums[0] = squares::<L, 1>(from, n)[0];
+            }
+            for (scale, sum) in scales.iter_mut().zip(sums) {
+                *scale = Some((1.0 / (sum / n as f32 + eps).sqrt(), weight));
+            }
+        }
+        for (i, scale) in scales.into_iter().enumerate().take(together) {
             let to = acts.as_mut_ptr().add((first + i) * n);
-            quantised[first + i] = scale_and_round::<L>(from.add(i * n), scale, weight, row, to);
+            let groups = (first + i) * (n / group)..(first + i + 1) * (n / group);
+            scale_and_round::<L>(from.add(i * n), scale, group, row, to, &mut quantised[groups]);
         }
         first += together;
     }
@@ -88,38 +96,44 @@ unsafe fn squares<L: Lanes, const R: usize>(x: *const f32, n: usize) -> [f32; R]
     sums.map(|sum| sum.sum())
 }
 
-/// One row times its scale and the weights, into `row`, and from there to int8.
+/// One row times its norm's scale and weights, into `row`, and from there to int8.
 #[inline(always)]
 unsafe fn scale_and_round<L: Lanes>(
     x: *const f32,
-    scale: f32,
-    weight: &[f32],
+    norm: Option<(f32, &[f32])>,
+    group: usize,
     row: &mut [f32],
     acts: *mut i8,
-) -> Quantised {
-    let n = weight.len();
-    let factor = L::splat(scale);
-    // The largest of all is the same in any order: two chains.
-    let mut largest = [L::splat(0.0); 2];
-    let mut i = 0;
-    while i < n {
-        let v = L::load(x.add(i)).mul(factor).mul(L::load(weight.as_ptr().add(i)));
-        v.store(row.as_mut_ptr().add(i));
-        largest[i / 16 % 2] = v.abs().max(largest[i / 16 % 2]);
-        i += 16;
+    quantised: &mut [Quantised],
+) {
+    for (index, quantised) in quantised.iter_mut().enumerate() {
+        let (start, end) = (index * group, (index + 1) * group);
+        // The largest of all is the same in any order: two chains.
+        let mut largest = [L::splat(0.0); 2];
+        let mut i = start;
+        while i < end {
+            let mut v = L::load(x.add(i));
+            if let Some((scale, weight)) = norm {
+                v = v.mul(L::splat(scale)).mul(L::load(weight.as_ptr().add(i)));
+            }
+            v.store(row.as_mut_ptr().add(i));
+            largest[i / 16 % 2] = v.abs().max(largest[i / 16 % 2]);
+            i += 16;
+        }
+        let largest = largest[0].max(largest[1]).largest().max(1e-5);
+        let scale = 127.0 / largest;
+        let (low, high, factor) = (L::splat(-128.0), L::splat(127.0), L::splat(scale));
+        // Whole numbers, 2¹⁷ of at most 2⁷ together: exact in f32, in any order.
+        let mut sum = L::splat(0.0);
+        let mut i = start;
+        while i < end {
+            let q = L::load(row.as_ptr().add(i)).mul(factor).round().max(low).min(high);
+            q.store_i8(acts.add(i));
+            sum = sum.add(q);
+            i += 16;
+        }
+        *quantised = Quantised { scale, step: largest / 127.0, sum: sum.sum() as i32 };
     }
-    let scale = 127.0 / largest[0].max(largest[1]).largest().max(1e-5);
-    let (low, high, factor) = (L::splat(-128.0), L::splat(127.0), L::splat(scale));
-    // Whole numbers, 2¹⁷ of at most 2⁷ together: exact in f32, in any order.
-    let mut sum = L::splat(0.0);
-    let mut i = 0;
-    while i < n {
-        let q = L::load(row.as_ptr().add(i)).mul(factor).round().max(low).min(high);
-        q.store_i8(acts.add(i));
-        sum = sum.add(q);
-        i += 16;
-    }
-    Quantised { scale, sum: sum.sum() as i32 }
 }
 
 /// max |x|; 0 for an empty slice.
@@ -140,10 +154,11 @@ pub(super) unsafe fn largest_magnitude<L: Lanes>(x: &[f32]) -> f32 {
 /// What happens to the sums of one or two groups of rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Epilogue<'a> {
-    /// Per token.
+    /// Per token, or per token and group of inputs.
     pub(crate) activations: &'a [Quantised],
-    /// The tensors' scales of the two groups.
-    pub(crate) weight_scales: [f32; 2],
+    pub(crate) n_tokens: usize,
+    /// The rows' scales; unused where groups of inputs have them.
+    pub(crate) weight_scales: &'a [f32],
     pub(crate) n_groups: usize,
     /// Where token 0's first row goes; further tokens follow at `stride`.
     pub(crate) out: *mut f32,
@@ -158,8 +173,8 @@ pub(crate) enum Then {
     Store,
     /// out += y
     Add,
-    /// out = relu(y of group 0)² · (y of group 1): sixteen rows from two groups.
-    Gate,
+    /// out = activation(y of group 0) · (y of group 1): sixteen rows from two groups.
+    Gate(Activation),
 }
 
 /// Division by one number many times, rounded as the division instruction rounds, in five operations that overlap instead
@@ -202,32 +217,60 @@ pub(super) fn divides_exactly(a: i32, b: f32) -> bool {
 /// CPU features of `L`; `sums` holds (n_tokens, 32); `out` has room for `n_groups` · 16 floats (16 for `Gate`) a token.
 #[inline(always)]
 pub(super) unsafe fn finish<L: Lanes>(sums: *const i32, job: &Epilogue<'_>) {
-    let scales = [L::splat(job.weight_scales[0]), L::splat(job.weight_scales[1])];
+    let mut scales = [L::splat(0.0); 2];
+    for group in 0..job.n_groups {
+        scales[group] = L::load(job.weight_scales.as_ptr().add(group * ROWS));
+    }
     for (token, activation) in job.activations.iter().enumerate() {
         let divisor = Divisor::<L>::new(activation.scale);
         let from = sums.add(token * 2 * ROWS);
-        let out = job.out.add(token * job.stride);
         // No closures here: intrinsics are not inlined into them.
         let mut ys = [L::splat(0.0); 2];
         for group in 0..job.n_groups {
             let dot = L::load_i32_minus(from.add(group * ROWS), activation.sum);
             ys[group] = divisor.divide(dot).mul(scales[group]);
         }
-        match job.then {
-            Then::Gate => {
-                let gate = ys[0].max(L::splat(0.0));
-                gate.mul(gate).mul(ys[1]).store(out);
+        hand_on::<L>(ys, job, token);
+    }
+}
+
+/// Hands on sums that are floats already.
+///
+/// # Safety
+/// As [`finish`].
+#[inline(always)]
+pub(super) unsafe fn finish_floats<L: Lanes>(sums: *const f32, job: &Epilogue<'_>) {
+    for token in 0..job.n_tokens {
+        let mut ys = [L::splat(0.0); 2];
+        for group in 0..job.n_groups {
+            ys[group] = L::load(sums.add((token * 2 + group) * ROWS));
+        }
+        hand_on::<L>(ys, job, token);
+    }
+}
+
+/// One token's results of one or two groups, to where they belong.
+#[inline(always)]
+unsafe fn hand_on<L: Lanes>(ys: [L; 2], job: &Epilogue<'_>, token: usize) {
+    let out = job.out.add(token * job.stride);
+    match job.then {
+        Then::Gate(Activation::SquaredRelu) => {
+            let gate = ys[0].max(L::splat(0.0));
+            gate.mul(gate).mul(ys[1]).store(out);
+        }
+        Then::Gate(Activation::Silu) => {
+            let below = exp(L::splat(0.0).sub(ys[0])).add(L::splat(1.0));
+            ys[0].div(below).mul(ys[1]).store(out);
+        }
+        Then::Store => {
+            for group in 0..job.n_groups {
+                ys[group].store(out.add(group * ROWS));
             }
-            Then::Store => {
-                for group in 0..job.n_groups {
-                    ys[group].store(out.add(group * ROWS));
-                }
-            }
-            Then::Add => {
-                for group in 0..job.n_groups {
-                    let place = out.add(group * ROWS);
-                    L::load(place).add(ys[group]).store(place);
-                }
+        }
+        Then::Add => {
+            for group in 0..job.n_groups {
+                let place = out.add(group * ROWS);
+                L::load(place).add(ys[group]).store(place);
             }
         }
     }

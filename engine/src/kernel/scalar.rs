@@ -1,6 +1,7 @@
 //! Plain Rust: the reference for every other instruction set, and what CPUs without AVX2 run.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Same signatures as the vector kernels; `kernel.rs` checks the lengths.
 
+use super::grouped::{Blocks, GROUP_LINES};
 use super::lanes::Lanes;
 use super::tl2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob, floats};
@@ -117,6 +118,60 @@ pub(super) unsafe fn ternary(job: &TernaryJob) {
     }
 }
 
+/// Groups of inputs, by plain Rust.
+pub(super) struct Plain;
+
+impl Blocks for Plain {
+    type Lane = [f32; 16];
+    const TILE: usize = 1;
+
+    #[inline(always)]
+    unsafe fn stream<const T: usize>(
+        lines: *const u8,
+        acts: *const i8,
+        stride: usize,
+        less: [i32; T],
+    ) -> [[f32; 16]; T] {
+        let mut panel = [0; GROUP_LINES * 4 * LINE];
+        Self::decode(lines, panel.as_mut_ptr());
+        Self::tile(panel.as_ptr(), acts, stride, less)
+    }
+
+    #[inline(always)]
+    unsafe fn decode(lines: *const u8, panel: *mut u8) {
+        for line in 0..GROUP_LINES {
+            for plane in 0..4 {
+                for i in 0..LINE {
+                    let code = *lines.add(line * LINE + i) >> (2 * plane) & 3;
+                    panel.add((line * 4 + plane) * LINE + i).write(code);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<const T: usize>(
+        panel: *const u8,
+        acts: *const i8,
+        stride: usize,
+        less: [i32; T],
+    ) -> [[f32; 16]; T] {
+        std::array::from_fn(|t| {
+            let mut sums = [0i32; ROWS];
+            for step in 0..GROUP_LINES * 4 {
+                let four = acts.add(t * stride + step * 4).cast::<[i8; 4]>().read_unaligned();
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    for (j, &activation) in four.iter().enumerate() {
+                        let code = *panel.add(step * LINE + 4 * row + j);
+                        *sum += i32::from(code) * i32::from(activation);
+                    }
+                }
+            }
+            sums.map(|sum| (sum - less[t]) as f32)
+        })
+    }
+}
+
 /// Int8 activations are int16 ones here.
 pub(super) use screen as screen_narrow;
 
@@ -196,4 +251,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 16
 }
 
-super::stamp!([f32; 16], 4, 1, 1);
+super::stamp!([f32; 16], Plain, 4, 1, 1);

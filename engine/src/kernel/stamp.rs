@@ -2,11 +2,12 @@
 
 /// Writes out the generic routines for one instruction set and gathers them in its `TABLE`.
 macro_rules! stamp {
-    ($lanes:ty, $wide:literal, $vectors:literal, $tall:literal $(, $features:literal)?) => {
+    ($lanes:ty, $blocks:ty, $wide:literal, $vectors:literal, $tall:literal $(, $features:literal)?) => {
         mod stamped {
             #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, unused_imports)]
             use super::super::attention::{self, Page, Query, State};
             use super::super::floats::{self, Bounds, Epilogue};
+            use super::super::grouped::{self, GroupedJob};
             use super::super::Quantised;
             use super::*;
             type Lane = $lanes;
@@ -16,19 +17,24 @@ macro_rules! stamp {
                 floats::finish::<Lane>(sums, job);
             }
             $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn grouped(job: &GroupedJob, epilogue: &Epilogue<'_>) {
+                grouped::product::<$blocks>(job);
+                floats::finish_floats::<Lane>(job.sums, epilogue);
+            }
+            $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
                 floats::norm::<Lane>(x, weight, eps, out);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn norm_quantise(
                 x: &[f32],
-                weight: &[f32],
-                eps: f32,
+                norm: Option<(&[f32], f32)>,
+                group: usize,
                 row: &mut [f32],
                 acts: &mut [i8],
                 quantised: &mut [Quantised],
             ) {
-                floats::norm_quantise::<Lane>(x, weight, eps, row, acts, quantised);
+                floats::norm_quantise::<Lane>(x, norm, group, row, acts, quantised);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
@@ -117,6 +123,7 @@ macro_rules! stamp {
             read_all,
             multiply_all,
             finish: stamped::finish,
+            grouped: stamped::grouped,
             norm: stamped::norm,
             norm_quantise: stamped::norm_quantise,
             rotate: stamped::rotate,

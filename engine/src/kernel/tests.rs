@@ -1,6 +1,7 @@
 //! One property suite, stamped on every instruction set: equal to the scalar kernels to the last bit.
 
 use super::*;
+use crate::gguf::architecture::Activation;
 use proptest::prelude::*;
 
 /// A generator of small numbers that needs no crate: the tests want bulk, not quality.
@@ -38,12 +39,17 @@ fn product(
     let activations: Vec<Quantised> = acts
         .chunks(width)
         .enumerate()
-        .map(|(t, row)| Quantised { scale: 3.7 + t as f32, sum: row.iter().map(|&q| i32::from(q)).sum() })
+        .map(|(t, row)| Quantised {
+            scale: 3.7 + t as f32,
+            step: 0.0,
+            sum: row.iter().map(|&q| i32::from(q)).sum(),
+        })
         .collect();
     let mut out: Vec<f32> = (0..n_tokens * 40).map(|i| i as f32 * 0.37).collect();
     let epilogue = Epilogue {
         activations: &activations,
-        weight_scales: [0.71, 1.3],
+        n_tokens,
+        weight_scales: &std::array::from_fn::<f32, 32, _>(|row| 0.71 + row as f32 / 17.0),
         n_groups,
         out: out.as_mut_ptr(),
         stride: 40,
@@ -87,12 +93,70 @@ fn products_equal_scalar(
     if extreme.is_some() {
         lines.fill(0b10_10_10_10);
     }
-    for (n_groups, then) in [(1, Then::Store), (2, Then::Store), (2, Then::Add), (2, Then::Gate)] {
+    for (n_groups, then) in [
+        (1, Then::Store),
+        (2, Then::Store),
+        (2, Then::Add),
+        (2, Then::Gate(Activation::SquaredRelu)),
+        (2, Then::Gate(Activation::Silu)),
+    ] {
         let expected = product(scalar, &lines, acts, width, n_groups, then);
         for layout in [Layout::I2s, Layout::Tl2] {
             let found = product(kernels.with_layout(layout), &lines, acts, width, n_groups, then);
             assert_eq!(bits(&expected), bits(&found), "{isa} {layout:?} {then:?} {n_groups} groups");
         }
+    }
+}
+
+/// Products of groups of inputs, from rows of floats on.
+fn grouped_equal_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, magnitude: f32, extreme: bool) {
+    let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
+    let width = blocks * GROUP;
+    let mut bytes = Bytes(seed);
+    let layout = Layout::Grouped;
+    let mut groups = vec![0u8; 2 * layout.group_bytes(width)];
+    for group in groups.chunks_mut(layout.group_bytes(width)) {
+        let mut lines = bytes.lines(width / 16);
+        if extreme {
+            lines.fill(0b10_10_10_10);
+        }
+        layout.pack_group(&lines, width, group);
+        let mut halves = vec![0u16; blocks * ROWS];
+        scalar.narrow(&bytes.floats(blocks * ROWS, 2.0), &mut halves);
+        for (to, half) in group.as_chunks_mut::<2>().0.iter_mut().zip(halves) {
+            *to = half.to_ne_bytes();
+        }
+    }
+    let rows: Vec<f32> = match extreme {
+        true => vec![-3.0; n_tokens * width],
+        false => bytes.floats(n_tokens * width, magnitude),
+    };
+    let run = |kernels: Kernels, n_groups: usize, then: Then| {
+        let kernels = kernels.with_layout(layout);
+        let (mut acts, mut row) = (vec![0i8; n_tokens * width], vec![0f32; width]);
+        let mut activations = vec![Quantised::default(); n_tokens * blocks];
+        kernels.norm_quantise(&rows, None, &mut row, &mut acts, &mut activations);
+        let mut out: Vec<f32> = (0..n_tokens * 40).map(|i| i as f32 * 0.37).collect();
+        let epilogue = Epilogue {
+            activations: &activations,
+            n_tokens,
+            weight_scales: &[],
+            n_groups,
+            out: out.as_mut_ptr(),
+            stride: 40,
+            then,
+        };
+        let acts = Acts { width, rows: &acts, tables: &[] };
+        // SAFETY: `out` holds 40 floats a token, more than two groups need, and belongs to this thread.
+        unsafe { kernels.product(&groups, &acts, &epilogue, &mut Scratch::new()) };
+        bits(&out)
+    };
+    for (n_groups, then) in [(1, Then::Store), (2, Then::Add), (2, Then::Gate(Activation::Silu))] {
+        assert_eq!(
+            run(scalar, n_groups, then),
+            run(kernels, n_groups, then),
+            "{isa} {then:?} {n_groups} groups"
+        );
     }
 }
 
@@ -107,7 +171,7 @@ fn floats_equal_scalar(isa: Isa, seed: u64, blocks: usize, magnitude: f32) {
         // Six rows: four together, and two one by one. The norm is the same alone.
         let (rows, mut row) = (x.repeat(6), vec![0f32; n]);
         let (mut quants, mut quantised) = (vec![0i8; 6 * n], [Quantised::default(); 6]);
-        kernels.norm_quantise(&rows, &w, 1e-5, &mut row, &mut quants, &mut quantised);
+        kernels.norm_quantise(&rows, Some((&w, 1e-5)), &mut row, &mut quants, &mut quantised);
         assert_eq!(bits(&row), bits(&normed));
         for (quantised, quants) in quantised.iter().zip(quants.chunks(n)) {
             assert_eq!(quantised.sum, quants.iter().map(|&q| i32::from(q)).sum::<i32>());
@@ -303,6 +367,13 @@ macro_rules! suite {
                 }
 
                 #[test]
+                fn products_of_groups_equal_the_scalar_ones(
+                    seed: u64, blocks in 1usize..6, n_tokens in 1usize..30, magnitude in 0.0f32..1e3,
+                ) {
+                    grouped_equal_scalar($isa, seed, blocks, n_tokens, magnitude, false);
+                }
+
+                #[test]
                 fn floats_equal_the_scalar_ones(seed: u64, blocks in 1usize..20, magnitude in 0.0f32..1e4) {
                     floats_equal_scalar($isa, seed, blocks, magnitude);
                 }
@@ -334,6 +405,7 @@ macro_rules! suite {
                     for extreme in [-128, 127] {
                         products_equal_scalar($isa, 1, 9, n_tokens, Some(extreme), 0);
                     }
+                    grouped_equal_scalar($isa, 1, 9, n_tokens, 0.0, true);
                 }
                 screening_equals_scalar($isa, 1, 20, 3, true);
                 six_bits_equal_scalar($isa, 1, 20, 2, true);

@@ -1,10 +1,10 @@
 //! Attention of a step: who rotates, stores and attends to what, and what is asked of memory ahead.
 #![allow(unsafe_code)] // Members share buffers and write disjoint parts between barriers; each block says which.
 
-use super::Ops;
+use super::{Ops, Work};
 use crate::forward::{Plan, Segment};
 use crate::gguf::Hyper;
-use crate::kernel::{KEY_BLOCK, PAGE, Query, State, ask_for};
+use crate::kernel::{KEY_BLOCK, Kernels, MAX_HEAD_DIM, PAGE, Query, State, ask_for};
 use crate::pool::Member;
 use crate::profile::Operation;
 use std::ops::Range;
@@ -137,27 +137,34 @@ impl Ops<'_, '_> {
 
     /// Rotates one column's queries and key of one key head, and writes its key and value into the cache.
     fn rotate_and_store(&mut self, layer: usize, index: usize, kv_head: usize) {
-        let hyper = &self.model.hyper;
-        let (head_dim, group) = (hyper.head_dim, self.group());
-        let (q_width, kv_width) = (hyper.q_width(), hyper.kv_width());
+        let (hyper, group) = (&self.model.hyper, self.group());
+        let (head_dim, stride) = (hyper.head_dim, hyper.head_stride());
         let column = self.plan.columns[index];
         let (cos, sin) = self.model.rotary.at(column.position);
-        let row = index * (q_width + 2 * kv_width);
-        let (q, k) = (row + kv_head * group * head_dim, row + q_width + kv_head * head_dim);
-        let v = k + kv_width;
+        let row = index * hyper.qkv_rows();
+        let (q, k) = (row + kv_head * group * stride, row + (hyper.n_heads + kv_head) * stride);
+        let v = k + hyper.n_kv_heads * stride;
         // SAFETY: this column's part of these heads belongs to the caller's task alone.
         let (queries, key, value) = unsafe {
             (
-                self.work.qkv.write(q..q + group * head_dim),
-                self.work.qkv.write(k..k + head_dim),
-                self.work.qkv.read(v..v + head_dim),
+                self.work.qkv.write(q..q + group * stride),
+                self.work.qkv.write(k..k + stride),
+                self.work.qkv.read(v..v + stride),
             )
         };
-        for query in queries.chunks_exact_mut(head_dim) {
-            self.kernels.rotate(query, cos, sin);
+        if let Some([of_queries, of_keys]) = &self.model.layers[layer].qk_norms {
+            let normed = &mut self.private.normed;
+            let heads = queries.chunks_exact_mut(stride).map(|query| (query, of_queries));
+            for (head, weight) in heads.chain([(&mut *key, of_keys)]) {
+                self.kernels.norm(head, weight, hyper.rms_eps, normed);
+                head.copy_from_slice(normed);
+            }
         }
-        self.kernels.rotate(key, cos, sin);
-        let (key_halves, value_halves) = self.private.halves.split_at_mut(head_dim);
+        for query in queries.chunks_exact_mut(stride) {
+            self.kernels.rotate(&mut query[..head_dim], cos, sin);
+        }
+        self.kernels.rotate(&mut key[..head_dim], cos, sin);
+        let (key_halves, value_halves) = self.private.halves.split_at_mut(stride);
         self.kernels.narrow(key, key_halves);
         self.kernels.narrow(value, value_halves);
         let page = self.plan.segments[column.segment].pages[column.position / PAGE];
@@ -168,9 +175,9 @@ impl Ops<'_, '_> {
     /// This member's pages of the only column of a segment, each by itself.
     fn attend_pages(&mut self, layer: usize, index: usize, turn: &mut usize) {
         let hyper = &self.model.hyper;
-        let (head_dim, group) = (hyper.head_dim, self.group());
-        let stride = hyper.q_width() + 2 * hyper.kv_width();
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        let (head_dim, group) = (hyper.head_stride(), self.group());
+        let stride = hyper.qkv_rows();
+        let scale = 1.0 / (hyper.head_dim as f32).sqrt();
         let segment = &self.plan.segments[index];
         let seen = self.plan.columns[segment.columns.start].position + 1;
         let pages = &segment.pages[..seen.div_ceil(PAGE)];
@@ -210,7 +217,6 @@ impl Ops<'_, '_> {
     /// Folds the pages of single columns in order, each member some heads.
     fn fold_pages(&mut self) {
         let hyper = &self.model.hyper;
-        let head_dim = hyper.head_dim;
         for task in self.member.share(self.plan.segments.len() * hyper.n_heads) {
             let (index, head) = (task / hyper.n_heads, task % hyper.n_heads);
             let columns = self.plan.segments[index].columns.clone();
@@ -219,20 +225,13 @@ impl Ops<'_, '_> {
             }
             let n_pages = self.plan.columns[columns.start].position / PAGE + 1;
             let first = self.partial(index, head, 0);
-            let start = columns.start * hyper.q_width() + head * head_dim;
-            // SAFETY: the states were written before the last barrier, and are only read now; this head's output is this
-            // member's.
-            let (pages, out) = unsafe {
-                (
-                    self.work.partials.read(first..first + n_pages),
-                    self.work.attended.write(start..start + head_dim),
-                )
-            };
+            // SAFETY: the states were written before the last barrier, and are only read now.
+            let pages = unsafe { self.work.partials.read(first..first + n_pages) };
             let mut state = pages[0];
             for page in &pages[1..] {
-                self.kernels.fold(&mut state, page, head_dim);
+                self.kernels.fold(&mut state, page, hyper.head_stride());
             }
-            self.kernels.attended(&state, out);
+            set_attended(self.kernels, self.work, hyper, columns.start, head, &state);
         }
     }
 
@@ -243,7 +242,7 @@ impl Ops<'_, '_> {
             return;
         }
         let (column, hyper) = (task.columns.start, &self.model.hyper);
-        let (heads, size) = (hyper.n_heads + 2 * hyper.n_kv_heads, hyper.head_dim);
+        let (heads, size) = (hyper.n_heads + 2 * hyper.n_kv_heads, hyper.head_stride());
         let first = [task.kv_head * self.group(), hyper.n_heads + task.kv_head];
         let value = hyper.n_heads + hyper.n_kv_heads + task.kv_head;
         for (head, n_heads) in [(first[0], self.group()), (first[1], 1), (value, 1)] {
@@ -258,9 +257,9 @@ impl Ops<'_, '_> {
     fn attend_tile(&mut self, layer: usize, task: &Task, next: Option<&Task>) {
         let Task { segment, columns, kv_head } = task.clone();
         let hyper = &self.model.hyper;
-        let (head_dim, group) = (hyper.head_dim, hyper.n_heads / hyper.n_kv_heads);
-        let stride = hyper.q_width() + 2 * hyper.kv_width();
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        let (head_dim, group) = (hyper.head_stride(), self.group());
+        let stride = hyper.qkv_rows();
+        let scale = 1.0 / (hyper.head_dim as f32).sqrt();
         let n_queries = columns.len() * group;
         let states = &mut self.private.states[..n_queries];
         for state in states.iter_mut() {
@@ -291,9 +290,21 @@ impl Ops<'_, '_> {
         }
         for (i, state) in states.iter().enumerate() {
             let (column, head) = (columns.start + i / group, kv_head * group + i % group);
-            let start = column * hyper.q_width() + head * head_dim;
-            // SAFETY: this column's output of this head belongs to this task alone.
-            self.kernels.attended(state, unsafe { self.work.attended.write(start..start + head_dim) });
+            set_attended(self.kernels, self.work, hyper, column, head, state);
         }
     }
+}
+
+/// Writes the output of one head of a column, which is the caller's alone.
+fn set_attended(kernels: Kernels, work: &Work, hyper: &Hyper, column: usize, head: usize, state: &State) {
+    let (head_dim, stride) = (hyper.head_dim, hyper.head_stride());
+    let start = column * hyper.q_width() + head * head_dim;
+    // SAFETY: this column's output of this head is the caller's alone.
+    let out = unsafe { work.attended.write(start..start + head_dim) };
+    if stride == head_dim {
+        return kernels.attended(state, out);
+    }
+    let mut padded = [0.0; MAX_HEAD_DIM];
+    kernels.attended(state, &mut padded[..stride]);
+    out.copy_from_slice(&padded[..head_dim]);
 }

@@ -36,9 +36,7 @@ fn what_is_written_is_a_whole_model_with_a_usable_tokenizer() {
     let file = File::from_bytes(bytes).unwrap();
     let layout = gguf::check_model(&file).unwrap();
     assert_eq!((layout.hyper.n_layers, layout.hyper.head_dim, layout.hyper.vocab), (3, 32, 2000));
-    for tensor in layout.blocks.iter().flat_map(gguf::Block::ternary) {
-        i2s::check(tensor.data, tensor.n_weights() as usize).unwrap();
-    }
+    layout.ternary().for_each(|tensor| gguf::ternary::check(&tensor).unwrap());
     let vocabulary = gguf::vocabulary(&file).unwrap();
     let tokenizer = ternfleet_text::Tokenizer::from_parts(&vocabulary, None).unwrap().tokenizer;
     let ids = tokenizer.encode("Hello, world", true).unwrap();
@@ -49,7 +47,7 @@ fn what_is_written_is_a_whole_model_with_a_usable_tokenizer() {
 fn weights_have_the_proportions_and_deviations_that_were_meant() {
     let file = File::from_bytes(tiny(3)).unwrap();
     let layout = gguf::check_model(&file).unwrap();
-    let gate = layout.blocks[1].ffn_gate;
+    let gate = layout.blocks[1].get(Part::FfnGate);
     let n = gate.n_weights() as usize;
     let mut counts = [0usize; 4];
     (0..n).for_each(|index| counts[usize::from(i2s::code(gate.data, index))] += 1);
@@ -70,7 +68,7 @@ fn weights_have_the_proportions_and_deviations_that_were_meant() {
 fn a_text_that_is_no_shape_is_told_what_is_wrong() {
     for (text, part) in [
         ("3b", "is no number"),
-        ("1x128x128", "six are needed"),
+        ("1x128x128", "six or seven are needed"),
         ("1x100x128x4x2x512", "multiples of 128"),
         ("1x128x128x3x1x512", "divide hidden"),
         ("1x128x128x4x3x512", "key/value heads"),

@@ -160,3 +160,24 @@ pub fn constrained(path: &Path, vocab: usize, max_new_tokens: usize) -> Vec<Requ
     requests[1].top_logprobs = Some(2);
     requests
 }
+
+/// The tokens of one request that runs alone to its length.
+pub fn generate(engine: &mut Engine, request: Request) -> Vec<u32> {
+    let n = request.max_new_tokens;
+    let id = engine.submit(request).unwrap();
+    let (mut tokens, mut events) = (Vec::new(), Vec::new());
+    while !engine.is_idle() {
+        events.clear();
+        engine.step(&mut events);
+        for event in &events {
+            match event {
+                Event::Token { sequence, token, .. } if *sequence == id => tokens.push(*token),
+                Event::Finished { reason, usage, .. } => {
+                    assert_eq!((*reason, usage.completion_tokens), (StopReason::Length, n));
+                }
+                Event::Token { .. } => unreachable!("one sequence runs"),
+            }
+        }
+    }
+    tokens
+}

@@ -49,7 +49,8 @@ fn no_control_token_straddles_the_template_and_a_message() {
     let tokenizer = small();
     let both_sides = "<|eot_id{{ messages[0].content }}_id|>";
     for content in ["|>", "  |> ", "<|eot", "  x<|eot"] {
-        let ids = encode(&tokenizer, both_sides, &[message(Role::User, content)]).unwrap();
+        let ids =
+            encode(&tokenizer, both_sides, &[message(Role::User, content)], &Extras::default()).unwrap();
         assert_eq!(spelled(&tokenizer, &ids), format!("<|begin_of_text|><|eot_id{content}_id|>"));
         assert_eq!(n_control(&tokenizer, &ids), 1, "{content:?}");
     }
@@ -58,7 +59,7 @@ fn no_control_token_straddles_the_template_and_a_message() {
 #[test]
 fn a_template_that_writes_bos_gets_no_second_one() {
     let tokenizer = small();
-    let ids = encode(&tokenizer, "{{ bos_token }}x", &[]).unwrap();
+    let ids = encode(&tokenizer, "{{ bos_token }}x", &[], &Extras::default()).unwrap();
     assert_eq!(spelled(&tokenizer, &ids), "<|begin_of_text|>x");
 }
 
@@ -71,7 +72,7 @@ fn a_template_that_fails_or_never_ends_is_an_error() {
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "fuel"),
         ("{% if %}", "syntax"),
     ] {
-        let fault = encode(&tokenizer, template, &[]).unwrap_err().to_string();
+        let fault = encode(&tokenizer, template, &[], &Extras::default()).unwrap_err().to_string();
         assert!(fault.contains(part), "'{part}' is not in: {fault}");
     }
 }
@@ -98,4 +99,32 @@ proptest! {
         let said: String = contents.iter().map(|content| format!("User: {}<|eot_id|>", content.trim())).collect();
         prop_assert_eq!(spelled(&tokenizer, &ids), format!("<|begin_of_text|>{said}Assistant: "));
     }
+}
+
+#[test]
+fn templates_render_as_transformers_renders_them() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chat");
+    let expected = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_str(&expected).unwrap();
+    let cases = expected["cases"].as_array().unwrap();
+    assert!(cases.len() > 50);
+    for case in cases {
+        let name = case["template"].as_str().unwrap();
+        let template = std::fs::read_to_string(folder.join(name)).unwrap();
+        let tools = case["tools"].as_bool().unwrap().then(|| expected["tools"].as_str().unwrap());
+        let extras = Extras { tools, thinking: case["thinking"].as_bool() };
+        let messages = json::parse(&case["messages"].to_string()).unwrap();
+        let rendered = render(&template, messages, ["<|begin_of_text|>", "<|endoftext|>"], &extras).unwrap();
+        assert_eq!(rendered, case["text"].as_str().unwrap(), "{name}: {case}");
+    }
+}
+
+#[test]
+fn what_a_template_looks_for_in_a_message_is_found_in_spite_of_marks() {
+    let tokenizer = small();
+    let template = "{{ messages[0].content.split('</think>')[-1].lstrip('\\n') }}\
+        {% if messages[0].content.startswith('<think>') %} thought{% endif %}";
+    let ids =
+        encode(&tokenizer, template, &[message(Role::User, "<think>\na\n</think>\n\nb")], &Extras::default());
+    assert_eq!(spelled(&tokenizer, &ids.unwrap()), "<|begin_of_text|>b thought");
 }

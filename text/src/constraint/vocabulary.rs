@@ -46,7 +46,7 @@ impl TokenizerEnv for Vocabulary {
 
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
         let canonical = |text: &str| {
-            self.tokenizer.encode_literal(text).unwrap_or_else(|_| self.trie.greedy_tokenize(text.as_bytes()))
+            self.tokenizer.encode_within(text).unwrap_or_else(|_| self.trie.greedy_tokenize(text.as_bytes()))
         };
         self.trie.tokenize_with_greedy_fallback(bytes, canonical)
     }

@@ -76,6 +76,15 @@ impl Reader {
         self.take(key, "text", |value| value.as_str().map(str::to_owned))
     }
 
+    /// A text, or a list of texts.
+    pub(super) fn texts(&mut self, key: &str) -> Option<Vec<String>> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        self.take(key, "text or a list of texts", |value| match value {
+            Value::Array(all) => all.iter().map(text).collect(),
+            one => text(one).map(|one| vec![one]),
+        })
+    }
+
     pub(super) fn flag(&mut self, key: &str) -> Option<bool> {
         self.need(key, "true or false", Value::as_bool)
     }

@@ -35,7 +35,7 @@ fn every_manifest_of_this_repository_is_read() {
 
 #[test]
 fn all_faults_come_at_once() {
-    let text = "name = 3\nlicense = 'MIT'\n[tokenizer]\nkind = 'sentencepiece'\nbos = -1\nsplit = '('\n\
+    let text = "name = 3\nlicense = 'MIT'\n[tokenizer]\nkind = 'wordpiece'\nbos = -1\nsplit = '('\n\
         [shape]\nn_layers = 0\n[sampling]\ntop_p = 1.5\n[source]\nfile = '../x'\nsha256 = 'abc'\n";
     let faults = faults(text).join("\n");
     for part in [
@@ -43,8 +43,8 @@ fn all_faults_come_at_once() {
         "description: it is missing",
         "licence: it is missing",
         "license: this key is not known",
-        "[tokenizer] kind: 'sentencepiece'",
-        "[tokenizer] bos: a token id is needed",
+        "[tokenizer] kind: 'wordpiece'",
+        "[tokenizer] bos: an integer of at least 0 is needed",
         "[tokenizer] split: it is no regex",
         "[tokenizer] stop_ids: it is missing",
         "[shape] n_layers: a positive integer",
@@ -86,11 +86,32 @@ fn a_manifest_is_found_beside_its_model_file_or_absent() {
 }
 
 #[test]
-fn only_a_model_that_is_not_run_may_leave_the_tokenizer_to_its_file() {
+fn a_manifest_may_leave_the_tokenizer_to_the_file() {
     let text = "name = 'some-model'\ndescription = 'd'\nlicence = 'MIT'\n";
-    assert_eq!(faults(text), ["tokenizer: this section is missing"]);
+    assert_eq!(Manifest::parse(text, "test").unwrap().tokenizer, None);
     let manifest = Manifest::parse(&format!("{text}not_runnable = 'no kernel'\n"), "test").unwrap();
     assert_eq!((manifest.tokenizer, manifest.not_runnable.as_deref()), (None, Some("no kernel")));
+}
+
+#[test]
+fn a_pre_tokenizer_by_name_brings_splits_normaliser_and_merging_along() {
+    let text = |tokenizer: &str| {
+        format!(
+            "name = 'm'\ndescription = 'd'\nlicence = 'MIT'\n[tokenizer]\n{tokenizer}\nadd_bos = false\neos = 1\nstop_ids = [1]\n"
+        )
+    };
+    let facts = Manifest::parse(&text("kind = 'bpe'\npre = 'qwen2'"), "test").unwrap().tokenizer.unwrap();
+    assert_eq!((facts.splits.len(), facts.normalizer, facts.ignore_merges), (1, Normalizer::Nfc, false));
+    assert_eq!((facts.bos, facts.pre), (None, Some(&["qwen2"][..])));
+    let facts = Manifest::parse(&text("kind = 'bpe'\nsplit = ['[a-z]+', '[0-9]']"), "test")
+        .unwrap()
+        .tokenizer
+        .unwrap();
+    assert_eq!((facts.splits, facts.pre), (vec!["[a-z]+".to_owned(), "[0-9]".to_owned()], None));
+    let facts = Manifest::parse(&text("kind = 'sentencepiece'"), "test").unwrap().tokenizer.unwrap();
+    assert_eq!(facts.kind, Kind::SentencePiece);
+    assert!(faults(&text("kind = 'bpe'\npre = 'gpt-9'"))[0].starts_with("[tokenizer] pre: 'gpt-9'"));
+    assert!(faults(&text("kind = 'bpe'"))[0].starts_with("[tokenizer] split: it is missing"));
 }
 
 #[test]

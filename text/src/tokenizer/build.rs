@@ -3,11 +3,11 @@
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 
 use super::bytes::TokenBytes;
-use super::llama3;
+use super::sentencepiece::SentencePiece;
 use super::special::Specials;
-use super::split::Split;
-use super::{Prepared, Rules, Tokenizer};
-use crate::manifest::TokenizerFacts;
+use super::split::{Normalizer, Split};
+use super::{Model, Prepared, Rules, Tokenizer, llama3, pre};
+use crate::manifest::{Kind, TokenizerFacts};
 use crate::{Error, Manifest, TokenType, Vocabulary, chat};
 
 /// Bound on a token's length: far above any, and small enough that sums of lengths cannot overflow.
@@ -21,8 +21,6 @@ pub(super) fn prepare(vocabulary: &Vocabulary, manifest: Option<&Manifest>) -> R
         Some((manifest, facts)) => (rules_of_manifest(vocabulary, manifest, facts)?, None),
         None => rules_of_file(vocabulary)?,
     };
-    let split = Split::new(&rules.split).map_err(Error::Vocabulary)?;
-    let bpe = merges(vocabulary, rules.ignore_merges)?;
     let of_type = |wanted: TokenType| {
         let tokens = vocabulary.tokens.iter().zip(&vocabulary.token_types).enumerate();
         Specials::new(
@@ -31,12 +29,19 @@ pub(super) fn prepare(vocabulary: &Vocabulary, manifest: Option<&Manifest>) -> R
                 .map(|(id, (text, _))| (id as u32, text.clone())),
         )
     };
-    let bytes = TokenBytes::new(vocabulary.tokens.iter().map(String::as_str), |token| {
-        tokenizers::Model::token_to_id(&bpe, token).is_some()
-    })?;
+    let (model, bytes) = if is_sentencepiece(vocabulary) {
+        let texts = vocabulary.tokens.iter().zip(&vocabulary.token_types);
+        let texts = texts.map(|(token, &kind)| SentencePiece::text_of(token, kind));
+        (Model::SentencePiece(SentencePiece::new(vocabulary)?), TokenBytes::plain(texts)?)
+    } else {
+        let split = Split::new(rules.splits.iter().map(String::as_str)).map_err(Error::Vocabulary)?;
+        let bpe = Box::new(merges(vocabulary, rules.ignore_merges)?);
+        let is_token = |token: &str| tokenizers::Model::token_to_id(&*bpe, token).is_some();
+        let bytes = TokenBytes::new(vocabulary.tokens.iter().map(String::as_str), is_token)?;
+        (Model::ByteLevel { bpe, split }, bytes)
+    };
     let tokenizer = Tokenizer {
-        bpe,
-        split,
+        model,
         control: of_type(TokenType::Control),
         user_defined: of_type(TokenType::UserDefined),
         bytes,
@@ -45,13 +50,18 @@ pub(super) fn prepare(vocabulary: &Vocabulary, manifest: Option<&Manifest>) -> R
     Ok(Prepared { tokenizer, note })
 }
 
+/// Whether words are joined by score; else they are byte-level BPE's.
+fn is_sentencepiece(vocabulary: &Vocabulary) -> bool {
+    vocabulary.model.as_deref() == Some("llama")
+}
+
 /// What must hold for every vocabulary, whoever says how it splits.
 fn check(vocabulary: &Vocabulary) -> Result<(), Error> {
     let n_tokens = vocabulary.tokens.len();
     let fault = |reason: String| Err(Error::Vocabulary(reason));
-    if let Some(model) = vocabulary.model.as_deref().filter(|model| *model != "gpt2") {
+    if let Some(model) = vocabulary.model.as_deref().filter(|model| !["gpt2", "llama"].contains(model)) {
         return fault(format!(
-            "tokenizer.ggml.model is '{model}', and only byte-level BPE ('gpt2') is done here"
+            "tokenizer.ggml.model is '{model}', and only byte-level BPE ('gpt2') and SentencePiece ('llama') are done here"
         ));
     }
     if n_tokens == 0 || u32::try_from(n_tokens).is_err() {
@@ -83,22 +93,28 @@ fn rules_of_manifest(
             disagreements.push(format!("{what}: the file says {file}, the manifest {manifest}"));
         }
     };
-    compare("bos", vocabulary.bos.map(|id| id.to_string()), facts.bos.to_string());
+    // A vocabulary may name a token that is never put before a text.
+    if let Some(bos) = facts.bos {
+        compare("bos", vocabulary.bos.map(|id| id.to_string()), bos.to_string());
+    }
     compare("eos", vocabulary.eos.map(|id| id.to_string()), facts.eos.to_string());
     compare("add_bos", vocabulary.add_bos.map(|flag| flag.to_string()), facts.add_bos.to_string());
     if let Some(vocab) = manifest.shape.vocab {
         compare("tokens", Some(vocabulary.tokens.len().to_string()), vocab.to_string());
     }
-    if let Some(pre) = vocabulary.pre.as_deref().filter(|pre| !llama3::PRE_NAMES.contains(pre)) {
-        compare(
-            "pre-tokenizer",
-            Some(format!("'{pre}'")),
-            format!("one of Llama 3's kind {:?}", llama3::PRE_NAMES),
-        );
+    let kind = if is_sentencepiece(vocabulary) { Kind::SentencePiece } else { Kind::ByteLevel };
+    if vocabulary.model.is_some() {
+        compare("kind", Some(kind.to_string()), facts.kind.to_string());
+    }
+    if let (Some(found), Some(wanted)) = (vocabulary.pre.as_deref(), facts.pre)
+        && kind == Kind::ByteLevel
+        && !wanted.contains(&found)
+    {
+        compare("pre-tokenizer", Some(format!("'{found}'")), format!("one of {wanted:?}"));
     }
     let n_tokens = vocabulary.tokens.len();
-    let ids = [("bos", facts.bos), ("eos", facts.eos)];
-    for (what, id) in ids.into_iter().chain(facts.stop_ids.iter().map(|&id| ("stop_ids", id))) {
+    let ids = facts.bos.map(|bos| ("bos", bos)).into_iter().chain([("eos", facts.eos)]);
+    for (what, id) in ids.chain(facts.stop_ids.iter().map(|&id| ("stop_ids", id))) {
         if id as usize >= n_tokens {
             disagreements.push(format!("{what}: the manifest says {id}, but the file has {n_tokens} tokens"));
         }
@@ -111,47 +127,77 @@ fn rules_of_manifest(
         )));
     }
     Ok(Rules {
-        split: facts.split.clone(),
+        splits: facts.splits.clone(),
+        normalizer: facts.normalizer,
         ignore_merges: facts.ignore_merges,
-        bos: Some(facts.bos),
+        bos: facts.bos,
         add_bos: facts.add_bos,
         eos: Some(facts.eos),
         stop_ids: facts.stop_ids.clone(),
-        template: manifest.chat.as_ref().map(|chat| chat.template.clone()),
+        template: manifest
+            .chat
+            .as_ref()
+            .map(|chat| chat.template.clone())
+            .or_else(|| file_template(vocabulary)),
     })
 }
 
-/// Llama 3's rules, if the file names them or holds that very vocabulary.
+/// The rules that the file names, or Llama 3's if it holds that very vocabulary.
 fn rules_of_file(vocabulary: &Vocabulary) -> Result<(Rules, Option<String>), Error> {
-    let note = match vocabulary.pre.as_deref() {
-        Some(pre) if llama3::PRE_NAMES.contains(&pre) => None,
-        Some(pre) => {
-            return Err(Error::UnknownSplit(format!("tokenizer.ggml.pre is '{}'", pre.escape_debug())));
-        }
+    let (pre, note) = match vocabulary.pre.as_deref() {
+        _ if is_sentencepiece(vocabulary) => (None, None),
+        Some(name) => match pre::named(name) {
+            Some(pre) => (Some(pre), pre.note.map(str::to_owned)),
+            None => {
+                let known = pre::names();
+                return Err(Error::UnknownSplit(format!(
+                    "tokenizer.ggml.pre is '{}'; {known} are known",
+                    name.escape_debug()
+                )));
+            }
+        },
         None => {
             llama3::recognise(vocabulary).map_err(Error::UnknownSplit)?;
             let note = "the model file does not say how it splits text and has no manifest.toml beside it; \
                 its vocabulary is Llama 3's, so text is split as Llama 3 does";
-            Some(note.to_owned())
+            (pre::named(llama3::PRE_NAMES[0]), Some(note.to_owned()))
         }
     };
-    let control =
-        |(token, kind): (&String, &TokenType)| *kind == TokenType::Control && token == llama3::END_OF_TURN;
-    let end_of_turn =
-        vocabulary.tokens.iter().zip(&vocabulary.token_types).position(control).map(|id| id as u32);
-    let mut stop_ids: Vec<u32> = end_of_turn.into_iter().chain(vocabulary.eos).collect();
-    stop_ids.dedup();
+    let control = |wanted: &str| {
+        let tokens = vocabulary.tokens.iter().zip(&vocabulary.token_types);
+        let mut tokens = tokens.zip(0u32..);
+        tokens.find(|((token, kind), _)| **kind == TokenType::Control && *token == wanted).map(|(_, id)| id)
+    };
+    let end_of_turn = control(llama3::END_OF_TURN);
+    let ends = end_of_turn.into_iter().chain(control("<|im_end|>")).chain(vocabulary.eos);
+    let mut stop_ids: Vec<u32> = Vec::new();
+    for id in ends {
+        if !stop_ids.contains(&id) {
+            stop_ids.push(id);
+        }
+    }
+    // The template of BitNet ends turns with that token; a vocabulary without it was not tuned to chat like this.
+    let bitnet = end_of_turn.map(|_| chat::BITNET_2B_4T.to_owned());
+    let of_file =
+        vocabulary.pre.as_ref().or(vocabulary.model.as_ref()).and_then(|_| file_template(vocabulary));
     let rules = Rules {
-        split: llama3::SPLIT.to_owned(),
-        ignore_merges: true,
+        splits: pre.map_or(Vec::new(), |pre| pre.splits.iter().map(|&split| split.to_owned()).collect()),
+        normalizer: pre.map_or(Normalizer::None, |pre| pre.normalizer),
+        ignore_merges: pre.is_some_and(|pre| pre.ignore_merges),
         bos: vocabulary.bos,
-        add_bos: vocabulary.add_bos.unwrap_or(vocabulary.bos.is_some()),
+        add_bos: vocabulary.add_bos.unwrap_or(pre.is_none_or(|pre| pre.add_bos) && vocabulary.bos.is_some()),
         eos: vocabulary.eos,
         stop_ids,
-        // The template ends turns with that token; a vocabulary without it was not tuned to chat like this.
-        template: end_of_turn.map(|_| chat::BITNET_2B_4T.to_owned()),
+        template: of_file.or(bitnet),
     };
     Ok((rules, note))
+}
+
+/// The file's own chat template, unless it is the one that bitnet.cpp's converter puts into every file.
+fn file_template(vocabulary: &Vocabulary) -> Option<String> {
+    let template = vocabulary.chat_template.as_ref()?;
+    let usable = !template.contains("BITNETAssistant") && chat::check(template).is_ok();
+    usable.then(|| template.clone())
 }
 
 /// The merging model. Only normal tokens take part: words can neither be nor become any other.

@@ -60,6 +60,17 @@ impl TokenBytes {
         Ok(Self { bytes, ends, alphabet, missing })
     }
 
+    /// What each token of a vocabulary without the alphabet writes.
+    pub(super) fn plain(texts: impl IntoIterator<Item = Vec<u8>>) -> Result<Self, Error> {
+        let (mut bytes, mut ends) = (Vec::new(), vec![0]);
+        for text in texts {
+            bytes.extend(text);
+            let end = u32::try_from(bytes.len());
+            ends.push(end.map_err(|_| Error::Vocabulary("its tokens take more than 4 GiB".into()))?);
+        }
+        Ok(Self { bytes, ends, alphabet: alphabet(), missing: [false; 256] })
+    }
+
     pub(super) fn len(&self) -> usize {
         self.ends.len() - 1
     }

@@ -9,8 +9,9 @@ pub(super) struct Specials {
     texts: BTreeMap<u32, String>,
     /// Their lengths in bytes, longest first.
     lengths: Vec<usize>,
-    /// Their first characters, sorted.
+    /// Their first characters, and all others, sorted.
     firsts: Vec<char>,
+    others: Vec<char>,
 }
 
 /// A part of a text.
@@ -27,6 +28,7 @@ impl Specials {
         for (id, text) in tokens {
             if let Some(first) = text.chars().next() {
                 set.firsts.push(first);
+                set.others.extend(text.chars().skip(1));
                 set.lengths.push(text.len());
                 // Of two tokens with one text the first is found.
                 set.ids.entry(text.clone()).or_insert(id);
@@ -35,6 +37,8 @@ impl Specials {
         }
         set.firsts.sort_unstable();
         set.firsts.dedup();
+        set.others.sort_unstable();
+        set.others.dedup();
         set.lengths.sort_unstable_by(|a, b| b.cmp(a));
         set.lengths.dedup();
         set
@@ -44,8 +48,19 @@ impl Specials {
         self.texts.get(&id).map(String::as_str)
     }
 
-    pub(super) fn begins_with(&self, character: char) -> bool {
+    fn begins_with(&self, character: char) -> bool {
         self.firsts.binary_search(&character).is_ok()
+    }
+
+    pub(super) fn continues_with(&self, character: char) -> bool {
+        self.others.binary_search(&character).is_ok()
+    }
+
+    /// Whether `text` begins with one of the tokens, or one of them begins with `text`.
+    pub(super) fn may_begin(&self, text: &str) -> bool {
+        let Some(first) = text.chars().next() else { return false };
+        self.begins_with(first)
+            && self.ids.keys().any(|token| text.starts_with(token.as_str()) || token.starts_with(text))
     }
 
     /// Cuts `text` at the tokens in it. Texts between them are never empty.

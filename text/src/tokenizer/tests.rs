@@ -23,6 +23,7 @@ pub(crate) fn small_vocabulary() -> Vocabulary {
         add_bos: Some(true),
         model: Some("gpt2".into()),
         pre: Some("llama-bpe".into()),
+        ..Vocabulary::default()
     }
 }
 
@@ -39,7 +40,7 @@ fn manifest() -> Manifest {
     let shipped = include_str!("../../../models/bitnet-b1.58-2B-4T/manifest.toml");
     let mut manifest = Manifest::parse(shipped, "test").unwrap();
     manifest.shape.vocab = Some(vocabulary.tokens.len() as u64);
-    facts(&mut manifest).bos = vocabulary.bos.unwrap();
+    facts(&mut manifest).bos = vocabulary.bos;
     facts(&mut manifest).eos = vocabulary.eos.unwrap();
     facts(&mut manifest).stop_ids = vec![id("<|eot_id|>")];
     manifest
@@ -131,7 +132,7 @@ fn a_vocabulary_that_names_no_split_is_refused_unless_it_is_llama_3s() {
 #[test]
 fn all_disagreements_of_file_and_manifest_are_told() {
     let mut manifest = manifest();
-    facts(&mut manifest).bos = 1;
+    facts(&mut manifest).bos = Some(1);
     facts(&mut manifest).add_bos = false;
     facts(&mut manifest).stop_ids = vec![999_999];
     manifest.shape.vocab = Some(7);

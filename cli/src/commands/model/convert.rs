@@ -37,6 +37,7 @@ impl Convert {
             Checkpoint::Master => "master weights, ternarised by their mean",
             Checkpoint::Multiplying => "packed weights whose scales multiply",
             Checkpoint::Dividing => "packed weights whose scales divide",
+            Checkpoint::Lattice => "floats that are ternary weights times scales",
         };
         let megabytes = summary.bytes as f64 / 1e6;
         eprintln!("{}: {} tensors, {megabytes:.1} MB; {kind}", self.out.display(), summary.n_tensors);

@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use ternfleet_engine::gguf;
 use ternfleet_engine::model_file;
 use ternfleet_text::Manifest;
+use ternfleet_text::tokenizer::{Difference, compare};
 
 use crate::fetch::{sha256_of, size};
+use crate::model_file::ModelFile;
 use crate::models::{self, Store, Whereabouts};
 use crate::output::{say, say_json};
 
@@ -23,6 +25,9 @@ pub(crate) struct Verify {
     /// Folder of the models; the user's data folder unless given
     #[arg(long, value_name = "DIR", env = "TERNFLEET_MODEL_DIR")]
     dir: Option<PathBuf>,
+    /// The model's own tokenizer.json: compare the ids of a stored text with its, for one model
+    #[arg(long, value_name = "tokenizer.json")]
+    tokenizer: Option<PathBuf>,
     /// One JSON array on stdout
     #[arg(long)]
     json: bool,
@@ -43,8 +48,13 @@ impl Verify {
     /// Fails when anything is not as its manifest says.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let store = Store::find(self.dir.as_deref())?;
-        let verdicts = self.verdicts(&store)?;
+        let mut verdicts = self.verdicts(&store)?;
         ensure!(!verdicts.is_empty(), "no model is here: `ternfleet model list` tells which can be pulled");
+        if let Some(path) = &self.tokenizer {
+            ensure!(verdicts.len() == 1, "--tokenizer belongs to one model: name it");
+            let faults = compare_tokenizers(&verdicts[0].path, path)?;
+            verdicts[0].faults.extend(faults);
+        }
         if self.json {
             say_json(&verdicts.iter().map(as_json).collect::<Vec<Value>>())?;
         } else {
@@ -81,9 +91,28 @@ fn of_given(store: &Store, given: &str) -> anyhow::Result<Verdict> {
     }
 }
 
-/// A model of the store is stamped anew when it is right.
+/// Where the two make other ids of the same text.
+fn compare_tokenizers(model: &Path, tokenizer_json: &Path) -> anyhow::Result<Vec<String>> {
+    let tokenizer = ModelFile::open(Some(model))?.tokenizer()?;
+    let (n_texts, differences) = compare(&tokenizer, tokenizer_json)?;
+    if differences.is_empty() {
+        eprintln!("{}: {n_texts} texts give the ids of {}", model.display(), tokenizer_json.display());
+    }
+    let fault = |Difference { text, ours, theirs }: Difference| {
+        format!("{text:?} becomes {ours:?}, and {theirs:?} by {}", tokenizer_json.display())
+    };
+    Ok(differences.into_iter().map(fault).collect())
+}
+
+/// A model of the store is stamped anew when it is right. Where the manifest knows no digest, that of the first pull counts.
 fn of_known(store: &Store, known: &models::Known, path: &Path) -> anyhow::Result<Verdict> {
-    let verdict = examine(&known.manifest, path)?;
+    let mut verdict = examine(&known.manifest, path)?;
+    if let Some(pinned) =
+        store.pinned(known).filter(|pinned| !verdict.has_digest && *pinned != verdict.sha256)
+    {
+        let Verdict { sha256, .. } = &verdict;
+        verdict.faults.push(format!("its SHA-256 is {sha256}, and when it was pulled it was {pinned}"));
+    }
     if verdict.faults.is_empty() && store.file(known) == path {
         // A folder that cannot be written only forgets the result.
         let _ = store.put_stamp(known, &verdict.sha256, verdict.has_digest);

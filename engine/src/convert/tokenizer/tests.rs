@@ -1,4 +1,5 @@
 use serde_json::json;
+use ternfleet_text::tokenizer::LLAMA3_SPLIT;
 
 use super::*;
 use crate::gguf::{self, File};
