@@ -6,8 +6,10 @@
 mod auth;
 mod batches;
 mod completions;
+mod cors;
 mod error;
 mod files;
+mod lists;
 mod live;
 mod models;
 mod page;
@@ -47,6 +49,8 @@ pub struct GatewayOptions {
     pub file_bytes_max: u64,
     /// Largest JSON body in bytes.
     pub body_bytes_max: usize,
+    /// Origins (`https://app.example.com`) whose pages may call this API; none unless listed.
+    pub cors_origins: Vec<String>,
     /// A single completion is given up after this many seconds.
     pub completion_timeout_s: u64,
 }
@@ -58,9 +62,21 @@ impl Default for GatewayOptions {
             serve_without_keys: false,
             file_bytes_max: 4 << 30,
             body_bytes_max: 8 << 20,
+            cors_origins: Vec::new(),
             completion_timeout_s: 600,
         }
     }
+}
+
+/// Settings that a gateway cannot be made with.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    #[error(
+        "gateway.cors_origins: {0:?} is no origin; write scheme, host and port, like https://app.example.com"
+    )]
+    Origin(String),
 }
 
 /// What every handler shares. Cheap to clone.
@@ -86,7 +102,10 @@ impl std::fmt::Debug for Gateway {
 
 impl Gateway {
     /// Reads the key file; a key file that cannot be used is an error, not an open door.
-    pub fn new(bus: Arc<dyn Bus>, options: GatewayOptions, clock: Clock) -> Result<Gateway, KeyFileError> {
+    pub fn new(bus: Arc<dyn Bus>, options: GatewayOptions, clock: Clock) -> Result<Gateway, GatewayError> {
+        if let Some(bad) = options.cors_origins.iter().find(|origin| !cors::is_origin(origin)) {
+            return Err(GatewayError::Origin(bad.clone()));
+        }
         let keys = match &options.keys_file {
             Some(path) => Keys::read(path)?,
             None => Keys::default(),
@@ -153,6 +172,7 @@ impl Gateway {
             .route("/v1/quotes", post(quotes::create))
             .route("/v1/completions", post(completions::completion))
             .route("/v1/chat/completions", post(completions::chat))
+            .route("/v1/responses", post(completions::response))
             .route("/v1/models", get(models::list))
             .route("/v1/models/{id}", get(models::get))
             .route("/v1/embeddings", post(models::embeddings))
@@ -167,6 +187,7 @@ impl Gateway {
             .fallback(unknown)
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::map_response(error::in_our_shape))
+            .layer(middleware::from_fn_with_state(self.clone(), cors::allow))
             .layer(middleware::from_fn(name_request))
             .with_state(self.clone())
     }

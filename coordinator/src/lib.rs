@@ -1,6 +1,7 @@
 //! The coordinator: ledger of batches and jobs, fleet view, router, planner, gateway. It never runs a model.
 
 pub mod core;
+mod files;
 pub mod gateway;
 mod http;
 mod metrics;

@@ -8,6 +8,7 @@ mod api;
 mod books;
 mod count;
 mod dead;
+mod deletion;
 mod hear;
 mod join;
 mod lease;
@@ -40,6 +41,7 @@ use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Ground, Lead, Lim
 use crate::metrics::Metrics;
 use answers::Recent;
 use api::{Api, Call};
+use deletion::Reserved;
 
 /// Inputs that may wait for the loop before their senders do.
 const INBOX: usize = 16_384;
@@ -57,11 +59,14 @@ pub(crate) enum Input {
         create: Box<BatchCreate>,
         found: Result<Ground, Refusal>,
         reply: String,
+        reserved: Reserved,
     },
     /// A creation is stored.
     Created {
         record: Box<BatchRecord>,
         reply: String,
+        /// Held until the core knows the batch.
+        reserved: Reserved,
     },
     Ping {
         reply: String,
@@ -331,10 +336,10 @@ impl Service {
                     self.send(reply, codec::encode(&answer));
                 }
             }
-            Input::Surveyed { create, found, reply } => {
-                self.api.surveyed(now, *create, found, reply, &self.core, &self.footing);
+            Input::Surveyed { create, found, reply, reserved } => {
+                self.api.surveyed(now, *create, found, reply, reserved, &self.core, &self.footing);
             }
-            Input::Created { record, reply } => {
+            Input::Created { record, reply, reserved: _held } => {
                 let id = record.id.clone();
                 self.core.on(now, Event::BatchKnown(record), actions);
                 if let Some(slot) = self.core.find(&id) {
@@ -527,8 +532,9 @@ impl Service {
         let record = BatchRecord { totals: batch.totals, ..batch.record.clone() };
         let (bus, key) = (Arc::clone(&self.bus), self.ground.key.clone());
         let (scratch, inbox) = (self.options.scratch_dir.clone(), self.inbox.clone());
+        let clock = self.clock.clone();
         self.tasks.spawn(async move {
-            let outputs: Result<Outputs, String> = writer::write(bus, key, record, scratch).await;
+            let outputs: Result<Outputs, String> = writer::write(bus, key, record, scratch, clock).await;
             let _ = inbox.send(Input::Event(Event::Written { batch: slot, outputs })).await;
         });
     }

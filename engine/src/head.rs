@@ -432,6 +432,10 @@ pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
     let (head, demand) = ops.slots.order[slot];
     let draw = ops.plan.heads[head].draw.as_ref()?;
     let scores = &work.slot_scores(slot)[..work.vocab];
+    let logprob = |token| draw.top_logprobs.map(|n_top| sampler::logprobs(scores, token, usize::from(n_top)));
+    if let Some(token) = draw.given {
+        return Some((head, Drawn { token, logprob: logprob(token) }));
+    }
     let mut found = match demand {
         Demand::Best(_) | Demand::Noisy => {
             let count = ops.member.count();
@@ -452,6 +456,5 @@ pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
     };
     draw.adjust(&mut found);
     let token = draw.pick(&mut found);
-    let logprob = draw.top_logprobs.map(|n_top| sampler::logprobs(scores, token, usize::from(n_top)));
-    Some((head, Drawn { token, logprob }))
+    Some((head, Drawn { token, logprob: logprob(token) }))
 }

@@ -13,7 +13,7 @@ use crate::kernel::PAGE;
 use crate::kv::{Cache, PageId};
 use crate::options::Speculation;
 use crate::prefix::Prefix;
-use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason, Usage};
+use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason, TokenLogprob, Usage};
 use crate::sampler::{self, Draw};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -32,6 +32,8 @@ pub(crate) struct Sequence {
     /// Positions whose keys and values are in the cache.
     computed: usize,
     cached: usize,
+    /// Of the prompt's tokens from the second on, where they are asked for.
+    prompt_logprobs: Vec<TokenLogprob>,
     drafter: Drafter,
     end: Option<StopReason>,
 }
@@ -47,6 +49,8 @@ pub(crate) struct Turn {
     pub(crate) decodes: bool,
     /// Guesses for the positions that follow, each with a draw of its own.
     pub(crate) draft: Vec<u32>,
+    /// After so many of its positions, from the first on, the prompt's next token is scored.
+    pub(crate) scores: usize,
 }
 
 impl Turn {
@@ -61,6 +65,8 @@ impl Turn {
 pub(crate) struct Schedule {
     max_sequences: usize,
     prefill_chunk: usize,
+    /// Prompt tokens that a step may score.
+    score_chunk: usize,
     max_context: usize,
     vocab: usize,
     speculation: Speculation,
@@ -106,6 +112,20 @@ impl Sequence {
             position: (self.tokens.len() + guesses.len()) as u32,
             adjustments,
             top_logprobs: self.request.top_logprobs,
+            given: None,
+        }
+    }
+
+    /// What the prompt's token at `position` is asked for: no draw, its log-probability.
+    pub(crate) fn score(&self, position: usize) -> Draw<'_> {
+        Draw {
+            sampling: &self.request.sampling,
+            seed: self.request.seed,
+            choice: self.request.choice,
+            position: position as u32,
+            adjustments: Vec::new(),
+            top_logprobs: self.request.prompt_logprobs,
+            given: Some(self.tokens[position]),
         }
     }
 
@@ -138,6 +158,7 @@ impl Schedule {
     pub(crate) fn new(
         max_sequences: usize,
         prefill_chunk: usize,
+        score_chunk: usize,
         max_context: usize,
         vocab: usize,
         speculation: Speculation,
@@ -146,6 +167,7 @@ impl Schedule {
         Schedule {
             max_sequences,
             prefill_chunk,
+            score_chunk,
             max_context,
             vocab,
             speculation,
@@ -176,8 +198,17 @@ impl Schedule {
         }
         let id = SequenceId(self.next_id);
         let drafter = Drafter::new();
-        let sequence =
-            Sequence { id, request, tokens, pages: Vec::new(), computed: 0, cached: 0, drafter, end: None };
+        let sequence = Sequence {
+            id,
+            request,
+            tokens,
+            pages: Vec::new(),
+            computed: 0,
+            cached: 0,
+            prompt_logprobs: Vec::new(),
+            drafter,
+            end: None,
+        };
         let needed = sequence.pages_needed(self.max_context);
         if needed > total_pages {
             return Err(Refused::TooLarge { needed, total: total_pages });
@@ -233,10 +264,13 @@ impl Schedule {
                 return Err(Refused::UnknownToken { id, vocab: self.vocab });
             }
         }
-        match request.top_logprobs {
-            Some(n) if n > MAX_LOGPROBS => rule(false, "top_logprobs", f32::from(n), "use at most 20"),
-            _ => Ok(()),
+        for (name, count) in
+            [("top_logprobs", request.top_logprobs), ("prompt_logprobs", request.prompt_logprobs)]
+        {
+            let count = count.unwrap_or(0);
+            rule(count <= MAX_LOGPROBS, name, f32::from(count), "use at most 20")?;
         }
+        Ok(())
     }
 
     pub(crate) fn cancel(&mut self, id: SequenceId) -> bool {
@@ -281,8 +315,10 @@ impl Schedule {
         while self.active.len() < self.max_sequences
             && let Some(first) = self.waiting.front_mut()
         {
-            let shared =
-                self.prefix.as_mut().map_or_else(Vec::new, |prefix| prefix.find(&first.tokens, cache));
+            let shared = match &mut self.prefix {
+                Some(prefix) if first.request.prompt_logprobs.is_none() => prefix.find(&first.tokens, cache),
+                _ => Vec::new(),
+            };
             let needed = first.pages_needed(self.max_context) - shared.len();
             let fits = match &mut self.prefix {
                 Some(prefix) => prefix.reclaim(needed, cache),
@@ -316,7 +352,7 @@ impl Schedule {
     /// Who takes part in this step.
     pub(crate) fn turns(&mut self) -> Vec<Turn> {
         self.round += 1;
-        let mut budget = self.prefill_chunk;
+        let (mut budget, mut score_budget) = (self.prefill_chunk, self.score_chunk);
         let n = self.active.len();
         let mut turns = Vec::with_capacity(n);
         for i in 0..n {
@@ -324,16 +360,25 @@ impl Schedule {
             let sequence = &self.active[place];
             let left = sequence.tokens.len() - sequence.computed;
             let decodes = left == 1 && sequence.generated().len() > sequence.request.generated.len();
-            let take = if decodes { 1 } else { left.min(budget) };
+            let mut take = if decodes { 1 } else { left.min(budget) };
+            let unscored = match sequence.request.prompt_logprobs {
+                Some(_) => (sequence.prompt_len() - 1).saturating_sub(sequence.computed),
+                None => 0,
+            };
+            if unscored > 0 {
+                take = take.min(score_budget);
+            }
             if take == 0 {
                 continue;
             }
+            let scores = take.min(unscored);
+            score_budget -= scores;
             if !decodes {
                 budget -= take;
             }
             let positions = sequence.computed..sequence.computed + take;
             let reaches_end = take == left;
-            turns.push(Turn { place, positions, reaches_end, decodes, draft: Vec::new() });
+            turns.push(Turn { place, positions, reaches_end, decodes, draft: Vec::new(), scores });
         }
         if n <= self.speculation.sequences && turns.iter().all(|turn| turn.decodes) {
             for turn in &mut turns {
@@ -356,6 +401,11 @@ impl Schedule {
         &self.active[turn.place]
     }
 
+    /// Takes note of scored tokens of a prompt.
+    pub(crate) fn scored(&mut self, turn: &Turn, logprobs: Vec<TokenLogprob>) {
+        self.active[turn.place].prompt_logprobs.extend(logprobs);
+    }
+
     /// Takes note of what a step computed for one sequence: `drawn` has what was drawn at its end and after each guess.
     /// Places stay as they are until `drop_finished`. Returns the number of new tokens.
     pub(crate) fn advance(
@@ -372,6 +422,10 @@ impl Schedule {
             && let Some(prefix) = &mut self.prefix
         {
             prefix.keep(&sequence.request.prompt, &sequence.pages, cache);
+        }
+        if turn.reaches_end && !turn.decodes && sequence.request.prompt_logprobs.is_some() {
+            let logprobs = std::mem::take(&mut sequence.prompt_logprobs);
+            events.push(Event::Prompt { sequence: sequence.id, logprobs });
         }
         let mut new_tokens = 0;
         for Drawn { token, logprob } in drawn.map_while(|drawn| drawn) {

@@ -38,7 +38,7 @@ lines = [
      "body": {"model": model, "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}},
     {"custom_id": "seeded", "method": "POST", "url": "/v1/completions",
      "body": {"model": model, "prompt": "The king said", "max_tokens": 8, "temperature": 0.8, "seed": 7}},
-    {"custom_id": "wrong", "method": "POST", "url": "/v1/completions", "body": {"model": model, "prompt": "x", "n": 3}},
+    {"custom_id": "wrong", "method": "POST", "url": "/v1/completions", "body": {"model": model, "prompt": "x", "n": 17}},
 ]
 content = "".join(json.dumps(line) + "\n" for line in lines).encode()
 upload = client.files.create(file=("prompts.jsonl", io.BytesIO(content)), purpose="batch")
@@ -76,7 +76,7 @@ rule("a chat stream gives the same text", "".join(c.choices[0].delta.content or 
 detailed = client.completions.create(model=model, prompt="Once upon a time", max_tokens=4, temperature=0, logprobs=2)
 rule("log-probabilities come with each token", len(detailed.choices[0].logprobs.token_logprobs) == detailed.usage.completion_tokens)
 
-refused("an unsupported parameter is refused by name", openai.BadRequestError, lambda: client.completions.create(model=model, prompt="x", n=2))
+refused("an unsupported parameter is refused by name", openai.BadRequestError, lambda: client.completions.create(model=model, prompt="x", best_of=2))
 refused("an unknown batch is not found", openai.NotFoundError, lambda: client.batches.retrieve("batch_unknown"))
 refused("an unknown file is not found", openai.NotFoundError, lambda: client.files.content("file-unknown"))
 refused("a wrong purpose is refused", openai.BadRequestError, lambda: client.files.create(file=("x", b"{}"), purpose="fine-tune"))

@@ -53,6 +53,11 @@ fn the_openai_package_runs_batches_streams_and_errors_unchanged() {
 }
 
 #[test]
+fn small_things_that_break_clients_are_as_openai_has_them() {
+    run_python("details.py", &[&base(&fleet())]);
+}
+
+#[test]
 fn the_openai_npm_package_runs_batches_streams_and_errors_unchanged() {
     let modules = root().join("target/npm");
     if !modules.join("node_modules/openai").is_dir() {

@@ -9,7 +9,7 @@ use futures::stream::{self, StreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
-    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, CountTokens, JobCreate, JobResult, Quote,
+    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, CountTokens, FileRef, JobCreate, JobResult, Quote,
     QuoteAsk, Refusal, RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
 };
 use ternfleet_proto::table::{self, ApiVerb};
@@ -22,8 +22,9 @@ use ternfleet_cloud::webhook::Webhook;
 
 use super::Input;
 use super::answers::{Committed, Recent};
+use super::deletion::{Reserved, Reserves};
 use super::quotes::{Footing, Question, asked, quoted};
-use super::{count, dead, setup, spans};
+use super::{count, dead, deletion, setup, spans};
 use crate::Webhooks;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
 
@@ -58,13 +59,15 @@ pub(crate) struct Api {
     recent: Recent,
     ground: setup::Ground,
     pollers: BTreeMap<BatchSlot, Vec<Poller>>,
+    /// Inputs of batches that are being created.
+    reserves: Reserves,
     /// Hosts that webhooks may name although they are private.
     webhooks_allow: Arc<[String]>,
     /// Committed sequences of batches whose ledger is not in memory any more.
     past: BTreeMap<BatchId, Arc<Vec<u64>>>,
 }
 
-fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
+pub(super) fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into(), retry_after_ms: None }
 }
 
@@ -81,7 +84,7 @@ fn unknown(id: &BatchId) -> Refusal {
     refusal(RefusalCode::NotFound, format!("there is no batch {id}"))
 }
 
-fn unreachable(error: &BusError) -> Refusal {
+pub(super) fn unreachable(error: &BusError) -> Refusal {
     Refusal { code: RefusalCode::Unavailable, message: error.to_string(), retry_after_ms: Some(1000) }
 }
 
@@ -94,7 +97,16 @@ impl Api {
         webhooks: &Webhooks,
     ) -> Self {
         let webhooks_allow = webhooks.allow.clone().into();
-        Self { bus, inbox, recent, ground, webhooks_allow, pollers: BTreeMap::new(), past: BTreeMap::new() }
+        Self {
+            bus,
+            inbox,
+            recent,
+            ground,
+            webhooks_allow,
+            pollers: BTreeMap::new(),
+            reserves: Reserves::default(),
+            past: BTreeMap::new(),
+        }
     }
 
     /// One call. Events for the core are returned; replies are sent from here or from tasks.
@@ -121,6 +133,12 @@ impl Api {
             }),
             ApiVerb::BatchList => self.with(&payload, reply, |api, list: BatchList, reply| {
                 let limit = list.limit.clamp(1, LIST_MAX) as usize;
+                if let Some(after) = &list.after
+                    && find(core, &list.tenant, after).is_none()
+                {
+                    api.answer::<()>(reply, &Err(unknown(after)));
+                    return Vec::new();
+                }
                 api.answer(reply, &Ok(core.batch_views(now, &list.tenant, list.after.as_ref(), limit)));
                 Vec::new()
             }),
@@ -174,6 +192,10 @@ impl Api {
                     let answer: Reply<()> = made.map_err(|error| unreachable(&error));
                     let _ = bus.send(&reply, codec::encode(&answer)).await;
                 });
+                Vec::new()
+            }),
+            ApiVerb::FileDelete => self.with(&payload, reply, |api, file: FileRef, reply| {
+                api.delete_file(now.wall, file, reply, core);
                 Vec::new()
             }),
             ApiVerb::Quote => self.with(&payload, reply, |api, ask: QuoteAsk, reply| {
@@ -249,8 +271,27 @@ impl Api {
         });
     }
 
+    /// A batch that was accepted is answered, so its input stays until it has ended.
+    fn delete_file(&self, now: TimeMs, file: FileRef, reply: String, core: &Core) {
+        let reader = core.reader_of(&file.tenant, &file.object).map(ToString::to_string);
+        let being_made =
+            || self.reserves.holds(&file.tenant, &file.object).then(|| "being created".to_owned());
+        if let Some(reader) = reader.or_else(being_made) {
+            let message = format!(
+                "the file {} is the input of a batch that has not ended ({reader}): cancel the batch or wait for its end",
+                file.object
+            );
+            return self.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
+        }
+        let bus = Arc::clone(&self.bus);
+        tokio::spawn(async move {
+            let _ = bus.send(&reply, codec::encode(&deletion::delete(&*bus, &file, now).await)).await;
+        });
+    }
+
     /// First half of a creation: find out what it stands on.
     fn create(&mut self, create: BatchCreate, reply: String) -> Vec<Event> {
+        let reserved = self.reserves.reserve(&create.tenant, &create.input_object);
         let (bus, inbox, ground) = (Arc::clone(&self.bus), self.inbox.clone(), self.ground.clone());
         let allow = Arc::clone(&self.webhooks_allow);
         tokio::spawn(async move {
@@ -258,7 +299,7 @@ impl Api {
                 Ok(()) => survey(&bus, &create, &ground).await,
                 Err(refused) => Err(refused),
             };
-            let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply }).await;
+            let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply, reserved }).await;
         });
         Vec::new()
     }
@@ -270,6 +311,7 @@ impl Api {
         create: BatchCreate,
         found: Result<Ground, Refusal>,
         reply: String,
+        reserved: Reserved,
         core: &Core,
         footing: &Footing,
     ) {
@@ -314,7 +356,7 @@ impl Api {
                     Err(error) => Err(unreachable(&error)),
                 };
             let input = match answer {
-                Ok(record) => Input::Created { record: Box::new(record), reply },
+                Ok(record) => Input::Created { record: Box::new(record), reply, reserved },
                 Err(refused) => {
                     let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
                     return;

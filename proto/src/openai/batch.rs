@@ -41,9 +41,12 @@ pub fn batch_object(batch: &BatchView) -> Value {
         "cancelled_at": ended_as(BatchState::Cancelled),
         "request_counts": { "total": batch.total, "completed": batch.completed, "failed": batch.failed },
         "metadata": batch.metadata,
+        "model": batch.model,
         "usage": {
             "input_tokens": batch.prompt_tokens,
+            "input_tokens_details": { "cached_tokens": batch.cached_tokens },
             "output_tokens": batch.completion_tokens,
+            "output_tokens_details": { "reasoning_tokens": 0 },
             "total_tokens": batch.prompt_tokens + batch.completion_tokens,
         },
         "ternfleet": {

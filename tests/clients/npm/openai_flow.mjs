@@ -70,7 +70,7 @@ for await (const chunk of long) { if (chunk.choices[0]?.text) break; }
 long.controller.abort();
 rule("a stream can be left in the middle", (await client.completions.create({ model, prompt: "Then", max_tokens: 2 })).usage.completion_tokens === 2);
 
-await refused("an unsupported parameter is refused by name", OpenAI.BadRequestError, () => client.chat.completions.create({ model, messages, n: 2 }));
+await refused("an unsupported parameter is refused by name", OpenAI.BadRequestError, () => client.chat.completions.create({ model, messages, audio: { voice: "a", format: "mp3" } }));
 await refused("structured output is refused by name", OpenAI.BadRequestError, () => client.chat.completions.create({ model, messages, response_format: { type: "json_object" } }));
 await refused("an unknown batch is not found", OpenAI.NotFoundError, () => client.batches.retrieve("batch_unknown"));
 await refused("an unknown file is not found", OpenAI.NotFoundError, () => client.files.retrieve("file-unknown"));
