@@ -49,10 +49,7 @@ fn logprobs() -> Vec<TokenLogprobs> {
 
 fn generation() -> Generation {
     Generation {
-        prompt: Prompt::Chat(vec![ChatMessage {
-            role: "user".into(),
-            content: "Wie geht's?\n".into()
-        }]),
+        prompt: Prompt::Chat(vec![ChatMessage { role: "user".into(), content: "Wie geht's?\n".into() }]),
         max_tokens: Some(40),
         sampling: Sampling { logit_bias: vec![(3, -1.5)], ..Sampling::default() },
         seed: u64::MAX,

@@ -131,7 +131,13 @@ fn in_order(
     Ok(Some(file))
 }
 
-async fn store(bus: &Arc<dyn Bus>, record: &BatchRecord, name: &str, file: File, now: TimeMs) -> anyhow::Result<()> {
+async fn store(
+    bus: &Arc<dyn Bus>,
+    record: &BatchRecord,
+    name: &str,
+    file: File,
+    now: TimeMs,
+) -> anyhow::Result<()> {
     let content = Box::pin(tokio::fs::File::from_std(file));
     let bucket = table::files_bucket(&record.tenant);
     let stored = bus.object_put(&bucket, name, content).await;

@@ -94,10 +94,9 @@ fn inline(requests: Vec<Value>) -> Result<BatchInput, Fault> {
 
 fn endpoint(fields: &mut Fields) -> Result<Endpoint, Fault> {
     let named = fields.text("endpoint")?.ok_or("`endpoint` is missing")?;
-    Endpoint::ALL
-        .into_iter()
-        .find(|endpoint| endpoint.as_str() == named)
-        .ok_or_else(|| format!("`endpoint` must be {}, not {}", super::endpoints(), shown(&Value::String(named))))
+    Endpoint::ALL.into_iter().find(|endpoint| endpoint.as_str() == named).ok_or_else(|| {
+        format!("`endpoint` must be {}, not {}", super::endpoints(), shown(&Value::String(named)))
+    })
 }
 
 /// The `expires_after` of an upload, field by field as a form has them; `None` when there is none.

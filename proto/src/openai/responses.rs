@@ -80,7 +80,9 @@ fn message(item: Value) -> Result<ChatMessage, Fault> {
         None => return Err("`content` is missing".into()),
         Some(Value::String(text)) => text,
         Some(Value::Array(parts)) => parts.into_iter().map(part).collect::<Result<String, Fault>>()?,
-        Some(other) => return Err(format!("`content` must be a string or text parts, not {}", shown(&other))),
+        Some(other) => {
+            return Err(format!("`content` must be a string or text parts, not {}", shown(&other)));
+        }
     };
     fields.finish("a message")?;
     Ok(speaker.says(content))
@@ -94,7 +96,10 @@ fn part(item: Value) -> Result<String, Fault> {
     match fields.text("type")?.as_deref() {
         Some("input_text" | "output_text" | "text") => {}
         Some(other) => {
-            return Err(format!("a part of type {:?} is not supported: this model reads text", clipped(other)));
+            return Err(format!(
+                "a part of type {:?} is not supported: this model reads text",
+                clipped(other)
+            ));
         }
         None => return Err("a part of `content` has no `type`".into()),
     }
@@ -110,7 +115,9 @@ fn part(item: Value) -> Result<String, Fault> {
 fn stateless(fields: &mut Fields) -> Result<(), Fault> {
     for name in ["previous_response_id", "conversation", "prompt", "context_management", "moderation"] {
         if fields.take(name).is_some() {
-            return Err(format!("`{name}` is not supported here: nothing is kept, send the whole conversation as `input`"));
+            return Err(format!(
+                "`{name}` is not supported here: nothing is kept, send the whole conversation as `input`"
+            ));
         }
     }
     for (name, why) in [
@@ -122,11 +129,17 @@ fn stateless(fields: &mut Fields) -> Result<(), Fault> {
         }
     }
     if let Some(truncation) = fields.text("truncation")?.filter(|how| how != "disabled") {
-        return Err(format!("`truncation` {:?} is not supported: what is too long is refused", clipped(&truncation)));
+        return Err(format!(
+            "`truncation` {:?} is not supported: what is too long is refused",
+            clipped(&truncation)
+        ));
     }
     if let Some(mut reasoning) = fields.object("reasoning")? {
         if let Some(effort) = reasoning.text("effort")?.filter(|effort| effort != "none") {
-            return Err(format!("`reasoning.effort` {:?} is not supported: this model does not reason", clipped(&effort)));
+            return Err(format!(
+                "`reasoning.effort` {:?} is not supported: this model does not reason",
+                clipped(&effort)
+            ));
         }
         reasoning.finish("`reasoning`")?;
     }
@@ -135,7 +148,8 @@ fn stateless(fields: &mut Fields) -> Result<(), Fault> {
 
 fn no_tools(fields: &mut Fields) -> Result<(), Fault> {
     if let Some(tools) = fields.take("tools") {
-        let items = tools.as_array().ok_or_else(|| format!("`tools` must be an array, not {}", shown(&tools)))?;
+        let items =
+            tools.as_array().ok_or_else(|| format!("`tools` must be an array, not {}", shown(&tools)))?;
         if let Some(kind) = items.first().map(|tool| tool["type"].as_str().unwrap_or("function").to_owned()) {
             return Err(format!("`tools` holds one of type {:?}, and none are served here", clipped(&kind)));
         }
@@ -145,7 +159,9 @@ fn no_tools(fields: &mut Fields) -> Result<(), Fault> {
     match fields.take("tool_choice") {
         None => Ok(()),
         Some(Value::String(choice)) if choice == "auto" || choice == "none" => Ok(()),
-        Some(other) => Err(format!("`tool_choice` needs `tools`, and none are served here: {}", shown(&other))),
+        Some(other) => {
+            Err(format!("`tool_choice` needs `tools`, and none are served here: {}", shown(&other)))
+        }
     }
 }
 
@@ -158,7 +174,9 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u8>, Fault> {
             for item in &items {
                 match item.as_str() {
                     Some(WITH_LOGPROBS) => wanted = true,
-                    _ => return Err(format!("`include` {} is not supported here: leave it out", shown(item))),
+                    _ => {
+                        return Err(format!("`include` {} is not supported here: leave it out", shown(item)));
+                    }
                 }
             }
         }
@@ -236,7 +254,9 @@ fn item_id(job: &JobKey) -> String {
 fn item(job: &JobKey, generated: Option<&Generated>) -> Value {
     let (status, content) = match generated {
         None => ("in_progress", json!([])),
-        Some(one) if one.finish == Finish::Length => ("incomplete", json!([part_of(&one.text, &one.logprobs)])),
+        Some(one) if one.finish == Finish::Length => {
+            ("incomplete", json!([part_of(&one.text, &one.logprobs)]))
+        }
         Some(one) => ("completed", json!([part_of(&one.text, &one.logprobs)])),
     };
     json!({ "id": item_id(job), "type": "message", "role": "assistant", "status": status, "content": content })
@@ -256,7 +276,12 @@ fn placed(kind: &str, job: &JobKey) -> Value {
 }
 
 /// The events before the first text.
-pub(super) fn opening(line: &Line, job: &JobKey, created_s: u64, settings: &Map<String, Value>) -> Vec<Value> {
+pub(super) fn opening(
+    line: &Line,
+    job: &JobKey,
+    created_s: u64,
+    settings: &Map<String, Value>,
+) -> Vec<Value> {
     let response = frame(line, job, created_s, settings);
     let mut part = placed("response.content_part.added", job);
     part["part"] = part_of("", &[]);

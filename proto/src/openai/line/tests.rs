@@ -317,11 +317,15 @@ fn a_response_is_a_chat_by_another_name() {
     let (line, generation) = good(&text.replace('\n', " "));
     assert_eq!(line.endpoint, Endpoint::Responses);
     let said = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
-    let wanted = vec![said("system", "Be brief."), said("user", "a"), said("assistant", "b"), said("user", "c")];
+    let wanted =
+        vec![said("system", "Be brief."), said("user", "a"), said("assistant", "b"), said("user", "c")];
     assert_eq!(generation.prompt, Prompt::Chat(wanted));
     assert_eq!((generation.max_tokens, generation.logprobs), (Some(9), Some(2)));
     let short = good(r#"{"input":"a","custom_id":"x"}"#);
-    assert_eq!((short.0.endpoint, short.1.prompt), (Endpoint::Responses, Prompt::Chat(vec![said("user", "a")])));
+    assert_eq!(
+        (short.0.endpoint, short.1.prompt),
+        (Endpoint::Responses, Prompt::Chat(vec![said("user", "a")]))
+    );
     let refused = |rest: &str, expected: &str| {
         let text = body("responses", &format!(r#"{{"input":"a",{rest}}}"#));
         let message = read_line(text.as_bytes()).unwrap_err().1.message;
@@ -332,7 +336,13 @@ fn a_response_is_a_chat_by_another_name() {
     refused(r#""previous_response_id":"resp_1""#, "`previous_response_id` is not supported here");
     refused(r#""tools":[{"type":"web_search"}]"#, "`tools` holds one of type \"web_search\"");
     refused(r#""max_tokens":3"#, "`max_tokens` is not a field of a request for a response");
-    refused(r#""input":[{"type":"reasoning"}]"#, "`input[0]`: an item of type \"reasoning\" is not supported");
-    refused(r#""include":["file_search_call.results"]"#, "`include` \"file_search_call.results\" is not supported");
+    refused(
+        r#""input":[{"type":"reasoning"}]"#,
+        "`input[0]`: an item of type \"reasoning\" is not supported",
+    );
+    refused(
+        r#""include":["file_search_call.results"]"#,
+        "`include` \"file_search_call.results\" is not supported",
+    );
     refused(r#""stream":true"#, "`stream` cannot be true in a batch");
 }
