@@ -131,6 +131,7 @@ impl Engine {
             hyper.vocab,
             options.speculation,
             options.prefix_cache,
+            threads,
         );
         let info = Info {
             threads,
@@ -176,9 +177,15 @@ impl Engine {
         let start = Instant::now();
         self.schedule.drop_cancelled(&mut self.cache, events);
         self.schedule.admit(&mut self.cache);
-        let turns = self.schedule.turns();
+        let mut forced_tokens = self.schedule.follow_constraints(&mut self.cache, events);
+        let mut turns = self.schedule.turns();
+        if turns.is_empty() && self.schedule.await_constraint() {
+            forced_tokens += self.schedule.follow_constraints(&mut self.cache, events);
+            turns = self.schedule.turns();
+        }
         if turns.is_empty() {
-            return StepStats { elapsed: start.elapsed(), ..StepStats::default() };
+            let decode_tokens = forced_tokens;
+            return StepStats { decode_tokens, elapsed: start.elapsed(), ..StepStats::default() };
         }
         let plan = plan(&self.schedule, &turns);
         let mut drawn =
@@ -187,7 +194,7 @@ impl Engine {
         let prefilling = turns.iter().filter(|turn| !turn.decodes);
         let prefill_tokens = prefilling.map(|turn| turn.positions.len()).sum();
         let before = self.schedule.speculation_counters();
-        let mut decode_tokens = 0;
+        let mut decode_tokens = forced_tokens;
         for turn in &turns {
             let scored = drawn.by_ref().take(turn.scores).flatten().filter_map(|scored| scored.logprob);
             self.schedule.scored(turn, scored.collect());
@@ -270,7 +277,7 @@ impl Engine {
             let plan = Plan {
                 columns: columns.collect(),
                 segments: vec![Segment { columns: 0..chunk.len(), pages: pages.clone() }],
-                heads: (0..chunk.len()).map(|column| HeadColumn { column, draw: None }).collect(),
+                heads: (0..chunk.len()).map(|column| HeadColumn { column, draw: None, allowed: None }).collect(),
             };
             compute(&mut self.pool, self.kernels, &self.model, &self.work, &self.cache, &plan);
             for head in 0..chunk.len() {
@@ -310,8 +317,9 @@ fn plan<'a>(schedule: &'a Schedule, turns: &[Turn]) -> Plan<'a> {
         }
         let n_draws = turn.draws();
         for i in 0..n_draws {
-            let draw = sequence.draw(&turn.draft[..i]);
-            plan.heads.push(HeadColumn { column: plan.columns.len() - n_draws + i, draw: Some(draw) });
+            let draw = Some(sequence.draw(&turn.draft[..i]));
+            let allowed = sequence.allowed();
+            plan.heads.push(HeadColumn { column: plan.columns.len() - n_draws + i, draw, allowed });
         }
     }
     plan

@@ -39,6 +39,8 @@ pub enum Refused {
     Busy { needed: usize, free: usize },
     #[error("{name} is {value}: {rule}")]
     Parameter { name: &'static str, value: String, rule: &'static str },
+    #[error("its constraint cannot be kept to here: {reason}")]
+    Constraint { reason: String },
     #[error("nothing is left to generate: {kept} tokens are kept and max_new_tokens is {max_new_tokens}")]
     NothingLeft { kept: usize, max_new_tokens: usize },
 }

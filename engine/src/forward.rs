@@ -2,6 +2,7 @@
 //!
 //! What a step computes is said by [`Plan`]; how, by `ops`, which also holds the barriers between operations.
 
+use crate::constraint::{Allowed, Rule};
 use crate::kernel::Then;
 use crate::kv::PageId;
 use crate::ops::Ops;
@@ -28,6 +29,15 @@ pub(crate) struct Segment {
 pub(crate) struct HeadColumn<'a> {
     pub(crate) column: usize,
     pub(crate) draw: Option<Draw<'a>>,
+    /// What may be drawn; `None` allows everything.
+    pub(crate) allowed: Option<Allowed>,
+}
+
+impl HeadColumn<'_> {
+    /// What may be drawn, waited for.
+    pub(crate) fn rule(&self) -> Rule<'_> {
+        self.allowed.as_ref().map_or(Rule::Any, Allowed::rule)
+    }
 }
 
 /// What a step computes.
@@ -57,6 +67,7 @@ pub(crate) fn pass(ops: &mut Ops<'_, '_>) {
         ops.norm_gated(&layer.ffn_sub_norm);
         ops.product(&layer.down, Then::Add);
     }
+    ops.await_rules();
     ops.norm_heads();
     ops.scores();
     ops.sample();

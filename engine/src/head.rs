@@ -8,6 +8,7 @@
 mod candidates;
 mod screen;
 
+use crate::constraint::Rule;
 use crate::gguf::Hyper;
 use crate::kernel::{Kernels, ROWS, WideActs};
 use crate::memory::Region;
@@ -44,6 +45,8 @@ enum Demand {
     Best(usize),
     /// The token that wins with noise.
     Noisy,
+    /// The canonical scores of the few tokens that are allowed, and no others.
+    Few,
     /// The copy's scores as they are.
     Approximate,
     /// All canonical scores.
@@ -51,7 +54,7 @@ enum Demand {
 }
 
 impl Demand {
-    fn of(draw: Option<&Draw<'_>>, head: Head) -> Demand {
+    fn of(draw: Option<&Draw<'_>>, rule: Rule<'_>, head: Head) -> Demand {
         // Scores alone, for comparing: those that the head would draw from.
         let Some(draw) = draw else {
             return if matches!(head, Head::Full | Head::Screened) {
@@ -64,6 +67,7 @@ impl Demand {
         let top_k = sampling.top_k as usize;
         match head {
             Head::Full => Demand::All,
+            Head::Screened if draw.top_logprobs.is_none() && matches!(rule, Rule::Few(_)) => Demand::Few,
             Head::Q8 | Head::Q6 => Demand::Approximate,
             Head::Screened if draw.top_logprobs.is_some() || draw.adjustments.len() > MOST_SCREENED => {
                 Demand::All
@@ -83,6 +87,8 @@ pub struct HeadCounters {
     pub screened: u64,
     /// Rows rescored for them.
     pub candidates: u64,
+    /// Tokens drawn from the exact scores of the few that a constraint allowed.
+    pub few: u64,
     /// Tokens drawn from all exact scores.
     pub full: u64,
 }
@@ -93,6 +99,7 @@ impl HeadCounters {
         HeadCounters {
             screened: self.screened - earlier.screened,
             candidates: self.candidates - earlier.candidates,
+            few: self.few - earlier.few,
             full: self.full - earlier.full,
         }
     }
@@ -119,6 +126,7 @@ pub(crate) struct HeadWork {
     noise: NoiseTable,
     screened: AtomicU64,
     candidates: AtomicU64,
+    few: AtomicU64,
     full: AtomicU64,
 }
 
@@ -140,12 +148,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where each head of a plan has its rows: those that are screened first, so that they stand together.
+/// Where each head of a plan has its rows: those that are screened first and those that want all scores last, so that they
+/// stand together.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     /// By slot: head and demand.
     order: Vec<(usize, Demand)>,
     n_screened: usize,
+    /// Of the first that wants all scores.
+    first_exact: usize,
 }
 
 impl HeadWork {
@@ -173,6 +184,7 @@ impl HeadWork {
             noise: NoiseTable::new(),
             screened: AtomicU64::new(0),
             candidates: AtomicU64::new(0),
+            few: AtomicU64::new(0),
             full: AtomicU64::new(0),
         })
     }
@@ -181,6 +193,7 @@ impl HeadWork {
         HeadCounters {
             screened: self.screened.load(Ordering::Relaxed),
             candidates: self.candidates.load(Ordering::Relaxed),
+            few: self.few.load(Ordering::Relaxed),
             full: self.full.load(Ordering::Relaxed),
         }
     }
@@ -197,11 +210,17 @@ impl HeadWork {
             .heads
             .iter()
             .enumerate()
-            .map(|(i, column)| (i, Demand::of(column.draw.as_ref(), head)))
+            .map(|(i, column)| (i, Demand::of(column.draw.as_ref(), column.rule(), head)))
             .collect();
-        order.sort_by_key(|&(_, demand)| demand == Demand::All);
-        let n_screened = order.iter().filter(|&&(_, demand)| demand != Demand::All).count();
-        Slots { order, n_screened }
+        let place = |demand: Demand| match demand {
+            Demand::Best(_) | Demand::Noisy | Demand::Approximate => 0,
+            Demand::Few => 1,
+            Demand::All => 2,
+        };
+        order.sort_by_key(|&(_, demand)| place(demand));
+        let n_screened = order.partition_point(|&(_, demand)| place(demand) == 0);
+        let first_exact = order.partition_point(|&(_, demand)| place(demand) < 2);
+        Slots { order, n_screened, first_exact }
     }
 
     fn stride(&self) -> usize {
@@ -254,6 +273,7 @@ pub(crate) fn column_of(ops: &Ops<'_, '_>, slot: usize) -> usize {
 /// Scores for all heads of the plan, each member a part of the vocabulary; the caller waits afterwards.
 pub(crate) fn scores(ops: &mut Ops<'_, '_>) {
     exact_scores(ops);
+    few_scores(ops);
     if ops.slots.n_screened > 0 {
         let rows = approximate_scores(ops);
         bound_scores(ops, rows.clone());
@@ -265,7 +285,7 @@ pub(crate) fn scores(ops: &mut Ops<'_, '_>) {
 /// All canonical scores of the slots that want them.
 fn exact_scores(ops: &mut Ops<'_, '_>) {
     let work = &ops.work.head;
-    let (first_slot, n_slots) = (ops.slots.n_screened, ops.slots.order.len());
+    let (first_slot, n_slots) = (ops.slots.first_exact, ops.slots.order.len());
     if first_slot == n_slots {
         return;
     }
@@ -291,6 +311,25 @@ fn exact_scores(ops: &mut Ops<'_, '_>) {
                 unsafe { work.scores.element::<f32>((first_slot + i) * stride + id).write(score) };
             }
         }
+    }
+}
+
+/// Canonical scores of allowed tokens, where they are few: each member some of them.
+fn few_scores(ops: &mut Ops<'_, '_>) {
+    let work = &ops.work.head;
+    let (count, index) = (ops.member.count(), ops.member.index);
+    for slot in ops.slots.n_screened..ops.slots.first_exact {
+        let Rule::Few(tokens) = ops.plan.heads[ops.slots.order[slot].0].rule() else { continue };
+        let tokens = &tokens[ops.member.share(tokens.len())];
+        // SAFETY: inputs were written before the last barrier.
+        let x = unsafe { work.input.read(slot * work.hidden..(slot + 1) * work.hidden) };
+        let head = ops.model().head();
+        let mut chosen = lock(&work.chosen[slot * count + index]);
+        chosen.clear();
+        chosen.extend(tokens.iter().map(|&id| Candidate {
+            id,
+            score: exact_score(ops.kernels, &head, id as usize, x, &mut ops.private.head.row),
+        }));
     }
 }
 
@@ -357,7 +396,8 @@ fn part<'a>(ops: &'a Ops<'_, '_>, slot: usize, rows: &Range<usize>) -> Option<(P
     // SAFETY: inputs were written before the last barrier, and these scores by this member itself.
     let (rounded, scores) = unsafe { (&work.rounded.read(slot..slot + 1)[0], work.scores.read(scores)) };
     let (kernels, vocab, first_row) = (ops.kernels, work.vocab, rows.start);
-    Some((Part { kernels, screen, first_row, scores, rounded, draw, vocab }, demand))
+    let rule = ops.plan.heads[head].rule();
+    Some((Part { kernels, screen, first_row, scores, rounded, draw, rule, vocab }, demand))
 }
 
 /// What bounds the winners' scores from below: the exact scores of this member's most promising rows.
@@ -380,7 +420,7 @@ fn bound_scores(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
                 Finds::of_scores(ids.into_iter().map(exact))
             }
             Demand::Noisy => part.best_noisy(&work.noise),
-            Demand::Approximate | Demand::All => Finds::default(),
+            Demand::Few | Demand::Approximate | Demand::All => Finds::default(),
         };
         *lock(&work.finds[slot * count + ops.member.index]) = finds;
     }
@@ -398,7 +438,7 @@ fn rescore(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
         let k = match demand {
             Demand::Best(k) => k,
             Demand::Noisy => 1,
-            Demand::Approximate | Demand::All => continue,
+            Demand::Few | Demand::Approximate | Demand::All => continue,
         };
         let work = &ops.work.head;
         let finds = &work.finds[slot * count..(slot + 1) * count];
@@ -411,7 +451,7 @@ fn rescore(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
             part.reaching(threshold, &mut hits);
         }
         let adjusted = part.draw.adjustments.iter().map(|&(id, _)| id);
-        hits.extend(adjusted.filter(|&id| rows.contains(&(id as usize))));
+        hits.extend(adjusted.filter(|&id| rows.contains(&(id as usize)) && part.rule.allows(id)));
         // SAFETY: inputs were written before the last barrier.
         let x = unsafe { work.input.read(slot * work.hidden..(slot + 1) * work.hidden) };
         let head = ops.model().head();
@@ -431,29 +471,43 @@ pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
     let work = &ops.work.head;
     let (head, demand) = ops.slots.order[slot];
     let draw = ops.plan.heads[head].draw.as_ref()?;
+    let rule = ops.plan.heads[head].rule();
     let scores = &work.slot_scores(slot)[..work.vocab];
     let logprob = |token| draw.top_logprobs.map(|n_top| sampler::logprobs(scores, token, usize::from(n_top)));
     if let Some(token) = draw.given {
         return Some((head, Drawn { token, logprob: logprob(token) }));
     }
     let mut found = match demand {
-        Demand::Best(_) | Demand::Noisy => {
+        Demand::Best(_) | Demand::Noisy | Demand::Few => {
             let count = ops.member.count();
             let chosen = &work.chosen[slot * count..(slot + 1) * count];
             let found: Vec<Candidate> = chosen.iter().flat_map(|chosen| lock(chosen).clone()).collect();
-            work.screened.fetch_add(1, Ordering::Relaxed);
-            work.candidates.fetch_add(found.len() as u64, Ordering::Relaxed);
+            if demand == Demand::Few {
+                work.few.fetch_add(1, Ordering::Relaxed);
+            } else {
+                work.screened.fetch_add(1, Ordering::Relaxed);
+                work.candidates.fetch_add(found.len() as u64, Ordering::Relaxed);
+            }
             found
         }
         Demand::Approximate | Demand::All => {
             work.full.fetch_add(1, Ordering::Relaxed);
-            if draw.is_greedy() && draw.adjustments.is_empty() {
-                vec![sampler::best_of(scores)]
-            } else {
-                sampler::candidates_of(scores)
+            match rule {
+                Rule::Any if draw.is_greedy() && draw.adjustments.is_empty() => {
+                    vec![sampler::best_of(scores)]
+                }
+                Rule::Any => sampler::candidates_of(scores),
+                Rule::Few(_) | Rule::Many(_) => {
+                    let mut found = sampler::candidates_of(scores);
+                    found.retain(|candidate| rule.allows(candidate.id));
+                    found
+                }
             }
         }
     };
+    if found.is_empty() {
+        return None;
+    }
     draw.adjust(&mut found);
     let token = draw.pick(&mut found);
     Some((head, Drawn { token, logprob: logprob(token) }))

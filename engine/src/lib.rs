@@ -8,6 +8,7 @@
 //! says by which rules, and does the sums.
 
 mod choose;
+mod constraint;
 pub mod convert;
 mod draft;
 mod engine;

@@ -172,7 +172,6 @@ impl<'a, 'm> Ops<'a, 'm> {
     ) -> Ops<'a, 'm> {
         assert!(results.len() == plan.heads.len() && plan.columns.len() * model.hyper.hidden <= work.x.len());
         let private = work.private[member.index].lock().unwrap_or_else(PoisonError::into_inner);
-        let slots = work.head.slots(plan);
         let split = work.partials.len() > 0 && attention::splits(plan, &model.hyper, member.count());
         // The first barrier comes before the first product; a step that panicked may have left them as they were.
         work.stocks.iter().for_each(|stock| stock.fill(member.index));
@@ -186,7 +185,7 @@ impl<'a, 'm> Ops<'a, 'm> {
             work,
             cache,
             plan,
-            slots,
+            slots: Slots::default(),
             private,
             results,
             split,
@@ -342,6 +341,11 @@ impl<'a, 'm> Ops<'a, 'm> {
             }
         }
         self.end(Operation::Product);
+    }
+
+    /// Waits for what each head may draw, which says how it is scored.
+    pub(crate) fn await_rules(&mut self) {
+        self.slots = self.work.head.slots(self.plan);
     }
 
     /// The final norm of the columns whose scores are wanted.

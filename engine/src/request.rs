@@ -2,7 +2,9 @@
 //!
 //! Not here: text, stop strings (the caller matches those and cancels), wire messages.
 
+use std::sync::Arc;
 use std::time::Duration;
+use ternfleet_text::constraint::{Constraint, DeadEnd};
 
 /// One sequence's name, unique for the life of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,6 +32,8 @@ pub struct Request {
     pub prompt_logprobs: Option<u8>,
     /// Guess ahead for this sequence, where the engine does that. Off for measuring.
     pub speculate: bool,
+    /// What the output must belong to, by the vocabulary of this model. Where it is at its end, the output ends.
+    pub constraint: Option<Arc<Constraint>>,
 }
 
 impl Default for Request {
@@ -45,6 +49,7 @@ impl Default for Request {
             top_logprobs: None,
             prompt_logprobs: None,
             speculate: true,
+            constraint: None,
         }
     }
 }
@@ -123,12 +128,14 @@ pub struct TokenLogprob {
 pub enum StopReason {
     /// `max_new_tokens` were generated.
     Length,
-    /// A stop id was generated.
+    /// A stop id was generated, or the token that ends a constrained output.
     StopToken,
     /// The context is full.
     Context,
     /// The caller asked for it.
     Cancelled,
+    /// The constraint allows nothing more.
+    DeadEnd(DeadEnd),
 }
 
 /// What a sequence took.

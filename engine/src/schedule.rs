@@ -7,6 +7,7 @@
 //! forgotten, and what they left in the sequence's own pages is written over.
 
 use crate::Refused;
+use crate::constraint::{Allowed, Threads, Tracker};
 use crate::draft::Drafter;
 use crate::head::Drawn;
 use crate::kernel::PAGE;
@@ -16,6 +17,7 @@ use crate::prefix::Prefix;
 use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason, TokenLogprob, Usage};
 use crate::sampler::{self, Draw};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::ops::Range;
 
 /// The most log-probabilities a request may ask for.
@@ -33,8 +35,9 @@ pub(crate) struct Sequence {
     computed: usize,
     cached: usize,
     /// Of the prompt's tokens from the second on, where they are asked for.
-    prompt_logprobs: Vec<TokenLogprob>,
+    prompt_logprobs: Option<Vec<TokenLogprob>>,
     drafter: Drafter,
+    tracker: Option<Tracker>,
     end: Option<StopReason>,
 }
 
@@ -77,6 +80,7 @@ pub(crate) struct Schedule {
     /// Steps so far: whose prefill comes first.
     round: usize,
     prefix: Option<Prefix>,
+    threads: Threads,
 }
 
 impl Sequence {
@@ -86,6 +90,14 @@ impl Sequence {
 
     fn generated(&self) -> &[u32] {
         &self.tokens[self.prompt_len()..]
+    }
+
+    /// Tokens of the prompt that are still to be scored, from the next one to compute on.
+    fn unscored(&self) -> usize {
+        match self.prompt_logprobs {
+            Some(_) => (self.prompt_len() - 1).saturating_sub(self.computed),
+            None => 0,
+        }
     }
 
     /// Positions that it may become.
@@ -129,10 +141,22 @@ impl Sequence {
         }
     }
 
-    /// Appends a drawn token and sees whether it is the last.
+    /// What the next token may be; `None` allows everything.
+    pub(crate) fn allowed(&self) -> Option<Allowed> {
+        self.tracker.as_ref().map(Tracker::allowed)
+    }
+
+    /// The last token waits until it is known what may follow it.
+    fn is_held(&self) -> bool {
+        self.tracker.as_ref().is_some_and(|tracker| !tracker.is_ready())
+    }
+
+    /// Appends a token and sees whether it is the last.
     fn push(&mut self, token: u32, max_context: usize) {
         self.tokens.push(token);
-        self.end = if self.request.stop_ids.contains(&token) {
+        let constraint = self.request.constraint.as_ref();
+        let ends = constraint.is_some_and(|constraint| constraint.ends_with(token));
+        self.end = if ends || self.request.stop_ids.contains(&token) {
             Some(StopReason::StopToken)
         } else if self.generated().len() >= self.request.max_new_tokens {
             Some(StopReason::Length)
@@ -141,6 +165,24 @@ impl Sequence {
         } else {
             None
         };
+    }
+
+    /// Appends the tokens that must come next, which need no draw; where each is to be scored, it does. Returns how many.
+    fn follow(&mut self, max_context: usize, events: &mut Vec<Event>) -> usize {
+        let scored = self.request.top_logprobs.is_some();
+        let mut n_tokens = 0;
+        while self.end.is_none()
+            && !scored
+            && let Some(token) = self.tracker.as_mut().and_then(Tracker::next_forced)
+        {
+            self.push(token, max_context);
+            events.push(Event::Token { sequence: self.id, token, logprob: None });
+            n_tokens += 1;
+        }
+        if self.end.is_none() {
+            self.end = self.tracker.as_mut().and_then(Tracker::dead_end).map(StopReason::DeadEnd);
+        }
+        n_tokens
     }
 
     fn finished(&self, reason: StopReason) -> Event {
@@ -163,6 +205,7 @@ impl Schedule {
         vocab: usize,
         speculation: Speculation,
         prefix_cache: bool,
+        n_threads: usize,
     ) -> Schedule {
         Schedule {
             max_sequences,
@@ -177,6 +220,7 @@ impl Schedule {
             next_id: 1,
             round: 0,
             prefix: prefix_cache.then(Prefix::default),
+            threads: Threads::new(n_threads),
         }
     }
 
@@ -196,23 +240,33 @@ impl Schedule {
         if tokens.len() >= self.max_context {
             return Err(Refused::TooLong { tokens: tokens.len() + 1, max_context: self.max_context });
         }
-        let id = SequenceId(self.next_id);
-        let drafter = Drafter::new();
-        let sequence = Sequence {
-            id,
+        let prompt_logprobs = request.prompt_logprobs.map(|_| Vec::new());
+        let mut sequence = Sequence {
+            id: SequenceId(self.next_id),
             request,
             tokens,
             pages: Vec::new(),
             computed: 0,
             cached: 0,
-            prompt_logprobs: Vec::new(),
-            drafter,
+            prompt_logprobs,
+            drafter: Drafter::new(),
+            tracker: None,
             end: None,
         };
         let needed = sequence.pages_needed(self.max_context);
         if needed > total_pages {
             return Err(Refused::TooLarge { needed, total: total_pages });
         }
+        if let Some(constraint) = &sequence.request.constraint {
+            if constraint.n_vocab() > self.vocab {
+                let (n, vocab) = (constraint.n_vocab(), self.vocab);
+                let reason = format!("it was compiled for {n} tokens, and this model has {vocab}");
+                return Err(Refused::Constraint { reason });
+            }
+            let kept = sequence.request.generated.clone();
+            sequence.tracker = Some(self.threads.track(Arc::clone(constraint), kept)?);
+        }
+        let id = sequence.id;
         self.next_id += 1;
         self.waiting.push_back(sequence);
         Ok(id)
@@ -349,6 +403,20 @@ impl Schedule {
         }
     }
 
+    /// Appends what constraints leave no choice about. Returns how many tokens.
+    pub(crate) fn follow_constraints(&mut self, cache: &mut Cache, events: &mut Vec<Event>) -> usize {
+        let n_tokens =
+            self.active.iter_mut().map(|sequence| sequence.follow(self.max_context, events)).sum();
+        self.drop_finished(cache, events);
+        n_tokens
+    }
+
+    /// Waits until the constraint of a sequence that could run is compiled; false if there is none to wait for.
+    pub(crate) fn await_constraint(&self) -> bool {
+        let held = self.active.iter().find(|sequence| sequence.is_held());
+        held.and_then(|sequence| sequence.tracker.as_ref()).map(Tracker::wait).is_some()
+    }
+
     /// Who takes part in this step.
     pub(crate) fn turns(&mut self) -> Vec<Turn> {
         self.round += 1;
@@ -359,23 +427,19 @@ impl Schedule {
             let place = (i + self.round) % n;
             let sequence = &self.active[place];
             let left = sequence.tokens.len() - sequence.computed;
-            let decodes = left == 1 && sequence.generated().len() > sequence.request.generated.len();
-            let mut take = if decodes { 1 } else { left.min(budget) };
-            let unscored = match sequence.request.prompt_logprobs {
-                Some(_) => (sequence.prompt_len() - 1).saturating_sub(sequence.computed),
-                None => 0,
-            };
-            if unscored > 0 {
-                take = take.min(score_budget);
-            }
+            let generates = sequence.computed >= sequence.prompt_len() + sequence.request.generated.len();
+            // What generates goes on in any case; tokens that its constraint appended count as prefill.
+            let ready = left.saturating_sub(sequence.is_held().into());
+            let unscored = sequence.unscored();
+            let most = if unscored > 0 { score_budget } else { ready };
+            let take = ready.min(budget + usize::from(generates)).min(most);
             if take == 0 {
                 continue;
             }
+            budget -= take.saturating_sub(generates.into());
             let scores = take.min(unscored);
             score_budget -= scores;
-            if !decodes {
-                budget -= take;
-            }
+            let decodes = generates && left == 1;
             let positions = sequence.computed..sequence.computed + take;
             let reaches_end = take == left;
             turns.push(Turn { place, positions, reaches_end, decodes, draft: Vec::new(), scores });
@@ -392,7 +456,9 @@ impl Schedule {
     fn draft(&mut self, place: usize) -> Vec<u32> {
         let sequence = &mut self.active[place];
         let left = sequence.most_tokens(self.max_context) - sequence.tokens.len();
-        let allowed = if sequence.request.speculate { self.speculation.draft_tokens } else { 0 };
+        // A constraint says by itself what must come; what it leaves open is seldom guessed.
+        let speculates = sequence.request.speculate && sequence.tracker.is_none();
+        let allowed = if speculates { self.speculation.draft_tokens } else { 0 };
         let most = allowed.min(left.saturating_sub(1));
         sequence.drafter.draft(&sequence.tokens, most)
     }
@@ -403,7 +469,9 @@ impl Schedule {
 
     /// Takes note of scored tokens of a prompt.
     pub(crate) fn scored(&mut self, turn: &Turn, logprobs: Vec<TokenLogprob>) {
-        self.active[turn.place].prompt_logprobs.extend(logprobs);
+        if let Some(all) = &mut self.active[turn.place].prompt_logprobs {
+            all.extend(logprobs);
+        }
     }
 
     /// Takes note of what a step computed for one sequence: `drawn` has what was drawn at its end and after each guess.
@@ -417,20 +485,24 @@ impl Schedule {
     ) -> usize {
         let sequence = &mut self.active[turn.place];
         sequence.computed = turn.positions.end;
-        if turn.reaches_end
-            && !turn.decodes
+        if turn.positions.start < sequence.prompt_len()
+            && turn.positions.end >= sequence.prompt_len()
             && let Some(prefix) = &mut self.prefix
         {
             prefix.keep(&sequence.request.prompt, &sequence.pages, cache);
         }
-        if turn.reaches_end && !turn.decodes && sequence.request.prompt_logprobs.is_some() {
-            let logprobs = std::mem::take(&mut sequence.prompt_logprobs);
+        if sequence.unscored() == 0
+            && let Some(logprobs) = sequence.prompt_logprobs.take()
+        {
             events.push(Event::Prompt { sequence: sequence.id, logprobs });
         }
         let mut new_tokens = 0;
         for Drawn { token, logprob } in drawn.map_while(|drawn| drawn) {
             sequence.push(token, self.max_context);
             events.push(Event::Token { sequence: sequence.id, token, logprob });
+            if let Some(tracker) = sequence.tracker.as_mut().filter(|_| sequence.end.is_none()) {
+                tracker.take(token, &self.threads);
+            }
             // What was computed for the guess holds, and so does the draw after it, if the guess was right.
             let guessed = turn.draft.get(new_tokens) == Some(&token);
             new_tokens += 1;
@@ -439,11 +511,15 @@ impl Schedule {
             }
             sequence.computed += 1;
         }
+        if turn.reaches_end && new_tokens == 0 {
+            let dead = sequence.tracker.as_mut().and_then(Tracker::dead_end);
+            sequence.end = dead.map(StopReason::DeadEnd);
+        }
         let accepted = new_tokens.saturating_sub(1);
         sequence.drafter.learn(turn.draft.len(), accepted);
         self.counters.drafted += turn.draft.len() as u64;
         self.counters.accepted += accepted as u64;
-        new_tokens
+        new_tokens + sequence.follow(self.max_context, events)
     }
 
     pub(crate) fn speculation_counters(&self) -> SpeculationCounters {

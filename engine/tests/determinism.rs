@@ -1,5 +1,5 @@
 //! The gate: one value whatever the instruction set, threads, batch, prefill chunk, prefix cache, speculation, exact head,
-//! ternary kernel, and point of resumption.
+//! ternary kernel, and point of resumption; with constraints and without.
 //!
 //! The value is a digest of every token, of log-probabilities and of logits, bit by bit; the reference is plain Rust, one
 //! thread, one sequence, whole prompts, the full head, and nothing clever. Each run prints its digest. Instruction sets
@@ -8,12 +8,14 @@
 
 mod common;
 
-use common::{Outcome, golden, load, prompt, requests, run, synthetic};
+use common::{Outcome, constrained, golden, load, prompt, requests, run, synthetic};
 use std::path::Path;
 use ternfleet_engine::synth::Shape;
 use ternfleet_engine::{Engine, Head, Isa, KernelChoice, Options, Request, Sampling, Speculation};
 
 const NEW_TOKENS: usize = 14;
+/// Enough that forced tokens, small sets and large ones all come.
+const CONSTRAINED_TOKENS: usize = 24;
 const THREADS: [usize; 3] = [1, 2, 3];
 const BATCHES: [usize; 4] = [1, 2, 5, 32];
 /// As many as neither divides the number of threads nor of batches: each meets all.
@@ -87,8 +89,9 @@ impl Digest {
 
 /// Requests of every kind, and three that repeat themselves, so that there is something to guess, rightly and wrongly: one
 /// by its prompt, one that can only say one word, and one that wavers between two.
-fn all_requests(vocab: usize) -> Vec<Request> {
+fn all_requests(path: &Path, vocab: usize) -> Vec<Request> {
     let mut all = requests(vocab, NEW_TOKENS);
+    all.extend(constrained(path, vocab, CONSTRAINED_TOKENS));
     let repeating = prompt(77, 6, vocab).repeat(5);
     for (temperature, logit_bias) in
         [(0.4, vec![]), (0.0, vec![(11, 100.0)]), (8.0, vec![(11, 100.0), (12, 100.0)])]
@@ -126,7 +129,7 @@ fn one_value(path: &Path, ways: impl Iterator<Item = Way>) {
     };
     let mut engine = reference.load(path);
     let (vocab, numerics) = (engine.info().hyper.vocab, engine.info().numerics);
-    let requests = all_requests(vocab);
+    let requests = all_requests(path, vocab);
     let expected = run(&mut engine, &requests);
     let ids = prompt(5, 70, vocab);
     let value = Digest::of_all(&expected, &engine.logits(&ids).unwrap());
@@ -141,8 +144,8 @@ fn one_value(path: &Path, ways: impl Iterator<Item = Way>) {
         let found = run(&mut engine, &filled);
         for (i, (outcome, expected)) in found.iter().zip(expected.iter().cycle()).enumerate() {
             assert_eq!(
-                (&outcome.tokens, &outcome.logprobs),
-                (&expected.tokens, &expected.logprobs),
+                (&outcome.tokens, &outcome.logprobs, outcome.end),
+                (&expected.tokens, &expected.logprobs, expected.end),
                 "{way:?}, {i}"
             );
         }
@@ -152,6 +155,7 @@ fn one_value(path: &Path, ways: impl Iterator<Item = Way>) {
         assert_eq!(digest, value, "logits: {way:?}");
         let again = run(&mut engine, &resumed(&requests, &expected));
         for ((outcome, expected), kept) in again.iter().zip(&expected).zip(KEPT.into_iter().cycle()) {
+            let kept = kept.min(expected.tokens.len() - 1);
             assert_eq!(outcome.tokens, expected.tokens[kept..], "{way:?}, resumed at {kept}");
         }
         let speculation = engine.speculation_counters();
@@ -171,7 +175,7 @@ fn one_value(path: &Path, ways: impl Iterator<Item = Way>) {
 fn resumed(requests: &[Request], outcomes: &[Outcome]) -> Vec<Request> {
     let kept = KEPT.into_iter().cycle();
     let kept = requests.iter().zip(outcomes).zip(kept).map(|((request, outcome), kept)| Request {
-        generated: outcome.tokens[..kept].to_vec(),
+        generated: outcome.tokens[..kept.min(outcome.tokens.len() - 1)].to_vec(),
         ..request.clone()
     });
     kept.collect()

@@ -57,6 +57,7 @@ fn generation() -> Generation {
         logprobs: Some(2),
         echo: false,
         stream: true,
+        constraint: Some(Constraint::JsonSchema(r#"{"type":"object"}"#.into())),
     }
 }
 

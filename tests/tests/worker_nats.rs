@@ -170,6 +170,7 @@ fn work(worker: &WorkerId, index: u32, epoch: u32, tokens: u32, lane: Lane) -> W
             logprobs: None,
             echo: false,
             stream: true,
+            constraint: None,
         }),
         traceparent: None,
         job,

@@ -6,6 +6,7 @@
 //! nothing is guessed.
 
 pub mod chat;
+pub mod constraint;
 mod error;
 pub mod manifest;
 mod stop;

@@ -1,15 +1,31 @@
 //! Text to ids and back, for a real model or for the instant engine, whose tokens are bytes.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use ternfleet_proto::message::{Failure, FailureCode, Prompt};
+use ternfleet_text::constraint::{Compiler, Constraint, Grammar};
 use ternfleet_text::{Message, Role, Stream, Tokenizer};
 
 /// How prompts become ids and ids become text.
 pub enum Language {
-    Model(Box<Tokenizer>),
+    Model(Box<Words>),
     /// One token a byte.
     Bytes,
+}
+
+/// A model's tokenizer, and the compiler of constraints over its vocabulary, made when the first one comes.
+pub struct Words {
+    tokenizer: Arc<Tokenizer>,
+    compiler: OnceLock<Option<Arc<Compiler>>>,
+}
+
+impl std::ops::Deref for Words {
+    type Target = Tokenizer;
+
+    fn deref(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
 }
 
 impl fmt::Debug for Language {
@@ -22,14 +38,32 @@ impl fmt::Debug for Language {
 }
 
 impl Language {
+    /// The language of a model.
+    pub fn of(tokenizer: Tokenizer) -> Language {
+        Language::Model(Box::new(Words { tokenizer: Arc::new(tokenizer), compiler: OnceLock::new() }))
+    }
+
+    /// The constraint of a grammar over this vocabulary. The first one takes some hundred milliseconds.
+    pub fn constraint(&self, grammar: Grammar) -> Result<Arc<Constraint>, Failure> {
+        let compiler = match self {
+            Self::Bytes => None,
+            Self::Model(words) => words
+                .compiler
+                .get_or_init(|| Compiler::new(Arc::clone(&words.tokenizer)).map(Arc::new))
+                .as_ref(),
+        };
+        let without_end = || invalid("this model has no token that ends an output, so no constraint can".into());
+        Ok(compiler.ok_or_else(without_end)?.constraint(grammar))
+    }
+
     /// The ids of a prompt; the failure says what to change.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
         match (self, prompt) {
             (_, Prompt::Tokens(ids)) => Ok(ids.clone()),
-            (Self::Model(tokenizer), Prompt::Text(text)) => {
-                tokenizer.encode(text, tokenizer.adds_bos()).map_err(|fault| invalid(fault.to_string()))
+            (Self::Model(words), Prompt::Text(text)) => {
+                words.encode(text, words.adds_bos()).map_err(|fault| invalid(fault.to_string()))
             }
-            (Self::Model(tokenizer), Prompt::Chat(messages)) => {
+            (Self::Model(words), Prompt::Chat(messages)) => {
                 let messages: Result<Vec<Message>, Failure> = messages
                     .iter()
                     .map(|message| match Role::parse(&message.role) {
@@ -39,7 +73,7 @@ impl Language {
                         }
                     })
                     .collect();
-                tokenizer.encode_chat(&messages?).map_err(|fault| invalid(fault.to_string()))
+                words.encode_chat(&messages?).map_err(|fault| invalid(fault.to_string()))
             }
             // Whoever runs several prompts encodes each.
             (_, Prompt::Several(several)) => {
@@ -57,7 +91,7 @@ impl Language {
     /// Ids that end a generation.
     pub fn stop_ids(&self) -> &[u32] {
         match self {
-            Self::Model(tokenizer) => tokenizer.stop_ids(),
+            Self::Model(words) => words.stop_ids(),
             Self::Bytes => &[],
         }
     }
@@ -66,7 +100,7 @@ impl Language {
     pub fn token(&self, id: u32) -> (String, Option<Vec<u8>>) {
         let byte = [id as u8];
         let bytes = match self {
-            Self::Model(tokenizer) => tokenizer.token_bytes(id),
+            Self::Model(words) => words.token_bytes(id),
             Self::Bytes => &byte,
         };
         match std::str::from_utf8(bytes) {
@@ -78,7 +112,7 @@ impl Language {
     /// The text of many.
     pub fn decode(&self, ids: &[u32]) -> String {
         match self {
-            Self::Model(tokenizer) => tokenizer.decode(ids),
+            Self::Model(words) => words.decode(ids),
             Self::Bytes => ids.iter().map(|&id| byte_text(id)).collect(),
         }
     }
@@ -86,7 +120,7 @@ impl Language {
     /// The text that is certain after one more id.
     pub(crate) fn push(&self, stream: &mut Stream, id: u32) -> String {
         match self {
-            Self::Model(tokenizer) => stream.push(tokenizer, id),
+            Self::Model(words) => stream.push(words, id),
             Self::Bytes => byte_text(id),
         }
     }

@@ -93,7 +93,7 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
         name: manifest.map_or_else(stem, |manifest| manifest.name),
         digest,
         numerics: info.numerics.to_owned(),
-        language: Language::Model(Box::new(prepared.tokenizer)),
+        language: Language::of(prepared.tokenizer),
         context: info.max_context,
         kv_pages: info.kv_pages,
         page_tokens: info.page_tokens,

@@ -1,7 +1,8 @@
 //! The one place where a message of the wire becomes a request of the engine.
 
 use ternfleet_engine::{Refused, Request, Sampling};
-use ternfleet_proto::message::{Failure, FailureCode, Finish, Generation, Prompt};
+use ternfleet_proto::message::{Constraint, Failure, FailureCode, Finish, Generation, Prompt};
+use ternfleet_text::constraint::Grammar;
 
 use crate::core::Kept;
 use crate::language::Language;
@@ -50,7 +51,10 @@ pub fn prepare(
         });
     }
     let n_choices = generation.prompt.choices() as usize;
-    let outputs = kept.by_choice(n_choices, generation.logprobs.is_some()).unwrap_or_default();
+    // The prompt's scores are in no checkpoint: where they are wanted, everything is computed again.
+    let scored = generation.echo && generation.logprobs.is_some();
+    let usable = kept.by_choice(n_choices, generation.logprobs.is_some()).filter(|_| !scored);
+    let outputs = usable.unwrap_or_default();
     let kept = outputs.iter().map(|ids| ids.len() as u32).sum();
     let mut outputs = outputs.into_iter();
     let mut prepared = Prepared {
@@ -116,8 +120,8 @@ fn choice(
     } else {
         None
     };
-    // The prompt's scores are in no checkpoint: where they are wanted, it is computed again.
     let done = done.filter(|_| prompt_logprobs.is_none());
+    let constraint = generation.constraint.as_ref().map(grammar).map(|grammar| language.constraint(grammar));
     let sampling = &generation.sampling;
     Ok(PreparedChoice {
         done,
@@ -144,8 +148,19 @@ fn choice(
             top_logprobs: generation.logprobs,
             prompt_logprobs,
             speculate: true,
+            constraint: constraint.transpose()?,
         },
     })
+}
+
+fn grammar(constraint: &Constraint) -> Grammar {
+    match constraint.clone() {
+        Constraint::JsonSchema(text) => Grammar::JsonSchema(text),
+        Constraint::JsonObject => Grammar::JsonObject,
+        Constraint::Regex(text) => Grammar::Regex(text),
+        Constraint::Choice(texts) => Grammar::Choice(texts),
+        Constraint::Lark(text) => Grammar::Lark(text),
+    }
 }
 
 /// What a refusal of the engine means for the job; `None` if it is worth trying again.

@@ -1,8 +1,9 @@
 //! `ternfleet generate`: one prompt on this machine, without a fleet.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -12,6 +13,7 @@ use serde::Serialize;
 use ternfleet_engine::{
     Event, Head, Options, Request, Sampling, Speculation, SpeculationCounters, StopReason,
 };
+use ternfleet_text::constraint::{Compiler, Constraint, Grammar};
 use ternfleet_text::{Message, Role, Step, StopMatcher, Stream, Tokenizer};
 
 use crate::model_file::{ModelFile, parse_ids, threads};
@@ -64,6 +66,15 @@ pub(crate) struct Generate {
     /// Ask as a chat, by the template of the model's manifest
     #[arg(long, conflicts_with = "ids")]
     chat: bool,
+    /// Write JSON that the schema in this file takes; - reads it from standard input
+    #[arg(long, value_name = "FILE", group = "constraint")]
+    json_schema: Option<PathBuf>,
+    /// Write a whole match of this regular expression
+    #[arg(long, value_name = "R", group = "constraint")]
+    regex: Option<String>,
+    /// Write one of these texts
+    #[arg(long, value_name = "A,B", value_delimiter = ',', group = "constraint")]
+    choice: Vec<String>,
     /// Print one object on one line instead of the text
     #[arg(long)]
     json: bool,
@@ -98,6 +109,8 @@ impl Generate {
         if !self.stop.is_empty() && tokenizer.is_none() {
             bail!("--stop needs a tokenizer, and this model file has none that can be used");
         }
+        let tokenizer = tokenizer.map(Arc::new);
+        let constraint = self.constraint(tokenizer.as_ref())?;
         let room = prompt_ids.len() + self.tokens as usize + 1;
         let options = Options {
             threads: Some(threads(self.threads.map(usize::from))),
@@ -125,11 +138,12 @@ impl Generate {
             },
             seed: self.seed,
             stop_ids,
+            constraint,
             ..Request::default()
         })?;
 
         let shows = !self.json;
-        let mut writer = Writer::new(tokenizer.as_ref(), self.stop.clone(), shows);
+        let mut writer = Writer::new(tokenizer.as_deref(), self.stop.clone(), shows);
         if shows && std::io::stdout().is_terminal() {
             writer.print(self.prompt.as_deref().unwrap_or_default())?;
         }
@@ -176,6 +190,21 @@ impl Generate {
         Ok(ExitCode::SUCCESS)
     }
 
+    /// What the output must belong to.
+    fn constraint(&self, tokenizer: Option<&Arc<Tokenizer>>) -> anyhow::Result<Option<Arc<Constraint>>> {
+        let grammar = match (&self.json_schema, &self.regex, &self.choice[..]) {
+            (Some(path), ..) => Grammar::JsonSchema(read(path)?),
+            (None, Some(expression), _) => Grammar::Regex(expression.clone()),
+            (None, None, []) => return Ok(None),
+            (None, None, texts) => Grammar::Choice(texts.to_vec()),
+        };
+        grammar.check().context("outputs cannot be held to this constraint")?;
+        grammar.check_stops(&self.stop).context("--stop")?;
+        let compiler = tokenizer.and_then(|tokenizer| Compiler::new(Arc::clone(tokenizer)));
+        let compiler = compiler.context("a constraint needs a tokenizer with a token that ends an output")?;
+        Ok(Some(Arc::new(compiler).constraint(grammar)))
+    }
+
     /// The prompt as ids, and the tokenizer where there is one. Only a text needs it.
     fn prompt_ids(&self, model: &ModelFile) -> anyhow::Result<(Option<Tokenizer>, Vec<u32>)> {
         if let Some(ids) = &self.ids {
@@ -193,6 +222,14 @@ impl Generate {
         }
         Ok((Some(tokenizer), ids))
     }
+}
+
+/// The text of a file, or of standard input for `-`.
+fn read(path: &Path) -> anyhow::Result<String> {
+    if path == Path::new("-") {
+        return Ok(std::io::read_to_string(std::io::stdin())?);
+    }
+    std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
 impl Report {
@@ -221,6 +258,7 @@ fn reason_name(reason: StopReason) -> &'static str {
         StopReason::Length | StopReason::Cancelled => "length",
         StopReason::StopToken => "stop_token",
         StopReason::Context => "context",
+        StopReason::DeadEnd(_) => "dead_end",
     }
 }
 

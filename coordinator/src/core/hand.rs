@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ternfleet_proto::message::{FailedAttempt, Work};
+use ternfleet_proto::message::{FailedAttempt, Input, Work};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, Now, UsdMicro};
 
 use super::batch::{Flight, Stage};
@@ -449,7 +449,7 @@ impl Core {
             attempts_before: Attempt(live.attempts),
             leader: lead.revision,
             model_digest: kind.digest.clone(),
-            numerics: kind.numerics.clone(),
+            numerics: numerics(&kind.numerics, &task.input),
             deadline: Some(batch.record.expires_at),
             tokens_estimate: drawn.tokens,
             line: task.line.clone(),
@@ -508,5 +508,15 @@ impl Core {
             self.fair.join(now.mono, &batch.record.tenant, batch.record.options.priority, slot);
         }
         self.work_changed = true;
+    }
+}
+
+/// The arithmetic that must run a task. A worker that knows no constraints, or other ones, does not take a constrained one.
+fn numerics(engine: &str, input: &Input) -> String {
+    match input {
+        Input::Inline(generation) if generation.constraint.is_some() => {
+            ternfleet_text::constraint::numerics(engine)
+        }
+        _ => engine.to_owned(),
     }
 }

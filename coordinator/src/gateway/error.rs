@@ -133,6 +133,7 @@ impl From<Failure> for ApiError {
             FailureCode::ModelNotFound => (StatusCode::NOT_FOUND, "model_not_found"),
             FailureCode::BatchExpired => (StatusCode::GATEWAY_TIMEOUT, "expired"),
             FailureCode::BatchCancelled => (StatusCode::CONFLICT, "cancelled"),
+            FailureCode::ConstraintDeadEnd => (StatusCode::UNPROCESSABLE_ENTITY, "constraint_dead_end"),
             FailureCode::Poison | FailureCode::WorkerFault => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "worker_fault")
             }

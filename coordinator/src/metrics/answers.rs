@@ -21,17 +21,19 @@ fn code(failure: FailureCode) -> &'static str {
         FailureCode::ModelNotFound => "model_not_found",
         FailureCode::BatchExpired => "batch_expired",
         FailureCode::BatchCancelled => "batch_cancelled",
+        FailureCode::ConstraintDeadEnd => "constraint_dead_end",
         FailureCode::Poison => "poison",
         FailureCode::WorkerFault => "worker_fault",
     }
 }
 
-const FAILURES: [FailureCode; 7] = [
+const FAILURES: [FailureCode; 8] = [
     FailureCode::InvalidRequest,
     FailureCode::PromptTooLong,
     FailureCode::ModelNotFound,
     FailureCode::BatchExpired,
     FailureCode::BatchCancelled,
+    FailureCode::ConstraintDeadEnd,
     FailureCode::Poison,
     FailureCode::WorkerFault,
 ];

@@ -5,6 +5,7 @@
 //! with each token's own noise added. Tokens with a bias or penalty are always taken in and never raise the threshold.
 
 use super::screen::{Rounded, Screen};
+use crate::constraint::Rule;
 use crate::kernel::{Bounds, Kernels};
 use crate::math;
 use crate::sampler::Draw;
@@ -34,12 +35,15 @@ pub(crate) struct Part<'a> {
     pub(crate) scores: &'a [f32],
     pub(crate) rounded: &'a Rounded,
     pub(crate) draw: &'a Draw<'a>,
+    pub(crate) rule: Rule<'a>,
     pub(crate) vocab: usize,
 }
 
 impl Part<'_> {
     fn counts(&self, id: u32) -> bool {
-        (id as usize) < self.vocab && self.draw.adjustments.binary_search_by_key(&id, |&(id, _)| id).is_err()
+        (id as usize) < self.vocab
+            && self.rule.allows(id)
+            && self.draw.adjustments.binary_search_by_key(&id, |&(id, _)| id).is_err()
     }
 
     fn rows(&self) -> Range<usize> {

@@ -3,8 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use ternfleet_engine::gguf;
 use ternfleet_engine::synth::{self, Shape};
 use ternfleet_engine::{Engine, Event, Options, Request, Sampling, SequenceId, StopReason, TokenLogprob};
+use ternfleet_text::constraint::{Compiler, Grammar};
+use ternfleet_text::{Manifest, Tokenizer};
 
 /// A synthetic model in a folder that lives as long as the returned guard.
 pub fn synthetic(shape: &Shape, seed: u64) -> (tempfile::TempDir, PathBuf) {
@@ -110,4 +114,55 @@ pub fn requests(vocab: usize, max_new_tokens: usize) -> Vec<Request> {
 
 pub fn load(path: &Path, options: Options) -> Engine {
     Engine::load(path, &options).unwrap()
+}
+
+/// The tokenizer of a model; none where its file has no usable one.
+pub fn tokenizer(path: &Path) -> Option<Arc<Tokenizer>> {
+    let vocabulary = gguf::vocabulary(&gguf::File::open(path).unwrap()).ok()?;
+    let manifest = Manifest::beside(path).unwrap();
+    Some(Arc::new(Tokenizer::from_parts(&vocabulary, manifest.as_ref()).ok()?.tokenizer))
+}
+
+/// A schema whose structure is fixed, with a text, a number and a choice to fill in.
+pub const RECORD: &str = r#"{"type":"object","properties":{"name":{"type":"string","maxLength":12},
+    "age":{"type":"integer","minimum":0,"maximum":120},"kind":{"enum":["fox","hen","miller's daughter"]}},
+    "required":["name","age","kind"],"additionalProperties":false}"#;
+
+/// Requests of every kind of constraint and of sampling, where the model has a vocabulary for them.
+pub fn constrained(path: &Path, vocab: usize, max_new_tokens: usize) -> Vec<Request> {
+    let Some(tokenizer) = tokenizer(path) else { return Vec::new() };
+    let compiler = Arc::new(Compiler::new(tokenizer).unwrap());
+    let record = || Grammar::JsonSchema(RECORD.to_owned());
+    let warm = |top_k, top_p| Sampling { temperature: 0.8, top_k, top_p, ..Sampling::default() };
+    let penalties = Sampling {
+        temperature: 1.1,
+        presence_penalty: 0.4,
+        frequency_penalty: 0.2,
+        logit_bias: vec![(3, 4.0), (9, -20.0), (40, 9.0)],
+        ..Sampling::default()
+    };
+    let kinds = [
+        (record(), Sampling::greedy()),
+        (record(), Sampling::default()),
+        (record(), warm(40, 0.9)),
+        (Grammar::JsonObject, Sampling { temperature: 1.3, ..Sampling::default() }),
+        (Grammar::JsonObject, penalties),
+        (Grammar::Regex("[a-z]{3,9}( [a-z]{2,5}){2,4}\\.".to_owned()), warm(0, 0.95)),
+        (Grammar::Choice(vec!["a fox in the henhouse".to_owned(), "a fox".to_owned()]), Sampling::default()),
+        (Grammar::Lark("start: \"(\" start \")\" | /[^()]{1,8}/".to_owned()), Sampling::default()),
+    ];
+    let mut requests: Vec<Request> = kinds
+        .into_iter()
+        .enumerate()
+        .map(|(i, (grammar, sampling))| Request {
+            prompt: prompt(50 + i as u32, [5, 33, 140, 9, 70, 2, 17, 200][i], vocab),
+            max_new_tokens,
+            sampling,
+            seed: 77 + i as u64,
+            constraint: Some(compiler.constraint(grammar)),
+            ..Request::default()
+        })
+        .collect();
+    requests[1].top_logprobs = Some(2);
+    requests
 }

@@ -70,6 +70,25 @@ pub struct Generation {
     /// Stream tokens to `tf.token.<batch>.<index>` as they come.
     #[serde(default)]
     pub stream: bool,
+    /// What the output must look like; checked when the request was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<Constraint>,
+}
+
+/// A language that the output must belong to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Constraint {
+    /// JSON that a schema takes. The schema as text, its keys in the caller's order, which is that of the answer.
+    JsonSchema(String),
+    /// Any JSON object.
+    JsonObject,
+    /// A whole match of a regular expression.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A grammar in Lark's syntax.
+    Lark(String),
 }
 
 impl Default for Generation {
@@ -325,6 +344,8 @@ pub enum FailureCode {
     BatchCancelled,
     /// Every allowed attempt failed; the job is in the dead-letter stream.
     Poison,
+    /// The model cannot go on within the constraint: no token that it allows leads further, or finding one is too much work.
+    ConstraintDeadEnd,
     /// The worker could not go on; another one may. A result with this code commits nothing: the coordinator counts a
     /// failed attempt and hands the job to another worker.
     WorkerFault,

@@ -65,7 +65,7 @@ pub(super) fn request(
         Endpoint::Completions => "a completion request",
         Endpoint::ChatCompletions | Endpoint::Responses => "a chat completion request",
     })?;
-    let generation = Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream };
+    let generation = Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint };
     Ok(Request { model, generation, include_usage, settings: Map::new() })
 }
 

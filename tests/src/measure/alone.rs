@@ -161,6 +161,7 @@ fn task(index: u32) -> Task {
         logprobs: None,
         echo: false,
         stream: false,
+        constraint: None,
     };
     let line = Line { custom_id: Some(format!("c{index}")), endpoint: Endpoint::Completions, model: None };
     Task { line, input: Input::Inline(generation), tokens_estimate: 20, bytes: 420 }

@@ -87,6 +87,7 @@ pub async fn latency(rate: u64, seconds: u64) -> anyhow::Result<()> {
                 logprobs: None,
                 echo: false,
                 stream: false,
+                constraint: None,
             },
             deadline: TimeMs::now().plus(Duration::from_secs(60)),
             traceparent: None,

@@ -254,6 +254,8 @@ pub enum End {
     Complete(Box<Completion>),
     /// As asked for by [`Action::CancelGeneration`].
     Cancelled,
+    /// No engine can go on with it: the answer of the job.
+    Failed(Failure),
     /// The engine cannot go on with it.
     Fault(String),
 }

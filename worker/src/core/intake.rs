@@ -48,7 +48,9 @@ impl Core {
             return actions.push(settle(Settle::Ack));
         }
         let profile = &self.config.profile;
-        if work.model_digest != profile.model_digest || work.numerics != profile.numerics {
+        let runs = work.numerics == profile.numerics
+            || work.numerics == ternfleet_text::constraint::numerics(&profile.numerics);
+        if work.model_digest != profile.model_digest || !runs {
             let wants = format!("model {} with {}", work.model_digest, work.numerics);
             actions.push(Action::Note(Note::Misrouted { job: work.job.clone(), wants }));
             let delay = MISROUTED_DELAY + backoff(work.job.seed(), 1);
@@ -304,7 +306,7 @@ impl Core {
                 let after = found.attempt.0 + u32::from(!own && !found.released);
                 slot.attempt.0 = slot.attempt.0.max(after);
                 let profile = &self.config.profile;
-                if found.model_digest == profile.model_digest && found.numerics == profile.numerics {
+                if found.model_digest == profile.model_digest && found.numerics == slot.work.numerics {
                     slot.kept = found.generated.len();
                     slot.ids = found.generated;
                     slot.logprobs = found.logprobs;

@@ -166,6 +166,7 @@ impl Core {
                 let result = slot.answer(now, &self.config.profile, *whole);
                 self.answer(now, id, result, actions);
             }
+            (Phase::Running, End::Failed(failure)) => self.answer_failure(now, id, failure, actions),
             (Phase::Running | Phase::Starting, end) if !slot.give_back => {
                 let reason = match end {
                     End::Fault(reason) => reason,

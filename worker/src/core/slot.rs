@@ -186,7 +186,7 @@ impl Slot {
             host: profile.host.clone(),
             leader: self.work.leader,
             model_digest: profile.model_digest.clone(),
-            numerics: profile.numerics.clone(),
+            numerics: self.work.numerics.clone(),
             generated: self.ids.clone(),
             logprobs: self.logprobs.clone(),
             choices: self.choices.clone(),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ternfleet_engine::{Request, StopReason, TokenLogprob, Usage};
-use ternfleet_proto::message::{Finish, TokenLogprobs};
+use ternfleet_proto::message::{Failure, FailureCode, Finish, TokenLogprobs};
 
 use crate::core::{Completion, End, Event, Output, SlotId, StartFailure, Tokens};
 use crate::engine_thread::{Command, EngineThread, Place, Report};
@@ -276,14 +276,24 @@ impl Generations {
         let finish = match reason {
             StopReason::Length | StopReason::Context => Finish::Length,
             StopReason::StopToken => Finish::Stop,
+            StopReason::DeadEnd(end) => {
+                let message = format!("the constraint cannot be fulfilled: {end}");
+                let failure = Failure { code: FailureCode::ConstraintDeadEnd, message };
+                return vec![self.give_up(slot, End::Failed(failure), engine)];
+            }
             StopReason::Cancelled => {
-                self.states.remove(&slot);
-                engine.send(Command::Cancel { slot, choice: None });
                 let end = End::Fault("the engine ended it unasked".to_owned());
-                return vec![Event::Ended { slot, end }];
+                return vec![self.give_up(slot, end, engine)];
             }
         };
         self.end_choice((slot, number), finish, engine)
+    }
+
+    /// One choice cannot go on, and so the job cannot.
+    fn give_up(&mut self, slot: SlotId, end: End, engine: &EngineThread) -> Event {
+        self.states.remove(&slot);
+        engine.send(Command::Cancel { slot, choice: None });
+        Event::Ended { slot, end }
     }
 
     /// One choice is whole; with the last one the job is.

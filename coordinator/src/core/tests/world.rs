@@ -509,6 +509,7 @@ pub(super) fn task(n: u32) -> Task {
         logprobs: None,
         echo: false,
         stream: false,
+        constraint: None,
     };
     Task { line: line(n), input: Input::Inline(generation), tokens_estimate: 20, bytes: 100 }
 }

@@ -52,6 +52,7 @@ fn content(plan: &BatchPlan, index: u32) -> Content {
         logprobs: None,
         echo: false,
         stream: false,
+        constraint: None,
     };
     let task =
         Task { line, input: Input::Inline(generation), tokens_estimate: 12 + plan.tokens_max, bytes: 100 };

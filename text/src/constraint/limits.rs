@@ -1,0 +1,33 @@
+//! What a grammar may take: callers are strangers, and one of them must not slow or fill the machine of all.
+
+use llguidance::api::ParserLimits;
+
+/// Bytes of a schema's text.
+pub const MAX_SCHEMA_BYTES: usize = 256 << 10;
+/// Bytes of a regular expression or a grammar.
+pub const MAX_GRAMMAR_BYTES: usize = 64 << 10;
+/// Texts of a choice.
+pub const MAX_CHOICES: usize = 4096;
+/// Schemas within schemas.
+pub const MAX_DEPTH: usize = 64;
+/// Schemas of a schema that are referred to: each may refer to the next.
+pub(super) const MAX_REFERENCES: usize = 1024;
+/// Schemas in a schema, those counted again that stand for several cases.
+pub(super) const MAX_SCHEMAS: usize = 20_000;
+
+/// Stack of the thread that compiles: recursion goes as deep as the schema.
+pub(super) const STACK_BYTES: usize = 64 << 20;
+/// Compiled grammars that a compiler keeps for whoever asks next.
+pub(super) const KEPT: usize = 256;
+/// Bytes of the texts of those.
+pub(super) const KEPT_BYTES: usize = 16 << 20;
+
+/// Work and memory of one grammar: about 20 ms to build it, 20 ms a mask, and 50 MB of automata.
+pub(super) fn parser() -> ParserLimits {
+    ParserLimits {
+        max_lexer_states: 50_000,
+        max_grammar_size: 250_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
