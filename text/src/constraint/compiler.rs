@@ -1,7 +1,11 @@
 //! From a grammar to something that matches: compiled once for a vocabulary, shared by all who ask, bounded.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::toktrie::{InferenceCapabilities, TokEnv};
@@ -99,15 +103,19 @@ impl Constraint {
     /// A matcher that has taken `output`, and the tokens that must come next. The first one compiles, which takes up to
     /// some hundred milliseconds.
     pub fn matcher(&self, output: &[u32]) -> Result<(Matcher, VecDeque<u32>), DeadEnd> {
-        let compiled = self.compiled.get_or_init(|| on_large_stack(|| self.compiler.compile(&self.grammar)));
+        let compiled = self.compiled.get_or_init(|| self.compile());
         let parser = compiled.as_ref().map_err(|_| DeadEnd::Uncompiled)?;
         Matcher::new(parser.clone(), self.compiler.end, output)
     }
 
     /// The same with automata of its own, where the shared ones have grown too large.
     pub fn matcher_alone(&self, output: &[u32]) -> Result<(Matcher, VecDeque<u32>), DeadEnd> {
-        let parser = on_large_stack(|| self.compiler.compile(&self.grammar));
-        Matcher::new(parser.map_err(|_| DeadEnd::Uncompiled)?, self.compiler.end, output)
+        let parser = self.compile().map_err(|_| DeadEnd::Uncompiled)?;
+        Matcher::new(parser, self.compiler.end, output)
+    }
+
+    fn compile(&self) -> Result<TokenParser, Fault> {
+        compiled(Arc::clone(&self.compiler), &self.grammar, limits::COMPILE_HERE)
     }
 
     /// Whether an output ends with this token.
@@ -193,15 +201,35 @@ fn fault_of(message: &str) -> Fault {
     }
 }
 
-/// Recursion goes as deep as a stranger's schema.
-fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, Fault> + Send) -> Result<T, Fault> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(limits::STACK_BYTES);
-        match thread.spawn_scoped(scope, work) {
-            Ok(thread) => thread
-                .join()
-                .unwrap_or_else(|_| Err(Fault::TooComplex("the compiler gave up".to_owned()))),
-            Err(error) => Err(Fault::TooComplex(format!("no thread to compile on: {error}"))),
+/// Compilers that were left behind, still at work on something hostile.
+static LEFT_BEHIND: AtomicUsize = AtomicUsize::new(0);
+
+/// Compiles on a thread of its own, since recursion goes as deep as a stranger's schema, and waits for it as long as is
+/// allowed; then the thread is left to its fuel, which ends in time.
+fn compiled(
+    compiler: impl Deref<Target = Compiler> + Send + 'static,
+    grammar: &Grammar,
+    within: Duration,
+) -> Result<TokenParser, Fault> {
+    if LEFT_BEHIND.load(Ordering::Relaxed) >= limits::LEFT_BEHIND {
+        return Err(Fault::TooComplex("others that take too long are being compiled: try again later".into()));
+    }
+    let (answer, answers) = mpsc::channel();
+    let grammar = grammar.clone();
+    let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(limits::STACK_BYTES);
+    let begun = thread.spawn(move || {
+        if answer.send(compiler.compile(&grammar)).is_err() {
+            LEFT_BEHIND.fetch_sub(1, Ordering::Relaxed);
+        }
+    });
+    begun.map_err(|error| Fault::TooComplex(format!("no thread to compile on: {error}")))?;
+    answers.recv_timeout(within).unwrap_or_else(|fault| match fault {
+        RecvTimeoutError::Disconnected => Err(Fault::TooComplex("the compiler gave up".to_owned())),
+        RecvTimeoutError::Timeout => {
+            LEFT_BEHIND.fetch_add(1, Ordering::Relaxed);
+            let most = within.as_millis() as usize;
+            let what = "the time to compile it in milliseconds";
+            Err(Fault::TooMuch { what, found: most + 1, most, path: String::new() })
         }
     })
 }
@@ -228,7 +256,7 @@ impl std::fmt::Debug for Recogniser {
 impl Recogniser {
     pub(super) fn new(grammar: &Grammar) -> Result<Recogniser, Fault> {
         let compiler = of_bytes()?;
-        let parser = on_large_stack(|| compiler.compile(grammar))?;
+        let parser = compiled(compiler, grammar, limits::COMPILE)?;
         let recogniser = Recogniser { parser, end: compiler.end };
         recogniser.start().map(|_| recogniser)
     }

@@ -1,5 +1,7 @@
 //! What a grammar may take: callers are strangers, and one of them must not slow or fill the machine of all.
 
+use std::time::Duration;
+
 use llguidance::api::ParserLimits;
 
 /// Bytes of a schema's text.
@@ -17,6 +19,12 @@ pub(super) const MAX_SCHEMAS: usize = 20_000;
 
 /// Stack of the thread that compiles: recursion goes as deep as the schema.
 pub(super) const STACK_BYTES: usize = 64 << 20;
+/// Time to compile a grammar when it is asked for.
+pub(super) const COMPILE: Duration = Duration::from_secs(5);
+/// The same where it is used, which it is only after it was taken: a busy machine must not turn it down.
+pub(super) const COMPILE_HERE: Duration = Duration::from_secs(60);
+/// Compilers that may run on after their time.
+pub(super) const LEFT_BEHIND: usize = 4;
 /// Compiled grammars that a compiler keeps for whoever asks next.
 pub(super) const KEPT: usize = 256;
 /// Bytes of the texts of those.

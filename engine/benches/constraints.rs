@@ -1,0 +1,158 @@
+//! What constraints cost: compiling, memory, and a batch and a single stream under a schema against the same without one,
+//! in turn. `cargo bench -p ternfleet-engine --bench constraints -- MODEL`; without a model, the storyteller.
+#![allow(clippy::unwrap_used, unused_crate_dependencies)] // A measurement fails by panicking.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+use ternfleet_engine::{Engine, Event, Options, Request, Sampling, StopReason, gguf};
+use ternfleet_text::constraint::{Compiler, Grammar, Matcher};
+use ternfleet_text::{Manifest, Tokenizer};
+
+const ROUNDS: usize = 3;
+const TOKENS: usize = 48;
+
+fn main() {
+    let storyteller = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/storyteller/storyteller.gguf"));
+    let path = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).map_or_else(storyteller, PathBuf::from);
+    let vocabulary = gguf::vocabulary(&gguf::File::open(&path).unwrap()).unwrap();
+    let manifest = Manifest::beside(&path).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_parts(&vocabulary, manifest.as_ref()).unwrap().tokenizer);
+    println!("{}: {} tokens", path.display(), tokenizer.n_vocab());
+    let begun = Instant::now();
+    let compiler = Arc::new(Compiler::new(tokenizer).unwrap());
+    println!("vocabulary prepared in {:.0?}, {:.1} MiB", begun.elapsed(), resident_mib());
+    compiling(&compiler);
+    memory(&compiler);
+    speed(&path, &compiler);
+}
+
+/// An object of `n` required fields of every kind.
+fn record(n: usize) -> Value {
+    let kinds = [
+        json!({ "type": "string", "maxLength": 20 }),
+        json!({ "type": "integer", "minimum": 0, "maximum": 9999 }),
+        json!({ "enum": ["low", "medium", "high"] }),
+        json!({ "type": "boolean" }),
+        json!({ "type": "array", "items": { "type": "string", "maxLength": 12 }, "maxItems": 3 }),
+    ];
+    let fields: Map<String, Value> =
+        (0..n).map(|i| (format!("field_{i}_of_the_record"), kinds[i % kinds.len()].clone())).collect();
+    let names: Vec<&String> = fields.keys().collect();
+    json!({ "type": "object", "required": names, "additionalProperties": false, "properties": fields })
+}
+
+fn schema(value: &Value) -> Grammar {
+    Grammar::JsonSchema(value.to_string())
+}
+
+fn compiling(compiler: &Arc<Compiler>) {
+    let mut fields = Map::new();
+    while Value::Object(fields.clone()).to_string().len() < 100_000 {
+        for _ in 0..8 {
+            fields.insert(format!("part_{}", fields.len()), record(12));
+        }
+    }
+    let text = json!({ "type": "object", "properties": fields }).to_string();
+    let grammar = Grammar::JsonSchema(text.clone());
+    let begun = Instant::now();
+    grammar.check().unwrap();
+    let checked = begun.elapsed();
+    let begun = Instant::now();
+    let constraint = compiler.constraint(grammar.clone());
+    constraint.matcher(&[]).unwrap();
+    println!("schema of {} bytes: checked in {checked:.1?}, compiled in {:.1?}", text.len(), begun.elapsed());
+    let begun = Instant::now();
+    for _ in 0..1000 {
+        compiler.constraint(grammar.clone()).matcher(&[]).unwrap();
+    }
+    println!("each of the next thousand lines: {:.1?}", begun.elapsed() / 1000);
+}
+
+fn memory(compiler: &Arc<Compiler>) {
+    let before = resident_mib();
+    let live: Vec<(Matcher, _)> = (0..256)
+        .map(|i| {
+            let (mut matcher, forced) = compiler.constraint(schema(&record(8 + i % 24))).matcher(&[]).unwrap();
+            matcher.mask().unwrap();
+            (matcher, forced)
+        })
+        .collect();
+    println!("{} live constraints of 24 schemas: {:.1} MiB", live.len(), resident_mib() - before);
+    let before = resident_mib();
+    let live: Vec<(Matcher, _)> = (0..256)
+        .map(|i| {
+            let mut own = record(12);
+            own["title"] = json!(i);
+            let (mut matcher, forced) = compiler.constraint(schema(&own)).matcher(&[]).unwrap();
+            matcher.mask().unwrap();
+            (matcher, forced)
+        })
+        .collect();
+    println!("{} live constraints of as many schemas: {:.1} MiB", live.len(), resident_mib() - before);
+}
+
+fn speed(path: &std::path::Path, compiler: &Arc<Compiler>) {
+    let options = Options { max_sequences: 32, max_context: Some(512), ..Options::default() };
+    let mut engine = Engine::load(path, &options).unwrap();
+    let vocab = engine.info().hyper.vocab as u32;
+    println!("{} threads, {}", engine.info().threads, engine.info().isa);
+    let record = compiler.constraint(schema(&record(30)));
+    let request = |i: u32, constrained: bool| Request {
+        prompt: (0..16u32).map(|k| (k * 7919 + i * 104_729 + 11) % (vocab - 300)).collect(),
+        max_new_tokens: TOKENS,
+        sampling: Sampling { temperature: 1.0, ..Sampling::default() },
+        seed: u64::from(i),
+        speculate: false,
+        constraint: constrained.then(|| Arc::clone(&record)),
+        ..Request::default()
+    };
+    for n in [32, 1] {
+        let mut rates = [Vec::new(), Vec::new()];
+        for round in 0..=ROUNDS {
+            for constrained in [false, true] {
+                let (tokens, elapsed) =
+                    run(&mut engine, (0..n).map(|i| request(i, constrained)).collect());
+                // The first round warms up.
+                if round > 0 {
+                    rates[usize::from(constrained)].push(tokens as f64 / elapsed.as_secs_f64());
+                }
+            }
+        }
+        let best = |rates: &[f64]| rates.iter().copied().fold(0.0, f64::max);
+        let (free, held) = (best(&rates[0]), best(&rates[1]));
+        println!("{n} at once: free {:.1?} tok/s, held {:.1?} tok/s, best against best {:.3}", rates[0], rates[1], held / free);
+    }
+    println!("{:?}", engine.head_counters());
+}
+
+/// Tokens generated after the prompts, and how long that took.
+fn run(engine: &mut Engine, requests: Vec<Request>) -> (usize, Duration) {
+    for request in requests {
+        engine.submit(request).unwrap();
+    }
+    let (mut events, mut tokens, mut begun) = (Vec::new(), 0, None);
+    while !engine.is_idle() {
+        let stats = engine.step(&mut events);
+        // Prompts are alike: what follows the first tokens is compared.
+        if begun.is_none() && stats.decode_tokens > 0 {
+            begun = Some(Instant::now());
+            continue;
+        }
+        tokens += stats.decode_tokens;
+    }
+    for event in events {
+        if let Event::Finished { reason: StopReason::DeadEnd(end), .. } = event {
+            panic!("{end}");
+        }
+    }
+    (tokens, begun.map_or(Duration::ZERO, |begun| begun.elapsed()))
+}
+
+fn resident_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+}
