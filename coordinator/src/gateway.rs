@@ -31,6 +31,7 @@ use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::trace::{self, TraceContext};
 use ternfleet_proto::{Bus, Clock, codec};
 
+use crate::constraints::Constraints;
 pub use auth::{KeyFileError, Keys};
 use error::{ApiError, ApiResult};
 
@@ -92,6 +93,7 @@ struct Shared {
     clock: Clock,
     history: live::History,
     models: models::Known,
+    constraints: Constraints,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -111,7 +113,17 @@ impl Gateway {
             None => Keys::default(),
         };
         let (history, models) = (live::History::default(), models::Known::default());
-        Ok(Gateway { shared: Arc::new(Shared { bus, keys, options, clock, history, models }) })
+        Ok(Gateway {
+            shared: Arc::new(Shared {
+                bus,
+                keys,
+                options,
+                clock,
+                history,
+                models,
+                constraints: Constraints::default(),
+            }),
+        })
     }
 
     /// True when no key is asked for.

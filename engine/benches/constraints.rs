@@ -15,8 +15,12 @@ const ROUNDS: usize = 3;
 const TOKENS: usize = 48;
 
 fn main() {
-    let storyteller = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/storyteller/storyteller.gguf"));
-    let path = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).map_or_else(storyteller, PathBuf::from);
+    let storyteller =
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/storyteller/storyteller.gguf"));
+    let path = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'))
+        .map_or_else(storyteller, PathBuf::from);
     let vocabulary = gguf::vocabulary(&gguf::File::open(&path).unwrap()).unwrap();
     let manifest = Manifest::beside(&path).unwrap();
     let tokenizer = Arc::new(Tokenizer::from_parts(&vocabulary, manifest.as_ref()).unwrap().tokenizer);
@@ -75,7 +79,8 @@ fn memory(compiler: &Arc<Compiler>) {
     let before = resident_mib();
     let live: Vec<(Matcher, _)> = (0..256)
         .map(|i| {
-            let (mut matcher, forced) = compiler.constraint(schema(&record(8 + i % 24))).matcher(&[]).unwrap();
+            let (mut matcher, forced) =
+                compiler.constraint(schema(&record(8 + i % 24))).matcher(&[]).unwrap();
             matcher.mask().unwrap();
             (matcher, forced)
         })
@@ -113,8 +118,7 @@ fn speed(path: &std::path::Path, compiler: &Arc<Compiler>) {
         let mut rates = [Vec::new(), Vec::new()];
         for round in 0..=ROUNDS {
             for constrained in [false, true] {
-                let (tokens, elapsed) =
-                    run(&mut engine, (0..n).map(|i| request(i, constrained)).collect());
+                let (tokens, elapsed) = run(&mut engine, (0..n).map(|i| request(i, constrained)).collect());
                 // The first round warms up.
                 if round > 0 {
                     rates[usize::from(constrained)].push(tokens as f64 / elapsed.as_secs_f64());
@@ -123,7 +127,12 @@ fn speed(path: &std::path::Path, compiler: &Arc<Compiler>) {
         }
         let best = |rates: &[f64]| rates.iter().copied().fold(0.0, f64::max);
         let (free, held) = (best(&rates[0]), best(&rates[1]));
-        println!("{n} at once: free {:.1?} tok/s, held {:.1?} tok/s, best against best {:.3}", rates[0], rates[1], held / free);
+        println!(
+            "{n} at once: free {:.1?} tok/s, held {:.1?} tok/s, best against best {:.3}",
+            rates[0],
+            rates[1],
+            held / free
+        );
     }
     println!("{:?}", engine.head_counters());
 }

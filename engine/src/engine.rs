@@ -277,7 +277,9 @@ impl Engine {
             let plan = Plan {
                 columns: columns.collect(),
                 segments: vec![Segment { columns: 0..chunk.len(), pages: pages.clone() }],
-                heads: (0..chunk.len()).map(|column| HeadColumn { column, draw: None, allowed: None }).collect(),
+                heads: (0..chunk.len())
+                    .map(|column| HeadColumn { column, draw: None, allowed: None })
+                    .collect(),
             };
             compute(&mut self.pool, self.kernels, &self.model, &self.work, &self.cache, &plan);
             for head in 0..chunk.len() {

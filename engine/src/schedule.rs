@@ -17,8 +17,8 @@ use crate::prefix::Prefix;
 use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason, TokenLogprob, Usage};
 use crate::sampler::{self, Draw};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The most log-probabilities a request may ask for.
 const MAX_LOGPROBS: u8 = 20;
@@ -405,8 +405,7 @@ impl Schedule {
 
     /// Appends what constraints leave no choice about. Returns how many tokens.
     pub(crate) fn follow_constraints(&mut self, cache: &mut Cache, events: &mut Vec<Event>) -> usize {
-        let n_tokens =
-            self.active.iter_mut().map(|sequence| sequence.follow(self.max_context, events)).sum();
+        let n_tokens = self.active.iter_mut().map(|sequence| sequence.follow(self.max_context, events)).sum();
         self.drop_finished(cache, events);
         n_tokens
     }

@@ -45,15 +45,17 @@ fn outputs_belong_to_their_grammars_and_end_with_them() {
     let mut teller = Teller::new(8);
     let grammars = [
         Grammar::JsonSchema(RECORD.to_owned()),
-        Grammar::JsonSchema(r#"{"type":"array","items":{"type":["integer","null"]},"minItems":2,"maxItems":4}"#.into()),
+        Grammar::JsonSchema(
+            r#"{"type":"array","items":{"type":["integer","null"]},"minItems":2,"maxItems":4}"#.into(),
+        ),
         Grammar::Regex("[a-c]{2,5}( [x-z]+){1,2}!".into()),
         Grammar::Choice(vec!["yes".into(), "no".into(), "yes, but not today".into()]),
         Grammar::Lark("start: \"<\" start \">\" | /[0-9]{1,3}/".into()),
     ];
-    let requests: Vec<Request> =
-        (0..4).flat_map(|seed| grammars.iter().map(|grammar| (grammar, seed)).collect::<Vec<_>>())
-            .map(|(grammar, seed)| teller.request(grammar, seed, 120))
-            .collect();
+    let requests: Vec<Request> = (0..4)
+        .flat_map(|seed| grammars.iter().map(|grammar| (grammar, seed)).collect::<Vec<_>>())
+        .map(|(grammar, seed)| teller.request(grammar, seed, 120))
+        .collect();
     let outcomes = run(&mut teller.engine, &requests);
     let mut texts = Vec::new();
     for (outcome, grammar) in outcomes.iter().zip(grammars.iter().cycle()) {

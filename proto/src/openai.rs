@@ -21,6 +21,7 @@ mod logprobs;
 mod output;
 mod request;
 mod responses;
+mod shape;
 mod single;
 mod stream;
 

@@ -52,7 +52,8 @@ impl Language {
                 .get_or_init(|| Compiler::new(Arc::clone(&words.tokenizer)).map(Arc::new))
                 .as_ref(),
         };
-        let without_end = || invalid("this model has no token that ends an output, so no constraint can".into());
+        let without_end =
+            || invalid("this model has no token that ends an output, so no constraint can".into());
         Ok(compiler.ok_or_else(without_end)?.constraint(grammar))
     }
 

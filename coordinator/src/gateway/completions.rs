@@ -72,6 +72,7 @@ async fn run(
         random_id(prefix).parse().expect("because a prefix and hexadecimal digits make a valid id");
     let job = JobKey { batch, index: 0 };
     let mut single = openai::parse_single(endpoint, &body, &job)?;
+    gateway.shared.constraints.check(&single.generation).await?;
     single.line.model = models::chosen(&gateway, single.line.model.take()).await?;
     let wants_stream = single.generation.stream;
     let patience = Duration::from_secs(gateway.limits().completion_timeout_s);

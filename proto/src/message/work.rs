@@ -103,6 +103,7 @@ impl Default for Generation {
             logprobs: None,
             echo: false,
             stream: false,
+            constraint: None,
         }
     }
 }

@@ -8,14 +8,11 @@ use serde_json::{Map, Value};
 pub(super) type Fault = String;
 
 /// Parameters that OpenAI knows and this engine does not have. Named apart from misspelt ones.
-const UNSUPPORTED: [&str; 21] = [
+const UNSUPPORTED: [&str; 18] = [
     "audio",
     "function_call",
     "functions",
     "grammar",
-    "guided_choice",
-    "guided_json",
-    "guided_regex",
     "ignore_eos",
     "logits_processors",
     "metadata",

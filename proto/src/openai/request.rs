@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::chat::messages;
 use super::fields::{Fault, Fields, clipped, shown};
-use super::{Endpoint, ModelDefaults, choices, inert, responses};
+use super::{Endpoint, ModelDefaults, choices, inert, responses, shape};
 use crate::message::{Generation, Prompt, Sampling};
 
 /// Where a request comes from decides whether it may stream.
@@ -59,13 +59,14 @@ pub(super) fn request(
     let stop = stop(&mut fields)?;
     let logprobs = logprobs(endpoint, &mut fields)?;
     let (stream, include_usage) = stream(&mut fields, origin)?;
-    response_format(&mut fields)?;
+    let constraint = shape::constraint(&mut fields)?;
     inert::take(&mut fields)?;
     fields.finish(match endpoint {
         Endpoint::Completions => "a completion request",
         Endpoint::ChatCompletions | Endpoint::Responses => "a chat completion request",
     })?;
-    let generation = Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint };
+    let generation =
+        Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint };
     Ok(Request { model, generation, include_usage, settings: Map::new() })
 }
 
@@ -81,10 +82,11 @@ fn response(
     let seed = seed_of(&mut fields)?.unwrap_or(seed);
     let (stream, _) = stream(&mut fields, origin)?;
     let mut settings = asked.settings;
+    let mut constraint = None;
     if let Some(mut text) = fields.object("text")? {
         if let Some(format) = text.object("format")? {
             settings.insert("text".into(), serde_json::json!({ "format": format.shown() }));
-            text_format(format)?;
+            constraint = shape::text_format(format)?;
         }
         inert::take(&mut text)?;
         text.finish("`text`")?;
@@ -93,21 +95,17 @@ fn response(
     fields.finish("a request for a response")?;
     let prompt = Prompt::Chat(asked.messages);
     let (max_tokens, logprobs) = (asked.max_tokens, asked.logprobs);
-    let generation =
-        Generation { prompt, max_tokens, sampling, seed, logprobs, stream, ..Generation::default() };
+    let generation = Generation {
+        prompt,
+        max_tokens,
+        sampling,
+        seed,
+        logprobs,
+        stream,
+        constraint,
+        ..Generation::default()
+    };
     Ok(Request { model, generation, include_usage: false, settings })
-}
-
-/// How the text of a response is to be shaped.
-fn text_format(mut format: Fields) -> Result<(), Fault> {
-    match format.text("type")?.as_deref() {
-        Some("text") => format.finish("`text.format`"),
-        Some(other) => {
-            let other = clipped(other);
-            Err(format!("`text.format` {other:?} is not supported: only \"text\" is"))
-        }
-        None => Err("`text.format` has no `type`".into()),
-    }
 }
 
 fn max_tokens(
@@ -258,17 +256,4 @@ fn stream(fields: &mut Fields, origin: Origin) -> Result<(bool, bool), Fault> {
         return Err("`stream_options` needs `stream` to be true".into());
     }
     Ok((stream, include_usage))
-}
-
-/// How the answer is to be shaped.
-fn response_format(fields: &mut Fields) -> Result<(), Fault> {
-    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
-    match format.text("type")?.as_deref() {
-        Some("text") => format.finish("`response_format`"),
-        Some(other) => {
-            let other = clipped(other);
-            Err(format!("`response_format` {other:?} is not supported: only \"text\" is"))
-        }
-        None => Err("`response_format` has no `type`".into()),
-    }
 }

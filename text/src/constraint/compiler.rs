@@ -212,7 +212,9 @@ fn compiled(
     within: Duration,
 ) -> Result<TokenParser, Fault> {
     if LEFT_BEHIND.load(Ordering::Relaxed) >= limits::LEFT_BEHIND {
-        return Err(Fault::TooComplex("others that take too long are being compiled: try again later".into()));
+        return Err(Fault::TooComplex(
+            "others that take too long are being compiled: try again later".into(),
+        ));
     }
     let (answer, answers) = mpsc::channel();
     let grammar = grammar.clone();
@@ -287,7 +289,10 @@ pub(super) fn check_stops(grammar: &Grammar, stops: &[String]) -> Result<(), Fau
         return Ok(());
     }
     if let Grammar::Choice(texts) = grammar {
-        return match stops.iter().find_map(|stop| Some((stop, texts.iter().find(|text| text.contains(stop))?))) {
+        return match stops
+            .iter()
+            .find_map(|stop| Some((stop, texts.iter().find(|text| text.contains(stop))?)))
+        {
             Some((stop, text)) => fault(stop, format!("it stands in the choice {text:?}")),
             None => Ok(()),
         };

@@ -31,15 +31,8 @@ const PLAIN: [&str; 12] = [
 ];
 
 /// Keywords that nothing here keeps to.
-const UNSUPPORTED: [&str; 7] = [
-    "contains",
-    "minContains",
-    "maxContains",
-    "unevaluatedItems",
-    "$dynamicRef",
-    "$recursiveRef",
-    "extends",
-];
+const UNSUPPORTED: [&str; 7] =
+    ["contains", "minContains", "maxContains", "unevaluatedItems", "$dynamicRef", "$recursiveRef", "extends"];
 
 /// Formats of strings that are kept to.
 const FORMATS: [&str; 10] =
@@ -210,7 +203,9 @@ impl<'a> Translator<'a> {
                     Value::Bool(false) => {}
                     // In draft 4 it turns the limit beside it into an exclusive one; without that it says nothing.
                     Value::Bool(true) => {
-                        if let Some(limit) = keywords.get(if keyword.ends_with("Minimum") { "minimum" } else { "maximum" }) {
+                        if let Some(limit) =
+                            keywords.get(if keyword.ends_with("Minimum") { "minimum" } else { "maximum" })
+                        {
                             out.insert(keyword.clone(), limit.clone());
                         }
                     }
@@ -310,15 +305,20 @@ impl<'a> Translator<'a> {
 
     /// What the names of properties may be, said by properties.
     fn property_names(&mut self, value: &'a Value, place: &Place) -> Result<Option<Value>, Fault> {
-        let only = |key: &str, names: Map<String, Value>| Ok(Some(json!({ key: names, "additionalProperties": false })));
-        let each = |names: &[&str], schema: bool| names.iter().map(|&name| (name.to_owned(), json!(schema))).collect();
+        let only = |key: &str, names: Map<String, Value>| {
+            Ok(Some(json!({ key: names, "additionalProperties": false })))
+        };
+        let each = |names: &[&str], schema: bool| {
+            names.iter().map(|&name| (name.to_owned(), json!(schema))).collect()
+        };
         let Value::Object(keywords) = value else {
             return if *value == Value::Bool(false) { only("properties", Map::new()) } else { Ok(None) };
         };
-        let said: Vec<(&str, &'a Value)> =
-            keywords.iter().map(|(keyword, value)| (keyword.as_str(), value)).filter(|&(keyword, value)| {
-                says_something(keyword) && !(keyword == "type" && value == "string")
-            }).collect();
+        let said: Vec<(&str, &'a Value)> = keywords
+            .iter()
+            .map(|(keyword, value)| (keyword.as_str(), value))
+            .filter(|&(keyword, value)| says_something(keyword) && !(keyword == "type" && value == "string"))
+            .collect();
         match said[..] {
             [] => Ok(None),
             [("enum", names)] => only("properties", each(&place.names(names)?, true)),
@@ -339,10 +339,13 @@ impl<'a> Translator<'a> {
                 }
                 _ => Err(place.unsupported("propertyNames", "with this negation")),
             },
-            ref lengths if lengths.iter().all(|(keyword, _)| ["minLength", "maxLength"].contains(keyword)) => {
+            ref lengths
+                if lengths.iter().all(|(keyword, _)| ["minLength", "maxLength"].contains(keyword)) =>
+            {
                 let length = |name: &str| keywords.get(name).and_then(Value::as_u64).map(|n| n.to_string());
                 let (least, most) = (length("minLength"), length("maxLength"));
-                let pattern = format!("^(?s:.){{{},{}}}$", least.unwrap_or("0".into()), most.unwrap_or_default());
+                let pattern =
+                    format!("^(?s:.){{{},{}}}$", least.unwrap_or("0".into()), most.unwrap_or_default());
                 only("patternProperties", each(&[pattern.as_str()], true))
             }
             _ => Err(place.unsupported("propertyNames", "with anything but enum, const, pattern or lengths")),
@@ -421,7 +424,9 @@ fn format(keywords: &Map<String, Value>, value: &Value, place: &Place) -> Result
     match name {
         _ if !for_strings => Ok(None),
         known if FORMATS.contains(&known) => Ok(Some(value.clone())),
-        other if OTHER_FORMATS.contains(&other) => Err(place.unsupported("format", &format!("for {other:?}"))),
+        other if OTHER_FORMATS.contains(&other) => {
+            Err(place.unsupported("format", &format!("for {other:?}")))
+        }
         _ => Ok(None),
     }
 }

@@ -32,7 +32,9 @@ fn grammars_of_each_kind_are_taken() {
 
 #[test]
 fn a_stop_text_that_cuts_every_output_is_named() {
-    let schema = Grammar::JsonSchema(r#"{"type":"object","properties":{"b":{"type":"integer"}},"required":["b"]}"#.into());
+    let schema = Grammar::JsonSchema(
+        r#"{"type":"object","properties":{"b":{"type":"integer"}},"required":["b"]}"#.into(),
+    );
     assert_eq!(schema.check_stops(&["\n".into(), "x".into()]), Ok(()));
     assert!(matches!(schema.check_stops(&["\"b\"".into()]), Err(Fault::Stop { .. })));
     let choice = Grammar::Choice(vec!["yes".into(), "no".into()]);

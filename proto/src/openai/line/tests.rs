@@ -195,10 +195,7 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
         (completion(r#""stream_options":{"include_usage":true}"#), "`stream_options` needs `stream`"),
         (completion(r#""store":true"#), "`store` is not supported here"),
         (completion(r#""service_tier":"flex""#), "`service_tier` is not supported here as \"flex\""),
-        (
-            completion(r#""response_format":{"type":"json_object"}"#),
-            "`response_format` \"json_object\" is not supported",
-        ),
+        (completion(r#""response_format":{"type":"xml"}"#), "`response_format` \"xml\" is not known"),
         (completion(r#""response_format":"text""#), "`response_format` must be an object"),
         (
             completion(r#""max_completion_tokens":5"#),

@@ -56,7 +56,9 @@ impl<'a> Translator<'a> {
             "required" => here
                 .names(value)?
                 .into_iter()
-                .map(|name| joined(Map::from_iter([("type".to_owned(), json!("object"))]), vec![absent(name)]))
+                .map(|name| {
+                    joined(Map::from_iter([("type".to_owned(), json!("object"))]), vec![absent(name)])
+                })
                 .collect(),
             "properties" => {
                 let mut ways = Vec::new();
@@ -79,10 +81,9 @@ impl<'a> Translator<'a> {
                 vec![json!({ "type": "object", "minProperties": 1 })]
             }
             "propertyNames" => match excluded_names(value) {
-                Some(names) => names
-                    .into_iter()
-                    .map(|name| json!({ "type": "object", "required": [name] }))
-                    .collect(),
+                Some(names) => {
+                    names.into_iter().map(|name| json!({ "type": "object", "required": [name] })).collect()
+                }
                 None => return no(""),
             },
             "const" => excluded(std::slice::from_ref(value), place)?,
@@ -158,7 +159,9 @@ fn says_nothing(value: &Value) -> bool {
         _ => false,
     };
     match value {
-        Value::Object(schemas) if schemas.values().all(|schema| schema.is_object() || schema.is_boolean()) => {
+        Value::Object(schemas)
+            if schemas.values().all(|schema| schema.is_object() || schema.is_boolean()) =>
+        {
             all(value) && schemas.values().all(all)
         }
         other => all(other),
@@ -210,7 +213,8 @@ fn excluded(values: &[Value], place: &Place) -> Result<Vec<Value>, Fault> {
         ways.push(json!({ "type": "string", "pattern": format!("^{}$", all_but(&texts)) }));
     }
     for value in of(|value| value.is_array() || value.is_object()) {
-        let (kind, least) = if value.is_array() { ("array", "minItems") } else { ("object", "minProperties") };
+        let (kind, least) =
+            if value.is_array() { ("array", "minItems") } else { ("object", "minProperties") };
         let before = ways.len();
         without(kind);
         match value {

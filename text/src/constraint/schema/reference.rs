@@ -43,7 +43,12 @@ impl<'a> References<'a> {
         let number = self.targets.len();
         if number >= limits::MAX_REFERENCES {
             let (found, most) = (number + 1, limits::MAX_REFERENCES);
-            return Err(Fault::TooMuch { what: "the number of schemas referred to", found, most, path: place.shown() });
+            return Err(Fault::TooMuch {
+                what: "the number of schemas referred to",
+                found,
+                most,
+                path: place.shown(),
+            });
         }
         self.numbers.insert(found.path.clone(), number);
         self.targets.push((found.path, target));
