@@ -58,7 +58,7 @@ fn small_things_that_break_clients_are_as_openai_has_them() {
 }
 
 #[test]
-fn litellm_langchain_llm_and_lm_evaluation_harness_do_what_their_users_do_first() {
+fn litellm_langchain_instructor_llm_and_lm_evaluation_harness_do_what_their_users_do_first() {
     let python = root().join("target/matrix/bin/python");
     assert!(python.exists(), "{} is missing: run scripts/fetch-matrix.sh", python.display());
     let fleet = fleet();

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::Endpoint;
 use crate::id::TimeMs;
 use crate::message::{BatchState, BatchView};
 
@@ -23,7 +24,8 @@ pub fn batch_object(batch: &BatchView) -> Value {
     json!({
         "id": batch.id,
         "object": "batch",
-        "endpoint": batch.endpoint,
+        // A batch for lines of every endpoint is none of OpenAI's; clients want a name all the same.
+        "endpoint": batch.endpoint.unwrap_or(Endpoint::Completions),
         "errors": errors,
         "input_file_id": batch.input_object,
         "completion_window": window(batch.options.completion_window_ms.unwrap_or(USUAL_WINDOW_MS)),

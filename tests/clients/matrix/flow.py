@@ -1,4 +1,5 @@
-"""What the users of other clients do first, against a running fleet: LiteLLM, LangChain, `llm`, lm-evaluation-harness.
+"""What the users of other clients do first, against a running fleet: LiteLLM, LangChain, instructor, `llm`, lm-
+evaluation-harness.
 
     python flow.py http://127.0.0.1:PORT
 
@@ -11,6 +12,9 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from typing import Literal
+
+import pydantic
 
 folder = tempfile.TemporaryDirectory(prefix="ternfleet-matrix-")
 # Nothing here may look for models or data elsewhere.
@@ -27,6 +31,11 @@ def rule(text, holds, found=None):
         sys.exit(1)
 
 
+class King(pydantic.BaseModel):
+    age: Literal["old", "young"]
+    sons: int = pydantic.Field(ge=0, le=9)
+
+
 def with_litellm():
     import litellm
 
@@ -35,6 +44,8 @@ def with_litellm():
     rule("LiteLLM completes a chat", whole.choices[0].message.content and whole.usage.completion_tokens == 8, whole)
     told = "".join(c.choices[0].delta.content or "" for c in litellm.completion(model="openai/storyteller", messages=tale, stream=True, **how) if c.choices)
     rule("LiteLLM streams it", told == whole.choices[0].message.content, told)
+    shaped = litellm.completion(model="openai/storyteller", messages=tale, response_format=King, **{**how, "max_tokens": 60})
+    rule("LiteLLM gets an answer of a schema", King.model_validate_json(shaped.choices[0].message.content), shaped)
     text = litellm.text_completion(model="text-completion-openai/storyteller", prompt="Once upon a time", **how)
     rule("LiteLLM completes a text", text.choices[0].text, text)
     try:
@@ -56,7 +67,19 @@ def with_langchain():
     batch = model.batch(["Tell me a tale.", "Who was the king?"])
     rule("LangChain runs a batch", batch[0].content == whole.content and len(batch) == 2, batch)
     responses = ChatOpenAI(model="storyteller", base_url=v1, api_key="unused", max_tokens=8, temperature=0, use_responses_api=True)
+    roomy = ChatOpenAI(model="storyteller", base_url=v1, api_key="unused", max_tokens=60)
+    king = roomy.with_structured_output(King, method="json_schema").invoke("Describe a king.")
+    rule("LangChain's structured output is a model of pydantic", isinstance(king, King), king)
     rule("LangChain uses responses", responses.invoke("Tell me a tale.").text == whole.content)
+
+
+def with_instructor():
+    import instructor
+    import openai
+
+    client = instructor.from_openai(openai.OpenAI(base_url=v1, api_key="unused"), mode=instructor.Mode.JSON_SCHEMA)
+    king = client.chat.completions.create(model="storyteller", messages=[{"role": "user", "content": "Describe a king."}], response_model=King, max_tokens=60, max_retries=1)
+    rule("instructor answers with a model of pydantic", isinstance(king, King), king)
 
 
 def with_llm():
@@ -98,6 +121,7 @@ def with_lm_eval():
 
 with_litellm()
 with_langchain()
+with_instructor()
 with_llm()
 with_lm_eval()
 print("all rules hold")
