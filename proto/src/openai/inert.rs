@@ -18,13 +18,15 @@ enum Asks {
     /// Any pairs within OpenAI's limits.
     Pairs,
     Boolean(bool),
+    /// Where nothing can be called, whether calls may be made together is no question.
+    EitherBoolean,
     Number(f64),
     OneOf(&'static [&'static str]),
     /// An array of these texts at most.
     ArrayOf(&'static [&'static str]),
 }
 
-const INERT: [(&str, Asks); 26] = [
+const INERT: [(&str, Asks); 29] = [
     ("echo", Asks::Boolean(false)),
     ("user", Asks::Text),
     ("safety_identifier", Asks::Text),
@@ -35,6 +37,9 @@ const INERT: [(&str, Asks); 26] = [
     ("service_tier", Asks::OneOf(&["auto", "default"])),
     ("suffix", Asks::OneOf(&[""])),
     ("modalities", Asks::ArrayOf(&["text"])),
+    ("tools", Asks::ArrayOf(&[])),
+    ("tool_choice", Asks::OneOf(&["none", "auto"])),
+    ("parallel_tool_calls", Asks::EitherBoolean),
     ("functions", Asks::ArrayOf(&[])),
     ("function_call", Asks::OneOf(&["none", "auto"])),
     ("reasoning_effort", Asks::OneOf(&["none"])),
@@ -64,6 +69,7 @@ pub(super) fn take(fields: &mut Fields) -> Result<(), Fault> {
         let Some(value) = fields.take(name) else { continue };
         let for_nothing = match (asks, &value) {
             (Asks::Text, Value::String(_)) => true,
+            (Asks::EitherBoolean, Value::Bool(_)) => true,
             (Asks::Boolean(usual), Value::Bool(value)) => value == usual,
             (Asks::Number(usual), value) => value.as_f64() == Some(*usual),
             (Asks::OneOf(usual), Value::String(text)) => usual.contains(&text.as_str()),

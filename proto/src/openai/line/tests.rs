@@ -224,7 +224,7 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
             "`messages[0]`: `name` must be a string, not 7",
         ),
         (chat(&format!(r#"{user},"prompt":"x""#)), "`prompt` belongs to /v1/completions"),
-        (chat(&format!(r#"{user},"tools":[]"#)), "`tools` is not supported here"),
+        (chat(&format!(r#"{user},"tools":[{{}}]"#)), "`tools` is not supported here"),
         (chat(&format!(r#"{user},"top_logprobs":3"#)), "`top_logprobs` needs `logprobs` to be true"),
         (
             chat(&format!(r#"{user},"logprobs":true,"top_logprobs":21"#)),
@@ -290,7 +290,8 @@ fn fields_that_ask_for_nothing_are_taken() {
     assert_eq!(read, plain);
     let messages = r#""messages":[{"role":"user","content":"x","name":"me"},
         {"role":"assistant","content":"y","refusal":null,"annotations":[],"audio":null,"function_call":null,"tool_calls":null},
-        {"role":"user","content":"z"}],"modalities":["text"],"verbosity":"medium","reasoning_effort":"none","functions":[]"#;
+        {"role":"user","content":"z"}],"modalities":["text"],"verbosity":"medium","reasoning_effort":"none","functions":[],
+        "tools":[],"tool_choice":"none","parallel_tool_calls":true"#;
     good(&body("chat/completions", &format!("{{{messages}}}")).replace('\n', " "));
 }
 
