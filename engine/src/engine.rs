@@ -315,7 +315,7 @@ fn plan<'a>(schedule: &'a Schedule, turns: &[Turn]) -> Plan<'a> {
         plan.segments.push(Segment { columns: first..plan.columns.len(), pages: sequence.pages.clone() });
         for column in first..first + turn.scores {
             let draw = Some(sequence.score(plan.columns[column].position + 1));
-            plan.heads.push(HeadColumn { column, draw });
+            plan.heads.push(HeadColumn { column, draw, allowed: None });
         }
         let n_draws = turn.draws();
         for i in 0..n_draws {

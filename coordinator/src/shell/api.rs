@@ -14,7 +14,7 @@ use ternfleet_proto::message::{
 };
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{BatchId, Now, TenantId, codec};
+use ternfleet_proto::{BatchId, Now, TenantId, TimeMs, codec};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
