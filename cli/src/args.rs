@@ -1,9 +1,6 @@
-//! The commands by name, and the flags that several of them share. Each command's own flags stand in its file.
+//! The commands by name. Each command's flags stand in its file; those of the connection stand in `connection.rs`.
 
-use std::path::PathBuf;
-
-use clap::{Args, Parser, Subcommand};
-use ternfleet_proto::TenantId;
+use clap::{Parser, Subcommand};
 
 use crate::commands::attached::Attached;
 use crate::commands::backup::{Backup, Restore};
@@ -148,35 +145,6 @@ impl Command {
         match self {
             Command::Worker(_) | Command::Coordinator(_) => "info,async_nats=error",
             _ => "warn,async_nats=error,ternfleet_proto=error",
-        }
-    }
-}
-
-/// Where the fleet is, and on whose behalf it is asked.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Connection {
-    /// Address of NATS
-    #[arg(long, value_name = "URL", env = "TERNFLEET_NATS", default_value = "127.0.0.1:4222")]
-    pub(crate) nats: String,
-    /// Credentials for a NATS with permissions (`ternfleet nats user` makes them)
-    #[arg(long, value_name = "FILE", env = "TERNFLEET_NATS_CREDENTIALS_FILE")]
-    pub(crate) nats_credentials_file: Option<PathBuf>,
-    /// Certificates to trust besides the system's
-    #[arg(long, value_name = "FILE", env = "TERNFLEET_NATS_ROOT_CERTIFICATES")]
-    pub(crate) nats_root_certificates: Option<PathBuf>,
-    /// Whose batches these are
-    #[arg(long, value_name = "NAME", env = "TERNFLEET_TENANT", default_value = "default")]
-    pub(crate) tenant: TenantId,
-}
-
-impl Connection {
-    /// To a fleet on this machine, which asks nobody who they are.
-    pub(crate) fn local(nats: String) -> Connection {
-        Connection {
-            nats,
-            nats_credentials_file: None,
-            nats_root_certificates: None,
-            tenant: TenantId::default_tenant(),
         }
     }
 }

@@ -16,7 +16,7 @@ use ternfleet_proto::message::{BatchRef, BatchView, Refusal, RefusalCode, Reply,
 use ternfleet_proto::table::{self, ApiVerb, Role};
 use ternfleet_proto::{BatchId, Bus, BusError, TenantId, codec, nats};
 
-use crate::args::Connection;
+use crate::connection::Connection;
 
 /// The name by which commands connect to NATS.
 pub(crate) const CLIENT_NAME: &str = "ternfleet-cli";
@@ -66,15 +66,19 @@ impl std::fmt::Debug for Fleet {
 impl Fleet {
     pub(crate) async fn connect(to: &Connection) -> anyhow::Result<Fleet> {
         let tenant = tenant_of(to)?;
+        let address = to.address();
+        if let Some(notice) = address.notice() {
+            eprintln!("{notice}");
+        }
         let bus = connect(to).await?;
-        Ok(Fleet { bus, tenant, address: to.nats.clone() })
+        Ok(Fleet { bus, tenant, address: address.url().to_owned() })
     }
 
     /// As [`Fleet::connect`], for a part of the fleet itself, whose presence says nothing about people.
     pub(crate) async fn connect_as_part(to: &Connection) -> anyhow::Result<Fleet> {
         let tenant = tenant_of(to)?;
         let options = nats::ConnectOptions { name: "ternfleet-head".to_owned(), ..connect_options(to) };
-        Ok(Fleet { bus: nats::connect(&options).await?, tenant, address: to.nats.clone() })
+        Ok(Fleet { bus: nats::connect(&options).await?, tenant, address: to.address().url().to_owned() })
     }
 
     /// Asks the coordinator. A refusal is an error; no answer is waited out as `patience` says.
@@ -193,7 +197,8 @@ fn tenant_of(to: &Connection) -> anyhow::Result<TenantId> {
 
 /// Connects to NATS, or says what to do.
 pub(crate) async fn connect(to: &Connection) -> anyhow::Result<Arc<dyn Bus>> {
-    let address = &to.nats;
+    let address = to.address();
+    let address = address.url();
     nats::connect(&connect_options(to)).await.with_context(|| {
         format!("cannot reach NATS at {address}: start a fleet with `ternfleet up`, or give its address with --nats")
     })
@@ -202,7 +207,7 @@ pub(crate) async fn connect(to: &Connection) -> anyhow::Result<Arc<dyn Bus>> {
 /// How this program connects: it gives up soon, because a person waits.
 pub(crate) fn connect_options(to: &Connection) -> nats::ConnectOptions {
     nats::ConnectOptions {
-        url: to.nats.clone(),
+        url: to.address().url().to_owned(),
         credentials_file: to.nats_credentials_file.clone(),
         root_certificates: to.nats_root_certificates.clone(),
         name: CLIENT_NAME.to_owned(),

@@ -260,7 +260,9 @@ fn keys<T: Serialize + Default>() -> anyhow::Result<Vec<String>> {
 }
 
 fn fields<T: Serialize>(options: &T) -> anyhow::Result<Vec<(String, serde_json::Value)>> {
-    match serde_json::to_value(options).context("options are not a table")? {
+    let mut options = serde_json::to_value(options).context("options are not a table")?;
+    options.sort_all_objects();
+    match options {
         serde_json::Value::Object(fields) => Ok(fields.into_iter().collect()),
         _ => bail!("options are not a table"),
     }

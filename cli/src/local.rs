@@ -15,7 +15,6 @@ mod rented;
 mod shares;
 mod watch;
 
-pub(crate) use data_dir::running;
 pub(crate) use fleet::{Plan, run};
 pub(crate) use rented::{
     Range, end as end_rented, guessed_class, parse_range, provider as rented_pods, return_all,

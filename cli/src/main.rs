@@ -3,9 +3,11 @@
 //! Each command is one file under `commands/`; what several of them share stands beside this file. Results go to
 //! standard output, everything said to people goes to standard error.
 
+mod addresses;
 mod args;
 mod client;
 mod commands;
+mod connection;
 mod exit;
 mod fetch;
 mod follow;
@@ -17,6 +19,7 @@ mod lock;
 mod logging;
 mod model_file;
 mod models;
+mod named;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod output;

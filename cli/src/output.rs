@@ -53,18 +53,37 @@ impl std::str::FromStr for Target {
     }
 }
 
+/// What happens to a file that stands where results are to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Existing {
+    /// Nothing is done, before any work begins.
+    Refused,
+    Replaced,
+}
+
+impl Existing {
+    /// As the flag `--force` says.
+    pub(crate) fn forced(force: bool) -> Existing {
+        if force { Existing::Replaced } else { Existing::Refused }
+    }
+}
+
 /// A file that is not there until it is complete.
 #[derive(Debug)]
 pub(crate) struct WholeFile {
     path: PathBuf,
+    existing: Existing,
     draft: BufWriter<NamedTempFile>,
 }
 
 impl WholeFile {
     /// Begins a draft beside `path`, so that an impossible place is found out before any work is done.
-    pub(crate) fn create(path: &Path) -> anyhow::Result<WholeFile> {
+    pub(crate) fn create(path: &Path, existing: Existing) -> anyhow::Result<WholeFile> {
         if path.is_dir() {
             bail!("{} is a folder: name a file", path.display());
+        }
+        if existing == Existing::Refused && path.exists() {
+            bail!("{} exists: name another file, or replace it with --force", path.display());
         }
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -76,7 +95,7 @@ impl WholeFile {
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder)
             .with_context(|| format!("cannot write in the folder {}", folder.display()))?;
-        Ok(WholeFile { path: path.to_owned(), draft: BufWriter::new(draft) })
+        Ok(WholeFile { path: path.to_owned(), existing, draft: BufWriter::new(draft) })
     }
 
     pub(crate) fn line(&mut self, line: &str) -> anyhow::Result<()> {
@@ -88,12 +107,15 @@ impl WholeFile {
         &mut self.draft
     }
 
-    /// Makes it appear, replacing what was there.
+    /// Makes it appear. A file that came up meanwhile is replaced only if that is allowed.
     pub(crate) fn publish(self) -> anyhow::Result<PathBuf> {
         let fault = || format!("cannot write {}", self.path.display());
         let draft = self.draft.into_inner().map_err(|error| error.into_error()).with_context(fault)?;
         draft.as_file().sync_all().with_context(fault)?;
-        draft.persist(&self.path).with_context(fault)?;
+        match self.existing {
+            Existing::Replaced => draft.persist(&self.path).with_context(fault)?,
+            Existing::Refused => draft.persist_noclobber(&self.path).with_context(fault)?,
+        };
         Ok(std::fs::canonicalize(&self.path).unwrap_or(self.path))
     }
 }
@@ -107,7 +129,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
         std::fs::write(&path, "old\n").unwrap();
-        let mut file = WholeFile::create(&path).unwrap();
+        let mut file = WholeFile::create(&path, Existing::Replaced).unwrap();
         file.line("new").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "old\n");
         file.publish().unwrap();
@@ -116,15 +138,29 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_there_is_replaced_only_where_that_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompts.jsonl");
+        let mut early = WholeFile::create(&path, Existing::Refused).unwrap();
+        std::fs::write(&path, "precious\n").unwrap();
+        let refusal = WholeFile::create(&path, Existing::Refused).unwrap_err().to_string();
+        assert!(refusal.contains("--force"), "{refusal}");
+        // It came up after the work began.
+        early.line("new").unwrap();
+        assert!(early.publish().is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious\n");
+    }
+
+    #[test]
     fn an_abandoned_draft_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
-        drop(WholeFile::create(&folder.path().join("out.jsonl")).unwrap());
+        drop(WholeFile::create(&folder.path().join("out.jsonl"), Existing::Refused).unwrap());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn a_place_that_cannot_be_written_is_said_at_once() {
-        assert!(WholeFile::create(Path::new("/nowhere/at/all/out.jsonl")).is_err());
-        assert!(WholeFile::create(Path::new("/")).is_err());
+        assert!(WholeFile::create(Path::new("/nowhere/at/all/out.jsonl"), Existing::Replaced).is_err());
+        assert!(WholeFile::create(Path::new("/"), Existing::Replaced).is_err());
     }
 }

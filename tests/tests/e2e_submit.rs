@@ -76,6 +76,23 @@ fn a_file_of_prompts_comes_back_as_text_with_its_price() {
     let again = fleet.dir.join("again.jsonl").display().to_string();
     assert_eq!(fleet.run(&["results", id, "--out", &again]).unwrap().code, Some(0));
     assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&out).unwrap());
+    let refused = fleet.run(&["results", id, "--out", &again]).unwrap();
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("--force"), "{refused:?}");
+    assert_eq!(fleet.run(&["results", id, "--out", &again, "--force"]).unwrap().code, Some(0));
+    let over_its_input = fleet.run(&["submit", &input, "--out", &input]).unwrap();
+    assert_eq!(over_its_input.code, Some(1), "{over_its_input:?}");
+
+    // By its name and by the beginning of its id; and an ended batch is not changed.
+    for name in ["first light", &id[.."batch_".len() + 8], &id["batch_".len().."batch_".len() + 8]] {
+        let found = fleet.run(&["status", name, "--json"]).unwrap();
+        assert_eq!(found.json().unwrap()["id"], id, "{name}");
+    }
+    for change in [&["cancel", id][..], &["batch", "set", "first light", "--budget", "1"]] {
+        let refused = fleet.run(change).unwrap();
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains("has ended already (completed)"), "{refused:?}");
+    }
     let landed = fleet.run(&["results", id]).unwrap();
     assert_eq!(landed.json_lines().unwrap().len(), 12);
 

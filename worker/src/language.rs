@@ -15,6 +15,7 @@ pub enum Language {
 }
 
 /// A model's tokenizer, and the compiler of constraints over its vocabulary, made when the first one comes.
+#[derive(Debug)]
 pub struct Words {
     tokenizer: Arc<Tokenizer>,
     compiler: OnceLock<Option<Arc<Compiler>>>,

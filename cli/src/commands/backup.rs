@@ -9,8 +9,8 @@ use clap::Args;
 use ternfleet_proto::nats::NatsBus;
 use ternfleet_proto::table;
 
-use crate::args::Connection;
 use crate::client;
+use crate::connection::Connection;
 use crate::output::say;
 use crate::stop;
 
@@ -47,7 +47,7 @@ impl Backup {
             let mut names = bus.stream_names().await.context("the streams cannot be listed")?;
             names.retain(|name| table::is_truth(name));
             if names.is_empty() {
-                bail!("there is nothing of a fleet at {}", self.connection.nats);
+                bail!("there is nothing of a fleet at {}", self.connection.address().url());
             }
             // Records before answers: a record is never newer than the answers that it counts.
             names.sort_by_key(|name| (name.as_str() == table::RESULTS, name.clone()));

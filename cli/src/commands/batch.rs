@@ -8,11 +8,12 @@ use clap::{Args, Subcommand};
 
 use ternfleet_proto::message::{BatchSet, BatchView};
 use ternfleet_proto::table::ApiVerb;
-use ternfleet_proto::{BatchId, TimeMs, UsdMicro, openai};
+use ternfleet_proto::{TimeMs, UsdMicro, openai};
 
-use crate::args::Connection;
 use crate::client::{Fleet, Patience};
 use crate::commands::status;
+use crate::connection::Connection;
+use crate::named::{Named, running};
 use crate::output::{say, say_json};
 use crate::{span, stop};
 
@@ -31,9 +32,9 @@ enum Action {
 #[derive(Debug, Args)]
 #[group(id = "change", required = true, multiple = true, args = ["budget", "deadline", "priority"])]
 struct Set {
-    /// The batch
-    #[arg(value_name = "ID")]
-    id: BatchId,
+    /// The batch: its id, the beginning of its id, or its name
+    #[arg(value_name = "BATCH")]
+    id: Named,
     /// Most that the batch may cost in all, in dollars
     #[arg(long, value_name = "USD")]
     budget: Option<f64>,
@@ -56,15 +57,16 @@ impl Batch {
         let Action::Set(set) = self.action;
         let batch: BatchView = stop::block_on(async {
             let fleet = Fleet::connect(&set.connection).await?;
+            let id = running(set.id.find(&fleet).await?)?.id;
             let question = BatchSet {
                 tenant: fleet.tenant.clone(),
-                id: set.id.clone(),
+                id: id.clone(),
                 budget_usd_micro: set.budget.map(UsdMicro::from_dollars),
                 deadline: set.deadline.map(|span| TimeMs::now().plus(span)),
                 priority: set.priority,
             };
             let answer = fleet.ask(ApiVerb::BatchSet, &question, Patience::Short).await;
-            answer.with_context(|| format!("{} was not changed", set.id))
+            answer.with_context(|| format!("{id} was not changed"))
         })?;
         if set.json { say_json(&openai::batch_object(&batch)) } else { say(&status::page(&batch)) }?;
         Ok(ExitCode::SUCCESS)

@@ -8,8 +8,8 @@ use ternfleet_proto::message::{BatchList, BatchView};
 use ternfleet_proto::openai;
 use ternfleet_proto::table::ApiVerb;
 
-use crate::args::Connection;
 use crate::client::{Fleet, Patience};
+use crate::connection::Connection;
 use crate::output::{say, say_json};
 use crate::{report, stop};
 

@@ -21,7 +21,7 @@ use ternfleet_engine::host::{self, Topology};
 use ternfleet_engine::{Head, Info, Isa, KernelChoice};
 
 use crate::model_file::ModelFile;
-use crate::output::{WholeFile, say, say_json};
+use crate::output::{Existing, WholeFile, say, say_json};
 use measure::{Bench as Measure, Subject};
 use process::MemoryUse;
 use report::{BatchRow, Machine, Memory, Model, Oversubscribed, Report, Stream, ThreadRow, Throttled};
@@ -73,6 +73,9 @@ pub(crate) struct Bench {
     /// Draw rates and ceilings into an SVG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Replace the file of --plot if it exists
+    #[arg(long)]
+    force: bool,
     /// Print one object
     #[arg(long)]
     json: bool,
@@ -93,7 +96,8 @@ impl Bench {
             name => (name.parse::<KernelChoice>()?, false),
         };
         // An impossible place is found out before the measuring.
-        let plot = self.plot.as_deref().map(WholeFile::create).transpose()?;
+        let plot = self.plot.as_deref();
+        let plot = plot.map(|path| WholeFile::create(path, Existing::forced(self.force))).transpose()?;
         let topology = Topology::read();
         let before = host::throttling();
         let measure = Measure {

@@ -6,20 +6,21 @@ use anyhow::Context;
 use clap::Args;
 
 use ternfleet_proto::message::{BatchRef, BatchView};
+use ternfleet_proto::openai;
 use ternfleet_proto::table::ApiVerb;
-use ternfleet_proto::{BatchId, openai};
 
-use crate::args::Connection;
 use crate::client::{Fleet, Patience};
 use crate::commands::status;
+use crate::connection::Connection;
+use crate::named::{Named, running};
 use crate::output::{say, say_json};
 use crate::stop;
 
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
-    /// The batch
-    #[arg(value_name = "ID")]
-    id: BatchId,
+    /// The batch: its id, the beginning of its id, or its name
+    #[arg(value_name = "BATCH")]
+    id: Named,
     /// Print OpenAI's batch object
     #[arg(long)]
     json: bool,
@@ -31,9 +32,10 @@ impl Cancel {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let batch: BatchView = stop::block_on(async {
             let fleet = Fleet::connect(&self.connection).await?;
-            let question = BatchRef { tenant: fleet.tenant.clone(), id: self.id.clone() };
+            let id = running(self.id.find(&fleet).await?)?.id;
+            let question = BatchRef { tenant: fleet.tenant.clone(), id: id.clone() };
             let answer = fleet.ask(ApiVerb::BatchCancel, &question, Patience::Short).await;
-            answer.with_context(|| format!("{} was not cancelled", self.id))
+            answer.with_context(|| format!("{id} was not cancelled"))
         })?;
         if self.json { say_json(&openai::batch_object(&batch)) } else { say(&status::page(&batch)) }?;
         Ok(ExitCode::SUCCESS)

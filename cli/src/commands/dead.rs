@@ -9,9 +9,10 @@ use ternfleet_proto::message::{DeadJob, DeadList, DeadPage};
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{BatchId, TenantId, TimeMs};
 
-use crate::args::Connection;
 use crate::client::{Fleet, Patience};
 use crate::commands::resubmit::{Again, Chosen};
+use crate::connection::Connection;
+use crate::named::Named;
 use crate::output::{say, say_json};
 use crate::report::printable;
 use crate::{report, stop};
@@ -38,8 +39,8 @@ enum Action {
 #[derive(Debug, Args)]
 struct List {
     /// Only those of this batch
-    #[arg(long, value_name = "ID")]
-    batch: Option<BatchId>,
+    #[arg(long, value_name = "BATCH")]
+    batch: Option<Named>,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -49,9 +50,9 @@ struct List {
 
 #[derive(Debug, Args)]
 struct Show {
-    /// The batch
-    #[arg(value_name = "ID")]
-    id: BatchId,
+    /// The batch: its id, the beginning of its id, or its name
+    #[arg(value_name = "BATCH")]
+    id: Named,
     /// Numbers of lines in the input, from 1; all dead ones when none is given
     #[arg(value_name = "LINE", value_parser = clap::value_parser!(u32).range(1..))]
     lines: Vec<u32>,
@@ -64,9 +65,9 @@ struct Show {
 
 #[derive(Debug, Args)]
 struct Retry {
-    /// The batch
-    #[arg(value_name = "ID")]
-    id: BatchId,
+    /// The batch: its id, the beginning of its id, or its name
+    #[arg(value_name = "BATCH")]
+    id: Named,
     /// Numbers of lines in the input, from 1; all dead ones when none is given
     #[arg(value_name = "LINE", value_parser = clap::value_parser!(u32).range(1..))]
     lines: Vec<u32>,
@@ -78,7 +79,7 @@ impl Dead {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.action {
             Action::List(list) => {
-                let jobs = read(&list.connection, list.batch, &[])?;
+                let jobs = read(&list.connection, list.batch.as_ref(), &[])?;
                 if list.json {
                     return each_as_json(&jobs);
                 }
@@ -90,7 +91,7 @@ impl Dead {
                 Ok(ExitCode::SUCCESS)
             }
             Action::Show(show) => {
-                let jobs = read(&show.connection, Some(show.id.clone()), &show.lines)?;
+                let jobs = read(&show.connection, Some(&show.id), &show.lines)?;
                 if jobs.is_empty() {
                     bail!("none of these jobs of {} was given up: see `ternfleet dead list`", show.id);
                 }
@@ -101,7 +102,7 @@ impl Dead {
                 Ok(ExitCode::SUCCESS)
             }
             Action::Retry(retry) => {
-                let jobs = read(&retry.again.connection, Some(retry.id.clone()), &retry.lines)?;
+                let jobs = read(&retry.again.connection, Some(&retry.id), &retry.lines)?;
                 if jobs.is_empty() {
                     bail!("none of these jobs of {} was given up: see `ternfleet dead list`", retry.id);
                 }
@@ -114,9 +115,13 @@ impl Dead {
 }
 
 /// Dead jobs of this tenant; a job that died twice (under two leaders) is told once, as it was told last.
-fn read(to: &Connection, batch: Option<BatchId>, lines: &[u32]) -> anyhow::Result<Vec<DeadJob>> {
+fn read(to: &Connection, batch: Option<&Named>, lines: &[u32]) -> anyhow::Result<Vec<DeadJob>> {
     let mut jobs: Vec<DeadJob> = stop::block_on(async {
         let fleet = Fleet::connect(to).await?;
+        let batch = match batch {
+            Some(batch) => Some(batch.find(&fleet).await?.id),
+            None => None,
+        };
         all(&fleet, &fleet.tenant, batch).await.context("the dead jobs cannot be read")
     })?;
     jobs.retain(|dead| lines.is_empty() || lines.contains(&(dead.job.index + 1)));

@@ -2,7 +2,7 @@
 //!
 //! It runs `ternfleet up` as a child, which takes NATS, coordinator and workers down with it, whatever happens here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -12,9 +12,9 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 use tokio::process::Child;
 
-use crate::args::Connection;
 use crate::client::Fleet;
 use crate::commands::submit::Submit;
+use crate::connection::Connection;
 use crate::local::child::{self, Life};
 use crate::output::{Target, say};
 use crate::report::{pod_table, pods, printable};
@@ -23,6 +23,16 @@ use crate::{exit, locate, stop};
 
 /// The prompts that ship, relative to the repository.
 const PROMPTS: &str = "models/storyteller/prompts.jsonl";
+/// Answers shown, and lines of each.
+const ANSWERS_SHOWN: usize = 3;
+const LINES_SHOWN: usize = 3;
+/// Columns of an answer.
+const WIDTH: usize = 78;
+const NEXT: &str = "
+next:
+  ternfleet up                                        a fleet that stays, in one terminal
+  ternfleet submit prompts.jsonl --out answers.jsonl  a batch of your own, in another
+  ternfleet model list                                larger models, and how to get them";
 
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
@@ -69,7 +79,7 @@ impl Demo {
         child::start(&self.dir, &arguments, Life::WithThis)
     }
 
-    async fn show(&self, prompts: &std::path::Path, fleet: &mut Child) -> anyhow::Result<ExitCode> {
+    async fn show(&self, prompts: &Path, fleet: &mut Child) -> anyhow::Result<ExitCode> {
         eprintln!("starting a fleet of {} worker(s) in {}", self.workers, self.dir.display());
         let addresses = child::wait_until_ready(&self.dir, Some(fleet)).await?;
         let connection = Connection::local(addresses.nats);
@@ -78,6 +88,7 @@ impl Demo {
             anyway: false,
             file: prompts.to_owned(),
             out: Some(Target::File(results.clone())),
+            force: true,
             detach: false,
             name: Some("demo".to_owned()),
             budget: None,
@@ -91,11 +102,13 @@ impl Demo {
             connection: connection.clone(),
         };
         let code = submit.send_and_wait(&Default::default()).await?;
-        print_texts(prompts, &results)?;
+        print_answers(prompts, &results)?;
         let fleet = Fleet::connect(&connection).await?;
         say(&format!("\n{}", pod_table(&pods(&fleet).await?)))?;
         say("(prices are what --price-usd-per-hour says; tok/s are measured)")?;
-        say(&format!("\nresults: {}", std::fs::canonicalize(&results).unwrap_or(results).display()))?;
+        let results = std::fs::canonicalize(&results).unwrap_or(results);
+        say(&format!("\nall answers: {}", results.display()))?;
+        say(NEXT)?;
         Ok(code)
     }
 }
@@ -135,6 +148,12 @@ struct Choice {
     message: Option<Reply>,
 }
 
+impl Choice {
+    fn into_text(self) -> String {
+        self.text.or(self.message.map(|message| message.content)).unwrap_or_default()
+    }
+}
+
 #[derive(Deserialize)]
 struct Reply {
     content: String,
@@ -158,26 +177,38 @@ struct InputBody {
     prompt: Option<String>,
 }
 
-fn print_texts(prompts: &std::path::Path, results: &std::path::Path) -> anyhow::Result<()> {
-    let read = |path: &std::path::Path| {
+/// The first answers, each below its prompt; the file holds the rest.
+fn print_answers(prompts: &Path, results: &Path) -> anyhow::Result<()> {
+    let read = |path: &Path| {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
     };
     let (prompts, results) = (read(prompts)?, read(results)?);
-    for (prompt, result) in prompts.lines().filter(|line| !line.trim().is_empty()).zip(results.lines()) {
+    let lines = prompts.lines().filter(|line| !line.trim().is_empty()).zip(results.lines());
+    for (prompt, result) in lines.take(ANSWERS_SHOWN) {
         let asked: InputLine = serde_json::from_str(prompt).unwrap_or_default();
         let asked = asked.prompt.or(asked.body.prompt).unwrap_or_default();
         let line: OutputLine =
             serde_json::from_str(result).context("a line of the results is not understood")?;
-        say(&format!("\n[{}]", printable(line.custom_id.as_deref().unwrap_or("?"))))?;
-        if let Some(error) = line.error {
-            say(&format!("error: {}", printable(&error.message)))?;
-        }
-        for choice in line.response.map(|response| response.body.choices).unwrap_or_default() {
-            let text = choice.text.or(choice.message.map(|message| message.content)).unwrap_or_default();
-            say(&wrap(&printable(&format!("{asked}{text}")), 100))?;
-        }
+        let answer = match line {
+            OutputLine { error: Some(error), .. } => format!("error: {}", error.message),
+            OutputLine { response: Some(Response { body }), .. } => {
+                body.choices.into_iter().next().map(Choice::into_text).unwrap_or_default()
+            }
+            OutputLine { .. } => String::new(),
+        };
+        say(&format!("\n[{}] {}", printable(line.custom_id.as_deref().unwrap_or("?")), printable(&asked)))?;
+        say(&shorten(&wrap(&printable(&answer), WIDTH), LINES_SHOWN))?;
     }
     Ok(())
+}
+
+/// The first lines of a text, with an ellipsis where there are more.
+fn shorten(text: &str, lines: usize) -> String {
+    let mut kept: Vec<&str> = text.lines().take(lines).collect();
+    if text.lines().nth(lines).is_some() {
+        kept.push("…");
+    }
+    kept.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
 /// Breaks a text into lines of at most `width` characters, between words where that is possible.
@@ -205,5 +236,11 @@ mod tests {
     fn long_texts_are_broken_between_words() {
         assert_eq!(wrap("one two  three\nfour", 9), "one two\nthree\nfour");
         assert_eq!(wrap("", 9), "");
+    }
+
+    #[test]
+    fn long_answers_are_cut_with_an_ellipsis() {
+        assert_eq!(shorten("a\nb\nc", 2), "  a\n  b\n  …");
+        assert_eq!(shorten("a\nb", 2), "  a\n  b");
     }
 }

@@ -13,7 +13,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::args::Connection;
+use crate::connection::Connection;
 use crate::output::{say, say_json};
 use crate::report::printable;
 use crate::{logging, stop};
@@ -83,7 +83,7 @@ impl Doctor {
         let mut findings = machine::look(self.model.as_deref());
         findings.extend(stop::block_on(async {
             let (mut found, bus) = server::look(&self.connection, self.nats_monitoring_url.as_deref()).await;
-            found.extend(fleet::look(bus.as_ref(), &self.connection.nats).await);
+            found.extend(fleet::look(bus.as_ref(), self.connection.address().url()).await);
             Ok(found)
         })?);
         let faults = findings.iter().filter(|finding| finding.state == State::Fault).count();

@@ -9,7 +9,7 @@ use ternfleet_proto::table::ApiVerb;
 
 use crate::client::{Fleet, Patience};
 use crate::launch::{self, Folder, Folders, Head, State};
-use crate::output::{WholeFile, say};
+use crate::output::{Existing, WholeFile, say};
 use crate::{follow, stop};
 
 #[derive(Debug, Args)]
@@ -70,7 +70,8 @@ async fn cancel(fleet: &Fleet, state: &State) -> anyhow::Result<()> {
     }
     let batch = fleet.batch(&id, Patience::Short).await?;
     if batch.completed > 0 {
-        let path = follow::into_file(fleet, &batch, WholeFile::create(&state.out)?).await?;
+        let path =
+            follow::into_file(fleet, &batch, WholeFile::create(&state.out, Existing::Replaced)?).await?;
         eprintln!("what was answered: {}", path.display());
     }
     Ok(())

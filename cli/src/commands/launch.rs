@@ -14,7 +14,7 @@ use ternfleet_proto::{TimeMs, UsdMicro};
 use super::quote;
 use super::submit::{check_input, random_name};
 use crate::launch::{self, Folder, Folders, Head, Outcome, Place, State};
-use crate::output::{WholeFile, say};
+use crate::output::{Existing, WholeFile, say};
 use crate::stop::Stops;
 use crate::{exit, local, locate, span, stop};
 
@@ -57,6 +57,9 @@ pub(crate) struct Launch {
     /// File for the results, whole and in input order; PROMPTS.answers.jsonl here unless given
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Replace the file of --out if it exists
+    #[arg(long)]
+    force: bool,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -92,7 +95,7 @@ impl Launch {
         let prompts = self.prompts.as_deref().context("no file of prompts was named")?;
         check_input(prompts)?;
         let out = self.out.clone().unwrap_or_else(|| answers_beside(prompts));
-        drop(WholeFile::create(&out)?);
+        drop(WholeFile::create(&out, Existing::forced(self.force))?);
         let key = random_name()?;
         let at = if self.head.is_some() { Place::Elsewhere } else { self.at };
         let mut state = State {

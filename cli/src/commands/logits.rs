@@ -11,7 +11,7 @@ use ternfleet_engine::{Head, Options};
 
 use crate::commands::generate::IdList;
 use crate::model_file::{ModelFile, parse_ids, threads};
-use crate::output::WholeFile;
+use crate::output::{Existing, WholeFile};
 
 #[derive(Debug, Args)]
 pub(crate) struct Logits {
@@ -27,12 +27,15 @@ pub(crate) struct Logits {
     /// File for the scores
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    force: bool,
 }
 
 impl Logits {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let model = ModelFile::open(self.model.as_deref())?;
-        let mut file = WholeFile::create(&self.out)?;
+        let mut file = WholeFile::create(&self.out, Existing::forced(self.force))?;
         let options = Options {
             threads: Some(threads(self.threads.map(usize::from))),
             max_sequences: 1,

@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 
 use ternfleet_engine::synth::{self, Shape};
 
-use crate::output::WholeFile;
+use crate::output::{Existing, WholeFile};
 
 #[derive(Debug, Args)]
 pub(crate) struct Model {
@@ -48,6 +48,9 @@ struct Synth {
     seed: u64,
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    force: bool,
 }
 
 impl Model {
@@ -65,7 +68,7 @@ impl Model {
 
 impl Synth {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let mut file = WholeFile::create(&self.out)?;
+        let mut file = WholeFile::create(&self.out, Existing::forced(self.force))?;
         synth::write(&self.shape, self.seed, file.writer())
             .with_context(|| format!("cannot write {}", self.out.display()))?;
         let path = file.publish()?;

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::args::Connection;
 use crate::client::Fleet;
+use crate::connection::Connection;
 use crate::output::{say, say_json};
 use crate::{report, stop};
 

@@ -16,8 +16,8 @@ use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{TimeMs, UsdMicro};
 use ternfleet_text::{Message, Role, Tokenizer};
 
-use crate::args::Connection;
 use crate::client::{Fleet, Patience};
+use crate::connection::Connection;
 use crate::model_file::ModelFile;
 use crate::output::{say, say_json};
 use crate::{report, span, stop};

@@ -14,24 +14,25 @@ use serde::Deserialize;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use ternfleet_proto::BatchId;
 use ternfleet_proto::message::{BatchView, FailureCode};
 
-use crate::args::Connection;
-use crate::client::{Fleet, Patience};
+use crate::client::Fleet;
 use crate::commands::submit::Submit;
+use crate::connection::Connection;
+use crate::named::Named;
 use crate::output::Target;
 use crate::{span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Resubmit {
-    /// The batch whose lines are sent again; it must have ended
-    #[arg(value_name = "ID")]
-    id: BatchId,
+    /// The batch whose lines are sent again, by id or name; it must have ended
+    #[arg(value_name = "BATCH")]
+    id: Named,
     /// The lines that ended as error lines
     #[arg(long, required = true)]
     failed: bool,
-    /// Only lines that failed with this code, as batch_expired or poison; may be given several times
+    /// Only lines that failed with this code, as batch_expired or poison; may be given several times. Without it, all
+    /// but those that are no valid request (invalid_request), which would fail again
     #[arg(long, value_name = "CODE", value_parser = parse_code)]
     code: Vec<FailureCode>,
     #[command(flatten)]
@@ -44,6 +45,9 @@ pub(crate) struct Again {
     /// File for the results, whole and in input order; `-` writes them to standard output as they land
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     out: Option<Target>,
+    /// Replace the file of --out if it exists
+    #[arg(long)]
+    force: bool,
     /// Print the new batch's id and do not wait
     #[arg(long)]
     detach: bool,
@@ -66,7 +70,7 @@ pub(crate) struct Again {
 /// Which lines go again.
 #[derive(Debug)]
 pub(crate) enum Chosen {
-    /// Error lines with one of these codes; with any code when there is none.
+    /// Error lines with one of these codes; where none is named, all that may succeed when they are sent again.
     Failed(Vec<FailureCode>),
     /// These, by index, in ascending order.
     Lines(Vec<u32>),
@@ -80,10 +84,11 @@ impl Resubmit {
 
 impl Again {
     /// Makes the file of chosen lines and submits it.
-    pub(crate) fn send(self, id: &BatchId, chosen: Chosen) -> anyhow::Result<ExitCode> {
+    pub(crate) fn send(self, old: &Named, chosen: Chosen) -> anyhow::Result<ExitCode> {
         let (old, file, count) = stop::block_on(async {
             let fleet = Fleet::connect(&self.connection).await?;
-            let old = fleet.batch(id, Patience::Short).await.with_context(|| format!("no status of {id}"))?;
+            let old = old.find(&fleet).await?;
+            let id = &old.id;
             let chosen = match chosen {
                 Chosen::Lines(lines) => lines,
                 Chosen::Failed(codes) => failed_lines(&fleet, &old, &codes).await?,
@@ -94,10 +99,11 @@ impl Again {
             let file = copy_lines(&fleet, &old, &chosen).await?;
             Ok((old, file, chosen.len()))
         })?;
-        eprintln!("{count} of {} lines of {id} go again", old.total);
+        eprintln!("{count} of {} lines of {} go again", old.total, old.id);
         let submit = Submit {
             file: file.path().to_owned(),
             out: self.out,
+            force: self.force,
             detach: self.detach,
             name: old.name.clone().map(|name| format!("{name} (again)")),
             budget: self.budget,
@@ -152,13 +158,21 @@ async fn failed_lines(fleet: &Fleet, old: &BatchView, codes: &[FailureCode]) -> 
     }
     let Some(object) = &old.error_object else { return Ok(Vec::new()) };
     let mut lines = BufReader::new(fleet.open(object).await?).lines();
-    let mut found = Vec::new();
+    let (mut found, mut left_out) = (Vec::new(), 0_u32);
     while let Some(line) = lines.next_line().await.context("the error file cannot be read to its end")? {
         let line: ErrorLine =
             serde_json::from_str(&line).context("a line of the error file is not understood")?;
-        if codes.is_empty() || codes.contains(&line.error.code) {
+        let code = line.error.code;
+        if codes.contains(&code) || (codes.is_empty() && code != FailureCode::InvalidRequest) {
             found.push(line.ternfleet.index);
+        } else {
+            left_out += u32::from(codes.is_empty());
         }
+    }
+    if left_out > 0 {
+        eprintln!(
+            "{left_out} line(s) left out, since they are no valid request: correct them, or add --code invalid_request"
+        );
     }
     Ok(found)
 }

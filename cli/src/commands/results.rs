@@ -4,22 +4,24 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use ternfleet_proto::BatchId;
-
-use crate::args::Connection;
-use crate::client::{Fleet, Patience};
-use crate::output::{Target, WholeFile};
+use crate::client::Fleet;
+use crate::connection::Connection;
+use crate::named::Named;
+use crate::output::{Existing, Target, WholeFile};
 use crate::progress::{Progress, describe};
 use crate::{exit, follow, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Results {
-    /// The batch
-    #[arg(value_name = "ID")]
-    id: BatchId,
+    /// The batch: its id, the beginning of its id, or its name
+    #[arg(value_name = "BATCH")]
+    id: Named,
     /// File for the results, whole and in input order; `-` writes them to standard output in order of completion
     #[arg(long, value_name = "FILE", default_value = "-", num_args = 0..=1, default_missing_value = "-")]
     out: Target,
+    /// Replace the file of --out if it exists
+    #[arg(long)]
+    force: bool,
     /// Wait for the end of the batch
     #[arg(long)]
     wait: bool,
@@ -35,18 +37,16 @@ impl Results {
         let batch = stop::block_on(async {
             let fleet = Fleet::connect(&self.connection).await?;
             let draft = match &self.out {
-                Target::File(path) => Some(WholeFile::create(path)?),
+                Target::File(path) => Some(WholeFile::create(path, Existing::forced(self.force))?),
                 Target::Stdout => None,
             };
+            let batch = self.id.find(&fleet).await?;
+            let id = &batch.id;
             let mut progress = Progress::new();
             let Some(draft) = draft else {
-                return follow::stream(&fleet, &self.id, self.wait, self.wait.then_some(&mut progress)).await;
+                return follow::stream(&fleet, id, self.wait, self.wait.then_some(&mut progress)).await;
             };
-            let batch = if self.wait {
-                follow::to_the_end(&fleet, &self.id, &mut progress).await?
-            } else {
-                fleet.batch(&self.id, Patience::Short).await?
-            };
+            let batch = if self.wait { follow::to_the_end(&fleet, id, &mut progress).await? } else { batch };
             if self.wait {
                 progress.finish(&batch);
             }

@@ -10,8 +10,8 @@ use ternfleet_proto::message::{ScaleDials, ScaleView};
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{TimeMs, UsdMicro};
 
-use crate::args::Connection;
 use crate::client::{Fleet, Patience};
+use crate::connection::Connection;
 use crate::output::{say, say_json};
 use crate::progress::clock;
 use crate::report::table;

@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Args;
 
 use ternfleet_proto::message::{BatchView, Durability, WebhookState};
-use ternfleet_proto::{BatchId, TimeMs, openai};
+use ternfleet_proto::{TimeMs, openai};
 
-use crate::args::Connection;
-use crate::client::{Fleet, Patience};
+use crate::client::Fleet;
+use crate::connection::Connection;
+use crate::named::Named;
 use crate::output::{say, say_json};
 use crate::progress::{clock, describe};
 use crate::report::printable;
@@ -17,9 +17,9 @@ use crate::stop;
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// The batch
-    #[arg(value_name = "ID")]
-    id: BatchId,
+    /// The batch: its id, the beginning of its id, or its name
+    #[arg(value_name = "BATCH")]
+    id: Named,
     /// Print OpenAI's batch object with our `ternfleet` object inside
     #[arg(long)]
     json: bool,
@@ -31,7 +31,7 @@ impl Status {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let batch = stop::block_on(async {
             let fleet = Fleet::connect(&self.connection).await?;
-            fleet.batch(&self.id, Patience::Short).await.with_context(|| format!("no status of {}", self.id))
+            self.id.find(&fleet).await
         })?;
         if self.json { say_json(&openai::batch_object(&batch)) } else { say(&page(&batch)) }?;
         Ok(ExitCode::SUCCESS)
@@ -97,7 +97,7 @@ pub(crate) fn durability(batch: &BatchView) -> String {
     match batch.durability {
         Durability::Memory => "kept in the memory of NATS alone".to_owned(),
         Durability::Stored => {
-            format!("stored by {} of {0} servers, synced to disk now and then", batch.replicas)
+            format!("stored by {} of {0} servers, periodic fsync", batch.replicas)
         }
         Durability::Replicated => format!("replicated on {} servers", batch.replicas),
         Durability::Fsynced => format!("fsynced on {} of {0} replicas", batch.replicas),

@@ -18,9 +18,9 @@ use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::trace::TraceContext;
 use ternfleet_proto::{TimeMs, UsdMicro, openai};
 
-use crate::args::Connection;
 use crate::client::{Fleet, Patience};
-use crate::output::{Target, WholeFile, say, say_json};
+use crate::connection::Connection;
+use crate::output::{Existing, Target, WholeFile, say, say_json};
 use crate::progress::{Progress, state_name};
 use crate::stop::Stops;
 use crate::{exit, follow, span, stop};
@@ -41,6 +41,9 @@ pub(crate) struct Submit {
     /// File for the results, whole and in input order; `-` writes them to standard output as they land
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     pub(crate) out: Option<Target>,
+    /// Replace the file of --out if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Print the batch id and do not wait
     #[arg(long)]
     pub(crate) detach: bool,
@@ -114,7 +117,7 @@ impl Submit {
             &self.file
         };
         let draft = match &self.out {
-            Some(Target::File(path)) => Some(WholeFile::create(path)?),
+            Some(Target::File(path)) => Some(WholeFile::create(path, Existing::forced(self.force))?),
             _ => None,
         };
 
@@ -144,7 +147,11 @@ impl Submit {
                 results = Some(path);
             }
             None if self.out.is_none() => {
-                eprintln!("results: ternfleet results {} --out FILE{}", ended.id, self.elsewhere());
+                eprintln!(
+                    "results: ternfleet results {} --out FILE{}",
+                    ended.id,
+                    self.connection.address().flag()
+                );
             }
             None => {}
         }
@@ -183,18 +190,10 @@ impl Submit {
     }
 
     fn say_how_to_go_on(&self, batch: &BatchView) {
-        let (id, elsewhere) = (&batch.id, self.elsewhere());
+        let (id, elsewhere) = (&batch.id, self.connection.address().flag());
         eprintln!("\n{id} goes on without this command.");
         eprintln!("  its results:  ternfleet results {id} --wait --out FILE{elsewhere}");
         eprintln!("  to stop it:   ternfleet cancel {id}{elsewhere}");
-    }
-
-    /// The flag that the next command needs to find the same fleet.
-    fn elsewhere(&self) -> String {
-        match self.connection.nats.as_str() {
-            "127.0.0.1:4222" | "nats://127.0.0.1:4222" => String::new(),
-            nats => format!(" --nats {nats}"),
-        }
     }
 }
 

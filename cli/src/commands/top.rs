@@ -22,8 +22,8 @@ use ternfleet_proto::money::usd_micro_per_million_tokens;
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{TimeMs, UsdMicro, openai};
 
-use crate::args::Connection;
 use crate::client::Fleet;
+use crate::connection::Connection;
 use crate::output::{say, say_json};
 use crate::stop::Stops;
 use crate::{logging, report, stop};

@@ -9,7 +9,7 @@ use tokio::task::LocalSet;
 
 use crate::local::{self, Plan};
 use crate::output::say;
-use crate::{locate, span, stop};
+use crate::{connection, locate, span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
@@ -23,7 +23,7 @@ pub(crate) struct Up {
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// Folder for the fleet's state and logs
-    #[arg(long, value_name = "DIR", default_value = "ternfleet-data")]
+    #[arg(long, value_name = "DIR", default_value = connection::USUAL_FOLDER)]
     dir: PathBuf,
     /// Port of NATS; the last one, 4222 or any free one unless given
     #[arg(long, value_name = "P")]
@@ -82,6 +82,9 @@ impl Up {
                 say(&format!(
                     "rented   {min} to {max} pods, as the work asks for them; see `ternfleet scale show`"
                 ))?;
+            }
+            if let Some(line) = connection::export_line(&addresses.nats) {
+                say(&format!("other folders and shells find this fleet with:\n  {line}"))?;
             }
             say("ready; Ctrl-C drains and ends")
         });

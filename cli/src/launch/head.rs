@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use ternfleet_cloud::Provider;
 
 use super::state::{Folder, Place, State};
-use crate::args::Connection;
+use crate::connection::Connection;
 use local::LocalHead;
 
 /// A head, running or not.

@@ -12,7 +12,7 @@ use super::head::Head;
 use super::state::{Folder, State};
 use crate::client::{Fleet, Patience};
 use crate::commands::submit::NewBatch;
-use crate::output::WholeFile;
+use crate::output::{Existing, WholeFile};
 use crate::progress::{Progress, state_name};
 use crate::{follow, local};
 
@@ -54,7 +54,7 @@ async fn work(fleet: &Fleet, folder: &Folder, state: &RefCell<State>) -> anyhow:
         eprintln!("{}: {reason}", state_name(ended.state));
     }
     if state.borrow().fetched_at.is_none() {
-        let draft = WholeFile::create(&state.borrow().out)?;
+        let draft = WholeFile::create(&state.borrow().out, Existing::Replaced)?;
         let path = follow::into_file(fleet, &ended, draft).await?;
         eprintln!("results: {}", path.display());
         change(folder, state, |state| state.fetched_at = Some(TimeMs::now()))?;

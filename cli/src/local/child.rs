@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use tokio::process::{Child, Command};
 
-use super::data_dir::{Addresses, addresses};
+use crate::addresses::{self, Addresses};
 
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
@@ -26,7 +26,7 @@ pub(crate) enum Life {
 pub(crate) fn start(dir: &Path, arguments: &[OsString], life: Life) -> anyhow::Result<Child> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     // Left over from a fleet that was killed, it would be taken for the new one's.
-    let _ = std::fs::remove_file(dir.join("addresses.json"));
+    let _ = std::fs::remove_file(dir.join(addresses::FILE));
     let this_program = std::env::current_exe().context("this program's own file is not known")?;
     let mut command = Command::new(&this_program);
     if life == Life::WithThis {
@@ -53,7 +53,7 @@ pub(crate) fn start(dir: &Path, arguments: &[OsString], life: Life) -> anyhow::R
 pub(crate) async fn wait_until_ready(dir: &Path, mut child: Option<&mut Child>) -> anyhow::Result<Addresses> {
     let began = Instant::now();
     loop {
-        if let Some(addresses) = addresses(dir)? {
+        if let Some(addresses) = addresses::at(dir)? {
             return Ok(addresses);
         }
         let status = child.as_mut().map(|child| child.try_wait()).transpose();

@@ -4,24 +4,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+use crate::addresses::{self, Addresses};
 use crate::lock::{Claim, Lock};
 
-const ADDRESSES: &str = "addresses.json";
 /// A log larger than this is set aside when the fleet starts.
 const LOG_BYTES_MAX: u64 = 16 << 20;
-
-/// Where a running fleet is; `DIR/addresses.json` holds it while the fleet is ready.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Addresses {
-    pub(crate) nats: String,
-    pub(crate) http: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) prometheus: Option<String>,
-    /// Of `ternfleet up`.
-    pub(crate) pid: u32,
-}
 
 /// A locked data folder. The lock goes with the process, however it ends.
 #[derive(Debug)]
@@ -85,12 +74,12 @@ impl DataDir {
 
     /// Says where the fleet is; appears whole.
     pub(crate) fn write_addresses(&self, addresses: &Addresses) -> anyhow::Result<()> {
-        self.write_whole(ADDRESSES, &serde_json::to_string(addresses).context("addresses as JSON")?)
+        self.write_whole(addresses::FILE, &serde_json::to_string(addresses).context("addresses as JSON")?)
     }
 
     pub(crate) fn forget_addresses(&self) {
         // It may not exist, and a stale one does no harm beyond a refused connection.
-        let _ = fs::remove_file(self.root.join(ADDRESSES));
+        let _ = fs::remove_file(self.root.join(addresses::FILE));
     }
 
     /// Keeps a small file of the folder up to date; readers see the old or the new content, never a part.
@@ -109,33 +98,13 @@ impl DataDir {
 }
 
 fn lock(root: &Path) -> anyhow::Result<Lock> {
-    match Claim::ask(&lock_file(root))? {
+    match Claim::ask(&addresses::lock_file(root))? {
         Claim::Held(lock) => Ok(lock),
         Claim::Taken(owner) => bail!(
             "{} is in use by another `ternfleet up` (process {owner}): stop that one, or give another --dir",
             root.display(),
         ),
     }
-}
-
-/// Held while a fleet runs in the folder `root`.
-fn lock_file(root: &Path) -> PathBuf {
-    root.join("lock")
-}
-
-/// Where the fleet in the folder `root` is; `None` until it is ready.
-pub(super) fn addresses(root: &Path) -> anyhow::Result<Option<Addresses>> {
-    match fs::read(root.join(ADDRESSES)) {
-        Ok(text) => {
-            serde_json::from_slice(&text).map(Some).with_context(|| format!("{ADDRESSES} is not understood"))
-        }
-        Err(_) => Ok(None),
-    }
-}
-
-/// The process of the fleet that runs in the folder `root`, if one does.
-pub(crate) fn running(root: &Path) -> Option<i32> {
-    Claim::holder(&lock_file(root))
 }
 
 #[cfg(test)]

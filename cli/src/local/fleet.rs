@@ -11,13 +11,14 @@ use tokio::sync::mpsc;
 use ternfleet_engine::host::Topology;
 use ternfleet_proto::message::WorkerState;
 
-use super::data_dir::{Addresses, DataDir};
+use super::data_dir::DataDir;
 use super::keeper::{Keeper, News, Part};
 use super::ports::Ports;
 use super::prometheus::Prometheus;
 use super::{nats_server, probe, rented, shares, watch};
-use crate::args::Connection;
+use crate::addresses::Addresses;
 use crate::client::Fleet;
+use crate::connection::Connection;
 use crate::report;
 use crate::stop::Stops;
 
@@ -156,7 +157,7 @@ impl Running {
             (None, Some(range)) => Some(self.configure_renting(plan, range, &ports, &topology)?),
             (None, None) => None,
         };
-        let nats = plan.secured.as_ref().map(|secured| secured.connection.nats.clone());
+        let nats = plan.secured.as_ref().map(|secured| secured.connection.address().url().to_owned());
         self.start(coordinator_part(&ports, nats, config));
         for (worker, share) in shares::shares(plan.workers, &topology).into_iter().enumerate() {
             self.start(worker_part(plan, &ports, worker, share));

@@ -8,8 +8,8 @@ use ternfleet_proto::message::{BatchList, BatchView};
 use ternfleet_proto::table::ApiVerb;
 
 use super::rented::return_all;
-use crate::args::Connection;
 use crate::client::{CLIENT_NAME, Fleet, Patience};
+use crate::connection::Connection;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);

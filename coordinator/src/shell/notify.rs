@@ -27,7 +27,9 @@ async fn call_until_taken(record: &BatchRecord, allow: &[String], clock: &Clock)
     let url = record.options.webhook_url.as_deref().unwrap_or_default();
     let secret = record.options.webhook_secret.as_deref();
     let webhook = Webhook::new(url, secret, allow).map_err(|error| error.to_string())?;
-    let body = body(record).to_string();
+    let mut body = body(record);
+    body.sort_all_objects();
+    let body = body.to_string();
     let id = format!("evt_{}", record.id);
     let mut waits_s = WAITS_S.into_iter();
     loop {

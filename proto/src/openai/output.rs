@@ -9,7 +9,9 @@ use crate::message::{Finish, Generated, JobResult, Line, Outcome, Usage};
 
 /// One line of an output or error file, without its line ending.
 pub fn output_line(result: &JobResult) -> String {
-    json_line(&output_value(result))
+    let mut value = output_value(result);
+    value.sort_all_objects();
+    json_line(&value)
 }
 
 /// As [`output_line`], as a value. Good lines have `response` and no `error`, bad ones `error` and no `response`; both
@@ -150,6 +152,16 @@ mod tests {
     fn text() -> Outcome {
         let finish = Finish::Length;
         Outcome::Text(Generated { text: "a\nb".into(), finish, ids_digest: 1, ..Generated::default() })
+    }
+
+    #[test]
+    fn the_keys_of_a_line_stand_in_order_so_that_files_keep_their_bytes() {
+        let line = output_line(&result(Endpoint::Completions, text()));
+        let value: Value = serde_json::from_str(&line).unwrap();
+        for object in [&value, &value["response"]["body"]] {
+            let keys: Vec<&String> = object.as_object().unwrap().keys().collect();
+            assert!(keys.is_sorted(), "{keys:?}");
+        }
     }
 
     #[test]

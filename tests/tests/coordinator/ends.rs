@@ -72,7 +72,11 @@ async fn a_dead_job_is_listed_with_every_attempt_and_sent_again() {
     let retried = ternfleet(&server, &["dead", "retry", &id, "--out", &path("retried.jsonl")]).await;
     assert_eq!(retried.code, Some(0), "{retried:?}");
     assert_eq!(lines_of(std::path::Path::new(&path("retried.jsonl"))), [("line-2".to_owned(), true)].into());
-    let again = ["resubmit", &id, "--failed", "--out", &path("again.jsonl"), "--json"];
+    let valid = ternfleet(&server, &["resubmit", &id, "--failed", "--out", &path("valid.jsonl")]).await;
+    assert_eq!(valid.code, Some(0), "a malformed line would only fail again: {valid:?}");
+    assert!(valid.stderr.contains("1 line(s) left out"), "{valid:?}");
+    let (out, code) = (path("again.jsonl"), "invalid_request");
+    let again = ["resubmit", &id, "--failed", "--code", code, "--code", "poison", "--out", &out, "--json"];
     let again = ternfleet(&server, &again).await;
     assert_eq!(again.code, Some(2), "what is no request stays none: {again:?}");
     assert_eq!(again.json().unwrap()["metadata"]["resubmitted_from"], Value::from(id.as_str()));

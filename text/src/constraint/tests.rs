@@ -40,3 +40,135 @@ fn a_stop_text_that_cuts_every_output_is_named() {
     let choice = Grammar::Choice(vec!["yes".into(), "no".into()]);
     assert!(matches!(choice.check_stops(&["o".into()]), Err(Fault::Stop { .. })));
 }
+
+fn schema(text: &str) -> Grammar {
+    Grammar::JsonSchema(text.to_owned())
+}
+
+fn fault(text: &str) -> String {
+    schema(text).check().unwrap_err().to_string()
+}
+
+#[test]
+fn what_is_not_kept_to_is_refused_by_name_and_place() {
+    for (text, wanted) in [
+        (
+            r#"{"properties":{"a b":{"items":{"uniqueItems":true}}}}"#,
+            ["`uniqueItems`", "#/properties/a b/items"],
+        ),
+        (
+            r##"{"$defs":{"x":{"contains":{}}},"properties":{"y":{"$ref":"#/$defs/x"}}}"##,
+            ["`contains`", "#/$defs/x"],
+        ),
+        (r#"{"not":{"pattern":"a"}}"#, ["`not`", "`pattern`"]),
+        (r#"{"anyOf":[{},{"format":"iri"}]}"#, ["`format`", "#/anyOf/1/format"]),
+        (r#"{"properties":{"a":{"$ref":"other.json#/b"}}}"#, ["`$ref`", "another document"]),
+        (r##"{"properties":{"a":{"$ref":"#/b"}}}"##, ["points to nothing", "#/properties/a/$ref"]),
+        (r#"{"properties":{"a":{"type":"text"}}}"#, ["no type \"text\"", "#/properties/a/type"]),
+        (r#"{"allOf":[{"propertyNames":{"minimum":3}}]}"#, ["`propertyNames`", "#/allOf/0/propertyNames"]),
+    ] {
+        let fault = fault(text);
+        assert!(wanted.iter().all(|part| fault.contains(part)), "{text}: {fault}");
+    }
+}
+
+#[test]
+fn hostile_schemas_meet_limits_and_leave_the_machine_alone() {
+    let deep = |n: usize| format!("{}{{}}{}", r#"{"items":"#.repeat(n), "}".repeat(n));
+    assert_eq!(schema(&deep(60)).check(), Ok(()));
+    assert!(matches!(schema(&deep(70)).check(), Err(Fault::TooMuch { .. })));
+    assert!(matches!(schema(&deep(20_000)).check(), Err(Fault::TooMuch { .. })));
+    assert!(matches!(
+        schema(&format!("{{\"title\":{:?}}}", "x".repeat(300_000))).check(),
+        Err(Fault::TooMuch { .. })
+    ));
+    // A long chain of references, each of which is compiled within the one before.
+    let chain = |n: usize| {
+        let links =
+            (0..n).map(|i| format!(r##""{i}":{{"items":{{"$ref":"#/$defs/{}"}},"type":"array"}},"##, i + 1));
+        format!(r##"{{"$ref":"#/$defs/0","$defs":{{{}"{n}":{{}}}}}}"##, links.collect::<String>())
+    };
+    assert_eq!(schema(&chain(900)).check(), Ok(()));
+    assert!(matches!(schema(&chain(3000)).check(), Err(Fault::TooMuch { .. })));
+    // Cases that multiply with one another.
+    let cases = r#"{"anyOf":[{"required":["a"]},{"required":["b"]},{"required":["c"]},{"required":["d"]}]},"#
+        .repeat(12);
+    let begun = std::time::Instant::now();
+    let outcome = schema(&format!(r#"{{"allOf":[{}]}}"#, cases.trim_end_matches(','))).check();
+    println!("{outcome:?} in {:?}", begun.elapsed());
+    for text in [
+        r##"{"$ref":"#"}"##,
+        r##"{"allOf":[{"$ref":"#"}]}"##,
+        r##"{"not":{"$ref":"#"}}"##,
+        r#"{"type":"string","pattern":"(a{1,1000}){1,1000}"}"#,
+        r#"{"type":"string","pattern":"((((a*)*)*)*)*b"}"#,
+        r#"{"type":"array","minItems":100000000}"#,
+        r#"{"type":"string","minLength":100000000}"#,
+        r#"{"type":"integer","multipleOf":1e-300}"#,
+        r#"{"enum":[]}"#,
+        r#"{"properties":{"a":false},"required":["a"]}"#,
+    ] {
+        let begun = std::time::Instant::now();
+        println!("{text}: {:?} in {:?}", schema(text).check(), begun.elapsed());
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{text}");
+    }
+}
+
+#[test]
+fn answers_are_plain_json_in_the_order_of_the_schema() {
+    let text = r#"{"x-guidance":{"whitespace_flexible":true,"lenient":true},"type":"object",
+        "properties":{"z":{"type":"integer"},"a":{"type":"string"}},"required":["z","a"],"additionalProperties":false}"#;
+    let recogniser = schema(text).recogniser().unwrap();
+    for (answer, takes) in [
+        (r#"{"z":1,"a":"é"}"#, true),
+        (r#"{"a":"é","z":1}"#, false),
+        (r#"{"z": 1,"a":"é"}"#, false),
+        (r#"{"z":1,"a":"é"} "#, false),
+        (r#"{"z":1,"a":"#, false),
+        (r#"{"z":1}"#, false),
+        ("", false),
+    ] {
+        assert_eq!(recogniser.takes(answer), takes, "{answer}");
+    }
+}
+
+/// Keywords that the crate does not have, in other words: what is taken and what is not.
+#[test]
+fn negations_conditions_and_dependencies_hold() {
+    for (text, taken, refused) in [
+        (r#"{"not":{"type":["object","array"]}}"#, &["3", "\"a\"", "null"][..], &["{}", "[]"][..]),
+        (r#"{"type":"object","not":{"required":["a"]}}"#, &["{}", r#"{"b":1}"#], &[r#"{"a":1}"#]),
+        (
+            r#"{"type":"string","not":{"enum":["ab","a",""]}}"#,
+            &["\"b\"", "\"abc\"", "\"ac\""],
+            &["\"a\"", "\"ab\"", "\"\""],
+        ),
+        (r#"{"type":"number","not":{"enum":[1,3.5]}}"#, &["2", "0", "4"], &["1", "3.5"]),
+        (r#"{"type":"integer","not":{"minimum":3}}"#, &["2", "-9"], &["3", "4"]),
+        (
+            r#"{"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"integer"}},"additionalProperties":false,
+                "dependentRequired":{"a":["b"]}}"#,
+            &["{}", r#"{"b":1}"#, r#"{"a":1,"b":2}"#],
+            &[r#"{"a":1}"#],
+        ),
+        (
+            r#"{"type":"object","properties":{"k":{"enum":["x","y"]},"n":{"type":"integer"}},"required":["k"],
+                "additionalProperties":false,"if":{"properties":{"k":{"const":"x"}}},"then":{"required":["n"]}}"#,
+            &[r#"{"k":"y"}"#, r#"{"k":"x","n":1}"#, r#"{"k":"y","n":1}"#],
+            &[r#"{"k":"x"}"#, "{}"],
+        ),
+        (r#"{"type":"object","propertyNames":{"pattern":"^a"}}"#, &["{}", r#"{"ab":1}"#], &[r#"{"b":1}"#]),
+        (r#"{"type":"object","propertyNames":{"maxLength":2}}"#, &[r#"{"ab":1}"#], &[r#"{"abc":1}"#]),
+        (r#"{"type":"array","uniqueItems":true,"maxItems":1}"#, &["[]", "[1]"], &["[1,1]"]),
+        (r#"{"type":"number","minimum":1,"exclusiveMinimum":true}"#, &["2"], &["1"]),
+        (r#"{"items":[{"type":"integer"}],"additionalItems":false}"#, &["[1]", "[]"], &["[1,2]", "[\"a\"]"]),
+    ] {
+        let recogniser = schema(text).recogniser().unwrap_or_else(|fault| panic!("{text}: {fault}"));
+        for answer in taken {
+            assert!(recogniser.takes(answer), "{text} takes {answer}");
+        }
+        for answer in refused {
+            assert!(!recogniser.takes(answer), "{text} does not take {answer}");
+        }
+    }
+}

@@ -15,8 +15,8 @@ use ternfleet_proto::table::{self, SyncFacts};
 use ternfleet_proto::{Bus, TimeMs};
 
 use super::Finding;
-use crate::args::Connection;
 use crate::client::connect_options;
+use crate::connection::Connection;
 
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(3);
 /// Deadlines and leases are compared across machines, so clocks should agree to about this.
@@ -34,7 +34,7 @@ pub(super) async fn look(
         Err(reason) => {
             let mend = format!(
                 "start a fleet with `ternfleet up` or nats-server with -js, or name its address with --nats (now {})",
-                connection.nats
+                connection.address().url()
             );
             let mut found = vec![Finding::fault("nats", format!("{reason:#}"), mend)];
             for check in ["streams", "clock", "durability"] {

@@ -11,7 +11,8 @@ use nix::unistd::Pid;
 
 use ternfleet_cloud::local::Local;
 
-use crate::args::Connection;
+use crate::addresses;
+use crate::connection::Connection;
 use crate::launch::state::{Folder, State};
 use crate::local::{self, child};
 
@@ -47,7 +48,7 @@ impl LocalHead {
     }
 
     pub(super) async fn ensure(&self) -> anyhow::Result<Connection> {
-        let mut started = match local::running(&self.dir) {
+        let mut started = match addresses::running(&self.dir) {
             Some(_) => None,
             None => Some(child::start(&self.dir, &self.arguments, child::Life::Own)?),
         };
@@ -56,18 +57,18 @@ impl LocalHead {
     }
 
     pub(super) async fn find(&self) -> Option<Connection> {
-        local::running(&self.dir)?;
+        addresses::running(&self.dir)?;
         child::wait_until_ready(&self.dir, None).await.ok().map(|addresses| Connection::local(addresses.nats))
     }
 
     pub(super) async fn keep(&self) -> anyhow::Result<Infallible> {
-        let first = self.ensure().await?.nats;
+        let first = self.ensure().await?.address();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            if local::running(&self.dir).is_none() {
+            if addresses::running(&self.dir).is_none() {
                 eprintln!("the head has ended; starting it again");
                 let again = self.ensure().await.context("the head cannot be started again")?;
-                if again.nats != first {
+                if again.address() != first {
                     bail!("the head's port was taken meanwhile: go on with `ternfleet launch --resume`");
                 }
             }
@@ -81,7 +82,7 @@ impl LocalHead {
     pub(super) async fn end(&self) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut signal = Signal::SIGTERM;
-        while let Some(process) = local::running(&self.dir) {
+        while let Some(process) = addresses::running(&self.dir) {
             if signal == Signal::SIGTERM || began.elapsed() > GRACE {
                 // It may have ended by itself just now.
                 let _ = kill(Pid::from_raw(process), signal);
