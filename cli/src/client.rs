@@ -159,17 +159,19 @@ impl Fleet {
         }
     }
 
-    /// Opens an object of the tenant's bucket for reading.
+    /// Opens an object of the tenant's bucket for reading, so many bytes in.
     pub(crate) async fn open(
         &self,
         object: &str,
+        from_byte: u64,
+        patience: Patience,
     ) -> anyhow::Result<std::pin::Pin<Box<dyn AsyncRead + Send>>> {
         let bucket = table::files_bucket(&self.tenant);
         let mut silence = Silence::new(&self.address);
         loop {
-            match self.bus.object_get(&bucket, object, 0).await {
+            match self.bus.object_get(&bucket, object, from_byte).await {
                 Ok(content) => return Ok(content),
-                Err(BusError::Unreachable(_)) => silence.goes_on(Patience::Short)?,
+                Err(BusError::Unreachable(_)) => silence.goes_on(patience)?,
                 Err(refused) => return Err(anyhow!(refused).context(format!("{object} cannot be read"))),
             }
             tokio::time::sleep(RETRY_PAUSE).await;

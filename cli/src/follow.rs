@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 use ternfleet_proto::message::{BatchView, ResultsPage, ResultsRequest};
 use ternfleet_proto::table::ApiVerb;
@@ -25,6 +25,9 @@ const PAGE_WAIT_MS: u32 = 1000;
 /// Between two looks at a batch whose answers are not read; the first looks come quicker.
 const LOOK_EVERY: Duration = Duration::from_millis(400);
 const FIRST_LOOK: Duration = Duration::from_millis(50);
+/// Reading of one line of a file of results is begun again so often.
+const READS_MAX: u32 = 20;
+const READ_AGAIN: Duration = Duration::from_millis(500);
 
 /// Waits for the end, showing progress.
 pub(crate) async fn to_the_end(
@@ -72,15 +75,17 @@ pub(crate) async fn stream(
     }
 }
 
-/// Writes all answers there are into the file, in input order, good and error lines; answers where it lies.
+/// Writes all answers there are into the file, in input order, good and error lines; answers where it lies. Whoever has
+/// waited for the batch waits an outage out here as well.
 pub(crate) async fn into_file(
     fleet: &Fleet,
     batch: &BatchView,
     mut file: WholeFile,
+    patience: Patience,
 ) -> anyhow::Result<PathBuf> {
     if batch.state.is_terminal() && (batch.output_object.is_some() || batch.error_object.is_some()) {
-        let mut good = Answers::open(fleet, batch.output_object.as_deref()).await?;
-        let mut bad = Answers::open(fleet, batch.error_object.as_deref()).await?;
+        let mut good = Answers::open(fleet, batch.output_object.as_deref(), patience).await?;
+        let mut bad = Answers::open(fleet, batch.error_object.as_deref(), patience).await?;
         let mut written = 0_u32;
         while let Some(line) = earlier(&mut good, &mut bad).await? {
             file.line(&line)?;
@@ -90,7 +95,7 @@ pub(crate) async fn into_file(
             bail!("{written} answers were read, and {} are booked", batch.completed + batch.failed);
         }
     } else {
-        for line in committed_so_far(fleet, &batch.id).await?.values() {
+        for line in committed_so_far(fleet, &batch.id, patience).await?.values() {
             file.line(line)?;
         }
     }
@@ -98,8 +103,12 @@ pub(crate) async fn into_file(
 }
 
 /// The answers of a batch that has no output file yet, by line.
-async fn committed_so_far(fleet: &Fleet, id: &BatchId) -> anyhow::Result<BTreeMap<u32, String>> {
-    let mut pages = Pages::new(fleet, id, false);
+async fn committed_so_far(
+    fleet: &Fleet,
+    id: &BatchId,
+    patience: Patience,
+) -> anyhow::Result<BTreeMap<u32, String>> {
+    let mut pages = Pages { patience, ..Pages::new(fleet, id, false) };
     let mut lines = BTreeMap::new();
     loop {
         let page = pages.next().await?;
@@ -136,11 +145,17 @@ impl<'a> Pages<'a> {
     }
 }
 
-type ObjectLines = Lines<BufReader<Pin<Box<dyn AsyncRead + Send>>>>;
+type ObjectContent = BufReader<Pin<Box<dyn AsyncRead + Send>>>;
 
-/// The lines of an output object, each with its index in the input.
-struct Answers {
-    lines: Option<ObjectLines>,
+/// The lines of an output object, each with its index in the input. Where reading breaks off it is begun again from
+/// there.
+struct Answers<'a> {
+    fleet: &'a Fleet,
+    object: Option<&'a str>,
+    patience: Patience,
+    content: Option<ObjectContent>,
+    /// Bytes of the lines read so far.
+    read: u64,
     next: Option<(u32, String)>,
 }
 
@@ -155,35 +170,65 @@ struct Place {
     index: u32,
 }
 
-impl Answers {
-    async fn open(fleet: &Fleet, object: Option<&str>) -> anyhow::Result<Answers> {
-        let mut answers = Answers { lines: None, next: None };
-        if let Some(object) = object {
-            answers.lines = Some(BufReader::new(fleet.open(object).await?).lines());
-            answers.advance().await?;
-        }
+impl<'a> Answers<'a> {
+    async fn open(
+        fleet: &'a Fleet,
+        object: Option<&'a str>,
+        patience: Patience,
+    ) -> anyhow::Result<Answers<'a>> {
+        let mut answers = Answers { fleet, object, patience, content: None, read: 0, next: None };
+        answers.advance().await?;
         Ok(answers)
     }
 
     async fn advance(&mut self) -> anyhow::Result<()> {
         self.next = None;
-        let Some(lines) = &mut self.lines else { return Ok(()) };
-        if let Some(line) = lines.next_line().await.context("the results cannot be read to their end")? {
-            let placed: Placed =
-                serde_json::from_str(&line).context("a line of the results is not understood")?;
-            self.next = Some((placed.ternfleet.index, line));
+        let Some(object) = self.object else { return Ok(()) };
+        let mut tries = 0;
+        let line = loop {
+            let content = match &mut self.content {
+                Some(content) => content,
+                None => {
+                    let content = self.fleet.open(object, self.read, self.patience).await?;
+                    self.content.insert(BufReader::new(content))
+                }
+            };
+            let mut line = String::new();
+            match content.read_line(&mut line).await {
+                Ok(_) => break line,
+                Err(error) => {
+                    self.content = None;
+                    tries += 1;
+                    // Opening again waits for a server that is away; one that goes on breaking off is another matter.
+                    if tries >= READS_MAX {
+                        return Err(error).context("the results cannot be read to their end");
+                    }
+                    tokio::time::sleep(READ_AGAIN).await;
+                }
+            }
+        };
+        if line.is_empty() {
+            return Ok(());
         }
+        self.read += line.len() as u64;
+        let line = line.trim_end_matches('\n').to_owned();
+        let placed: Placed =
+            serde_json::from_str(&line).context("a line of the results is not understood")?;
+        self.next = Some((placed.ternfleet.index, line));
         Ok(())
     }
 }
 
 /// Takes the line of the lower index.
-async fn earlier(one: &mut Answers, other: &mut Answers) -> anyhow::Result<Option<String>> {
-    let from = match (&one.next, &other.next) {
-        (Some((a, _)), Some((b, _))) if b < a => other,
-        (Some(_), _) => one,
-        (None, _) => other,
+async fn earlier<'a, 'f>(
+    one: &'a mut Answers<'f>,
+    other: &'a mut Answers<'f>,
+) -> anyhow::Result<Option<String>> {
+    let first = match (&one.next, &other.next) {
+        (Some((a, _)), Some((b, _))) => a <= b,
+        (one, _) => one.is_some(),
     };
+    let from = if first { one } else { other };
     let line = from.next.take().map(|(_, line)| line);
     from.advance().await?;
     Ok(line)

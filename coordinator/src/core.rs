@@ -144,6 +144,10 @@ pub struct Core {
     active: BTreeSet<BatchSlot>,
     /// Ended ones, oldest first, kept for readers.
     ended: VecDeque<BatchSlot>,
+    /// Single jobs that have ended, oldest first.
+    singles: VecDeque<BatchSlot>,
+    /// Newest answers to jobs that nobody knows: single jobs of an earlier leader, mostly.
+    strays: VecDeque<(u64, Answer)>,
     fleet: Fleet,
     fair: fair::Fair,
     /// Single jobs that somebody waits for.
@@ -175,6 +179,8 @@ impl Core {
             next_slot: 0,
             active: BTreeSet::new(),
             ended: VecDeque::new(),
+            singles: VecDeque::new(),
+            strays: VecDeque::new(),
             fleet: Fleet::default(),
             fair: fair::Fair::default(),
             interactive: VecDeque::new(),

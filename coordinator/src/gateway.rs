@@ -5,10 +5,12 @@
 
 mod auth;
 mod batches;
+mod bounds;
 mod completions;
 mod cors;
 mod error;
 mod files;
+mod leaders;
 mod lists;
 mod live;
 mod models;
@@ -54,6 +56,10 @@ pub struct GatewayOptions {
     pub cors_origins: Vec<String>,
     /// A single completion is given up after this many seconds.
     pub completion_timeout_s: u64,
+    /// Connections at a time; one address may have half of them.
+    pub connections_max: usize,
+    /// Readers of the live page at a time, of one tenant.
+    pub live_readers_max: usize,
 }
 
 impl Default for GatewayOptions {
@@ -65,6 +71,8 @@ impl Default for GatewayOptions {
             body_bytes_max: 8 << 20,
             cors_origins: Vec::new(),
             completion_timeout_s: 600,
+            connections_max: 1024,
+            live_readers_max: 64,
         }
     }
 }
@@ -91,7 +99,10 @@ struct Shared {
     keys: Keys,
     options: GatewayOptions,
     clock: Clock,
-    history: live::History,
+    /// Quota of a tenant's files, kept while they arrive.
+    stored_bytes_max: u64,
+    leaders: leaders::Leaders,
+    live: live::Live,
     models: models::Known,
     constraints: Constraints,
 }
@@ -104,7 +115,12 @@ impl std::fmt::Debug for Gateway {
 
 impl Gateway {
     /// Reads the key file; a key file that cannot be used is an error, not an open door.
-    pub fn new(bus: Arc<dyn Bus>, options: GatewayOptions, clock: Clock) -> Result<Gateway, GatewayError> {
+    pub fn new(
+        bus: Arc<dyn Bus>,
+        options: GatewayOptions,
+        stored_bytes_max: u64,
+        clock: Clock,
+    ) -> Result<Gateway, GatewayError> {
         if let Some(bad) = options.cors_origins.iter().find(|origin| !cors::is_origin(origin)) {
             return Err(GatewayError::Origin(bad.clone()));
         }
@@ -112,18 +128,18 @@ impl Gateway {
             Some(path) => Keys::read(path)?,
             None => Keys::default(),
         };
-        let (history, models) = (live::History::default(), models::Known::default());
-        Ok(Gateway {
-            shared: Arc::new(Shared {
-                bus,
-                keys,
-                options,
-                clock,
-                history,
-                models,
-                constraints: Constraints::default(),
-            }),
-        })
+        let shared = Shared {
+            bus,
+            keys,
+            options,
+            stored_bytes_max,
+            clock,
+            leaders: leaders::Leaders::default(),
+            live: live::Live::default(),
+            models: models::Known::default(),
+            constraints: Constraints::default(),
+        };
+        Ok(Gateway { shared: Arc::new(shared) })
     }
 
     /// True when no key is asked for.
@@ -153,7 +169,16 @@ impl Gateway {
 
     /// Asks the leading coordinator.
     async fn ask<Q: Serialize, A: DeserializeOwned>(&self, verb: ApiVerb, question: &Q) -> ApiResult<A> {
-        let payload = self.bus().request(&table::api(verb), codec::encode(question), ASK_TIMEOUT).await?;
+        self.ask_within(verb, question, ASK_TIMEOUT).await
+    }
+
+    async fn ask_within<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        verb: ApiVerb,
+        question: &Q,
+        patience: Duration,
+    ) -> ApiResult<A> {
+        let payload = self.bus().request(&table::api(verb), codec::encode(question), patience).await?;
         let reply: Reply<A> = codec::decode(&payload).map_err(|e| {
             ApiError::new(
                 StatusCode::BAD_GATEWAY,
@@ -164,9 +189,10 @@ impl Gateway {
         Ok(reply?)
     }
 
-    /// Samples speed and spending once a second for the page's charts, for as long as it is polled.
-    pub async fn sample_history(self) {
-        live::sample(self).await;
+    /// What the gateway does besides answering, for as long as it is polled: it samples speed and spending for the page's
+    /// charts, and listens for new leaders.
+    pub async fn watch(self) {
+        tokio::join!(live::sample(self.clone()), self.shared.leaders.follow(self.bus()));
     }
 
     /// Every route of the gateway, with its limits, keys and request ids.
@@ -191,6 +217,7 @@ impl Gateway {
             .route("/api/overview", get(live::overview))
             .route("/api/live", get(live::stream))
             .layer(body_limit)
+            .layer(middleware::from_fn(bounds::patiently))
             .layer(middleware::from_fn_with_state(self.clone(), auth::require_key));
         Router::new()
             .merge(v1)

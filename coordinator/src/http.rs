@@ -1,5 +1,7 @@
 //! HTTP of the coordinator itself: is it alive, is it ready, what does it count. The gateway adds its routes here.
 
+mod connections;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -26,6 +28,7 @@ pub(crate) async fn serve(
     bus: Arc<dyn Bus>,
     metrics: Arc<Metrics>,
     more: Router,
+    connections_max: usize,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(address)
@@ -38,7 +41,7 @@ pub(crate) async fn serve(
         .route("/metrics", get(numbers))
         .with_state(Shared { bus, metrics })
         .merge(more);
-    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await?;
+    connections::serve(listener, router, connections_max, shutdown).await;
     Ok(())
 }
 

@@ -58,14 +58,14 @@ pub async fn run_by(
         None => fleet.await,
         Some(address) => {
             let gateway = open_gateway(Arc::clone(&bus), &options, clock, address)?;
-            let history =
-                tokio_util::task::AbortOnDropHandle::new(tokio::spawn(gateway.clone().sample_history()));
-            let page = http::serve(address, bus, metrics, gateway.routes(), stop.clone());
+            let watching = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(gateway.clone().watch()));
+            let connections_max = options.gateway.connections_max;
+            let page = http::serve(address, bus, metrics, gateway.routes(), connections_max, stop.clone());
             // Whichever ends first, by shutdown or by an error, ends the other.
             let (fleet, page) = tokio::join!(async { fleet.await.inspect_err(|_| stop.cancel()) }, async {
                 page.await.inspect_err(|_| stop.cancel())
             },);
-            drop(history);
+            drop(watching);
             fleet.and(page)
         }
     }
@@ -78,7 +78,7 @@ fn open_gateway(
     clock: Clock,
     address: SocketAddr,
 ) -> anyhow::Result<Gateway> {
-    let gateway = Gateway::new(bus, options.gateway.clone(), clock)?;
+    let gateway = Gateway::new(bus, options.gateway.clone(), options.quotas.stored_bytes_max, clock)?;
     if gateway.is_open() && !address.ip().is_loopback() && !options.gateway.serve_without_keys {
         anyhow::bail!(
             "{address} can be reached from other machines and there are no API keys: set gateway.keys_file \

@@ -21,6 +21,10 @@ pub struct Quotas {
     pub queued_bytes_max: u64,
     /// Tokens of input lines without an answer, reckoned from their bytes.
     pub queued_tokens_max: u64,
+    /// Lines of batches that have not ended, blank ones between others included; the ledger takes 16 bytes for each.
+    pub queued_lines_max: u32,
+    /// Single completions without an answer.
+    pub completions_max: u32,
     /// Bytes of all files, inputs and outputs, until they age out or are deleted.
     pub stored_bytes_max: u64,
 }
@@ -31,6 +35,8 @@ impl Default for Quotas {
             batches_max: 1000,
             queued_bytes_max: 16 << 30,
             queued_tokens_max: 4 << 30,
+            queued_lines_max: 10_000_000,
+            completions_max: 512,
             stored_bytes_max: 256 << 30,
         }
     }

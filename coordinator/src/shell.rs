@@ -6,21 +6,26 @@
 mod answers;
 mod api;
 mod books;
+mod bounds;
 mod count;
 mod dead;
 mod deletion;
+mod grants;
 mod hear;
 mod join;
 mod lease;
 pub(crate) mod lines;
 mod notify;
+mod pages;
 mod perform;
 mod quotes;
 mod reader;
+mod records;
 mod retention;
 mod scaler;
 mod setup;
 mod spans;
+mod welcome;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +36,7 @@ use anyhow::Context;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal};
 use ternfleet_proto::table;
-use ternfleet_proto::{BatchId, Clock, JobKey, LeaderRevision, Now, codec};
+use ternfleet_proto::{BatchId, Clock, JobKey, LeaderRevision, Now, WorkerId, codec};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -85,8 +90,12 @@ pub(crate) enum Input {
         batch: BatchId,
         commits: Arc<Vec<u64>>,
     },
-    /// The leader has stored something about this batch.
-    Followed(BatchId),
+    /// A batch's record as it was just stored, whoever did it.
+    Recorded(Box<BatchRecord>),
+    RecordGone(BatchId),
+    /// Who a worker is, as it was just stored.
+    Granted(Box<grants::Granted>),
+    GrantGone(WorkerId),
     /// Every answer stored before this process began has been read.
     CaughtUp,
     /// Warm, and another leads.
@@ -154,7 +163,18 @@ async fn serve_once(
     };
     let mut core = Core::new(ground.key.clone(), limits);
     let mut actions = Vec::new();
-    let results_from = load_batches(bus, clock.now(), &mut core, &mut actions).await?;
+    let records_end = bus.stream_facts(&table::kv_stream(table::KV_BATCHES)).await;
+    let records_end = records_end.context("the stored batches cannot be looked at")?.last_sequence;
+    let grants_end = bus.stream_facts(&table::kv_stream(table::KV_GRANTS)).await;
+    let grants_end = grants_end.context("the grants cannot be looked at")?.last_sequence;
+    let mut grants = grants::Grants::new(door.is_closed());
+    for entry in bus.kv_entries(table::KV_GRANTS).await.context("the grants cannot be read")? {
+        if let Ok(granted) = codec::decode(&entry.value) {
+            grants.note(granted);
+        }
+    }
+    let mut stored = records::Stored::default();
+    let results_from = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
 
     let (inbox, mut inputs) = mpsc::channel(INBOX);
     let recent = Recent::default();
@@ -166,19 +186,26 @@ async fn serve_once(
     tasks.spawn(hear::callers(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::pings(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::joiners(Arc::clone(bus), inbox.clone()));
-    tasks.spawn(hear::leader(Arc::clone(bus), inbox.clone()));
+    for (bucket, from, understood) in [
+        (table::KV_BATCHES, records_end + 1, records::understood as fn(&str, &[u8]) -> Option<Input>),
+        (table::KV_GRANTS, grants_end + 1, grants::understood),
+    ] {
+        tasks.spawn(records::follow(Arc::clone(bus), bucket, from, inbox.clone(), understood));
+    }
     let mut service = Service {
         bus: Arc::clone(bus),
         clock: clock.clone(),
         options: options.clone(),
         door,
-        api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone(), &options.webhooks),
+        api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone(), options),
         ground,
         recent,
         diary: spans::Diary::default(),
         inbox: inbox.clone(),
         metrics: Arc::clone(metrics),
         core,
+        stored,
+        grants,
         hands: None,
         footing: Arc::new(quotes::Footing::default()),
         rental,
@@ -237,33 +264,6 @@ async fn serve_once(
     Ok(ended)
 }
 
-/// Reads every stored batch; answers where in RESULTS the reading must begin.
-async fn load_batches(
-    bus: &Arc<dyn Bus>,
-    now: Now,
-    core: &mut Core,
-    actions: &mut Vec<Action>,
-) -> anyhow::Result<u64> {
-    let entries = bus.kv_entries(table::KV_BATCHES).await.context("the stored batches cannot be read")?;
-    let mut records: Vec<BatchRecord> = Vec::new();
-    for entry in entries {
-        match codec::decode(&entry.value) {
-            Ok(record) => records.push(record),
-            Err(error) => {
-                tracing::error!(key = entry.key, %error, "a stored batch cannot be read; left alone")
-            }
-        }
-    }
-    records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-    let end = bus.stream_facts(table::RESULTS).await.context("RESULTS cannot be looked at")?.last_sequence;
-    let live = records.iter().filter(|record| !record.state.is_terminal());
-    let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
-    for record in records {
-        core.on(now, Event::BatchKnown(Box::new(record)), actions);
-    }
-    Ok(from)
-}
-
 /// The tasks that a leader has besides.
 struct Hands {
     actions: mpsc::UnboundedSender<Action>,
@@ -291,6 +291,8 @@ struct Service {
     inbox: mpsc::Sender<Input>,
     metrics: Arc<Metrics>,
     core: Core,
+    stored: records::Stored,
+    grants: grants::Grants,
     hands: Option<Hands>,
     footing: Arc<quotes::Footing>,
     rental: Option<scaler::Rental>,
@@ -303,12 +305,13 @@ struct Service {
 impl Service {
     async fn take(&mut self, now: Now, input: Input, actions: &mut Vec<Action>) {
         match input {
+            Input::Event(Event::Heartbeat(beat)) => self.hear_beat(now, beat, actions),
             Input::Event(event) => {
                 if let Event::Answer { answer, .. } = &event
                     && !self.core.is_leading()
                 {
                     // A standby may hear an answer before it hears of the batch.
-                    self.learn(now, &answer.job.batch.clone(), false, actions).await;
+                    self.learn(now, &answer.job.batch.clone(), actions).await;
                 }
                 self.core.on(now, event, actions);
             }
@@ -320,7 +323,7 @@ impl Service {
                     let Call { verb, payload, reply, .. } = call;
                     let _ = scaler.calls.send(scaler::ScaleCall { verb, payload, reply });
                 } else if self.core.is_leading() {
-                    for event in self.api.call(now, call, &self.core, &self.footing) {
+                    for event in self.api.call(now, call, &self.core, &self.stored, &self.footing) {
                         self.core.on(now, event, actions);
                     }
                 }
@@ -332,8 +335,7 @@ impl Service {
             }
             Input::Join { asker, request, reply } => {
                 if self.core.is_leading() {
-                    let answer = self.door.answer(now.wall, &asker, &request, self.core.fleet());
-                    self.send(reply, codec::encode(&answer));
+                    self.let_in(now, &asker, &request, reply);
                 }
             }
             Input::Surveyed { create, found, reply, reserved } => {
@@ -341,6 +343,7 @@ impl Service {
             }
             Input::Created { record, reply, reserved: _held } => {
                 let id = record.id.clone();
+                self.stored.note(&record);
                 self.core.on(now, Event::BatchKnown(record), actions);
                 if let Some(slot) = self.core.find(&id) {
                     self.api.reply_view(now, reply, slot, &self.core);
@@ -353,11 +356,16 @@ impl Service {
                 }
             }
             Input::PastCommits { batch, commits } => self.api.past_commits(batch, commits),
-            Input::Followed(batch) => {
-                if !self.core.is_leading() {
-                    self.learn(now, &batch, true, actions).await;
+            Input::Recorded(record) => {
+                self.stored.note(&record);
+                // What has ended and left memory, as a tombstone for one, stays where it is.
+                if !record.state.is_terminal() || self.core.find(&record.id).is_some() {
+                    self.core.on(now, Event::BatchKnown(record), actions);
                 }
             }
+            Input::RecordGone(batch) => self.stored.forget(&batch),
+            Input::Granted(granted) => self.grants.note(*granted),
+            Input::GrantGone(worker) => self.grants.forget(&worker),
             Input::Leading(lead) => self.lead(now, lead, actions).await,
             Input::StandingBy => self.metrics.set_role(true, false),
             Input::Undecodable => self.metrics.undecodable(),
@@ -375,9 +383,9 @@ impl Service {
         });
     }
 
-    /// Reads a batch's record, if it is unknown or has `changed`.
-    async fn learn(&mut self, now: Now, batch: &BatchId, changed: bool, actions: &mut Vec<Action>) {
-        if !changed && (self.core.find(batch).is_some() || self.unknown.contains(batch)) {
+    /// Reads the record of a batch that is unknown.
+    async fn learn(&mut self, now: Now, batch: &BatchId, actions: &mut Vec<Action>) {
+        if self.core.find(batch).is_some() || self.unknown.contains(batch) {
             return;
         }
         match self.bus.kv_get(table::KV_BATCHES, batch.as_str()).await {
@@ -399,7 +407,7 @@ impl Service {
     async fn lead(&mut self, now: Now, lead: Lead, actions: &mut Vec<Action>) {
         tracing::info!(revision = lead.revision.0, term = lead.term, "leading");
         // What the last leader stored in its last moments may not have been heard.
-        if let Err(error) = load_batches(&self.bus, now, &mut self.core, actions).await {
+        if let Err(error) = records::load(&self.bus, now, &mut self.core, &mut self.stored, actions).await {
             tracing::error!(error = format!("{error:#}"), "leading with the batches known so far");
         }
         self.clear_work().await;
@@ -412,6 +420,7 @@ impl Service {
                 perform::Under {
                     leader: lead.revision,
                     syncs_always: self.ground.syncs_always,
+                    key: self.ground.key.clone(),
                     clock: self.clock.clone(),
                 },
                 action_queue,
@@ -520,6 +529,8 @@ impl Service {
                 tenant: batch.record.tenant.clone(),
                 object: batch.record.input_object.clone(),
                 endpoint: batch.record.endpoint,
+                lines: batch.record.lines,
+                lines_max: self.options.quotas.queued_lines_max,
             };
             self.tasks.spawn(reader::serve(Arc::clone(&self.bus), source, commands, self.inbox.clone()));
             sender

@@ -466,7 +466,7 @@ fn rescore(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
     ops.private.head.row = scratch;
 }
 
-/// Draws the token of one slot: which head it is, and what was drawn.
+/// Draws the token of one slot: which head it is, and what was drawn. `None` where the scores are no numbers.
 pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
     let work = &ops.work.head;
     let (head, demand) = ops.slots.order[slot];
@@ -505,7 +505,8 @@ pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
             }
         }
     };
-    if found.is_empty() {
+    // What comes of an overflow wins against nothing, or against everything: no draw can be trusted then.
+    if found.is_empty() || found.iter().any(|candidate| !candidate.score.is_finite()) {
         return None;
     }
     draw.adjust(&mut found);

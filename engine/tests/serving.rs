@@ -3,9 +3,11 @@
 
 mod common;
 
-use common::{load, prompt, run, synthetic};
+use common::{load, prompt, requests, run, synthetic};
 use ternfleet_engine::synth::Shape;
-use ternfleet_engine::{Engine, Event, Options, Refused, Request, Sampling, Speculation, StopReason};
+use ternfleet_engine::{
+    Engine, Event, Head, Options, Refused, Request, Sampling, Speculation, StopReason, gguf,
+};
 
 const VOCAB: usize = 512;
 
@@ -242,4 +244,23 @@ fn a_prompt_is_scored_the_same_alone_in_company_and_with_a_warm_cache() {
     assert_eq!(company[0], alone);
     assert_eq!((&company[2].prompt, &company[2].tokens[..]), (&alone.prompt, &alone.tokens[2..]));
     assert!(company[3].prompt.is_empty(), "a prompt of one token has nothing to score");
+}
+
+#[test]
+fn weights_that_overflow_end_a_sequence_by_name_and_the_engine_lives() {
+    let (_folder, path) = synthetic(&Shape::TINY, 5);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let norm = gguf::File::open(&path).unwrap().tensor("output_norm.weight").unwrap().data.to_vec();
+    let at = bytes.windows(norm.len()).position(|window| window == norm).unwrap();
+    for weight in bytes[at..at + norm.len()].chunks_exact_mut(4) {
+        weight.copy_from_slice(&3e38f32.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    for head in [Head::Screened, Head::Full, Head::Q8, Head::Q6] {
+        let mut engine = load(&path, Options { threads: Some(2), head, ..Options::default() });
+        for outcome in run(&mut engine, &requests(VOCAB, 8)) {
+            assert_eq!((outcome.tokens.len(), outcome.end), (0, Some(StopReason::NotFinite)), "{head:?}");
+        }
+        assert_eq!(engine.active(), 0);
+    }
 }

@@ -31,6 +31,9 @@ pub const KV_BATCHES: &str = "batches";
 pub const KV_CONTROL: &str = "control";
 /// Key-value bucket of what is known of uploaded files besides their content; keys `<tenant>.<object>`.
 pub const KV_FILES: &str = "files";
+/// Key-value bucket of who each worker is: its pod, host, class and price as they were when it came in; keys are worker
+/// ids. In fleets with permissions alone.
+pub const KV_GRANTS: &str = "grants";
 /// Key-value bucket of what the scaler must not forget: intents of pods, dials, ledger.
 pub const KV_SCALE: &str = "scale";
 

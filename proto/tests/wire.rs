@@ -84,6 +84,7 @@ fn checkpoint() -> Checkpoint {
     Checkpoint {
         job: job(),
         epoch: Epoch(4097),
+        tag: None,
         attempt: Attempt(2),
         owner: worker(),
         host: "h".into(),
@@ -160,7 +161,7 @@ fn heartbeat() -> Heartbeat {
         started_at: TimeMs(1),
         at: TimeMs(2),
         mono: ternfleet_proto::MonoMs::default(),
-        running: vec![Running { job: job(), epoch: Epoch(1), generated: 12 }],
+        running: vec![Running { job: job(), epoch: Epoch(1), tag: None, generated: 12 }],
         needs_queues: false,
         canary: "c1-5e1f".into(),
         thread_scaling: vec![ThreadPoint { threads: 16, tok_s: 30.5 }],
@@ -358,6 +359,7 @@ macro_rules! every_message {
             generation: generation(),
             deadline: TimeMs(4),
             traceparent: None,
+            again: false,
         });
         with!(PodView {
             heartbeat: heartbeat(),

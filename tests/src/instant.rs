@@ -284,6 +284,7 @@ async fn claim_after(
     let checkpoint = Checkpoint {
         job: work.job.clone(),
         epoch: work.epoch,
+        tag: Some(work.tag),
         attempt: Attempt(before.map_or(0, |before| before.attempt.0) + 1),
         owner: id.clone(),
         host: manner.host.clone(),

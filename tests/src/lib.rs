@@ -5,6 +5,7 @@
 pub mod caller;
 pub mod chaos;
 pub mod cluster;
+pub mod http;
 pub mod instant;
 pub mod measure;
 pub mod program;

@@ -6,8 +6,14 @@
 mod bad_input;
 #[path = "coordinator/ends.rs"]
 mod ends;
+#[path = "coordinator/faults.rs"]
+mod faults;
 #[path = "coordinator/keeping.rs"]
 mod keeping;
+#[path = "coordinator/strangers.rs"]
+mod strangers;
+#[path = "coordinator/takeover.rs"]
+mod takeover;
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;

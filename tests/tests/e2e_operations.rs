@@ -9,6 +9,8 @@ mod access;
 mod backup;
 #[path = "e2e_operations/fleet.rs"]
 mod fleet;
+#[path = "e2e_operations/hostile.rs"]
+mod hostile;
 #[path = "e2e_operations/membership.rs"]
 mod membership;
 #[path = "e2e_operations/rolling.rs"]

@@ -16,7 +16,7 @@ mod vocabulary;
 
 pub use chat::{Message, Role};
 pub use error::Error;
-pub use manifest::Manifest;
+pub use manifest::{Manifest, Sampling};
 pub use stop::{Step, StopMatcher};
 pub use stream::Stream;
 pub use tokenizer::{Prepared, Tokenizer};

@@ -17,8 +17,9 @@ const SCHEME: &str = "c2";
 const PROMPT_TOKENS: [usize; 3] = [70, 19, 3];
 const NEW_TOKENS: usize = 12;
 
-/// The canary of this engine, like `c2-5e1f…`; empty when it cannot run so long a prompt.
-pub fn canary(generator: &mut dyn Generator, vocab: usize) -> String {
+/// The canary of this engine, like `c2-5e1f…`; empty when it cannot run so long a prompt. Sequences that run already go
+/// on meanwhile: their events are appended to `others`.
+pub fn canary(generator: &mut dyn Generator, vocab: usize, others: &mut Vec<Event>) -> String {
     let mut outputs: BTreeMap<SequenceId, blake3::Hasher> = BTreeMap::new();
     for (number, length) in PROMPT_TOKENS.into_iter().enumerate() {
         match generator.submit(request(vocab, number, length)) {
@@ -27,11 +28,21 @@ pub fn canary(generator: &mut dyn Generator, vocab: usize) -> String {
         };
     }
     let mut events = Vec::new();
-    while !generator.is_idle() {
+    let mut running = outputs.len();
+    while running > 0 {
         generator.step(&mut events);
         for event in events.drain(..) {
-            let Event::Token { sequence, token, logprob } = event else { continue };
-            let Some(output) = outputs.get_mut(&sequence) else { continue };
+            let sequence = match &event {
+                Event::Token { sequence, .. } | Event::Finished { sequence, .. } => *sequence,
+            };
+            let Some(output) = outputs.get_mut(&sequence) else {
+                others.push(event);
+                continue;
+            };
+            let Event::Token { token, logprob, .. } = event else {
+                running -= 1;
+                continue;
+            };
             output.update(&token.to_le_bytes());
             let said = logprob.iter().flat_map(|found| &found.top);
             said.for_each(|(id, logprob)| {
@@ -78,16 +89,16 @@ mod tests {
     fn engines_of_one_kind_agree_whatever_they_did_before() {
         let vocab = 4096;
         let mut engine = storyteller(1);
-        let first = canary(&mut engine, vocab);
-        assert_eq!(canary(&mut engine, vocab), first, "with a warm prefix cache");
-        assert_eq!(canary(&mut storyteller(2), vocab), first, "with other threads");
+        let first = canary(&mut engine, vocab, &mut Vec::new());
+        assert_eq!(canary(&mut engine, vocab, &mut Vec::new()), first, "with a warm prefix cache");
+        assert_eq!(canary(&mut storyteller(2), vocab, &mut Vec::new()), first, "with other threads");
         assert!(engine.is_idle() && first.starts_with("c2-") && first.len() == 35, "{first}");
     }
 
     #[test]
     fn another_engine_says_something_else() {
-        let letters = canary(&mut Instant::new(Duration::ZERO), 256);
+        let letters = canary(&mut Instant::new(Duration::ZERO), 256, &mut Vec::new());
         assert!(!letters.is_empty());
-        assert_ne!(letters, canary(&mut storyteller(1), 4096));
+        assert_ne!(letters, canary(&mut storyteller(1), 4096, &mut Vec::new()));
     }
 }

@@ -37,6 +37,8 @@ pub struct Report {
     /// Of prompts, before the first token of their choice.
     pub prompts: Vec<(Place, Vec<TokenLogprob>)>,
     pub ended: Vec<(Place, StopReason, Usage)>,
+    /// A sequence came to no numbers, and the canary no longer says what it said at the start.
+    pub unsound: bool,
     pub steps: Steps,
 }
 
@@ -147,6 +149,11 @@ fn drive(
             prefix_cache_hits: 0,
         };
         head = generator.head_counters();
+        let broken = |event: &Event| matches!(event, Event::Finished { reason: StopReason::NotFinite, .. });
+        if events.iter().any(broken) {
+            // The model's fault or the machine's? What runs goes on meanwhile, and is reported after it.
+            report.unsound = !generator.is_sound(&mut events);
+        }
         for event in events.drain(..) {
             match event {
                 Event::Token { sequence, token, logprob } => {

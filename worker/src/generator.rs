@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant as Clock};
 
+use crate::canary::canary;
 use ternfleet_engine::{
     Engine, Event, HeadCounters, Refused, Request, SequenceId, StepStats, StopReason, Usage,
 };
@@ -18,6 +19,50 @@ pub trait Generator {
     /// What the output head did so far.
     fn head_counters(&self) -> HeadCounters {
         HeadCounters::default()
+    }
+    /// Whether this machine still computes as it did at the start. Events of running sequences are appended: they go on
+    /// meanwhile.
+    fn is_sound(&mut self, _events: &mut Vec<Event>) -> bool {
+        true
+    }
+}
+
+/// An engine that knows what its canary said at the start.
+pub struct Checked {
+    pub inner: Box<dyn Generator>,
+    pub vocab: usize,
+    pub canary: String,
+}
+
+impl std::fmt::Debug for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checked").field("canary", &self.canary).finish_non_exhaustive()
+    }
+}
+
+impl Generator for Checked {
+    fn submit(&mut self, request: Request) -> Result<SequenceId, Refused> {
+        self.inner.submit(request)
+    }
+
+    fn cancel(&mut self, id: SequenceId) -> bool {
+        self.inner.cancel(id)
+    }
+
+    fn step(&mut self, events: &mut Vec<Event>) -> StepStats {
+        self.inner.step(events)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.inner.is_idle()
+    }
+
+    fn head_counters(&self) -> HeadCounters {
+        self.inner.head_counters()
+    }
+
+    fn is_sound(&mut self, events: &mut Vec<Event>) -> bool {
+        canary(&mut *self.inner, self.vocab, events) == self.canary
     }
 }
 

@@ -11,7 +11,7 @@ use ternfleet_text::{Manifest, Tokenizer};
 
 use crate::calibrate::{Calibration, calibrate, fewer_is_better, thread_point};
 use crate::canary::canary;
-use crate::generator::{self, Generator, INSTANT_CONTEXT};
+use crate::generator::{self, Checked, Generator, INSTANT_CONTEXT};
 use crate::language::Language;
 use crate::options::{EngineKind, Options};
 
@@ -28,6 +28,8 @@ pub struct LoadedModel {
     pub digest: String,
     pub numerics: String,
     pub language: Language,
+    /// What the manifest says for requests that leave it open.
+    pub sampling: ternfleet_text::Sampling,
     pub context: usize,
     pub kv_pages: usize,
     pub page_tokens: usize,
@@ -84,12 +86,13 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
     };
     let (mut engine, load, thread_scaling) = with_the_best_threads(options, vocab, load_with)?;
     let info = engine.info().clone();
-    let canary = canary(&mut engine, vocab);
+    let canary = canary(&mut engine, vocab, &mut Vec::new());
     let calibration =
         Calibration { thread_scaling, ..measured(&mut engine, options, vocab, info.max_context) };
     let stem =
         || path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let loaded = LoadedModel {
+        sampling: manifest.as_ref().map_or_else(Default::default, |manifest| manifest.sampling.clone()),
         name: manifest.map_or_else(stem, |manifest| manifest.name),
         digest,
         numerics: info.numerics.to_owned(),
@@ -101,10 +104,10 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
         isa: info.isa.to_string(),
         load,
         calibration,
-        canary,
+        canary: canary.clone(),
         notes: prepared.note.into_iter().chain(info.warnings).collect(),
     };
-    Ok((Box::new(engine), loaded))
+    Ok((Box::new(Checked { inner: Box::new(engine), vocab, canary }), loaded))
 }
 
 /// Loads the engine. With the number of threads left open, half of them are tried first and kept if all do not help;
@@ -149,9 +152,10 @@ fn with_the_best_threads(
 
 fn load_instant(options: &Options, step: Duration) -> (Box<dyn Generator>, LoadedModel) {
     let mut engine = generator::Instant::new(step);
-    let canary = canary(&mut engine, 256);
+    let canary = canary(&mut engine, 256, &mut Vec::new());
     let calibration = measured(&mut engine, options, 256, INSTANT_CONTEXT);
     let loaded = LoadedModel {
+        sampling: Default::default(),
         name: INSTANT.to_owned(),
         digest: INSTANT.to_owned(),
         numerics: INSTANT.to_owned(),

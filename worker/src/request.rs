@@ -1,7 +1,7 @@
 //! The one place where a message of the wire becomes a request of the engine.
 
 use ternfleet_engine::{Refused, Request, Sampling};
-use ternfleet_proto::message::{Constraint, Failure, FailureCode, Finish, Generation, Prompt};
+use ternfleet_proto::message::{self as wire, Constraint, Failure, FailureCode, Finish, Generation, Prompt};
 use ternfleet_text::constraint::Grammar;
 
 use crate::core::Kept;
@@ -42,6 +42,7 @@ pub fn prepare(
     generation: &Generation,
     kept: Kept,
     language: &Language,
+    defaults: &ternfleet_text::Sampling,
     context: usize,
 ) -> Result<Prepared, Failure> {
     if generation.logprobs.is_some_and(|count| count > TOP_LOGPROBS_MAX) {
@@ -69,7 +70,7 @@ pub fn prepare(
         let first = prepared.choices.len();
         for number in 0..generation.prompt.n() {
             let output = outputs.next().unwrap_or_default();
-            let made = choice(generation, prompt, ids.clone(), output, language, context)?;
+            let made = choice(generation, prompt, ids.clone(), output, language, defaults, context)?;
             prepared.choices.push(PreparedChoice {
                 request: Request { choice: number, ..made.request },
                 first,
@@ -86,6 +87,7 @@ fn choice(
     ids: Vec<u32>,
     generated: Vec<u32>,
     language: &Language,
+    defaults: &ternfleet_text::Sampling,
     context: usize,
 ) -> Result<PreparedChoice, Failure> {
     let room = context.saturating_sub(ids.len());
@@ -122,7 +124,7 @@ fn choice(
     };
     let done = done.filter(|_| prompt_logprobs.is_none());
     let constraint = generation.constraint.as_ref().map(grammar).map(|grammar| language.constraint(grammar));
-    let sampling = &generation.sampling;
+    let sampling = resolved(&generation.sampling, defaults);
     Ok(PreparedChoice {
         done,
         transcript,
@@ -140,7 +142,7 @@ fn choice(
                 min_p: sampling.min_p,
                 presence_penalty: sampling.presence_penalty,
                 frequency_penalty: sampling.frequency_penalty,
-                logit_bias: sampling.logit_bias.clone(),
+                logit_bias: sampling.logit_bias,
             },
             seed: generation.seed,
             choice: 0,
@@ -161,6 +163,21 @@ fn grammar(constraint: &Constraint) -> Grammar {
         Constraint::Choice(texts) => Grammar::Choice(texts),
         Constraint::Lark(text) => Grammar::Lark(text),
     }
+}
+
+/// What the caller left open is as the model's manifest says, as far as it says anything.
+fn resolved(asked: &wire::Sampling, defaults: &ternfleet_text::Sampling) -> wire::Sampling {
+    let mut sampling = asked.clone();
+    if asked.open.temperature {
+        sampling.temperature = defaults.temperature.unwrap_or(asked.temperature);
+    }
+    if asked.open.top_p {
+        sampling.top_p = defaults.top_p.unwrap_or(asked.top_p);
+    }
+    if asked.open.top_k {
+        sampling.top_k = defaults.top_k.unwrap_or(asked.top_k);
+    }
+    sampling
 }
 
 /// What a refusal of the engine means for the job; `None` if it is worth trying again.

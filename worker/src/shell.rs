@@ -74,7 +74,12 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
     let (events, inbox) = mpsc::unbounded_channel();
     let (preparations, prepared) = mpsc::unbounded_channel();
     let language = Arc::new(model.language);
-    let kitchen = Kitchen { language: language.clone(), context: model.context, done: preparations };
+    let kitchen = Kitchen {
+        language: language.clone(),
+        sampling: model.sampling,
+        context: model.context,
+        done: preparations,
+    };
     let counting = subscribe(&bus, &table::count(&identity.worker)).await?;
     let _counting = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(count::serve(
         bus.clone(),

@@ -70,8 +70,8 @@ async fn cancel(fleet: &Fleet, state: &State) -> anyhow::Result<()> {
     }
     let batch = fleet.batch(&id, Patience::Short).await?;
     if batch.completed > 0 {
-        let path =
-            follow::into_file(fleet, &batch, WholeFile::create(&state.out, Existing::Replaced)?).await?;
+        let draft = WholeFile::create(&state.out, Existing::Replaced)?;
+        let path = follow::into_file(fleet, &batch, draft, Patience::Short).await?;
         eprintln!("what was answered: {}", path.display());
     }
     Ok(())

@@ -259,6 +259,7 @@ fn reason_name(reason: StopReason) -> &'static str {
         StopReason::StopToken => "stop_token",
         StopReason::Context => "context",
         StopReason::DeadEnd(_) => "dead_end",
+        StopReason::NotFinite => "not_finite",
     }
 }
 

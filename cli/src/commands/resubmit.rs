@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use ternfleet_proto::message::{BatchView, FailureCode};
 
-use crate::client::Fleet;
+use crate::client::{Fleet, Patience};
 use crate::commands::submit::Submit;
 use crate::connection::Connection;
 use crate::named::Named;
@@ -157,7 +157,7 @@ async fn failed_lines(fleet: &Fleet, old: &BatchView, codes: &[FailureCode]) -> 
         bail!("{0} has not ended: wait for it (`ternfleet results {0} --wait`) or cancel it first", old.id);
     }
     let Some(object) = &old.error_object else { return Ok(Vec::new()) };
-    let mut lines = BufReader::new(fleet.open(object).await?).lines();
+    let mut lines = BufReader::new(fleet.open(object, 0, Patience::Short).await?).lines();
     let (mut found, mut left_out) = (Vec::new(), 0_u32);
     while let Some(line) = lines.next_line().await.context("the error file cannot be read to its end")? {
         let line: ErrorLine =
@@ -179,7 +179,10 @@ async fn failed_lines(fleet: &Fleet, old: &BatchView, codes: &[FailureCode]) -> 
 
 /// The chosen lines of the old input, one after the other; memory holds one line at a time.
 async fn copy_lines(fleet: &Fleet, old: &BatchView, chosen: &[u32]) -> anyhow::Result<NamedTempFile> {
-    let input = fleet.open(&old.input_object).await.context("the old batch's input is not there any more")?;
+    let input = fleet
+        .open(&old.input_object, 0, Patience::Short)
+        .await
+        .context("the old batch's input is not there any more")?;
     let mut input = BufReader::with_capacity(1 << 18, input);
     let mut file = NamedTempFile::new().context("cannot keep the lines in a temporary file")?;
     let mut wanted = chosen.iter().copied().peekable();

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::client::Fleet;
+use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
 use crate::named::Named;
 use crate::output::{Existing, Target, WholeFile};
@@ -50,7 +50,8 @@ impl Results {
             if self.wait {
                 progress.finish(&batch);
             }
-            let path = follow::into_file(&fleet, &batch, draft).await?;
+            let patience = if self.wait { Patience::Endless } else { Patience::Short };
+            let path = follow::into_file(&fleet, &batch, draft, patience).await?;
             eprintln!("results: {}", path.display());
             Ok(batch)
         })?;

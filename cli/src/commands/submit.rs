@@ -142,7 +142,7 @@ impl Submit {
         let mut results = None;
         match draft {
             Some(draft) => {
-                let path = follow::into_file(&fleet, &ended, draft).await?;
+                let path = follow::into_file(&fleet, &ended, draft, Patience::Endless).await?;
                 eprintln!("results: {}", path.display());
                 results = Some(path);
             }

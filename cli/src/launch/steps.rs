@@ -55,7 +55,7 @@ async fn work(fleet: &Fleet, folder: &Folder, state: &RefCell<State>) -> anyhow:
     }
     if state.borrow().fetched_at.is_none() {
         let draft = WholeFile::create(&state.borrow().out, Existing::Replaced)?;
-        let path = follow::into_file(fleet, &ended, draft).await?;
+        let path = follow::into_file(fleet, &ended, draft, Patience::Endless).await?;
         eprintln!("results: {}", path.display());
         change(folder, state, |state| state.fetched_at = Some(TimeMs::now()))?;
     }

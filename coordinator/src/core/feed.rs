@@ -50,10 +50,25 @@ impl Core {
     }
 
     pub(super) fn scanned(&mut self, now: Now, slot: BatchSlot, lines: u32, actions: &mut Vec<Action>) {
-        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        let Some(batch) = self.batches.get(&slot) else { return };
         if batch.is_ended() || batch.record.lines.is_some() {
             return;
         }
+        let tenant = &batch.record.tenant;
+        let of_tenant = self.active.iter().map(|slot| &self.batches[slot].record);
+        let open: u64 = of_tenant
+            .filter(|record| record.tenant == *tenant)
+            .map(|record| u64::from(record.lines.unwrap_or(0)))
+            .sum();
+        let limit = self.limits.quotas.queued_lines_max;
+        if open + u64::from(lines) > u64::from(limit) {
+            let reason = format!(
+                "the quota of tenant {tenant} is used up: {limit} lines may be queued, {open} are, and the file has {lines}"
+            );
+            self.input_lost(now, slot, reason, actions);
+            return;
+        }
+        let Some(batch) = self.batches.get_mut(&slot) else { return };
         batch.record.lines = Some(lines);
         batch.cells.reserve_exact((lines as usize).saturating_sub(batch.cells.len()));
         if batch.record.state == BatchState::Validating {

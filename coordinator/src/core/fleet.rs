@@ -117,8 +117,26 @@ impl Pod {
 pub struct Host {
     /// Different jobs that failed here since the count began.
     pub failed: BTreeSet<JobRef>,
+    /// Workers that died here, each with the jobs that it was running.
+    pub crashes: BTreeMap<WorkerSlot, BTreeSet<JobRef>>,
     pub succeeded: u32,
     pub quarantined: bool,
+}
+
+impl Host {
+    /// How many jobs it would take to explain every crash: one that kills whoever runs it is in all of its own.
+    pub fn jobs_behind_crashes(&self) -> usize {
+        let mut left: Vec<&BTreeSet<JobRef>> = self.crashes.values().collect();
+        let mut jobs = 0;
+        while !left.is_empty() {
+            let mut counts: BTreeMap<JobRef, usize> = BTreeMap::new();
+            left.iter().flat_map(|crash| crash.iter()).for_each(|job| *counts.entry(*job).or_default() += 1);
+            let Some((most, _)) = counts.into_iter().max_by_key(|(_, count)| *count) else { break };
+            left.retain(|crash| !crash.contains(&most));
+            jobs += 1;
+        }
+        jobs
+    }
 }
 
 /// What an engine computes: workers of one kind give the same bits.

@@ -5,15 +5,17 @@ use std::time::Duration;
 use ternfleet_proto::message::{
     BatchCreate, BatchState, EventKind, Input, JobCreate, Order, Refusal, RefusalCode, WebhookState,
 };
-use ternfleet_proto::{BatchId, Deadline, Now, TenantId, TimeMs, UsdMicro};
+use ternfleet_proto::{BatchId, Deadline, JobKey, Now, TenantId, TimeMs, UsdMicro};
 
 use super::batch::{Batch, Stage};
-use super::event::{Action, BatchSlot, Change, Content, Fed, JobRef, Lead, Outputs, Task};
+use super::event::{Action, Answer, BatchSlot, Change, Content, Fed, JobRef, Lead, Outputs, Task};
 use super::record::{BatchRecord, Ending, Ground};
 use super::{Core, estimate};
 
 /// Ended batches kept in memory for readers; older ones are told from their record.
 const ENDED_MAX: usize = 200;
+/// Answered single jobs kept in memory, for callers who ask again.
+const SINGLES_MAX: usize = 2000;
 
 impl Core {
     pub(super) fn begin_to_lead(&mut self, now: Now, lead: Lead, actions: &mut Vec<Action>) {
@@ -106,6 +108,15 @@ impl Core {
     }
 
     fn keep_ended(&mut self, slot: BatchSlot) {
+        if self.batches[&slot].record.single {
+            self.singles.push_back(slot);
+            if self.singles.len() > SINGLES_MAX
+                && let Some(batch) = self.singles.pop_front().and_then(|oldest| self.batches.remove(&oldest))
+            {
+                self.slots.remove(&batch.record.id);
+            }
+            return;
+        }
         self.ended.push_back(slot);
         while self.ended.len() > ENDED_MAX {
             // One whose webhook is still being called is remembered until that is settled.
@@ -158,7 +169,7 @@ impl Core {
             let Some(batch) = self.batches.get(slot).filter(|batch| batch.record.tenant == *tenant) else {
                 continue;
             };
-            batches += 1;
+            batches += u32::from(!batch.record.single);
             let left = batch.bytes_left();
             bytes += left;
             tokens += estimate::tokens_of_bytes(left);
@@ -182,13 +193,45 @@ impl Core {
         Err(Refusal { code: RefusalCode::Busy, message, retry_after_ms: Some((wait_s * 1000.0) as u64) })
     }
 
-    /// A single job that somebody waits for: a batch of one line that is stored nowhere but in RESULTS.
+    /// May this single job be accepted now? It counts towards its tenant's quota like the lines of a batch.
+    pub fn admit_single(&self, job: &JobCreate) -> Result<(), Refusal> {
+        let refuse =
+            |message: String| Err(Refusal { code: RefusalCode::Busy, message, retry_after_ms: Some(1_000) });
+        let (tenant, quotas) = (&job.tenant, &self.limits.quotas);
+        let open = self.active.iter().map(|slot| &self.batches[slot]);
+        let mut singles = 0u32;
+        let mut bytes = u64::from(estimate::bytes(&job.generation));
+        for batch in open.filter(|batch| batch.record.tenant == *tenant) {
+            singles += u32::from(batch.record.single);
+            bytes += batch.bytes_left();
+        }
+        if singles >= quotas.completions_max {
+            let max = quotas.completions_max;
+            return refuse(format!("{max} completions of tenant {tenant} are waiting, the limit"));
+        }
+        if bytes > quotas.queued_bytes_max || estimate::tokens_of_bytes(bytes) > quotas.queued_tokens_max {
+            return refuse(format!(
+                "the quota of tenant {tenant} is used up: {bytes} bytes of input are queued"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A single job that somebody waits for: a batch of one line that is stored nowhere but in RESULTS. One that was
+    /// asked for before is looked for first, among the answers and at the workers.
     pub(super) fn job_created(&mut self, now: Now, job: JobCreate, actions: &mut Vec<Action>) {
-        if self.slot_of(&job.batch).is_some() {
+        if let Some(slot) = self.slot_of(&job.batch) {
+            // Its answer was told once, and may not have been heard.
+            if let Some(&sequence) = self.batches.get(&slot).and_then(|batch| batch.commits.first()) {
+                let key = JobKey { batch: job.batch, index: 0 };
+                actions.push(Action::Announce { key, sequence });
+            }
             return;
         }
+        let (again, id) = (job.again, job.batch.clone());
         let record = BatchRecord {
             traceparent: job.traceparent,
+            input_bytes: u64::from(estimate::bytes(&job.generation)),
             ..BatchRecord::single(now.wall, job.batch.clone(), job.tenant, job.line.endpoint, job.deadline)
         };
         let task = Task {
@@ -201,7 +244,21 @@ impl Core {
         let Some(slot) = self.slot_of(&job.batch) else { return };
         let fed = Fed { index: 0, content: Content::Good(task.into()) };
         self.lines_read(now, slot, vec![fed], 1, true, actions);
-        self.interactive.push_back(JobRef { batch: slot, index: 0 });
+        let job = JobRef { batch: slot, index: 0 };
+        if !again {
+            self.interactive.push_back(job);
+            return;
+        }
+        // Whoever runs it says so within a second and keeps it; otherwise it is handed out anew.
+        if let Some(batch) = self.batches.get_mut(&slot) {
+            batch.queues.iter_mut().for_each(|queue| queue.jobs.clear());
+            batch.delayed.insert((now.mono.plus(Duration::from_millis(self.limits.settle_ms)), 0), ());
+        }
+        let found: Vec<(u64, Answer)> =
+            self.strays.iter().filter(|(_, a)| a.job.batch == id).cloned().collect();
+        for (sequence, answer) in found {
+            self.answer(now, sequence, &answer, actions);
+        }
     }
 
     pub(super) fn input_lost(

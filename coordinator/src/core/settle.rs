@@ -1,6 +1,5 @@
 //! Answers and faults: which result commits a job, what a duplicate is, when a job has failed for good.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ternfleet_proto::message::{
@@ -9,7 +8,7 @@ use ternfleet_proto::message::{
 use ternfleet_proto::{Attempt, BatchId, Epoch, JobKey, Now, WorkerId};
 
 use super::batch::{CellState, Stage, bare_line};
-use super::event::{Action, Answer, BatchSlot, JobRef, Trace, Verdict};
+use super::event::{Action, Answer, BatchSlot, JobRef, Trace, Verdict, WorkerSlot};
 use super::{Core, coordinator_name};
 
 /// Attempts after which a job is poison when they failed on two hosts.
@@ -18,6 +17,10 @@ const ATTEMPTS_TWO_HOSTS: u32 = 3;
 const ATTEMPTS_MAX: u32 = 5;
 /// Wait before another attempt; doubled with each.
 const RETRY_MS: u64 = 250;
+/// Answers without a batch that are remembered.
+const STRAYS_MAX: usize = 4096;
+/// A host is suspected when its workers have died so often that fewer jobs cannot explain it.
+const HOST_CRASHES: usize = 3;
 /// Different jobs that must have failed on a host before it is suspected.
 const HOST_FAILURES: usize = 5;
 
@@ -32,6 +35,10 @@ impl Core {
         }
         let Some(slot) = self.slot_of(&answer.job.batch) else {
             self.counts.answers_without_batch += 1;
+            if self.strays.len() >= STRAYS_MAX {
+                self.strays.pop_front();
+            }
+            self.strays.push_back((sequence, answer.clone()));
             return;
         };
         let job = JobRef { batch: slot, index: answer.job.index };
@@ -242,7 +249,7 @@ impl Core {
         if flight.stage != Stage::Withdrawing || flight.epoch != epoch {
             return;
         }
-        let blame = flight.blame;
+        let (blame, at) = (flight.blame, flight.worker);
         // Started means: the owner claimed this very epoch and did not give it back.
         let started = trace.as_ref().is_some_and(|t| t.epoch == epoch && !t.released);
         let failed = FailedAttempt {
@@ -260,7 +267,8 @@ impl Core {
                 live.attempts.max(trace.attempt.0.saturating_sub(u32::from(started || trace.released)));
         }
         self.take_off(job);
-        if blame && started {
+        // The host is looked at before the job: where workers die at everything, no job is to blame.
+        if blame && started && !self.died_of_its_host(job, at) {
             self.failed_once(now, job, failed, actions);
         } else {
             self.requeue(now, job, 0, actions);
@@ -317,6 +325,8 @@ impl Core {
             log: live.log.clone(),
         };
         self.counts.dead_jobs += 1;
+        // What this job explains speaks against no host.
+        self.fleet.hosts.values_mut().for_each(|host| host.crashes.retain(|_, jobs| !jobs.contains(&job)));
         self.act(actions, dead);
         self.answer_ourselves(now, job, None, FailureCode::Poison, reason, actions);
     }
@@ -329,6 +339,10 @@ impl Core {
             return;
         }
         let Some(live) = batch.live.get(&job.index) else { return };
+        // It was found running while it waited.
+        if live.flight.is_some() {
+            return;
+        }
         if live.task.is_none() {
             // Its line has not been read yet, or must be read again.
             batch.live.remove(&job.index);
@@ -338,6 +352,9 @@ impl Core {
             batch.delayed.insert((now.mono.plus(Duration::from_millis(delay_ms)), job.index), ());
         } else if let Some(queue) = batch.queues.get_mut(live.queue) {
             queue.jobs.push_front(job.index);
+            if batch.is_interactive() {
+                self.interactive.push_back(job);
+            }
         }
         self.work_changed = true;
         self.join(now, job.batch);
@@ -402,10 +419,41 @@ impl Core {
             self.counts.last_host_suspect += 1;
             return;
         }
+        self.quarantine(name);
+    }
+
+    /// A worker died with this job. True if that counts against its host alone, which is shut out.
+    fn died_of_its_host(&mut self, job: JobRef, worker: WorkerSlot) -> bool {
+        let healthy = self.fleet.healthy_hosts();
+        let Some(name) = self.fleet.get(worker).map(|worker| worker.beat.host.clone()) else { return false };
+        let Some(host) = self.fleet.hosts.get_mut(&name) else { return false };
+        if host.quarantined {
+            return true;
+        }
+        host.crashes.entry(worker).or_default().insert(job);
+        if host.jobs_behind_crashes() < HOST_CRASHES {
+            return false;
+        }
+        if healthy <= 1 {
+            self.counts.last_host_suspect += 1;
+            return false;
+        }
+        // This attempt was not counted yet.
+        if let Some(crash) = host.crashes.get_mut(&worker) {
+            crash.remove(&job);
+        }
+        self.quarantine(&name);
+        true
+    }
+
+    /// The host gets nothing more, and jobs that failed there get their attempts back.
+    fn quarantine(&mut self, name: &str) {
+        let Some(host) = self.fleet.hosts.get_mut(name) else { return };
         host.quarantined = true;
         self.counts.quarantined_hosts += 1;
-        let innocent: BTreeSet<JobRef> = std::mem::take(&mut host.failed);
-        for job in innocent {
+        let failed = std::mem::take(&mut host.failed);
+        let crashes = std::mem::take(&mut host.crashes);
+        for job in failed.into_iter().chain(crashes.into_values().flatten()) {
             let live = self.batches.get_mut(&job.batch).and_then(|batch| batch.live.get_mut(&job.index));
             if let Some(live) = live {
                 live.attempts = live.attempts.saturating_sub(1);

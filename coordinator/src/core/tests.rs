@@ -368,3 +368,75 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn hosts_whose_workers_crash_at_every_job_are_quarantined_and_no_good_job_is_poison() {
+    for seed in 0..4 {
+        let mut world = World::new(seed);
+        for host in ["a", "b", "c", "d"] {
+            world.add_worker(host, host, 340_000);
+        }
+        world.workers[..3].iter_mut().for_each(|worker| worker.crashes = true);
+        let slot = world.submit_content("b", "default", good_lines(60), BatchOptions::default());
+        world.run_to_the_end();
+        let totals = world.core.batch(slot).unwrap().record.totals;
+        assert_eq!((totals.completed, totals.failed), (60, 0), "seed {seed}");
+        assert_eq!(world.core.counts.quarantined_hosts, 3, "seed {seed}");
+        assert!(world.dead.is_empty());
+    }
+}
+
+#[test]
+fn one_job_that_kills_whoever_runs_it_shuts_no_host_out() {
+    let mut world = World::new(3);
+    for host in ["a", "b", "c"] {
+        world.add_worker(host, host, 340_000);
+    }
+    world.poisonous = vec![5];
+    let slot = world.submit_content("b", "default", good_lines(60), BatchOptions::default());
+    world.run_to_the_end();
+    let totals = world.core.batch(slot).unwrap().record.totals;
+    assert_eq!((totals.completed, totals.failed), (59, 1));
+    assert_eq!(world.core.counts.quarantined_hosts, 0);
+    assert_eq!(world.dead.len(), 1);
+}
+
+#[test]
+fn a_completion_whose_worker_is_lost_goes_to_another() {
+    let mut world = World::new(1);
+    world.add_worker("a", "a", 340_000);
+    world.run_quietly();
+    let ternfleet_proto::message::Input::Inline(generation) = task(0).input else {
+        panic!("a task of another kind")
+    };
+    let create = ternfleet_proto::message::JobCreate {
+        tenant: tenant(),
+        batch: "cmpl-1".parse().unwrap(),
+        line: line(0),
+        generation,
+        deadline: ternfleet_proto::TimeMs(u64::MAX),
+        traceparent: None,
+        again: false,
+    };
+    world.tell(Event::JobCreated(Box::new(create.clone())));
+    world.tell(Event::Turn);
+    world.perform_all();
+    world.pull(0);
+    assert_eq!(world.workers[0].running.len(), 1);
+    world.crash(0);
+    let answered = |world: &World| world.results.iter().any(|answer| answer.job.batch == create.batch);
+    for _ in 0..200 {
+        world.run_quietly();
+    }
+    assert!(answered(&world), "nobody was given it after its worker was lost");
+
+    // The next leader, who has never heard of it, finds the answer when it is asked.
+    world.restart_coordinator();
+    assert!(world.core.find(&create.batch).is_none());
+    world.tell(Event::JobCreated(Box::new(ternfleet_proto::message::JobCreate {
+        again: true,
+        ..create.clone()
+    })));
+    let told = |action: &Action| matches!(action, Action::Announce { key, .. } if key.batch == create.batch);
+    assert!(world.actions.iter().any(told), "{:?}", world.actions);
+}

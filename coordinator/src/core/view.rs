@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
-use ternfleet_proto::{BatchId, Lane, Now, TenantId, TimeMs, UsdMicro, WorkerId};
+use ternfleet_proto::{Lane, Now, TimeMs, UsdMicro, WorkerId};
 
 use super::batch::Batch;
 use super::event::BatchSlot;
@@ -149,26 +149,6 @@ impl Core {
     pub fn live_batch_views(&self, now: Now) -> Vec<BatchView> {
         let batches = self.active.iter().map(|slot| &self.batches[slot]).filter(|batch| !batch.record.single);
         batches.map(|batch| batch.view(now, self.mean_job_tokens)).collect()
-    }
-
-    /// A tenant's batches, newest first.
-    pub fn batch_views(
-        &self,
-        now: Now,
-        tenant: &TenantId,
-        after: Option<&BatchId>,
-        limit: usize,
-    ) -> Vec<BatchView> {
-        let mine = |batch: &&Batch| batch.record.tenant == *tenant && !batch.record.single;
-        let mut found: Vec<&Batch> = self.batches.values().filter(mine).collect();
-        found.sort_by(|a, b| (b.record.created_at, &b.record.id).cmp(&(a.record.created_at, &a.record.id)));
-        let from = match after {
-            Some(id) => {
-                found.iter().position(|batch| batch.record.id == *id).map_or(found.len(), |place| place + 1)
-            }
-            None => 0,
-        };
-        found[from..].iter().take(limit).map(|batch| batch.view(now, self.mean_job_tokens)).collect()
     }
 
     /// A batch that has not ended and reads this object.

@@ -97,6 +97,10 @@ impl Core {
         }
         if let Some(pod) = self.fleet.pods.get_mut(&beat.pod) {
             pod.busy_ms += busy_ms;
+            // What is rented costs what the provider said.
+            if pod.lease.is_some() {
+                return;
+            }
             if price_before != beat.price_usd_micro_per_hour
                 || pod.bill.price() != beat.price_usd_micro_per_hour
             {
@@ -122,8 +126,13 @@ impl Core {
                 self.act(actions, revoke);
                 continue;
             }
-            let adoptable =
-                batch.runs() && self.lead.is_some_and(|lead| running.epoch.0 >> EPOCH_TERM_SHIFT < lead.term);
+            // A worker's word is not enough: it shows what an earlier leader has signed.
+            let shown = running
+                .tag
+                .is_some_and(|tag| self.key.verifies(tag, &running.job, running.epoch, &beat.worker));
+            let adoptable = shown
+                && batch.runs()
+                && self.lead.is_some_and(|lead| running.epoch.0 >> EPOCH_TERM_SHIFT < lead.term);
             let live = batch.live.get_mut(&job.index);
             match live.and_then(|live| live.flight.as_mut()) {
                 Some(flight) if flight.worker == slot && flight.epoch == running.epoch => {

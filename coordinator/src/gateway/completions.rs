@@ -24,8 +24,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
+use super::leaders::Asking;
 use super::{Gateway, models, random_id};
 
+/// A leader that lives answers sooner.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
 /// Events between the job and its caller's socket. A caller that reads slowly fills it, and is then waited for.
 const EVENTS_WAITING_MAX: usize = 256;
 
@@ -87,13 +90,21 @@ async fn run(
         generation: single.generation.clone(),
         deadline: gateway.clock().wall().plus(patience),
         traceparent: super::traceparent(&headers),
+        again: false,
     };
-    gateway.ask::<_, ()>(ApiVerb::JobCreate, &create).await?;
-    let waiting = Waiting {
-        guard: HangUp { bus, tenant, job, answered: false },
-        done,
-        until: Instant::now() + patience,
-    };
+    let asking = gateway.shared.leaders.watch();
+    let guard = HangUp { bus, tenant, job, answered: false };
+    let again = JobCreate { again: true, ..create.clone() };
+    // A leader that dies before it answers may have begun the job or not: the next one is asked whether it is there.
+    if let Err(error) = gateway.ask_within::<_, ()>(ApiVerb::JobCreate, &create, ASK_WITHIN).await {
+        if error.is_refusal() {
+            guard.over();
+            return Err(error);
+        }
+        gateway.ask::<_, ()>(ApiVerb::JobCreate, &again).await?;
+    }
+    let (again, until) = (codec::encode(&again), Instant::now() + patience);
+    let waiting = Waiting { guard, done, again, asking, until };
     match tokens {
         Some(tokens) => {
             let told = Told::new(single, waiting.guard.job.clone());
@@ -109,6 +120,13 @@ struct HangUp {
     tenant: TenantId,
     job: JobKey,
     answered: bool,
+}
+
+impl HangUp {
+    /// There is nothing to cancel.
+    fn over(mut self) {
+        self.answered = true;
+    }
 }
 
 impl Drop for HangUp {
@@ -132,12 +150,30 @@ impl Drop for HangUp {
 struct Waiting {
     guard: HangUp,
     done: BusStream<Note>,
+    /// The question that is asked again, encoded, and when.
+    again: Bytes,
+    asking: Asking,
     until: Instant,
 }
 
 impl Waiting {
+    /// Waits for the answer and not for the leader: whoever leads is asked again from time to time, and takes the job
+    /// over, or tells an answer that was not heard.
     async fn committed(&mut self) -> ApiResult<JobResult> {
-        let note = match timeout_at(self.until, self.done.next()).await {
+        let waits = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    note = self.done.next() => return note,
+                    () = self.asking.due() => {
+                        let bus = Arc::clone(&self.guard.bus);
+                        let (subject, again) = (table::api(ApiVerb::JobCreate), self.again.clone());
+                        tokio::spawn(async move { bus.request(&subject, again, ASK_WITHIN).await });
+                    }
+                }
+            }
+        };
+        let note = match timeout_at(self.until, waits).await {
             Ok(Some(note)) => note,
             Ok(None) => {
                 return Err(ApiError::new(

@@ -38,6 +38,11 @@ impl ApiError {
         self
     }
 
+    /// Somebody has decided; anything else may have happened or not.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.status != StatusCode::SERVICE_UNAVAILABLE && self.status != StatusCode::BAD_GATEWAY
+    }
+
     /// OpenAI's error families, which its clients turn into exception classes.
     fn family(&self) -> &'static str {
         match self.status.as_u16() {
@@ -134,6 +139,7 @@ impl From<Failure> for ApiError {
             FailureCode::BatchExpired => (StatusCode::GATEWAY_TIMEOUT, "expired"),
             FailureCode::BatchCancelled => (StatusCode::CONFLICT, "cancelled"),
             FailureCode::ConstraintDeadEnd => (StatusCode::UNPROCESSABLE_ENTITY, "constraint_dead_end"),
+            FailureCode::NotFinite => (StatusCode::INTERNAL_SERVER_ERROR, "not_finite"),
             FailureCode::Poison | FailureCode::WorkerFault => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "worker_fault")
             }

@@ -4,10 +4,12 @@
 //! content (file name, purpose, end) lies in the key-value bucket `files`; see `crate::files`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Multipart, Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use serde::Deserialize;
@@ -20,6 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
 use super::auth::Caller;
+use super::bounds::{Ending, Form, Room, small_field};
 use super::error::{ApiError, ApiResult};
 use super::{Gateway, lists, random_id};
 use crate::files::{self, FileRecord};
@@ -52,56 +55,85 @@ fn checked(id: &str) -> ApiResult<&str> {
 pub(super) async fn upload(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
-    mut form: Multipart,
+    request: Request,
 ) -> ApiResult<Json<Value>> {
-    let broken =
-        |e: axum::extract::multipart::MultipartError| ApiError::invalid(format!("The upload broke off: {e}"));
-    let (mut purpose, mut stored) = (None, None);
-    let mut expires_after = serde_json::Map::new();
-    while let Some(field) = form.next_field().await.map_err(broken)? {
-        match field.name().unwrap_or_default() {
-            "purpose" => purpose = Some(field.text().await.map_err(broken)?),
-            "file" => {
-                let filename =
-                    field.file_name().unwrap_or("upload.jsonl").chars().take(255).collect::<String>();
-                stored = Some((store(&gateway, &tenant, field).await?, filename));
-            }
-            "expires_after[anchor]" => {
-                expires_after.insert("anchor".into(), field.text().await.map_err(broken)?.into());
-            }
-            "expires_after[seconds]" => {
-                let text = field.text().await.map_err(broken)?;
-                let seconds =
-                    text.trim().parse::<u64>().map_or_else(|_| Value::from(text.as_str()), Value::from);
-                expires_after.insert("seconds".into(), seconds);
-            }
-            // Clients send options of other services here: an unknown one is named.
-            other => {
-                return Err(
-                    ApiError::invalid(format!("The form field {other:?} is not supported.")).about(other)
-                );
-            }
-        }
-    }
-    let Some(((id, bytes), filename)) = stored else {
-        return Err(ApiError::invalid("The form has no field `file`.").about("file"));
-    };
-    let checked = match purpose.as_deref() {
-        Some("batch") => openai::expires_after(expires_after).map_err(ApiError::from),
-        _ => {
-            Err(ApiError::invalid("`purpose` must be \"batch\": files serve batches here.").about("purpose"))
+    let mut form = Form::of(request).await?;
+    let mut taken = Taken::default();
+    let fault = match take(&gateway, &tenant, &mut form, &mut taken).await {
+        Err(fault) => Some(fault),
+        Ok(()) if taken.purpose.as_deref() == Some("batch") => None,
+        Ok(()) => {
+            let message = "`purpose` must be \"batch\": files serve batches here.";
+            Some(ApiError::invalid(message).about("purpose"))
         }
     };
-    let expires_after_s = match checked {
-        Ok(expires_after_s) => expires_after_s,
-        Err(error) => {
+    let (id, bytes, filename) = match (fault, taken.file) {
+        (None, Some(file)) => file,
+        (fault, Some((id, ..))) => {
+            // A refused form leaves nothing behind.
             gateway.bus().object_delete(&files_bucket(&tenant), &id).await.ok();
-            return Err(error);
+            return Err(fault.unwrap_or_else(|| ApiError::invalid("The form is refused.")));
+        }
+        (fault, None) => {
+            let empty = || ApiError::invalid("The form has no field `file`.").about("file");
+            return Err(fault.unwrap_or_else(empty));
+        }
+    };
+    let expires_after = std::mem::take(&mut taken.expires_after);
+    let expires_after_s = match openai::expires_after(expires_after) {
+        Ok(expires_after_s) => expires_after_s,
+        Err(failure) => {
+            gateway.bus().object_delete(&files_bucket(&tenant), &id).await.ok();
+            return Err(failure.into());
         }
     };
     let record = FileRecord::new(filename, files::INPUT, bytes, gateway.clock().wall(), expires_after_s);
     files::keep(gateway.bus(), &tenant, &id, &record).await?;
     Ok(Json(object(&id, &record)))
+}
+
+/// What a form has brought so far.
+#[derive(Default)]
+struct Taken {
+    purpose: Option<String>,
+    /// Id, length in bytes and file name.
+    file: Option<(String, u64, String)>,
+    /// The fields of `expires_after`.
+    expires_after: serde_json::Map<String, Value>,
+}
+
+async fn take(gateway: &Gateway, tenant: &TenantId, form: &mut Form, taken: &mut Taken) -> ApiResult<()> {
+    let allowed = form.allowed();
+    while let Some(field) = form.next().await? {
+        match field.name().unwrap_or_default() {
+            "purpose" => taken.purpose = Some(small_field("purpose", field).await?),
+            "file" if taken.file.is_some() => {
+                return Err(ApiError::invalid("The form has two fields `file`.").about("file"));
+            }
+            "file" => {
+                let filename = field.file_name().unwrap_or("upload.jsonl").chars().take(255).collect();
+                let (id, bytes) = store(gateway, tenant, field, &allowed).await?;
+                taken.file = Some((id, bytes, filename));
+            }
+            "expires_after[anchor]" => {
+                let anchor = small_field("expires_after", field).await?;
+                taken.expires_after.insert("anchor".into(), anchor.into());
+            }
+            "expires_after[seconds]" => {
+                let text = small_field("expires_after", field).await?;
+                let seconds =
+                    text.trim().parse::<u64>().map_or_else(|_| Value::from(text.as_str()), Value::from);
+                taken.expires_after.insert("seconds".into(), seconds);
+            }
+            // Clients send options of other services here: an unknown one is named.
+            other => {
+                let shown: String = other.chars().take(64).collect();
+                let message = format!("The form field {shown:?} is not supported.");
+                return Err(ApiError::invalid(message).about(shown));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The lines of an inline batch as a file like any other. A repeated creation finds the file of the first.
@@ -137,21 +169,31 @@ async fn store(
     gateway: &Gateway,
     tenant: &TenantId,
     mut field: axum::extract::multipart::Field<'_>,
+    allowed: &AtomicU64,
 ) -> ApiResult<(String, u64)> {
     gateway.ask::<_, ()>(ApiVerb::TenantOpen, &TenantOpen { tenant: tenant.clone() }).await?;
     let id = random_id("file-");
     let bucket = files_bucket(tenant);
     let (mut writer, reader) = tokio::io::duplex(PIPE_BYTES);
+    // Whoever hangs up drops the writer too: that alone does not make a whole file.
+    let whole = Arc::new(AtomicBool::new(false));
+    let reader = reader.chain(Ending(Arc::clone(&whole)));
     let put = {
         let (bus, bucket, id) = (gateway.bus_handle(), bucket.clone(), id.clone());
         tokio::spawn(async move { bus.object_put(&bucket, &id, Box::pin(reader)).await })
     };
     let limit = gateway.limits().file_bytes_max;
     let (mut bytes, mut fault) = (0u64, None);
+    let mut room = Room::new(gateway, tenant);
     loop {
         match field.chunk().await {
             Ok(Some(chunk)) => {
                 bytes += chunk.len() as u64;
+                allowed.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                if let Err(full) = room.check(bytes).await {
+                    fault = Some(full);
+                    break;
+                }
                 if bytes > limit {
                     let message =
                         format!("The file is larger than {limit} bytes, the limit of this gateway.");
@@ -163,7 +205,10 @@ async fn store(
                     break;
                 }
             }
-            Ok(None) => break,
+            Ok(None) => {
+                whole.store(true, Ordering::Release);
+                break;
+            }
             Err(e) => {
                 fault = Some(ApiError::invalid(format!("The upload broke off after {bytes} bytes: {e}")));
                 break;

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::stream::{self, Stream};
 use serde::Serialize;
@@ -15,13 +16,17 @@ use ternfleet_proto::message::{BatchState, BatchView, PodView};
 use ternfleet_proto::openai::batch_object;
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{MonoMs, TenantId, TimeMs, UsdMicro};
+use tokio::time::Instant;
 
 use super::Gateway;
 use super::auth::Caller;
 use super::batches::batches;
+use super::bounds::Readers;
 use super::error::ApiResult;
 
 const PERIOD: Duration = Duration::from_secs(1);
+/// A little less, so that each tick of a reader finds something new.
+const FRESH_FOR: Duration = Duration::from_millis(900);
 /// One point in ten seconds, for an hour.
 const POINTS_MAX: usize = 360;
 const SAMPLES_A_POINT: u32 = 10;
@@ -68,10 +73,6 @@ impl History {
         self.lock().points.iter().copied().collect()
     }
 
-    fn newest(&self) -> Option<TimeMs> {
-        self.lock().points.back().map(|point| point.at)
-    }
-
     /// Jobs given up since the oldest sample.
     fn dead_lately(&self) -> u64 {
         let samples = self.lock();
@@ -86,8 +87,62 @@ impl History {
     }
 }
 
-async fn pods(gateway: &Gateway) -> ApiResult<Vec<PodView>> {
-    gateway.ask(ApiVerb::Pods, &()).await
+/// What the page needs besides the coordinator: the last hour, and what was last asked for, so that the leader is asked
+/// once a second however many look.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    history: History,
+    pods: Shared<Vec<PodView>>,
+    views: Mutex<BTreeMap<TenantId, Arc<Shared<Seen>>>>,
+    readers: Readers,
+}
+
+/// An overview as it is sent.
+#[derive(Debug)]
+struct Seen {
+    plain: String,
+    with_history: String,
+    /// The newest point of the history in it.
+    newest: Option<TimeMs>,
+}
+
+/// A value that many want and one fetches; a refusal is shared like a value.
+#[derive(Debug)]
+struct Shared<T> {
+    last: tokio::sync::Mutex<Option<(Instant, ApiResult<Arc<T>>)>>,
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self { last: tokio::sync::Mutex::default() }
+    }
+}
+
+impl<T> Shared<T> {
+    async fn get(&self, fetch: impl Future<Output = ApiResult<T>>) -> ApiResult<Arc<T>> {
+        let mut last = self.last.lock().await;
+        if let Some((at, value)) = &*last
+            && at.elapsed() < FRESH_FOR
+        {
+            return value.clone();
+        }
+        let value = fetch.await.map(Arc::new);
+        *last = Some((Instant::now(), value.clone()));
+        value
+    }
+}
+
+async fn pods(gateway: &Gateway) -> ApiResult<Arc<Vec<PodView>>> {
+    gateway.shared.live.pods.get(gateway.ask(ApiVerb::Pods, &())).await
+}
+
+/// The overview of a tenant, at most a second old.
+async fn seen(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Arc<Seen>> {
+    let shared = {
+        let mut views = gateway.shared.live.views.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(views.entry(tenant.clone()).or_default())
+    };
+    shared.get(look(gateway, tenant)).await
 }
 
 /// Tokens per second by difference of the pods' counters, dollars per hour by their prices.
@@ -107,7 +162,7 @@ pub(super) async fn sample(gateway: Gateway) {
                 usd_micro_per_hour: hourly(&pods),
             };
             let dead = gateway.bus().stream_facts(table::DEAD).await.ok();
-            gateway.shared.history.push(point, dead.map(|facts| facts.last_sequence));
+            gateway.shared.live.history.push(point, dead.map(|facts| facts.last_sequence));
         }
         before = Some((now.mono, tokens));
     }
@@ -157,7 +212,8 @@ fn warnings(pods: &[PodView], batches: &[BatchView], dead_lately: u64) -> Vec<St
     found
 }
 
-async fn view(gateway: &Gateway, tenant: &TenantId, with_history: bool) -> ApiResult<Value> {
+async fn look(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Seen> {
+    let history = &gateway.shared.live.history;
     let pods = pods(gateway).await?;
     let batches = batches(gateway, tenant, None, BATCHES_SHOWN).await?;
     let now = gateway.clock().wall();
@@ -180,12 +236,12 @@ async fn view(gateway: &Gateway, tenant: &TenantId, with_history: bool) -> ApiRe
             "open_jobs": open().map(left).sum::<u64>(),
             "oldest_open_ms": oldest.map(|at| now.since(at).as_millis() as u64),
         },
-        "warnings": warnings(&pods, &batches, gateway.shared.history.dead_lately()),
+        "warnings": warnings(&pods, &batches, history.dead_lately()),
     });
-    if with_history {
-        view["history"] = json!(gateway.shared.history.points());
-    }
-    Ok(view)
+    let (plain, points) = (view.to_string(), history.points());
+    let newest = points.last().map(|point| point.at);
+    view["history"] = json!(points);
+    Ok(Seen { plain, with_history: view.to_string(), newest })
 }
 
 fn pod(pod: &PodView) -> Value {
@@ -206,8 +262,9 @@ fn pod(pod: &PodView) -> Value {
 pub(super) async fn overview(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
-) -> ApiResult<Json<Value>> {
-    Ok(Json(view(&gateway, &tenant, true).await?))
+) -> ApiResult<impl IntoResponse> {
+    let seen = seen(&gateway, &tenant).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], seen.with_history.clone()))
 }
 
 /// `GET /api/live`: the overview each second as server-sent events, until the reader goes away. `history` comes with
@@ -215,18 +272,43 @@ pub(super) async fn overview(
 pub(super) async fn stream(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
-) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+) -> ApiResult<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
+    let reading = gateway.shared.live.readers.admit(&tenant, gateway.limits().live_readers_max)?;
     let ticks = tokio::time::interval(PERIOD);
-    let begin = (gateway, tenant, ticks, None::<Option<TimeMs>>);
-    let events = stream::unfold(begin, |(gateway, tenant, mut ticks, told)| async move {
+    let begin = (gateway, tenant, ticks, None::<Option<TimeMs>>, reading);
+    let events = stream::unfold(begin, |(gateway, tenant, mut ticks, told, reading)| async move {
         ticks.tick().await;
-        let newest = gateway.shared.history.newest();
-        let with_history = told != Some(newest);
-        let (event, told) = match view(&gateway, &tenant, with_history).await {
-            Ok(value) => (Event::default().event("overview").data(value.to_string()), Some(newest)),
+        let (event, told) = match seen(&gateway, &tenant).await {
+            Ok(seen) => {
+                let told_before = told == Some(seen.newest);
+                let text = if told_before { &seen.plain } else { &seen.with_history };
+                (Event::default().event("overview").data(text), Some(seen.newest))
+            }
             Err(error) => (Event::default().event("fault").data(error.body().to_string()), told),
         };
-        Some((Ok(event), (gateway, tenant, ticks, told)))
+        Some((Ok(event), (gateway, tenant, ticks, told, reading)))
     });
-    Sse::new(events).keep_alive(KeepAlive::default())
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thousand_readers_cost_one_question() {
+        let (shared, asked) = (Shared::default(), AtomicU32::new(0));
+        let fetch = || async {
+            asked.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Ok(7)
+        };
+        let all = futures::future::join_all((0..1000).map(|_| shared.get(fetch()))).await;
+        assert!(all.into_iter().all(|value| *value.unwrap() == 7));
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        tokio::time::sleep(PERIOD).await;
+        shared.get(fetch()).await.unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+    }
 }

@@ -23,11 +23,12 @@ fn code(failure: FailureCode) -> &'static str {
         FailureCode::BatchCancelled => "batch_cancelled",
         FailureCode::ConstraintDeadEnd => "constraint_dead_end",
         FailureCode::Poison => "poison",
+        FailureCode::NotFinite => "not_finite",
         FailureCode::WorkerFault => "worker_fault",
     }
 }
 
-const FAILURES: [FailureCode; 8] = [
+const FAILURES: [FailureCode; 9] = [
     FailureCode::InvalidRequest,
     FailureCode::PromptTooLong,
     FailureCode::ModelNotFound,
@@ -35,6 +36,7 @@ const FAILURES: [FailureCode; 8] = [
     FailureCode::BatchCancelled,
     FailureCode::ConstraintDeadEnd,
     FailureCode::Poison,
+    FailureCode::NotFinite,
     FailureCode::WorkerFault,
 ];
 

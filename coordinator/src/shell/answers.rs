@@ -119,8 +119,18 @@ impl Committed {
         record: &BatchRecord,
     ) -> anyhow::Result<Self> {
         let filter = table::results_of(&record.tenant, &record.id);
-        let replay = bus.replay(table::RESULTS, &filter, record.results_after + 1).await?;
-        let lines = record.lines.unwrap_or(0);
+        Self::among(bus, key, &filter, record.results_after + 1, record.lines.unwrap_or(0)).await
+    }
+
+    /// Of a batch of so many lines whose answers stand under `filter`.
+    pub(crate) async fn among(
+        bus: &Arc<dyn Bus>,
+        key: &AssignmentKey,
+        filter: &str,
+        from_sequence: u64,
+        lines: u32,
+    ) -> anyhow::Result<Self> {
+        let replay = bus.replay(table::RESULTS, filter, from_sequence).await?;
         Ok(Self { replay, key: key.clone(), lines, seen: vec![0; (lines as usize).div_ceil(64)] })
     }
 

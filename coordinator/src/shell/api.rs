@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
-    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, CountTokens, FileRef, JobCreate, JobResult, Quote,
-    QuoteAsk, Refusal, RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
+    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, CountTokens, FileRef, JobCreate, Quote, QuoteAsk,
+    Refusal, RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
 };
 use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, Now, TenantId, TimeMs, codec};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -23,16 +22,18 @@ use ternfleet_cloud::webhook::Webhook;
 use super::Input;
 use super::answers::{Committed, Recent};
 use super::deletion::{Reserved, Reserves};
+use super::pages::{past_page, send_page};
 use super::quotes::{Footing, Question, asked, quoted};
-use super::{count, dead, deletion, setup, spans};
-use crate::Webhooks;
+use super::records::Stored;
+use super::{bounds, count, dead, deletion, setup, spans};
+use crate::Options;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
 
-const PAGE_LINES_MAX: u32 = 1000;
-/// Replies stay well under the server's largest message.
-const PAGE_BYTES_MAX: usize = 700 << 10;
+pub(super) const PAGE_LINES_MAX: u32 = 1000;
 const WAIT_MS_MAX: u32 = 30_000;
 const LIST_MAX: u32 = 200;
+/// Callers who may wait for results at a time.
+const POLLERS_MAX: usize = 4096;
 
 /// A request as it came.
 #[derive(Debug)]
@@ -63,6 +64,7 @@ pub(crate) struct Api {
     reserves: Reserves,
     /// Hosts that webhooks may name although they are private.
     webhooks_allow: Arc<[String]>,
+    lines_max: u32,
     /// Committed sequences of batches whose ledger is not in memory any more.
     past: BTreeMap<BatchId, Arc<Vec<u64>>>,
 }
@@ -80,7 +82,7 @@ fn names(payload: &[u8], tenant: &TenantId) -> bool {
     codec::decode::<Named>(payload).is_ok_and(|named| named.tenant == *tenant)
 }
 
-fn unknown(id: &BatchId) -> Refusal {
+pub(super) fn unknown(id: &BatchId) -> Refusal {
     refusal(RefusalCode::NotFound, format!("there is no batch {id}"))
 }
 
@@ -94,23 +96,23 @@ impl Api {
         inbox: mpsc::Sender<Input>,
         recent: Recent,
         ground: setup::Ground,
-        webhooks: &Webhooks,
+        options: &Options,
     ) -> Self {
-        let webhooks_allow = webhooks.allow.clone().into();
-        Self {
-            bus,
-            inbox,
-            recent,
-            ground,
-            webhooks_allow,
-            pollers: BTreeMap::new(),
-            reserves: Reserves::default(),
-            past: BTreeMap::new(),
-        }
+        let webhooks_allow = options.webhooks.allow.clone().into();
+        let lines_max = options.quotas.queued_lines_max;
+        let (pollers, past, reserves) = (BTreeMap::new(), BTreeMap::new(), Reserves::default());
+        Self { bus, inbox, recent, ground, webhooks_allow, lines_max, pollers, reserves, past }
     }
 
     /// One call. Events for the core are returned; replies are sent from here or from tasks.
-    pub(crate) fn call(&mut self, now: Now, call: Call, core: &Core, footing: &Footing) -> Vec<Event> {
+    pub(super) fn call(
+        &mut self,
+        now: Now,
+        call: Call,
+        core: &Core,
+        stored: &Stored,
+        footing: &Footing,
+    ) -> Vec<Event> {
         let Call { verb, tenant, payload, reply } = call;
         if let Some(tenant) = tenant
             && verb != ApiVerb::Pods
@@ -134,12 +136,13 @@ impl Api {
             ApiVerb::BatchList => self.with(&payload, reply, |api, list: BatchList, reply| {
                 let limit = list.limit.clamp(1, LIST_MAX) as usize;
                 if let Some(after) = &list.after
-                    && find(core, &list.tenant, after).is_none()
+                    && !stored.knows(&list.tenant, after)
                 {
                     api.answer::<()>(reply, &Err(unknown(after)));
                     return Vec::new();
                 }
-                api.answer(reply, &Ok(core.batch_views(now, &list.tenant, list.after.as_ref(), limit)));
+                let ids = stored.newest(&list.tenant, list.after.as_ref(), limit);
+                api.list(now, ids, reply, core);
                 Vec::new()
             }),
             ApiVerb::BatchCancel => self.with(&payload, reply, |api, batch: BatchRef, reply| {
@@ -217,7 +220,20 @@ impl Api {
                 Vec::new()
             }
             ApiVerb::JobCreate => self.with(&payload, reply, |api, mut job: JobCreate, reply| {
+                let admitted = match job.again {
+                    // It was admitted before.
+                    true => bounds::job(&job),
+                    false => bounds::job(&job).and_then(|()| core.admit_single(&job)),
+                };
+                if let Err(refused) = admitted {
+                    api.answer::<()>(reply, &Err(refused));
+                    return Vec::new();
+                }
                 api.answer(reply, &Ok(()));
+                if job.again && core.find(&job.batch).is_none() {
+                    api.revive(job);
+                    return Vec::new();
+                }
                 spans::accepted(&job.batch, &mut job.traceparent);
                 vec![Event::JobCreated(Box::new(job))]
             }),
@@ -259,10 +275,59 @@ impl Api {
         self.answer(reply, &view_or_gone(now, slot, core));
     }
 
+    /// A single job of an earlier leader: if its answer is stored, whoever waits is told; otherwise it is begun anew.
+    fn revive(&self, job: JobCreate) {
+        let (bus, key, inbox) = (Arc::clone(&self.bus), self.ground.key.clone(), self.inbox.clone());
+        tokio::spawn(async move {
+            let answered = async {
+                let filter = table::results_of(&job.tenant, &job.batch);
+                let mut committed = Committed::among(&bus, &key, &filter, 1, 1).await?;
+                anyhow::Ok(committed.next().await?)
+            };
+            match answered.await {
+                Ok(Some((_, result))) => {
+                    let _ = bus.send(&table::done(&result.job), codec::encode(&result)).await;
+                }
+                Ok(None) => {
+                    let _ = inbox.send(Input::Event(Event::JobCreated(Box::new(job)))).await;
+                }
+                // Whoever waits asks again.
+                Err(error) => tracing::debug!(error = format!("{error:#}"), "RESULTS cannot be looked at"),
+            }
+        });
+    }
+
+    /// Batches in memory as they stand now, the others as their records say.
+    fn list(&self, now: Now, ids: Vec<BatchId>, reply: String, core: &Core) {
+        let view = |id: &BatchId| core.find(id).and_then(|slot| core.batch_view(now, slot));
+        let found: Vec<(BatchId, Option<BatchView>)> =
+            ids.into_iter().map(|id| (id.clone(), view(&id))).collect();
+        let bus = Arc::clone(&self.bus);
+        tokio::spawn(async move {
+            let views = stream::iter(found).map(|(id, view)| {
+                let bus = Arc::clone(&bus);
+                async move {
+                    match view {
+                        Some(view) => Ok(Some(view)),
+                        None => {
+                            Ok(stored_record(&bus, &id).await?.map(|record| view_of(&record, record.totals)))
+                        }
+                    }
+                }
+            });
+            let views: Result<Vec<Option<BatchView>>, BusError> = views.buffered(32).try_collect().await;
+            let answer: Reply<Vec<BatchView>> = match views {
+                Ok(views) => Ok(views.into_iter().flatten().collect()),
+                Err(error) => Err(unreachable(&error)),
+            };
+            let _ = bus.send(&reply, codec::encode(&answer)).await;
+        });
+    }
+
     fn answer_from_record(&self, batch: BatchRef, reply: String) {
         let bus = Arc::clone(&self.bus);
         tokio::spawn(async move {
-            let answer = match stored(&bus, &batch.id).await {
+            let answer = match stored_record(&bus, &batch.id).await {
                 Ok(Some(record)) if record.tenant == batch.tenant => Ok(view_of(&record, record.totals)),
                 Ok(_) => Err(unknown(&batch.id)),
                 Err(error) => Err(unreachable(&error)),
@@ -293,10 +358,10 @@ impl Api {
     fn create(&mut self, create: BatchCreate, reply: String) -> Vec<Event> {
         let reserved = self.reserves.reserve(&create.tenant, &create.input_object);
         let (bus, inbox, ground) = (Arc::clone(&self.bus), self.inbox.clone(), self.ground.clone());
-        let allow = Arc::clone(&self.webhooks_allow);
+        let (allow, lines_max) = (Arc::clone(&self.webhooks_allow), self.lines_max);
         tokio::spawn(async move {
-            let found = match check_webhook(&create, &allow) {
-                Ok(()) => survey(&bus, &create, &ground).await,
+            let found = match bounds::creation(&create).and_then(|()| check_webhook(&create, &allow)) {
+                Ok(()) => survey(&bus, &create, &ground, lines_max).await,
                 Err(refused) => Err(refused),
             };
             let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply, reserved }).await;
@@ -348,7 +413,7 @@ impl Api {
             let answer =
                 match bus.kv_create(table::KV_BATCHES, id.as_str(), codec::encode(&record), None).await {
                     Ok(_) => Ok(record),
-                    Err(BusError::Exists(_)) => match stored(&bus, &id).await {
+                    Err(BusError::Exists(_)) => match stored_record(&bus, &id).await {
                         Ok(Some(before)) if before.creation_digest == record.creation_digest => Ok(before),
                         Ok(_) => Err(other_content(&create)),
                         Err(error) => Err(unreachable(&error)),
@@ -372,6 +437,9 @@ impl Api {
         };
         let wait = Duration::from_millis(u64::from(request.wait_ms.min(WAIT_MS_MAX)));
         let poller = Poller { request, reply, until: Instant::now() + wait };
+        // Where very many wait, one more is answered at once and asks again.
+        let crowded = self.pollers.values().map(Vec::len).sum::<usize>() >= POLLERS_MAX;
+        let poller = if crowded { Poller { until: Instant::now(), ..poller } } else { poller };
         if !self.try_page(now, slot, &poller, core) {
             self.pollers.entry(slot).or_default().push(poller);
         }
@@ -462,7 +530,7 @@ fn other_content(create: &BatchCreate) -> Refusal {
     refusal(RefusalCode::Conflict, message)
 }
 
-async fn stored(bus: &Arc<dyn Bus>, id: &BatchId) -> Result<Option<BatchRecord>, BusError> {
+pub(super) async fn stored_record(bus: &Arc<dyn Bus>, id: &BatchId) -> Result<Option<BatchRecord>, BusError> {
     let entry = bus.kv_get(table::KV_BATCHES, id.as_str()).await?;
     Ok(entry.and_then(|entry| codec::decode(&entry.value).ok()))
 }
@@ -476,10 +544,12 @@ fn check_webhook(create: &BatchCreate, allow: &[String]) -> Result<(), Refusal> 
     refused.map_or(Ok(()), |error| Err(refusal(RefusalCode::Invalid, error.to_string())))
 }
 
-async fn survey(bus: &Arc<dyn Bus>, create: &BatchCreate, ground: &setup::Ground) -> Result<Ground, Refusal> {
-    if create.idempotency_key.is_empty() || create.idempotency_key.len() > 256 {
-        return Err(refusal(RefusalCode::Invalid, "idempotency_key must have 1 to 256 bytes"));
-    }
+async fn survey(
+    bus: &Arc<dyn Bus>,
+    create: &BatchCreate,
+    ground: &setup::Ground,
+    lines_max: u32,
+) -> Result<Ground, Refusal> {
     let bucket = table::files_bucket(&create.tenant);
     let length = match bus.object_length(&bucket, &create.input_object).await {
         Ok(length) => length,
@@ -490,6 +560,7 @@ async fn survey(bus: &Arc<dyn Bus>, create: &BatchCreate, ground: &setup::Ground
         let message = format!("there is no file {:?}: upload it first", create.input_object);
         return Err(refusal(RefusalCode::NotFound, message));
     };
+    bounds::lines(bus, &bucket, &create.input_object, input_bytes, lines_max).await?;
     let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
     let files =
         bus.stream_facts(&table::object_stream(&bucket)).await.map_err(|error| unreachable(&error))?;
@@ -500,90 +571,4 @@ async fn survey(bus: &Arc<dyn Bus>, create: &BatchCreate, ground: &setup::Ground
         durability: ground.durability,
         replicas: ground.replicas,
     })
-}
-
-type PastPage = (Arc<Vec<u64>>, Vec<u64>, ResultsPage);
-
-async fn past_page(
-    bus: &Arc<dyn Bus>,
-    key: &AssignmentKey,
-    request: &ResultsRequest,
-    known: Option<Arc<Vec<u64>>>,
-) -> Result<PastPage, Refusal> {
-    let record = stored(bus, &request.id).await.map_err(|error| unreachable(&error))?;
-    let record = record.filter(|r| r.tenant == request.tenant).ok_or_else(|| unknown(&request.id))?;
-    if record.aged_out_at.is_some() {
-        let message = format!("the answers of {} were removed, as those of old batches are", request.id);
-        return Err(refusal(RefusalCode::NotFound, message));
-    }
-    let commits = match known {
-        Some(commits) => commits,
-        None => {
-            let read = async {
-                let mut committed = Committed::of(bus, key, &record).await?;
-                let mut sequences = Vec::new();
-                while let Some((sequence, _)) = committed.next().await? {
-                    sequences.push(sequence);
-                }
-                anyhow::Ok(Arc::new(sequences))
-            };
-            read.await.map_err(|error| refusal(RefusalCode::Unavailable, format!("{error:#}")))?
-        }
-    };
-    let after = (request.after as usize).min(commits.len());
-    let upto = commits.len().min(after + request.limit.clamp(1, PAGE_LINES_MAX) as usize);
-    let view = view_of(&record, record.totals);
-    let end = record.state.is_terminal() && upto == commits.len();
-    let sequences = commits[after..upto].to_vec();
-    Ok((commits, sequences, ResultsPage { lines: Vec::new(), next: after as u64, end, batch: view }))
-}
-
-/// Fetches the answers and replies; a page that would grow too large ends early.
-async fn send_page(
-    bus: Arc<dyn Bus>,
-    recent: Recent,
-    sequences: Vec<u64>,
-    mut page: ResultsPage,
-    reply: String,
-) {
-    let wanted = sequences.len();
-    let fetch = |sequence: u64| {
-        let (bus, recent) = (Arc::clone(&bus), recent.clone());
-        async move {
-            match recent.get(sequence) {
-                Some(payload) => Ok(Some(payload)),
-                None => Ok(bus.message(table::RESULTS, sequence).await?.map(|message| message.payload)),
-            }
-        }
-    };
-    let mut fetched = stream::iter(sequences).map(fetch).buffered(32);
-    let mut bytes = 0;
-    let mut taken = 0;
-    let mut failed = None;
-    while let Some(payload) = fetched.next().await {
-        let payload = match payload {
-            Ok(payload) => payload,
-            Err(error) => {
-                failed = Some(unreachable(&error));
-                break;
-            }
-        };
-        let size = payload.as_ref().map_or(0, Bytes::len);
-        if taken > 0 && bytes + size > PAGE_BYTES_MAX {
-            break;
-        }
-        bytes += size;
-        taken += 1;
-        page.next += 1;
-        if let Some(result) = payload.and_then(|payload| codec::decode::<JobResult>(&payload).ok()) {
-            page.lines.push(result);
-        }
-    }
-    drop(fetched);
-    page.end &= taken == wanted;
-    let answer: Reply<ResultsPage> = match failed {
-        Some(refused) if taken == 0 => Err(refused),
-        _ => Ok(page),
-    };
-    let _ = bus.send(&reply, codec::encode(&answer)).await;
 }

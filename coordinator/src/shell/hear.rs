@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::codec;
-use ternfleet_proto::message::{EventKind, Heartbeat};
+use ternfleet_proto::message::Heartbeat;
 use ternfleet_proto::table::{self, ApiVerb};
 use tokio::sync::mpsc;
 
@@ -49,18 +49,6 @@ pub(super) async fn joiners(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
         let reply = note.reply.filter(|reply| table::is_inbox(reply))?;
         let request = codec::decode(&note.payload).ok()?;
         Some(Input::Join { asker, request, reply })
-    })
-    .await;
-}
-
-/// A standby follows what the leader says about batches.
-pub(super) async fn leader(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
-    listen(&bus, table::events_all(), &inbox, |note| {
-        let event = codec::decode::<ternfleet_proto::message::Event>(&note.payload).ok()?;
-        match event.what {
-            EventKind::BatchChanged { batch, .. } => Some(Input::Followed(batch)),
-            _ => None,
-        }
     })
     .await;
 }

@@ -8,9 +8,11 @@ use ternfleet_proto::access::Issuer;
 use ternfleet_proto::message::{JoinGrant, JoinRequest, Refusal, RefusalCode, Reply};
 use ternfleet_proto::table::Role;
 
+use super::grants::{Granted, Grants};
 use crate::Options;
 use crate::core::Fleet;
 
+/// Lets pods in.
 pub(super) struct Door {
     issuer: Option<Issuer>,
     worker_life: Duration,
@@ -35,6 +37,11 @@ impl Door {
         })
     }
 
+    /// There are permissions, so that names can be relied on.
+    pub(super) fn is_closed(&self) -> bool {
+        self.issuer.is_some()
+    }
+
     /// `asker` is what the server let it publish as, so it is believed: a worker that renews its own token, or somebody
     /// with a join token, who may be anybody new.
     pub(super) fn answer(
@@ -43,7 +50,8 @@ impl Door {
         asker: &str,
         request: &JoinRequest,
         fleet: &Fleet,
-    ) -> Reply<JoinGrant> {
+        grants: &Grants,
+    ) -> Reply<(JoinGrant, Option<Granted>)> {
         let refuse = |code, message: String| Err(Refusal { code, message, retry_after_ms: None });
         let Some(issuer) = &self.issuer else {
             let message = "this coordinator has no signing keys: set issuer_file".to_owned();
@@ -51,19 +59,26 @@ impl Door {
         };
         let worker = &request.worker;
         let renews = asker == worker.as_str();
-        if !renews && fleet.slot(worker).is_some() {
+        // A name is known from its grant as well: right after a takeover nobody has been heard of yet.
+        if !renews && (fleet.slot(worker).is_some() || grants.knows(worker)) {
             return refuse(RefusalCode::Conflict, format!("there is a worker {worker} already"));
         }
         let signed = issuer.token(Role::Worker, worker.as_str(), &request.worker_key, now, self.worker_life);
         // A worker does not get a second way in: only whoever had one keeps one.
-        let pod =
-            request.pod_key.as_ref().filter(|_| !renews).map(|key| {
-                issuer.token(Role::Joiner, &format!("pod-{}", short(key)), key, now, self.pod_life)
-            });
+        let pod_file = request.pod_key.as_ref().map(|key| format!("pod-{}", short(key)));
+        let pod = request
+            .pod_key
+            .as_ref()
+            .zip(pod_file.as_ref())
+            .filter(|_| !renews)
+            .map(|(key, name)| issuer.token(Role::Joiner, name, key, now, self.pod_life));
         match (signed, pod.transpose()) {
             (Ok(worker_token), Ok(pod_token)) => {
                 tracing::info!(%worker, asker, key = request.worker_key, renews, "credentials issued");
-                Ok(JoinGrant { worker_token, pod_token, expires_at: now.plus(self.worker_life) })
+                let pod_file = pod_token.is_some().then_some(pod_file).flatten();
+                let granted = if renews { None } else { grants.grant(asker, request, pod_file, fleet) };
+                let expires_at = now.plus(self.worker_life);
+                Ok((JoinGrant { worker_token, pod_token, expires_at }, granted))
             }
             (Err(fault), _) | (_, Err(fault)) => refuse(RefusalCode::Invalid, fault.to_string()),
         }
@@ -93,7 +108,10 @@ mod tests {
     #[test]
     fn a_new_pod_gets_a_workers_token_and_one_to_come_back_with() {
         let asking = Asking::new("w-1".parse().unwrap());
-        let grant = door().answer(TimeMs(5_000), "token-a", &asking.request(), &Fleet::default()).unwrap();
+        let grant = door()
+            .answer(TimeMs(5_000), "token-a", &asking.request(), &Fleet::default(), &Grants::new(true))
+            .unwrap()
+            .0;
         assert_eq!(grant.expires_at, TimeMs(65_000));
         let (worker, pod) = asking.granted(grant).unwrap();
         let (worker, pod) = (worker.holder().unwrap(), pod.unwrap().0.holder().unwrap());
@@ -104,14 +122,38 @@ mod tests {
     #[test]
     fn a_worker_that_renews_gets_no_second_way_in() {
         let asking = Asking::new("w-1".parse().unwrap());
-        let grant = door().answer(TimeMs(0), "w-1", &asking.request(), &Fleet::default()).unwrap();
+        let grant = door()
+            .answer(TimeMs(0), "w-1", &asking.request(), &Fleet::default(), &Grants::new(true))
+            .unwrap()
+            .0;
         assert_eq!(grant.pod_token, None);
     }
 
     #[test]
     fn nobody_becomes_the_coordinator() {
         let asking = Asking::new("coordinator".parse().unwrap());
-        let refused = door().answer(TimeMs(0), "token-a", &asking.request(), &Fleet::default()).unwrap_err();
+        let refused = door()
+            .answer(TimeMs(0), "token-a", &asking.request(), &Fleet::default(), &Grants::new(true))
+            .unwrap_err();
         assert!(refused.message.contains("coordinator"), "{refused}");
+    }
+
+    #[test]
+    fn a_name_that_was_granted_is_not_given_again_even_if_nobody_was_heard_of() {
+        let mut grants = Grants::new(true);
+        let facts = ternfleet_proto::message::WorkerFacts {
+            pod: "pod-1".to_owned(),
+            host: "host-1".to_owned(),
+            pod_class: "c".to_owned(),
+            price_usd_micro_per_hour: ternfleet_proto::UsdMicro(1),
+        };
+        let asked =
+            || JoinRequest { facts: Some(facts.clone()), ..Asking::new("w-1".parse().unwrap()).request() };
+        let (_, granted) = door().answer(TimeMs(0), "token-a", &asked(), &Fleet::default(), &grants).unwrap();
+        grants.note(granted.unwrap());
+        // A new leader: it knows the grants and has heard of no worker.
+        let refused = door().answer(TimeMs(0), "pod-x", &asked(), &Fleet::default(), &grants).unwrap_err();
+        assert_eq!(refused.code, RefusalCode::Conflict);
+        assert!(door().answer(TimeMs(0), "w-1", &asked(), &Fleet::default(), &grants).is_ok(), "it renews");
     }
 }

@@ -4,11 +4,10 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use anyhow::Context;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
-use ternfleet_proto::openai::LINE_BYTES_MAX;
+use ternfleet_proto::openai::{LINE_BYTES_MAX, is_blank};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 
 #[cfg(test)]
@@ -22,6 +21,7 @@ pub(crate) const INDEX_EVERY: u32 = 1000;
 /// Where the lines of an input begin, and which of them repeat a `custom_id`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LineIndex {
+    /// Up to the last one that is not blank: what follows costs nothing.
     pub(crate) lines: u32,
     /// Byte offsets of lines 0, 1000, 2000, …
     pub(crate) offsets: Vec<u64>,
@@ -35,6 +35,12 @@ impl LineIndex {
         let place = (line / INDEX_EVERY) as usize;
         let place = place.min(self.offsets.len().saturating_sub(1));
         (place as u32 * INDEX_EVERY, self.offsets.get(place).copied().unwrap_or(0))
+    }
+
+    /// Bytes of the stored form of an index of so many lines, at most.
+    pub(crate) fn bytes_max(lines_max: u32) -> u64 {
+        let lines = u64::from(lines_max);
+        64 + 9 * lines.div_ceil(u64::from(INDEX_EVERY)) + 5 * lines
     }
 }
 
@@ -85,29 +91,81 @@ fn judged(line: &mut Vec<u8>, bytes: u64) -> RawLine {
     }
 }
 
-/// Counts lines, notes where they begin, and which repeat a `custom_id`.
-pub(crate) async fn scan(mut input: impl AsyncBufRead + Unpin) -> anyhow::Result<LineIndex> {
+/// Counts lines, notes where they begin, and which repeat a `custom_id`. `None` for an input of more than `lines_max`
+/// lines; memory stays within what an index of `lines_max` takes, whatever the input.
+pub(crate) async fn scan(
+    mut input: impl AsyncBufRead + Unpin,
+    lines_max: u32,
+) -> anyhow::Result<Option<LineIndex>> {
     let mut index = LineIndex::default();
     let mut seen: HashSet<u64> = HashSet::new();
     let mut line = Vec::new();
-    let mut offset = 0u64;
-    while let Some((_, bytes)) = next_line(&mut input, &mut line, true).await? {
-        if index.lines.is_multiple_of(INDEX_EVERY) {
+    let (mut number, mut offset) = (0u32, 0u64);
+    loop {
+        if number == lines_max {
+            if !is_blank_to_the_end(&mut input).await? {
+                return Ok(None);
+            }
+            break;
+        }
+        let Some((raw, bytes)) = next_line(&mut input, &mut line, true).await? else { break };
+        if number.is_multiple_of(INDEX_EVERY) {
             index.offsets.push(offset);
             // Other tasks share this thread.
             tokio::task::yield_now().await;
         }
         offset += bytes;
+        if raw != RawLine::Text || !is_blank(&line) {
+            index.lines = number + 1;
+        }
         if let Some(id) = custom_id(&line) {
             let mut hasher = DefaultHasher::new();
             id.hash(&mut hasher);
             if !seen.insert(hasher.finish()) {
-                index.repeated.push(index.lines);
+                index.repeated.push(number);
             }
         }
-        index.lines = index.lines.checked_add(1).context("more than 4 billion lines")?;
+        number += 1;
     }
-    Ok(index)
+    index.offsets.truncate(index.lines.div_ceil(INDEX_EVERY) as usize);
+    Ok(Some(index))
+}
+
+/// True if the input has a line that is not blank behind the first `lines_max`. Looks at bytes alone, so it is fast.
+pub(crate) async fn is_longer(mut input: impl AsyncBufRead + Unpin, lines_max: u32) -> std::io::Result<bool> {
+    let mut ends = 0u64;
+    while ends < u64::from(lines_max) {
+        let chunk = input.fill_buf().await?;
+        if chunk.is_empty() {
+            return Ok(false);
+        }
+        let left = (u64::from(lines_max) - ends) as usize;
+        let last =
+            memchr::memchr_iter(b'\n', chunk).take(left).fold((0, None), |(n, _), at| (n + 1, Some(at)));
+        ends += last.0;
+        let used = match last.1 {
+            Some(at) if ends == u64::from(lines_max) => at + 1,
+            _ => chunk.len(),
+        };
+        input.consume(used);
+        tokio::task::yield_now().await;
+    }
+    Ok(!is_blank_to_the_end(&mut input).await?)
+}
+
+async fn is_blank_to_the_end(input: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<bool> {
+    loop {
+        let chunk = input.fill_buf().await?;
+        if chunk.is_empty() {
+            return Ok(true);
+        }
+        if !chunk.iter().all(u8::is_ascii_whitespace) {
+            return Ok(false);
+        }
+        let used = chunk.len();
+        input.consume(used);
+        tokio::task::yield_now().await;
+    }
 }
 
 /// The `custom_id` of a line, however its string is written; as everywhere, the last of several counts.
@@ -188,8 +246,29 @@ mod tests {
     async fn a_custom_id_is_known_again_however_it_is_written() {
         let input = "\u{feff}{\"custom_id\": \"a\"}\n{\"custom_id\":\"\\u0061\"}\n{\"custom_id\": null}\n\
                      {\"custom_id\": null}\n{\"custom_id\": \"b\", \"custom_id\": \"a\"}\n{\"custom_id\": \"b\"}\n";
-        let index = scan(input.as_bytes()).await.unwrap();
+        let index = scan(input.as_bytes(), 100).await.unwrap().unwrap();
         assert_eq!((index.lines, index.repeated), (6, vec![1, 4]));
+    }
+
+    #[tokio::test]
+    async fn newlines_alone_cost_nothing_and_too_many_lines_are_refused() {
+        let mut blank = vec![b'\n'; 3 << 20];
+        let index = scan(&blank[..], 1000).await.unwrap().unwrap();
+        assert_eq!(index, LineIndex::default());
+        assert!(!is_longer(&blank[..], 1000).await.unwrap());
+        blank.push(b'x');
+        assert_eq!(
+            scan(&blank[..], 1000).await.unwrap(),
+            None,
+            "a line of content behind them counts them all"
+        );
+        assert!(is_longer(&blank[..], 1000).await.unwrap());
+        let text = b"a\n\nb\n\n\n";
+        assert_eq!(scan(&text[..], 3).await.unwrap().unwrap().lines, 3);
+        assert_eq!(scan(&text[..], 2).await.unwrap(), None);
+        let longer =
+            async |max| is_longer(tokio::io::BufReader::with_capacity(2, &text[..]), max).await.unwrap();
+        assert!(!longer(3).await && longer(2).await);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use ternfleet_proto::bus::{Bus, BusError, Publish};
 use ternfleet_proto::message::{Checkpoint, Control, DeadJob};
-use ternfleet_proto::{Clock, Epoch, Lane, LeaderRevision, WorkerId, codec, table, trace};
+use ternfleet_proto::tag::AssignmentKey;
+use ternfleet_proto::{Clock, Epoch, JobKey, Lane, LeaderRevision, WorkerId, codec, table, trace};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
@@ -25,6 +26,7 @@ const WAIT: Duration = Duration::from_millis(150);
 pub(crate) struct Under {
     pub(crate) leader: LeaderRevision,
     pub(crate) syncs_always: bool,
+    pub(crate) key: AssignmentKey,
     pub(crate) clock: Clock,
 }
 
@@ -62,8 +64,15 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
             }
             let subject = table::checkpoint(&key);
             let last = retry(|| bus.last_on_subject(table::CHECKPOINTS, &subject)).await.flatten();
-            let trace =
-                last.and_then(|message| codec::decode::<Checkpoint>(&message.payload).ok()).map(trace_of);
+            let trace = match last.map(|message| (assigned(&under.key, &key, &message.payload), message)) {
+                None => None,
+                Some((Some(checkpoint), _)) => Some(trace_of(checkpoint)),
+                // Whoever wrote that was not given the job: it must not keep the job from whoever is.
+                Some((None, message)) => {
+                    retry(|| bus.delete_message(table::CHECKPOINTS, message.sequence)).await;
+                    None
+                }
+            };
             Some(Input::Event(Event::Withdrawn { job, epoch, trace }))
         }
         Action::Answer(result) => {
@@ -235,6 +244,13 @@ pub(crate) async fn retry<T, F: Future<Output = Result<T, BusError>>>(
             }
         }
     }
+}
+
+/// A checkpoint that counts: of this job, by a worker whom a coordinator had given this epoch of it.
+fn assigned(key: &AssignmentKey, job: &JobKey, payload: &[u8]) -> Option<Checkpoint> {
+    let checkpoint: Checkpoint = codec::decode(payload).ok()?;
+    let shown = checkpoint.tag.is_some_and(|tag| key.verifies(tag, job, checkpoint.epoch, &checkpoint.owner));
+    (shown && checkpoint.job == *job).then_some(checkpoint)
 }
 
 fn trace_of(checkpoint: Checkpoint) -> Trace {

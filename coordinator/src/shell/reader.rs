@@ -38,6 +38,9 @@ pub(crate) struct Source {
     pub(crate) tenant: TenantId,
     pub(crate) object: String,
     pub(crate) endpoint: Option<Endpoint>,
+    /// As counted before, if they were.
+    pub(crate) lines: Option<u32>,
+    pub(crate) lines_max: u32,
 }
 
 type Stream = BufReader<Pin<Box<dyn AsyncRead + Send>>>;
@@ -104,8 +107,14 @@ impl Reader {
     async fn obey(&mut self, command: &Command) -> anyhow::Result<Event> {
         match command {
             Command::Scan => {
-                let lines = self.index().await?.lines;
-                Ok(Event::Scanned { batch: self.source.slot, lines })
+                let (batch, lines_max) = (self.source.slot, self.source.lines_max);
+                Ok(match self.index().await? {
+                    Some(index) => Event::Scanned { batch, lines: index.lines },
+                    None => Event::InputLost {
+                        batch,
+                        reason: format!("the file has more than {lines_max} lines: split it"),
+                    },
+                })
             }
             Command::Read { from, lines, skip } => self.read(*from, *lines, skip).await,
         }
@@ -116,36 +125,44 @@ impl Reader {
         Ok(BufReader::with_capacity(256 << 10, content))
     }
 
-    /// The stored index, or a new one that is stored.
-    async fn index(&mut self) -> anyhow::Result<&LineIndex> {
+    /// The stored index, or a new one that is stored; `None` when the file has too many lines. It lies where tenants
+    /// cannot write, since it says how much memory the ledger takes.
+    async fn index(&mut self) -> anyhow::Result<Option<&LineIndex>> {
         if self.index.is_none() {
             let name = index_object(&self.source.batch);
-            let index = match self.stored_index(&name).await? {
+            let mut index = match self.stored_index(&name).await? {
                 Some(index) => index,
                 None => {
-                    let index = scan(self.stream(0).await?).await?;
-                    let content = codec::encode(&index);
-                    let reader = Box::pin(std::io::Cursor::new(content));
-                    self.bus.object_put(&self.bucket(), &name, reader).await.context("the line index")?;
+                    let lines_max = self.source.lines_max.max(self.source.lines.unwrap_or(0));
+                    let Some(index) = scan(self.stream(0).await?, lines_max).await? else { return Ok(None) };
+                    let content = Box::pin(std::io::Cursor::new(codec::encode(&index)));
+                    let stored = self.bus.object_put(table::LARGE_REQUESTS, &name, content).await;
+                    stored.context("the line index")?;
                     index
                 }
             };
+            // Coordinators up to 0.1 counted blank lines at the end as well.
+            index.lines = index.lines.max(self.source.lines.unwrap_or(0));
             self.index = Some(index);
         }
-        self.index.as_ref().context("because it was just made")
+        Ok(self.index.as_ref())
     }
 
     async fn stored_index(&mut self, name: &str) -> anyhow::Result<Option<LineIndex>> {
-        if self.bus.object_length(&self.bucket(), name).await?.is_none() {
+        let lines_max = self.source.lines_max.max(self.source.lines.unwrap_or(0));
+        let length = self.bus.object_length(table::LARGE_REQUESTS, name).await?;
+        if length.is_none_or(|bytes| bytes > LineIndex::bytes_max(lines_max)) {
             return Ok(None);
         }
         let mut content = Vec::new();
-        self.bus.object_get(&self.bucket(), name, 0).await?.read_to_end(&mut content).await?;
-        Ok(codec::decode(&content).ok())
+        self.bus.object_get(table::LARGE_REQUESTS, name, 0).await?.read_to_end(&mut content).await?;
+        let index: Option<LineIndex> = codec::decode(&content).ok();
+        Ok(index.filter(|index| index.lines <= lines_max))
     }
 
     async fn read(&mut self, from: u32, lines: u32, skip: &[u64]) -> anyhow::Result<Event> {
-        let (near, offset) = self.index().await?.before(from);
+        let Some(index) = self.index().await? else { anyhow::bail!("the file has too many lines") };
+        let (near, offset) = index.before(from);
         let (mut stream, mut next) = match self.open.take() {
             // Reading on, or skipping a little, is cheaper than opening anew.
             Some((stream, next)) if next <= from && from - next <= 2 * INDEX_EVERY => (stream, next),

@@ -83,6 +83,7 @@ impl Asking {
             worker: self.worker.clone(),
             worker_key: self.worker_key.public_key(),
             pod_key: Some(self.pod_key.public_key()),
+            facts: None,
         }
     }
 

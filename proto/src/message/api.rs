@@ -258,7 +258,8 @@ pub struct ResultsPage {
 /// `tf.api.job_create`: one job outside of any file, at high priority, for somebody who waits.
 ///
 /// The caller makes up the batch id (index 0), subscribes to `tf.done.<batch>.0` and `tf.token.<batch>.0`, then asks.
-/// The coordinator keeps no object for it; its answer is in RESULTS like any other.
+/// The coordinator keeps no object for it; its answer is in RESULTS like any other. Whoever waits asks again from time to
+/// time, with `again`: a new leader knows nothing of it until then.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobCreate {
     pub tenant: TenantId,
@@ -269,6 +270,9 @@ pub struct JobCreate {
     /// W3C trace context, when the caller is traced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// The job was asked for before: it may be running, or answered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// `tf.api.tenant_open`: makes the tenant's bucket for files, if it is not there.

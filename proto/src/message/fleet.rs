@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::MonoMs;
 use crate::id::{BatchId, Epoch, JobKey, LeaderRevision, TimeMs, WorkerId};
 use crate::money::UsdMicro;
+use crate::tag::AssignmentTag;
 
 /// A worker's word about itself, each second and at every change, on the core subject `tf.fleet.heartbeat.<worker>`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,6 +77,9 @@ pub struct RatePoint {
 pub struct Running {
     pub job: JobKey,
     pub epoch: Epoch,
+    /// Of the assignment, as it came with the work message: a new leader lets a job run on where it is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<AssignmentTag>,
     pub generated: u32,
 }
 
@@ -141,6 +145,15 @@ pub enum Order {
     Identify,
 }
 
+/// Where a worker runs and what that costs. Said once, when it comes in; kept from then on, whatever heartbeats say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerFacts {
+    pub pod: String,
+    pub host: String,
+    pub pod_class: String,
+    pub price_usd_micro_per_hour: UsdMicro,
+}
+
 /// `tf.join.<name>`: a pod with a join token, or a worker whose token runs out, asks for a worker's token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
@@ -150,6 +163,9 @@ pub struct JoinRequest {
     pub worker_key: String,
     #[serde(default)]
     pub pod_key: Option<String>,
+    /// Left out by workers up to 0.1.0: then the first heartbeat is taken for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<WorkerFacts>,
 }
 
 /// The answer, inside a [`crate::message::Reply`].

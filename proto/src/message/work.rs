@@ -168,6 +168,25 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     #[serde(default)]
     pub logit_bias: Vec<(u32, f32)>,
+    /// Of `temperature`, `top_p` and `top_k`, those that the caller left open: a model that has defaults of its own is run
+    /// with them. Nothing is open in messages of coordinators up to 0.1.0.
+    #[serde(default, skip_serializing_if = "OpenSampling::is_empty")]
+    pub open: OpenSampling,
+}
+
+/// Which sampling parameters the caller left open.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OpenSampling {
+    pub temperature: bool,
+    pub top_p: bool,
+    pub top_k: bool,
+}
+
+impl OpenSampling {
+    fn is_empty(&self) -> bool {
+        *self == OpenSampling::default()
+    }
 }
 
 impl Default for Sampling {
@@ -181,6 +200,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            open: OpenSampling::default(),
         }
     }
 }
@@ -190,6 +210,9 @@ impl Default for Sampling {
 pub struct Checkpoint {
     pub job: JobKey,
     pub epoch: Epoch,
+    /// Of the assignment, as it came with the work message: without it a checkpoint counts for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<AssignmentTag>,
     /// Which attempt this is: one more than any claim before it.
     pub attempt: Attempt,
     pub owner: WorkerId,
@@ -347,6 +370,9 @@ pub enum FailureCode {
     Poison,
     /// The model cannot go on within the constraint: no token that it allows leads further, or finding one is too much work.
     ConstraintDeadEnd,
+    /// The model's scores for this job are no numbers (weights that overflow), and the worker's canary says that its machine
+    /// computes as ever: so it would be anywhere.
+    NotFinite,
     /// The worker could not go on; another one may. A result with this code commits nothing: the coordinator counts a
     /// failed attempt and hands the job to another worker.
     WorkerFault,

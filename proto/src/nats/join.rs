@@ -6,7 +6,7 @@ use super::{ConnectOptions, NatsBus};
 use crate::access::{Asking, Credentials, PodFile};
 use crate::bus::{Bus, BusError, Result};
 use crate::id::{TimeMs, WorkerId};
-use crate::message::{JoinGrant, JoinRequest, RefusalCode, Reply};
+use crate::message::{JoinGrant, JoinRequest, RefusalCode, Reply, WorkerFacts};
 use crate::{codec, table};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -27,12 +27,17 @@ pub struct Joined {
 /// # Errors
 /// [`BusError::Refused`] when the token has expired or the coordinator says no, [`BusError::Unreachable`] when nobody
 /// answers.
-pub async fn join(options: &ConnectOptions, with: &Credentials, worker: WorkerId) -> Result<Joined> {
+pub async fn join(
+    options: &ConnectOptions,
+    with: &Credentials,
+    worker: WorkerId,
+    facts: WorkerFacts,
+) -> Result<Joined> {
     let unusable = |fault: crate::access::AccessError| BusError::Refused(fault.to_string());
     let holder = with.holder().map_err(unusable)?;
     let bus = NatsBus::connect_as(options, Some(with)).await?;
     let asking = Asking::new(worker);
-    let request = asking.request();
+    let request = JoinRequest { facts: Some(facts), ..asking.request() };
     let granted = tokio::select! {
         biased;
         granted = ask(&bus, &holder.name, &request) => granted,
@@ -56,7 +61,7 @@ pub async fn renew(bus: &dyn Bus, credentials: &Credentials) -> Result<TimeMs> {
     let name = credentials.holder().map_err(unusable)?.name;
     let worker: WorkerId =
         name.parse().map_err(|fault: crate::id::IdError| BusError::Refused(fault.to_string()))?;
-    let request = JoinRequest { worker, worker_key: credentials.public_key(), pod_key: None };
+    let request = JoinRequest { worker, worker_key: credentials.public_key(), pod_key: None, facts: None };
     let granted = ask(bus, &name, &request).await?;
     credentials.renew(granted.worker_token).map_err(unusable)?;
     Ok(granted.expires_at)

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::chat::messages;
 use super::fields::{Fault, Fields, clipped, shown};
 use super::{Endpoint, ModelDefaults, choices, inert, responses, shape};
-use crate::message::{Generation, Prompt, Sampling};
+use crate::message::{Generation, OpenSampling, Prompt, Sampling};
 
 /// Where a request comes from decides whether it may stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,10 +133,18 @@ fn max_tokens(
 
 fn sampling(fields: &mut Fields, served: &ModelDefaults) -> Result<Sampling, Fault> {
     let usual = Sampling::default();
+    let temperature = fields.number("temperature", 0.0..=2.0)?;
+    let top_p = fields.number("top_p", 0.0..=1.0)?;
+    let top_k = top_k(fields)?;
     let sampling = Sampling {
-        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(usual.temperature),
-        top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(usual.top_p),
-        top_k: top_k(fields)?.unwrap_or(usual.top_k),
+        temperature: temperature.unwrap_or(usual.temperature),
+        top_p: top_p.unwrap_or(usual.top_p),
+        top_k: top_k.unwrap_or(usual.top_k),
+        open: OpenSampling {
+            temperature: temperature.is_none(),
+            top_p: top_p.is_none(),
+            top_k: top_k.is_none(),
+        },
         min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(usual.min_p),
         presence_penalty: fields.number("presence_penalty", PENALTY)?.unwrap_or(usual.presence_penalty),
         frequency_penalty: fields.number("frequency_penalty", PENALTY)?.unwrap_or(usual.frequency_penalty),

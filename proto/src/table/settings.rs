@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use super::{
-    ADVISORIES, CHECKPOINTS, ConsumerSpec, DEAD, EVENTS, KV_BATCHES, KV_CONTROL, KV_FILES, KV_SCALE, Keeps,
-    KvSpec, LARGE_REQUESTS, ObjectSpec, RESULTS, Retention, StreamSpec, subjects,
+    ADVISORIES, CHECKPOINTS, ConsumerSpec, DEAD, EVENTS, KV_BATCHES, KV_CONTROL, KV_FILES, KV_GRANTS,
+    KV_SCALE, Keeps, KvSpec, LARGE_REQUESTS, ObjectSpec, RESULTS, Retention, StreamSpec, subjects,
 };
 use crate::id::{Lane, TenantId, WorkerId};
 
@@ -100,7 +100,7 @@ pub fn work_consumers(shard: u16, worker: &WorkerId) -> [ConsumerSpec; 2] {
 
 /// Every key-value bucket.
 pub fn kv_specs(replicas: usize) -> Vec<KvSpec> {
-    [KV_BATCHES, KV_CONTROL, KV_FILES, KV_SCALE]
+    [KV_BATCHES, KV_CONTROL, KV_FILES, KV_GRANTS, KV_SCALE]
         .map(|bucket| KvSpec { bucket: bucket.to_owned(), replicas, history: 1, max_age: None })
         .into()
 }

@@ -279,6 +279,21 @@ pub fn parse_file_key(key: &str) -> Option<(TenantId, &str)> {
     Some((tenant.parse().ok()?, object))
 }
 
+/// Stream of a key-value bucket, as every NATS client names it.
+pub fn kv_stream(bucket: &str) -> String {
+    format!("KV_{bucket}")
+}
+
+/// Every value of a key-value bucket, in its stream.
+pub fn kv_values(bucket: &str) -> String {
+    format!("$KV.{bucket}.>")
+}
+
+/// The key that a message of a bucket's stream belongs to.
+pub fn kv_key<'a>(bucket: &str, subject: &'a str) -> Option<&'a str> {
+    subject.strip_prefix("$KV.")?.strip_prefix(bucket)?.strip_prefix('.')
+}
+
 /// Stream of an object bucket, as every NATS client names it.
 pub fn object_stream(bucket: &str) -> String {
     format!("OBJ_{bucket}")

@@ -91,6 +91,7 @@ pub async fn latency(rate: u64, seconds: u64) -> anyhow::Result<()> {
             },
             deadline: TimeMs::now().plus(Duration::from_secs(60)),
             traceparent: None,
+            again: false,
         };
         asked.push((job, Instant::now()));
         let client = fleet.client.clone();

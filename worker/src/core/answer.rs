@@ -1,5 +1,6 @@
 //! The answer of a job: published under the worker's own name, acknowledged only after it is stored.
 
+use ternfleet_proto::bus::Settle;
 use ternfleet_proto::message::{Failure, FailureCode, JobResult, Outcome};
 use ternfleet_proto::{JobKey, Now};
 
@@ -28,6 +29,12 @@ impl Core {
         let Some(slot) = self.slots.get(&id) else { return };
         let result = slot.failure(now, &self.config.profile, failure);
         self.answer(now, id, result, actions);
+    }
+
+    /// This worker cannot do the job, and another one may: the coordinator is told, and hands it over.
+    pub(super) fn answer_fault(&mut self, now: Now, id: SlotId, reason: String, actions: &mut Vec<Action>) {
+        let failure = Failure { code: FailureCode::WorkerFault, message: reason };
+        self.answer_failure(now, id, failure, actions);
     }
 
     pub(super) fn on_result_written(
@@ -82,6 +89,9 @@ impl Core {
         actions: &mut Vec<Action>,
     ) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
+        if matches!(slot.phase, Phase::Recalling) {
+            return self.recalled(now, id, outcome, actions);
+        }
         let Phase::Comparing(result) = &slot.phase else { return };
         let result = result.clone();
         let diverges = match outcome {
@@ -107,6 +117,27 @@ impl Core {
         self.counters.divergences += u64::from(diverges);
         actions.push(Action::Note(Note::Duplicate { job: result.job.clone(), diverges }));
         self.acknowledge(now, id, actions);
+    }
+
+    /// A job came that was answered here before. If the answer is where it was stored, the message has had its answer;
+    /// otherwise the job is run again. Who may not look runs it again too: an answer that is there after all refuses the
+    /// second.
+    fn recalled(&mut self, now: Now, id: SlotId, outcome: Read<JobResult>, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        match outcome {
+            Read::Found(_) | Read::Unreadable(_) => {
+                let delivery = slot.delivery.clone();
+                self.remove(id);
+                actions.push(Action::Settle { slot: None, delivery, how: Settle::Ack });
+            }
+            Read::Nothing | Read::Withheld => {
+                slot.enter(Phase::Held);
+                let job = slot.work.job.clone();
+                self.answered.remove(&job);
+                self.answered_order.retain(|other| *other != job);
+            }
+            Read::Unreachable => self.fail(now, id),
+        }
     }
 
     fn stored(&mut self, now: Now, id: SlotId, result: Box<JobResult>, actions: &mut Vec<Action>) {

@@ -258,6 +258,8 @@ pub enum End {
     Failed(Failure),
     /// The engine cannot go on with it.
     Fault(String),
+    /// The machine is at fault, not the job.
+    HostFault(String),
 }
 
 /// All outputs of a job.

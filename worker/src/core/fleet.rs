@@ -64,6 +64,7 @@ impl Core {
             .map(|slot| Running {
                 job: slot.work.job.clone(),
                 epoch: slot.work.epoch,
+                tag: Some(slot.work.tag),
                 generated: slot.ids.len() as u32,
             })
             .collect();

@@ -44,9 +44,6 @@ impl Core {
             self.note_drop(&work, why, actions);
             return actions.push(settle(Settle::Ack));
         }
-        if self.answered.contains_key(&work.job) {
-            return actions.push(settle(Settle::Ack));
-        }
         let profile = &self.config.profile;
         let runs = work.numerics == profile.numerics
             || work.numerics == ternfleet_text::constraint::numerics(&profile.numerics);
@@ -214,13 +211,14 @@ impl Core {
         for (_, id) in held {
             let Some(slot) = self.slots.get(&id) else { continue };
             let job = slot.work.job.clone();
-            if self.answered.contains_key(&job) {
-                let delivery = slot.delivery.clone();
-                self.remove(id);
-                actions.push(Action::Settle { slot: None, delivery, how: Settle::Ack });
+            let alone = self.slots.iter().all(|(&other, s)| other == id || s.work.job != job);
+            if alone && self.answered.contains_key(&job) {
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    slot.enter(Phase::Recalling);
+                }
+                self.issue(now, id, actions);
                 continue;
             }
-            let alone = self.slots.iter().all(|(&other, s)| other == id || s.work.job != job);
             let fits = in_use < self.config.slots && (slot.pages <= pages_free || in_use == 0);
             if !fits || !alone {
                 waiting += 1;

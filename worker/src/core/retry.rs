@@ -76,7 +76,7 @@ impl Core {
             Phase::Answering(result) => {
                 actions.push(Action::PublishResult { slot: id, result: result.clone() });
             }
-            Phase::Comparing(_) => {
+            Phase::Comparing(_) | Phase::Recalling => {
                 let tenant = slot.work.tenant.clone();
                 actions.push(Action::ReadResult { slot: id, tenant, job });
             }

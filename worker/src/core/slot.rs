@@ -13,6 +13,8 @@ use super::event::{Completion, Kept, split};
 pub(super) enum Phase {
     /// Delivered, not claimed: there is no room yet, or an earlier run of the same job is still here.
     Held,
+    /// It was answered here before: the stored answer is looked for, since a server may lose what it had stored.
+    Recalling,
     /// The last checkpoint is being read.
     Reading,
     /// The claim is being written.
@@ -181,6 +183,7 @@ impl Slot {
         Box::new(Checkpoint {
             job: self.work.job.clone(),
             epoch: self.work.epoch,
+            tag: Some(self.work.tag),
             attempt: self.attempt,
             owner: profile.worker.clone(),
             host: profile.host.clone(),

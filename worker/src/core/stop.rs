@@ -168,7 +168,7 @@ impl Core {
         for id in ids {
             let Some(slot) = self.slots.get_mut(&id) else { continue };
             match slot.phase {
-                Phase::Held | Phase::Reading => self.hand_back(id, actions),
+                Phase::Held | Phase::Recalling | Phase::Reading => self.hand_back(id, actions),
                 Phase::Claiming => {
                     slot.give_back = true;
                     if slot.retry_at.is_some() {

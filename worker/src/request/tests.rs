@@ -1,6 +1,7 @@
 //! The table of conversions: each row a generation and what must come of it.
 
-use ternfleet_proto::message::{Sampling as WireSampling, Several, TokenLogprobs};
+use ternfleet_proto::message::{OpenSampling, Sampling as WireSampling, Several, TokenLogprobs};
+use ternfleet_text::Sampling as Defaults;
 
 use super::*;
 
@@ -93,7 +94,7 @@ fn each_generation_becomes_the_request_that_the_table_says() {
         ),
     ];
     for (name, generation, kept, expected) in rows {
-        let found = prepare(&generation, kept, &Language::Bytes, CONTEXT)
+        let found = prepare(&generation, kept, &Language::Bytes, &Defaults::default(), CONTEXT)
             .map(|p| (p.choices[0].request.max_new_tokens, p.kept, p.choices[0].done))
             .map_err(|failure| failure.code);
         assert_eq!(found, expected, "{name}");
@@ -111,8 +112,10 @@ fn every_sampling_parameter_reaches_the_engine() {
         presence_penalty: 0.5,
         frequency_penalty: 0.6,
         logit_bias: vec![(7, 0.8)],
+        open: Default::default(),
     };
-    let prepared = prepare(&wanted, Kept::default(), &Language::Bytes, CONTEXT).unwrap();
+    let prepared =
+        prepare(&wanted, Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
     let found = Sampling {
         temperature: 0.1,
         top_p: 0.2,
@@ -127,9 +130,23 @@ fn every_sampling_parameter_reaches_the_engine() {
 }
 
 #[test]
+fn what_the_caller_leaves_open_is_as_the_models_manifest_says() {
+    let defaults = Defaults { temperature: Some(0.0), top_p: Some(0.5), top_k: None };
+    let open = OpenSampling { temperature: true, top_p: true, top_k: true };
+    let run = |sampling: WireSampling| {
+        let asked = Generation { sampling, ..generation() };
+        let sampling =
+            prepare(&asked, Kept::default(), &Language::Bytes, &defaults, CONTEXT).unwrap().choices.remove(0).request.sampling;
+        (sampling.temperature, sampling.top_p, sampling.top_k)
+    };
+    assert_eq!(run(WireSampling { open, ..WireSampling::default() }), (0.0, 0.5, 0));
+    assert_eq!(run(WireSampling::default()), (1.0, 1.0, 0), "what was asked for stays");
+}
+
+#[test]
 fn an_echo_repeats_the_prompt_before_the_output() {
     let wanted = Generation { echo: true, ..generation() };
-    let mut prepared = prepare(&wanted, kept("abc"), &Language::Bytes, CONTEXT).unwrap();
+    let mut prepared = prepare(&wanted, kept("abc"), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
     let choice = prepared.choices.remove(0);
     assert!(choice.request.prompt_logprobs.is_none());
     assert_eq!(choice.transcript.finish(Finish::Length).0, "ten bytes.abc");
@@ -151,10 +168,10 @@ fn a_scored_prompt_is_computed_whatever_was_kept() {
         max_tokens: Some(max_tokens),
         ..generation()
     };
-    let only = prepare(&wanted(0), Kept::default(), &Language::Bytes, CONTEXT).unwrap().choices.remove(0);
+    let only = prepare(&wanted(0), Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap().choices.remove(0);
     assert!(only.scores_only && only.done.is_none());
     assert_eq!((only.request.max_new_tokens, only.request.prompt_logprobs), (1, Some(1)));
-    let both = prepare(&wanted(3), Kept::default(), &Language::Bytes, CONTEXT).unwrap().choices.remove(0);
+    let both = prepare(&wanted(3), Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap().choices.remove(0);
     assert!(!both.scores_only);
     assert_eq!((both.request.max_new_tokens, both.request.prompt_logprobs), (3, Some(1)));
 }
@@ -164,7 +181,7 @@ fn each_choice_goes_on_from_its_own_tokens_with_its_own_draws() {
     let prompts = vec![Prompt::Text("one".into()), Prompt::Text("two!".into())];
     let several = Generation { prompt: Prompt::Several(Several { prompts, n: 2 }), ..generation() };
     let kept = |choices: &[u16]| Kept { choices: choices.to_vec(), ..kept("abcde") };
-    let prepared = prepare(&several, kept(&[0, 3, 3, 0, 2]), &Language::Bytes, CONTEXT).unwrap();
+    let prepared = prepare(&several, kept(&[0, 3, 3, 0, 2]), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
     assert_eq!((prepared.prompt_tokens, prepared.kept), (7, 5));
     let generated: Vec<String> =
         prepared.choices.iter().map(|c| Language::Bytes.decode(&c.request.generated)).collect();
@@ -173,7 +190,7 @@ fn each_choice_goes_on_from_its_own_tokens_with_its_own_draws() {
         prepared.choices.iter().map(|c| (c.request.prompt.len(), c.request.choice, c.first)).collect();
     assert_eq!(draws, [(3, 0, 0), (3, 1, 0), (4, 0, 2), (4, 1, 2)]);
     for unusable in [&[][..], &[0, 1, 2, 3, 4]] {
-        let prepared = prepare(&several, kept(unusable), &Language::Bytes, CONTEXT).unwrap();
+        let prepared = prepare(&several, kept(unusable), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
         assert_eq!(prepared.kept, 0, "what belongs to no choice is begun anew");
     }
 }

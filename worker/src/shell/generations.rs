@@ -187,7 +187,7 @@ impl Generations {
             }
         }
         for (place, reason, usage) in report.ended {
-            events.extend(self.on_ended(place, reason, usage, engine));
+            events.extend(self.on_ended(place, reason, usage, report.unsound, engine));
         }
         events
     }
@@ -264,6 +264,7 @@ impl Generations {
         (slot, number): Place,
         reason: StopReason,
         usage: Usage,
+        unsound: bool,
         engine: &EngineThread,
     ) -> Vec<Event> {
         let Some(running) = self.running(slot) else { return Vec::new() };
@@ -279,6 +280,15 @@ impl Generations {
             StopReason::DeadEnd(end) => {
                 let message = format!("the constraint cannot be fulfilled: {end}");
                 let failure = Failure { code: FailureCode::ConstraintDeadEnd, message };
+                return vec![self.give_up(slot, End::Failed(failure), engine)];
+            }
+            StopReason::NotFinite if unsound => {
+                let what = "this machine computes no numbers any more, and its canary is not what it was";
+                return vec![self.give_up(slot, End::HostFault(what.to_owned()), engine)];
+            }
+            StopReason::NotFinite => {
+                let message = "the model's scores are no numbers: its weights overflow on this input".to_owned();
+                let failure = Failure { code: FailureCode::NotFinite, message };
                 return vec![self.give_up(slot, End::Failed(failure), engine)];
             }
             StopReason::Cancelled => {

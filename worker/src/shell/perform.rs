@@ -31,6 +31,7 @@ const OBJECT_BYTES_MAX: u64 = 64 << 20;
 #[derive(Clone)]
 pub(super) struct Kitchen {
     pub(super) language: Arc<Language>,
+    pub(super) sampling: ternfleet_text::Sampling,
     pub(super) context: usize,
     pub(super) done: mpsc::UnboundedSender<Preparation>,
 }
@@ -85,11 +86,14 @@ impl Performer {
             let made = match fetch(&*bus, *work).await {
                 Ok(generation) => {
                     let (language, context) = (kitchen.language.clone(), kitchen.context);
+                    let sampling = kitchen.sampling.clone();
                     // Tokenizing a long prompt takes milliseconds: not on the threads that serve the network.
-                    tokio::task::spawn_blocking(move || prepare(&generation, kept, &language, context))
-                        .await
-                        .map_err(|fault| StartFailure::Transient(format!("the tokenizer failed: {fault}")))
-                        .and_then(|made| made.map(Box::new).map_err(StartFailure::Permanent))
+                    tokio::task::spawn_blocking(move || {
+                        prepare(&generation, kept, &language, &sampling, context)
+                    })
+                    .await
+                    .map_err(|fault| StartFailure::Transient(format!("the tokenizer failed: {fault}")))
+                    .and_then(|made| made.map(Box::new).map_err(StartFailure::Permanent))
                 }
                 Err(why) => Err(why),
             };

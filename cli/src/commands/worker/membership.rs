@@ -7,6 +7,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use ternfleet_proto::access::{Credentials, JoinToken, PodFile};
+use ternfleet_proto::message::WorkerFacts;
 use ternfleet_proto::nats::{self, ConnectOptions, Joined};
 use ternfleet_proto::{Bus, BusError, TimeMs};
 use ternfleet_worker::{Identity, Options};
@@ -28,9 +29,11 @@ pub(super) async fn run(
         let bus = nats::connect(&connect).await?;
         return ternfleet_worker::run(bus, options, shutdown).await;
     };
-    let worker = Identity::new(&options).worker;
+    let Identity { worker, host, pod, .. } = Identity::new(&options);
+    let (pod_class, price_usd_micro_per_hour) = (options.pod_class.clone(), options.price());
+    let facts = WorkerFacts { pod, host, pod_class, price_usd_micro_per_hour };
     let joined = tokio::select! {
-        joined = nats::join(&connect, &way_in, worker.clone()) => joined,
+        joined = nats::join(&connect, &way_in, worker.clone(), facts) => joined,
         () = shutdown.cancelled() => return Ok(()),
     };
     let Joined { credentials, pod, expires_at } = joined.context(

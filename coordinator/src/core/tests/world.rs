@@ -46,6 +46,8 @@ pub(super) struct SimWorker {
     pub(super) up: bool,
     /// Every job fails here.
     pub(super) sick: bool,
+    /// Dies at every job that it begins.
+    pub(super) crashes: bool,
     /// Answers with other ids than it should.
     pub(super) lies: bool,
     pub(super) canary: String,
@@ -135,6 +137,7 @@ impl World {
             host: host.to_owned(),
             up: true,
             sick: false,
+            crashes: false,
             lies: false,
             canary: "c1-same".to_owned(),
             running: Vec::new(),
@@ -317,6 +320,7 @@ impl World {
         let running = worker.running.iter().map(|work| Running {
             job: work.job.clone(),
             epoch: work.epoch,
+            tag: Some(work.tag),
             generated: 1,
         });
         let beat = Heartbeat {
@@ -382,7 +386,7 @@ impl World {
         let host = self.workers[n].host.clone();
         let trace = Trace { attempt, epoch: work.epoch, owner: name, host, generated: 0, released: false };
         self.checkpoints.insert(work.job.clone(), trace);
-        if self.poisonous.contains(&work.job.index) {
+        if self.workers[n].crashes || self.poisonous.contains(&work.job.index) {
             self.crash(n);
         } else {
             self.workers[n].running.push(work);

@@ -1,7 +1,7 @@
 //! Good lines read as they should; each bad line gets the answer written beside it.
 
 use super::*;
-use crate::message::{ChatMessage, Prompt, Sampling};
+use crate::message::{ChatMessage, OpenSampling, Prompt, Sampling};
 
 fn job() -> JobKey {
     JobKey { batch: "batch_1".parse().unwrap(), index: 6 }
@@ -51,6 +51,7 @@ fn the_batch_form_reads_every_parameter() {
         presence_penalty: -2.0,
         frequency_penalty: 1.5,
         logit_bias: vec![(3, 1.0), (9, -100.0)],
+        open: OpenSampling::default(),
     };
     assert_eq!(generation.sampling, sampling);
     assert_eq!((generation.max_tokens, generation.seed, generation.logprobs), (Some(7), u64::MAX, Some(5)));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ternfleet_proto::bus::Settle;
-use ternfleet_proto::message::Outcome;
+use ternfleet_proto::message::{Failure, FailureCode, Outcome};
 
 use super::rig::*;
 use crate::core::*;
@@ -114,4 +114,81 @@ fn too_many_waiting_answers_stop_the_pulls() {
     let actions =
         rig.on(Event::PullEnded { lane: ternfleet_proto::Lane::Batch, outcome: PullOutcome::Served });
     assert!(pulls(&actions).is_empty());
+}
+
+/// Answered, acknowledged, and delivered again, under a later epoch as a new leader does.
+fn delivered_again(rig: &mut Rig) -> SlotId {
+    let (slot, _) = rig.answering(0);
+    rig.on(Event::ResultWritten { slot, outcome: Write::Stored(1) });
+    rig.on(Event::Settled { slot, outcome: Settled::Done });
+    let actions = rig.pulled(9, work(0, 4096));
+    assert!(settled(&actions).is_empty(), "not before the stored answer was seen: {actions:?}");
+    recalled(&actions).expect("the stored answer is looked for")
+}
+
+fn recalled(actions: &[Action]) -> Option<SlotId> {
+    actions.iter().find_map(|action| match action {
+        Action::ReadResult { slot, .. } => Some(*slot),
+        _ => None,
+    })
+}
+
+#[test]
+fn an_answered_job_whose_stored_answer_is_lost_is_run_again() {
+    for outcome in [Read::Nothing, Read::Withheld] {
+        let mut rig = Rig::assigned();
+        let slot = delivered_again(&mut rig);
+        let actions = rig.on(Event::ResultRead { slot, outcome });
+        assert!(settled(&actions).is_empty() && reads(&actions) == Some(slot), "it begins anew: {actions:?}");
+    }
+}
+
+#[test]
+fn an_answered_job_whose_answer_is_stored_is_acknowledged() {
+    let mut rig = Rig::assigned();
+    let (_, result) = Rig::assigned().answering(0);
+    let slot = delivered_again(&mut rig);
+    rig.on(Event::ResultRead { slot, outcome: Read::Unreachable });
+    assert!(recalled(&rig.tick_after(Duration::from_secs(6))).is_some());
+    let actions = rig.on(Event::ResultRead { slot, outcome: Read::Found(result) });
+    assert_eq!(settled(&actions), [(9, Settle::Ack)]);
+}
+
+#[test]
+fn a_host_fault_is_told_as_one_and_the_worker_takes_nothing_more() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    let actions =
+        rig.on(Event::Ended { slot, end: End::HostFault("its canary is not what it was".to_owned()) });
+    let result = published(&actions).expect("a result");
+    assert!(matches!(&result.outcome, Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault));
+    assert_eq!(rig.core.state(), ternfleet_proto::message::WorkerState::Draining);
+}
+
+#[test]
+fn a_job_fault_is_the_answer_and_the_worker_goes_on() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    let failure =
+        Failure { code: FailureCode::NotFinite, message: "the model's scores are no numbers".to_owned() };
+    let actions = rig.on(Event::Ended { slot, end: End::Failed(failure.clone()) });
+    assert_eq!(published(&actions).map(|result| &result.outcome), Some(&Outcome::Failed(failure)));
+    assert_eq!(rig.core.state(), ternfleet_proto::message::WorkerState::Ready);
+}
+
+#[test]
+fn an_engine_that_ends_a_generation_again_and_again_is_told_as_a_fault_of_its_host() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    let mut told = None;
+    for _ in 0..3 {
+        let actions = rig.on(Event::Ended { slot, end: End::Fault("no reason".to_owned()) });
+        told = published(&actions).cloned();
+        if told.is_none() {
+            assert!(started(&rig.tick_after(Duration::from_secs(6))).is_some());
+            rig.on(Event::Started { slot, prompt_tokens: 3, kept: 0 });
+        }
+    }
+    let told = told.expect("a result");
+    assert!(matches!(told.outcome, Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault));
 }

@@ -158,17 +158,6 @@ fn a_job_that_comes_back_under_a_later_epoch_waits_for_its_earlier_run_to_end() 
 }
 
 #[test]
-fn a_redelivery_of_an_answered_job_is_acknowledged_and_not_run() {
-    let mut rig = Rig::assigned();
-    let (slot, _) = rig.answering(0);
-    rig.on(Event::ResultWritten { slot, outcome: Write::Stored(1) });
-    rig.on(Event::Settled { slot, outcome: Settled::Done });
-    let actions = rig.pulled(50, work(0, 0));
-    assert_eq!(settled(&actions), [(50, Settle::Ack)]);
-    assert!(!publishes_anything(&actions));
-}
-
-#[test]
 fn expired_work_never_runs() {
     let mut rig = Rig::assigned();
     let mut late = work(0, 0);

@@ -112,6 +112,7 @@ pub(super) fn rival_checkpoint(index: u32, epoch: u32, generated: usize) -> Chec
     Checkpoint {
         job: job(index),
         epoch: Epoch(epoch),
+        tag: None,
         attempt: Attempt(epoch + 1),
         owner: "rival".parse::<WorkerId>().unwrap(),
         host: "elsewhere".to_owned(),

@@ -1,0 +1,76 @@
+//! Who leads, as far as the gateway needs to know it: that somebody else does now.
+//!
+//! A new leader greets the fleet (`tf.fleet.control.all`); callers who wait for an answer then ask again. The greeting may
+//! be lost, so they ask now and then without it too.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use ternfleet_proto::LeaderRevision;
+use ternfleet_proto::message::Control;
+use ternfleet_proto::{Bus, codec, table};
+use tokio::sync::watch;
+
+/// Between two questions of one caller about a job that is not answered, without a new leader.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// All who wait ask a new leader within so long, not at once.
+const SPREAD_MS: u64 = 300;
+
+/// The highest leader that was heard of.
+#[derive(Debug)]
+pub(super) struct Leaders {
+    highest: watch::Sender<LeaderRevision>,
+}
+
+impl Default for Leaders {
+    fn default() -> Self {
+        Self { highest: watch::channel(LeaderRevision::default()).0 }
+    }
+}
+
+impl Leaders {
+    /// Listens for ever.
+    pub(super) async fn follow(&self, bus: &dyn Bus) {
+        loop {
+            if let Ok(mut notes) = bus.subscribe(table::control_all()).await {
+                while let Some(note) = notes.next().await {
+                    let Ok(control) = codec::decode::<Control>(&note.payload) else { continue };
+                    self.highest.send_if_modified(|highest| {
+                        let newer = control.leader > *highest;
+                        *highest = control.leader.max(*highest);
+                        newer
+                    });
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    pub(super) fn watch(&self) -> Asking {
+        Asking { leaders: self.highest.subscribe() }
+    }
+}
+
+/// When one caller is to ask again.
+#[derive(Debug)]
+pub(super) struct Asking {
+    leaders: watch::Receiver<LeaderRevision>,
+}
+
+impl Asking {
+    /// Safe to drop and call again.
+    pub(super) async fn due(&mut self) {
+        tokio::select! {
+            changed = self.leaders.changed() => {
+                if changed.is_err() {
+                    // The gateway is going.
+                    std::future::pending::<()>().await;
+                }
+                let mut byte = [0u8; 1];
+                getrandom::fill(&mut byte).expect("because the system's random source is always there on Linux");
+                tokio::time::sleep(Duration::from_millis(u64::from(byte[0]) * SPREAD_MS / 255)).await;
+            }
+            () = tokio::time::sleep(ASK_EVERY) => {}
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Connections of the HTTP port: how many there may be, of one address too, and how long a peer may keep one waiting.
+//!
+//! axum's own server takes whoever comes for as long as they like. What a request may bring is the gateway's business.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+/// From the connection, or the request before, to the last byte of a request's headers.
+const HEADERS_WITHIN: Duration = Duration::from_secs(30);
+const HEADER_BYTES_MAX: usize = 64 << 10;
+/// A reader who takes nothing for so long is gone.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// Requests that are under way at shutdown may take so long to end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Peers that are being turned away with a word, and how long that may take.
+const TELLING_MAX: usize = 64;
+const TELL_WITHIN: Duration = Duration::from_millis(500);
+const TURNED_AWAY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// Serves until shutdown. No address has more than half of the connections.
+pub(super) async fn serve(listener: TcpListener, router: Router, max: usize, shutdown: CancellationToken) {
+    let seats = Seats { taken: Arc::default(), max, max_of_one: max.div_ceil(2) };
+    let (mut connections, mut turned_away) = (JoinSet::new(), JoinSet::new());
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            Some(_) = turned_away.join_next(), if !turned_away.is_empty() => continue,
+            () = shutdown.cancelled() => break,
+        };
+        let (socket, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of files, mostly: others end meanwhile.
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        match seats.take(peer.ip()) {
+            Some(seat) => {
+                connections.spawn(one(socket, router.clone(), shutdown.clone(), seat));
+            }
+            // So many are told why; the others are just closed.
+            None if turned_away.len() < TELLING_MAX => {
+                turned_away.spawn(tokio::time::timeout(TELL_WITHIN, turn_away(socket)));
+            }
+            None => {}
+        }
+    }
+    let _ = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+    connections.shutdown().await;
+}
+
+/// Tells the peer why, and reads what it has sent: a socket that is closed over unread bytes takes the answer with it.
+async fn turn_away(mut socket: TcpStream) -> std::io::Result<()> {
+    socket.write_all(TURNED_AWAY).await?;
+    socket.shutdown().await?;
+    let mut unread = [0u8; 4096];
+    while socket.read(&mut unread).await? > 0 {}
+    Ok(())
+}
+
+async fn one(socket: TcpStream, router: Router, shutdown: CancellationToken, _seat: Seat) {
+    let _ = socket.set_nodelay(true);
+    let io = TokioIo::new(Unstalled::new(socket));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .serve_connection(io, TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke off");
+    }
+}
+
+/// Connections by address.
+struct Seats {
+    taken: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+    max: usize,
+    max_of_one: usize,
+}
+
+/// A connection that is counted until this is dropped.
+struct Seat {
+    taken: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+    address: IpAddr,
+}
+
+impl Seats {
+    fn take(&self, address: IpAddr) -> Option<Seat> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.values().sum::<usize>() >= self.max {
+            return None;
+        }
+        let count = taken.entry(address).or_default();
+        if *count >= self.max_of_one {
+            return None;
+        }
+        *count += 1;
+        Some(Seat { taken: Arc::clone(&self.taken), address })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// A socket whose writes fail once the peer has taken nothing for [`STALLED_AFTER`].
+struct Unstalled {
+    socket: TcpStream,
+    deadline: Pin<Box<Sleep>>,
+    waiting: bool,
+}
+
+impl Unstalled {
+    fn new(socket: TcpStream) -> Self {
+        Self { socket, deadline: Box::pin(tokio::time::sleep(STALLED_AFTER)), waiting: false }
+    }
+
+    fn watch<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        outcome: Poll<std::io::Result<T>>,
+    ) -> Poll<std::io::Result<T>> {
+        if outcome.is_ready() {
+            self.waiting = false;
+            return outcome;
+        }
+        if !std::mem::replace(&mut self.waiting, true) {
+            self.deadline.as_mut().reset(Instant::now() + STALLED_AFTER);
+        }
+        ready!(self.deadline.as_mut().poll(cx));
+        Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Unstalled {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Unstalled {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let outcome = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.watch(cx, outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let outcome = Pin::new(&mut self.socket).poll_write_vectored(cx, parts);
+        self.watch(cx, outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let outcome = Pin::new(&mut self.socket).poll_flush(cx);
+        self.watch(cx, outcome)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn start(max: usize) -> (std::net::SocketAddr, CancellationToken) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let router = Router::new().route("/", axum::routing::get(async || "here"));
+        tokio::spawn(serve(listener, router, max, stop.clone()));
+        (address, stop)
+    }
+
+    async fn ask(address: std::net::SocketAddr) -> String {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        // Whoever is turned away may find the connection reset after the answer.
+        let _ = socket.read_to_string(&mut text).await;
+        text
+    }
+
+    #[tokio::test]
+    async fn an_address_has_half_of_the_connections_and_the_rest_are_turned_away() {
+        let (address, stop) = start(4).await;
+        let idle = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+        let refused = ask(address).await;
+        assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+        drop(idle);
+        let began = std::time::Instant::now();
+        while !ask(address).await.starts_with("HTTP/1.1 200") {
+            assert!(began.elapsed() < Duration::from_secs(10), "no seat was given back");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn headers_without_end_are_refused() {
+        let (address, stop) = start(4).await;
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let mut sent = 0;
+        socket.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
+        while socket.write_all(&[b'a'; 4096]).await.is_ok() {
+            sent += 4096;
+            assert!(sent < 64 << 20, "{sent} bytes of headers were taken");
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+    }
+}

@@ -1,0 +1,137 @@
+//! A worker's key in wrong hands, on a real secured server: it lies about everything that it can say.
+
+use std::time::Duration;
+
+use ternfleet_proto::bus::{Bus, Publish};
+use ternfleet_proto::message::{Checkpoint, Heartbeat, PodView, Reply, Running, WorkerState};
+use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::tag::AssignmentTag;
+use ternfleet_proto::{Attempt, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId, codec};
+use ternfleet_tests::cluster::Cluster;
+use ternfleet_tests::instant::{Manner, first_beat};
+use ternfleet_tests::program::wait_for;
+
+use crate::fleet::{as_tenant, coordinator, prompts, wait_for_pods, worker};
+
+const JOBS: usize = 40;
+/// More than the world has.
+const RUINOUS: UsdMicro = UsdMicro(1_000_000_000_000_000);
+
+async fn pods(bus: &dyn Bus, tenant: &TenantId) -> Vec<PodView> {
+    let subject = table::api_of(ApiVerb::Pods, tenant);
+    let answer = bus.request(&subject, codec::encode(&()), Duration::from_secs(10)).await.unwrap();
+    codec::decode::<Reply<Vec<PodView>>>(&answer).unwrap().unwrap()
+}
+
+/// The victim's pod and host with another price and canary, and every job of the batch as its own.
+fn lies(me: &WorkerId, victim: &Heartbeat, batch: &str) -> Heartbeat {
+    let job = |index| JobKey { batch: batch.parse().unwrap(), index };
+    let running = (0..JOBS as u32).map(|index| Running {
+        job: job(index),
+        epoch: Epoch(0),
+        tag: (index % 2 == 0).then_some(AssignmentTag(7)),
+        generated: 1000,
+    });
+    Heartbeat {
+        pod: victim.pod.clone(),
+        host: victim.host.clone(),
+        price_usd_micro_per_hour: RUINOUS,
+        // It asks for no work: what it does besides must cost nobody anything.
+        state: WorkerState::Draining,
+        model: victim.model.clone(),
+        model_digest: victim.model_digest.clone(),
+        numerics: victim.numerics.clone(),
+        canary: "c2-00000000000000000000000000000000".to_owned(),
+        leader_seen: LeaderRevision(u64::MAX),
+        running: running.collect(),
+        slots_in_use: JOBS as u32,
+        ..first_beat(me, &Manner::default(), TimeMs::now())
+    }
+}
+
+fn forged(me: &WorkerId, job: JobKey) -> Checkpoint {
+    Checkpoint {
+        job,
+        epoch: Epoch(u32::MAX),
+        tag: Some(AssignmentTag(7)),
+        attempt: Attempt(9),
+        owner: me.clone(),
+        host: "elsewhere".to_owned(),
+        leader: LeaderRevision(u64::MAX),
+        model_digest: String::new(),
+        numerics: String::new(),
+        generated: Vec::new(),
+        logprobs: Vec::new(),
+        claim: true,
+        released: false,
+        at: TimeMs::now(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stolen_workers_key_pins_no_job_spends_no_money_and_shuts_nobody_out() {
+    let cluster = Cluster::start(1).unwrap();
+    let _coordinator = coordinator(&cluster, "c-1", &[]);
+    let token = cluster.nats(&["token"]).unwrap();
+    let _honest = ["pod-1", "pod-2"].map(|pod| worker(&cluster, pod, token.trim(), &[]));
+    wait_for_pods(&cluster, "acme", 2);
+    let tenant: TenantId = "acme".parse().unwrap();
+    let client = cluster.bus(&cluster.user("tenant", "acme").unwrap()).await.unwrap();
+    let victim = pods(&*client, &tenant).await.remove(0).heartbeat;
+
+    // A dollar of budget; the jobs cost less than a cent.
+    let input = prompts(&cluster, "in.jsonl", JOBS, 60);
+    let submitted = as_tenant(&cluster, "acme", &["submit", &input, "--detach", "--budget", "1"]);
+    let batch = submitted.stdout.trim().to_owned();
+    assert!(batch.starts_with("batch_"), "{submitted:?}");
+
+    let me: WorkerId = "stolen".parse().unwrap();
+    let thief = cluster.bus(&cluster.user("worker", "stolen").unwrap()).await.unwrap();
+    for index in [3, 7, 11, 38, 39] {
+        let job = JobKey { batch: batch.parse().unwrap(), index };
+        let subject = table::checkpoint(&job);
+        let payload = codec::encode(&forged(&me, job));
+        thief.publish(&subject, payload, Publish::default()).await.unwrap();
+    }
+    let lying = tokio::spawn({
+        let (me, victim, batch) = (me.clone(), victim.clone(), batch.clone());
+        async move {
+            loop {
+                let beat = codec::encode(&lies(&me, &victim, &batch));
+                let _ = thief.send(&table::heartbeat(&me), beat).await;
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+        }
+    });
+
+    let status = || as_tenant(&cluster, "acme", &["status", &batch, "--json"]).json();
+    let ended = tokio::task::block_in_place(|| {
+        wait_for(Duration::from_secs(120), || {
+            let status = status()?;
+            Ok((status["status"] == "completed").then_some(status))
+        })
+    });
+    let ended = ended.unwrap_or_else(|error| panic!("{error:#}: {:?}", status()));
+    assert_eq!(ended["request_counts"]["completed"], JOBS, "{ended}");
+    assert_eq!(ended["request_counts"]["failed"], 0, "{ended}");
+    let cost = ended["ternfleet"]["cost_usd_micro"].as_i64().unwrap();
+    assert!(cost < 50_000, "{cost} micro-dollars: {ended}");
+
+    let seen = pods(&*client, &tenant).await;
+    for honest in seen.iter().filter(|pod| pod.heartbeat.worker != me) {
+        let beat = &honest.heartbeat;
+        assert_eq!(beat.price_usd_micro_per_hour, UsdMicro(340_000), "{beat:?}");
+        assert!(honest.cost_usd_micro < UsdMicro(50_000), "{honest:?}");
+    }
+    for pod in seen.iter().filter(|pod| pod.heartbeat.worker == me) {
+        assert!(pod.heartbeat.pod != victim.pod && pod.heartbeat.host != victim.host, "{:?}", pod.heartbeat);
+    }
+    // The victim's host is as good as ever: it answers another batch beside the liar.
+    let again =
+        tokio::task::block_in_place(|| as_tenant(&cluster, "acme", &["submit", &input, "--out", "-"]));
+    let lines = again.json_lines().unwrap();
+    assert_eq!((again.code, lines.len()), (Some(0), JOBS), "{}", again.stderr);
+    let by_victim = lines.iter().filter(|line| line["ternfleet"]["worker"] == victim.worker.as_str()).count();
+    assert!(by_victim > 0, "the victim's host got nothing: {}", lines[0]);
+    lying.abort();
+}
