@@ -118,12 +118,12 @@ impl Stored {
         }
     }
 
-    /// A tenant's batches behind `after`, newest first.
     /// Whether the tenant has such a batch.
     pub(super) fn knows(&self, tenant: &TenantId, id: &BatchId) -> bool {
         self.places.get(id).is_some_and(|(owner, _)| owner == tenant)
     }
 
+    /// A tenant's batches behind `after`, newest first.
     pub(super) fn newest(&self, tenant: &TenantId, after: Option<&BatchId>, limit: usize) -> Vec<BatchId> {
         let Some(batches) = self.by_age.get(tenant) else { return Vec::new() };
         let ids = |found: &(TimeMs, BatchId)| found.1.clone();
