@@ -1,7 +1,9 @@
 //! The coordinator: ledger of batches and jobs, fleet view, router, planner, gateway. It never runs a model.
 
+mod constraints;
 pub mod core;
 mod dist;
+mod files;
 pub mod gateway;
 mod http;
 mod metrics;

@@ -77,6 +77,9 @@ pub struct Answer {
     pub repeated_tokens: u32,
     /// Time of its engine that it took, in all; zero from a worker that does not count it.
     pub engine_us: u64,
+    pub cached_tokens: u32,
+    /// The model that gave it.
+    pub model: Option<Box<str>>,
     pub finished_at: TimeMs,
 }
 
@@ -114,6 +117,8 @@ impl From<&JobResult> for Answer {
             completion_tokens: result.usage.completion_tokens,
             repeated_tokens: result.usage.repeated_tokens,
             engine_us: result.usage.engine_us,
+            cached_tokens: result.usage.cached_tokens,
+            model: result.line.model.as_deref().map(Into::into),
             finished_at: result.finished_at,
         }
     }

@@ -240,6 +240,10 @@ impl Ledger {
         totals.prompt_tokens += u64::from(answer.prompt_tokens);
         totals.completion_tokens += u64::from(answer.completion_tokens);
         totals.wasted_tokens += u64::from(answer.repeated_tokens);
+        totals.cached_tokens += u64::from(answer.cached_tokens);
+        if good && batch.record.model.is_none() {
+            batch.record.model = answer.model.as_deref().map(str::to_owned);
+        }
         batch.tokens_made += u64::from(answer.prompt_tokens) + u64::from(answer.completion_tokens);
         Some(Commit::First)
     }

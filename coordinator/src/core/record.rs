@@ -30,6 +30,7 @@ pub struct Totals {
     pub cost_usd_micro: UsdMicro,
     /// What its last jobs cost beyond its budget: nobody pays for it, and it is no idleness.
     pub over_budget_usd_micro: UsdMicro,
+    pub cached_tokens: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,6 +81,9 @@ pub struct BatchRecord {
     /// How the call at the end fares; `None` without a webhook.
     #[serde(default)]
     pub webhook: Option<WebhookState>,
+    /// The model that answered, of the first good answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Files and answers were removed; what is left is a tombstone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aged_out_at: Option<TimeMs>,
@@ -154,6 +158,7 @@ impl BatchRecord {
             leader: Default::default(),
             traceparent: None,
             webhook: None,
+            model: None,
             aged_out_at: None,
         }
     }
@@ -192,6 +197,7 @@ impl BatchRecord {
             leader: LeaderRevision::default(),
             traceparent: create.traceparent.clone(),
             webhook: create.options.webhook_url.is_some().then_some(WebhookState::Waiting),
+            model: None,
             aged_out_at: None,
         }
     }

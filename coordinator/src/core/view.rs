@@ -136,6 +136,12 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         reason: record.reason.clone().or(aged),
         webhook: record.webhook.clone(),
         quote: record.quote.clone(),
+        model: record.model.clone(),
+        cached_tokens: totals.cached_tokens,
+        outputs_expire_at: record
+            .ended_at
+            .zip(record.options.output_expires_after_s)
+            .map(|(ended, seconds)| ended.plus(std::time::Duration::from_secs(seconds))),
     }
 }
 
@@ -152,6 +158,13 @@ impl Core {
 
     fn view_of(&self, now: Now, slot: BatchSlot, batch: &Batch) -> BatchView {
         batch.view(now, self.flights.committed(slot).jobs, self.lengths.mean_job_tokens)
+    }
+
+    /// A batch that has not ended and reads this object.
+    pub fn reader_of(&self, tenant: &TenantId, object: &str) -> Option<&BatchId> {
+        let mut records = self.active.iter().map(|slot| &self.batches[slot].record);
+        let reads = |record: &&BatchRecord| record.tenant == *tenant && record.input_object == object;
+        records.find(|record| reads(record) && !record.state.is_terminal()).map(|record| &record.id)
     }
 
     /// One that takes work, for a question that any of them can answer.

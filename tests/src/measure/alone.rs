@@ -77,6 +77,8 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
                         completion_tokens: 10,
                         repeated_tokens: 0,
                         engine_us: 60_000,
+                        cached_tokens: 0,
+                        model: None,
                         finished_at: now.wall,
                     };
                     events.push(Event::Answer { sequence, answer: Box::new(answer) });

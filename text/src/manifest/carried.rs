@@ -4,11 +4,21 @@ use super::Manifest;
 use crate::Error;
 
 /// As they are written.
-pub const CARRIED: [&str; 4] = [
+pub const CARRIED: [&str; 14] = [
     include_str!("../../../models/storyteller/manifest.toml"),
     include_str!("../../../models/bitnet-b1.58-2B-4T/manifest.toml"),
+    include_str!("../../../models/bitnet_b1_58-3B/manifest.toml"),
+    include_str!("../../../models/bitnet_b1_58-large/manifest.toml"),
     include_str!("../../../models/falcon-e-1b-instruct/manifest.toml"),
     include_str!("../../../models/falcon-e-3b-instruct/manifest.toml"),
+    include_str!("../../../models/falcon3-10b-instruct-1.58bit/manifest.toml"),
+    include_str!("../../../models/falcon3-1b-instruct-1.58bit/manifest.toml"),
+    include_str!("../../../models/falcon3-3b-instruct-1.58bit/manifest.toml"),
+    include_str!("../../../models/falcon3-7b-instruct-1.58bit/manifest.toml"),
+    include_str!("../../../models/llama3-8b-1.58-100b-tokens/manifest.toml"),
+    include_str!("../../../models/ternary-bonsai-1.7b/manifest.toml"),
+    include_str!("../../../models/ternary-bonsai-4b/manifest.toml"),
+    include_str!("../../../models/ternary-bonsai-8b/manifest.toml"),
 ];
 
 impl Manifest {

@@ -270,6 +270,8 @@ impl World {
                     completion_tokens: 0,
                     repeated_tokens: 0,
                     engine_us: 0,
+                    cached_tokens: 0,
+                    model: None,
                     finished_at: self.now.wall,
                 });
             }
@@ -418,6 +420,8 @@ impl World {
                 completion_tokens: 10,
                 repeated_tokens: 0,
                 engine_us: 100_000,
+                cached_tokens: 0,
+                model: None,
                 finished_at: self.now.wall,
             });
         }
