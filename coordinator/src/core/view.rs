@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
-use ternfleet_proto::{Lane, Now, TimeMs, UsdMicro, WorkerId};
+use ternfleet_proto::{BatchId, Lane, Now, TenantId, TimeMs, UsdMicro, WorkerId};
 
 use super::batch::Batch;
 use super::event::BatchSlot;
@@ -162,7 +162,7 @@ impl Core {
 
     /// A batch that has not ended and reads this object.
     pub fn reader_of(&self, tenant: &TenantId, object: &str) -> Option<&BatchId> {
-        let mut records = self.active.iter().map(|slot| &self.batches[slot].record);
+        let mut records = self.ledger.active().map(|(_, batch)| &batch.record);
         let reads = |record: &&BatchRecord| record.tenant == *tenant && record.input_object == object;
         records.find(|record| reads(record) && !record.state.is_terminal()).map(|record| &record.id)
     }

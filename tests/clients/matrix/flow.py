@@ -31,7 +31,7 @@ def rule(text, holds, found=None):
         sys.exit(1)
 
 
-class King(pydantic.BaseModel):
+class King(pydantic.BaseModel, extra="forbid"):
     age: Literal["old", "young"]
     sons: int = pydantic.Field(ge=0, le=9)
 

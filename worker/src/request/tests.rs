@@ -135,8 +135,12 @@ fn what_the_caller_leaves_open_is_as_the_models_manifest_says() {
     let open = OpenSampling { temperature: true, top_p: true, top_k: true };
     let run = |sampling: WireSampling| {
         let asked = Generation { sampling, ..generation() };
-        let sampling =
-            prepare(&asked, Kept::default(), &Language::Bytes, &defaults, CONTEXT).unwrap().choices.remove(0).request.sampling;
+        let sampling = prepare(&asked, Kept::default(), &Language::Bytes, &defaults, CONTEXT)
+            .unwrap()
+            .choices
+            .remove(0)
+            .request
+            .sampling;
         (sampling.temperature, sampling.top_p, sampling.top_k)
     };
     assert_eq!(run(WireSampling { open, ..WireSampling::default() }), (0.0, 0.5, 0));
@@ -146,7 +150,8 @@ fn what_the_caller_leaves_open_is_as_the_models_manifest_says() {
 #[test]
 fn an_echo_repeats_the_prompt_before_the_output() {
     let wanted = Generation { echo: true, ..generation() };
-    let mut prepared = prepare(&wanted, kept("abc"), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
+    let mut prepared =
+        prepare(&wanted, kept("abc"), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
     let choice = prepared.choices.remove(0);
     assert!(choice.request.prompt_logprobs.is_none());
     assert_eq!(choice.transcript.finish(Finish::Length).0, "ten bytes.abc");
@@ -175,10 +180,16 @@ fn a_scored_prompt_is_computed_whatever_was_kept() {
         max_tokens: Some(max_tokens),
         ..generation()
     };
-    let only = prepare(&wanted(0), Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap().choices.remove(0);
+    let only = prepare(&wanted(0), Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT)
+        .unwrap()
+        .choices
+        .remove(0);
     assert!(only.scores_only && only.done.is_none());
     assert_eq!((only.request.max_new_tokens, only.request.prompt_logprobs), (1, Some(1)));
-    let both = prepare(&wanted(3), Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap().choices.remove(0);
+    let both = prepare(&wanted(3), Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT)
+        .unwrap()
+        .choices
+        .remove(0);
     assert!(!both.scores_only);
     assert_eq!((both.request.max_new_tokens, both.request.prompt_logprobs), (3, Some(1)));
 }
@@ -188,7 +199,8 @@ fn each_choice_goes_on_from_its_own_tokens_with_its_own_draws() {
     let prompts = vec![Prompt::Text("one".into()), Prompt::Text("two!".into())];
     let several = Generation { prompt: Prompt::Several(Several { prompts, n: 2 }), ..generation() };
     let kept = |choices: &[u16]| Kept { choices: choices.to_vec(), ..kept("abcde") };
-    let prepared = prepare(&several, kept(&[0, 3, 3, 0, 2]), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
+    let prepared =
+        prepare(&several, kept(&[0, 3, 3, 0, 2]), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
     assert_eq!((prepared.prompt_tokens, prepared.kept), (7, 5));
     let generated: Vec<String> =
         prepared.choices.iter().map(|c| Language::Bytes.decode(&c.request.generated)).collect();
@@ -197,7 +209,8 @@ fn each_choice_goes_on_from_its_own_tokens_with_its_own_draws() {
         prepared.choices.iter().map(|c| (c.request.prompt.len(), c.request.choice, c.first)).collect();
     assert_eq!(draws, [(3, 0, 0), (3, 1, 0), (4, 0, 2), (4, 1, 2)]);
     for unusable in [&[][..], &[0, 1, 2, 3, 4]] {
-        let prepared = prepare(&several, kept(unusable), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
+        let prepared =
+            prepare(&several, kept(unusable), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
         assert_eq!(prepared.kept, 0, "what belongs to no choice is begun anew");
     }
 }

@@ -295,7 +295,8 @@ impl Generations {
                 return vec![self.give_up(slot, End::HostFault(what.to_owned()), engine)];
             }
             StopReason::NotFinite => {
-                let message = "the model's scores are no numbers: its weights overflow on this input".to_owned();
+                let message =
+                    "the model's scores are no numbers: its weights overflow on this input".to_owned();
                 let failure = Failure { code: FailureCode::NotFinite, message };
                 return vec![self.give_up(slot, End::Failed(failure), engine)];
             }
