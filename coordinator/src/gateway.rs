@@ -7,9 +7,11 @@ mod auth;
 mod batches;
 mod bounds;
 mod completions;
+mod cors;
 mod error;
 mod files;
 mod leaders;
+mod lists;
 mod live;
 mod models;
 mod page;
@@ -31,6 +33,7 @@ use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::trace::{self, TraceContext};
 use ternfleet_proto::{Bus, Clock, codec};
 
+use crate::constraints::Constraints;
 pub use auth::{KeyFileError, Keys};
 use error::{ApiError, ApiResult};
 
@@ -49,6 +52,8 @@ pub struct GatewayOptions {
     pub file_bytes_max: u64,
     /// Largest JSON body in bytes.
     pub body_bytes_max: usize,
+    /// Origins (`https://app.example.com`) whose pages may call this API; none unless listed.
+    pub cors_origins: Vec<String>,
     /// A single completion is given up after this many seconds.
     pub completion_timeout_s: u64,
     /// Connections at a time; one address may have half of them.
@@ -64,11 +69,23 @@ impl Default for GatewayOptions {
             serve_without_keys: false,
             file_bytes_max: 4 << 30,
             body_bytes_max: 8 << 20,
+            cors_origins: Vec::new(),
             completion_timeout_s: 600,
             connections_max: 1024,
             live_readers_max: 64,
         }
     }
+}
+
+/// Settings that a gateway cannot be made with.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    #[error(
+        "gateway.cors_origins: {0:?} is no origin; write scheme, host and port, like https://app.example.com"
+    )]
+    Origin(String),
 }
 
 /// What every handler shares. Cheap to clone.
@@ -87,6 +104,7 @@ struct Shared {
     leaders: leaders::Leaders,
     live: live::Live,
     models: models::Known,
+    constraints: Constraints,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -102,7 +120,10 @@ impl Gateway {
         options: GatewayOptions,
         stored_bytes_max: u64,
         clock: Clock,
-    ) -> Result<Gateway, KeyFileError> {
+    ) -> Result<Gateway, GatewayError> {
+        if let Some(bad) = options.cors_origins.iter().find(|origin| !cors::is_origin(origin)) {
+            return Err(GatewayError::Origin(bad.clone()));
+        }
         let keys = match &options.keys_file {
             Some(path) => Keys::read(path)?,
             None => Keys::default(),
@@ -116,6 +137,7 @@ impl Gateway {
             leaders: leaders::Leaders::default(),
             live: live::Live::default(),
             models: models::Known::default(),
+            constraints: Constraints::default(),
         };
         Ok(Gateway { shared: Arc::new(shared) })
     }
@@ -188,6 +210,7 @@ impl Gateway {
             .route("/v1/quotes", post(quotes::create))
             .route("/v1/completions", post(completions::completion))
             .route("/v1/chat/completions", post(completions::chat))
+            .route("/v1/responses", post(completions::response))
             .route("/v1/models", get(models::list))
             .route("/v1/models/{id}", get(models::get))
             .route("/v1/embeddings", post(models::embeddings))
@@ -203,6 +226,7 @@ impl Gateway {
             .fallback(unknown)
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::map_response(error::in_our_shape))
+            .layer(middleware::from_fn_with_state(self.clone(), cors::allow))
             .layer(middleware::from_fn(name_request))
             .with_state(self.clone())
     }

@@ -1,6 +1,8 @@
 //! The coordinator: ledger of batches and jobs, fleet view, router, planner, gateway. It never runs a model.
 
+mod constraints;
 pub mod core;
+mod files;
 pub mod gateway;
 mod http;
 mod metrics;

@@ -45,11 +45,12 @@ pub struct SampledRequest {
 impl SampledRequest {
     fn of(generation: Generation) -> SampledRequest {
         let reckoned_tokens = prompt_tokens(&generation.prompt);
+        let choices = generation.prompt.choices();
         let short = codec::encode(&generation.prompt).len() <= PROMPT_BYTES_MAX;
         SampledRequest {
             prompt: short.then_some(generation.prompt),
             reckoned_tokens,
-            max_tokens: generation.max_tokens,
+            max_tokens: generation.max_tokens.map(|each| each.saturating_mul(choices)),
         }
     }
 }

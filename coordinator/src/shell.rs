@@ -9,6 +9,7 @@ mod books;
 mod bounds;
 mod count;
 mod dead;
+mod deletion;
 mod grants;
 mod hear;
 mod join;
@@ -45,6 +46,7 @@ use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Ground, Lead, Lim
 use crate::metrics::Metrics;
 use answers::Recent;
 use api::{Api, Call};
+use deletion::Reserved;
 
 /// Inputs that may wait for the loop before their senders do.
 const INBOX: usize = 16_384;
@@ -62,11 +64,14 @@ pub(crate) enum Input {
         create: Box<BatchCreate>,
         found: Result<Ground, Refusal>,
         reply: String,
+        reserved: Reserved,
     },
     /// A creation is stored.
     Created {
         record: Box<BatchRecord>,
         reply: String,
+        /// Held until the core knows the batch.
+        reserved: Reserved,
     },
     Ping {
         reply: String,
@@ -333,10 +338,10 @@ impl Service {
                     self.let_in(now, &asker, &request, reply);
                 }
             }
-            Input::Surveyed { create, found, reply } => {
-                self.api.surveyed(now, *create, found, reply, &self.core, &self.footing);
+            Input::Surveyed { create, found, reply, reserved } => {
+                self.api.surveyed(now, *create, found, reply, reserved, &self.core, &self.footing);
             }
-            Input::Created { record, reply } => {
+            Input::Created { record, reply, reserved: _held } => {
                 let id = record.id.clone();
                 self.stored.note(&record);
                 self.core.on(now, Event::BatchKnown(record), actions);
@@ -538,8 +543,9 @@ impl Service {
         let record = BatchRecord { totals: batch.totals, ..batch.record.clone() };
         let (bus, key) = (Arc::clone(&self.bus), self.ground.key.clone());
         let (scratch, inbox) = (self.options.scratch_dir.clone(), self.inbox.clone());
+        let clock = self.clock.clone();
         self.tasks.spawn(async move {
-            let outputs: Result<Outputs, String> = writer::write(bus, key, record, scratch).await;
+            let outputs: Result<Outputs, String> = writer::write(bus, key, record, scratch, clock).await;
             let _ = inbox.send(Input::Event(Event::Written { batch: slot, outputs })).await;
         });
     }

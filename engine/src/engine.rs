@@ -102,7 +102,7 @@ impl Engine {
         let n_guesses = options.speculation.draft_tokens * options.speculation.sequences;
         let n_columns = options.prefill_chunk + options.max_sequences + n_guesses;
         // Guesses are made only while few sequences run, so that those fit as well.
-        let n_heads = options.max_sequences.max(LOGITS_CHUNK);
+        let n_heads = (options.max_sequences + SCORED_TOKENS).max(LOGITS_CHUNK);
         let bits = match options.head {
             Head::Full => None,
             Head::Screened | Head::Q8 => Some(Bits::Eight),
@@ -126,6 +126,7 @@ impl Engine {
         let schedule = Schedule::new(
             options.max_sequences,
             options.prefill_chunk,
+            n_heads - options.max_sequences,
             max_context,
             hyper.vocab,
             options.speculation,
@@ -195,6 +196,8 @@ impl Engine {
         let before = self.schedule.speculation_counters();
         let mut decode_tokens = forced_tokens;
         for turn in &turns {
+            let scored = drawn.by_ref().take(turn.scores).flatten().filter_map(|scored| scored.logprob);
+            self.schedule.scored(turn, scored.collect());
             let drawn: Vec<Option<Drawn>> = drawn.by_ref().take(turn.draws()).collect();
             decode_tokens += self.schedule.advance(turn, drawn.into_iter(), &mut self.cache, events);
         }
@@ -294,6 +297,9 @@ impl Engine {
 /// Positions that [`Engine::logits`] computes at a time.
 const LOGITS_CHUNK: usize = 64;
 
+/// Tokens of prompts that a step can score, whatever else it draws.
+const SCORED_TOKENS: usize = 16;
+
 /// Lays the turns out as columns.
 fn plan<'a>(schedule: &'a Schedule, turns: &[Turn]) -> Plan<'a> {
     let mut plan = Plan::default();
@@ -307,6 +313,10 @@ fn plan<'a>(schedule: &'a Schedule, turns: &[Turn]) -> Plan<'a> {
             plan.columns.push(Column { token, position: turn.positions.end + i, segment });
         }
         plan.segments.push(Segment { columns: first..plan.columns.len(), pages: sequence.pages.clone() });
+        for column in first..first + turn.scores {
+            let draw = Some(sequence.score(plan.columns[column].position + 1));
+            plan.heads.push(HeadColumn { column, draw, allowed: None });
+        }
         let n_draws = turn.draws();
         for i in 0..n_draws {
             let draw = Some(sequence.draw(&turn.draft[..i]));

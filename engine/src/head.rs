@@ -473,6 +473,10 @@ pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
     let draw = ops.plan.heads[head].draw.as_ref()?;
     let rule = ops.plan.heads[head].rule();
     let scores = &work.slot_scores(slot)[..work.vocab];
+    let logprob = |token| draw.top_logprobs.map(|n_top| sampler::logprobs(scores, token, usize::from(n_top)));
+    if let Some(token) = draw.given {
+        return Some((head, Drawn { token, logprob: logprob(token) }));
+    }
     let mut found = match demand {
         Demand::Best(_) | Demand::Noisy | Demand::Few => {
             let count = ops.member.count();
@@ -507,6 +511,5 @@ pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
     }
     draw.adjust(&mut found);
     let token = draw.pick(&mut found);
-    let logprob = draw.top_logprobs.map(|n_top| sampler::logprobs(scores, token, usize::from(n_top)));
-    Some((head, Drawn { token, logprob }))
+    Some((head, Drawn { token, logprob: logprob(token) }))
 }

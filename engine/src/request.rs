@@ -27,6 +27,9 @@ pub struct Request {
     pub stop_ids: Vec<u32>,
     /// Report the log-probability of each token and of this many best ones, at most 20.
     pub top_logprobs: Option<u8>,
+    /// Report, once the prompt is computed, the log-probability of each of its tokens but the first, and of this many
+    /// best ones at its place. Nothing of the prompt is taken from the prefix cache then.
+    pub prompt_logprobs: Option<u8>,
     /// Guess ahead for this sequence, where the engine does that. Off for measuring.
     pub speculate: bool,
     /// What the output must belong to, by the vocabulary of this model. Where it is at its end, the output ends.
@@ -44,6 +47,7 @@ impl Default for Request {
             choice: 0,
             stop_ids: Vec::new(),
             top_logprobs: None,
+            prompt_logprobs: None,
             speculate: true,
             constraint: None,
         }
@@ -93,8 +97,21 @@ impl Default for Sampling {
 /// What a step produced.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    Token { sequence: SequenceId, token: u32, logprob: Option<TokenLogprob> },
-    Finished { sequence: SequenceId, reason: StopReason, usage: Usage },
+    /// Of the prompt's tokens from the second on; comes before the first token, where the request asks for it.
+    Prompt {
+        sequence: SequenceId,
+        logprobs: Vec<TokenLogprob>,
+    },
+    Token {
+        sequence: SequenceId,
+        token: u32,
+        logprob: Option<TokenLogprob>,
+    },
+    Finished {
+        sequence: SequenceId,
+        reason: StopReason,
+        usage: Usage,
+    },
 }
 
 /// Natural logarithms of probabilities under the softmax of the scores, before temperature, truncation and penalties.

@@ -19,6 +19,8 @@ pub(crate) struct Draw<'a> {
     /// What is added to some tokens' scores: bias and penalties, by ascending id.
     pub(crate) adjustments: Vec<(u32, f32)>,
     pub(crate) top_logprobs: Option<u8>,
+    /// The token is known: its log-probability alone is wanted.
+    pub(crate) given: Option<u32>,
 }
 
 /// A token and its score.

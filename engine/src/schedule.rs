@@ -14,7 +14,7 @@ use crate::kernel::PAGE;
 use crate::kv::{Cache, PageId};
 use crate::options::Speculation;
 use crate::prefix::Prefix;
-use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason, Usage};
+use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason, TokenLogprob, Usage};
 use crate::sampler::{self, Draw};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -34,6 +34,8 @@ pub(crate) struct Sequence {
     /// Positions whose keys and values are in the cache.
     computed: usize,
     cached: usize,
+    /// Of the prompt's tokens from the second on, where they are asked for.
+    prompt_logprobs: Option<Vec<TokenLogprob>>,
     drafter: Drafter,
     tracker: Option<Tracker>,
     end: Option<StopReason>,
@@ -50,6 +52,8 @@ pub(crate) struct Turn {
     pub(crate) decodes: bool,
     /// Guesses for the positions that follow, each with a draw of its own.
     pub(crate) draft: Vec<u32>,
+    /// After so many of its positions, from the first on, the prompt's next token is scored.
+    pub(crate) scores: usize,
 }
 
 impl Turn {
@@ -64,6 +68,8 @@ impl Turn {
 pub(crate) struct Schedule {
     max_sequences: usize,
     prefill_chunk: usize,
+    /// Prompt tokens that a step may score.
+    score_chunk: usize,
     max_context: usize,
     vocab: usize,
     speculation: Speculation,
@@ -84,6 +90,14 @@ impl Sequence {
 
     fn generated(&self) -> &[u32] {
         &self.tokens[self.prompt_len()..]
+    }
+
+    /// Tokens of the prompt that are still to be scored, from the next one to compute on.
+    fn unscored(&self) -> usize {
+        match self.prompt_logprobs {
+            Some(_) => (self.prompt_len() - 1).saturating_sub(self.computed),
+            None => 0,
+        }
     }
 
     /// Positions that it may become.
@@ -110,6 +124,20 @@ impl Sequence {
             position: (self.tokens.len() + guesses.len()) as u32,
             adjustments,
             top_logprobs: self.request.top_logprobs,
+            given: None,
+        }
+    }
+
+    /// What the prompt's token at `position` is asked for: no draw, its log-probability.
+    pub(crate) fn score(&self, position: usize) -> Draw<'_> {
+        Draw {
+            sampling: &self.request.sampling,
+            seed: self.request.seed,
+            choice: self.request.choice,
+            position: position as u32,
+            adjustments: Vec::new(),
+            top_logprobs: self.request.prompt_logprobs,
+            given: Some(self.tokens[position]),
         }
     }
 
@@ -172,6 +200,7 @@ impl Schedule {
     pub(crate) fn new(
         max_sequences: usize,
         prefill_chunk: usize,
+        score_chunk: usize,
         max_context: usize,
         vocab: usize,
         speculation: Speculation,
@@ -181,6 +210,7 @@ impl Schedule {
         Schedule {
             max_sequences,
             prefill_chunk,
+            score_chunk,
             max_context,
             vocab,
             speculation,
@@ -210,6 +240,7 @@ impl Schedule {
         if tokens.len() >= self.max_context {
             return Err(Refused::TooLong { tokens: tokens.len() + 1, max_context: self.max_context });
         }
+        let prompt_logprobs = request.prompt_logprobs.map(|_| Vec::new());
         let mut sequence = Sequence {
             id: SequenceId(self.next_id),
             request,
@@ -217,6 +248,7 @@ impl Schedule {
             pages: Vec::new(),
             computed: 0,
             cached: 0,
+            prompt_logprobs,
             drafter: Drafter::new(),
             tracker: None,
             end: None,
@@ -286,10 +318,13 @@ impl Schedule {
                 return Err(Refused::UnknownToken { id, vocab: self.vocab });
             }
         }
-        match request.top_logprobs {
-            Some(n) if n > MAX_LOGPROBS => rule(false, "top_logprobs", f32::from(n), "use at most 20"),
-            _ => Ok(()),
+        for (name, count) in
+            [("top_logprobs", request.top_logprobs), ("prompt_logprobs", request.prompt_logprobs)]
+        {
+            let count = count.unwrap_or(0);
+            rule(count <= MAX_LOGPROBS, name, f32::from(count), "use at most 20")?;
         }
+        Ok(())
     }
 
     pub(crate) fn cancel(&mut self, id: SequenceId) -> bool {
@@ -334,8 +369,10 @@ impl Schedule {
         while self.active.len() < self.max_sequences
             && let Some(first) = self.waiting.front_mut()
         {
-            let shared =
-                self.prefix.as_mut().map_or_else(Vec::new, |prefix| prefix.find(&first.tokens, cache));
+            let shared = match &mut self.prefix {
+                Some(prefix) if first.request.prompt_logprobs.is_none() => prefix.find(&first.tokens, cache),
+                _ => Vec::new(),
+            };
             let needed = first.pages_needed(self.max_context) - shared.len();
             let fits = match &mut self.prefix {
                 Some(prefix) => prefix.reclaim(needed, cache),
@@ -382,7 +419,7 @@ impl Schedule {
     /// Who takes part in this step.
     pub(crate) fn turns(&mut self) -> Vec<Turn> {
         self.round += 1;
-        let mut budget = self.prefill_chunk;
+        let (mut budget, mut score_budget) = (self.prefill_chunk, self.score_chunk);
         let n = self.active.len();
         let mut turns = Vec::with_capacity(n);
         for i in 0..n {
@@ -392,15 +429,19 @@ impl Schedule {
             let generates = sequence.computed >= sequence.prompt_len() + sequence.request.generated.len();
             // What generates goes on in any case; tokens that its constraint appended count as prefill.
             let ready = left.saturating_sub(sequence.is_held().into());
-            let take = ready.min(budget + usize::from(generates));
+            let unscored = sequence.unscored();
+            let most = if unscored > 0 { score_budget } else { ready };
+            let take = ready.min(budget + usize::from(generates)).min(most);
             if take == 0 {
                 continue;
             }
             budget -= take.saturating_sub(generates.into());
+            let scores = take.min(unscored);
+            score_budget -= scores;
             let decodes = generates && left == 1;
             let positions = sequence.computed..sequence.computed + take;
             let reaches_end = take == left;
-            turns.push(Turn { place, positions, reaches_end, decodes, draft: Vec::new() });
+            turns.push(Turn { place, positions, reaches_end, decodes, draft: Vec::new(), scores });
         }
         if n <= self.speculation.sequences && turns.iter().all(|turn| turn.decodes) {
             for turn in &mut turns {
@@ -425,6 +466,13 @@ impl Schedule {
         &self.active[turn.place]
     }
 
+    /// Takes note of scored tokens of a prompt.
+    pub(crate) fn scored(&mut self, turn: &Turn, logprobs: Vec<TokenLogprob>) {
+        if let Some(all) = &mut self.active[turn.place].prompt_logprobs {
+            all.extend(logprobs);
+        }
+    }
+
     /// Takes note of what a step computed for one sequence: `drawn` has what was drawn at its end and after each guess.
     /// Places stay as they are until `drop_finished`. Returns the number of new tokens.
     pub(crate) fn advance(
@@ -441,6 +489,11 @@ impl Schedule {
             && let Some(prefix) = &mut self.prefix
         {
             prefix.keep(&sequence.request.prompt, &sequence.pages, cache);
+        }
+        if sequence.unscored() == 0
+            && let Some(logprobs) = sequence.prompt_logprobs.take()
+        {
+            events.push(Event::Prompt { sequence: sequence.id, logprobs });
         }
         let mut new_tokens = 0;
         let mut drew_nothing = false;

@@ -119,7 +119,7 @@ fn generate(engine: &mut Engine, request: Request) -> Vec<u32> {
                 Event::Finished { reason, usage, .. } => {
                     assert_eq!((*reason, usage.completion_tokens), (StopReason::Length, n));
                 }
-                Event::Token { .. } => unreachable!("one sequence runs"),
+                Event::Token { .. } | Event::Prompt { .. } => unreachable!("one sequence runs"),
             }
         }
     }

@@ -207,6 +207,45 @@ fn sixty_four_sequences_run_at_once_within_the_pages_that_were_said() {
     assert_eq!(run(&mut engine, &requests)[..3], expected);
 }
 
+/// The log-probability of each of a prompt's tokens but the first, from the scores of a plain pass.
+fn reference(engine: &mut Engine, prompt: &[u32]) -> Vec<f64> {
+    let scores = engine.logits(prompt).unwrap();
+    let rows = scores.chunks_exact(VOCAB).zip(&prompt[1..]);
+    rows.map(|(row, &token)| {
+        let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|&score| f64::from(score - highest).exp()).sum();
+        f64::from(row[token as usize] - highest) - sum.ln()
+    })
+    .collect()
+}
+
+#[test]
+fn a_prompt_is_scored_the_same_alone_in_company_and_with_a_warm_cache() {
+    let (_folder, mut engine) = engine(Options { max_sequences: 4, prefill_chunk: 96, ..Options::default() });
+    let scored = Request { prompt_logprobs: Some(2), top_logprobs: Some(2), ..request(7, 300, 3) };
+    let alone = run(&mut engine, std::slice::from_ref(&scored)).remove(0);
+    let expected = reference(&mut engine, &scored.prompt);
+    assert_eq!((alone.prompt.len(), alone.tokens.len()), (299, 3));
+    for (found, expected) in alone.prompt.iter().zip(&expected) {
+        assert!((f64::from(found.logprob) - expected).abs() < 1e-4, "{found:?} is not {expected}");
+        assert_eq!(found.top.len(), 2);
+    }
+    let plain = run(&mut engine, &[request(7, 300, 3)]).remove(0);
+    assert_eq!(plain.tokens, alone.tokens, "scoring changes no draw");
+    assert!(plain.cached > 0 && plain.prompt.is_empty());
+    let resumed = Request { generated: alone.tokens[..2].to_vec(), ..scored.clone() };
+    let all = [
+        scored.clone(),
+        request(1, 40, 30),
+        resumed,
+        Request { prompt_logprobs: Some(2), ..request(9, 1, 2) },
+    ];
+    let company = run(&mut engine, &all);
+    assert_eq!(company[0], alone);
+    assert_eq!((&company[2].prompt, &company[2].tokens[..]), (&alone.prompt, &alone.tokens[2..]));
+    assert!(company[3].prompt.is_empty(), "a prompt of one token has nothing to score");
+}
+
 #[test]
 fn weights_that_overflow_end_a_sequence_by_name_and_the_engine_lives() {
     let (_folder, path) = synthetic(&Shape::TINY, 5);

@@ -68,6 +68,7 @@ fn sampled_answers_validate_with_pythons_jsonschema() {
         engine.step(&mut events);
         for event in events.drain(..) {
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { sequence, token, .. } => sequences.get_mut(&sequence).unwrap().1.push(token),
                 Event::Finished { sequence, reason, .. } => {
                     let (row, tokens) = &sequences[&sequence];

@@ -5,36 +5,53 @@
 //! never ignored.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::message::{Failure, FailureCode};
 
 mod batch;
 mod chat;
+mod choices;
+mod creation;
 mod fields;
+mod inert;
 mod line;
+mod lines;
+mod logprobs;
 mod output;
 mod request;
+mod responses;
+mod shape;
 mod single;
+mod stream;
 
 pub use batch::batch_object;
+pub use creation::{BatchBody, BatchInput, expires_after, parse_batch};
 pub use line::{LINE_BYTES_MAX, is_blank, line_too_long, parse_line};
+pub use lines::{json_line, one_line};
 pub use output::{output_line, output_value};
-pub use single::{Single, first_chunk, last_chunk, parse_single, single_body, token_chunk, usage_chunk};
+pub use single::{Single, parse_single, single_body};
+pub use stream::{Spoken, Told};
 
-/// The two endpoints a batch line may name.
+/// The endpoints a batch line may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Endpoint {
     #[serde(rename = "/v1/completions")]
     Completions,
     #[serde(rename = "/v1/chat/completions")]
     ChatCompletions,
+    #[serde(rename = "/v1/responses")]
+    Responses,
 }
 
 impl Endpoint {
-    pub const ALL: [Endpoint; 2] = [Endpoint::Completions, Endpoint::ChatCompletions];
+    pub const ALL: [Endpoint; 3] = [Endpoint::Completions, Endpoint::ChatCompletions, Endpoint::Responses];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Endpoint::Completions => "/v1/completions",
             Endpoint::ChatCompletions => "/v1/chat/completions",
+            Endpoint::Responses => "/v1/responses",
         }
     }
 }
@@ -53,5 +70,28 @@ pub struct ModelDefaults {
 impl Default for ModelDefaults {
     fn default() -> Self {
         Self { name: None, completion_max_tokens: 16, vocabulary_tokens: None }
+    }
+}
+
+/// The field that a refusal is about: what its message begins with, between backticks.
+pub fn param(message: &str) -> Option<&str> {
+    message.strip_prefix('`')?.split_once('`').map(|(name, _)| name)
+}
+
+/// The endpoints, for a sentence that says which are known.
+fn endpoints() -> String {
+    Endpoint::ALL.map(|endpoint| format!("\"{}\"", endpoint.as_str())).join(" or ")
+}
+
+fn refused(fault: fields::Fault) -> Failure {
+    Failure { code: FailureCode::InvalidRequest, message: fault }
+}
+
+/// The body of a request, which is an object.
+fn object_of(bytes: &[u8]) -> Result<Map<String, Value>, Failure> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => Err(refused(format!("the body must be a JSON object, not {}", fields::shown(&other)))),
+        Err(fault) => Err(refused(format!("the body is not JSON: {fault}"))),
     }
 }

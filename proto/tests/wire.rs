@@ -37,7 +37,14 @@ fn line() -> Line {
 }
 
 fn logprobs() -> Vec<TokenLogprobs> {
-    vec![TokenLogprobs { id: 5, text: "é".into(), logprob: -0.25, top: vec![(5, "é".into(), -0.25)] }]
+    vec![TokenLogprobs {
+        id: 5,
+        text: "é".into(),
+        logprob: -0.25,
+        top: vec![(5, "é".into(), -0.25)],
+        bytes: Some(vec![0xc3]),
+        top_bytes: vec![(0, vec![0xc3])],
+    }]
 }
 
 fn generation() -> Generation {
@@ -86,6 +93,7 @@ fn checkpoint() -> Checkpoint {
         numerics: "n".into(),
         generated: (0..300).collect(),
         logprobs: logprobs(),
+        choices: vec![0, 3],
         claim: false,
         released: true,
         at: TimeMs(5),
@@ -116,6 +124,8 @@ fn good() -> JobResult {
         finish: Finish::Stop,
         ids_digest,
         logprobs: logprobs(),
+        prompt_logprobs: logprobs(),
+        more: vec![Generated::default()],
     }))
 }
 
@@ -195,6 +205,9 @@ fn view() -> BatchView {
         reason: Some("spent".into()),
         webhook: None,
         quote: None,
+        model: Some("m".into()),
+        cached_tokens: 2,
+        outputs_expire_at: Some(TimeMs(7)),
     }
 }
 
@@ -236,6 +249,9 @@ macro_rules! every_message {
         with!(work());
         with!(Work { input: Input::Object("request-1".into()), deadline: None, ..work() });
         with!(generation());
+        let prompts = vec![Prompt::Text("a".into()), Prompt::Tokens(vec![1])];
+        with!(Generation { prompt: Prompt::Several(Several { prompts, n: 2 }), ..generation() });
+        with!(FileRef { tenant: tenant(), object: "in".into() });
         with!(checkpoint());
         with!(good());
         with!(bad());
@@ -245,7 +261,10 @@ macro_rules! every_message {
             position: 4,
             count: 2,
             text: "x".into(),
-            logprobs: logprobs()
+            logprobs: logprobs(),
+            choice: 1,
+            prompt_logprobs: logprobs(),
+            model: Some("m".into()),
         });
         with!(heartbeat());
         for order in [

@@ -9,8 +9,10 @@ import io
 import json
 import sys
 import time
+from typing import Literal
 
 import openai
+import pydantic
 
 base = sys.argv[1]
 client = openai.OpenAI(base_url=f"{base}/v1", api_key="unused", max_retries=0, timeout=120)
@@ -38,7 +40,7 @@ lines = [
      "body": {"model": model, "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}},
     {"custom_id": "seeded", "method": "POST", "url": "/v1/completions",
      "body": {"model": model, "prompt": "The king said", "max_tokens": 8, "temperature": 0.8, "seed": 7}},
-    {"custom_id": "wrong", "method": "POST", "url": "/v1/completions", "body": {"model": model, "prompt": "x", "n": 3}},
+    {"custom_id": "wrong", "method": "POST", "url": "/v1/completions", "body": {"model": model, "prompt": "x", "n": 17}},
 ]
 content = "".join(json.dumps(line) + "\n" for line in lines).encode()
 upload = client.files.create(file=("prompts.jsonl", io.BytesIO(content)), purpose="batch")
@@ -76,7 +78,25 @@ rule("a chat stream gives the same text", "".join(c.choices[0].delta.content or 
 detailed = client.completions.create(model=model, prompt="Once upon a time", max_tokens=4, temperature=0, logprobs=2)
 rule("log-probabilities come with each token", len(detailed.choices[0].logprobs.token_logprobs) == detailed.usage.completion_tokens)
 
-refused("an unsupported parameter is refused by name", openai.BadRequestError, lambda: client.completions.create(model=model, prompt="x", n=2))
+class King(pydantic.BaseModel):
+    age: Literal["old", "young"]
+    sons: int = pydantic.Field(ge=0, le=9)
+
+
+parsed = client.chat.completions.parse(model=model, messages=[{"role": "user", "content": "Describe a king."}], response_format=King, max_tokens=60)
+rule("an answer is parsed into a model of pydantic", isinstance(parsed.choices[0].message.parsed, King))
+shaped = client.responses.parse(model=model, input="Describe a king.", text_format=King, max_output_tokens=60)
+rule("a response is, too", isinstance(shaped.output_parsed, King))
+chosen = client.completions.create(model=model, prompt="The king said", max_tokens=20, extra_body={"guided_choice": ["yes", "no"]})
+rule("a choice of texts is one of them", chosen.choices[0].text in ("yes", "no"))
+response = client.responses.create(model=model, input="Tell me a tale.", max_output_tokens=10, temperature=0)
+rule("a response says what a chat does", response.output_text == chat.choices[0].message.content and response.usage.output_tokens == 10)
+with client.responses.stream(model=model, input="Tell me a tale.", max_output_tokens=10, temperature=0) as events:
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+rule("and streams it in events", text == response.output_text)
+
+refused("a schema that cannot be kept to is refused", openai.BadRequestError, lambda: client.completions.create(model=model, prompt="x", extra_body={"guided_regex": "("}))
+refused("an unsupported parameter is refused by name", openai.BadRequestError, lambda: client.completions.create(model=model, prompt="x", best_of=2))
 refused("an unknown batch is not found", openai.NotFoundError, lambda: client.batches.retrieve("batch_unknown"))
 refused("an unknown file is not found", openai.NotFoundError, lambda: client.files.content("file-unknown"))
 refused("a wrong purpose is refused", openai.BadRequestError, lambda: client.files.create(file=("x", b"{}"), purpose="fine-tune"))

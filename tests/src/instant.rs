@@ -293,6 +293,7 @@ async fn claim_after(
         numerics: work.numerics.clone(),
         generated: Vec::new(),
         logprobs: Vec::new(),
+        choices: Vec::new(),
         claim: true,
         released: false,
         at: TimeMs::now(),
@@ -325,7 +326,7 @@ fn answer(id: &WorkerId, work: &Work, brief: bool) -> JobResult {
             ids_digest: Generated::digest_of(&ids),
             text,
             finish: Finish::Stop,
-            logprobs: Vec::new(),
+            ..Generated::default()
         }),
         usage: Usage { prompt_tokens: 5, completion_tokens: 10, ..Usage::default() },
         timing: Timing::default(),

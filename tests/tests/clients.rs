@@ -53,6 +53,22 @@ fn the_openai_package_runs_batches_streams_and_errors_unchanged() {
 }
 
 #[test]
+fn small_things_that_break_clients_are_as_openai_has_them() {
+    run_python("details.py", &[&base(&fleet())]);
+}
+
+#[test]
+fn litellm_langchain_instructor_llm_and_lm_evaluation_harness_do_what_their_users_do_first() {
+    let python = root().join("target/matrix/bin/python");
+    assert!(python.exists(), "{} is missing: run scripts/fetch-matrix.sh", python.display());
+    let fleet = fleet();
+    let mut command = Command::new(python);
+    command.arg(root().join("tests/clients/matrix/flow.py")).arg(base(&fleet));
+    let said = run(command);
+    assert!(said.contains("all rules hold"), "{said}");
+}
+
+#[test]
 fn the_openai_npm_package_runs_batches_streams_and_errors_unchanged() {
     let modules = root().join("target/npm");
     if !modules.join("node_modules/openai").is_dir() {

@@ -33,7 +33,9 @@ pub fn canary(generator: &mut dyn Generator, vocab: usize, others: &mut Vec<Even
         generator.step(&mut events);
         for event in events.drain(..) {
             let sequence = match &event {
-                Event::Token { sequence, .. } | Event::Finished { sequence, .. } => *sequence,
+                Event::Token { sequence, .. }
+                | Event::Prompt { sequence, .. }
+                | Event::Finished { sequence, .. } => *sequence,
             };
             let Some(output) = outputs.get_mut(&sequence) else {
                 others.push(event);

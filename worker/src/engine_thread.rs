@@ -3,7 +3,7 @@
 //! Token ids only; text is made by the receiver, away from the pinned threads. The channel out is bounded: a shell
 //! that falls behind slows the engine down instead of filling memory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc;
 
 use ternfleet_engine::{Event, HeadCounters, Refused, Request, SequenceId, StopReason, TokenLogprob, Usage};
@@ -18,9 +18,14 @@ const REPORTS: usize = 256;
 /// What the shell asks of the engine.
 #[derive(Debug)]
 pub enum Command {
-    Submit { slot: SlotId, request: Box<Request> },
-    Cancel { slot: SlotId },
+    /// Requests by the number of their choice; all of them are taken, or none.
+    Submit { slot: SlotId, requests: Vec<(u16, Request)> },
+    /// One choice, or all of them.
+    Cancel { slot: SlotId, choice: Option<u16> },
 }
+
+/// A choice of a job.
+pub type Place = (SlotId, u16);
 
 /// What happened in one step, and to the commands before it.
 #[derive(Debug, Default)]
@@ -28,8 +33,10 @@ pub struct Report {
     pub admitted: Vec<SlotId>,
     pub refused: Vec<(SlotId, Refused)>,
     /// In the order of generation.
-    pub tokens: Vec<(SlotId, u32, Option<TokenLogprob>)>,
-    pub ended: Vec<(SlotId, StopReason, Usage)>,
+    pub tokens: Vec<(Place, u32, Option<TokenLogprob>)>,
+    /// Of prompts, before the first token of their choice.
+    pub prompts: Vec<(Place, Vec<TokenLogprob>)>,
+    pub ended: Vec<(Place, StopReason, Usage)>,
     /// A sequence came to no numbers, and the canary no longer says what it said at the start.
     pub unsound: bool,
     pub steps: Steps,
@@ -89,8 +96,8 @@ fn drive(
     inbox: &mpsc::Receiver<Command>,
     outbox: &async_mpsc::Sender<Report>,
 ) {
-    let mut sequences: HashMap<SlotId, SequenceId> = HashMap::new();
-    let mut slots: HashMap<SequenceId, SlotId> = HashMap::new();
+    let mut sequences: BTreeMap<Place, SequenceId> = BTreeMap::new();
+    let mut places: HashMap<SequenceId, Place> = HashMap::new();
     let mut events = Vec::new();
     let mut head = HeadCounters::default();
     loop {
@@ -102,16 +109,27 @@ fn drive(
                 inbox.try_recv()
             };
             match next {
-                Ok(Command::Submit { slot, request }) => match generator.submit(*request) {
-                    Ok(id) => {
-                        sequences.insert(slot, id);
-                        slots.insert(id, slot);
-                        report.admitted.push(slot);
+                Ok(Command::Submit { slot, requests }) => {
+                    let mut taken = Vec::new();
+                    let all = requests.into_iter().try_for_each(|(choice, request)| {
+                        taken.push(((slot, choice), generator.submit(request)?));
+                        Ok(())
+                    });
+                    match all {
+                        Ok(()) => report.admitted.push(slot),
+                        Err(refused) => {
+                            for (_, id) in taken.drain(..) {
+                                generator.cancel(id);
+                            }
+                            report.refused.push((slot, refused));
+                        }
                     }
-                    Err(refused) => report.refused.push((slot, refused)),
-                },
-                Ok(Command::Cancel { slot }) => {
-                    if let Some(&id) = sequences.get(&slot) {
+                    places.extend(taken.iter().map(|&(place, id)| (id, place)));
+                    sequences.extend(taken);
+                }
+                Ok(Command::Cancel { slot, choice }) => {
+                    let (first, last) = choice.map_or((0, u16::MAX), |choice| (choice, choice));
+                    for (_, &id) in sequences.range((slot, first)..=(slot, last)) {
                         generator.cancel(id);
                     }
                 }
@@ -139,15 +157,20 @@ fn drive(
         for event in events.drain(..) {
             match event {
                 Event::Token { sequence, token, logprob } => {
-                    if let Some(&slot) = slots.get(&sequence) {
-                        report.tokens.push((slot, token, logprob));
+                    if let Some(&place) = places.get(&sequence) {
+                        report.tokens.push((place, token, logprob));
+                    }
+                }
+                Event::Prompt { sequence, logprobs } => {
+                    if let Some(&place) = places.get(&sequence) {
+                        report.prompts.push((place, logprobs));
                     }
                 }
                 Event::Finished { sequence, reason, usage } => {
                     report.steps.prefix_cache_hits += u64::from(usage.cached_tokens > 0);
-                    if let Some(slot) = slots.remove(&sequence) {
-                        sequences.remove(&slot);
-                        report.ended.push((slot, reason, usage));
+                    if let Some(place) = places.remove(&sequence) {
+                        sequences.remove(&place);
+                        report.ended.push((place, reason, usage));
                     }
                 }
             }

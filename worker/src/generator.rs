@@ -155,6 +155,9 @@ impl Generator for Instant {
             let limit = sequence.request.max_new_tokens;
             if sequence.position == sequence.request.generated.len() {
                 stats.prefill_tokens += sequence.request.prompt.len() + sequence.position;
+                if sequence.request.prompt_logprobs.is_some() {
+                    events.push(Event::Prompt { sequence: sequence.id, logprobs: Vec::new() });
+                }
             }
             while !sequence.cancelled && sequence.position < limit {
                 let token = letter(sequence.request.seed, sequence.position);

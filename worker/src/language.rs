@@ -77,6 +77,12 @@ impl Language {
                     .collect();
                 words.encode_chat(&messages?).map_err(|fault| invalid(fault.to_string()))
             }
+            // Whoever runs several prompts encodes each.
+            (_, Prompt::Several(several)) => {
+                let each: Result<Vec<_>, _> =
+                    several.prompts.iter().map(|prompt| self.encode(prompt)).collect();
+                Ok(each?.concat())
+            }
             (Self::Bytes, Prompt::Text(text)) => Ok(text.bytes().map(u32::from).collect()),
             (Self::Bytes, Prompt::Chat(messages)) => {
                 Ok(messages.iter().flat_map(|message| message.content.bytes()).map(u32::from).collect())
@@ -92,11 +98,16 @@ impl Language {
         }
     }
 
-    /// The text of one token by itself; what is no whole character becomes U+FFFD.
-    pub fn token_text(&self, id: u32) -> String {
-        match self {
-            Self::Model(words) => String::from_utf8_lossy(words.token_bytes(id)).into_owned(),
-            Self::Bytes => byte_text(id),
+    /// The text of one token by itself; what is no whole character becomes U+FFFD in it, and the bytes come besides.
+    pub fn token(&self, id: u32) -> (String, Option<Vec<u8>>) {
+        let byte = [id as u8];
+        let bytes = match self {
+            Self::Model(words) => words.token_bytes(id),
+            Self::Bytes => &byte,
+        };
+        match std::str::from_utf8(bytes) {
+            Ok(text) => (text.to_owned(), None),
+            Err(_) => (String::from_utf8_lossy(bytes).into_owned(), Some(bytes.to_vec())),
         }
     }
 

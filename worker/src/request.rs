@@ -14,16 +14,29 @@ pub const TOP_LOGPROBS_MAX: u8 = 20;
 /// A generation, ready to run.
 #[derive(Debug)]
 pub struct Prepared {
-    pub request: Request,
-    pub transcript: Transcript,
+    /// One a choice, in the order of their numbers.
+    pub choices: Vec<PreparedChoice>,
+    /// All prompts together, each counted once.
+    pub prompt_tokens: u32,
     /// Kept output that is used.
-    pub kept: usize,
-    /// The kept output is whole already: nothing is left to run.
-    pub done: Option<Finish>,
+    pub kept: u32,
     pub stream: bool,
 }
 
-/// Turns a generation into a request that goes on from `kept`. `context` is the number of positions that a sequence
+/// One of the answers.
+#[derive(Debug)]
+pub struct PreparedChoice {
+    pub request: Request,
+    pub transcript: Transcript,
+    /// The kept output is whole already: nothing is left to run.
+    pub done: Option<Finish>,
+    /// Nothing is to be generated; the prompt's scores alone are wanted.
+    pub scores_only: bool,
+    /// The choice before it that has the same prompt.
+    pub first: usize,
+}
+
+/// Turns a generation into requests that go on from `kept`. `context` is the number of positions that a sequence
 /// may have. The failure is permanent.
 pub fn prepare(
     generation: &Generation,
@@ -32,8 +45,52 @@ pub fn prepare(
     defaults: &ternfleet_text::Sampling,
     context: usize,
 ) -> Result<Prepared, Failure> {
-    let prompt = language.encode(&generation.prompt)?;
-    let room = context.saturating_sub(prompt.len());
+    if generation.logprobs.is_some_and(|count| count > TOP_LOGPROBS_MAX) {
+        return Err(Failure {
+            code: FailureCode::InvalidRequest,
+            message: format!("logprobs is above {TOP_LOGPROBS_MAX}: ask for fewer"),
+        });
+    }
+    let n_choices = generation.prompt.choices() as usize;
+    // The prompt's scores are in no checkpoint: where they are wanted, everything is computed again.
+    let scored = generation.echo && generation.logprobs.is_some();
+    let usable = kept.by_choice(n_choices, generation.logprobs.is_some()).filter(|_| !scored);
+    let outputs = usable.unwrap_or_default();
+    let kept = outputs.iter().map(|ids| ids.len() as u32).sum();
+    let mut outputs = outputs.into_iter();
+    let mut prepared = Prepared {
+        choices: Vec::with_capacity(n_choices),
+        prompt_tokens: 0,
+        kept,
+        stream: generation.stream,
+    };
+    for prompt in generation.prompt.each() {
+        let ids = language.encode(prompt)?;
+        prepared.prompt_tokens += ids.len() as u32;
+        let first = prepared.choices.len();
+        for number in 0..generation.prompt.n() {
+            let output = outputs.next().unwrap_or_default();
+            let made = choice(generation, prompt, ids.clone(), output, language, defaults, context)?;
+            prepared.choices.push(PreparedChoice {
+                request: Request { choice: number, ..made.request },
+                first,
+                ..made
+            });
+        }
+    }
+    Ok(prepared)
+}
+
+fn choice(
+    generation: &Generation,
+    prompt: &Prompt,
+    ids: Vec<u32>,
+    generated: Vec<u32>,
+    language: &Language,
+    defaults: &ternfleet_text::Sampling,
+    context: usize,
+) -> Result<PreparedChoice, Failure> {
+    let room = context.saturating_sub(ids.len());
     let max_new_tokens = generation.max_tokens.map_or(room, |most| most as usize);
     if room == 0 || max_new_tokens > room {
         return Err(Failure {
@@ -41,31 +98,23 @@ pub fn prepare(
             message: format!(
                 "the prompt has {} tokens and {} are to be generated, but the model's context holds {context}: \
                  shorten the prompt or lower max_tokens",
-                prompt.len(),
+                ids.len(),
                 generation.max_tokens.map_or("some".to_owned(), |most| most.to_string()),
             ),
         });
     }
-    if generation.logprobs.is_some_and(|count| count > TOP_LOGPROBS_MAX) {
-        return Err(Failure {
-            code: FailureCode::InvalidRequest,
-            message: format!("logprobs is above {TOP_LOGPROBS_MAX}: ask for fewer"),
-        });
-    }
-    // Without the log-probabilities of the kept tokens the answer would lack them: then it starts over.
-    let usable = generation.logprobs.is_none() || kept.logprobs.len() == kept.ids.len();
-    let generated = if usable { kept.ids } else { Vec::new() };
-
-    let echo = match (&generation.prompt, generation.echo) {
-        (_, false) | (Prompt::Chat(_), true) => String::new(),
+    let echo = match (prompt, generation.echo) {
         (Prompt::Text(text), true) => text.clone(),
         (Prompt::Tokens(ids), true) => language.decode(ids),
+        _ => String::new(),
     };
     let mut transcript = Transcript::new(&generation.stop, echo);
     for &id in &generated {
         transcript.push(language, id);
     }
     let stop_ids = language.stop_ids().to_vec();
+    let prompt_logprobs = generation.logprobs.filter(|_| generation.echo);
+    let scores_only = max_new_tokens == 0 && prompt_logprobs.is_some();
     let done = if transcript.stopped() || generated.last().is_some_and(|last| stop_ids.contains(last)) {
         Some(Finish::Stop)
     } else if generated.len() >= max_new_tokens {
@@ -73,17 +122,19 @@ pub fn prepare(
     } else {
         None
     };
+    let done = done.filter(|_| prompt_logprobs.is_none());
     let constraint = generation.constraint.as_ref().map(grammar).map(|grammar| language.constraint(grammar));
     let sampling = resolved(&generation.sampling, defaults);
-    Ok(Prepared {
-        kept: generated.len(),
+    Ok(PreparedChoice {
         done,
         transcript,
-        stream: generation.stream,
+        scores_only,
+        first: 0,
         request: Request {
-            prompt,
+            prompt: ids,
             generated,
-            max_new_tokens,
+            // An engine that generates nothing has nothing to do; the one token is dropped.
+            max_new_tokens: max_new_tokens.max(usize::from(scores_only)),
             sampling: Sampling {
                 temperature: sampling.temperature,
                 top_k: sampling.top_k,
@@ -97,6 +148,7 @@ pub fn prepare(
             choice: 0,
             stop_ids,
             top_logprobs: generation.logprobs,
+            prompt_logprobs,
             speculate: true,
             constraint: constraint.transpose()?,
         },

@@ -43,6 +43,11 @@ impl Transcript {
         step.text
     }
 
+    /// Text before the output.
+    pub fn echo(&self) -> &str {
+        &self.echo
+    }
+
     /// A stop string was found.
     pub fn stopped(&self) -> bool {
         self.stopped
@@ -68,12 +73,25 @@ impl Transcript {
 
 /// The log-probabilities of one token with the texts that callers read.
 pub fn logprobs_of(language: &Language, id: u32, found: &TokenLogprob) -> TokenLogprobs {
-    TokenLogprobs {
-        id,
-        text: language.token_text(id),
-        logprob: found.logprob,
-        top: found.top.iter().map(|&(id, logprob)| (id, language.token_text(id), logprob)).collect(),
-    }
+    let mut top_bytes = Vec::new();
+    let top = found.top.iter().zip(0..).map(|(&(id, logprob), place)| {
+        let (text, bytes) = language.token(id);
+        top_bytes.extend(bytes.map(|bytes| (place, bytes)));
+        (id, text, logprob)
+    });
+    let top = top.collect();
+    let (text, bytes) = language.token(id);
+    TokenLogprobs { id, text, logprob: found.logprob, top, bytes, top_bytes }
+}
+
+/// The log-probabilities of a prompt's tokens; of the first there are none.
+pub fn prompt_logprobs_of(language: &Language, prompt: &[u32], found: &[TokenLogprob]) -> Vec<TokenLogprobs> {
+    let first = prompt.first().map(|&id| {
+        let (text, bytes) = language.token(id);
+        TokenLogprobs { id, text, bytes, ..TokenLogprobs::default() }
+    });
+    let rest = prompt.iter().skip(1).zip(found).map(|(&id, found)| logprobs_of(language, id, found));
+    first.into_iter().chain(rest).collect()
 }
 
 #[cfg(test)]

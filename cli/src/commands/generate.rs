@@ -154,6 +154,7 @@ impl Generate {
             clock.count(stats.prefill_tokens, stats.decode_tokens, stats.elapsed);
             for event in events.drain(..) {
                 match event {
+                    Event::Prompt { .. } => {}
                     Event::Token { token, .. } => {
                         if writer.take(token)? {
                             engine.cancel(sequence);

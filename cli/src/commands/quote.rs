@@ -147,6 +147,9 @@ pub(crate) fn count(prompt: &Prompt, tokenizer: &Tokenizer) -> Option<u32> {
                 .collect();
             known.and_then(|messages| tokenizer.encode_chat(&messages).ok())
         }
+        Prompt::Several(several) => {
+            return several.prompts.iter().map(|prompt| count(prompt, tokenizer)).sum();
+        }
     };
     ids.map(|ids| ids.len() as u32)
 }

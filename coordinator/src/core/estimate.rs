@@ -17,6 +17,7 @@ fn prompt_bytes(prompt: &Prompt) -> u64 {
         Prompt::Text(text) => text.len() as u64,
         Prompt::Tokens(ids) => ids.len() as u64 * BYTES_PER_TOKEN,
         Prompt::Chat(messages) => messages.iter().map(|m| (m.role.len() + m.content.len() + 16) as u64).sum(),
+        Prompt::Several(several) => several.prompts.iter().map(prompt_bytes).sum(),
     }
 }
 
@@ -28,7 +29,8 @@ pub fn prompt_tokens(prompt: &Prompt) -> u32 {
 /// Prompt and expected output, in tokens.
 pub fn tokens(generation: &Generation) -> u32 {
     let prompt = tokens_of_bytes(prompt_bytes(&generation.prompt));
-    let output = generation.max_tokens.unwrap_or(OUTPUT_TOKENS);
+    let each = generation.max_tokens.unwrap_or(OUTPUT_TOKENS);
+    let output = each.saturating_mul(generation.prompt.choices());
     u32::try_from(prompt).unwrap_or(u32::MAX).saturating_add(output).max(1)
 }
 

@@ -75,6 +75,9 @@ pub struct Answer {
     pub prompt_tokens: u32,
     pub completion_tokens: u32,
     pub repeated_tokens: u32,
+    pub cached_tokens: u32,
+    /// The model that gave it.
+    pub model: Option<Box<str>>,
     pub finished_at: TimeMs,
 }
 
@@ -111,6 +114,8 @@ impl From<&JobResult> for Answer {
             prompt_tokens: result.usage.prompt_tokens,
             completion_tokens: result.usage.completion_tokens,
             repeated_tokens: result.usage.repeated_tokens,
+            cached_tokens: result.usage.cached_tokens,
+            model: result.line.model.as_deref().map(Into::into),
             finished_at: result.finished_at,
         }
     }

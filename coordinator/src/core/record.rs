@@ -28,6 +28,7 @@ pub struct Totals {
     pub completion_tokens: u64,
     pub wasted_tokens: u64,
     pub cost_usd_micro: UsdMicro,
+    pub cached_tokens: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,6 +79,9 @@ pub struct BatchRecord {
     /// How the call at the end fares; `None` without a webhook.
     #[serde(default)]
     pub webhook: Option<WebhookState>,
+    /// The model that answered, of the first good answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Files and answers were removed; what is left is a tombstone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aged_out_at: Option<TimeMs>,
@@ -152,6 +156,7 @@ impl BatchRecord {
             leader: Default::default(),
             traceparent: None,
             webhook: None,
+            model: None,
             aged_out_at: None,
         }
     }
@@ -190,6 +195,7 @@ impl BatchRecord {
             leader: LeaderRevision::default(),
             traceparent: create.traceparent.clone(),
             webhook: create.options.webhook_url.is_some().then_some(WebhookState::Waiting),
+            model: None,
             aged_out_at: None,
         }
     }

@@ -85,6 +85,10 @@ impl Core {
         batch.totals.prompt_tokens += u64::from(answer.prompt_tokens);
         batch.totals.completion_tokens += u64::from(answer.completion_tokens);
         batch.totals.wasted_tokens += u64::from(answer.repeated_tokens);
+        batch.totals.cached_tokens += u64::from(answer.cached_tokens);
+        if good && batch.record.model.is_none() {
+            batch.record.model = answer.model.as_deref().map(str::to_owned);
+        }
         batch.tokens_made += u64::from(answer.prompt_tokens) + u64::from(answer.completion_tokens);
         let single = batch.record.single;
         self.counts.committed[usize::from(!good)] += 1;

@@ -43,6 +43,8 @@ fn an_answer_that_was_never_assigned_commits_nothing() {
         prompt_tokens: 1,
         completion_tokens: 1,
         repeated_tokens: 0,
+        cached_tokens: 0,
+        model: None,
         finished_at: TimeMs(0),
     };
     world.tell(Event::Answer { sequence: 1, answer: Box::new(answer.clone()) });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
-use ternfleet_proto::{Lane, Now, TimeMs, UsdMicro, WorkerId};
+use ternfleet_proto::{BatchId, Lane, Now, TenantId, TimeMs, UsdMicro, WorkerId};
 
 use super::batch::Batch;
 use super::event::BatchSlot;
@@ -131,6 +131,12 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         reason: record.reason.clone().or(aged),
         webhook: record.webhook.clone(),
         quote: record.quote.clone(),
+        model: record.model.clone(),
+        cached_tokens: totals.cached_tokens,
+        outputs_expire_at: record
+            .ended_at
+            .zip(record.options.output_expires_after_s)
+            .map(|(ended, seconds)| ended.plus(std::time::Duration::from_secs(seconds))),
     }
 }
 
@@ -143,6 +149,13 @@ impl Core {
     pub fn live_batch_views(&self, now: Now) -> Vec<BatchView> {
         let batches = self.active.iter().map(|slot| &self.batches[slot]).filter(|batch| !batch.record.single);
         batches.map(|batch| batch.view(now, self.mean_job_tokens)).collect()
+    }
+
+    /// A batch that has not ended and reads this object.
+    pub fn reader_of(&self, tenant: &TenantId, object: &str) -> Option<&BatchId> {
+        let mut records = self.active.iter().map(|slot| &self.batches[slot].record);
+        let reads = |record: &&BatchRecord| record.tenant == *tenant && record.input_object == object;
+        records.find(|record| reads(record) && !record.state.is_terminal()).map(|record| &record.id)
     }
 
     /// One that takes work, for a question that any of them can answer.

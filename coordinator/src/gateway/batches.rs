@@ -1,8 +1,5 @@
 //! `/v1/batches`: create, get, list, cancel, results so far, with our own fields under `ternfleet`.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
@@ -12,65 +9,18 @@ use futures::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ternfleet_proto::message::{
-    BatchCreate, BatchList, BatchOptions, BatchRef, BatchSet, BatchView, Durability, ResultsPage,
-    ResultsRequest,
+    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, ResultsPage, ResultsRequest,
 };
-use ternfleet_proto::openai::{Endpoint, batch_object, output_line};
-use ternfleet_proto::table::{ApiVerb, files_bucket};
+use ternfleet_proto::openai::{self, BatchInput, batch_object, output_line};
+use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
-use super::{Gateway, parse_body, random_id};
+use super::{Gateway, files, lists, parse_body, random_id};
 
 const RESULTS_A_PAGE: u32 = 200;
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CreateBody {
-    input_file_id: String,
-    endpoint: Endpoint,
-    completion_window: String,
-    #[serde(default)]
-    metadata: Option<BTreeMap<String, String>>,
-    #[serde(default)]
-    ternfleet: OwnFields,
-}
-
-/// What OpenAI's API has no words for.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct OwnFields {
-    name: Option<String>,
-    /// Seconds since 1970, as OpenAI writes times.
-    deadline: Option<u64>,
-    budget_usd_micro: Option<UsdMicro>,
-    priority: i8,
-    durability: Option<Durability>,
-    webhook_url: Option<String>,
-    webhook_secret: Option<String>,
-    /// Accept it even if its quote says that deadline or budget cannot be kept.
-    accept_at_risk: bool,
-}
-
-/// `24h`, `90m`, `3600s`, `2d`: between a minute and 7 days (checkpoints are kept for 8).
-fn window(text: &str) -> ApiResult<Duration> {
-    let unit_s = match text.chars().last() {
-        Some('s') => 1,
-        Some('m') => 60,
-        Some('h') => 3600,
-        Some('d') => 86_400,
-        _ => 0,
-    };
-    let count =
-        text.get(..text.len().saturating_sub(1)).and_then(|digits| digits.parse::<u64>().ok()).unwrap_or(0);
-    let seconds = count.saturating_mul(unit_s);
-    if (60..=7 * 86_400).contains(&seconds) {
-        return Ok(Duration::from_secs(seconds));
-    }
-    let message = format!("completion_window {text:?} is not served: write \"24h\", or any of 60s to 7d.");
-    Err(ApiError::invalid(message).about("completion_window"))
-}
+const BATCHES_A_PAGE_MAX: usize = 100;
 
 /// `POST /v1/batches`. `Idempotency-Key` makes a repeated call answer with the first batch.
 pub(super) async fn create(
@@ -79,20 +29,18 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> ApiResult<Json<Value>> {
-    let body: CreateBody = parse_body(&body)?;
-    let window = window(&body.completion_window)?;
-    let input = body.input_file_id;
-    match gateway.bus().object_length(&files_bucket(&tenant), &input).await {
-        Ok(Some(_)) => {}
-        Ok(None) | Err(ternfleet_proto::BusError::NotFound(_)) => {
-            return Err(ApiError::not_found("file", &input).about("input_file_id"));
-        }
-        Err(e) => return Err(e.into()),
-    }
+    let body = openai::parse_batch(&body)?;
     let key = headers.get("idempotency-key").and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let own = body.ternfleet;
+    let input = match body.input {
+        BatchInput::File(file) => {
+            files::known(&gateway, &tenant, &file).await.map_err(|error| error.about("input_file_id"))?;
+            file
+        }
+        BatchInput::Inline(lines) => files::store_inline(&gateway, &tenant, key.as_deref(), lines).await?,
+    };
+    let options = body.options;
     // Only a promise needs a quote: without deadline and budget there is nothing to refuse.
-    let work = match own.deadline.is_some() || own.budget_usd_micro.is_some() {
+    let work = match options.deadline.is_some() || options.budget_usd_micro.is_some() {
         true => Some(super::quotes::work(&gateway, &tenant, &input).await?),
         false => None,
     };
@@ -100,19 +48,10 @@ pub(super) async fn create(
         tenant,
         idempotency_key: key.unwrap_or_else(|| random_id("http-")),
         input_object: input,
-        name: own.name,
+        name: body.name,
         endpoint: Some(body.endpoint),
-        options: BatchOptions {
-            deadline: own.deadline.map(|seconds| TimeMs(seconds.saturating_mul(1000))),
-            completion_window_ms: Some(window.as_millis() as u64),
-            budget_usd_micro: own.budget_usd_micro,
-            priority: own.priority,
-            durability: own.durability,
-            webhook_url: own.webhook_url,
-            webhook_secret: own.webhook_secret,
-            accept_at_risk: own.accept_at_risk,
-        },
-        metadata: body.metadata.unwrap_or_default(),
+        options,
+        metadata: body.metadata,
         traceparent: super::traceparent(&headers),
         work,
     };
@@ -217,7 +156,7 @@ pub(super) async fn results(
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ListQuery {
-    limit: Option<u32>,
+    limit: Option<String>,
     after: Option<String>,
 }
 
@@ -227,8 +166,8 @@ pub(super) async fn list(
     Caller(tenant): Caller,
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<Value>> {
-    let limit = query.limit.unwrap_or(20).clamp(1, 100);
-    let after = query.after.as_deref().map(batch_id).transpose()?;
+    let limit = lists::limit(query.limit.as_deref(), 20, BATCHES_A_PAGE_MAX)? as u32;
+    let after = query.after.as_deref().map(batch_id).transpose().map_err(|error| error.about("after"))?;
     let mut views = batches(&gateway, &tenant, after, limit + 1).await?;
     let has_more = views.len() > limit as usize;
     views.truncate(limit as usize);
@@ -247,18 +186,4 @@ pub(super) async fn batches(
     limit: u32,
 ) -> ApiResult<Vec<BatchView>> {
     gateway.ask(ApiVerb::BatchList, &BatchList { tenant: tenant.clone(), after, limit }).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn completion_windows_are_read_with_their_unit() {
-        assert_eq!(window("24h").unwrap(), Duration::from_secs(86_400));
-        assert_eq!(window("90m").unwrap(), Duration::from_secs(5_400));
-        for bad in ["", "h", "24", "1s", "8d", "-1h", "ä"] {
-            assert!(window(bad).is_err(), "{bad}");
-        }
-    }
 }

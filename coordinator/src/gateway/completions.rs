@@ -1,4 +1,4 @@
-//! `/v1/completions` and `/v1/chat/completions`: single jobs for somebody who waits.
+//! `/v1/completions`, `/v1/chat/completions` and `/v1/responses`: single jobs for somebody who waits.
 //!
 //! They take the same way as a batch's jobs, in the interactive lane: through the ledger, a worker's queue, RESULTS. The
 //! gateway listens for tokens and for the committed answer, and cancels the job when its caller hangs up.
@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use ternfleet_proto::bus::{Bus, BusStream, Note};
 use ternfleet_proto::message::{BatchRef, JobCreate, JobResult, Outcome, TokenChunk};
-use ternfleet_proto::openai::{self, Endpoint, Single};
+use ternfleet_proto::openai::{self, Endpoint, Single, Spoken, Told};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, JobKey, TenantId, codec};
 use tokio::sync::mpsc;
@@ -50,6 +50,15 @@ pub(super) async fn chat(
     run(gateway, tenant, Endpoint::ChatCompletions, headers, body).await
 }
 
+pub(super) async fn response(
+    State(gateway): State<Gateway>,
+    Caller(tenant): Caller,
+    headers: HeaderMap,
+    body: Bytes,
+) -> ApiResult<Response> {
+    run(gateway, tenant, Endpoint::Responses, headers, body).await
+}
+
 async fn run(
     gateway: Gateway,
     tenant: TenantId,
@@ -60,11 +69,13 @@ async fn run(
     let prefix = match endpoint {
         Endpoint::Completions => "cmpl-",
         Endpoint::ChatCompletions => "chatcmpl-",
+        Endpoint::Responses => "resp_",
     };
     let batch: BatchId =
         random_id(prefix).parse().expect("because a prefix and hexadecimal digits make a valid id");
     let job = JobKey { batch, index: 0 };
     let mut single = openai::parse_single(endpoint, &body, &job)?;
+    gateway.shared.constraints.check(&single.generation).await?;
     single.line.model = models::chosen(&gateway, single.line.model.take()).await?;
     let wants_stream = single.generation.stream;
     let patience = Duration::from_secs(gateway.limits().completion_timeout_s);
@@ -95,7 +106,10 @@ async fn run(
     let (again, until) = (codec::encode(&again), Instant::now() + patience);
     let waiting = Waiting { guard, done, again, asking, until };
     match tokens {
-        Some(tokens) => Ok(waiting.stream(tokens, single).into_response()),
+        Some(tokens) => {
+            let told = Told::new(single, waiting.guard.job.clone());
+            waiting.stream(tokens, told).await
+        }
         None => waiting.answer(&single).await,
     }
 }
@@ -187,118 +201,86 @@ impl Waiting {
     }
 
     /// Tokens as OpenAI's chunks, then the finish reason, the usage if it was asked for, and `[DONE]`.
-    fn stream(self, tokens: BusStream<Note>, single: Single) -> impl IntoResponse {
-        let (events, receiver) = mpsc::channel::<Event>(EVENTS_WAITING_MAX);
-        tokio::spawn(self.follow(tokens, single, events));
-        let stream = futures::stream::unfold(receiver, |mut receiver| async move {
-            receiver.recv().await.map(|event| (Ok::<_, Infallible>(event), receiver))
-        });
-        Sse::new(stream).keep_alive(KeepAlive::default())
-    }
-
-    /// Ends when the answer is told or the caller is gone; the guard cancels in the second case.
-    async fn follow(mut self, mut tokens: BusStream<Note>, single: Single, events: mpsc::Sender<Event>) {
-        let mut told = Told::default();
-        let head = openai::first_chunk(&single, &self.guard.job);
-        if let Some(head) = head
-            && events.send(Event::default().data(head.to_string())).await.is_err()
-        {
-            return;
-        }
-        loop {
+    ///
+    /// Nothing is answered before the first of them: until a worker has taken the job it may be refused, and a refusal is a
+    /// status and no event.
+    async fn stream(mut self, mut tokens: BusStream<Note>, mut told: Told) -> ApiResult<Response> {
+        let first = loop {
             tokio::select! {
                 biased;
                 Some(note) = tokens.next() => {
                     let Ok(chunk) = codec::decode::<TokenChunk>(&note.payload) else { continue };
-                    let Some(chunk) = told.accept(chunk) else { continue };
-                    let body = openai::token_chunk(&single, &self.guard.job, &chunk);
-                    if events.send(Event::default().data(body.to_string())).await.is_err() {
-                        return;
+                    let spoken = told.accept(&chunk);
+                    if !spoken.is_empty() {
+                        break spoken;
                     }
                 }
                 result = self.committed() => {
-                    let last = match result {
-                        Ok(result) => told.ending(&single, &result),
-                        Err(error) => vec![error.body().to_string()],
-                    };
-                    for data in last {
-                        if events.send(Event::default().data(data)).await.is_err() {
-                            return;
-                        }
+                    let result = result?;
+                    if let Outcome::Failed(failure) = &result.outcome {
+                        return Err(failure.clone().into());
                     }
-                    return;
+                    break told.ending(&result);
                 }
+            }
+        };
+        let (events, receiver) = mpsc::channel::<Event>(EVENTS_WAITING_MAX);
+        tokio::spawn(self.follow(first, tokens, told, events));
+        let stream = futures::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|event| (Ok::<_, Infallible>(event), receiver))
+        });
+        Ok(Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
+    }
+
+    /// Ends when the answer is told or the caller is gone; the guard cancels in the second case.
+    async fn follow(
+        mut self,
+        first: Vec<Spoken>,
+        mut tokens: BusStream<Note>,
+        mut told: Told,
+        events: mpsc::Sender<Event>,
+    ) {
+        if say(&events, first).await.is_err() {
+            return;
+        }
+        while !self.guard.answered {
+            let spoken = tokio::select! {
+                biased;
+                Some(note) = tokens.next() => match codec::decode::<TokenChunk>(&note.payload) {
+                    Ok(chunk) => told.accept(&chunk),
+                    Err(_) => continue,
+                },
+                result = self.committed() => match result {
+                    Ok(result) => match &result.outcome {
+                        Outcome::Text(_) => told.ending(&result),
+                        Outcome::Failed(failure) => vec![fault(&failure.clone().into())],
+                    },
+                    Err(error) => {
+                        let _ = say(&events, vec![fault(&error)]).await;
+                        return;
+                    }
+                },
                 () = events.closed() => return,
+            };
+            if say(&events, spoken).await.is_err() {
+                return;
             }
         }
-    }
-}
-
-/// What the caller has read so far. Core messages may be lost, doubled by a resumed job, or come late; the committed
-/// text mends each of these.
-#[derive(Debug, Default)]
-struct Told {
-    tokens: u32,
-    text: String,
-}
-
-impl Told {
-    /// A chunk that goes on exactly where the caller stands; others are left to the ending.
-    fn accept(&mut self, chunk: TokenChunk) -> Option<TokenChunk> {
-        if chunk.position != self.tokens {
-            return None;
+        if told.says_done() {
+            let _ = events.send(Event::default().data("[DONE]")).await;
         }
-        self.tokens += chunk.count;
-        self.text.push_str(&chunk.text);
-        Some(chunk)
-    }
-
-    /// What is still to be said once the answer is committed: the rest of the text, the reason, the usage, the end.
-    fn ending(&self, single: &Single, result: &JobResult) -> Vec<String> {
-        let mut events = Vec::new();
-        match &result.outcome {
-            Outcome::Failed(failure) => events.push(ApiError::from(failure.clone()).body().to_string()),
-            Outcome::Text(generated) => {
-                let rest = generated.text.strip_prefix(self.text.as_str()).unwrap_or_default();
-                if !rest.is_empty() {
-                    let chunk = TokenChunk {
-                        job: result.job.clone(),
-                        epoch: result.epoch,
-                        position: self.tokens,
-                        count: result.usage.completion_tokens.saturating_sub(self.tokens),
-                        text: rest.to_owned(),
-                        logprobs: generated.logprobs.get(self.tokens as usize..).unwrap_or_default().to_vec(),
-                    };
-                    events.push(openai::token_chunk(single, &result.job, &chunk).to_string());
-                }
-                events.push(openai::last_chunk(single, result).to_string());
-                if let Some(usage) = openai::usage_chunk(single, result) {
-                    events.push(usage.to_string());
-                }
-            }
-        }
-        events.push("[DONE]".to_owned());
-        events
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ternfleet_proto::Epoch;
+/// An error inside of a stream that has begun.
+fn fault(error: &ApiError) -> Spoken {
+    Spoken { event: None, data: openai::json_line(&error.body()) }
+}
 
-    fn chunk(position: u32, count: u32, text: &str) -> TokenChunk {
-        let job = JobKey { batch: "cmpl-1".parse().unwrap(), index: 0 };
-        TokenChunk { job, epoch: Epoch(1), position, count, text: text.into(), logprobs: Vec::new() }
+async fn say(events: &mpsc::Sender<Event>, spoken: Vec<Spoken>) -> Result<(), mpsc::error::SendError<Event>> {
+    for Spoken { event, data } in spoken {
+        let said = Event::default().data(data);
+        events.send(event.map_or(said.clone(), |name| said.event(name))).await?;
     }
-
-    #[test]
-    fn a_stream_shows_no_gap_and_no_repeat() {
-        let mut told = Told::default();
-        assert!(told.accept(chunk(0, 2, "Once upon")).is_some());
-        assert!(told.accept(chunk(0, 2, "Once upon")).is_none(), "a repeat after resumption");
-        assert!(told.accept(chunk(5, 1, " lived")).is_none(), "a gap waits for the committed text");
-        assert!(told.accept(chunk(2, 1, " a")).is_some());
-        assert_eq!(told.text, "Once upon a");
-    }
+    Ok(())
 }

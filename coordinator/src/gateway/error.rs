@@ -4,8 +4,8 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
-use ternfleet_proto::BusError;
 use ternfleet_proto::message::{Failure, FailureCode, Refusal, RefusalCode};
+use ternfleet_proto::{BusError, openai};
 
 /// What a caller is told. `code` is for programs and stays the same; `message` is for people.
 #[derive(Debug, Clone)]
@@ -144,13 +144,28 @@ impl From<Failure> for ApiError {
                 (StatusCode::INTERNAL_SERVER_ERROR, "worker_fault")
             }
         };
-        Self::new(status, code, failure.message)
+        let error = Self::new(status, code, failure.message);
+        match openai::param(&error.message).map(str::to_owned) {
+            Some(param) => error.about(param),
+            None => error,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_says_which_field_it_is_about() {
+        let failure = |message: &str| Failure { code: FailureCode::InvalidRequest, message: message.into() };
+        let body = ApiError::from(failure("`top_p` must be above 0")).body();
+        assert_eq!(body["error"]["param"], "top_p");
+        assert_eq!(
+            ApiError::from(failure("the body is not JSON")).body()["error"]["param"],
+            serde_json::Value::Null
+        );
+    }
 
     #[test]
     fn a_spent_quota_says_when_to_come_back() {

@@ -1,7 +1,7 @@
 //! `/v1/files`: upload (streamed into the object store), list, get, content (with Range), delete.
 //!
 //! A file is an object of the tenant's bucket; its id is the object's name. What OpenAI wants to know besides the
-//! content (file name, purpose) lies in the key-value bucket `files`.
+//! content (file name, purpose, end) lies in the key-value bucket `files`; see `crate::files`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,41 +12,41 @@ use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
-use ternfleet_proto::message::TenantOpen;
-use ternfleet_proto::table::{ApiVerb, KV_FILES, file_key, files_bucket};
-use ternfleet_proto::{TenantId, TimeMs};
+use ternfleet_proto::bus::ObjectFacts;
+use ternfleet_proto::message::{FileRef, TenantOpen};
+use ternfleet_proto::table::{ApiVerb, KV_FILES, files_bucket};
+use ternfleet_proto::{BusError, TenantId, TimeMs, openai};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
 use super::auth::Caller;
 use super::bounds::{Ending, Form, Room, small_field};
 use super::error::{ApiError, ApiResult};
-use super::{Gateway, random_id};
+use super::{Gateway, lists, random_id};
+use crate::files::{self, FileRecord};
 
 /// Bytes between the upload's socket and the object store: with this, memory stays small whatever the file's size.
 const PIPE_BYTES: usize = 256 * 1024;
 
-/// What is known of a file besides its content.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct FileRecord {
-    pub filename: String,
-    pub purpose: String,
-    pub bytes: u64,
-    pub created_at: TimeMs,
-}
+/// Files of one page of a list; OpenAI's limit.
+const FILES_A_PAGE_MAX: usize = 10_000;
+/// What the coordinator keeps beside a tenant's files: indexes of the lines of inputs.
+const NOT_A_FILE: &str = "index-";
 
 fn object(id: &str, record: &FileRecord) -> Value {
     json!({
         "id": id, "object": "file", "bytes": record.bytes, "created_at": record.created_at.0 / 1000,
-        "filename": record.filename, "purpose": record.purpose, "status": "processed",
+        "expires_at": record.expires_at.map(|at| at.0 / 1000),
+        "filename": record.filename, "purpose": record.purpose, "status": "processed", "status_details": null,
     })
 }
 
 /// Ids come from callers; only those that could name an object are looked up.
 fn checked(id: &str) -> ApiResult<&str> {
     let fits = (1..=128).contains(&id.len())
+        && !id.starts_with(NOT_A_FILE)
         && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
     if fits { Ok(id) } else { Err(ApiError::not_found("file", id)) }
 }
@@ -79,9 +79,16 @@ pub(super) async fn upload(
             return Err(fault.unwrap_or_else(empty));
         }
     };
-    let record = FileRecord { filename, purpose: "batch".into(), bytes, created_at: gateway.clock().wall() };
-    let value = serde_json::to_vec(&record).expect("because a record is plain data");
-    gateway.bus().kv_put(KV_FILES, &file_key(&tenant, &id), value.into()).await?;
+    let expires_after = std::mem::take(&mut taken.expires_after);
+    let expires_after_s = match openai::expires_after(expires_after) {
+        Ok(expires_after_s) => expires_after_s,
+        Err(failure) => {
+            gateway.bus().object_delete(&files_bucket(&tenant), &id).await.ok();
+            return Err(failure.into());
+        }
+    };
+    let record = FileRecord::new(filename, files::INPUT, bytes, gateway.clock().wall(), expires_after_s);
+    files::keep(gateway.bus(), &tenant, &id, &record).await?;
     Ok(Json(object(&id, &record)))
 }
 
@@ -91,6 +98,8 @@ struct Taken {
     purpose: Option<String>,
     /// Id, length in bytes and file name.
     file: Option<(String, u64, String)>,
+    /// The fields of `expires_after`.
+    expires_after: serde_json::Map<String, Value>,
 }
 
 async fn take(gateway: &Gateway, tenant: &TenantId, form: &mut Form, taken: &mut Taken) -> ApiResult<()> {
@@ -106,7 +115,17 @@ async fn take(gateway: &Gateway, tenant: &TenantId, form: &mut Form, taken: &mut
                 let (id, bytes) = store(gateway, tenant, field, &allowed).await?;
                 taken.file = Some((id, bytes, filename));
             }
-            // Clients send options of other services here (expires_after and the like): an unknown one is named.
+            "expires_after[anchor]" => {
+                let anchor = small_field("expires_after", field).await?;
+                taken.expires_after.insert("anchor".into(), anchor.into());
+            }
+            "expires_after[seconds]" => {
+                let text = small_field("expires_after", field).await?;
+                let seconds =
+                    text.trim().parse::<u64>().map_or_else(|_| Value::from(text.as_str()), Value::from);
+                taken.expires_after.insert("seconds".into(), seconds);
+            }
+            // Clients send options of other services here: an unknown one is named.
             other => {
                 let shown: String = other.chars().take(64).collect();
                 let message = format!("The form field {shown:?} is not supported.");
@@ -115,6 +134,34 @@ async fn take(gateway: &Gateway, tenant: &TenantId, form: &mut Form, taken: &mut
         }
     }
     Ok(())
+}
+
+/// The lines of an inline batch as a file like any other. A repeated creation finds the file of the first.
+pub(super) async fn store_inline(
+    gateway: &Gateway,
+    tenant: &TenantId,
+    key: Option<&str>,
+    lines: Vec<u8>,
+) -> ApiResult<String> {
+    gateway.ask::<_, ()>(ApiVerb::TenantOpen, &TenantOpen { tenant: tenant.clone() }).await?;
+    let id = match key {
+        // The same key with other lines is another file, and so the conflict that it should be.
+        Some(key) => {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&(key.len() as u64).to_le_bytes()).update(key.as_bytes()).update(&lines);
+            format!("file-{}", &hasher.finalize().to_hex()[..24])
+        }
+        None => random_id("file-"),
+    };
+    let known = files::find(gateway.bus(), tenant, &id).await?;
+    if known.is_some_and(|record| !record.is_gone(gateway.clock().wall())) {
+        return Ok(id);
+    }
+    let content = Box::pin(std::io::Cursor::new(lines));
+    let bytes = gateway.bus().object_put(&files_bucket(tenant), &id, content).await?;
+    let record = FileRecord::new(format!("{id}.jsonl"), files::INPUT, bytes, gateway.clock().wall(), None);
+    files::keep(gateway.bus(), tenant, &id, &record).await?;
+    Ok(id)
 }
 
 /// Streams one multipart field into a new object; answers its id and length. A broken upload leaves nothing behind.
@@ -182,37 +229,48 @@ async fn store(
     }
 }
 
-/// A file's record: the stored one, or for an object of other making (outputs, `ternfleet submit`) its plain facts.
+/// A file's record: the stored one, or for an object that came without (from `ternfleet submit`) its plain facts.
 async fn record(gateway: &Gateway, tenant: &TenantId, id: &str) -> ApiResult<FileRecord> {
-    if let Some(entry) = gateway.bus().kv_get(KV_FILES, &file_key(tenant, checked(id)?)).await?
-        && let Ok(record) = serde_json::from_slice(&entry.value)
-    {
-        return Ok(record);
+    if let Some(record) = files::find(gateway.bus(), tenant, checked(id)?).await? {
+        let gone = record.is_gone(gateway.clock().wall());
+        return if gone { Err(ApiError::not_found("file", id)) } else { Ok(record) };
+    }
+    let facts = objects(gateway, tenant).await?.into_iter().find(|facts| facts.name == id);
+    let facts = facts.ok_or_else(|| ApiError::not_found("file", id))?;
+    Ok(FileRecord::plain(id, facts.bytes, facts.modified))
+}
+
+/// Refuses a file that is not there, or not any more.
+pub(super) async fn known(gateway: &Gateway, tenant: &TenantId, id: &str) -> ApiResult<u64> {
+    let record = files::find(gateway.bus(), tenant, checked(id)?).await?;
+    if record.is_some_and(|record| record.is_gone(gateway.clock().wall())) {
+        return Err(ApiError::not_found("file", id));
     }
     match gateway.bus().object_length(&files_bucket(tenant), id).await {
-        Ok(Some(bytes)) => Ok(plain(id, bytes, TimeMs::default())),
-        Ok(None) | Err(ternfleet_proto::BusError::NotFound(_)) => Err(ApiError::not_found("file", id)),
-        Err(e) => Err(e.into()),
+        Ok(Some(length)) => Ok(length),
+        Ok(None) | Err(BusError::NotFound(_)) => Err(ApiError::not_found("file", id)),
+        Err(error) => Err(error.into()),
     }
 }
 
-fn plain(id: &str, bytes: u64, created_at: TimeMs) -> FileRecord {
-    let purpose = if id.starts_with("batch_") { "batch_output" } else { "batch" };
-    FileRecord {
-        filename: format!("{}.jsonl", id.trim_end_matches(".jsonl")),
-        purpose: purpose.into(),
-        bytes,
-        created_at,
+async fn objects(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Vec<ObjectFacts>> {
+    match gateway.bus().object_list(&files_bucket(tenant)).await {
+        Ok(objects) => Ok(objects),
+        Err(BusError::NotFound(_)) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
     }
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ListQuery {
-    limit: Option<usize>,
+    limit: Option<String>,
     after: Option<String>,
     purpose: Option<String>,
     order: Option<String>,
 }
+
+/// A place in a list: files are told apart by their names where they are of one time.
+type Place = (TimeMs, String);
 
 /// `GET /v1/files`, newest first.
 pub(super) async fn list(
@@ -220,41 +278,51 @@ pub(super) async fn list(
     Caller(tenant): Caller,
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<Value>> {
+    let limit = lists::limit(query.limit.as_deref(), FILES_A_PAGE_MAX, FILES_A_PAGE_MAX)?;
+    let ascending = lists::is_ascending(query.order.as_deref())?;
     let prefix = format!("{tenant}.");
     let mut records = BTreeMap::new();
     for entry in gateway.bus().kv_entries(KV_FILES).await? {
-        if let (Some(id), Ok(record)) =
-            (entry.key.strip_prefix(&prefix), serde_json::from_slice(&entry.value))
-        {
+        if let (Some(id), Some(record)) = (entry.key.strip_prefix(&prefix), FileRecord::parse(&entry.value)) {
             records.insert(id.to_owned(), record);
         }
     }
-    let objects = match gateway.bus().object_list(&files_bucket(&tenant)).await {
-        Ok(objects) => objects,
-        Err(ternfleet_proto::BusError::NotFound(_)) => Vec::new(),
-        Err(e) => return Err(e.into()),
-    };
-    let mut files: Vec<(String, FileRecord)> = objects
-        .into_iter()
-        .map(|facts| {
-            let known: Option<FileRecord> = records.remove(&facts.name);
-            let record = known.unwrap_or_else(|| plain(&facts.name, facts.bytes, facts.modified));
-            (facts.name, record)
-        })
-        .filter(|(_, record)| query.purpose.as_ref().is_none_or(|purpose| *purpose == record.purpose))
-        .collect();
-    files.sort_by(|a, b| (b.1.created_at, &b.0).cmp(&(a.1.created_at, &a.0)));
-    if query.order.as_deref() == Some("asc") {
-        files.reverse();
+    let now = gateway.clock().wall();
+    let mut files: BTreeMap<Place, FileRecord> = BTreeMap::new();
+    let mut cursor: Option<Place> = None;
+    for facts in objects(&gateway, &tenant).await? {
+        let record = records.remove(&facts.name);
+        let record = record.unwrap_or_else(|| FileRecord::plain(&facts.name, facts.bytes, facts.modified));
+        if checked(&facts.name).is_ok() {
+            files.insert((record.created_at, facts.name), record);
+        }
     }
-    let start = match &query.after {
-        Some(after) => files.iter().position(|(id, _)| id == after).map_or(files.len(), |at| at + 1),
-        None => 0,
+    // What is left has no object any more; its place is known all the same.
+    files.extend(records.into_iter().map(|(id, mut record)| {
+        record.deleted_at.get_or_insert(now);
+        ((record.created_at, id), record)
+    }));
+    if let Some(after) = &query.after {
+        let place = files.keys().find(|(_, id)| id == after).cloned();
+        cursor = Some(place.ok_or_else(|| ApiError::not_found("file", after).about("after"))?);
+    }
+    let shown = |record: &FileRecord| {
+        !record.is_gone(now) && query.purpose.as_ref().is_none_or(|purpose| *purpose == record.purpose)
     };
-    let limit = query.limit.unwrap_or(10_000).clamp(1, 10_000);
-    let has_more = files.len() > start + limit;
-    let page: Vec<Value> =
-        files.iter().skip(start).take(limit).map(|(id, record)| object(id, record)).collect();
+    let follows = |place: &Place| match &cursor {
+        None => true,
+        Some(cursor) if ascending => place > cursor,
+        Some(cursor) => place < cursor,
+    };
+    let in_order: Box<dyn Iterator<Item = (&Place, &FileRecord)> + Send> =
+        if ascending { Box::new(files.iter()) } else { Box::new(files.iter().rev()) };
+    let mut page: Vec<Value> = in_order
+        .filter(|(place, record)| follows(place) && shown(record))
+        .take(limit + 1)
+        .map(|((_, id), record)| object(id, record))
+        .collect();
+    let has_more = page.len() > limit;
+    page.truncate(limit);
     let (first, last) = (page.first().map(|f| f["id"].clone()), page.last().map(|f| f["id"].clone()));
     Ok(Json(
         json!({"object": "list", "data": page, "has_more": has_more, "first_id": first, "last_id": last}),
@@ -270,15 +338,14 @@ pub(super) async fn get(
     Ok(Json(object(&id, &record(&gateway, &tenant, &id).await?)))
 }
 
-/// `DELETE /v1/files/{id}`.
+/// `DELETE /v1/files/{id}`. The leader does it: it knows which batches read the file.
 pub(super) async fn delete(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
     Path(id): Path<String>,
 ) -> ApiResult<Json<Value>> {
-    record(&gateway, &tenant, &id).await?;
-    gateway.bus().object_delete(&files_bucket(&tenant), &id).await?;
-    gateway.bus().kv_delete(KV_FILES, &file_key(&tenant, &id), None).await.ok();
+    let file = FileRef { tenant, object: checked(&id)?.to_owned() };
+    gateway.ask::<_, ()>(ApiVerb::FileDelete, &file).await?;
     Ok(Json(json!({"id": id, "object": "file", "deleted": true})))
 }
 
@@ -290,13 +357,7 @@ pub(super) async fn content(
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     let bucket = files_bucket(&tenant);
-    let length = match gateway.bus().object_length(&bucket, checked(&id)?).await {
-        Ok(Some(length)) => length,
-        Ok(None) | Err(ternfleet_proto::BusError::NotFound(_)) => {
-            return Err(ApiError::not_found("file", &id));
-        }
-        Err(e) => return Err(e.into()),
-    };
+    let length = known(&gateway, &tenant, &id).await?;
     let range = match headers.get(header::RANGE).and_then(|value| value.to_str().ok()) {
         Some(text) => Some(parse_range(text, length).ok_or_else(|| {
             let message = format!("The range {text:?} lies outside of the file's {length} bytes.");

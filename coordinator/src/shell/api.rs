@@ -9,11 +9,11 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
-    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, CountTokens, JobCreate, Quote, QuoteAsk, Refusal,
-    RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
+    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, CountTokens, FileRef, JobCreate, Quote, QuoteAsk,
+    Refusal, RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
 };
 use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::{BatchId, Now, TenantId, codec};
+use ternfleet_proto::{BatchId, Now, TenantId, TimeMs, codec};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -21,10 +21,11 @@ use ternfleet_cloud::webhook::Webhook;
 
 use super::Input;
 use super::answers::{Committed, Recent};
+use super::deletion::{Reserved, Reserves};
 use super::pages::{past_page, send_page};
 use super::quotes::{Footing, Question, asked, quoted};
 use super::records::Stored;
-use super::{bounds, count, dead, setup, spans};
+use super::{bounds, count, dead, deletion, setup, spans};
 use crate::Options;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
 
@@ -59,6 +60,8 @@ pub(crate) struct Api {
     recent: Recent,
     ground: setup::Ground,
     pollers: BTreeMap<BatchSlot, Vec<Poller>>,
+    /// Inputs of batches that are being created.
+    reserves: Reserves,
     /// Hosts that webhooks may name although they are private.
     webhooks_allow: Arc<[String]>,
     lines_max: u32,
@@ -97,8 +100,8 @@ impl Api {
     ) -> Self {
         let webhooks_allow = options.webhooks.allow.clone().into();
         let lines_max = options.quotas.queued_lines_max;
-        let (pollers, past) = (BTreeMap::new(), BTreeMap::new());
-        Self { bus, inbox, recent, ground, webhooks_allow, lines_max, pollers, past }
+        let (pollers, past, reserves) = (BTreeMap::new(), BTreeMap::new(), Reserves::default());
+        Self { bus, inbox, recent, ground, webhooks_allow, lines_max, pollers, reserves, past }
     }
 
     /// One call. Events for the core are returned; replies are sent from here or from tasks.
@@ -132,6 +135,12 @@ impl Api {
             }),
             ApiVerb::BatchList => self.with(&payload, reply, |api, list: BatchList, reply| {
                 let limit = list.limit.clamp(1, LIST_MAX) as usize;
+                if let Some(after) = &list.after
+                    && !stored.knows(&list.tenant, after)
+                {
+                    api.answer::<()>(reply, &Err(unknown(after)));
+                    return Vec::new();
+                }
                 let ids = stored.newest(&list.tenant, list.after.as_ref(), limit);
                 api.list(now, ids, reply, core);
                 Vec::new()
@@ -186,6 +195,10 @@ impl Api {
                     let answer: Reply<()> = made.map_err(|error| unreachable(&error));
                     let _ = bus.send(&reply, codec::encode(&answer)).await;
                 });
+                Vec::new()
+            }),
+            ApiVerb::FileDelete => self.with(&payload, reply, |api, file: FileRef, reply| {
+                api.delete_file(now.wall, file, reply, core);
                 Vec::new()
             }),
             ApiVerb::Quote => self.with(&payload, reply, |api, ask: QuoteAsk, reply| {
@@ -323,8 +336,27 @@ impl Api {
         });
     }
 
+    /// A batch that was accepted is answered, so its input stays until it has ended.
+    fn delete_file(&self, now: TimeMs, file: FileRef, reply: String, core: &Core) {
+        let reader = core.reader_of(&file.tenant, &file.object).map(ToString::to_string);
+        let being_made =
+            || self.reserves.holds(&file.tenant, &file.object).then(|| "being created".to_owned());
+        if let Some(reader) = reader.or_else(being_made) {
+            let message = format!(
+                "the file {} is the input of a batch that has not ended ({reader}): cancel the batch or wait for its end",
+                file.object
+            );
+            return self.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
+        }
+        let bus = Arc::clone(&self.bus);
+        tokio::spawn(async move {
+            let _ = bus.send(&reply, codec::encode(&deletion::delete(&*bus, &file, now).await)).await;
+        });
+    }
+
     /// First half of a creation: find out what it stands on.
     fn create(&mut self, create: BatchCreate, reply: String) -> Vec<Event> {
+        let reserved = self.reserves.reserve(&create.tenant, &create.input_object);
         let (bus, inbox, ground) = (Arc::clone(&self.bus), self.inbox.clone(), self.ground.clone());
         let (allow, lines_max) = (Arc::clone(&self.webhooks_allow), self.lines_max);
         tokio::spawn(async move {
@@ -332,7 +364,7 @@ impl Api {
                 Ok(()) => survey(&bus, &create, &ground, lines_max).await,
                 Err(refused) => Err(refused),
             };
-            let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply }).await;
+            let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply, reserved }).await;
         });
         Vec::new()
     }
@@ -344,6 +376,7 @@ impl Api {
         create: BatchCreate,
         found: Result<Ground, Refusal>,
         reply: String,
+        reserved: Reserved,
         core: &Core,
         footing: &Footing,
     ) {
@@ -388,7 +421,7 @@ impl Api {
                     Err(error) => Err(unreachable(&error)),
                 };
             let input = match answer {
-                Ok(record) => Input::Created { record: Box::new(record), reply },
+                Ok(record) => Input::Created { record: Box::new(record), reply, reserved },
                 Err(refused) => {
                     let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
                     return;

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::Input;
 use super::lines::{INDEX_EVERY, LineIndex, RawLine, next_line, scan};
+use crate::constraints::Constraints;
 use crate::core::{BatchSlot, Content, Event, Fed, Task, estimate};
 
 /// Text of one answer to a read request; a request for more lines ends early.
@@ -50,6 +51,7 @@ struct Reader {
     index: Option<LineIndex>,
     /// An open stream and the line that comes next in it.
     open: Option<(Stream, u32)>,
+    constraints: Constraints,
 }
 
 /// Serves commands until the sender is dropped.
@@ -60,7 +62,7 @@ pub(crate) async fn serve(
     inbox: mpsc::Sender<Input>,
 ) {
     let slot = source.slot;
-    let mut reader = Reader { bus, source, index: None, open: None };
+    let mut reader = Reader { bus, source, index: None, open: None, constraints: Constraints::default() };
     while let Some(command) = commands.recv().await {
         let event = match patiently(&mut reader, &command).await {
             Ok(event) => event,
@@ -204,6 +206,10 @@ impl Reader {
         if let Some(fault) = self.fault(index, &line) {
             let failure =
                 Failure { code: FailureCode::InvalidRequest, message: format!("line {number}: {fault}") };
+            return Ok(Content::Bad(Box::new((line, failure))));
+        }
+        if let Err(failure) = self.constraints.check(&generation).await {
+            let failure = Failure { message: format!("line {number}: {}", failure.message), ..failure };
             return Ok(Content::Bad(Box::new((line, failure))));
         }
         let tokens_estimate = estimate::tokens(&generation);

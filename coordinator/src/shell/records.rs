@@ -118,6 +118,11 @@ impl Stored {
         }
     }
 
+    /// Whether the tenant has such a batch.
+    pub(super) fn knows(&self, tenant: &TenantId, id: &BatchId) -> bool {
+        self.places.get(id).is_some_and(|(owner, _)| owner == tenant)
+    }
+
     /// A tenant's batches behind `after`, newest first.
     pub(super) fn newest(&self, tenant: &TenantId, after: Option<&BatchId>, limit: usize) -> Vec<BatchId> {
         let Some(batches) = self.by_age.get(tenant) else { return Vec::new() };

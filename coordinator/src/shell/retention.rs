@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::Input;
 use crate::Retention;
 use crate::core::{BatchRecord, Event};
+use crate::files::{self, FileRecord};
 
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3600);
 const SWEEP_EVERY_MIN: Duration = Duration::from_secs(1);
@@ -29,16 +30,21 @@ pub(crate) async fn keep_sweeping(
     clock: Clock,
     inbox: mpsc::Sender<Input>,
 ) {
-    if retention.files_ms == 0 {
-        return;
-    }
-    let every = Duration::from_millis(retention.files_ms / 10).clamp(SWEEP_EVERY_MIN, SWEEP_EVERY_MAX);
+    let every = match retention.files_ms {
+        0 => SWEEP_EVERY_MAX,
+        files_ms => Duration::from_millis(files_ms / 10).clamp(SWEEP_EVERY_MIN, SWEEP_EVERY_MAX),
+    };
     loop {
         tokio::time::sleep(every).await;
         match sweep(&bus, leader, &retention, clock.wall(), &inbox).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "files and answers of old batches were removed"),
             Err(error) => tracing::warn!(%error, "old batches are swept later"),
+        }
+        match expire(&*bus, clock.wall()).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "files whose time was up were removed"),
+            Err(error) => tracing::warn!(%error, "files whose time is up are removed later"),
         }
         if inbox.is_closed() {
             return;
@@ -68,7 +74,7 @@ async fn sweep(
     let mut cleared = 0;
     for (record, revision) in old {
         let shared = in_use.contains(&(record.tenant.clone(), record.input_object.clone()));
-        clear(bus, &record, shared).await?;
+        clear(bus, &record, shared, now).await?;
         let record = tombstone(record, leader, now);
         let life = life_of(&record, now, retention);
         let stored = bus
@@ -92,7 +98,7 @@ async fn sweep(
 
 fn is_due(record: &BatchRecord, now: TimeMs, retention: &Retention) -> bool {
     let ended = record.ended_at.filter(|_| record.state.is_terminal() && record.aged_out_at.is_none());
-    ended.is_some_and(|at| at.0.saturating_add(retention.files_ms) <= now.0)
+    retention.files_ms > 0 && ended.is_some_and(|at| at.0.saturating_add(retention.files_ms) <= now.0)
 }
 
 /// How long the tombstone stays.
@@ -106,19 +112,45 @@ fn tombstone(record: BatchRecord, leader: LeaderRevision, now: TimeMs) -> BatchR
     BatchRecord { leader, aged_out_at: Some(now), output_object: None, error_object: None, ..record }
 }
 
+/// Removes the files whose callers gave them an end; answers how many. An input waits for the batches that read it.
+async fn expire(bus: &dyn Bus, now: TimeMs) -> Result<usize, BusError> {
+    let due = |record: &FileRecord| record.deleted_at.is_none() && record.is_expired(now);
+    let entries = bus.kv_entries(table::KV_FILES).await?;
+    let due: Vec<String> = entries
+        .into_iter()
+        .filter(|entry| FileRecord::parse(&entry.value).as_ref().is_some_and(due))
+        .map(|entry| entry.key)
+        .collect();
+    if due.is_empty() {
+        return Ok(0);
+    }
+    let records = bus.kv_entries(table::KV_BATCHES).await?;
+    let in_use: BTreeSet<String> = records
+        .iter()
+        .filter_map(|entry| codec::decode::<BatchRecord>(&entry.value).ok())
+        .filter(|record| !record.state.is_terminal())
+        .map(|record| table::file_key(&record.tenant, &record.input_object))
+        .collect();
+    let mut removed = 0;
+    for key in due.into_iter().filter(|key| !in_use.contains(key)) {
+        if let Some((tenant, name)) = table::parse_file_key(&key) {
+            files::remove(bus, &tenant, name, None, now).await?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
 /// Removes files and answers; an input that another batch still names stays.
-async fn clear(bus: &Arc<dyn Bus>, record: &BatchRecord, input_is_shared: bool) -> Result<(), BusError> {
-    let bucket = table::files_bucket(&record.tenant);
+async fn clear(
+    bus: &Arc<dyn Bus>,
+    record: &BatchRecord,
+    input_is_shared: bool,
+    now: TimeMs,
+) -> Result<(), BusError> {
     let input = (!input_is_shared).then_some(&record.input_object);
     for name in input.into_iter().chain(&record.output_object).chain(&record.error_object) {
-        match bus.object_delete(&bucket, name).await {
-            Ok(()) | Err(BusError::NotFound(_)) => {}
-            Err(error) => return Err(error),
-        }
-        let file = table::file_key(&record.tenant, name);
-        if bus.kv_get(table::KV_FILES, &file).await.ok().flatten().is_some() {
-            bus.kv_delete(table::KV_FILES, &file, None).await?;
-        }
+        files::remove(&**bus, &record.tenant, name, None, now).await?;
     }
     bus.purge(table::RESULTS, &table::results_of(&record.tenant, &record.id)).await?;
     Ok(())

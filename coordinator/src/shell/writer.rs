@@ -12,11 +12,12 @@ use anyhow::Context;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::Outcome;
 use ternfleet_proto::openai::output_line;
-use ternfleet_proto::table;
 use ternfleet_proto::tag::AssignmentKey;
+use ternfleet_proto::{Clock, TimeMs, table};
 
 use super::answers::Committed;
 use crate::core::{BatchRecord, Outputs};
+use crate::files::{self, FileRecord};
 
 /// Tries of a batch whose answers are not all there; anything else is tried for ever.
 const ATTEMPTS: u32 = 20;
@@ -45,10 +46,11 @@ pub(crate) async fn write(
     key: AssignmentKey,
     record: BatchRecord,
     scratch: Option<std::path::PathBuf>,
+    clock: Clock,
 ) -> Result<Outputs, String> {
     let mut attempt = 0;
     loop {
-        match write_once(&bus, &key, &record, scratch.as_deref()).await {
+        match write_once(&bus, &key, &record, scratch.as_deref(), &clock).await {
             Ok(outputs) => return Ok(outputs),
             Err(error) => {
                 attempt += 1;
@@ -67,6 +69,7 @@ async fn write_once(
     key: &AssignmentKey,
     record: &BatchRecord,
     scratch: Option<&Path>,
+    clock: &Clock,
 ) -> anyhow::Result<Outputs> {
     let spool = temporary(scratch)?;
     let mut writer = BufWriter::with_capacity(1 << 20, spool);
@@ -89,16 +92,15 @@ async fn write_once(
     let output = in_order(&mut spool, &places, true, scratch)?;
     let error = in_order(&mut spool, &places, false, scratch)?;
     drop(spool);
-    let bucket = table::files_bucket(&record.tenant);
     let mut outputs = Outputs::default();
     if let Some(file) = output {
         let name = format!("output-{}.jsonl", record.id);
-        store(bus, &bucket, &name, file).await?;
+        store(bus, record, &name, file, clock.wall()).await?;
         outputs.output_object = Some(name);
     }
     if let Some(file) = error {
         let name = format!("error-{}.jsonl", record.id);
-        store(bus, &bucket, &name, file).await?;
+        store(bus, record, &name, file, clock.wall()).await?;
         outputs.error_object = Some(name);
     }
     Ok(outputs)
@@ -129,10 +131,20 @@ fn in_order(
     Ok(Some(file))
 }
 
-async fn store(bus: &Arc<dyn Bus>, bucket: &str, name: &str, file: File) -> anyhow::Result<()> {
+async fn store(
+    bus: &Arc<dyn Bus>,
+    record: &BatchRecord,
+    name: &str,
+    file: File,
+    now: TimeMs,
+) -> anyhow::Result<()> {
     let content = Box::pin(tokio::fs::File::from_std(file));
-    bus.object_put(bucket, name, content).await.with_context(|| format!("object {name}"))?;
-    Ok(())
+    let bucket = table::files_bucket(&record.tenant);
+    let stored = bus.object_put(&bucket, name, content).await;
+    let bytes = stored.with_context(|| format!("object {name}"))?;
+    let expires_after_s = record.options.output_expires_after_s;
+    let facts = FileRecord::new(name.to_owned(), files::OUTPUT, bytes, now, expires_after_s);
+    files::keep(&**bus, &record.tenant, name, &facts).await.with_context(|| format!("record of {name}"))
 }
 
 fn temporary(dir: Option<&Path>) -> anyhow::Result<File> {

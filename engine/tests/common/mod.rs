@@ -29,6 +29,7 @@ pub struct Outcome {
     pub logprobs: Vec<Option<TokenLogprob>>,
     pub end: Option<StopReason>,
     pub cached: usize,
+    pub prompt: Vec<TokenLogprob>,
 }
 
 /// Submits all requests and steps until the engine is idle; outcomes in the order of the requests.
@@ -43,6 +44,11 @@ pub fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Outcome> {
         assert!(stats.sequences > 0 || !events.is_empty(), "a step that is not idle does something");
         for event in events.drain(..) {
             match event {
+                Event::Prompt { sequence, logprobs } => {
+                    let outcome = outcomes.entry(sequence).or_default();
+                    assert!(outcome.tokens.is_empty(), "the prompt comes before the output");
+                    outcome.prompt = logprobs;
+                }
                 Event::Token { sequence, token, logprob } => {
                     let outcome = outcomes.entry(sequence).or_default();
                     assert!(outcome.end.is_none(), "no token follows the end");

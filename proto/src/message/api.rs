@@ -81,6 +81,9 @@ pub struct BatchOptions {
     pub webhook_secret: Option<String>,
     /// Accept the batch even if its quote says that it cannot be kept.
     pub accept_at_risk: bool,
+    /// Output and error files are removed so many seconds after they were written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_expires_after_s: Option<u64>,
 }
 
 /// What "accepted" rests on, weakest first.
@@ -165,6 +168,15 @@ pub struct BatchView {
     /// How the call at the end fares; `None` without a webhook.
     #[serde(default)]
     pub webhook: Option<WebhookState>,
+    /// The model that answered, of the first good answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Prompt tokens that workers found computed already.
+    #[serde(default)]
+    pub cached_tokens: u64,
+    /// When its output files go, if they do before old batches' files do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outputs_expire_at: Option<TimeMs>,
 }
 
 /// Where the call at the end of a batch stands.
@@ -267,6 +279,14 @@ pub struct JobCreate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantOpen {
     pub tenant: TenantId,
+}
+
+/// `tf.api.file_delete`: a batch that has not ended keeps its input; the refusal names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRef {
+    pub tenant: TenantId,
+    /// Name of the object.
+    pub object: String,
 }
 
 /// `tf.api.pods`.

@@ -91,15 +91,66 @@ pub enum Constraint {
     Lark(String),
 }
 
+impl Default for Generation {
+    /// An empty prompt and OpenAI's defaults.
+    fn default() -> Self {
+        Self {
+            prompt: Prompt::Text(String::new()),
+            max_tokens: None,
+            sampling: Sampling::default(),
+            seed: 0,
+            stop: Vec::new(),
+            logprobs: None,
+            echo: false,
+            stream: false,
+            constraint: None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
     Chat(Vec<ChatMessage>),
+    /// More than one choice. A variant and no fields beside the others: a worker that does not know it refuses the job
+    /// by name, instead of giving one choice for several.
+    Several(Several),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Prompts that are not [`Prompt::Several`] themselves, and how many answers each gets. Choices are numbered prompt by
+/// prompt, as OpenAI numbers them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Several {
+    pub prompts: Vec<Prompt>,
+    pub n: u32,
+}
+
+impl Prompt {
+    /// The prompts, each of which gets [`Prompt::n`] answers.
+    pub fn each(&self) -> &[Prompt] {
+        match self {
+            Prompt::Several(several) => &several.prompts,
+            one => std::slice::from_ref(one),
+        }
+    }
+
+    /// Answers that each prompt gets.
+    pub fn n(&self) -> u32 {
+        match self {
+            Prompt::Several(several) => several.n,
+            _ => 1,
+        }
+    }
+
+    /// Choices in all.
+    pub fn choices(&self) -> u32 {
+        self.each().len() as u32 * self.n()
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
     pub role: String,
     pub content: String,
@@ -175,6 +226,9 @@ pub struct Checkpoint {
     /// One entry for each of `generated` when the job reports log-probabilities, empty otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprobs>,
+    /// Which choice each of `generated` belongs to; empty for a job with one choice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<u16>,
     /// True on the claim itself, before a token ran.
     pub claim: bool,
     /// Owner gave the job back in good order (drain, revocation); the attempt does not count as a fault.
@@ -212,14 +266,22 @@ pub enum Outcome {
     Failed(Failure),
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Generated {
     pub text: String,
     pub finish: Finish,
-    /// First eight bytes of BLAKE3 over the generated ids: two runs of one job must agree.
+    /// First eight bytes of BLAKE3 over the generated ids: two runs of one job must agree. The first choice's stands for
+    /// all of them.
     pub ids_digest: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprobs>,
+    /// Of the prompt's tokens, where the job asks for `echo` and log-probabilities. The first one has nothing before it,
+    /// and its log-probability means nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// The choices after the first; they have none themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<Generated>,
 }
 
 impl Generated {
@@ -233,20 +295,53 @@ impl Generated {
         first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
         u64::from_le_bytes(first)
     }
+
+    /// The digest of several choices: of one alone it is [`Generated::digest_of`] its ids, of several that of the
+    /// number of each choice's ids and the ids.
+    pub fn digest_of_choices(choices: &[Vec<u32>]) -> u64 {
+        match choices {
+            [one] => Self::digest_of(one),
+            several => {
+                let all = several
+                    .iter()
+                    .flat_map(|ids| std::iter::once(ids.len() as u32).chain(ids.iter().copied()));
+                Self::digest_of(&all.collect::<Vec<u32>>())
+            }
+        }
+    }
+
+    /// This choice and those after it.
+    pub fn choices(&self) -> impl Iterator<Item = &Generated> {
+        std::iter::once(self).chain(&self.more)
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprobs {
     pub id: u32,
     pub text: String,
     pub logprob: f32,
     pub top: Vec<(u32, String, f32)>,
+    /// The token's bytes, where they are not those of `text`: part of a character.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Vec<u8>>,
+    /// The same for entries of `top`, by their place in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub top_bytes: Vec<(u32, Vec<u8>)>,
+}
+
+impl TokenLogprobs {
+    /// The token's own bytes.
+    pub fn own_bytes(&self) -> &[u8] {
+        self.bytes.as_deref().unwrap_or(self.text.as_bytes())
+    }
 }
 
 /// Why an output ended, in OpenAI's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finish {
+    #[default]
     Stop,
     Length,
 }
@@ -324,4 +419,13 @@ pub struct TokenChunk {
     pub text: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprobs>,
+    /// Which of several choices it belongs to; `position` counts that one's tokens.
+    #[serde(default)]
+    pub choice: u32,
+    /// As [`Generated::prompt_logprobs`], with the first tokens of a choice. An echo stands before their text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// The model that answers, with the first tokens, where the job named none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::Endpoint;
 use crate::id::TimeMs;
 use crate::message::{BatchState, BatchView};
 
@@ -23,7 +24,8 @@ pub fn batch_object(batch: &BatchView) -> Value {
     json!({
         "id": batch.id,
         "object": "batch",
-        "endpoint": batch.endpoint,
+        // A batch for lines of every endpoint is none of OpenAI's; clients want a name all the same.
+        "endpoint": batch.endpoint.unwrap_or(Endpoint::Completions),
         "errors": errors,
         "input_file_id": batch.input_object,
         "completion_window": window(batch.options.completion_window_ms.unwrap_or(USUAL_WINDOW_MS)),
@@ -41,9 +43,12 @@ pub fn batch_object(batch: &BatchView) -> Value {
         "cancelled_at": ended_as(BatchState::Cancelled),
         "request_counts": { "total": batch.total, "completed": batch.completed, "failed": batch.failed },
         "metadata": batch.metadata,
+        "model": batch.model,
         "usage": {
             "input_tokens": batch.prompt_tokens,
+            "input_tokens_details": { "cached_tokens": batch.cached_tokens },
             "output_tokens": batch.completion_tokens,
+            "output_tokens_details": { "reasoning_tokens": 0 },
             "total_tokens": batch.prompt_tokens + batch.completion_tokens,
         },
         "ternfleet": {

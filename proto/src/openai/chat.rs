@@ -22,24 +22,50 @@ pub(super) fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Fault> {
         .collect()
 }
 
+/// Who speaks, as templates know them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speaker {
+    System,
+    User,
+    Assistant,
+}
+
+impl Speaker {
+    pub(super) fn read(fields: &mut Fields) -> Result<Speaker, Fault> {
+        match fields.text("role")?.as_deref() {
+            None => Err("`role` is missing".into()),
+            // OpenAI's newer word for the same thing.
+            Some("system" | "developer") => Ok(Speaker::System),
+            Some("user") => Ok(Speaker::User),
+            Some("assistant") => Ok(Speaker::Assistant),
+            Some(other) => {
+                Err(format!("`role` {:?} is not supported: use system, user or assistant", clipped(other)))
+            }
+        }
+    }
+
+    pub(super) fn says(self, content: String) -> ChatMessage {
+        let role = match self {
+            Speaker::System => "system",
+            Speaker::User => "user",
+            Speaker::Assistant => "assistant",
+        };
+        ChatMessage { role: role.to_owned(), content }
+    }
+}
+
 fn message(item: Value) -> Result<ChatMessage, Fault> {
     let Value::Object(map) = item else {
         return Err(format!("must be an object with `role` and `content`, not {}", shown(&item)));
     };
     let mut fields = Fields::new(map);
-    let role = match fields.text("role")?.as_deref() {
-        None => return Err("`role` is missing".into()),
-        // OpenAI's newer word for the same thing.
-        Some("system" | "developer") => "system",
-        Some("user") => "user",
-        Some("assistant") => "assistant",
-        Some(other) => {
-            return Err(format!(
-                "`role` {:?} is not supported: use system, user or assistant",
-                clipped(other)
-            ));
-        }
-    };
+    let speaker = Speaker::read(&mut fields)?;
+    // Who of several users spoke changes nothing: templates have no place for it.
+    fields.text("name")?;
+    if fields.take("annotations").is_some_and(|value| value.as_array().is_none_or(|items| !items.is_empty()))
+    {
+        return Err("`annotations` are not supported here: leave them out".into());
+    }
     let content = match fields.take("content") {
         None => return Err("`content` is missing".into()),
         Some(Value::String(text)) => text,
@@ -49,7 +75,7 @@ fn message(item: Value) -> Result<ChatMessage, Fault> {
         }
     };
     fields.finish("a message")?;
-    Ok(ChatMessage { role: role.to_owned(), content })
+    Ok(speaker.says(content))
 }
 
 fn part(item: Value) -> Result<String, Fault> {

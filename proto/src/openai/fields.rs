@@ -8,14 +8,11 @@ use serde_json::{Map, Value};
 pub(super) type Fault = String;
 
 /// Parameters that OpenAI knows and this engine does not have. Named apart from misspelt ones.
-const UNSUPPORTED: [&str; 21] = [
+const UNSUPPORTED: [&str; 18] = [
     "audio",
     "function_call",
     "functions",
     "grammar",
-    "guided_choice",
-    "guided_json",
-    "guided_regex",
     "ignore_eos",
     "logits_processors",
     "metadata",
@@ -48,6 +45,11 @@ impl Fields {
         self.map
     }
 
+    /// A copy, to be shown again.
+    pub(super) fn shown(&self) -> Value {
+        Value::Object(self.map.clone())
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.map.contains_key(name)
     }
@@ -55,6 +57,11 @@ impl Fields {
     /// `null` means absent, as with OpenAI.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Puts back what was only looked at.
+    pub(super) fn put(&mut self, name: &str, value: Value) {
+        self.map.insert(name.to_owned(), value);
     }
 
     pub(super) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>, Fault> {

@@ -120,9 +120,10 @@ fn batch_form(mut fields: Fields, line: &mut Line) -> Result<Map<String, Value>,
         Some(other) => return Err(format!("`method` must be \"POST\", not {:?}", clipped(other))),
     }
     let url = fields.text("url")?.ok_or_else(|| Fault::from("`url` is missing"))?;
-    line.endpoint = Endpoint::ALL.into_iter().find(|endpoint| endpoint.as_str() == url).ok_or_else(|| {
-        format!("`url` must be \"/v1/completions\" or \"/v1/chat/completions\", not {:?}", clipped(&url))
-    })?;
+    line.endpoint = Endpoint::ALL
+        .into_iter()
+        .find(|endpoint| endpoint.as_str() == url)
+        .ok_or_else(|| format!("`url` must be {}, not {:?}", super::endpoints(), clipped(&url)))?;
     let body = match fields.take("body") {
         None => return Err("`body` is missing".into()),
         Some(Value::Object(body)) => body,
@@ -134,11 +135,15 @@ fn batch_form(mut fields: Fields, line: &mut Line) -> Result<Map<String, Value>,
 
 /// The endpoint of a short line is told by what it asks with.
 fn short_form(fields: Fields, line: &mut Line) -> Result<Map<String, Value>, Fault> {
-    if !fields.has("prompt") && !fields.has("messages") {
-        return Err("neither `body` nor `prompt` nor `messages` is there: this is not a request".into());
+    if !["prompt", "messages", "input"].iter().any(|name| fields.has(name)) {
+        return Err(
+            "neither `body` nor `prompt` nor `messages` nor `input` is there: this is not a request".into()
+        );
     }
     if fields.has("messages") && !fields.has("prompt") {
         line.endpoint = Endpoint::ChatCompletions;
+    } else if fields.has("input") && !fields.has("prompt") {
+        line.endpoint = Endpoint::Responses;
     }
     Ok(fields.into_map())
 }

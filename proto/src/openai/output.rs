@@ -2,18 +2,16 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Endpoint;
+use super::logprobs::{chat_logprobs, completion_logprobs};
+use super::{Endpoint, json_line, responses};
 use crate::id::JobKey;
-use crate::message::{Finish, Generated, JobResult, Line, Outcome, TokenLogprobs, Usage};
-
-/// OpenAI's floor for log-probabilities: JSON has no minus infinity.
-const LOGPROB_MIN: f64 = -9999.0;
+use crate::message::{Finish, Generated, JobResult, Line, Outcome, Usage};
 
 /// One line of an output or error file, without its line ending.
 pub fn output_line(result: &JobResult) -> String {
     let mut value = output_value(result);
     value.sort_all_objects();
-    value.to_string()
+    json_line(&value)
 }
 
 /// As [`output_line`], as a value. Good lines have `response` and no `error`, bad ones `error` and no `response`; both
@@ -61,6 +59,7 @@ pub(super) fn body_id(endpoint: Endpoint, job: &JobKey) -> String {
     let prefix = match endpoint {
         Endpoint::Completions => "cmpl-",
         Endpoint::ChatCompletions => "chatcmpl-",
+        Endpoint::Responses => "resp_",
     };
     let batch = job.batch.as_str();
     if batch.starts_with(prefix) {
@@ -71,33 +70,40 @@ pub(super) fn body_id(endpoint: Endpoint, job: &JobKey) -> String {
 
 /// The response body: `text_completion` or `chat.completion`.
 pub(super) fn body(result: &JobResult, generated: &Generated) -> Value {
-    let finish = finish_reason(generated.finish);
-    let (object, choice) = match result.line.endpoint {
-        Endpoint::Completions => {
-            let logprobs = completion_logprobs(&generated.logprobs, 0);
-            let choice =
-                json!({ "index": 0, "text": generated.text, "logprobs": logprobs, "finish_reason": finish });
-            ("text_completion", choice)
-        }
-        Endpoint::ChatCompletions => {
-            let message = json!({ "role": "assistant", "content": generated.text, "refusal": null });
-            let logprobs = chat_logprobs(&generated.logprobs);
-            let choice =
-                json!({ "index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish });
-            ("chat.completion", choice)
-        }
+    let object = match result.line.endpoint {
+        Endpoint::Completions => "text_completion",
+        Endpoint::ChatCompletions => "chat.completion",
+        // The request's own settings are not in its answer.
+        Endpoint::Responses => return responses::body(result, generated, &Map::new()),
     };
+    let choices =
+        generated.choices().enumerate().map(|(index, one)| choice(result.line.endpoint, index, one));
     json!({
         "id": body_id(result.line.endpoint, &result.job),
         "object": object,
         "created": result.finished_at.0 / 1000,
         "model": model_name(&result.line),
-        "choices": [choice],
+        "choices": choices.collect::<Vec<_>>(),
         "usage": usage(&result.usage),
     })
 }
 
-/// The model that was asked for. OpenAI's clients expect a string, so one that was left to the fleet is an empty one.
+fn choice(endpoint: Endpoint, index: usize, one: &Generated) -> Value {
+    let finish = finish_reason(one.finish);
+    match endpoint {
+        Endpoint::Completions => {
+            let logprobs = completion_logprobs(&one.prompt_logprobs, &one.logprobs, &one.text, 0);
+            json!({ "index": index, "text": one.text, "logprobs": logprobs, "finish_reason": finish })
+        }
+        Endpoint::ChatCompletions | Endpoint::Responses => {
+            let message = json!({ "role": "assistant", "content": one.text, "refusal": null });
+            let logprobs = chat_logprobs(&one.logprobs);
+            json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": finish })
+        }
+    }
+}
+
+/// The model that answered. Answers of workers that came before it was told have the one that was asked for.
 pub(super) fn model_name(line: &Line) -> &str {
     line.model.as_deref().unwrap_or_default()
 }
@@ -115,58 +121,8 @@ pub(super) fn usage(usage: &Usage) -> Value {
         "completion_tokens": usage.completion_tokens,
         "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
         "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
+        "completion_tokens_details": { "reasoning_tokens": 0 },
     })
-}
-
-/// Six decimals say all that a 32-bit float knows.
-fn rounded(logprob: f32) -> f64 {
-    let value = f64::from(logprob);
-    if value.is_finite() { ((value * 1e6).round() / 1e6).max(LOGPROB_MIN) } else { LOGPROB_MIN }
-}
-
-/// The four parallel arrays of completions; `null` when none were asked for. `offset` is where the text begins, in
-/// characters.
-pub(super) fn completion_logprobs(tokens: &[TokenLogprobs], offset: usize) -> Value {
-    if tokens.is_empty() {
-        return Value::Null;
-    }
-    let top = |token: &TokenLogprobs| {
-        token
-            .top
-            .iter()
-            .map(|(_, text, logprob)| (text.clone(), json!(rounded(*logprob))))
-            .collect::<Map<_, _>>()
-    };
-    let offsets: Vec<usize> = tokens
-        .iter()
-        .scan(offset, |at, token| {
-            let start = *at;
-            *at += token.text.chars().count();
-            Some(start)
-        })
-        .collect();
-    json!({
-        "tokens": tokens.iter().map(|t| &t.text).collect::<Vec<_>>(),
-        "token_logprobs": tokens.iter().map(|t| rounded(t.logprob)).collect::<Vec<_>>(),
-        "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
-        "text_offset": offsets,
-    })
-}
-
-pub(super) fn chat_logprobs(tokens: &[TokenLogprobs]) -> Value {
-    if tokens.is_empty() {
-        return Value::Null;
-    }
-    let one = |text: &str, logprob: f32| json!({ "token": text, "logprob": rounded(logprob), "bytes": text.as_bytes() });
-    let content: Vec<Value> = tokens
-        .iter()
-        .map(|token| {
-            let mut entry = one(&token.text, token.logprob);
-            entry["top_logprobs"] = token.top.iter().map(|(_, text, logprob)| one(text, *logprob)).collect();
-            entry
-        })
-        .collect();
-    json!({ "content": content, "refusal": null })
 }
 
 #[cfg(test)]
@@ -193,13 +149,14 @@ mod tests {
         }
     }
 
-    fn text(logprobs: Vec<TokenLogprobs>) -> Outcome {
-        Outcome::Text(Generated { text: "a\nb".into(), finish: Finish::Length, ids_digest: 1, logprobs })
+    fn text() -> Outcome {
+        let finish = Finish::Length;
+        Outcome::Text(Generated { text: "a\nb".into(), finish, ids_digest: 1, ..Generated::default() })
     }
 
     #[test]
     fn the_keys_of_a_line_stand_in_order_so_that_files_keep_their_bytes() {
-        let line = output_line(&result(Endpoint::Completions, text(Vec::new())));
+        let line = output_line(&result(Endpoint::Completions, text()));
         let value: Value = serde_json::from_str(&line).unwrap();
         for object in [&value, &value["response"]["body"]] {
             let keys: Vec<&String> = object.as_object().unwrap().keys().collect();
@@ -209,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_good_line_is_openais_with_one_more_object() {
-        let value = output_value(&result(Endpoint::Completions, text(Vec::new())));
+        let value = output_value(&result(Endpoint::Completions, text()));
         assert_eq!(value["id"], "batch_req_ab_6");
         assert_eq!((&value["custom_id"], &value["error"]), (&json!("mine"), &Value::Null));
         assert_eq!(value["response"]["status_code"], 200);
@@ -219,12 +176,12 @@ mod tests {
         assert_eq!(body["choices"], json!([choice]));
         assert_eq!(body["usage"]["total_tokens"], 7);
         assert_eq!((&value["ternfleet"]["index"], &value["ternfleet"]["line"]), (&json!(6), &json!(7)));
-        assert!(!output_line(&result(Endpoint::Completions, text(Vec::new()))).contains('\n'));
+        assert!(!output_line(&result(Endpoint::Completions, text())).contains('\n'));
     }
 
     #[test]
     fn a_chat_answer_is_a_message_of_the_assistant() {
-        let value = output_value(&result(Endpoint::ChatCompletions, text(Vec::new())));
+        let value = output_value(&result(Endpoint::ChatCompletions, text()));
         let body = &value["response"]["body"];
         assert_eq!(body["id"], "chatcmpl-ab-6");
         assert_eq!(body["choices"][0]["message"]["content"], "a\nb");
@@ -240,19 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn log_probabilities_take_each_endpoints_form_and_stay_json() {
-        let token = |text: &str, logprob| TokenLogprobs {
-            id: 1,
-            text: text.into(),
-            logprob,
-            top: vec![(1, text.into(), logprob)],
-        };
-        let tokens = vec![token("é", -0.1), token("b", f32::NEG_INFINITY)];
-        let completion = completion_logprobs(&tokens, 0);
-        assert_eq!(completion["token_logprobs"], json!([-0.1, -9999.0]));
-        assert_eq!(completion["text_offset"], json!([0, 1]));
-        let chat = chat_logprobs(&tokens);
-        assert_eq!(chat["content"][0]["bytes"], json!([0xc3, 0xa9]));
-        assert_eq!(chat["content"][1]["top_logprobs"][0]["logprob"], -9999.0);
+    fn several_choices_stand_in_one_answer_by_their_index() {
+        let Outcome::Text(mut first) = text() else { panic!("a text") };
+        first.more = vec![Generated { text: "c".into(), ..Generated::default() }];
+        let value = output_value(&result(Endpoint::ChatCompletions, Outcome::Text(first)));
+        let choices = &value["response"]["body"]["choices"];
+        assert_eq!((&choices[1]["index"], &choices[1]["message"]["content"]), (&json!(1), &json!("c")));
+        assert_eq!(choices.as_array().map(Vec::len), Some(2));
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::chat::messages;
 use super::fields::{Fault, Fields, clipped, shown};
-use super::{Endpoint, ModelDefaults};
+use super::{Endpoint, ModelDefaults, choices, inert, responses, shape};
 use crate::message::{Generation, OpenSampling, Prompt, Sampling};
 
 /// Where a request comes from decides whether it may stream.
@@ -23,6 +23,8 @@ pub(super) struct Request {
     pub(super) generation: Generation,
     /// The caller of a stream asked for one more chunk, with the usage.
     pub(super) include_usage: bool,
+    /// What a response repeats of its request; empty for other endpoints.
+    pub(super) settings: Map<String, Value>,
 }
 
 const STOPS_MAX: usize = 4;
@@ -42,70 +44,82 @@ pub(super) fn request(
 ) -> Result<Request, Fault> {
     let mut fields = Fields::new(body);
     let model = fields.text("model")?;
-    let prompt = match endpoint {
-        Endpoint::Completions => prompt(&mut fields, served)?,
-        Endpoint::ChatCompletions => Prompt::Chat(messages(&mut fields)?),
+    if endpoint == Endpoint::Responses {
+        return response(fields, model, seed, served, origin);
+    }
+    let prompts = match endpoint {
+        Endpoint::Completions => choices::prompts(&mut fields, served)?,
+        Endpoint::ChatCompletions | Endpoint::Responses => vec![Prompt::Chat(messages(&mut fields)?)],
     };
-    let max_tokens = max_tokens(endpoint, &mut fields, served)?;
+    let prompt = choices::several(prompts, choices::n(&mut fields)?)?;
+    let echo = endpoint == Endpoint::Completions && fields.boolean("echo")?.unwrap_or(false);
+    let max_tokens = max_tokens(endpoint, &mut fields, served, echo)?;
     let sampling = sampling(&mut fields, served)?;
     let seed = seed_of(&mut fields)?.unwrap_or(seed);
     let stop = stop(&mut fields)?;
     let logprobs = logprobs(endpoint, &mut fields)?;
-    let echo = endpoint == Endpoint::Completions && fields.boolean("echo")?.unwrap_or(false);
-    if echo && logprobs.is_some() {
-        return Err("`echo` together with `logprobs` is not supported: prompts are not scored".into());
-    }
     let (stream, include_usage) = stream(&mut fields, origin)?;
-    only_one(&mut fields)?;
-    inert(&mut fields)?;
+    let constraint = shape::constraint(&mut fields)?;
+    inert::take(&mut fields)?;
     fields.finish(match endpoint {
         Endpoint::Completions => "a completion request",
-        Endpoint::ChatCompletions => "a chat completion request",
+        Endpoint::ChatCompletions | Endpoint::Responses => "a chat completion request",
     })?;
     let generation =
-        Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint: None };
-    Ok(Request { model, generation, include_usage })
+        Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint };
+    Ok(Request { model, generation, include_usage, settings: Map::new() })
 }
 
-fn prompt(fields: &mut Fields, served: &ModelDefaults) -> Result<Prompt, Fault> {
-    if fields.has("messages") {
-        return Err("`messages` belongs to /v1/chat/completions; a completion takes `prompt`".into());
-    }
-    match fields.take("prompt") {
-        None => Err("`prompt` is missing".into()),
-        Some(Value::String(text)) => Ok(Prompt::Text(text)),
-        Some(Value::Array(items)) if items.is_empty() => Err("`prompt` is an empty array".into()),
-        Some(Value::Array(items)) if items.iter().all(Value::is_number) => tokens(&items, served),
-        Some(Value::Array(items)) if items.iter().all(|item| item.is_string() || item.is_array()) => {
-            Err(format!(
-                "`prompt` holds {} prompts: write one line for each, so that each gets its own answer",
-                items.len()
-            ))
+fn response(
+    mut fields: Fields,
+    model: Option<String>,
+    seed: u64,
+    served: &ModelDefaults,
+    origin: Origin,
+) -> Result<Request, Fault> {
+    let asked = responses::read(&mut fields, *MAX_TOKENS.end())?;
+    let sampling = sampling(&mut fields, served)?;
+    let seed = seed_of(&mut fields)?.unwrap_or(seed);
+    let (stream, _) = stream(&mut fields, origin)?;
+    let mut settings = asked.settings;
+    let mut constraint = None;
+    if let Some(mut text) = fields.object("text")? {
+        if let Some(format) = text.object("format")? {
+            settings.insert("text".into(), serde_json::json!({ "format": format.shown() }));
+            constraint = shape::text_format(format)?;
         }
-        Some(other) => {
-            Err(format!("`prompt` must be a string or an array of token ids, not {}", shown(&other)))
-        }
+        inert::take(&mut text)?;
+        text.finish("`text`")?;
     }
+    inert::take(&mut fields)?;
+    fields.finish("a request for a response")?;
+    let prompt = Prompt::Chat(asked.messages);
+    let (max_tokens, logprobs) = (asked.max_tokens, asked.logprobs);
+    let generation = Generation {
+        prompt,
+        max_tokens,
+        sampling,
+        seed,
+        logprobs,
+        stream,
+        constraint,
+        ..Generation::default()
+    };
+    Ok(Request { model, generation, include_usage: false, settings })
 }
 
-fn tokens(items: &[Value], served: &ModelDefaults) -> Result<Prompt, Fault> {
-    let limit = served.vocabulary_tokens.unwrap_or(u32::MAX);
-    let id = |item: &Value| item.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id < limit);
-    let ids: Result<Vec<u32>, Fault> = items
-        .iter()
-        .enumerate()
-        .map(|(at, item)| {
-            id(item).ok_or_else(|| format!("`prompt[{at}]` is not a token id below {limit}: {}", shown(item)))
-        })
-        .collect();
-    Ok(Prompt::Tokens(ids?))
-}
-
-fn max_tokens(endpoint: Endpoint, fields: &mut Fields, served: &ModelDefaults) -> Result<Option<u32>, Fault> {
-    let older = fields.integer("max_tokens", MAX_TOKENS)?.map(|n| n as u32);
+fn max_tokens(
+    endpoint: Endpoint,
+    fields: &mut Fields,
+    served: &ModelDefaults,
+    echo: bool,
+) -> Result<Option<u32>, Fault> {
+    // An echo of the prompt may be all that is wanted: that is how prompts are scored.
+    let least = if echo { 0 } else { *MAX_TOKENS.start() };
+    let older = fields.integer("max_tokens", least..=*MAX_TOKENS.end())?.map(|n| n as u32);
     match endpoint {
         Endpoint::Completions => Ok(older.or(Some(served.completion_max_tokens))),
-        Endpoint::ChatCompletions => {
+        Endpoint::ChatCompletions | Endpoint::Responses => {
             let newer = fields.integer("max_completion_tokens", MAX_TOKENS)?.map(|n| n as u32);
             match (older, newer) {
                 (Some(a), Some(b)) if a != b => {
@@ -121,11 +135,11 @@ fn sampling(fields: &mut Fields, served: &ModelDefaults) -> Result<Sampling, Fau
     let usual = Sampling::default();
     let temperature = fields.number("temperature", 0.0..=2.0)?;
     let top_p = fields.number("top_p", 0.0..=1.0)?;
-    let top_k = fields.integer("top_k", 0..=u64::from(u32::MAX))?;
+    let top_k = top_k(fields)?;
     let sampling = Sampling {
         temperature: temperature.unwrap_or(usual.temperature),
         top_p: top_p.unwrap_or(usual.top_p),
-        top_k: top_k.map_or(usual.top_k, |n| n as u32),
+        top_k: top_k.unwrap_or(usual.top_k),
         open: OpenSampling {
             temperature: temperature.is_none(),
             top_p: top_p.is_none(),
@@ -140,6 +154,18 @@ fn sampling(fields: &mut Fields, served: &ModelDefaults) -> Result<Sampling, Fau
         return Err("`top_p` must be above 0: for the likeliest token set `temperature` to 0".into());
     }
     Ok(sampling)
+}
+
+/// 0 turns it off, and so does vLLM's -1.
+fn top_k(fields: &mut Fields) -> Result<Option<u32>, Fault> {
+    match fields.take("top_k") {
+        Some(value) if value.as_i64() == Some(-1) => Ok(Some(0)),
+        Some(value) => {
+            fields.put("top_k", value);
+            Ok(fields.integer("top_k", 0..=u64::from(u32::MAX))?.map(|n| n as u32))
+        }
+        None => Ok(None),
+    }
 }
 
 fn logit_bias(fields: &mut Fields, served: &ModelDefaults) -> Result<Vec<(u32, f32)>, Fault> {
@@ -211,7 +237,7 @@ fn logprobs(endpoint: Endpoint, fields: &mut Fields) -> Result<Option<u8>, Fault
         Endpoint::Completions => {
             Ok(fields.integer("logprobs", 0..=COMPLETION_LOGPROBS_MAX)?.map(|n| n as u8))
         }
-        Endpoint::ChatCompletions => {
+        Endpoint::ChatCompletions | Endpoint::Responses => {
             let wanted = fields.boolean("logprobs")?.unwrap_or(false);
             let top = fields.integer("top_logprobs", 0..=CHAT_LOGPROBS_MAX)?.map(|n| n as u8);
             match (wanted, top) {
@@ -230,43 +256,12 @@ fn stream(fields: &mut Fields, origin: Origin) -> Result<(bool, bool), Fault> {
     }
     let Some(mut options) = fields.object("stream_options")? else { return Ok((stream, false)) };
     let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+    if options.boolean("include_obfuscation")? == Some(true) {
+        return Err("`stream_options.include_obfuscation` is not supported here: leave it out".into());
+    }
     options.finish("`stream_options`")?;
     if !stream {
         return Err("`stream_options` needs `stream` to be true".into());
     }
     Ok((stream, include_usage))
-}
-
-/// One prompt, one answer: more choices would be more jobs.
-fn only_one(fields: &mut Fields) -> Result<(), Fault> {
-    for name in ["n", "best_of"] {
-        if let Some(n) = fields.integer(name, 1..=128)?.filter(|n| *n != 1) {
-            return Err(format!("`{name}` is {n}, and only 1 is supported: write one line for each answer"));
-        }
-    }
-    Ok(())
-}
-
-/// Fields that may be there because they ask for what is done anyway.
-fn inert(fields: &mut Fields) -> Result<(), Fault> {
-    // An identifier of the caller's own customer: it changes no answer.
-    fields.text("user")?;
-    fields.text("safety_identifier")?;
-    if fields.boolean("store")? == Some(true) {
-        return Err("`store` is not supported here: leave it out".into());
-    }
-    if let Some(tier) = fields.text("service_tier")?.filter(|tier| tier != "auto" && tier != "default") {
-        return Err(format!("`service_tier` {:?} is not offered here: leave it out", clipped(&tier)));
-    }
-    if let Some(mut format) = fields.object("response_format")? {
-        match format.text("type")?.as_deref() {
-            Some("text") => format.finish("`response_format`")?,
-            Some(other) => {
-                let other = clipped(other);
-                return Err(format!("`response_format` {other:?} is not supported: only \"text\" is"));
-            }
-            None => return Err("`response_format` has no `type`".into()),
-        }
-    }
-    Ok(())
 }

@@ -199,10 +199,12 @@ pub enum ApiVerb {
     ScalePlan,
     /// Makes the tenant's bucket for files, if it is not there.
     TenantOpen,
+    /// Removes a file of the tenant, unless a batch that has not ended reads it.
+    FileDelete,
 }
 
 impl ApiVerb {
-    pub const ALL: [ApiVerb; 15] = [
+    pub const ALL: [ApiVerb; 16] = [
         ApiVerb::BatchCreate,
         ApiVerb::BatchGet,
         ApiVerb::BatchList,
@@ -218,6 +220,7 @@ impl ApiVerb {
         ApiVerb::ScaleSet,
         ApiVerb::ScalePlan,
         ApiVerb::TenantOpen,
+        ApiVerb::FileDelete,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -237,6 +240,7 @@ impl ApiVerb {
             ApiVerb::ScaleSet => "scale_set",
             ApiVerb::ScalePlan => "scale_plan",
             ApiVerb::TenantOpen => "tenant_open",
+            ApiVerb::FileDelete => "file_delete",
         }
     }
 
@@ -266,6 +270,13 @@ pub fn files_bucket(tenant: &TenantId) -> String {
 /// Key of a file of the tenant in the bucket of file records.
 pub fn file_key(tenant: &TenantId, object: &str) -> String {
     format!("{tenant}.{object}")
+}
+
+/// The tenant and the object of a key that [`file_key`] has made.
+pub fn parse_file_key(key: &str) -> Option<(TenantId, &str)> {
+    // Ids of tenants have no dot.
+    let (tenant, object) = key.split_once('.')?;
+    Some((tenant.parse().ok()?, object))
 }
 
 /// Stream of a key-value bucket, as every NATS client names it.

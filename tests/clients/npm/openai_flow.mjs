@@ -70,8 +70,11 @@ for await (const chunk of long) { if (chunk.choices[0]?.text) break; }
 long.controller.abort();
 rule("a stream can be left in the middle", (await client.completions.create({ model, prompt: "Then", max_tokens: 2 })).usage.completion_tokens === 2);
 
-await refused("an unsupported parameter is refused by name", OpenAI.BadRequestError, () => client.chat.completions.create({ model, messages, n: 2 }));
-await refused("structured output is refused by name", OpenAI.BadRequestError, () => client.chat.completions.create({ model, messages, response_format: { type: "json_object" } }));
+await refused("an unsupported parameter is refused by name", OpenAI.BadRequestError, () => client.chat.completions.create({ model, messages, audio: { voice: "a", format: "mp3" } }));
+await refused("a shape that is not known is refused by name", OpenAI.BadRequestError, () => client.chat.completions.create({ model, messages, response_format: { type: "xml" } }));
+const shape = { type: "json_schema", json_schema: { name: "king", strict: true, schema: { type: "object", properties: { king: { enum: ["old", "young"] }, sons: { type: "integer", minimum: 0, maximum: 9 } }, required: ["king", "sons"], additionalProperties: false } } };
+const shaped = JSON.parse((await client.chat.completions.create({ model, messages, max_tokens: 60, response_format: shape })).choices[0].message.content);
+rule("an answer has the shape of its schema", ["old", "young"].includes(shaped.king) && Number.isInteger(shaped.sons) && Object.keys(shaped).length === 2);
 await refused("an unknown batch is not found", OpenAI.NotFoundError, () => client.batches.retrieve("batch_unknown"));
 await refused("an unknown file is not found", OpenAI.NotFoundError, () => client.files.retrieve("file-unknown"));
 await refused("embeddings are clearly not served", OpenAI.APIError, () => client.embeddings.create({ model, input: "x" }));

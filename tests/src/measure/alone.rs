@@ -76,6 +76,8 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
                         prompt_tokens: 5,
                         completion_tokens: 10,
                         repeated_tokens: 0,
+                        cached_tokens: 0,
+                        model: None,
                         finished_at: now.wall,
                     };
                     events.push(Event::Answer { sequence, answer: Box::new(answer) });

@@ -84,7 +84,7 @@ async fn answer_half(bus: &Arc<dyn Bus>, id: &BatchId, lines: u32) -> anyhow::Re
                 text: "an answer of the usual length, some sixteen tokens of it or so".to_owned(),
                 finish: Finish::Stop,
                 ids_digest: u64::from(index),
-                logprobs: Vec::new(),
+                ..Generated::default()
             }),
             usage: Usage { prompt_tokens: 5, completion_tokens: 16, ..Usage::default() },
             timing: Timing::default(),

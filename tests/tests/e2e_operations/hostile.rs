@@ -62,6 +62,7 @@ fn forged(me: &WorkerId, job: JobKey) -> Checkpoint {
         numerics: String::new(),
         generated: Vec::new(),
         logprobs: Vec::new(),
+        choices: Vec::new(),
         claim: true,
         released: false,
         at: TimeMs::now(),

@@ -202,6 +202,35 @@ pub struct WorkIdentity {
 pub struct Kept {
     pub ids: Vec<u32>,
     pub logprobs: Vec<TokenLogprobs>,
+    /// Which choice each id belongs to; empty for a job with one.
+    pub choices: Vec<u16>,
+}
+
+impl Kept {
+    /// The ids of each choice; `None` when they cannot be used. Without the log-probabilities of the kept tokens the
+    /// answer would lack them: then it starts over.
+    pub fn by_choice(&self, n_choices: usize, with_logprobs: bool) -> Option<Vec<Vec<u32>>> {
+        if with_logprobs && self.logprobs.len() != self.ids.len() {
+            return None;
+        }
+        split(&self.ids, &self.choices, n_choices)
+    }
+}
+
+/// Parts what came in the order of its coming by choice; `None` when it does not belong to so many choices.
+pub fn split<T: Clone>(items: &[T], choices: &[u16], n_choices: usize) -> Option<Vec<Vec<T>>> {
+    let mut parts = vec![Vec::new(); n_choices.max(1)];
+    if n_choices <= 1 {
+        parts[0] = items.to_vec();
+        return Some(parts);
+    }
+    if choices.len() != items.len() {
+        return None;
+    }
+    for (item, &choice) in items.iter().zip(choices) {
+        parts.get_mut(usize::from(choice))?.push(item.clone());
+    }
+    Some(parts)
 }
 
 /// Output that has just come.
@@ -211,6 +240,10 @@ pub struct Tokens {
     /// Text that is certain by now; it may lag behind the ids.
     pub text: String,
     pub logprobs: Vec<TokenLogprobs>,
+    /// Of the prompt, before a choice's first tokens, where the caller asked for them.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// Whose they are, where the job has several choices.
+    pub choice: Option<u16>,
     /// The caller wants to see it as it comes.
     pub stream: bool,
 }
@@ -229,16 +262,21 @@ pub enum End {
     HostFault(String),
 }
 
-/// A whole output.
+/// All outputs of a job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
+    /// One a choice, at least one.
+    pub outputs: Vec<Output>,
+    pub cached_tokens: u32,
+}
+
+/// A whole output.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Output {
     /// All of it, that of earlier attempts included.
     pub text: String,
     pub finish: Finish,
-    /// Text that had been held back until the end, for those who watch.
-    pub tail: String,
-    pub stream: bool,
-    pub cached_tokens: u32,
+    pub prompt_logprobs: Vec<TokenLogprobs>,
 }
 
 /// Why a generation did not start.

@@ -6,9 +6,7 @@
 use std::time::Duration;
 
 use ternfleet_proto::bus::{Delivery, Settle};
-use ternfleet_proto::message::{
-    Checkpoint, Failure, FailureCode, Generation, Input, Prompt, Sampling, Work, WorkerState,
-};
+use ternfleet_proto::message::{Checkpoint, Failure, FailureCode, Generation, Input, Work, WorkerState};
 use ternfleet_proto::{Lane, Now};
 
 use super::event::{
@@ -310,6 +308,7 @@ impl Core {
                     slot.kept = found.generated.len();
                     slot.ids = found.generated;
                     slot.logprobs = found.logprobs;
+                    slot.choices = found.choices;
                 } else {
                     slot.repeated = found.generated.len();
                 }
@@ -371,6 +370,7 @@ impl Core {
             slot.repeated += slot.ids.len() - kept;
             slot.ids.truncate(kept);
             slot.logprobs.truncate(kept);
+            slot.choices.truncate(kept);
             slot.kept = kept;
         }
         if slot.begun_before {
@@ -411,17 +411,6 @@ impl Core {
 
 /// A work message around an identity whose request could not be read; it is answered, never run.
 fn shell_of(identity: WorkIdentity) -> Box<Work> {
-    let generation = Generation {
-        prompt: Prompt::Tokens(Vec::new()),
-        max_tokens: None,
-        sampling: Sampling::default(),
-        seed: 0,
-        stop: Vec::new(),
-        logprobs: None,
-        echo: false,
-        stream: false,
-        constraint: None,
-    };
     Box::new(Work {
         job: identity.job,
         tenant: identity.tenant,
@@ -435,7 +424,7 @@ fn shell_of(identity: WorkIdentity) -> Box<Work> {
         deadline: None,
         tokens_estimate: 0,
         line: identity.line,
-        input: Input::Inline(generation),
+        input: Input::Inline(Generation::default()),
         traceparent: None,
     })
 }

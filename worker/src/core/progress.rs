@@ -19,14 +19,22 @@ impl Core {
         }
         slot.first_token_at.get_or_insert(now.mono);
         if tokens.stream {
+            let position = slot.position_of(tokens.choice);
+            let unnamed = position == 0 && slot.work.line.model.is_none();
             actions.push(Action::SendTokens(Box::new(TokenChunk {
                 job: slot.work.job.clone(),
                 epoch: slot.work.epoch,
-                position: slot.ids.len() as u32,
+                position,
                 count: tokens.ids.len() as u32,
                 text: tokens.text,
                 logprobs: tokens.logprobs.clone(),
+                choice: tokens.choice.map_or(0, u32::from),
+                prompt_logprobs: tokens.prompt_logprobs,
+                model: unnamed.then(|| self.config.profile.model.clone()),
             })));
+        }
+        if let Some(choice) = tokens.choice {
+            slot.choices.extend(std::iter::repeat_n(choice, tokens.ids.len()));
         }
         slot.ids.extend(tokens.ids);
         slot.logprobs.extend(tokens.logprobs);
@@ -155,18 +163,7 @@ impl Core {
         match (&slot.phase, end) {
             (Phase::Ending, _) => self.remove(id),
             (Phase::Running, End::Complete(whole)) => {
-                if whole.stream && !whole.tail.is_empty() {
-                    actions.push(Action::SendTokens(Box::new(TokenChunk {
-                        job: slot.work.job.clone(),
-                        epoch: slot.work.epoch,
-                        position: slot.ids.len() as u32,
-                        count: 0,
-                        text: whole.tail,
-                        logprobs: Vec::new(),
-                    })));
-                }
-                let result =
-                    slot.answer(now, &self.config.profile, whole.text, whole.finish, whole.cached_tokens);
+                let result = slot.answer(now, &self.config.profile, *whole);
                 self.answer(now, id, result, actions);
             }
             (Phase::Running, End::Failed(failure)) => self.answer_failure(now, id, failure, actions),

@@ -2,12 +2,11 @@
 
 use ternfleet_proto::bus::Delivery;
 use ternfleet_proto::message::{
-    Checkpoint, Failure, Generated, JobResult, Outcome, Timing, TokenLogprobs, Usage, Work,
+    Checkpoint, Failure, Generated, Heartbeat, JobResult, Line, Outcome, Timing, TokenLogprobs, Usage, Work,
 };
-use ternfleet_proto::message::{Finish, Heartbeat};
 use ternfleet_proto::{Attempt, Deadline, MonoMs, Now};
 
-use super::event::Kept;
+use super::event::{Completion, Kept, split};
 
 /// Where a job stands. The names say what is being waited for.
 #[derive(Debug, Clone)]
@@ -68,6 +67,8 @@ pub(super) struct Slot {
     /// Output so far, that of earlier attempts first.
     pub(super) ids: Vec<u32>,
     pub(super) logprobs: Vec<TokenLogprobs>,
+    /// Which choice each of `ids` belongs to; empty for a job with one.
+    pub(super) choices: Vec<u16>,
     /// How many of `ids` an earlier attempt generated.
     pub(super) kept: usize,
     /// Output of an earlier attempt that could not be used.
@@ -124,6 +125,7 @@ impl Slot {
             pages,
             ids: Vec::new(),
             logprobs: Vec::new(),
+            choices: Vec::new(),
             kept: 0,
             repeated: 0,
             begun_before: false,
@@ -159,8 +161,16 @@ impl Slot {
         self.tries = 0;
     }
 
+    /// Generated tokens of a choice.
+    pub(super) fn position_of(&self, choice: Option<u16>) -> u32 {
+        match choice {
+            None => self.ids.len() as u32,
+            Some(choice) => self.choices.iter().filter(|&&other| other == choice).count() as u32,
+        }
+    }
+
     pub(super) fn kept(&self) -> Kept {
-        Kept { ids: self.ids.clone(), logprobs: self.logprobs.clone() }
+        Kept { ids: self.ids.clone(), logprobs: self.logprobs.clone(), choices: self.choices.clone() }
     }
 
     pub(super) fn checkpoint(
@@ -182,6 +192,7 @@ impl Slot {
             numerics: self.work.numerics.clone(),
             generated: self.ids.clone(),
             logprobs: self.logprobs.clone(),
+            choices: self.choices.clone(),
             claim,
             released,
             at: now.wall,
@@ -189,26 +200,28 @@ impl Slot {
     }
 
     /// The answer of a finished generation.
-    pub(super) fn answer(
-        &self,
-        now: Now,
-        profile: &Heartbeat,
-        text: String,
-        finish: Finish,
-        cached: u32,
-    ) -> JobResult {
-        let generated = Generated {
-            text,
-            finish,
-            ids_digest: Generated::digest_of(&self.ids),
-            logprobs: self.logprobs.clone(),
-        };
+    pub(super) fn answer(&self, now: Now, profile: &Heartbeat, whole: Completion) -> JobResult {
+        let n_choices = whole.outputs.len();
+        // Log-probabilities come for all tokens or for none.
+        let ids = split(&self.ids, &self.choices, n_choices).unwrap_or_default();
+        let mut logprobs = split(&self.logprobs, &self.choices, n_choices).unwrap_or_default().into_iter();
+        let mut choices = whole.outputs.into_iter().zip(&ids).map(|(output, ids)| Generated {
+            text: output.text,
+            finish: output.finish,
+            ids_digest: Generated::digest_of(ids),
+            logprobs: logprobs.next().unwrap_or_default(),
+            prompt_logprobs: output.prompt_logprobs,
+            more: Vec::new(),
+        });
+        let mut generated = choices.next().unwrap_or_default();
+        generated.more = choices.collect();
+        generated.ids_digest = Generated::digest_of_choices(&ids);
         let usage = Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.ids.len() as u32,
             repeated_tokens: self.repeated as u32,
             reprefilled_tokens: if self.begun_before { self.prompt_tokens + self.kept as u32 } else { 0 },
-            cached_tokens: cached,
+            cached_tokens: whole.cached_tokens,
         };
         self.result(now, profile, Outcome::Text(generated), usage)
     }
@@ -228,7 +241,11 @@ impl Slot {
             attempt: self.attempt,
             worker: profile.worker.clone(),
             tag: self.work.tag,
-            line: self.work.line.clone(),
+            // Whoever asked for no model learns which one answered.
+            line: Line {
+                model: self.work.line.model.clone().or_else(|| Some(profile.model.clone())),
+                ..self.work.line.clone()
+            },
             outcome,
             usage,
             timing: Timing {

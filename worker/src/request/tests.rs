@@ -1,6 +1,6 @@
 //! The table of conversions: each row a generation and what must come of it.
 
-use ternfleet_proto::message::{OpenSampling, Sampling as WireSampling, TokenLogprobs};
+use ternfleet_proto::message::{OpenSampling, Sampling as WireSampling, Several, TokenLogprobs};
 use ternfleet_text::Sampling as Defaults;
 
 use super::*;
@@ -11,22 +11,17 @@ fn generation() -> Generation {
     Generation {
         prompt: Prompt::Text("ten bytes.".to_owned()),
         max_tokens: Some(8),
-        sampling: WireSampling::default(),
         seed: 5,
-        stop: Vec::new(),
-        logprobs: None,
-        echo: false,
-        stream: false,
-        constraint: None,
+        ..Generation::default()
     }
 }
 
 fn kept(text: &str) -> Kept {
-    Kept { ids: text.bytes().map(u32::from).collect(), logprobs: Vec::new() }
+    Kept { ids: text.bytes().map(u32::from).collect(), ..Kept::default() }
 }
 
 /// What a row must come to: tokens to generate and kept ones, or the code of a failure.
-type Expected = Result<(usize, usize, Option<Finish>), FailureCode>;
+type Expected = Result<(usize, u32, Option<Finish>), FailureCode>;
 
 #[test]
 fn each_generation_becomes_the_request_that_the_table_says() {
@@ -79,7 +74,7 @@ fn each_generation_becomes_the_request_that_the_table_says() {
                     id: 97,
                     text: "a".to_owned(),
                     logprob: -1.0,
-                    top: Vec::new(),
+                    ..TokenLogprobs::default()
                 }],
                 ..kept("a")
             },
@@ -100,7 +95,7 @@ fn each_generation_becomes_the_request_that_the_table_says() {
     ];
     for (name, generation, kept, expected) in rows {
         let found = prepare(&generation, kept, &Language::Bytes, &Defaults::default(), CONTEXT)
-            .map(|p| (p.request.max_new_tokens, p.kept, p.done))
+            .map(|p| (p.choices[0].request.max_new_tokens, p.kept, p.choices[0].done))
             .map_err(|failure| failure.code);
         assert_eq!(found, expected, "{name}");
     }
@@ -130,7 +125,8 @@ fn every_sampling_parameter_reaches_the_engine() {
         frequency_penalty: 0.6,
         logit_bias: vec![(7, 0.8)],
     };
-    assert_eq!((prepared.request.sampling, prepared.request.seed), (found, 5));
+    let request = &prepared.choices[0].request;
+    assert_eq!((&request.sampling, request.seed), (&found, 5));
 }
 
 #[test]
@@ -139,8 +135,12 @@ fn what_the_caller_leaves_open_is_as_the_models_manifest_says() {
     let open = OpenSampling { temperature: true, top_p: true, top_k: true };
     let run = |sampling: WireSampling| {
         let asked = Generation { sampling, ..generation() };
-        let sampling =
-            prepare(&asked, Kept::default(), &Language::Bytes, &defaults, CONTEXT).unwrap().request.sampling;
+        let sampling = prepare(&asked, Kept::default(), &Language::Bytes, &defaults, CONTEXT)
+            .unwrap()
+            .choices
+            .remove(0)
+            .request
+            .sampling;
         (sampling.temperature, sampling.top_p, sampling.top_k)
     };
     assert_eq!(run(WireSampling { open, ..WireSampling::default() }), (0.0, 0.5, 0));
@@ -149,11 +149,12 @@ fn what_the_caller_leaves_open_is_as_the_models_manifest_says() {
 
 #[test]
 fn an_echo_repeats_the_prompt_before_the_output() {
-    let prepared = {
-        let asked = Generation { echo: true, ..generation() };
-        prepare(&asked, kept("abc"), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap()
-    };
-    assert_eq!(prepared.transcript.finish(Finish::Length).0, "ten bytes.abc");
+    let wanted = Generation { echo: true, ..generation() };
+    let mut prepared =
+        prepare(&wanted, kept("abc"), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
+    let choice = prepared.choices.remove(0);
+    assert!(choice.request.prompt_logprobs.is_none());
+    assert_eq!(choice.transcript.finish(Finish::Length).0, "ten bytes.abc");
 }
 
 #[test]
@@ -162,4 +163,47 @@ fn a_busy_engine_is_no_answer_and_every_other_refusal_is() {
     let too_long = failure_of(&Refused::TooLong { tokens: 9, max_context: 8 }).unwrap();
     assert_eq!(too_long.code, FailureCode::PromptTooLong);
     assert_eq!(failure_of(&Refused::EmptyPrompt).unwrap().code, FailureCode::InvalidRequest);
+}
+
+#[test]
+fn a_scored_prompt_is_computed_whatever_was_kept() {
+    let wanted = |max_tokens| Generation {
+        echo: true,
+        logprobs: Some(1),
+        max_tokens: Some(max_tokens),
+        ..generation()
+    };
+    let only = prepare(&wanted(0), Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT)
+        .unwrap()
+        .choices
+        .remove(0);
+    assert!(only.scores_only && only.done.is_none());
+    assert_eq!((only.request.max_new_tokens, only.request.prompt_logprobs), (1, Some(1)));
+    let both = prepare(&wanted(3), Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT)
+        .unwrap()
+        .choices
+        .remove(0);
+    assert!(!both.scores_only);
+    assert_eq!((both.request.max_new_tokens, both.request.prompt_logprobs), (3, Some(1)));
+}
+
+#[test]
+fn each_choice_goes_on_from_its_own_tokens_with_its_own_draws() {
+    let prompts = vec![Prompt::Text("one".into()), Prompt::Text("two!".into())];
+    let several = Generation { prompt: Prompt::Several(Several { prompts, n: 2 }), ..generation() };
+    let kept = |choices: &[u16]| Kept { choices: choices.to_vec(), ..kept("abcde") };
+    let prepared =
+        prepare(&several, kept(&[0, 3, 3, 0, 2]), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
+    assert_eq!((prepared.prompt_tokens, prepared.kept), (7, 5));
+    let generated: Vec<String> =
+        prepared.choices.iter().map(|c| Language::Bytes.decode(&c.request.generated)).collect();
+    assert_eq!(generated, ["ad", "", "e", "bc"]);
+    let draws: Vec<(usize, u32, usize)> =
+        prepared.choices.iter().map(|c| (c.request.prompt.len(), c.request.choice, c.first)).collect();
+    assert_eq!(draws, [(3, 0, 0), (3, 1, 0), (4, 0, 2), (4, 1, 2)]);
+    for unusable in [&[][..], &[0, 1, 2, 3, 4]] {
+        let prepared =
+            prepare(&several, kept(unusable), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
+        assert_eq!(prepared.kept, 0, "what belongs to no choice is begun anew");
+    }
 }

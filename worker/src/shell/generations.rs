@@ -1,19 +1,25 @@
 //! Generations between the core and the engine's thread: their text as it comes, and who is being cancelled.
+//!
+//! A job has one choice or several. They share the pages of their prompt: where it has whole pages, its first choice
+//! computes it, and the others follow when it is there.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ternfleet_engine::{StopReason, Usage};
-use ternfleet_proto::message::{Failure, FailureCode, Finish};
+use ternfleet_engine::{Request, StopReason, TokenLogprob, Usage};
+use ternfleet_proto::message::{Failure, FailureCode, Finish, TokenLogprobs};
 
-use crate::core::{Completion, End, Event, SlotId, StartFailure, Tokens};
-use crate::engine_thread::{Command, EngineThread, Report};
+use crate::core::{Completion, End, Event, Output, SlotId, StartFailure, Tokens};
+use crate::engine_thread::{Command, EngineThread, Place, Report};
 use crate::language::Language;
-use crate::request::{Prepared, failure_of};
-use crate::transcript::{Transcript, logprobs_of};
+use crate::request::{Prepared, PreparedChoice, failure_of};
+use crate::transcript::{Transcript, logprobs_of, prompt_logprobs_of};
 
 /// A request that was fetched and tokenized, or why it was not.
 pub(super) type Preparation = (SlotId, Result<Box<Prepared>, StartFailure>);
+
+/// Prompts shorter than that share no page.
+const PAGE_TOKENS: usize = 128;
 
 /// Where a generation stands on its way through the engine.
 enum State {
@@ -22,15 +28,45 @@ enum State {
         cancelled: bool,
     },
     Running(Box<Running>),
-    /// Its answer is complete or void; the engine has yet to let go of it.
-    Leaving,
 }
 
 struct Running {
-    transcript: Transcript,
+    choices: Vec<Choice>,
     stream: bool,
     prompt_tokens: u32,
     kept: u32,
+    /// The core knows that it runs.
+    started: bool,
+    cached_tokens: u32,
+}
+
+/// One of a job's answers.
+struct Choice {
+    stage: Stage,
+    /// The prompt, where it is to be scored.
+    prompt: Vec<u32>,
+    prompt_logprobs: Vec<TokenLogprobs>,
+    /// Nothing was told of it yet, not even its echo.
+    untold: bool,
+    scores_only: bool,
+}
+
+enum Stage {
+    /// Until that choice has computed the prompt.
+    Waiting {
+        first: usize,
+        request: Box<Request>,
+        transcript: Box<Transcript>,
+    },
+    Running(Box<Transcript>),
+    Done(Output),
+}
+
+/// What a report means for one job.
+#[derive(Default)]
+struct Found {
+    tokens: Vec<(u16, Tokens)>,
+    stopped: Vec<u16>,
 }
 
 pub(super) struct Generations {
@@ -54,12 +90,11 @@ impl Generations {
                 *cancelled = true;
                 None
             }
-            state @ State::Running(_) => {
-                *state = State::Leaving;
-                engine.send(Command::Cancel { slot });
+            State::Running(_) => {
+                self.states.remove(&slot);
+                engine.send(Command::Cancel { slot, choice: None });
                 Some(Event::Ended { slot, end: End::Cancelled })
             }
-            State::Leaving => None,
         }
     }
 
@@ -76,17 +111,28 @@ impl Generations {
                 return vec![Event::StartFailed { slot, why }];
             }
         };
-        let Prepared { request, transcript, kept, done, stream } = prepared;
-        let (prompt_tokens, kept) = (request.prompt.len() as u32, kept as u32);
-        if let Some(finish) = done {
-            self.states.remove(&slot);
-            let end = complete(transcript, finish, stream, 0);
-            return vec![Event::Started { slot, prompt_tokens, kept }, Event::Ended { slot, end }];
+        let Prepared { choices, prompt_tokens, kept, stream } = prepared;
+        let mut requests = Vec::new();
+        let choices: Vec<Choice> = choices
+            .into_iter()
+            .enumerate()
+            .map(|(number, choice)| Choice::new(number, choice, &mut requests))
+            .collect();
+        let mut running = Running { choices, stream, prompt_tokens, kept, started: false, cached_tokens: 0 };
+        // The first of several choices of a prompt may be whole already, from an earlier attempt.
+        for number in 0..running.choices.len() {
+            requests.extend(running.follow_up(number));
         }
-        let running = Running { transcript, stream, prompt_tokens, kept };
+        if requests.is_empty() {
+            let mut events = vec![Event::Started { slot, prompt_tokens, kept }];
+            running.started = true;
+            self.states.insert(slot, State::Running(Box::new(running)));
+            events.extend(self.end_if_whole(slot));
+            return events;
+        }
         self.states.insert(slot, State::Running(Box::new(running)));
         // A thread that is gone shows as the end of its reports.
-        engine.send(Command::Submit { slot, request: Box::new(request) });
+        engine.send(Command::Submit { slot, requests });
         Vec::new()
     }
 
@@ -94,80 +140,269 @@ impl Generations {
     pub(super) fn on_report(&mut self, report: Report, engine: &EngineThread) -> Vec<Event> {
         let mut events = Vec::new();
         for slot in report.admitted {
-            if let Some(State::Running(running)) = self.states.get(&slot) {
+            if let Some(State::Running(running)) = self.states.get_mut(&slot)
+                && !std::mem::replace(&mut running.started, true)
+            {
                 let Running { prompt_tokens, kept, .. } = **running;
                 events.push(Event::Started { slot, prompt_tokens, kept });
             }
         }
         for (slot, refused) in report.refused {
-            if let Some(State::Running(_)) = self.states.remove(&slot) {
-                let why = failure_of(&refused)
-                    .map_or_else(|| StartFailure::Transient(refused.to_string()), StartFailure::Permanent);
-                events.push(Event::StartFailed { slot, why });
-            }
-        }
-        let mut output: Vec<(SlotId, Tokens)> = Vec::new();
-        let mut stopped = Vec::new();
-        for (slot, id, logprob) in report.tokens {
-            let Some(State::Running(running)) = self.states.get_mut(&slot) else { continue };
-            if running.transcript.stopped() {
+            let Some(State::Running(running)) = self.states.remove(&slot) else { continue };
+            engine.send(Command::Cancel { slot, choice: None });
+            if running.started {
+                // A later choice of a prompt whose first was taken.
+                events.push(Event::Ended { slot, end: End::Fault(refused.to_string()) });
                 continue;
             }
-            let text = running.transcript.push(&self.language, id);
-            // Slots take turns within a step, so that the last entry is the slot's own only if it got several tokens.
-            let at = output.iter().rposition(|(other, _)| *other == slot).unwrap_or_else(|| {
-                output.push((slot, Tokens { stream: running.stream, ..Tokens::default() }));
-                output.len() - 1
+            let why = failure_of(&refused)
+                .map_or_else(|| StartFailure::Transient(refused.to_string()), StartFailure::Permanent);
+            events.push(Event::StartFailed { slot, why });
+        }
+        // In the order of their first output in this step.
+        let mut order: Vec<SlotId> = Vec::new();
+        let mut found: HashMap<SlotId, Found> = HashMap::new();
+        for (place, logprobs) in report.prompts {
+            self.on_prompt(place, &logprobs, engine, &mut found, &mut order);
+        }
+        for (place, id, logprob) in report.tokens {
+            self.on_token(place, id, logprob, &mut found, &mut order);
+        }
+        for slot in order {
+            let Some(Found { tokens, stopped }) = found.remove(&slot) else { continue };
+            let mut firsts = Vec::new();
+            for (choice, tokens) in tokens {
+                firsts.push(choice);
+                events.push(Event::Tokens { slot, tokens });
+            }
+            let followers = self.running(slot).map_or_else(Vec::new, |running| {
+                firsts.into_iter().flat_map(|first| running.follow_up(first.into())).collect()
             });
-            let tokens = &mut output[at].1;
-            tokens.ids.push(id);
-            tokens.text.push_str(&text);
-            tokens.logprobs.extend(logprob.map(|found| logprobs_of(&self.language, id, &found)));
-            if running.transcript.stopped() {
-                stopped.push(slot);
+            if !followers.is_empty() {
+                engine.send(Command::Submit { slot, requests: followers });
+            }
+            for choice in stopped {
+                engine.send(Command::Cancel { slot, choice: Some(choice) });
+                events.extend(self.end_choice((slot, choice), Finish::Stop, engine));
             }
         }
-        events.extend(output.into_iter().map(|(slot, tokens)| Event::Tokens { slot, tokens }));
-        for slot in stopped {
-            if let Some(State::Running(running)) = self.states.insert(slot, State::Leaving) {
-                engine.send(Command::Cancel { slot });
-                let end = complete(running.transcript, Finish::Stop, running.stream, 0);
-                events.push(Event::Ended { slot, end });
-            }
-        }
-        for (slot, reason, usage) in report.ended {
-            if let Some(State::Running(running)) = self.states.remove(&slot) {
-                events.push(Event::Ended { slot, end: end_of(*running, reason, usage, report.unsound) });
-            }
+        for (place, reason, usage) in report.ended {
+            events.extend(self.on_ended(place, reason, usage, report.unsound, engine));
         }
         events
     }
+
+    fn running(&mut self, slot: SlotId) -> Option<&mut Running> {
+        match self.states.get_mut(&slot)? {
+            State::Running(running) => Some(running),
+            State::Preparing { .. } => None,
+        }
+    }
+
+    fn on_prompt(
+        &mut self,
+        place: Place,
+        logprobs: &[TokenLogprob],
+        engine: &EngineThread,
+        found: &mut HashMap<SlotId, Found>,
+        order: &mut Vec<SlotId>,
+    ) {
+        let language = Arc::clone(&self.language);
+        let (slot, number) = place;
+        let Some(choice) =
+            self.running(slot).and_then(|running| running.choices.get_mut(usize::from(number)))
+        else {
+            return;
+        };
+        choice.prompt_logprobs = prompt_logprobs_of(&language, &choice.prompt, logprobs);
+        if choice.scores_only {
+            engine.send(Command::Cancel { slot, choice: Some(number) });
+            entry(found, order, slot).stopped.push(number);
+        }
+    }
+
+    fn on_token(
+        &mut self,
+        place: Place,
+        id: u32,
+        logprob: Option<TokenLogprob>,
+        found: &mut HashMap<SlotId, Found>,
+        order: &mut Vec<SlotId>,
+    ) {
+        let language = Arc::clone(&self.language);
+        let (slot, number) = place;
+        let Some(running) = self.running(slot) else { return };
+        let (several, stream) = (running.choices.len() > 1, running.stream);
+        let Some(choice) = running.choices.get_mut(usize::from(number)) else { return };
+        let Stage::Running(transcript) = &mut choice.stage else { return };
+        if transcript.stopped() || choice.scores_only {
+            return;
+        }
+        let text = transcript.push(&language, id);
+        let found = entry(found, order, slot);
+        // Choices take turns within a step, so that the last entry is the choice's own only if it got several tokens.
+        let at = found.tokens.iter().rposition(|(other, _)| *other == number).unwrap_or_else(|| {
+            let choice = several.then_some(number);
+            found.tokens.push((number, Tokens { stream, choice, ..Tokens::default() }));
+            found.tokens.len() - 1
+        });
+        let tokens = &mut found.tokens[at].1;
+        if std::mem::take(&mut choice.untold) && stream {
+            tokens.text.push_str(transcript.echo());
+            tokens.prompt_logprobs.clone_from(&choice.prompt_logprobs);
+        }
+        tokens.ids.push(id);
+        tokens.text.push_str(&text);
+        tokens.logprobs.extend(logprob.map(|found| logprobs_of(&language, id, &found)));
+        if transcript.stopped() {
+            found.stopped.push(number);
+        }
+    }
+
+    fn on_ended(
+        &mut self,
+        (slot, number): Place,
+        reason: StopReason,
+        usage: Usage,
+        unsound: bool,
+        engine: &EngineThread,
+    ) -> Vec<Event> {
+        let Some(running) = self.running(slot) else { return Vec::new() };
+        let Some(Choice { stage: Stage::Running(_), .. }) = running.choices.get(usize::from(number)) else {
+            return Vec::new();
+        };
+        if number == 0 {
+            running.cached_tokens = usage.cached_tokens as u32;
+        }
+        let finish = match reason {
+            StopReason::Length | StopReason::Context => Finish::Length,
+            StopReason::StopToken => Finish::Stop,
+            StopReason::DeadEnd(end) => {
+                let message = format!("the constraint cannot be fulfilled: {end}");
+                let failure = Failure { code: FailureCode::ConstraintDeadEnd, message };
+                return vec![self.give_up(slot, End::Failed(failure), engine)];
+            }
+            StopReason::NotFinite if unsound => {
+                let what = "this machine computes no numbers any more, and its canary is not what it was";
+                return vec![self.give_up(slot, End::HostFault(what.to_owned()), engine)];
+            }
+            StopReason::NotFinite => {
+                let message =
+                    "the model's scores are no numbers: its weights overflow on this input".to_owned();
+                let failure = Failure { code: FailureCode::NotFinite, message };
+                return vec![self.give_up(slot, End::Failed(failure), engine)];
+            }
+            StopReason::Cancelled => {
+                let end = End::Fault("the engine ended it unasked".to_owned());
+                return vec![self.give_up(slot, end, engine)];
+            }
+        };
+        self.end_choice((slot, number), finish, engine)
+    }
+
+    /// One choice cannot go on, and so the job cannot.
+    fn give_up(&mut self, slot: SlotId, end: End, engine: &EngineThread) -> Event {
+        self.states.remove(&slot);
+        engine.send(Command::Cancel { slot, choice: None });
+        Event::Ended { slot, end }
+    }
+
+    /// One choice is whole; with the last one the job is.
+    fn end_choice(&mut self, (slot, number): Place, finish: Finish, engine: &EngineThread) -> Vec<Event> {
+        let mut events = Vec::new();
+        let Some(running) = self.running(slot) else { return events };
+        let (several, stream) = (running.choices.len() > 1, running.stream);
+        let Some(choice) = running.choices.get_mut(usize::from(number)) else { return events };
+        let prompt_logprobs = std::mem::take(&mut choice.prompt_logprobs);
+        let finish = if choice.scores_only { Finish::Length } else { finish };
+        let stage = std::mem::replace(&mut choice.stage, Stage::Done(Output::default()));
+        let Stage::Running(transcript) = stage else {
+            choice.stage = stage;
+            return events;
+        };
+        let (text, tail, finish) = transcript.finish(finish);
+        choice.stage = Stage::Done(Output { text, finish, prompt_logprobs });
+        if stream && !tail.is_empty() && !choice.untold {
+            let choice = several.then_some(number);
+            let tokens = Tokens { text: tail, stream, choice, ..Tokens::default() };
+            events.push(Event::Tokens { slot, tokens });
+        }
+        let followers = running.follow_up(number.into());
+        if !followers.is_empty() {
+            engine.send(Command::Submit { slot, requests: followers });
+        }
+        events.extend(self.end_if_whole(slot));
+        events
+    }
+
+    fn end_if_whole(&mut self, slot: SlotId) -> Option<Event> {
+        let running = self.running(slot)?;
+        if !running.choices.iter().all(|choice| matches!(choice.stage, Stage::Done(_))) {
+            return None;
+        }
+        let cached_tokens = running.cached_tokens;
+        let outputs = running.choices.drain(..).filter_map(|choice| match choice.stage {
+            Stage::Done(output) => Some(output),
+            Stage::Waiting { .. } | Stage::Running(_) => None,
+        });
+        let completion = Completion { outputs: outputs.collect(), cached_tokens };
+        self.states.remove(&slot);
+        Some(Event::Ended { slot, end: End::Complete(Box::new(completion)) })
+    }
 }
 
-fn end_of(running: Running, reason: StopReason, usage: Usage, unsound: bool) -> End {
-    let finish = match reason {
-        StopReason::Length | StopReason::Context => Finish::Length,
-        StopReason::StopToken => Finish::Stop,
-        StopReason::DeadEnd(end) => {
-            return End::Failed(Failure {
-                code: FailureCode::ConstraintDeadEnd,
-                message: format!("the constraint cannot be fulfilled: {end}"),
-            });
+impl Running {
+    /// The choices that waited for the prompt of this one, for the engine.
+    fn follow_up(&mut self, first: usize) -> Vec<(u16, Request)> {
+        if matches!(self.choices[first].stage, Stage::Waiting { .. }) {
+            return Vec::new();
         }
-        StopReason::Cancelled => return End::Fault("the engine ended it unasked".to_owned()),
-        StopReason::NotFinite if unsound => {
-            let what = "this machine computes no numbers any more, and its canary is not what it was";
-            return End::HostFault(what.to_owned());
+        let mut requests = Vec::new();
+        for (choice, number) in self.choices.iter_mut().zip(0u16..) {
+            let waits = matches!(&choice.stage, Stage::Waiting { first: other, .. } if *other == first);
+            if !waits {
+                continue;
+            }
+            let stage = std::mem::replace(&mut choice.stage, Stage::Done(Output::default()));
+            if let Stage::Waiting { request, transcript, .. } = stage {
+                choice.stage = Stage::Running(transcript);
+                requests.push((number, *request));
+            }
         }
-        StopReason::NotFinite => {
-            let message = "the model's scores are no numbers: its weights overflow on this input".to_owned();
-            return End::Failed(Failure { code: FailureCode::NotFinite, message });
-        }
-    };
-    complete(running.transcript, finish, running.stream, usage.cached_tokens as u32)
+        requests
+    }
 }
 
-fn complete(transcript: Transcript, finish: Finish, stream: bool, cached_tokens: u32) -> End {
-    let (text, tail, finish) = transcript.finish(finish);
-    End::Complete(Box::new(Completion { text, finish, tail, stream, cached_tokens }))
+impl Choice {
+    /// Its request is added to `requests`, if the engine is to have it now.
+    fn new(number: usize, prepared: PreparedChoice, requests: &mut Vec<(u16, Request)>) -> Choice {
+        let PreparedChoice { request, transcript, done, scores_only, first } = prepared;
+        // Nothing is told again of what an earlier attempt told; what it did not, the answer's text mends.
+        let untold = request.generated.is_empty();
+        let prompt = if request.prompt_logprobs.is_some() { request.prompt.clone() } else { Vec::new() };
+        // Prompts that are scored are computed as a whole each.
+        let shares = request.prompt_logprobs.is_none() && request.prompt.len() > PAGE_TOKENS;
+        let transcript = Box::new(transcript);
+        let stage = match done {
+            Some(finish) => {
+                let (text, _, finish) = transcript.finish(finish);
+                Stage::Done(Output { text, finish, prompt_logprobs: Vec::new() })
+            }
+            None if shares && first != number => {
+                Stage::Waiting { first, request: Box::new(request), transcript }
+            }
+            None => {
+                requests.push((number as u16, request));
+                Stage::Running(transcript)
+            }
+        };
+        Choice { stage, prompt, prompt_logprobs: Vec::new(), untold, scores_only }
+    }
+}
+
+fn entry<'a>(found: &'a mut HashMap<SlotId, Found>, order: &mut Vec<SlotId>, slot: SlotId) -> &'a mut Found {
+    found.entry(slot).or_insert_with(|| {
+        order.push(slot);
+        Found::default()
+    })
 }

@@ -269,6 +269,8 @@ impl World {
                     prompt_tokens: 0,
                     completion_tokens: 0,
                     repeated_tokens: 0,
+                    cached_tokens: 0,
+                    model: None,
                     finished_at: self.now.wall,
                 });
             }
@@ -415,6 +417,8 @@ impl World {
                 prompt_tokens: 5,
                 completion_tokens: 10,
                 repeated_tokens: 0,
+                cached_tokens: 0,
+                model: None,
                 finished_at: self.now.wall,
             });
         }

@@ -114,8 +114,8 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
         ("42".into(), "a line must be a JSON object, not 42"),
         ("null".into(), "a line must be a JSON object, not null"),
         ("[".repeat(200_000), "not JSON at column 128: recursion limit exceeded"),
-        ("{}".into(), "neither `body` nor `prompt` nor `messages`"),
-        (r#"{"promt":"a"}"#.into(), "neither `body` nor `prompt` nor `messages`"),
+        ("{}".into(), "neither `body` nor `prompt` nor `messages` nor `input`"),
+        (r#"{"promt":"a"}"#.into(), "neither `body` nor `prompt` nor `messages` nor `input`"),
         (r#"{"prompt":"a","custom_id":7}"#.into(), "`custom_id` must be a string, not 7"),
         (r#"{"prompt":"a","custom_id":""}"#.into(), "`custom_id` is empty"),
         (format!(r#"{{"prompt":"a","custom_id":"{}"}}"#, "x".repeat(513)), "`custom_id` is 513 bytes long"),
@@ -135,10 +135,20 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
             "`retries` is not a field of a batch line",
         ),
         (body("completions", "{}"), "`prompt` is missing"),
-        (body("completions", r#"{"prompt":7}"#), "`prompt` must be a string or an array of token ids, not 7"),
+        (
+            body("completions", r#"{"prompt":7}"#),
+            "`prompt` must be a string, an array of token ids, or an array of these, not 7",
+        ),
         (body("completions", r#"{"prompt":[]}"#), "`prompt` is an empty array"),
-        (body("completions", r#"{"prompt":["a","b"]}"#), "`prompt` holds 2 prompts: write one line for each"),
-        (body("completions", r#"{"prompt":[[1],[2]]}"#), "`prompt` holds 2 prompts: write one line for each"),
+        (body("completions", r#"{"prompt":[[1],[]]}"#), "`prompt[1]` is an empty array"),
+        (
+            body("completions", r#"{"prompt":["a",[1000]]}"#),
+            "`prompt[1][0]` is not a token id below 1000: 1000",
+        ),
+        (
+            body("completions", &format!(r#"{{"prompt":[{}"a"],"n":16}}"#, r#""a","#.repeat(8))),
+            "`prompt` holds 9 prompts and `n` is 16: that makes 144 choices",
+        ),
         (body("completions", r#"{"prompt":[1,"a"]}"#), "not an array of 2"),
         (body("completions", r#"{"prompt":[1,1000]}"#), "`prompt[1]` is not a token id below 1000: 1000"),
         (body("completions", r#"{"prompt":[1,-5]}"#), "`prompt[1]` is not a token id"),
@@ -175,18 +185,18 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
         (completion(r#""stop":[1]"#), "`stop[0]` must be a string, not 1"),
         (completion(r#""logprobs":6"#), "`logprobs` must be a whole number from 0 to 5, not 6"),
         (completion(r#""logprobs":true"#), "`logprobs` must be a whole number from 0 to 5, not true"),
-        (completion(r#""echo":true,"logprobs":1"#), "`echo` together with `logprobs` is not supported"),
-        (completion(r#""n":2"#), "`n` is 2, and only 1 is supported"),
-        (completion(r#""best_of":3"#), "`best_of` is 3, and only 1 is supported"),
+        (completion(r#""n":17"#), "`n` must be a whole number from 1 to 16, not 17"),
+        (completion(r#""best_of":3"#), "`best_of` is 3 and `n` is 1"),
+        (chat(&format!(r#"{user},"echo":true"#)), "`echo` is not supported here as true"),
+        (completion(r#""metadata":{"a":1}"#), "`metadata[\"a\"]` must be a string, not 1"),
+        (completion(r#""min_tokens":3"#), "`min_tokens` is not supported here as 3"),
+        (completion(r#""top_k":-2"#), "`top_k` must be a whole number"),
         (completion(r#""suffix":"s""#), "`suffix` is not supported here"),
         (completion(r#""stream":true"#), "`stream` cannot be true in a batch"),
         (completion(r#""stream_options":{"include_usage":true}"#), "`stream_options` needs `stream`"),
         (completion(r#""store":true"#), "`store` is not supported here"),
-        (completion(r#""service_tier":"flex""#), "`service_tier` \"flex\" is not offered"),
-        (
-            completion(r#""response_format":{"type":"json_object"}"#),
-            "`response_format` \"json_object\" is not supported",
-        ),
+        (completion(r#""service_tier":"flex""#), "`service_tier` is not supported here as \"flex\""),
+        (completion(r#""response_format":{"type":"xml"}"#), "`response_format` \"xml\" is not known"),
         (completion(r#""response_format":"text""#), "`response_format` must be an object"),
         (
             completion(r#""max_completion_tokens":5"#),
@@ -211,11 +221,11 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
             "a part of type \"image_url\" is not supported",
         ),
         (
-            chat(r#""messages":[{"role":"user","content":"x","name":"n"}]"#),
-            "`name` is not a field of a message",
+            chat(r#""messages":[{"role":"user","content":"x","name":7}]"#),
+            "`messages[0]`: `name` must be a string, not 7",
         ),
         (chat(&format!(r#"{user},"prompt":"x""#)), "`prompt` belongs to /v1/completions"),
-        (chat(&format!(r#"{user},"tools":[]"#)), "`tools` is not supported here"),
+        (chat(&format!(r#"{user},"tools":[{{}}]"#)), "`tools` is not supported here"),
         (chat(&format!(r#"{user},"top_logprobs":3"#)), "`top_logprobs` needs `logprobs` to be true"),
         (
             chat(&format!(r#"{user},"logprobs":true,"top_logprobs":21"#)),
@@ -258,4 +268,80 @@ fn a_bad_body_keeps_the_callers_id_and_a_line_that_cannot_be_read_has_none() {
     assert_eq!((line.custom_id.as_deref(), line.endpoint), (Some("a"), Endpoint::ChatCompletions));
     assert_eq!(read_line(b"{").unwrap_err().0.custom_id, None);
     assert_eq!(read_line(br#"{"x":1}"#).unwrap_err().0.custom_id.as_deref(), Some("line-7"));
+}
+
+#[test]
+fn an_array_of_one_prompt_is_the_prompt_and_of_several_are_several_choices() {
+    let (text, ids) = (Prompt::Text("a".into()), Prompt::Tokens(vec![1, 2]));
+    let prompt = |rest: &str| good(&body("completions", &format!(r#"{{"prompt":{rest}}}"#))).1.prompt;
+    assert_eq!((prompt(r#"["a"]"#), prompt("[[1,2]]")), (text.clone(), ids.clone()));
+    let several = prompt(r#"["a",[1,2]],"n":2,"best_of":2"#);
+    assert_eq!((several.each(), several.n(), several.choices()), (&[text, ids][..], 2, 4));
+    let chat = good(&body("chat/completions", r#"{"messages":[{"role":"user","content":"x"}],"n":3}"#)).1;
+    assert_eq!(chat.prompt.choices(), 3);
+}
+
+#[test]
+fn fields_that_ask_for_nothing_are_taken() {
+    let nothing = r#""n":1,"user":"u","safety_identifier":"s","prompt_cache_key":"k","store":false,"service_tier":"auto",
+        "metadata":{"a":"b"},"suffix":"","top_k":-1,"ignore_eos":false,"min_tokens":0,"repetition_penalty":1.0,
+        "skip_special_tokens":true,"logit_bias":{},"stop":null,"seed":null"#;
+    let (_, plain) = good(&body("completions", r#"{"prompt":"x"}"#));
+    let (_, read) = good(&body("completions", &format!(r#"{{"prompt":"x",{nothing}}}"#)).replace('\n', " "));
+    assert_eq!(read, plain);
+    let messages = r#""messages":[{"role":"user","content":"x","name":"me"},
+        {"role":"assistant","content":"y","refusal":null,"annotations":[],"audio":null,"function_call":null,"tool_calls":null},
+        {"role":"user","content":"z"}],"modalities":["text"],"verbosity":"medium","reasoning_effort":"none","functions":[],
+        "tools":[],"tool_choice":"none","parallel_tool_calls":true"#;
+    good(&body("chat/completions", &format!("{{{messages}}}")).replace('\n', " "));
+}
+
+#[test]
+fn a_prompt_may_be_echoed_and_scored_alone() {
+    let (_, read) =
+        good(&body("completions", r#"{"prompt":[[1,2]],"echo":true,"logprobs":1,"max_tokens":0}"#));
+    assert_eq!((read.echo, read.logprobs, read.max_tokens), (true, Some(1), Some(0)));
+}
+
+#[test]
+fn a_response_is_a_chat_by_another_name() {
+    let text = body(
+        "responses",
+        r#"{"model":"m","instructions":"Be brief.","input":[{"role":"user","content":"a"},
+            {"type":"message","id":"msg_1","role":"assistant","status":"completed","content":[{"type":"output_text","text":"b","annotations":[]}]},
+            {"role":"user","content":[{"type":"input_text","text":"c"}]}],"max_output_tokens":9,"temperature":0,
+            "text":{"format":{"type":"text"},"verbosity":"medium"},"include":["message.output_text.logprobs"],"top_logprobs":2,
+            "store":false,"truncation":"disabled","tools":[],"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{"effort":null}}"#,
+    );
+    let (line, generation) = good(&text.replace('\n', " "));
+    assert_eq!(line.endpoint, Endpoint::Responses);
+    let said = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
+    let wanted =
+        vec![said("system", "Be brief."), said("user", "a"), said("assistant", "b"), said("user", "c")];
+    assert_eq!(generation.prompt, Prompt::Chat(wanted));
+    assert_eq!((generation.max_tokens, generation.logprobs), (Some(9), Some(2)));
+    let short = good(r#"{"input":"a","custom_id":"x"}"#);
+    assert_eq!(
+        (short.0.endpoint, short.1.prompt),
+        (Endpoint::Responses, Prompt::Chat(vec![said("user", "a")]))
+    );
+    let refused = |rest: &str, expected: &str| {
+        let text = body("responses", &format!(r#"{{"input":"a",{rest}}}"#));
+        let message = read_line(text.as_bytes()).unwrap_err().1.message;
+        assert!(message.contains(expected), "{rest}: {message}");
+    };
+    refused(r#""store":true"#, "`store` cannot be true");
+    refused(r#""background":true"#, "`background` cannot be true");
+    refused(r#""previous_response_id":"resp_1""#, "`previous_response_id` is not supported here");
+    refused(r#""tools":[{"type":"web_search"}]"#, "`tools` holds one of type \"web_search\"");
+    refused(r#""max_tokens":3"#, "`max_tokens` is not a field of a request for a response");
+    refused(
+        r#""input":[{"type":"reasoning"}]"#,
+        "`input[0]`: an item of type \"reasoning\" is not supported",
+    );
+    refused(
+        r#""include":["file_search_call.results"]"#,
+        "`include` \"file_search_call.results\" is not supported",
+    );
+    refused(r#""stream":true"#, "`stream` cannot be true in a batch");
 }

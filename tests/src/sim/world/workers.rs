@@ -11,8 +11,8 @@ use ternfleet_proto::message::{
 };
 use ternfleet_proto::{JobKey, Lane, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId, codec, table};
 use ternfleet_worker::core::{
-    Action, Completion, Config, Core, End, Event, HostFacts, Kept, Note, PullOutcome, Read, Settled, SlotId,
-    Steps, Tokens, Undecodable, Write,
+    Action, Completion, Config, Core, End, Event, HostFacts, Kept, Note, Output, PullOutcome, Read, Settled,
+    SlotId, Steps, Tokens, Undecodable, Write,
 };
 
 use super::super::chance::mix;
@@ -336,10 +336,11 @@ impl World {
         for slot in ended {
             let Some(generation) = node.engine.remove(&slot) else { continue };
             let completion = Completion {
-                text: format!("answer to {}", generation.job),
-                finish: Finish::Length,
-                tail: String::new(),
-                stream: false,
+                outputs: vec![Output {
+                    text: format!("answer to {}", generation.job),
+                    finish: Finish::Length,
+                    ..Output::default()
+                }],
                 cached_tokens: 0,
             };
             events.push(Event::Ended { slot, end: End::Complete(Box::new(completion)) });

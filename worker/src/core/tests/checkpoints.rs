@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ternfleet_proto::bus::Settle;
+use ternfleet_proto::message::{Generated, Outcome};
 
 use super::rig::*;
 use crate::core::*;
@@ -139,4 +140,40 @@ fn a_generation_that_fails_is_started_again_from_what_it_had() {
     let actions = rig.tick_after(Duration::from_secs(6));
     assert_eq!(started(&actions).expect("a start").1.ids.len(), 5);
     assert!(settled(&actions).iter().all(|(_, how)| *how != Settle::Ack));
+}
+
+#[test]
+fn choices_are_told_apart_in_chunks_checkpoints_and_the_answer() {
+    let mut rig = Rig::assigned();
+    let slot = rig.running(0);
+    let mut chunks = Vec::new();
+    for (choice, ids) in [(1, vec![10, 11]), (0, vec![1]), (1, vec![12])] {
+        let tokens = Tokens { ids, choice: Some(choice), stream: true, ..Tokens::default() };
+        for action in rig.on(Event::Tokens { slot, tokens }) {
+            if let Action::SendTokens(chunk) = action {
+                chunks.push((chunk.choice, chunk.position, chunk.count, chunk.model.is_some()));
+            }
+        }
+    }
+    // Who asked for no model learns with the first chunk of each choice which one answers.
+    assert_eq!(chunks, [(1, 0, 2, true), (0, 0, 1, true), (1, 2, 1, false)]);
+    let (_, checkpoint, _) = written(&rig.tick_after(Duration::from_secs(3))).expect("a checkpoint");
+    assert_eq!(
+        (&checkpoint.generated[..], &checkpoint.choices[..]),
+        (&[10, 11, 1, 12][..], &[1, 1, 0, 1][..])
+    );
+    let output = |text: &str| Output { text: text.to_owned(), ..Output::default() };
+    let whole = Completion { outputs: vec![output("a"), output("bcd")], cached_tokens: 0 };
+    let actions = rig.on(Event::Ended { slot, end: End::Complete(Box::new(whole)) });
+    let result = actions.iter().find_map(|action| match action {
+        Action::PublishResult { result, .. } => Some(result),
+        _ => None,
+    });
+    let result = result.expect("an answer");
+    let Outcome::Text(first) = &result.outcome else { panic!("a text") };
+    let texts: Vec<&str> = first.choices().map(|one| one.text.as_str()).collect();
+    assert_eq!((texts, result.usage.completion_tokens), (vec!["a", "bcd"], 4));
+    assert_eq!(first.ids_digest, Generated::digest_of_choices(&[vec![1], vec![10, 11, 12]]));
+    assert_eq!(first.more[0].ids_digest, Generated::digest_of(&[10, 11, 12]));
+    assert!(result.line.model.is_some());
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use ternfleet_proto::bus::{Delivery, Settle};
 use ternfleet_proto::message::{
-    Checkpoint, Control, Finish, Generation, Heartbeat, Input, JobResult, Line, Order, Prompt, Sampling,
-    Work, WorkerCounters, WorkerState,
+    Checkpoint, Control, Finish, Generation, Heartbeat, Input, JobResult, Line, Order, Prompt, Work,
+    WorkerCounters, WorkerState,
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentTag;
@@ -90,13 +90,8 @@ pub(super) fn work(index: u32, epoch: u32) -> Work {
         input: Input::Inline(Generation {
             prompt: Prompt::Tokens(vec![1, 2, 3]),
             max_tokens: Some(40),
-            sampling: Sampling::default(),
             seed: 1,
-            stop: Vec::new(),
-            logprobs: None,
-            echo: false,
-            stream: false,
-            constraint: None,
+            ..Generation::default()
         }),
         traceparent: None,
     }
@@ -126,6 +121,7 @@ pub(super) fn rival_checkpoint(index: u32, epoch: u32, generated: usize) -> Chec
         numerics: "numerics".to_owned(),
         generated: (0..generated as u32).collect(),
         logprobs: Vec::new(),
+        choices: Vec::new(),
         claim: generated == 0,
         released: false,
         at: TimeMs(0),
@@ -134,10 +130,7 @@ pub(super) fn rival_checkpoint(index: u32, epoch: u32, generated: usize) -> Chec
 
 pub(super) fn completion() -> End {
     End::Complete(Box::new(Completion {
-        text: "text".to_owned(),
-        finish: Finish::Length,
-        tail: String::new(),
-        stream: false,
+        outputs: vec![Output { text: "text".to_owned(), finish: Finish::Length, ..Output::default() }],
         cached_tokens: 0,
     }))
 }

@@ -1,0 +1,106 @@
+//! Whether answers can be held to what a request asks for: said when the request is taken in, before a worker has it.
+//!
+//! Compiling a large schema takes time, so that what was found is remembered: a thousand lines with one schema are checked
+//! once. A reader remembers for its batch, the gateway for its callers.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use ternfleet_proto::codec;
+use ternfleet_proto::message::{Constraint, Failure, FailureCode, Generation};
+use ternfleet_text::constraint::Grammar;
+
+/// Constraints that are remembered.
+const KNOWN_MAX: usize = 256;
+
+/// What was found of constraints, together with the stop texts that may contradict them.
+#[derive(Debug, Default)]
+pub(crate) struct Constraints {
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    found: HashMap<blake3::Hash, Option<String>>,
+    order: VecDeque<blake3::Hash>,
+}
+
+impl Known {
+    fn keep(&mut self, key: blake3::Hash, fault: Option<String>) {
+        if self.found.insert(key, fault).is_none() {
+            self.order.push_back(key);
+        }
+        while self.order.len() > KNOWN_MAX {
+            if let Some(oldest) = self.order.pop_front() {
+                self.found.remove(&oldest);
+            }
+        }
+    }
+}
+
+impl Constraints {
+    /// Refuses a request whose answers cannot be held to its constraint; the message says why, and where in a schema.
+    pub(crate) async fn check(&self, generation: &Generation) -> Result<(), Failure> {
+        let Some(constraint) = &generation.constraint else { return Ok(()) };
+        let key = blake3::hash(&codec::encode(&(constraint, &generation.stop)));
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).found.get(&key).cloned();
+        let fault = match known {
+            Some(fault) => fault,
+            None => {
+                let (constraint, stops) = (constraint.clone(), generation.stop.clone());
+                let checked = tokio::task::spawn_blocking(move || fault_of(&constraint, &stops)).await;
+                let fault = checked.unwrap_or_else(|_| Some("the constraint cannot be compiled".to_owned()));
+                self.known.lock().unwrap_or_else(PoisonError::into_inner).keep(key, fault.clone());
+                fault
+            }
+        };
+        match fault {
+            None => Ok(()),
+            Some(message) => Err(Failure { code: FailureCode::InvalidRequest, message }),
+        }
+    }
+}
+
+fn fault_of(constraint: &Constraint, stops: &[String]) -> Option<String> {
+    let (what, grammar) = match constraint.clone() {
+        Constraint::JsonSchema(text) => ("the JSON schema", Grammar::JsonSchema(text)),
+        Constraint::JsonObject => ("JSON", Grammar::JsonObject),
+        Constraint::Regex(text) => ("the regular expression", Grammar::Regex(text)),
+        Constraint::Choice(texts) => ("the choice of texts", Grammar::Choice(texts)),
+        Constraint::Lark(text) => ("the grammar", Grammar::Lark(text)),
+    };
+    let checked = grammar.check().and_then(|()| grammar.check_stops(stops));
+    checked.err().map(|fault| format!("an answer cannot be held to {what}: {fault}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generation(constraint: Constraint, stop: &[&str]) -> Generation {
+        let stop = stop.iter().map(|&text| text.to_owned()).collect();
+        Generation { constraint: Some(constraint), stop, ..Generation::default() }
+    }
+
+    #[tokio::test]
+    async fn a_fault_is_told_the_second_time_as_the_first_and_the_memory_is_bounded() {
+        let constraints = Constraints::default();
+        let bad = generation(Constraint::Regex("(".into()), &[]);
+        let first = constraints.check(&bad).await.unwrap_err();
+        assert!(
+            first.message.starts_with("an answer cannot be held to the regular expression: "),
+            "{}",
+            first.message
+        );
+        assert_eq!(constraints.check(&bad).await.unwrap_err(), first);
+        constraints
+            .check(&generation(Constraint::JsonSchema(r#"{"type":"object"}"#.into()), &[]))
+            .await
+            .unwrap();
+        constraints.check(&Generation::default()).await.unwrap();
+        for n in 0..KNOWN_MAX + 10 {
+            constraints.check(&generation(Constraint::Choice(vec![n.to_string()]), &[])).await.unwrap();
+        }
+        assert_eq!(constraints.known.lock().unwrap().found.len(), KNOWN_MAX);
+    }
+}
