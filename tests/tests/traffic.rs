@@ -212,6 +212,8 @@ impl World {
                 prompt_tokens: 0,
                 completion_tokens: run.made.round() as u32,
                 repeated_tokens: 0,
+                cached_tokens: 0,
+                model: None,
                 engine_us: run.engine_us as u64,
                 finished_at: self.now.wall,
             };

@@ -311,11 +311,18 @@ mod tests {
         };
         let asked =
             || JoinRequest { facts: Some(facts.clone()), ..Asking::new("w-1".parse().unwrap()).request() };
-        let let_in = door().answer(TimeMs(0), "token-a", &asked(), &Fleet::default(), &Money::default(), &grants).unwrap();
+        let let_in = door()
+            .answer(TimeMs(0), "token-a", &asked(), &Fleet::default(), &Money::default(), &grants)
+            .unwrap();
         grants.note(let_in.granted.unwrap());
         // A new leader: it knows the grants and has heard of no worker.
-        let refused = door().answer(TimeMs(0), "pod-x", &asked(), &Fleet::default(), &Money::default(), &grants).unwrap_err();
+        let refused = door()
+            .answer(TimeMs(0), "pod-x", &asked(), &Fleet::default(), &Money::default(), &grants)
+            .unwrap_err();
         assert_eq!(refused.code, RefusalCode::Conflict);
-        assert!(door().answer(TimeMs(0), "w-1", &asked(), &Fleet::default(), &Money::default(), &grants).is_ok(), "it renews");
+        assert!(
+            door().answer(TimeMs(0), "w-1", &asked(), &Fleet::default(), &Money::default(), &grants).is_ok(),
+            "it renews"
+        );
     }
 }

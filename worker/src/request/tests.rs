@@ -168,7 +168,8 @@ fn a_busy_engine_is_no_answer_and_every_other_refusal_is() {
 #[test]
 fn a_constraint_needs_a_vocabulary_with_an_end() {
     let generation = Generation { constraint: Some(Constraint::JsonObject), ..generation() };
-    let failure = prepare(&generation, kept(""), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap_err();
+    let failure =
+        prepare(&generation, kept(""), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap_err();
     assert_eq!(failure.code, FailureCode::InvalidRequest);
 }
 
