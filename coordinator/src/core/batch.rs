@@ -138,6 +138,8 @@ pub struct Batch {
     pub rate_tok_s: f64,
     pub rate_sample: (MonoMs, u64),
     pub writing: bool,
+    /// A job of it was taken back from a worker, or may have been by an earlier leader.
+    pub moved: bool,
     /// The second run of somebody else's job.
     pub audit: Option<Box<Audit>>,
 }
@@ -166,6 +168,7 @@ impl Batch {
             tokens_made: 0,
             rate_tok_s: 0.0,
             writing: false,
+            moved: false,
             audit: None,
         }
     }

@@ -435,12 +435,12 @@ impl Core {
         batch.live.clear();
         batch.queues.clear();
         batch.delayed.clear();
-        let (id, single) = (batch.record.id.clone(), batch.record.single);
+        let (id, single, fenced) = (batch.record.id.clone(), batch.record.single, batch.moved);
         let tenant = (!single).then(|| batch.record.tenant.clone());
         self.active.remove(&slot);
         self.act(actions, Action::StopReading { batch: slot });
         self.changed(now, slot, actions);
-        self.act(actions, Action::Forget { batch: id, tenant });
+        self.act(actions, Action::Forget { batch: id, tenant, fenced });
         if single {
             self.batches.get_mut(&slot).expect("because it was just there").commits.shrink_to_fit();
         }

@@ -192,6 +192,7 @@ impl Core {
             counted: generated,
             blame: false,
         });
+        batch.moved = true;
         batch.in_flight += 1;
         batch.commit(tokens, cost);
         if let Some(worker) = self.fleet.get_mut(slot) {
