@@ -27,6 +27,42 @@ fn seeds_201_to_300_keep_every_invariant() {
 }
 
 #[test]
+fn the_first_100_seeds_of_this_commit_keep_every_invariant() {
+    fresh_seeds(0);
+}
+
+#[test]
+fn the_second_100_seeds_of_this_commit_keep_every_invariant() {
+    fresh_seeds(1);
+}
+
+#[test]
+fn the_third_100_seeds_of_this_commit_keep_every_invariant() {
+    fresh_seeds(2);
+}
+
+/// Fixed seeds find what was found already: each commit tries others. `TERNFLEET_SIM_SEED` names the first one.
+fn fresh_seeds(part: u64) {
+    let first = first_fresh_seed();
+    println!("300 fresh seeds from {first}: TERNFLEET_SIM_SEED={first} tries them again");
+    seeds(first + part * 100, 100);
+}
+
+fn first_fresh_seed() -> u64 {
+    if let Some(named) = std::env::var("TERNFLEET_SIM_SEED").ok().filter(|named| !named.is_empty()) {
+        return named
+            .parse()
+            .unwrap_or_else(|_| panic!("TERNFLEET_SIM_SEED must be a number, not {named:?}"));
+    }
+    let mut git = std::process::Command::new("git");
+    git.args(["rev-parse", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let hash = git.output().ok().filter(|answer| answer.status.success());
+    let hash = hash.and_then(|answer| String::from_utf8(answer.stdout).ok()).unwrap_or_default();
+    // Where there is no git, as in an unpacked archive, the seeds are always the same.
+    hash.get(..10).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or(1_000_000)
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     let steps = |seed| run_seed(seed).map(|tally| (tally.steps, tally.good, tally.duplicates)).ok();
     for seed in [3, 17, 42] {
@@ -44,6 +80,21 @@ fn seeds_that_failed_once_pass() {
     // it, where the shell looks.
     let idle = run_scenario(Scenario::of(1937).keeping(&[6, 4, 8]));
     assert!(idle.is_ok(), "seed 1937: {idle:?}");
+    // An audit had ended and its checkpoints were cleared away: a worker that had been paused claimed the job once more,
+    // under its old epoch.
+    for (seed, fault) in [(921_512, 2), (922_198, 1)] {
+        let fenced = run_scenario(Scenario::of(seed).keeping(&[fault]));
+        assert!(fenced.is_ok(), "seed {seed}: {fenced:?}");
+    }
+    // RESULTS was full, the job was handed to its own worker anew, and then the first answer was stored: the checker did
+    // not know that an audit's job was answered.
+    let answered = run_scenario(Scenario::of(922_329).keeping(&[0]));
+    assert!(answered.is_ok(), "seed 922329: {answered:?}");
+    // Told to drain while it was paused, a worker ended only after the simulation had meant to start it anew.
+    for (seed, faults) in [(921_754, [4, 1]), (913_165, [0, 1])] {
+        let back = run_scenario(Scenario::of(seed).keeping(&faults));
+        assert!(back.is_ok(), "seed {seed}: {back:?}");
+    }
 }
 
 /// In whole fleets under faults: wherever three pods can be asked, whoever answers wrongly is found out.

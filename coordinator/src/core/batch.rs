@@ -101,6 +101,8 @@ pub struct Batch {
     pub rate_tok_s: f64,
     pub rate_sample: (MonoMs, u64),
     pub writing: bool,
+    /// A job of it was taken back from a worker, or may have been by an earlier leader.
+    pub moved: bool,
 }
 
 impl Batch {
@@ -128,6 +130,7 @@ impl Batch {
             tokens_made: 0,
             rate_tok_s: 0.0,
             writing: false,
+            moved: false,
             origin,
         }
     }

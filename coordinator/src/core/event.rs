@@ -329,5 +329,8 @@ pub enum Action {
     Forget {
         batch: BatchId,
         tenant: Option<TenantId>,
+        /// A job of it was taken back from a worker, which may be paused and still believe that the job is its own: what
+        /// holds such a worker off stays for a while.
+        fenced: bool,
     },
 }

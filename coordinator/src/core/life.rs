@@ -265,13 +265,13 @@ impl Core {
         if notify {
             batch.record.webhook = Some(WebhookState::Calling);
         }
-        let id = batch.record.id.clone();
+        let (id, fenced) = (batch.record.id.clone(), batch.moved);
         let tenant = (!batch.record.single).then(|| batch.record.tenant.clone());
         self.flights.close_batch(slot);
         self.ledger.end(now, slot, state);
         self.act(actions, Action::StopReading { batch: slot });
         self.changed(slot, actions);
-        self.act(actions, Action::Forget { batch: id, tenant });
+        self.act(actions, Action::Forget { batch: id, tenant, fenced });
         if notify && let Some(batch) = self.ledger.get(slot) {
             let record = Box::new(batch.record.clone());
             self.act(actions, Action::Notify(record));

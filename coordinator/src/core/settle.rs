@@ -169,6 +169,9 @@ impl Core {
         flight.stage = Stage::Withdrawing;
         flight.blame = blame;
         let (epoch, sequence, slot) = (flight.epoch, flight.sequence, flight.worker());
+        if let Some(batch) = self.ledger.get_mut(job.batch) {
+            batch.moved = true;
+        }
         let shard = self.fleet.get(slot).map_or(0, |worker| worker.shard);
         if let Some(worker) = self.fleet.get(slot) {
             let name = worker.beat.worker.clone();

@@ -21,6 +21,10 @@ const IN_FLIGHT_MAX: usize = 4096;
 const HAND_ATTEMPTS: u32 = 20;
 const WAIT: Duration = Duration::from_millis(150);
 
+/// A worker that was paused when its job was taken back finds for so long after the end that it has lost it. One that
+/// wakes later may claim the job once more, and its answer commits nothing.
+const FENCE_STANDS: Duration = table::ACK_WAIT.saturating_mul(3);
+
 /// What everything is done under.
 #[derive(Debug, Clone)]
 pub(crate) struct Under {
@@ -38,13 +42,22 @@ pub(crate) async fn side_by_side(
     inbox: mpsc::Sender<Input>,
 ) {
     let mut running = FuturesUnordered::new();
+    // What is not to be done yet. A leader that ends leaves it to the age of the checkpoints.
+    let mut waiting = FuturesUnordered::new();
     let mut open = true;
     while open || !running.is_empty() {
         tokio::select! {
             action = actions.recv(), if open && running.len() < IN_FLIGHT_MAX => match action {
+                Some(action @ Action::Forget { fenced: true, .. }) => waiting.push(async {
+                    tokio::time::sleep(FENCE_STANDS).await;
+                    action
+                }),
                 Some(action) => running.push(perform(&bus, &under, action)),
                 None => open = false,
             },
+            Some(action) = waiting.next(), if !waiting.is_empty() => {
+                running.push(perform(&bus, &under, action));
+            }
             Some(input) = running.next(), if !running.is_empty() => {
                 if let Some(input) = input && inbox.send(input).await.is_err() {
                     return;
@@ -118,7 +131,7 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
             }
             None
         }
-        Action::Forget { batch, tenant } => {
+        Action::Forget { batch, tenant, .. } => {
             let filter = table::checkpoints_of(&batch);
             retry(|| bus.purge(table::CHECKPOINTS, &filter)).await;
             if let Some(tenant) = tenant {

@@ -43,6 +43,8 @@ pub(super) struct Checker {
     checkpoints_read: u64,
     batches: BTreeMap<BatchId, Accepted>,
     committed: BTreeMap<JobKey, Committed>,
+    /// Jobs with a valid answer, under whatever epoch: that of an audit too, which belongs to no accepted batch.
+    answered_jobs: BTreeSet<JobKey>,
     answered_epochs: BTreeSet<(JobKey, Epoch)>,
     expected_digest: BTreeMap<JobKey, u64>,
     claimed: BTreeMap<JobKey, Epoch>,
@@ -71,6 +73,7 @@ impl Checker {
             checkpoints_read: 0,
             batches: BTreeMap::new(),
             committed: BTreeMap::new(),
+            answered_jobs: BTreeSet::new(),
             answered_epochs: BTreeSet::new(),
             expected_digest: BTreeMap::new(),
             claimed: BTreeMap::new(),
@@ -152,6 +155,9 @@ impl Checker {
         self.answered_epochs.insert((result.job.clone(), result.epoch));
         self.repeated_tokens += u64::from(result.usage.repeated_tokens);
         let verdict = Answer::from(result).verdict;
+        if verdict != Verdict::Fault {
+            self.answered_jobs.insert(result.job.clone());
+        }
         let Some(batch) = self.batches.get_mut(&result.job.batch) else { return };
         if verdict == Verdict::Fault || sequence <= batch.results_after || result.job.index >= batch.lines {
             return;
@@ -210,7 +216,7 @@ impl Checker {
     pub(super) fn acked(&mut self, worker_now: TimeMs, payload: &[u8]) {
         let Ok(work) = codec::decode::<Work>(payload) else { return };
         let this = (work.job.clone(), work.epoch);
-        let allowed = self.committed.contains_key(&work.job)
+        let allowed = self.answered_jobs.contains(&work.job)
             || self.answered_epochs.contains(&this)
             || self.revoked.contains(&this)
             || self.claimed.get(&work.job).is_some_and(|epoch| *epoch > work.epoch)

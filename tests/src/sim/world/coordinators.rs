@@ -20,6 +20,8 @@ const TICK_MS: u64 = 200;
 const READ_EVERY_MS: u64 = 10;
 /// As the shell: so many attempts, then the hand-over is begun anew.
 const HAND_ATTEMPTS: u32 = 20;
+/// As the shell: how long the checkpoints of a batch stay whose jobs were moved.
+const FENCE_STANDS_MS: u64 = 60_000;
 pub(super) const WAIT_MS: u64 = 150;
 
 /// A request on its way to the server, and what is done again until it is answered.
@@ -264,7 +266,8 @@ impl World {
                 }
             }
             action => {
-                let delay = self.latency();
+                let fenced = matches!(action, Action::Forget { fenced: true, .. });
+                let delay = if fenced { FENCE_STANDS_MS } else { self.latency() };
                 let duty = Duty::Action { action: Box::new(action), leader, attempt: 0 };
                 self.at(delay, Occurrence::CoordinatorDuty(life, duty));
             }

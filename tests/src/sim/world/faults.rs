@@ -22,6 +22,7 @@ impl World {
             }
             Fault::DrainWorker { place, back_after } => {
                 if let Some(life) = self.workers[place].life() {
+                    self.workers[place].draining = true;
                     self.at(0, Occurrence::WorkerEvents(life, vec![worker::Event::Signal]));
                 }
                 // Back only after the longest drain.

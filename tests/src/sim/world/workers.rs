@@ -60,6 +60,8 @@ pub(super) struct WorkerNode {
     due: u64,
     /// What the core was told of the line.
     line_up: bool,
+    /// Somebody waits for it to end and starts it anew.
+    pub(super) draining: bool,
     pub(super) paused: u32,
     pub(super) cut: u32,
     pub(super) slowed: u64,
@@ -76,6 +78,7 @@ impl WorkerNode {
             engine: BTreeMap::new(),
             due: 0,
             line_up: true,
+            draining: false,
             paused: 0,
             cut: 0,
             slowed: 1,
@@ -111,6 +114,10 @@ fn ids_of(seed: u64, tokens_max: u32) -> Vec<u32> {
 impl World {
     pub(super) fn start_worker(&mut self, place: usize) {
         if self.workers[place].is_alive() {
+            // Told to drain while it was paused, it ends only after it has gone on.
+            if self.workers[place].draining {
+                self.at(500, Occurrence::StartWorker(place));
+            }
             return;
         }
         let plan = self.scenario.workers[place].clone();
@@ -118,6 +125,7 @@ impl World {
         node.lives += 1;
         node.engine.clear();
         node.line_up = true;
+        node.draining = false;
         let name: WorkerId =
             format!("w{place}-{}", node.lives).parse().expect("because w and digits make an id");
         node.name = Some(name.clone());
