@@ -71,6 +71,7 @@ fn view(state: BatchState, endpoint: Option<Endpoint>) -> BatchView {
         completion_tokens: 40,
         wasted_tokens: 0,
         cost_usd_micro: UsdMicro(18),
+        over_budget_usd_micro: UsdMicro::ZERO,
         rate_tok_s: 0.0,
         finish_estimate: None,
         durability: Durability::Stored,
