@@ -1,5 +1,6 @@
 //! What constraints cost: compiling, memory, and a batch and a single stream under a schema against the same without one,
-//! in turn. `cargo bench -p ternfleet-engine --bench constraints -- MODEL`; without a model, the storyteller.
+//! in turn. `cargo bench -p ternfleet-engine --bench constraints -- MODEL`; without a model, the storyteller. Rounds and tokens of a
+//! run: `TERNFLEET_BENCH_ROUNDS`, `TERNFLEET_BENCH_TOKENS`.
 #![allow(clippy::unwrap_used, unused_crate_dependencies)] // A measurement fails by panicking.
 
 use std::path::PathBuf;
@@ -11,8 +12,12 @@ use ternfleet_engine::{Engine, Event, Options, Request, Sampling, StopReason, gg
 use ternfleet_text::constraint::{Compiler, Grammar, Matcher};
 use ternfleet_text::{Manifest, Tokenizer};
 
-const ROUNDS: usize = 3;
-const TOKENS: usize = 48;
+/// Compilations that are averaged.
+const COMPILES: u32 = 8;
+
+fn setting(name: &str, otherwise: usize) -> usize {
+    std::env::var(format!("TERNFLEET_BENCH_{name}")).map_or(otherwise, |value| value.parse().unwrap())
+}
 
 fn main() {
     let storyteller =
@@ -61,18 +66,44 @@ fn compiling(compiler: &Arc<Compiler>) {
     }
     let text = json!({ "type": "object", "properties": fields }).to_string();
     let grammar = Grammar::JsonSchema(text.clone());
-    let begun = Instant::now();
-    grammar.check().unwrap();
-    let checked = begun.elapsed();
-    let begun = Instant::now();
-    let constraint = compiler.constraint(grammar.clone());
-    constraint.matcher(&[]).unwrap();
-    println!("schema of {} bytes: checked in {checked:.1?}, compiled in {:.1?}", text.len(), begun.elapsed());
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), cpu_ms());
+    for _ in 0..COMPILES {
+        grammar.check().unwrap();
+    }
+    let checked = (begun.elapsed() / COMPILES, (cpu_ms() - cpu) / f64::from(COMPILES));
+    let (begun, cpu) = (Instant::now(), cpu_ms());
+    for i in 0..COMPILES {
+        compiler
+            .constraint(Grammar::JsonSchema(format!("{text}{}", " ".repeat(i as usize))))
+            .matcher(&[])
+            .unwrap();
+    }
+    let compiled = (begun.elapsed() / COMPILES, (cpu_ms() - cpu) / f64::from(COMPILES));
+    println!(
+        "schema of {} bytes: checked in {:.1?} ({:.0} ms of CPU), compiled in {:.1?} ({:.0} ms of CPU)",
+        text.len(),
+        checked.0,
+        checked.1,
+        compiled.0,
+        compiled.1
+    );
+    let (begun, cpu) = (Instant::now(), cpu_ms());
     for _ in 0..1000 {
         compiler.constraint(grammar.clone()).matcher(&[]).unwrap();
     }
-    println!("each of the next thousand lines: {:.1?}", begun.elapsed() / 1000);
+    println!(
+        "each of the next thousand lines: {:.1?} ({:.0} µs of CPU)",
+        begun.elapsed() / 1000,
+        cpu_ms() - cpu
+    );
+}
+
+/// CPU time of this process so far: what a busy machine leaves of a wall clock says little.
+fn cpu_ms() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    let ticks = |at: usize| fields[at].parse::<f64>().unwrap();
+    (ticks(11) + ticks(12)) * 10.0
 }
 
 fn memory(compiler: &Arc<Compiler>) {
@@ -107,7 +138,7 @@ fn speed(path: &std::path::Path, compiler: &Arc<Compiler>) {
     let record = compiler.constraint(schema(&record(30)));
     let request = |i: u32, constrained: bool| Request {
         prompt: (0..16u32).map(|k| (k * 7919 + i * 104_729 + 11) % (vocab - 300)).collect(),
-        max_new_tokens: TOKENS,
+        max_new_tokens: setting("TOKENS", 48),
         sampling: Sampling { temperature: 1.0, ..Sampling::default() },
         seed: u64::from(i),
         speculate: false,
@@ -116,7 +147,7 @@ fn speed(path: &std::path::Path, compiler: &Arc<Compiler>) {
     };
     for n in [32, 1] {
         let mut rates = [Vec::new(), Vec::new()];
-        for round in 0..=ROUNDS {
+        for round in 0..=setting("ROUNDS", 3) {
             for constrained in [false, true] {
                 let (tokens, elapsed) = run(&mut engine, (0..n).map(|i| request(i, constrained)).collect());
                 // The first round warms up.

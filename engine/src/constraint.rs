@@ -2,11 +2,12 @@
 //!
 //! The caller's thread moves a tracker on by the token that was drawn, which takes microseconds. The mask of the token after
 //! it takes longer, and a grammar's first use longest: both are done on threads of their own, which are not pinned,
-//! while the pool computes the forward pass. The head waits for a mask; the pass waits for nothing: a sequence whose
-//! grammar is not ready yet holds its last token back.
+//! while the pool computes the forward pass. The head waits for a mask, or works it out where no thread has begun to; the
+//! pass waits for nothing: a sequence whose grammar is not ready yet holds its last token back.
 
 use crate::Refused;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -23,7 +24,7 @@ pub(crate) enum Allowed {
     /// A token that must come.
     One([u32; 1]),
     /// A set that is being worked out.
-    Later(Arc<OnceLock<Result<Mask, DeadEnd>>>),
+    Later(Arc<Pending>),
 }
 
 /// The tokens that a head may draw from, known.
@@ -39,7 +40,7 @@ impl Allowed {
     pub(crate) fn rule(&self) -> Rule<'_> {
         match self {
             Allowed::One(token) => Rule::Few(token),
-            Allowed::Later(mask) => match mask.wait() {
+            Allowed::Later(pending) => match pending.wait() {
                 Ok(mask) => mask.few().map_or(Rule::Many(mask), Rule::Few),
                 Err(_) => Rule::Few(&[]),
             },
@@ -54,6 +55,33 @@ impl Rule<'_> {
             Rule::Few(tokens) => tokens.binary_search(&token).is_ok(),
             Rule::Many(mask) => mask.allows(token),
         }
+    }
+}
+
+/// A mask that is being worked out, by whoever comes first.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    place: Arc<Place>,
+    claimed: AtomicBool,
+    mask: OnceLock<Result<Mask, DeadEnd>>,
+}
+
+impl Pending {
+    fn new(place: &Arc<Place>) -> Arc<Pending> {
+        Arc::new(Pending { place: Arc::clone(place), claimed: AtomicBool::new(false), mask: OnceLock::new() })
+    }
+
+    /// Works it out, unless somebody does.
+    fn work(&self) {
+        if !self.claimed.swap(true, Ordering::SeqCst) {
+            let _ = self.mask.set(guarded(|| self.place.mask()));
+        }
+    }
+
+    /// The mask. A head that comes before any thread had the time for it works it out itself, rather than wait for one.
+    fn wait(&self) -> &Result<Mask, DeadEnd> {
+        self.work();
+        self.mask.wait()
     }
 }
 
@@ -76,16 +104,16 @@ pub(crate) struct Tracker {
     /// Tokens that must come next and are not in the sequence yet.
     forced: VecDeque<u32>,
     /// What may come after them.
-    mask: Arc<OnceLock<Result<Mask, DeadEnd>>>,
+    mask: Arc<Pending>,
     dead: Option<DeadEnd>,
 }
 
 /// Work for the threads.
 enum Task {
     /// Compile, take what was kept, work out the first mask.
-    Start { place: Arc<Place>, kept: Vec<u32>, mask: Arc<OnceLock<Result<Mask, DeadEnd>>> },
+    Start { kept: Vec<u32>, mask: Arc<Pending> },
     /// Work out the mask where the matcher stands.
-    Mask { place: Arc<Place>, mask: Arc<OnceLock<Result<Mask, DeadEnd>>> },
+    Mask(Arc<Pending>),
 }
 
 /// The threads. Starts have one of their own, since a grammar may take a thousand times as long as a mask.
@@ -115,7 +143,7 @@ impl Threads {
     /// Begins to track a sequence whose output begins with `kept`.
     pub(crate) fn track(&mut self, constraint: Arc<Constraint>, kept: Vec<u32>) -> Result<Tracker, Refused> {
         let place = Arc::new(Place { constraint, matcher: Mutex::new(None), start: OnceLock::new() });
-        let mask = Arc::new(OnceLock::new());
+        let mask = Pending::new(&place);
         let running = match &self.running {
             Some(running) => running,
             None => {
@@ -124,7 +152,7 @@ impl Threads {
                 self.running.insert(running)
             }
         };
-        let task = Task::Start { place: Arc::clone(&place), kept, mask: Arc::clone(&mask) };
+        let task = Task::Start { kept, mask: Arc::clone(&mask) };
         // The receiver lives as long as the sender: its thread ends when this is dropped.
         let _ = running.starts.send(task);
         Ok(Tracker { place, started: false, forced: VecDeque::new(), mask, dead: None })
@@ -178,26 +206,24 @@ impl Drop for Threads {
 impl Task {
     fn run(self) {
         match self {
-            Task::Start { place, kept, mask } => {
+            Task::Start { kept, mask } => {
                 // The sequence is gone already: nobody waits.
-                if Arc::strong_count(&place) == 1 {
+                if Arc::strong_count(&mask) == 1 {
                     return;
                 }
+                let place = &mask.place;
                 match guarded(|| place.constraint.matcher(&kept)) {
                     Ok((matcher, forced)) => {
                         *lock(&place.matcher) = Some(matcher);
                         let _ = place.start.set(Ok(forced));
-                        let _ = mask.set(guarded(|| place.mask()));
+                        mask.work();
                     }
                     Err(dead) => {
-                        let _ = mask.set(Err(dead));
                         let _ = place.start.set(Err(dead));
                     }
                 }
             }
-            Task::Mask { place, mask } => {
-                let _ = mask.set(guarded(|| place.mask()));
-            }
+            Task::Mask(mask) => mask.work(),
         }
     }
 }
@@ -264,7 +290,7 @@ impl Tracker {
     /// Why nothing more can come.
     pub(crate) fn dead_end(&mut self) -> Option<DeadEnd> {
         self.begin();
-        let by_mask = || self.mask.get().and_then(|mask| mask.as_ref().err().copied());
+        let by_mask = || self.mask.mask.get().and_then(|mask| mask.as_ref().err().copied());
         if !self.forced.is_empty() {
             return None;
         }
@@ -284,9 +310,8 @@ impl Tracker {
         match outcome {
             Ok(forced) => {
                 self.forced.extend(forced);
-                self.mask = Arc::new(OnceLock::new());
-                let (place, mask) = (Arc::clone(&self.place), Arc::clone(&self.mask));
-                threads.send(Task::Mask { place, mask });
+                self.mask = Pending::new(&self.place);
+                threads.send(Task::Mask(Arc::clone(&self.mask)));
             }
             Err(dead) => self.dead = Some(dead),
         }

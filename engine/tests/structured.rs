@@ -40,6 +40,11 @@ fn sampled_answers_validate_with_pythons_jsonschema() {
     let rows: Vec<Value> = corpus.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |row: &Value| Grammar::JsonSchema(row["schema"].to_string());
     let taken: Vec<&Value> = rows.iter().filter(|row| of(row).check().is_ok()).collect();
+    // A model that was taught nothing but tales seldom ends a text or a list: what does is made likelier, where asked for.
+    let bias: f32 = std::env::var("TERNFLEET_BIAS").map_or(4.0, |bias| bias.parse().unwrap());
+    let ends = |&id: &u32| tokenizer.text_bytes(id).iter().any(|byte| b"\"]}".contains(byte));
+    let ends: Vec<(u32, f32)> =
+        (0..tokenizer.n_vocab() as u32).filter(ends).map(|id| (id, bias)).filter(|_| bias != 0.0).collect();
     let prompt = tokenizer.encode("Once upon a time there was", true).unwrap();
     let mut sequences = BTreeMap::new();
     for row in taken.iter().step_by((taken.len() / n_schemas).max(1)).take(n_schemas) {
@@ -47,7 +52,7 @@ fn sampled_answers_validate_with_pythons_jsonschema() {
             let request = Request {
                 prompt: prompt.clone(),
                 max_new_tokens: MOST_TOKENS,
-                sampling: Sampling::default(),
+                sampling: Sampling { logit_bias: ends.clone(), ..Sampling::default() },
                 seed,
                 constraint: Some(compiler.constraint(of(row))),
                 ..Request::default()

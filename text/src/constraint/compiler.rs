@@ -191,9 +191,10 @@ fn escaped(text: &str) -> String {
     result
 }
 
-/// The crate's word, put among our faults. Its messages are for people; the first line says it.
+/// The crate's word, put among our faults. Its messages are for people, and some repeat what they are about.
 fn fault_of(message: &str) -> Fault {
-    let first = message.lines().next().unwrap_or_default().trim().to_owned();
+    let message = message.replace("<non-verbose/>", "");
+    let first: String = message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
     let complex = ["too large", "too complex", "fuel", "limit", "exceeded", "panic"];
     match complex.iter().any(|word| first.contains(word)) {
         true => Fault::TooComplex(first),
