@@ -23,6 +23,7 @@ use crate::commands::logits::Logits;
 use crate::commands::man::Man;
 use crate::commands::model::Model;
 use crate::commands::nats::Nats;
+use crate::commands::pod::Pod;
 use crate::commands::pods::Pods;
 use crate::commands::quote::Quote;
 use crate::commands::resubmit::Resubmit;
@@ -89,6 +90,8 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Run one worker: an engine that pulls jobs from NATS
     Worker(Worker),
+    /// Run the worker of a rented pod: find or fetch the model, check it, become the worker
+    Pod(Pod),
     /// Run one coordinator
     Coordinator(Coordinator),
     /// Continue one prompt on this machine, without a fleet
@@ -134,7 +137,7 @@ impl Command {
     /// The name under which its spans are exported.
     pub(crate) fn service(&self) -> &'static str {
         match self {
-            Command::Worker(_) => "ternfleet-worker",
+            Command::Worker(_) | Command::Pod(_) => "ternfleet-worker",
             Command::Coordinator(_) => "ternfleet-coordinator",
             _ => "ternfleet",
         }
@@ -143,7 +146,7 @@ impl Command {
     /// The log filter that suits the command: services tell what they do, tools keep quiet and report in their own words.
     pub(crate) fn log_default(&self) -> &'static str {
         match self {
-            Command::Worker(_) | Command::Coordinator(_) => "info,async_nats=error",
+            Command::Worker(_) | Command::Pod(_) | Command::Coordinator(_) => "info,async_nats=error",
             _ => "warn,async_nats=error,ternfleet_proto=error",
         }
     }

@@ -180,7 +180,8 @@ impl Fleet {
 }
 
 /// The tenant that was named, or the one whom the credentials are made out to.
-fn tenant_of(to: &Connection) -> anyhow::Result<TenantId> {
+/// Whom the credentials speak for; whom the flags name where they speak for anybody.
+pub(crate) fn tenant_of(to: &Connection) -> anyhow::Result<TenantId> {
     let Some(file) = &to.nats_credentials_file else { return Ok(to.tenant.clone()) };
     let said = || format!("the credentials in {} cannot be used", file.display());
     let text = std::fs::read_to_string(file).with_context(said)?;

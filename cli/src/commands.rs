@@ -21,6 +21,7 @@ pub(crate) mod logits;
 pub(crate) mod man;
 pub(crate) mod model;
 pub(crate) mod nats;
+pub(crate) mod pod;
 pub(crate) mod pods;
 pub(crate) mod quote;
 pub(crate) mod resubmit;

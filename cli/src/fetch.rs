@@ -154,6 +154,19 @@ impl Wanted<'_> {
     }
 }
 
+/// A page of text, at most.
+const SMALL_BYTES_MAX: u64 = 1 << 20;
+
+/// Reads a small text in one go.
+pub(crate) fn small(source: &Source) -> anyhow::Result<String> {
+    let opened = source.open(0..SMALL_BYTES_MAX, None).map_err(|fault| match fault {
+        Fault::Final(reason) | Fault::Passing { reason, .. } => anyhow::anyhow!(reason),
+    })?;
+    let mut text = String::new();
+    opened.body.take(SMALL_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// SHA-256 of a file, in lower-case hexadecimal.
 pub(crate) fn sha256_of(path: &Path) -> anyhow::Result<String> {
     let fault = || format!("cannot read {}", path.display());

@@ -16,8 +16,27 @@ use ternfleet_proto::nats;
 
 const PREFIX: &str = "TERNFLEET_";
 /// Variables with this prefix that are read elsewhere and are no keys of a service.
-const OTHER_VARIABLES: [&str; 9] =
-    ["nats_server", "isa", "log", "log_format", "tenant", "config", "model_dir", "state_dir", "api_key"];
+const OTHER_VARIABLES: [&str; 18] = [
+    "nats_server",
+    "isa",
+    "log",
+    "log_format",
+    "tenant",
+    "config",
+    "model_dir",
+    "state_dir",
+    "api_key",
+    // Of `ternfleet pod` and of the script that fetches it.
+    "model_url",
+    "model_sha256",
+    "manifest_url",
+    "pod_dir",
+    "nats_ca_pem",
+    "dist_url",
+    "dist_token",
+    "binary_url",
+    "binary_sha256",
+];
 
 /// Keys whose values are never printed.
 const SECRETS: [&str; 3] = ["nats_nkey_seed", "nats_token", "nats_join_token"];
@@ -40,10 +59,11 @@ impl Origin {
     }
 }
 
-/// The values that were set, each with where it came from.
+/// The values that were set. Their order is that of their application: the weaker origin first, and within one origin a
+/// table before the keys inside it.
 #[derive(Debug)]
 pub(crate) struct Layers {
-    set: BTreeMap<String, (Origin, Value)>,
+    set: BTreeMap<(Origin, String), Value>,
     faults: Vec<String>,
 }
 
@@ -52,7 +72,8 @@ pub(crate) struct Layers {
 pub(crate) struct Effective<T> {
     pub(crate) connection: NatsOptions,
     pub(crate) options: T,
-    origins: BTreeMap<String, Origin>,
+    /// Keys that were set, the weaker origin first.
+    origins: Vec<(Origin, String)>,
 }
 
 /// How a service reaches NATS; these keys stand beside the service's own.
@@ -175,7 +196,7 @@ impl Layers {
     /// A flag, when it was given.
     pub(crate) fn flag(&mut self, key: &str, value: Option<impl Into<Value>>) -> &mut Layers {
         if let Some(value) = value {
-            self.set.insert(key.to_owned(), (Origin::Flag, value.into()));
+            self.set.insert((Origin::Flag, key.to_owned()), value.into());
         }
         self
     }
@@ -187,8 +208,7 @@ impl Layers {
         let options = self.part::<T>(&mut faults)?;
         match (connection, options) {
             (Some(connection), Some(options)) if faults.is_empty() => {
-                let origins = self.set.into_iter().map(|(key, (origin, _))| (key, origin)).collect();
-                Ok(Effective { connection, options, origins })
+                Ok(Effective { connection, options, origins: self.set.into_keys().collect() })
             }
             _ => bail!("the configuration has {} fault(s):\n  {}", faults.len(), faults.join("\n  ")),
         }
@@ -200,23 +220,23 @@ impl Layers {
         faults: &mut Vec<String>,
     ) -> anyhow::Result<Option<P>> {
         let keys = keys::<P>()?;
-        let mine: Vec<_> = self.set.iter().filter(|(key, _)| is_known(&keys, key)).collect();
+        let mine: Vec<_> = self.set.iter().filter(|((_, key), _)| is_known(&keys, key)).collect();
         let before = faults.len();
-        for (key, (origin, value)) in &mine {
-            if let Err(reason) = with_defaults::<P>([(*key, value)]) {
+        for ((origin, key), value) in &mine {
+            if let Err(reason) = with_defaults::<P>([(key, *value)]) {
                 faults.push(format!("{key} ({}): {reason}", origin.named()));
             }
         }
         if faults.len() > before {
             return Ok(None);
         }
-        let whole = with_defaults(mine.into_iter().map(|(key, (_, value))| (key, value)));
+        let whole = with_defaults(mine.into_iter().map(|((_, key), value)| (key, value)));
         whole.map(Some).context("the configuration does not fit together")
     }
 
     fn put(&mut self, origin: Origin, key: &str, value: Value, known: &[String]) {
         if is_known(known, key) {
-            self.set.insert(key.to_owned(), (origin, value));
+            self.set.insert((origin, key.to_owned()), value);
         } else {
             self.faults.push(format!(
                 "{key} ({}): there is no such key; there are {}",
@@ -232,9 +252,7 @@ impl<T: Serialize> Effective<T> {
     pub(crate) fn print(&self) -> anyhow::Result<String> {
         let mut text = String::new();
         for (key, value) in fields(&self.connection)?.into_iter().chain(fields(&self.options)?) {
-            let inside = format!("{key}.");
-            let origin = self.origins.iter().find(|(set, _)| **set == key || set.starts_with(&inside));
-            let origin = origin.map_or("default", |(_, origin)| origin.named());
+            let origin = self.origin_of(&key);
             let line = match value {
                 serde_json::Value::Null => format!("# {key} is not set"),
                 _ if SECRETS.contains(&key.as_str()) => format!("# {key} is set and not shown  # {origin}"),
@@ -245,6 +263,24 @@ impl<T: Serialize> Effective<T> {
             text.push('\n');
         }
         Ok(text)
+    }
+}
+
+impl<T> Effective<T> {
+    /// Where a value came from: the strongest origin that set all of it, then each key inside that was set later.
+    fn origin_of(&self, key: &str) -> String {
+        let inside = format!("{key}.");
+        let whole = self.origins.iter().filter(|(_, set)| set == key).map(|(origin, _)| *origin).max();
+        let mut text = whole.map_or("default", Origin::named).to_owned();
+        let later = self
+            .origins
+            .iter()
+            .filter(|(origin, set)| set.starts_with(&inside) && whole.is_none_or(|whole| *origin >= whole));
+        let later: BTreeMap<&str, Origin> = later.map(|(origin, set)| (set.as_str(), *origin)).collect();
+        for (set, origin) in later {
+            text += &format!(", {set}: {}", origin.named());
+        }
+        text
     }
 }
 
@@ -268,15 +304,16 @@ fn fields<T: Serialize>(options: &T) -> anyhow::Result<Vec<(String, serde_json::
     }
 }
 
-/// The defaults with some values laid over them.
+/// The defaults with some values laid over them, one after the other: overrides of one builder are kept in a hash map, so
+/// that a table and a key inside it would win at random.
 fn with_defaults<'a, T: Serialize + DeserializeOwned + Default>(
     set: impl IntoIterator<Item = (&'a String, &'a Value)>,
 ) -> Result<T, config::ConfigError> {
-    let mut builder = Config::builder().add_source(Config::try_from(&T::default())?);
+    let mut whole = Config::try_from(&T::default())?;
     for (key, value) in set {
-        builder = builder.set_override(key, value.clone())?;
+        whole = Config::builder().add_source(whole).set_override(key, value.clone())?.build()?;
     }
-    builder.build()?.try_deserialize()
+    whole.try_deserialize()
 }
 
 /// JSON as TOML writes it inside one line.
@@ -344,6 +381,42 @@ mod tests {
         let faults = layers.resolve::<Sample>().unwrap_err().to_string();
         for part in ["slots (file)", "http (file)", "colour (file): there is no such key"] {
             assert!(faults.contains(part), "{faults}");
+        }
+    }
+
+    #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Nested {
+        scale: Limits,
+    }
+
+    #[derive(Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Limits {
+        usd_per_hour_max: f64,
+        usd_per_day_max: f64,
+        pods_min: u32,
+        pods_max: u32,
+    }
+
+    /// 19 of 40 starts kept the flag once: each start hashes anew, so one process tries many times.
+    #[test]
+    fn environment_and_flags_win_over_a_table_of_the_file_at_every_start() {
+        let known = keys::<Nested>().unwrap();
+        let text = "[scale]\nusd_per_hour_max = 8.0\nusd_per_day_max = 60.0\npods_min = 3\npods_max = 9\n";
+        for _ in 0..40 {
+            let mut layers = Layers::read(Some(file(text).path()), &known, &[]).unwrap();
+            layers.put(Origin::Environment, "scale.usd_per_day_max", Value::from("2"), &known);
+            layers.put(Origin::Environment, "scale.pods_max", Value::from("2"), &known);
+            layers.put(Origin::Flag, "scale.usd_per_hour_max", Value::from("1.5"), &known);
+            layers.put(Origin::Flag, "scale.pods_max", Value::from("1"), &known);
+            let effective = layers.resolve::<Nested>().unwrap();
+            let expected = Limits { usd_per_hour_max: 1.5, usd_per_day_max: 2.0, pods_min: 3, pods_max: 1 };
+            assert_eq!(effective.options.scale, expected);
+            let printed = effective.print().unwrap();
+            for part in ["# file, ", "scale.usd_per_day_max: environment", "scale.pods_max: flag"] {
+                assert!(printed.contains(part), "{printed}");
+            }
         }
     }
 

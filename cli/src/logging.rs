@@ -1,8 +1,10 @@
 //! Logs go to standard error: `TERNFLEET_LOG` sets levels by module, as in `info,ternfleet_worker=debug`. Spans go to a
 //! collector where that is built in and asked for (`otlp.rs`).
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 use tracing::field::Field;
 use tracing_subscriber::field::MakeExt;
@@ -32,7 +34,7 @@ pub(crate) fn init(default_filter: &str, service: &'static str) -> Guard {
     let wanted = std::env::var(LOG_VARIABLE).unwrap_or_default();
     let filter = EnvFilter::try_new(&wanted).ok().filter(|_| !wanted.is_empty());
     let filter = filter.unwrap_or_else(|| EnvFilter::new(default_filter));
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt::layer().with_writer(|| Told(std::io::stderr()));
     let log = if std::env::var(FORMAT_VARIABLE).is_ok_and(|format| format == "json") {
         log.json().with_span_list(false).boxed()
     } else {
@@ -42,6 +44,33 @@ pub(crate) fn init(default_filter: &str, service: &'static str) -> Guard {
     let collector =
         COLLECTOR_VARIABLES.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
     start(log.with_filter(filter), collector, service)
+}
+
+/// Lines that are remembered.
+const RECENT_LINES: usize = 40;
+static RECENT: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+
+/// The last lines of this process's log, oldest first: what a pod says before it ends.
+pub(crate) fn recent() -> Vec<String> {
+    RECENT.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+}
+
+/// Standard error, with a memory. The library writes one whole line at a time.
+struct Told(std::io::Stderr);
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.extend(String::from_utf8_lossy(bytes).lines().map(str::to_owned));
+        let surplus = recent.len().saturating_sub(RECENT_LINES);
+        recent.drain(..surplus);
+        self.0.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// A field as text. Names and texts of tenants stand in fields, and what they hold is shown, not obeyed; the library
@@ -102,8 +131,7 @@ pub(crate) fn colours(is_terminal: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use super::*;
 

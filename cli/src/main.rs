@@ -11,6 +11,7 @@ mod connection;
 mod exit;
 mod fetch;
 mod follow;
+mod guard;
 mod launch;
 mod layers;
 mod local;
@@ -58,6 +59,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Resubmit(command) => command.run(),
         Command::Dead(command) => command.run(),
         Command::Batch(command) => command.run(),
+        Command::Pod(command) => command.run(),
         Command::Pods(command) => command.run(),
         Command::Top(command) => command.run(),
         Command::Doctor(command) => command.run(),

@@ -1,6 +1,6 @@
 //! One HTTP request over one connection, with a deadline: enough for an API that is asked a few times a minute.
 //!
-//! HTTPS by rustls with the system's root certificates; plain HTTP only to this machine, for mock servers. No pool,
+//! HTTPS by rustls with the root certificates of public authorities and of the system; plain HTTP only to this machine, for mock servers. No pool,
 //! no redirects (a redirect would carry the key elsewhere), no retry: the caller knows what may be repeated.
 
 use std::fmt;
@@ -18,6 +18,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+/// A stream's first bytes may take this long.
+const FIRST_BYTES_WITHIN: Duration = Duration::from_secs(5);
+/// Nobody waits longer for a stream to fall silent.
+const STREAM_WITHIN: Duration = Duration::from_secs(8);
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
@@ -61,6 +65,17 @@ pub enum HttpError {
     /// The address is none.
     #[error("{0}")]
     Address(String),
+}
+
+/// How much of an answer is read.
+#[derive(Debug, Clone, Copy)]
+enum Reading {
+    Whole,
+    /// A stream that stays open: what has come when it has been quiet for so long, or has so many bytes.
+    UntilQuiet {
+        bytes_max: usize,
+        quiet: Duration,
+    },
 }
 
 /// A server and the key to it.
@@ -120,7 +135,15 @@ impl Server {
 
     /// Sends one request; `path` begins with a slash and may carry a query. Any status is an answer.
     pub async fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Answer, HttpError> {
-        self.ask(self.request(method, path, body)?).await
+        self.ask(self.request(method, path, body)?, Reading::Whole).await
+    }
+
+    /// Reads what a stream of server-sent events has to tell by now.
+    pub async fn listen(&self, path: &str, bytes_max: usize, quiet: Duration) -> Result<Answer, HttpError> {
+        let mut request = self.request(Method::GET, path, None)?;
+        let stream = hyper::header::HeaderValue::from_static("text/event-stream");
+        request.headers_mut().insert(hyper::header::ACCEPT, stream);
+        self.ask(request, Reading::UntilQuiet { bytes_max, quiet }).await
     }
 
     /// Reads; any status is an answer.
@@ -141,10 +164,10 @@ impl Server {
                 .map_err(|_| HttpError::Address(format!("{name} holds characters that no header may")))?;
             request.headers_mut().insert(*name, value);
         }
-        self.ask(request).await
+        self.ask(request, Reading::Whole).await
     }
 
-    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answer, HttpError> {
+    async fn ask(&self, request: Request<Full<Bytes>>, reading: Reading) -> Result<Answer, HttpError> {
         let connected = async {
             match self.address {
                 Some(address) => TcpStream::connect(address).await,
@@ -156,7 +179,7 @@ impl Server {
             .map_err(|_| self.not_sent("timed out"))?
             .map_err(|reason| self.not_sent(&reason.to_string()))?;
         match &self.tls {
-            None => self.exchange(stream, request).await,
+            None => self.exchange(stream, request, reading).await,
             Some(settings) => {
                 let name = ServerName::try_from(self.host.clone())
                     .map_err(|_| HttpError::Address(format!("{} is no host name", self.host)))?;
@@ -165,12 +188,17 @@ impl Server {
                     .await
                     .map_err(|_| self.not_sent("timed out"))?
                     .map_err(|reason| self.not_sent(&reason.to_string()))?;
-                self.exchange(stream, request).await
+                self.exchange(stream, request, reading).await
             }
         }
     }
 
-    async fn exchange<S>(&self, stream: S, request: Request<Full<Bytes>>) -> Result<Answer, HttpError>
+    async fn exchange<S>(
+        &self,
+        stream: S,
+        request: Request<Full<Bytes>>,
+        reading: Reading,
+    ) -> Result<Answer, HttpError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -186,8 +214,15 @@ impl Server {
                 let header = response.headers().get(hyper::header::RETRY_AFTER);
                 let retry_after =
                     header.and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
-                let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-                let body = body.map_err(|reason| self.lost(&reason.to_string()))?.to_bytes();
+                let body = match reading {
+                    Reading::UntilQuiet { bytes_max, quiet } if status == 200 => {
+                        until_quiet(response.into_body(), bytes_max, quiet).await
+                    }
+                    _ => {
+                        let whole = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+                        whole.map_err(|reason| self.lost(&reason.to_string()))?.to_bytes()
+                    }
+                };
                 Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), body })
             };
             tokio::pin!(asked);
@@ -196,7 +231,11 @@ impl Server {
                 _ = connection => asked.await,
             }
         };
-        tokio::time::timeout(self.timeout, talk).await.map_err(|_| self.lost("timed out"))?
+        let patience = match reading {
+            Reading::Whole => self.timeout,
+            Reading::UntilQuiet { .. } => self.timeout + STREAM_WITHIN + FIRST_BYTES_WITHIN,
+        };
+        tokio::time::timeout(patience, talk).await.map_err(|_| self.lost("timed out"))?
     }
 
     fn request(
@@ -242,15 +281,28 @@ impl Server {
     }
 }
 
+/// What comes before a pause, an end or a fault: of a stream of lines each part is worth having.
+async fn until_quiet(mut body: hyper::body::Incoming, bytes_max: usize, quiet: Duration) -> Bytes {
+    let mut read = Vec::new();
+    let mut patience = FIRST_BYTES_WITHIN;
+    let begun = std::time::Instant::now();
+    while read.len() < bytes_max && begun.elapsed() < STREAM_WITHIN {
+        let Ok(Some(Ok(frame))) = tokio::time::timeout(patience, body.frame()).await else { break };
+        if let Some(data) = frame.data_ref() {
+            read.extend_from_slice(data);
+            patience = quiet;
+        }
+    }
+    read.truncate(bytes_max);
+    read.into()
+}
+
 fn tls_settings() -> Result<Arc<ClientConfig>, HttpError> {
     let mut roots = RootCertStore::empty();
     let loaded = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(loaded.certs);
-    if roots.is_empty() {
-        return Err(HttpError::Address(
-            "this machine has no root certificates: install ca-certificates".to_owned(),
-        ));
-    }
+    // An image may come without any; those of public authorities are built in.
+    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
     let settings = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

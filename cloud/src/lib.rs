@@ -10,11 +10,13 @@ pub mod http;
 pub mod local;
 mod provider;
 pub mod runpod;
+pub mod start;
 pub mod time;
 pub mod webhook;
 
 pub use provider::{
-    Availability, Bill, CloudError, Compute, Offer, Order, Place, PodId, Provider, Rented, Status, Tier,
+    Availability, Bill, CloudError, Compute, Hardware, Mount, Offer, Order, Place, PodId, Provider,
+    PublicPort, Rented, Status, Tier,
 };
 
 /// How a pod ends itself when nobody commands it any more. A stopped pod still pays for its disk, so it is
@@ -29,14 +31,15 @@ pub enum EndMyself {
     Runpod,
 }
 
-/// Ends the pod that this process runs in. With [`EndMyself::Exit`] there is nothing to do but to leave.
+/// Ends the pod that this process runs in. With [`EndMyself::Exit`] there is nothing to do but to leave. `runpod_base` is
+/// another address than RunPod's own.
 ///
 /// # Errors
 /// Whether a key scoped to a pod may terminate it is not documented by the provider, so a refusal is possible: the
 /// caller raises an alarm and exits all the same.
-pub async fn end_myself(how: EndMyself) -> Result<(), CloudError> {
+pub async fn end_myself(how: EndMyself, runpod_base: Option<&str>) -> Result<(), CloudError> {
     match how {
         EndMyself::Exit => Ok(()),
-        EndMyself::Runpod => runpod::end_this_pod(|name| std::env::var(name).ok()).await,
+        EndMyself::Runpod => runpod::end_this_pod(runpod_base, |name| std::env::var(name).ok()).await,
     }
 }

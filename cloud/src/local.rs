@@ -17,8 +17,11 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
 use crate::provider::{
-    Availability, Bill, CloudError, Compute, Offer, Order, PodId, Provider, Rented, Status, Tier,
+    Availability, Bill, CloudError, Compute, Hardware, Offer, Order, PodId, Provider, Rented, Status, Tier,
 };
+
+/// Of a pod's output, no more than this is looked at.
+const TAIL_BYTES_MAX: usize = 64 << 10;
 
 /// A class of local pods.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -169,9 +172,9 @@ impl Provider for Local {
         let availability =
             if running < self.options.pods_max { Availability::High } else { Availability::None };
         let offer = |class: &LocalClass| Offer {
-            compute: Compute::Cpu { id: class.name.clone(), vcpus: class.threads },
+            hardware: Hardware::Whole { id: class.name.clone() },
             tier: Tier::Secure,
-            price_usd_micro_per_hour: class.price_usd_micro_per_hour,
+            unit_price_usd_micro_per_hour: class.price_usd_micro_per_hour,
             availability,
             places: Vec::new(),
         };
@@ -235,6 +238,14 @@ impl Provider for Local {
         self.keep(&Card { ended_at_ms: Some(now_ms()), ..card })
     }
 
+    async fn log_tail(&self, pod: &PodId, lines: usize) -> Result<Vec<String>, CloudError> {
+        let path = self.options.folder.join(format!("{}.log", pod.0));
+        let bytes = std::fs::read(&path).map_err(|_| CloudError::NotFound(pod.0.clone()))?;
+        let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL_BYTES_MAX)..]).into_owned();
+        let all: Vec<&str> = text.lines().collect();
+        Ok(all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect())
+    }
+
     async fn billing(&self, from_ms: u64, to_ms: u64) -> Result<Vec<Bill>, CloudError> {
         let now = now_ms();
         let bill = |card: &Card| {
@@ -275,6 +286,7 @@ impl Card {
             memory_gb: None,
             created_at_ms: Some(self.created_at_ms),
             started_at_ms: Some(self.created_at_ms),
+            ports: Vec::new(),
         }
     }
 }
@@ -331,8 +343,11 @@ mod tests {
             image: String::new(),
             disk_gb: 1,
             env: vec![("KEY".to_owned(), "hush".to_owned())],
+            entrypoint: Vec::new(),
             command: Vec::new(),
-            volume: None,
+            registry: None,
+            ports: Vec::new(),
+            mount: None,
         }
     }
 

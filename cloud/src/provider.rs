@@ -55,15 +55,85 @@ pub struct Place {
     pub availability: Availability,
 }
 
-/// A kind of pod that can be rented.
+/// What a provider sells by the unit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hardware {
+    /// A unit is one GPU.
+    Gpu { id: String, count_max: u32 },
+    /// A unit is one vCPU.
+    Cpu { id: String, vcpus_min: u32, vcpus_max: u32 },
+    /// A unit is the whole pod.
+    Whole { id: String },
+}
+
+/// A kind of pod that can be rented. Its price is that of one unit: what a pod costs follows from the size that is
+/// ordered, by [`Offer::price_of`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    pub compute: Compute,
+    pub hardware: Hardware,
     pub tier: Tier,
-    pub price_usd_micro_per_hour: i64,
+    pub unit_price_usd_micro_per_hour: i64,
     pub availability: Availability,
     /// Where it is offered; empty when the provider does not say.
     pub places: Vec<Place>,
+}
+
+impl Offer {
+    /// Is this the hardware that `wanted` names, in this tier, whatever the size?
+    pub fn is_of(&self, wanted: &Compute, tier: Tier) -> bool {
+        self.tier == tier
+            && match (&self.hardware, wanted) {
+                (Hardware::Gpu { id, .. }, Compute::Gpu { id: wanted, .. })
+                | (Hardware::Cpu { id, .. } | Hardware::Whole { id }, Compute::Cpu { id: wanted, .. }) => {
+                    id == wanted
+                }
+                _ => false,
+            }
+    }
+
+    /// What an hour of `wanted` costs, in micro-dollars: the unit price times the size ordered.
+    ///
+    /// # Errors
+    /// When the size is not for sale; the text says which sizes are.
+    pub fn price_of(&self, wanted: &Compute) -> Result<i64, String> {
+        let units = match (&self.hardware, wanted) {
+            (Hardware::Gpu { count_max, .. }, Compute::Gpu { count, .. }) => {
+                if *count == 0 || count > count_max {
+                    return Err(format!("{count} GPUs are ordered, and a pod has 1 to {count_max}"));
+                }
+                *count
+            }
+            (Hardware::Cpu { vcpus_min, vcpus_max, .. }, Compute::Cpu { vcpus, .. }) => {
+                if !(vcpus_min..=vcpus_max).contains(&vcpus) || !vcpus.is_power_of_two() {
+                    return Err(format!(
+                        "{vcpus} vCPUs are ordered, and a pod has a power of two from {vcpus_min} to {vcpus_max}"
+                    ));
+                }
+                *vcpus
+            }
+            (Hardware::Whole { .. }, Compute::Cpu { .. }) => 1,
+            _ => return Err("this is other hardware".to_owned()),
+        };
+        Ok(self.unit_price_usd_micro_per_hour.saturating_mul(i64::from(units)))
+    }
+}
+
+/// Storage mounted into a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mount {
+    /// A network volume of the provider's, in the pod's own data centre.
+    Network { volume: String, path: String },
+    /// On the pod's host, gone with it.
+    Persistent { gb: u32, path: String },
+}
+
+/// A port of a pod that can be reached from elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicPort {
+    /// Inside the pod.
+    pub private: u16,
+    pub public: u16,
+    pub ip: String,
 }
 
 /// A pod to be rented. The intent is written down by the caller *before*, under `name`.
@@ -79,10 +149,15 @@ pub struct Order {
     pub disk_gb: u32,
     /// Values may be secrets and are never shown.
     pub env: Vec<(String, String)>,
+    /// Replaces the image's entry point when not empty.
+    pub entrypoint: Vec<String>,
     /// Replaces the image's command when not empty.
     pub command: Vec<String>,
-    /// A network volume and where it is mounted.
-    pub volume: Option<(String, String)>,
+    /// A credential of the provider's for a private registry.
+    pub registry: Option<String>,
+    /// Ports to be reached from elsewhere: `4222/tcp`, `8080/http`.
+    pub ports: Vec<String>,
+    pub mount: Option<Mount>,
 }
 
 impl fmt::Debug for Order {
@@ -96,7 +171,7 @@ impl fmt::Debug for Order {
             .field("image", &self.image)
             .field("disk_gb", &self.disk_gb)
             .field("env (values hidden)", &names)
-            .field("volume", &self.volume)
+            .field("mount", &self.mount)
             .finish_non_exhaustive()
     }
 }
@@ -138,6 +213,8 @@ pub struct Rented {
     /// Milliseconds since 1970.
     pub created_at_ms: Option<u64>,
     pub started_at_ms: Option<u64>,
+    /// Those whose public side is known yet.
+    pub ports: Vec<PublicPort>,
 }
 
 /// What the provider billed for a pod in a span of time.
@@ -208,6 +285,35 @@ pub trait Provider: Send + Sync {
     /// Ends a pod for good. A pod that is not there counts as ended.
     async fn terminate(&self, pod: &PodId) -> Result<(), CloudError>;
 
+    /// The last lines that a pod has written, oldest first, `lines` at most. Of a pod that is gone there are none.
+    async fn log_tail(&self, pod: &PodId, lines: usize) -> Result<Vec<String>, CloudError>;
+
     /// What was billed in a span of time, milliseconds since 1970.
     async fn billing(&self, from_ms: u64, to_ms: u64) -> Result<Vec<Bill>, CloudError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(hardware: Hardware, unit: i64) -> Offer {
+        let (tier, availability, places) = (Tier::Secure, Availability::High, Vec::new());
+        Offer { hardware, tier, unit_price_usd_micro_per_hour: unit, availability, places }
+    }
+
+    #[test]
+    fn a_pod_costs_the_unit_price_times_the_size_ordered() {
+        let cpu = offer(Hardware::Cpu { id: "cpu5c".to_owned(), vcpus_min: 2, vcpus_max: 32 }, 40_000);
+        let vcpus = |vcpus| Compute::Cpu { id: "cpu5c".to_owned(), vcpus };
+        assert_eq!(cpu.price_of(&vcpus(16)), Ok(640_000));
+        assert_eq!(cpu.price_of(&vcpus(2)), Ok(80_000));
+        assert!(cpu.price_of(&vcpus(64)).unwrap_err().contains("from 2 to 32"));
+        assert!(cpu.price_of(&vcpus(12)).unwrap_err().contains("power of two"));
+        let gpu = offer(Hardware::Gpu { id: "B200".to_owned(), count_max: 8 }, 5_980_000);
+        let gpus =
+            |count| Compute::Gpu { id: "B200".to_owned(), count, vcpus_min: None, memory_gb_min: None };
+        assert_eq!(gpu.price_of(&gpus(3)), Ok(17_940_000));
+        assert!(gpu.price_of(&gpus(9)).is_err());
+        assert!(gpu.is_of(&gpus(9), Tier::Secure) && !gpu.is_of(&gpus(1), Tier::Community));
+    }
 }

@@ -20,7 +20,8 @@ use crate::time::to_rfc3339;
 
 pub use wire::{
     ActionBody, ActionKind, CloudTier, CpuBody, CreateBody, ErrorBody, GpuBody, Level, ListCpus, ListGpus,
-    ListPodBilling, ListPods, MountsBody, NetworkMount, PodBillingRecord, PodBody, PodStatus,
+    ListPodBilling, ListPods, LogLine, MountsBody, NetworkMount, PersistentMount, PodBillingRecord, PodBody,
+    PodRuntimeBody, PodStatus, RuntimePortBody,
 };
 
 pub const BASE: &str = "https://api.runpod.io";
@@ -60,6 +61,11 @@ pub struct Runpod {
     options: Options,
 }
 
+/// Lines of a pod's log that the provider gives at most.
+const LOG_LINES_MAX: usize = 5_000;
+const LOG_BYTES_MAX: usize = 1 << 20;
+/// A log without a new line for so long has come to its present end.
+const LOG_QUIET: Duration = Duration::from_millis(1_500);
 /// Pages that are read at most: a list that goes on for longer is not understood.
 const PAGES_MAX: usize = 1_000;
 
@@ -180,6 +186,21 @@ impl Provider for Runpod {
         }
     }
 
+    async fn log_tail(&self, pod: &PodId, lines: usize) -> Result<Vec<String>, CloudError> {
+        // The stream stays open for lines to come, so it is read until it has been quiet for a moment.
+        let path = format!("/v2/pods/{}/logs?tail={}", encode(&pod.0), lines.min(LOG_LINES_MAX));
+        match self.server.listen(&path, LOG_BYTES_MAX, LOG_QUIET).await {
+            Ok(answer) if answer.status == 200 => {
+                let mut told = wire::log_lines(&answer.body);
+                told.drain(..told.len().saturating_sub(lines));
+                Ok(told)
+            }
+            Ok(answer) => Err(answers::fault(&answer, &path)),
+            Err(HttpError::Address(why)) => Err(CloudError::Invalid(why)),
+            Err(lost) => Err(CloudError::Unreachable(lost.to_string())),
+        }
+    }
+
     async fn billing(&self, from_ms: u64, to_ms: u64) -> Result<Vec<Bill>, CloudError> {
         let path = format!(
             "/v2/billing/pods?startTime={}&endTime={}&bucketSize=hour",
@@ -192,13 +213,16 @@ impl Provider for Runpod {
 }
 
 /// Terminates the pod that this process runs in, by the variables that RunPod sets in every pod.
-pub async fn end_this_pod(variable: impl Fn(&str) -> Option<String>) -> Result<(), CloudError> {
+pub async fn end_this_pod(
+    base: Option<&str>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<(), CloudError> {
     let missing = |name: &str| CloudError::Invalid(format!("{name} is not set: this is no RunPod pod"));
     let pod = variable("RUNPOD_POD_ID").ok_or_else(|| missing("RUNPOD_POD_ID"))?;
     let key = variable("RUNPOD_API_KEY").ok_or_else(|| missing("RUNPOD_API_KEY"))?;
     let mut options = Options::new(Secret::new(key));
-    if let Some(base) = variable("TERNFLEET_RUNPOD_BASE") {
-        options.base = base;
+    if let Some(base) = base {
+        base.clone_into(&mut options.base);
     }
     Runpod::new(options)?.terminate(&PodId(pod)).await
 }

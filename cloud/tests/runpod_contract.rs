@@ -9,7 +9,7 @@ use ternfleet_cloud::runpod::{
     ActionBody, ActionKind, CreateBody, ErrorBody, Level, ListCpus, ListGpus, ListPodBilling, ListPods,
     PodBody, PodStatus,
 };
-use ternfleet_cloud::{Compute, Order, Tier};
+use ternfleet_cloud::{Compute, Hardware, Mount, Order, Tier};
 
 fn text() -> Value {
     serde_json::from_str(include_str!("runpod/openapi.json")).unwrap()
@@ -78,20 +78,27 @@ fn orders() -> Vec<Order> {
         image: "ternfleet:1".to_owned(),
         disk_gb: 20,
         env: vec![("A".to_owned(), "b".to_owned())],
+        entrypoint: vec!["/bin/sh".to_owned()],
         command: vec!["worker".to_owned()],
-        volume: Some(("vol_xyz".to_owned(), "/models".to_owned())),
+        registry: Some("reg_abc".to_owned()),
+        ports: vec!["4222/tcp".to_owned()],
+        mount: Some(Mount::Persistent { gb: 10, path: "/models".to_owned() }),
     };
     let cpu = Order {
         compute: Compute::Cpu { id: "cpu5c".to_owned(), vcpus: 32 },
         tier: Tier::Secure,
+        mount: Some(Mount::Network { volume: "vol_xyz".to_owned(), path: "/models".to_owned() }),
         ..gpu.clone()
     };
     let bare = Order {
         compute: Compute::Gpu { id: "x".to_owned(), count: 2, vcpus_min: None, memory_gb_min: None },
         env: Vec::new(),
+        entrypoint: Vec::new(),
         command: Vec::new(),
+        registry: None,
+        ports: Vec::new(),
         data_centers: Vec::new(),
-        volume: None,
+        mount: None,
         ..gpu.clone()
     };
     vec![gpu, cpu, bare]
@@ -109,6 +116,11 @@ fn each_field_that_is_sent_exists() {
             sent.get("cpu").is_none(),
             "exactly one of gpu and cpu: {sent}"
         );
+        if let Some(older) = CreateBody::of(&order).with_args() {
+            let sent = serde_json::to_value(older).unwrap();
+            let placement = ["gpu.minVcpuCountPerGpu", "gpu.minRamPerGpu"].map(str::to_owned);
+            stands(&text, schema, &placement, &sent, "");
+        }
     }
     let action = serde_json::to_value(ActionBody { action: ActionKind::Terminate }).unwrap();
     stands(&text, &text["components"]["schemas"]["PodActionRequest"], &[], &action, "");
@@ -169,6 +181,10 @@ fn each_example_parses() {
         let pod = list.pods[0].clone().rented();
         assert_eq!(pod.price_usd_micro_per_hour, Some(440_000));
         assert_eq!(pod.created_at_ms, Some(1_780_315_200_000));
+        assert_eq!(
+            (pod.ports[0].private, pod.ports[0].public, pod.ports[0].ip.as_str()),
+            (22, 34446, "195.26.233.3")
+        );
     }
     for (path, method, status) in [
         ("/v2/pods", "post", "201"),
@@ -182,12 +198,16 @@ fn each_example_parses() {
     for example in examples(&text, "/v2/catalog/gpus", "get", "200") {
         let list: ListGpus = serde_json::from_value(example).unwrap();
         let offer = list.gpus[0].clone().offer(Tier::Community).unwrap();
-        assert_eq!(offer.price_usd_micro_per_hour, 310_000);
+        assert_eq!(
+            (offer.unit_price_usd_micro_per_hour, offer.hardware),
+            (310_000, Hardware::Gpu { id: list.gpus[0].id.clone(), count_max: 4 })
+        );
     }
     for example in examples(&text, "/v2/catalog/cpus", "get", "200") {
         let list: ListCpus = serde_json::from_value(example).unwrap();
         let offer = list.cpus[0].clone().offer();
-        assert_eq!(offer.price_usd_micro_per_hour, 40_000 * 32);
+        let sixteen = Compute::Cpu { id: list.cpus[0].id.clone(), vcpus: 16 };
+        assert_eq!(offer.price_of(&sixteen), Ok(40_000 * 16));
     }
     for example in examples(&text, "/v2/billing/pods", "get", "200") {
         let list: ListPodBilling = serde_json::from_value(example).unwrap();

@@ -36,8 +36,11 @@ fn order(name: &str) -> Order {
         image: "ternfleet:1".to_owned(),
         disk_gb: 10,
         env: vec![("NATS_PASSWORD".to_owned(), "hush".to_owned())],
+        entrypoint: Vec::new(),
         command: Vec::new(),
-        volume: None,
+        registry: None,
+        ports: Vec::new(),
+        mount: None,
     }
 }
 
@@ -180,12 +183,45 @@ async fn a_refused_end_is_an_error_that_somebody_hears_of() {
     let variable = |name: &str| match name {
         "RUNPOD_POD_ID" => Some("me".to_owned()),
         "RUNPOD_API_KEY" => Some("rpa_pod".to_owned()),
-        "TERNFLEET_RUNPOD_BASE" => Some(mock.base.clone()),
         _ => None,
     };
-    assert!(matches!(end_this_pod(variable).await, Err(CloudError::Forbidden(_))));
-    end_this_pod(variable).await.unwrap();
-    assert!(matches!(end_this_pod(|_| None).await, Err(CloudError::Invalid(_))));
+    let base = Some(mock.base.as_str());
+    assert!(matches!(end_this_pod(base, variable).await, Err(CloudError::Forbidden(_))));
+    end_this_pod(base, variable).await.unwrap();
+    assert!(matches!(end_this_pod(base, |_| None).await, Err(CloudError::Invalid(_))));
+}
+
+#[tokio::test]
+async fn an_order_refused_for_its_command_is_repeated_with_args_and_one_for_another_field_is_not() {
+    let shell = || Order {
+        entrypoint: vec!["/bin/sh".to_owned(), "-c".to_owned()],
+        command: vec!["echo it's here".to_owned()],
+        ..order("tf-1")
+    };
+    let refusals = vec![Fault::Answer(422, "unknown field: $.entrypoint")];
+    let mock = Mock::start(State { creations: refusals.into(), ..State::default() }).await;
+    client(&mock).create(&shell()).await.unwrap();
+    let bodies = mock.state.lock().unwrap().bodies.clone();
+    assert_eq!(bodies[0]["cmd"], serde_json::json!(["echo it's here"]));
+    assert_eq!(bodies[1]["args"], r"/bin/sh -c 'echo it'\''s here'");
+    assert!(bodies[1].get("cmd").is_none() && bodies[1].get("entrypoint").is_none());
+
+    let refusals = vec![Fault::Answer(422, "unknown field: $.gpu.minVcpuCountPerGpu")];
+    let mock = Mock::start(State { creations: refusals.into(), ..State::default() }).await;
+    let refused = client(&mock).create(&shell()).await.unwrap_err();
+    assert!(refused.to_string().contains("minVcpuCountPerGpu"), "{refused}");
+    assert_eq!(mock.count("POST"), 1);
+}
+
+#[tokio::test]
+async fn the_tail_of_a_log_is_read_from_a_stream_that_stays_open() {
+    let mock = Mock::start(State::default()).await;
+    let begun = std::time::Instant::now();
+    let tail = client(&mock).log_tail(&PodId("p".to_owned()), 2).await.unwrap();
+    assert_eq!(tail, ["[host] start container", "worker: no model"]);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    let missing = client(&mock).log_tail(&PodId("none".to_owned()), 2).await;
+    assert!(matches!(missing, Err(CloudError::NotFound(_))));
 }
 
 #[tokio::test]

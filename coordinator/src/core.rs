@@ -41,7 +41,7 @@ pub use event::{
     Action, Answer, BatchSlot, Change, Content, Event, Fed, HandOut, JobRef, Lead, Lease, Outputs, Task,
     Trace, Verdict, WorkerSlot,
 };
-pub use fleet::{Fleet, Liveness, Pod, Worker};
+pub use fleet::{Fleet, LeasePhase, Liveness, Pod, Worker};
 pub use record::{BatchRecord, COMPLETION_WINDOW_MS, Ending, Ground, Totals, batch_id, creation_digest};
 pub use situation::Situation;
 pub use view::{Gauges, view_of};
@@ -224,7 +224,7 @@ impl Core {
             Event::Notified { batch, outcome } => self.notified(&batch, outcome, actions),
             Event::AgedOut(record) => self.aged_out(*record),
             Event::JobCreated(job) => self.job_created(now, *job, actions),
-            Event::Leased(lease) => self.leased(now, *lease),
+            Event::Leased(lease) => self.leased(now, *lease, actions),
             Event::LeaseEnding { pod } => self.lease_ending(now, &pod, actions),
             Event::LeaseEnded { pod } => self.lease_ended(now, &pod, actions),
             Event::Tick => self.tick(now, actions),

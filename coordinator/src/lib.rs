@@ -2,6 +2,7 @@
 
 mod constraints;
 pub mod core;
+mod dist;
 mod files;
 pub mod gateway;
 mod http;
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use metrics::{Described, Metrics};
 pub use options::{
     ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, Retention, RunpodOptions,
-    ScaleOptions, Webhooks,
+    ScaleOptions, VolumeOptions, Webhooks,
 };
 
 /// Serves until `shutdown`: as a warm standby, and as the leader while it holds the lease.
@@ -60,7 +61,8 @@ pub async fn run_by(
             let gateway = open_gateway(Arc::clone(&bus), &options, clock, address)?;
             let watching = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(gateway.clone().watch()));
             let connections_max = options.gateway.connections_max;
-            let page = http::serve(address, bus, metrics, gateway.routes(), connections_max, stop.clone());
+            let routes = gateway.routes().merge(dist::routes(&options)?);
+            let page = http::serve(address, bus, metrics, routes, connections_max, stop.clone());
             // Whichever ends first, by shutdown or by an error, ends the other.
             let (fleet, page) = tokio::join!(async { fleet.await.inspect_err(|_| stop.cancel()) }, async {
                 page.await.inspect_err(|_| stop.cancel())

@@ -9,7 +9,9 @@ use crate::gateway::GatewayOptions;
 
 mod scale;
 
-pub use scale::{ClassOptions, LocalOptions, PodOptions, ProviderKind, RunpodOptions, ScaleOptions};
+pub use scale::{
+    ClassOptions, LocalOptions, PodOptions, ProviderKind, RunpodOptions, ScaleOptions, VolumeOptions,
+};
 
 /// What one tenant may have queued.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,6 +90,8 @@ pub struct Options {
     pub audit_share: f64,
     /// Signing keys to let pods in with (`ternfleet nats init` writes it); without it join tokens are refused.
     pub issuer_file: Option<PathBuf>,
+    /// Files that pods may fetch from `/dist/` with the token of their order, besides this program itself.
+    pub dist_dir: Option<PathBuf>,
     /// How long a worker's credentials last; they are renewed at half of it.
     pub worker_token_ms: u64,
     /// How long a pod may be away and still come back without a new join token.
@@ -116,6 +120,7 @@ impl Default for Options {
             allow_old_server: false,
             audit_share: 0.01,
             issuer_file: None,
+            dist_dir: None,
             worker_token_ms: 6 * 3_600_000,
             pod_token_ms: 7 * 86_400_000,
             lease_ms: 3_000,

@@ -13,6 +13,7 @@
 //! limit, and what is spent today plus one lease of every pod never passes the daily one.
 
 mod choose;
+mod health;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use ternfleet_proto::{TimeMs, UsdMicro, WorkerId};
 use crate::plan::{Batch, Plan};
 
 pub use choose::{decide, market};
+pub use health::Health;
 pub use settings::{Class, Refused, Settings};
 
 /// A pod that somebody decided to have. Written (by compare-and-set) before anything is ordered.
@@ -65,6 +67,8 @@ pub enum Why {
     NeverCame,
     /// A limit of the fleet would be passed.
     Limit,
+    /// Its own word: its worker cannot run.
+    StartFailed,
 }
 
 /// A pod in the provider's list.

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal};
+use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal, StartFailed};
 use ternfleet_proto::table;
 use ternfleet_proto::{BatchId, Clock, JobKey, LeaderRevision, Now, WorkerId, codec};
 use tokio::sync::{mpsc, watch};
@@ -44,6 +44,8 @@ use tokio_util::sync::CancellationToken;
 use crate::Options;
 use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Ground, Lead, Limits, Outputs};
 use crate::metrics::Metrics;
+pub(crate) use join::read_issuer;
+
 use answers::Recent;
 use api::{Api, Call};
 use deletion::Reserved;
@@ -82,6 +84,8 @@ pub(crate) enum Input {
         request: JoinRequest,
         reply: String,
     },
+    /// A pod's last words, and the name that the server lets it publish under.
+    StartFailed(String, StartFailed),
     ReplyView {
         reply: String,
         slot: BatchSlot,
@@ -150,7 +154,7 @@ async fn serve_once(
     shutdown: &CancellationToken,
     cancel: &CancellationToken,
 ) -> anyhow::Result<Ended> {
-    let rental = scaler::rental(&options.scale)?;
+    let rental = scaler::rental(options)?;
     let door = join::Door::open(options)?;
     let ground = setup::prepare(bus, options).await?;
     metrics.set_ground(ground.durability);
@@ -186,6 +190,7 @@ async fn serve_once(
     tasks.spawn(hear::callers(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::pings(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::joiners(Arc::clone(bus), inbox.clone()));
+    tasks.spawn(hear::failed_starts(Arc::clone(bus), inbox.clone()));
     for (bucket, from, understood) in [
         (table::KV_BATCHES, records_end + 1, records::understood as fn(&str, &[u8]) -> Option<Input>),
         (table::KV_GRANTS, grants_end + 1, grants::understood),
@@ -277,6 +282,7 @@ struct Hands {
 struct ScalerHand {
     situations: watch::Sender<Arc<crate::core::Situation>>,
     calls: mpsc::UnboundedSender<scaler::ScaleCall>,
+    failed_starts: mpsc::UnboundedSender<(String, StartFailed)>,
 }
 
 struct Service {
@@ -336,6 +342,12 @@ impl Service {
             Input::Join { asker, request, reply } => {
                 if self.core.is_leading() {
                     self.let_in(now, &asker, &request, reply);
+                }
+            }
+            Input::StartFailed(name, said) => {
+                let hands = self.hands.as_ref().filter(|_| join::may_have_failed(&name, self.core.fleet()));
+                if let Some(scaler) = hands.and_then(|hands| hands.scaler.as_ref()) {
+                    let _ = scaler.failed_starts.send((name, said));
                 }
             }
             Input::Surveyed { create, found, reply, reserved } => {
@@ -431,17 +443,19 @@ impl Service {
         let scaler = self.rental.clone().map(|rental| {
             let (situations, watched) = watch::channel(Arc::new(self.core.situation(now)));
             let (calls, asked) = mpsc::unbounded_channel();
+            let (failed_starts, heard) = mpsc::unbounded_channel();
             let ties = scaler::Ties {
                 bus: Arc::clone(bus),
                 leader: lead.revision,
                 situations: watched,
                 calls: asked,
+                failed_starts: heard,
                 inbox: self.inbox.clone(),
                 metrics: Arc::clone(&self.metrics),
                 clock: self.clock.clone(),
             };
             working.push(tokio::spawn(scaler::serve(rental, ties)));
-            ScalerHand { situations, calls }
+            ScalerHand { situations, calls, failed_starts }
         });
         self.hands = Some(Hands {
             actions: action_sender,

@@ -15,7 +15,7 @@ mod site;
 
 pub use credentials::{Credentials, Holder};
 pub use issuer::Issuer;
-pub use join::{Asking, JoinToken, PodFile};
+pub use join::{Asking, JoinToken, Joiner, PodFile};
 pub use site::{Folders, Node, Site};
 
 /// What is wrong with a key or a token.

@@ -258,10 +258,22 @@ fn library_options(
     if let Some(token) = &options.token {
         library = library.token(token.clone());
     }
-    if let Some(file) = &options.root_certificates {
-        library = library.add_root_certificates(file.clone());
+    match &options.root_certificates {
+        Some(file) => library = library.add_root_certificates(file.clone()),
+        None if options.url.contains("tls://") => {
+            library = library.tls_client_config(public_authorities());
+        }
+        None => {}
     }
     library
+}
+
+/// Trust in the system's certificates and in those of public authorities, which are built in: an image may have none.
+fn public_authorities() -> async_nats::rustls::ClientConfig {
+    let mut roots = async_nats::rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    async_nats::rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
 }
 
 /// 50 ms, doubling up to two seconds: a restarted server finds its clients back within its own start-up time.

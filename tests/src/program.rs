@@ -303,6 +303,17 @@ impl Service {
         Ok(Service(command(arguments)?.stdout(log.try_clone()?).stderr(log).spawn()?))
     }
 
+    /// Starts another program than ours.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_program(program: &Path, arguments: &[&str], log: &Path) -> anyhow::Result<Service> {
+        let log = std::fs::File::create(log)?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null());
+        Ok(Service(command.stdout(log.try_clone()?).stderr(log).spawn()?))
+    }
+
     /// How it ended, if it has.
     ///
     /// # Errors

@@ -2,13 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
+#[path = "deploy/pod.rs"]
+mod pod;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use ternfleet_tests::cluster::check_config;
-use ternfleet_tests::program::{self, STORYTELLER};
-use ternfleet_tests::server::{Watched, free_port};
+use ternfleet_tests::program;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -61,6 +63,8 @@ fn nats_server_itself_accepts_what_init_writes() {
         "b=nats-b.example.net",
         "--node",
         "c=10.0.0.3",
+        "--public",
+        "c=fleet.example.net:41022",
     ];
     let made = program::run(&init).unwrap();
     assert_eq!(made.code, Some(0), "{made:?}");
@@ -71,6 +75,20 @@ fn nats_server_itself_accepts_what_init_writes() {
             std::fs::copy(server.join(file), tls.join(file)).unwrap();
         }
         check_config(&server.join("nats.conf")).unwrap();
+        // Clients are told the address that the certificate has, and no other.
+        let text = std::fs::read_to_string(server.join("nats.conf")).unwrap();
+        let told = if node == "c" { "fleet.example.net:41022" } else { "nats-" };
+        assert!(text.contains(&format!("client_advertise: \"{told}")), "{text}");
+        assert!(text.contains("no_advertise: true"), "{text}");
+        let certificate = Command::new("openssl")
+            .args(["x509", "-noout", "-ext", "subjectAltName", "-in"])
+            .arg(server.join("server.crt"))
+            .output();
+        // Where there is no openssl, the servers of the other tests hold their certificates against their names.
+        if let Ok(certificate) = certificate {
+            let names = String::from_utf8_lossy(&certificate.stdout).into_owned();
+            assert_eq!(names.contains("DNS:fleet.example.net"), node == "c", "{names}");
+        }
     }
     // Nobody else on the machine reads the keys, and nothing is written over.
     use std::os::unix::fs::PermissionsExt as _;
@@ -97,7 +115,11 @@ fn versions_agree_across_files() {
         "nats-server in docs/operations.md"
     );
     let rust = version_after(&read("Cargo.toml"), "rust-version = \"");
-    assert_eq!(version_after(&read("deploy/Dockerfile"), "FROM rust:"), rust, "Rust in the Dockerfile");
+    assert_eq!(
+        version_after(&read("deploy/Dockerfile"), "FROM docker.io/library/rust:"),
+        rust,
+        "Rust in the Dockerfile"
+    );
     assert_eq!(version_after(&read("README.md"), "a Rust toolchain ("), rust, "Rust in the README");
     let said = program::run(&["--version"]).unwrap().stdout;
     assert!(said.contains(env!("CARGO_PKG_VERSION")), "{said}");
@@ -116,8 +138,7 @@ fn services_know_every_setting_that_they_are_given() {
         printed.stdout.lines().map(key).collect::<BTreeSet<String>>()
     };
     let (coordinator, worker) = (known("coordinator"), known("worker"));
-    let mut files =
-        vec!["deploy/compose/compose.yaml", "deploy/kubernetes/ternfleet.yaml", "deploy/runpod/pod.json"];
+    let mut files = vec!["deploy/compose/compose.yaml", "deploy/kubernetes/ternfleet.yaml"];
     files.extend(["deploy/systemd/coordinator.env.sample", "deploy/systemd/worker.env.sample"]);
     for file in files {
         for found in read(file).split("TERNFLEET_").skip(1) {
@@ -131,13 +152,15 @@ fn services_know_every_setting_that_they_are_given() {
     }
 }
 
-/// The pod that the template orders is one that the provider's published API accepts.
+/// The pod that the template orders is one that the provider's published API accepts, newer fields included.
 #[test]
 fn the_runpod_template_has_the_fields_of_the_published_api() {
     let template: serde_json::Value = serde_json::from_str(&read("deploy/runpod/pod.json")).unwrap();
     let api: serde_json::Value = serde_json::from_str(&read("cloud/tests/runpod/openapi.json")).unwrap();
+    let newer: serde_json::Value = serde_json::from_str(&read("cloud/tests/runpod/newer.json")).unwrap();
     let schemas = &api["components"]["schemas"];
-    let mut fields = BTreeSet::new();
+    let mut fields: BTreeSet<String> =
+        newer["CreatePodRequest"].as_object().unwrap().keys().cloned().collect();
     collect_fields(&schemas["CreatePodRequest"], schemas, &mut fields);
     for field in template.as_object().unwrap().keys() {
         assert!(fields.contains(field), "the API knows no field {field}: {fields:?}");
@@ -153,78 +176,6 @@ fn collect_fields(schema: &serde_json::Value, all: &serde_json::Value, fields: &
         schema[key].as_array().into_iter().flatten().for_each(|part| collect_fields(part, all, fields));
     }
     fields.extend(schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.clone()));
-}
-
-/// A web server of one folder, gone with the test.
-fn serve(folder: &Path) -> (Watched, String) {
-    let port = free_port().unwrap();
-    let server = Command::new("python3")
-        .args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string(), "--directory"])
-        .arg(folder)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let server = Watched::new(server).unwrap();
-    program::wait_for(std::time::Duration::from_secs(20), || {
-        Ok(std::net::TcpStream::connect(("127.0.0.1", port)).ok())
-    })
-    .unwrap();
-    (server, format!("http://127.0.0.1:{port}"))
-}
-
-fn bootstrap(model: &Path, settings: &[(&str, &str)]) -> Output {
-    let mut script = Command::new(root().join("deploy/runpod/bootstrap.sh"));
-    script.env("TERNFLEET", program::binary().unwrap()).env("MODEL_PATH", model).arg("--print-config");
-    for name in ["MODEL_URL", "MODEL_SHA256", "MANIFEST_URL"] {
-        script.env_remove(name);
-    }
-    script.envs(settings.iter().copied()).stdin(Stdio::null()).output().unwrap()
-}
-
-#[test]
-fn a_pod_starts_with_the_right_model_and_with_no_other() {
-    let folder = tempfile::tempdir().unwrap();
-    let served = Path::new(STORYTELLER).parent().unwrap();
-    let (_server, url) = serve(served);
-    let sha256 = {
-        let output = Command::new("sha256sum").arg(STORYTELLER).output().unwrap();
-        String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
-    };
-    let model = folder.path().join("models/model.gguf");
-    let model_url = format!("{url}/storyteller.gguf");
-    let manifest_url = format!("{url}/manifest.toml");
-    let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
-
-    for (settings, fault) in [
-        (vec![], "MODEL_SHA256 must be"),
-        (vec![("MODEL_SHA256", sha256.as_str())], "mount the model there, or set MODEL_URL"),
-        (vec![("MODEL_SHA256", &"0".repeat(64)), ("MODEL_URL", &model_url)], "it was deleted"),
-    ] {
-        let refused = bootstrap(&model, &settings);
-        assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
-        assert!(said(&refused).contains(fault), "{}", said(&refused));
-        assert!(!model.exists() && !model.with_extension("gguf.part").exists());
-    }
-
-    // Half of it is there already: the download goes on.
-    let bytes = std::fs::read(STORYTELLER).unwrap();
-    let settings =
-        [("MODEL_SHA256", sha256.as_str()), ("MODEL_URL", &model_url), ("MANIFEST_URL", &manifest_url)];
-    let started = bootstrap(&model, &settings);
-    assert!(started.status.success(), "{}", said(&started));
-    assert_eq!(std::fs::read(&model).unwrap(), bytes);
-    assert!(model.with_file_name("manifest.toml").exists());
-    let configuration = String::from_utf8(started.stdout).unwrap();
-    assert!(configuration.contains("engines = \"auto\"  # flag"), "{configuration}");
-    assert!(configuration.contains(&format!("{}", model.display())), "{configuration}");
-
-    // Mounted and wrong: nothing starts, and nothing is removed.
-    std::fs::write(&model, "something else").unwrap();
-    let refused = bootstrap(&model, &settings);
-    assert!(said(&refused).contains("is not the model"), "{}", said(&refused));
-    assert!(model.exists());
 }
 
 /// Each defence names the test that proves it; a name that is not there proves nothing.

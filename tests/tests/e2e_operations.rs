@@ -11,6 +11,8 @@ mod backup;
 mod fleet;
 #[path = "e2e_operations/hostile.rs"]
 mod hostile;
+#[path = "e2e_operations/kubernetes.rs"]
+mod kubernetes;
 #[path = "e2e_operations/membership.rs"]
 mod membership;
 #[path = "e2e_operations/rolling.rs"]

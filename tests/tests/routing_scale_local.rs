@@ -14,7 +14,7 @@ use ternfleet_cloud::{Compute, Order, PodId, Provider, Status, Tier};
 use ternfleet_coordinator::plan::{Batch, ClassSet};
 use ternfleet_coordinator::scale::{Act, Class, Intent, Intents, Seen, SeenPod, Settings, decide};
 use ternfleet_coordinator::{ClassOptions, Options, ProviderKind, RunpodOptions};
-use ternfleet_proto::message::{Reply, ScaleDials, ScalePodState, ScaleView};
+use ternfleet_proto::message::{Event, EventKind, Reply, ScaleDials, ScalePodState, ScaleView, StartFailed};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{TimeMs, UsdMicro, codec};
 use ternfleet_tests::program::{LocalFleet, is_running, wait_for};
@@ -45,6 +45,7 @@ fn settings() -> Settings {
         loss_per_hour: 0.0,
         pods_max: 2,
         data_centers: Vec::new(),
+        starting_max: None,
     };
     Settings { fleet: "tf".to_owned(), classes: vec![class], ..Settings::default() }
 }
@@ -76,8 +77,11 @@ async fn order(local: &Local, intent: &Intent) {
         image: String::new(),
         disk_gb: 1,
         env: Vec::new(),
+        entrypoint: Vec::new(),
         command: Vec::new(),
-        volume: None,
+        registry: None,
+        ports: Vec::new(),
+        mount: None,
     };
     local.create(&order).await.expect("because there is room");
 }
@@ -292,6 +296,11 @@ async fn at_runpod_the_next_place_is_tried_a_lost_answer_rents_once_orphans_end_
     assert_eq!(shown.pods.iter().map(|pod| pod.name.clone()).collect::<Vec<_>>(), pod);
     assert_eq!(shown.pods[0].state, ScalePodState::Booting);
     assert_eq!(
+        shown.pods[0].price_usd_micro_per_hour,
+        UsdMicro(440_000),
+        "the provider's answer to this order"
+    );
+    assert_eq!(
         provider.state.lock().expect("because nobody panicked").bodies.len(),
         2,
         "nothing is rented again"
@@ -300,6 +309,88 @@ async fn at_runpod_the_next_place_is_tried_a_lost_answer_rents_once_orphans_end_
     ask(ApiVerb::ScaleSet, &none).await;
     until("nothing of ours", &|| ours().is_empty()).await;
     assert_eq!(provider.alive("somebody-else"), 1, "pods with other names are never touched");
+    // What it cost is known after its intent has gone, too.
+    let returned = async || {
+        let event = bus.last_on_subject(table::EVENTS, &table::event("pod")).await.ok()??;
+        match codec::decode::<Event>(&event.payload).ok()?.what {
+            EventKind::PodReturned { billed_usd_micro, .. } => Some(billed_usd_micro),
+            _ => None,
+        }
+    };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let billed = loop {
+        match returned().await {
+            Some(billed) => break billed,
+            None => assert!(tokio::time::Instant::now() < deadline, "no return in the log"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(billed > UsdMicro::ZERO, "returned … billed=$0.00");
+    stop.cancel();
+    task.await.expect("because it does not panic").expect("a good end");
+}
+
+/// A class whose pods vanish before anybody hears of them is not fed with money.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_class_whose_pods_die_before_their_first_heartbeat_rests_and_says_why() {
+    let server = NatsServer::start().expect("a server");
+    let provider = mock::Mock::start(mock::State::default()).await;
+    let key = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(key.path(), "rpa_secret").expect("because there is room");
+    let mut options = Options::default();
+    options.scale.provider = ProviderKind::Runpod;
+    options.scale.pods_min = 1;
+    options.scale.tick_ms = 100;
+    options.scale.classes = vec![ClassOptions {
+        name: "dies".to_owned(),
+        gpu: Some("g".to_owned()),
+        rate_tok_s: 20.0,
+        ..ClassOptions::default()
+    }];
+    options.scale.pod.image = "i".to_owned();
+    options.scale.runpod = RunpodOptions {
+        base: Some(provider.base.clone()),
+        key_file: Some(key.path().to_owned()),
+        settle_ms: 50,
+        ..RunpodOptions::default()
+    };
+    let stop = tokio_util::sync::CancellationToken::new();
+    let bus = server.bus().await.expect("a connection");
+    let task = tokio::spawn(ternfleet_coordinator::run(bus.clone(), options, stop.clone()));
+    let show = async || -> Option<ScaleView> {
+        let subject = table::api(ApiVerb::ScaleShow);
+        let asked =
+            bus.request(&subject, codec::encode(&ScaleDials::default()), Duration::from_secs(5)).await;
+        codec::decode::<Reply<ScaleView>>(&asked.ok()?).ok()?.ok()
+    };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
+    // Whoever boots is taken away: the last words of the second one, the silence of the other.
+    let class = loop {
+        assert!(tokio::time::Instant::now() < deadline, "the class does not rest");
+        let second = {
+            let mut state = provider.state.lock().expect("because nobody panicked");
+            if state.bodies.len() < 2 {
+                state.pods.clear();
+            }
+            state.pods.first().map(|pod| pod["name"].as_str().unwrap_or_default().to_owned())
+        };
+        if let Some(pod) = second {
+            let log = vec!["a".to_owned(), "disk \u{1b}[2Jfull".to_owned()];
+            let said = StartFailed { pod, why: "the model did not come".to_owned(), log };
+            bus.send(&table::start_failed(&said.pod), codec::encode(&said)).await.expect("a connection");
+        }
+        let view = show().await;
+        match view.and_then(|view| view.classes.into_iter().next()) {
+            Some(class) if class.refused.as_ref().is_some_and(|why| why.contains("in a row")) => break class,
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    };
+    let failed = class.failed.expect("how it failed");
+    assert!(failed.why.contains("the model did not come"), "{failed:?}");
+    assert_eq!(failed.log, ["a", "disk [2Jfull"]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(provider.count("POST"), 2, "it rests");
+    assert_eq!(provider.state.lock().expect("because nobody panicked").pods.len(), 0, "nothing is left");
     stop.cancel();
     task.await.expect("because it does not panic").expect("a good end");
 }

@@ -3,10 +3,12 @@
 //! `models/*/manifest.toml`, and found beside a model file under the same name. Unknown keys are refused and
 //! all faults come at once: a manifest is written by hand, and a misspelt key must not be a silent default.
 
+mod carried;
 mod reader;
 
 use std::path::Path;
 
+pub use self::carried::CARRIED;
 use self::reader::Reader;
 use crate::Error;
 

@@ -69,12 +69,14 @@ struct Engine {
 }
 
 /// Runs this program once for each group with `--engines 1`, until `shutdown`. Blocks.
+/// `arguments` is the command line of the whole, without the program.
 pub fn supervise(
     groups: Vec<Vec<usize>>,
+    arguments: &[OsString],
     options: &Options,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let arguments = arguments_of_a_child(std::env::args_os().skip(1));
+    let arguments = arguments_of_a_child(arguments.iter().cloned());
     let mut engines: Vec<Engine> = groups
         .into_iter()
         .enumerate()
@@ -195,7 +197,7 @@ fn arguments_of_a_child(arguments: impl Iterator<Item = OsString>) -> Vec<OsStri
             kept.push(argument);
         }
     }
-    kept.extend(["--engines".into(), "1".into()]);
+    kept.extend(["--engines".into(), "1".into(), "--supervised".into()]);
     kept
 }
 
@@ -254,7 +256,7 @@ mod tests {
     #[test]
     fn a_child_runs_the_same_command_as_one_engine() {
         let given = ["worker", "--engines", "auto", "--slots", "4", "--engines=auto"].map(OsString::from);
-        let expected = ["worker", "--slots", "4", "--engines", "1"].map(OsString::from);
+        let expected = ["worker", "--slots", "4", "--engines", "1", "--supervised"].map(OsString::from);
         assert_eq!(arguments_of_a_child(given.into_iter()), expected);
     }
 }

@@ -54,8 +54,13 @@ pub struct Options {
     pub calibrate_ms: u64,
     /// End the pod when nothing was heard of a coordinator for so long, 0 never: an orphan costs money.
     pub dead_man_ms: u64,
+    /// From the start of the process until it works, at most; beyond that the pod ends itself. 0 never, unless
+    /// `end_myself` is `runpod`: then 15 minutes.
+    pub start_limit_ms: u64,
     /// How the dead-man timer ends the pod: `exit` leaves the process, `runpod` terminates the rented pod.
     pub end_myself: EndMyself,
+    /// Another address than RunPod's own, to end the pod at.
+    pub runpod_base: Option<String>,
     /// Serve `/metrics`, `/healthz` and `/readyz` here.
     pub http: Option<SocketAddr>,
     /// `model`; for measurements of everything but the engine `instant`, which answers at once with made-up
@@ -86,7 +91,9 @@ impl Default for Options {
             drain_ms: 3500,
             calibrate_ms: 2000,
             dead_man_ms: 0,
+            start_limit_ms: 0,
             end_myself: EndMyself::Exit,
+            runpod_base: None,
             http: None,
             engine: "model".to_owned(),
         }

@@ -37,9 +37,19 @@ const TICK: Duration = Duration::from_millis(100);
 /// What is still on its way when the core has ended may take this long.
 const LAST_WORDS: Duration = Duration::from_millis(400);
 
-/// Runs a worker until `shutdown` is cancelled and everything has been handed back, or until it cannot go on. The
-/// caller ends the process at once on a second signal, and closes the bus.
+/// As [`run_then`], with nothing to do once it is ready.
 pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    run_then(bus, options, shutdown, || {}).await
+}
+
+/// Runs a worker until `shutdown` is cancelled and everything has been handed back, or until it cannot go on. The
+/// caller ends the process at once on a second signal, and closes the bus. `ready_now` is called once it takes work.
+pub async fn run_then(
+    bus: Arc<dyn Bus>,
+    options: Options,
+    shutdown: CancellationToken,
+    ready_now: impl FnOnce() + Send,
+) -> anyhow::Result<()> {
     let kind = options.check()?;
     let metrics = Arc::new(Metrics::new());
     let ready = Arc::new(AtomicBool::new(false));
@@ -109,11 +119,16 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
         orphaned: false,
     };
     ready.store(true, Ordering::Relaxed);
+    ready_now();
     let stopped = shutdown.clone();
     let outcome = shell.turn(shutdown).await;
     ready.store(false, Ordering::Relaxed);
     if let Ok(Ended::Orphaned) = outcome {
-        let end = || ternfleet_cloud::end_myself(options.end_myself).boxed();
+        let (how, base) = (options.end_myself, options.runpod_base.clone());
+        let end = || {
+            let base = base.clone();
+            async move { ternfleet_cloud::end_myself(how, base.as_deref()).await }.boxed()
+        };
         let tell = |failures| {
             last_metrics.dead_man_failed();
             dead_man::tell(last_bus.clone(), clock.wall(), profile.clone(), failures).boxed()

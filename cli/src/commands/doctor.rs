@@ -83,7 +83,7 @@ impl Doctor {
         let mut findings = machine::look(self.model.as_deref());
         findings.extend(stop::block_on(async {
             let (mut found, bus) = server::look(&self.connection, self.nats_monitoring_url.as_deref()).await;
-            found.extend(fleet::look(bus.as_ref(), self.connection.address().url()).await);
+            found.extend(fleet::look(bus.as_ref(), &self.connection).await);
             Ok(found)
         })?);
         let faults = findings.iter().filter(|finding| finding.state == State::Fault).count();

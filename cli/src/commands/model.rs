@@ -3,7 +3,7 @@
 mod convert;
 mod inspect;
 mod list;
-mod pull;
+pub(crate) mod pull;
 mod verify;
 
 use std::path::PathBuf;

@@ -57,6 +57,9 @@ struct Init {
     /// A server: its name and where others reach it; give one or three. Ports are client, cluster, monitoring
     #[arg(long = "node", value_name = "NAME=HOST[:4222[:6222[:8222]]]", value_parser = parse_node, required = true)]
     nodes: Vec<Node>,
+    /// Where clients reach a server from elsewhere, if that differs: behind a mapped port, or by a public name
+    #[arg(long = "public", value_name = "NAME=HOST:PORT", value_parser = parse_public)]
+    publics: Vec<(String, (String, u16))>,
     /// Where a server finds its certificates
     #[arg(long, value_name = "DIR", default_value = "/etc/nats/tls")]
     tls_dir: String,
@@ -168,8 +171,13 @@ impl Init {
         if names.len() < self.nodes.len() {
             bail!("two nodes have one name");
         }
+        let mut nodes = self.nodes;
+        for (name, public) in self.publics {
+            let node = nodes.iter_mut().find(|node| node.name == name);
+            node.with_context(|| format!("--public {name}: there is no such node"))?.public = Some(public);
+        }
         let folders = Folders { tls: self.tls_dir, store: self.store_dir };
-        let folder = Folder::create(&self.place.dir, Site::new(now), self.nodes, folders)?;
+        let folder = Folder::create(&self.place.dir, Site::new(now), nodes, folders)?;
         folder.write(now)?;
         certificates::write(&folder, &Authority::new()?)?;
         folder.write_coordinator(now, self.life)?;
@@ -196,24 +204,38 @@ fn token_name() -> anyhow::Result<String> {
     Ok(bytes.iter().fold("token-".to_owned(), |name, byte| format!("{name}{byte:02x}")))
 }
 
+fn parse_public(text: &str) -> Result<(String, (String, u16)), String> {
+    let parts = text.split_once('=').and_then(|(name, address)| Some((name, address.rsplit_once(':')?)));
+    let parsed = parts.and_then(|(name, (host, port))| Some((name, host, port.parse().ok()?)));
+    match parsed {
+        Some((name, host, port)) if !name.is_empty() && is_usable(host) => {
+            Ok((name.to_owned(), (host.to_owned(), port)))
+        }
+        _ => Err(format!("{text:?} is no public address: write NAME=HOST:PORT")),
+    }
+}
+
+/// Part of a node's description.
+fn is_usable(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
 fn parse_node(text: &str) -> Result<Node, String> {
     let wrong = || format!("{text:?} is no node: write NAME=HOST or NAME=HOST:CLIENT:CLUSTER:MONITORING");
     let (name, address) = text.split_once('=').ok_or_else(wrong)?;
-    let usable = |part: &str| {
-        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-    };
     let mut parts = address.split(':');
-    let host = parts.next().filter(|host| usable(host)).ok_or_else(wrong)?;
+    let host = parts.next().filter(|host| is_usable(host)).ok_or_else(wrong)?;
     let mut port = |default: u16| match parts.next() {
         None => Ok(default),
         Some(text) => text.parse().map_err(|_| wrong()),
     };
     let node = Node {
-        name: Some(name).filter(|name| usable(name)).ok_or_else(wrong)?.to_owned(),
+        name: Some(name).filter(|name| is_usable(name)).ok_or_else(wrong)?.to_owned(),
         host: host.to_owned(),
         client_port: port(4222)?,
         cluster_port: port(6222)?,
         monitor_port: port(8222)?,
+        public: None,
     };
     if parts.next().is_some() { Err(wrong()) } else { Ok(node) }
 }

@@ -13,7 +13,7 @@ use tokio::io::BufReader;
 use ternfleet_coordinator::sample::{self, Sample};
 use ternfleet_proto::message::{Prompt, Quote as Answer, QuoteAsk, WorkSample};
 use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
 use ternfleet_text::{Message, Role, Tokenizer};
 
 use crate::client::{Fleet, Patience};
@@ -69,10 +69,11 @@ impl Quote {
             let tokenizer = model.tokenizer()?;
             let work = sample.counted_by(|prompt| count(prompt, &tokenizer));
             let context = model.hyper.context as u32;
-            market::quote(&self.question(work, now)?, market.as_ref(), &[], context, now)?
+            let tenant = &self.connection.tenant;
+            market::quote(&self.question(tenant, work, now)?, market.as_ref(), &[], context, now)?
         } else {
             let fleet = Fleet::connect(&self.connection).await?;
-            let question = self.question(counted(&sample, &fleet).await, now)?;
+            let question = self.question(&fleet.tenant, counted(&sample, &fleet).await, now)?;
             let unasked = "the running fleet does not answer; `--offline --market FILE` quotes without it";
             match &market {
                 None => fleet.ask(ApiVerb::Quote, &question, Patience::Short).await.context("no quote")?,
@@ -91,12 +92,12 @@ impl Quote {
         Ok(if answer.kept { ExitCode::SUCCESS } else { ExitCode::from(1) })
     }
 
-    fn question(&self, work: WorkSample, now: TimeMs) -> anyhow::Result<QuoteAsk> {
+    fn question(&self, tenant: &TenantId, work: WorkSample, now: TimeMs) -> anyhow::Result<QuoteAsk> {
         if work.sample.is_empty() {
             bail!("{} has no line that is a request: there is nothing to quote", self.file.display());
         }
         Ok(QuoteAsk {
-            tenant: self.connection.tenant.clone(),
+            tenant: tenant.clone(),
             work,
             deadline: self.deadline.map(|span| now.plus(span)),
             budget_usd_micro: self.budget.map(UsdMicro::from_dollars),

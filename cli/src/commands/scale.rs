@@ -14,7 +14,7 @@ use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
 use crate::output::{say, say_json};
 use crate::progress::clock;
-use crate::report::table;
+use crate::report::{printable, table};
 use crate::{span, stop};
 
 #[derive(Debug, Args)]
@@ -153,6 +153,16 @@ fn page(view: &ScaleView, now: TimeMs) -> String {
     });
     lines.push(String::new());
     lines.push(table(&head, classes.collect()));
+    for (class, failed) in view.classes.iter().filter_map(|class| Some((class, class.failed.as_ref()?))) {
+        let ago = clock(now.since(failed.at));
+        lines.push(format!(
+            "\nlast failure of {}: {} ({ago} ago): {}",
+            class.name,
+            failed.pod,
+            printable(&failed.why)
+        ));
+        lines.extend(failed.log.iter().map(|line| format!("  {}", printable(line))));
+    }
     if !view.pods.is_empty() {
         let head = ["pod", "class", "state", "place", "tok/s", "price/h", "billed", "since"];
         let pods = view.pods.iter().map(|pod| {

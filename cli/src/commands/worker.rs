@@ -2,6 +2,7 @@
 
 mod membership;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use ternfleet_worker::{Options, engines};
 
-use crate::layers::{self, ServiceFlags};
+use crate::guard::Guard;
+use crate::layers::{self, Effective, NatsOptions, ServiceFlags};
 use crate::output::say;
 use crate::{locate, stop};
 
@@ -43,20 +45,50 @@ pub(crate) struct Worker {
     /// Name of this pod; the host's name unless given
     #[arg(long, value_name = "NAME")]
     pod: Option<String>,
+    /// One engine of several: its supervisor judges its end
+    #[arg(long, hide = true)]
+    supervised: bool,
 }
 
 impl Worker {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let mut layers = layers::read::<Options, ternfleet_coordinator::Options>(&self.service)?;
-        layers
-            .flag("model", self.model.map(|path| path.display().to_string()))
-            .flag("threads", self.threads)
-            .flag("engines", self.engines)
-            .flag("slots", self.slots)
-            .flag("price_usd_per_hour", self.price_usd_per_hour)
-            .flag("pod_class", self.pod_class)
-            .flag("pod", self.pod);
-        let mut effective = layers.resolve::<Options>()?;
+        let guard = if self.only_prints() { Guard::idle() } else { Guard::arm() };
+        let line: Vec<OsString> = std::env::args_os().skip(1).collect();
+        self.run_under(&guard, &line)
+    }
+
+    /// Runs it; a pod whose worker cannot start says so and ends itself. `line` is the command line without the program.
+    pub(crate) fn run_under(&self, guard: &Guard, line: &[OsString]) -> anyhow::Result<ExitCode> {
+        if self.only_prints() {
+            say(self.effective()?.print()?.trim_end())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let outcome = self.serve(guard, line);
+        if let Err(error) = &outcome
+            && !self.supervised
+            && !guard.is_ready()
+        {
+            self.tell_failure(error);
+            guard.failed(error);
+        }
+        outcome.map(|()| ExitCode::SUCCESS)
+    }
+
+    /// Shows its configuration, and runs nothing.
+    pub(crate) fn only_prints(&self) -> bool {
+        self.service.print_config
+    }
+
+    /// Last words of a start that failed. Whoever cannot be reached is not told; the log has it all the same.
+    pub(crate) fn tell_failure(&self, error: &anyhow::Error) {
+        tracing::error!(error = format!("{error:#}"), "the worker cannot start");
+        if let Ok(effective) = self.effective_of_any_model() {
+            membership::last_words(&effective.connection, &effective.options, error);
+        }
+    }
+
+    fn effective(&self) -> anyhow::Result<Effective<Options>> {
+        let mut effective = self.effective_of_any_model()?;
         // The model that ships, where it is found: a worker that is told nothing works in a checkout.
         if effective.options.engine == "model" {
             let given = Some(effective.options.model.as_path()).filter(|path| !path.as_os_str().is_empty());
@@ -67,10 +99,24 @@ impl Worker {
                 Err(reason) => return Err(reason),
             }
         }
-        if self.service.print_config {
-            say(effective.print()?.trim_end())?;
-            return Ok(ExitCode::SUCCESS);
-        }
+        Ok(effective)
+    }
+
+    fn effective_of_any_model(&self) -> anyhow::Result<Effective<Options>> {
+        let mut layers = layers::read::<Options, ternfleet_coordinator::Options>(&self.service)?;
+        layers
+            .flag("model", self.model.as_ref().map(|path| path.display().to_string()))
+            .flag("threads", self.threads)
+            .flag("engines", self.engines.clone())
+            .flag("slots", self.slots)
+            .flag("price_usd_per_hour", self.price_usd_per_hour)
+            .flag("pod_class", self.pod_class.clone())
+            .flag("pod", self.pod.clone());
+        layers.resolve::<Options>()
+    }
+
+    fn serve(&self, guard: &Guard, line: &[OsString]) -> anyhow::Result<()> {
+        let Effective { connection, options, .. } = self.effective()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(NETWORK_THREADS)
             .enable_all()
@@ -79,15 +125,28 @@ impl Worker {
         runtime.block_on(async {
             let shutdown = CancellationToken::new();
             stop::drain_on_signal(shutdown.clone())?;
-            if let Some(groups) = engines::wanted(&effective.options) {
-                let options = effective.options;
-                let watch = move || engines::supervise(groups, &options, &shutdown);
-                return tokio::task::spawn_blocking(watch)
-                    .await
-                    .context("the supervisor of the engines panicked")?;
+            match engines::wanted(&options) {
+                Some(groups) => supervise(groups, connection, options, guard, line, shutdown).await,
+                None => membership::run(&connection, options, shutdown, || guard.ready()).await,
             }
-            membership::run(&effective.connection, effective.options, shutdown).await
-        })?;
-        Ok(ExitCode::SUCCESS)
+        })
     }
+}
+
+/// Several engines: each is a process with a guard of its own, so this one's is done.
+async fn supervise(
+    groups: Vec<Vec<usize>>,
+    connection: NatsOptions,
+    options: Options,
+    guard: &Guard,
+    line: &[OsString],
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut line = line.to_vec();
+    if let Some(kept) = membership::enter_for_all(&connection, &options).await? {
+        line.extend(["--set".into(), format!("nats_pod_file={}", kept.display()).into()]);
+    }
+    guard.ready();
+    let watch = move || engines::supervise(groups, &line, &options, &shutdown);
+    tokio::task::spawn_blocking(watch).await.context("the supervisor of the engines panicked")?
 }

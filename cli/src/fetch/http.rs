@@ -84,19 +84,12 @@ impl Source {
             secure || is_here || token.is_none(),
             "a token is not sent over http:// to {host}: use https://, or unset HF_TOKEN"
         );
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            // From https, a redirect to http is refused.
-            .https_only(secure)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .user_agent(concat!("ternfleet/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(SILENCE_MAX))
-            .timeout_per_read(Some(SILENCE_MAX))
-            .tls_config(TlsConfig::builder().root_certs(root_certificates()).build())
-            .build();
-        Ok(Source { agent: config.into(), url: url.to_owned(), host, token })
+        Ok(Source { agent: agent(secure), url: url.to_owned(), host, token })
+    }
+
+    /// With a token that may be seen on the way: it opens this file and little else. The digest tells what came.
+    pub(crate) fn with_open_token(url: &str, token: String) -> anyhow::Result<Source> {
+        Ok(Source { token: Some(token), ..Source::new(url, None, true)? })
     }
 
     pub(crate) fn host(&self) -> &str {
@@ -198,6 +191,22 @@ impl Source {
     fn shown(&self) -> &str {
         self.url.split(['?', '#']).next().unwrap_or_default()
     }
+}
+
+/// From https, a redirect to http is refused.
+fn agent(secure: bool) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .https_only(secure)
+        .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+        .user_agent(concat!("ternfleet/", env!("CARGO_PKG_VERSION")))
+        .accept_encoding("identity")
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_recv_response(Some(SILENCE_MAX))
+        .timeout_per_read(Some(SILENCE_MAX))
+        .tls_config(TlsConfig::builder().root_certs(root_certificates()).build())
+        .build();
+    config.into()
 }
 
 /// The system's certificates; those that the program brings along where there are none.

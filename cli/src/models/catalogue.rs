@@ -3,17 +3,9 @@
 use anyhow::{Context, bail};
 
 use ternfleet_text::Manifest;
-use ternfleet_text::manifest::FILE_NAME;
+use ternfleet_text::manifest::{CARRIED, FILE_NAME};
 
 use super::Store;
-
-/// What the program carries.
-const CARRIED: [&str; 4] = [
-    include_str!("../../../models/storyteller/manifest.toml"),
-    include_str!("../../../models/bitnet-b1.58-2B-4T/manifest.toml"),
-    include_str!("../../../models/falcon-e-1b-instruct/manifest.toml"),
-    include_str!("../../../models/falcon-e-3b-instruct/manifest.toml"),
-];
 
 /// A model that can be named.
 #[derive(Debug, Clone, PartialEq)]

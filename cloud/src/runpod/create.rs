@@ -14,6 +14,12 @@ const ENV_MAX: usize = 50;
 /// Lists that are read before a creation without an answer is tried again.
 const LOOKS: u32 = 3;
 
+/// Does a refusal speak of the fields that say what runs?
+fn names_a_start_field(why: &str) -> bool {
+    let word = |c: char| !c.is_ascii_alphanumeric();
+    why.split(word).any(|word| word.eq_ignore_ascii_case("entrypoint") || word.eq_ignore_ascii_case("cmd"))
+}
+
 impl Runpod {
     /// 1. Look for the name: an earlier life of the caller may have ordered it.
     /// 2. Order. A clear answer ends it.
@@ -21,7 +27,10 @@ impl Runpod {
     ///    it, order again. If the list cannot be read, it stays uncertain and nothing more is ordered.
     /// 4. After an uncertain path look once more, and end all but one pod of the name.
     pub(super) async fn create_once(&self, order: &Order) -> Result<Rented, CloudError> {
-        let body = self.body(order)?;
+        let whole = CreateBody::of(order);
+        let mut body = self.body(order, &whole)?;
+        // Fields that the published text does not have are sent until the server says that it does not know them.
+        let mut older = whole.with_args();
         if let Some(found) = self.find(&order.name).await? {
             return Ok(found);
         }
@@ -44,6 +53,15 @@ impl Runpod {
                 Err(HttpError::Address(why)) => CloudError::Invalid(why),
             };
             match fault {
+                CloudError::Invalid(why)
+                    if names_a_start_field(&why)
+                        && !uncertain
+                        && attempt < self.options.tries
+                        && let Some(older) = older.take() =>
+                {
+                    tracing::warn!(pod = order.name, why, "ordered again with `args`");
+                    body = self.body(order, &older)?;
+                }
                 CloudError::RateLimited { retry_after }
                     if retry_after <= self.options.wait_max && attempt < self.options.tries =>
                 {
@@ -81,11 +99,11 @@ impl Runpod {
         Err(CloudError::Uncertain(format!("gave up after {} tries", self.options.tries)))
     }
 
-    fn body(&self, order: &Order) -> Result<Vec<u8>, CloudError> {
+    fn body(&self, order: &Order, body: &CreateBody) -> Result<Vec<u8>, CloudError> {
         if order.env.len() > ENV_MAX {
             return Err(CloudError::Invalid(format!("more than {ENV_MAX} environment variables")));
         }
-        let body = serde_json::to_vec(&CreateBody::of(order))
+        let body = serde_json::to_vec(body)
             .map_err(|fault| CloudError::Invalid(format!("the order cannot be written: {fault}")))?;
         if body.len() > BODY_BYTES_MAX {
             return Err(CloudError::Invalid(format!("the order is larger than {BODY_BYTES_MAX} bytes")));

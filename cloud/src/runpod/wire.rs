@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::provider::{
-    Availability, Bill, CloudError, Compute, Offer, Order, Place, PodId, Rented, Status, Tier,
+    Availability, Bill, CloudError, Compute, Hardware, Mount, Offer, Order, Place, PodId, PublicPort, Rented,
+    Status, Tier,
 };
 use crate::time::from_rfc3339;
 
@@ -28,7 +29,16 @@ pub struct CreateBody {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cmd: Vec<String>,
+    /// The older way to say what runs: one line, split as a shell splits it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub args: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mounts: Option<MountsBody>,
 }
@@ -57,9 +67,19 @@ pub struct CpuBody {
     pub vcpu_count: u32,
 }
 
+/// One of the two.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MountsBody {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent: Option<PersistentMount>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub network: Vec<NetworkMount>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PersistentMount {
+    pub size: u32,
+    pub path: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -110,8 +130,15 @@ impl CreateBody {
             // CPU pods are of the secure cloud, which is the default.
             Compute::Cpu { id, vcpus } => (None, Some(CpuBody { id: id.clone(), vcpu_count: *vcpus }), None),
         };
-        let mounts = order.volume.as_ref().map(|(volume_id, path)| MountsBody {
-            network: vec![NetworkMount { volume_id: volume_id.clone(), path: path.clone() }],
+        let mounts = order.mount.as_ref().map(|mount| match mount {
+            Mount::Network { volume, path } => MountsBody {
+                persistent: None,
+                network: vec![NetworkMount { volume_id: volume.clone(), path: path.clone() }],
+            },
+            Mount::Persistent { gb, path } => MountsBody {
+                persistent: Some(PersistentMount { size: *gb, path: path.clone() }),
+                network: Vec::new(),
+            },
         });
         CreateBody {
             name: order.name.clone(),
@@ -122,10 +149,31 @@ impl CreateBody {
             data_center_ids: order.data_centers.clone(),
             disk: order.disk_gb,
             env: order.env.iter().cloned().collect(),
+            entrypoint: order.entrypoint.clone(),
             cmd: order.command.clone(),
+            args: None,
+            registry: order.registry.clone(),
+            ports: order.ports.clone(),
             mounts,
         }
     }
+
+    /// The same order for a server that does not know `entrypoint` and `cmd` yet: an image without an entry point of its
+    /// own runs what `args` says. `None` when there is nothing to say.
+    pub fn with_args(mut self) -> Option<CreateBody> {
+        let words: Vec<String> = self.entrypoint.drain(..).chain(self.cmd.drain(..)).collect();
+        self.args = Some(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+        (!words.is_empty()).then_some(self)
+    }
+}
+
+/// A word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// An RFC 9457 problem.
@@ -183,6 +231,26 @@ pub struct PodBody {
     pub created_at: Option<String>,
     #[serde(default)]
     pub started_at: Option<String>,
+    /// Null until the pod runs.
+    #[serde(default)]
+    pub runtime: Option<PodRuntimeBody>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct PodRuntimeBody {
+    #[serde(default)]
+    pub ports: Option<Vec<RuntimePortBody>>,
+}
+
+/// `public` and `ip` are null for a while.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct RuntimePortBody {
+    #[serde(default)]
+    pub private: Option<u16>,
+    #[serde(default)]
+    pub public: Option<u16>,
+    #[serde(default)]
+    pub ip: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -198,6 +266,10 @@ pub struct ComputeBody {
 impl PodBody {
     pub fn rented(self) -> Rented {
         let compute = self.gpu.or(self.cpu);
+        let port = |port: RuntimePortBody| {
+            Some(PublicPort { private: port.private?, public: port.public?, ip: port.ip? })
+        };
+        let ports = self.runtime.and_then(|runtime| runtime.ports).unwrap_or_default();
         Rented {
             id: PodId(self.id),
             name: self.name,
@@ -216,6 +288,7 @@ impl PodBody {
             memory_gb: compute.as_ref().and_then(|compute| compute.memory),
             created_at_ms: self.created_at.as_deref().and_then(from_rfc3339),
             started_at_ms: self.started_at.as_deref().and_then(from_rfc3339),
+            ports: ports.into_iter().filter_map(port).collect(),
         }
     }
 }
@@ -257,6 +330,8 @@ pub struct GpuType {
     pub community: bool,
     pub price: GpuPrice,
     #[serde(default)]
+    pub max_count: GpuCounts,
+    #[serde(default)]
     pub availability: Option<Level>,
     #[serde(default)]
     pub data_centers: Vec<CenterBody>,
@@ -266,6 +341,19 @@ pub struct GpuType {
 pub struct GpuPrice {
     pub secure: f64,
     pub community: f64,
+}
+
+/// The largest number of GPUs in one pod.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct GpuCounts {
+    pub secure: u32,
+    pub community: u32,
+}
+
+impl Default for GpuCounts {
+    fn default() -> Self {
+        Self { secure: 8, community: 8 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -300,14 +388,14 @@ impl From<String> for Level {
 impl GpuType {
     /// `None` when the tier does not have it.
     pub fn offer(self, tier: Tier) -> Option<Offer> {
-        let (there, price) = match tier {
-            Tier::Secure => (self.secure, self.price.secure),
-            Tier::Community => (self.community, self.price.community),
+        let (there, price, count_max) = match tier {
+            Tier::Secure => (self.secure, self.price.secure, self.max_count.secure),
+            Tier::Community => (self.community, self.price.community, self.max_count.community),
         };
         (there && price > 0.0).then(|| Offer {
-            compute: Compute::Gpu { id: self.id, count: 1, vcpus_min: None, memory_gb_min: None },
+            hardware: Hardware::Gpu { id: self.id, count_max },
             tier,
-            price_usd_micro_per_hour: usd_micro(price),
+            unit_price_usd_micro_per_hour: usd_micro(price),
             availability: availability(self.availability.as_ref()),
             places: places(self.data_centers),
         })
@@ -343,22 +431,36 @@ pub struct CpuPrice {
     pub secure_per_vcpu: f64,
 }
 
-/// An engine uses at most so many threads, and a vCPU is half a core.
-const VCPUS_WANTED: u32 = 32;
-
 impl CpuType {
-    /// The largest size that one engine can use; sizes are powers of two.
     pub fn offer(self) -> Offer {
-        let most = self.vcpu.max.clamp(self.vcpu.min.max(1), VCPUS_WANTED.max(self.vcpu.min));
-        let vcpus = 1 << most.ilog2();
         Offer {
-            compute: Compute::Cpu { id: self.id, vcpus },
+            hardware: Hardware::Cpu { id: self.id, vcpus_min: self.vcpu.min, vcpus_max: self.vcpu.max },
             tier: Tier::Secure,
-            price_usd_micro_per_hour: usd_micro(self.price.secure_per_vcpu * f64::from(vcpus)),
+            unit_price_usd_micro_per_hour: usd_micro(self.price.secure_per_vcpu),
             availability: availability(self.availability.as_ref()),
             places: places(self.data_centers),
         }
     }
+}
+
+/// One event of a pod's log.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct LogLine {
+    #[serde(default)]
+    pub source: String,
+    pub line: String,
+}
+
+/// The lines of a stream of server-sent events, those of the host marked as such. What is no log line is left out.
+pub(super) fn log_lines(stream: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(stream);
+    let events = text.lines().filter_map(|line| line.strip_prefix("data:"));
+    let told = events.filter_map(|data| serde_json::from_str::<LogLine>(data.trim()).ok());
+    told.map(|told| {
+        let line = told.line.trim_end();
+        if told.source == "system" { format!("[host] {line}") } else { line.to_owned() }
+    })
+    .collect()
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -111,6 +111,13 @@ async fn serve(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<
             );
             stream.write_all(text.as_bytes()).await
         }
+        Act::Stream(text) => {
+            let head = "HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\n\r\n";
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(text.as_bytes()).await?;
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            Ok(())
+        }
         Act::Silence => {
             tokio::time::sleep(Duration::from_secs(60)).await;
             Ok(())
@@ -121,6 +128,8 @@ async fn serve(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<
 
 enum Act {
     Reply(u16, String, String),
+    /// Server-sent events, and then nothing for a long time.
+    Stream(String),
     Silence,
     Cut,
 }
@@ -187,6 +196,15 @@ fn act(state: &mut State, method: &str, path: &str, body: &Value) -> Act {
             let late = std::mem::take(&mut state.late);
             state.pods.extend(late);
             reply(200, &page)
+        }
+        ("GET", "/v2/pods/p/logs") => {
+            let event = |source: &str, line: &str| {
+                let data = json!({"ts": "2026-06-01T12:02:03Z", "source": source, "line": line});
+                format!("id: 2026-06-01T12:02:03Z\ndata: {data}\n\n")
+            };
+            let lines =
+                [("system", "pull"), ("system", "start container"), ("container", "worker: no model")];
+            Act::Stream(lines.map(|(source, line)| event(source, line)).concat())
         }
         ("DELETE", path) => {
             let id = path.rsplit('/').next().unwrap_or("").to_owned();

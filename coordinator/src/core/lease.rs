@@ -1,6 +1,9 @@
 //! Rented pods: each is billed from its creation to its return, so that boots and drains stand in the ledger beside
 //! work and idleness.
 
+use std::collections::VecDeque;
+
+use ternfleet_proto::message::Heartbeat;
 use ternfleet_proto::{Now, UsdMicro};
 
 use super::Core;
@@ -8,7 +11,7 @@ use super::event::{Action, Lease};
 use super::fleet::{LeasePhase, Pod};
 
 /// What pods cost that are gone.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ClosedBills {
     pub attributed: UsdMicro,
     pub idle: UsdMicro,
@@ -17,7 +20,12 @@ pub(super) struct ClosedBills {
     pub drain: UsdMicro,
     /// Of all, what rented pods cost.
     pub leased: UsdMicro,
+    /// Of the latest of them, each one's whole bill.
+    latest: VecDeque<(String, UsdMicro)>,
 }
+
+/// Whole bills that are kept.
+const LATEST_MAX: usize = 256;
 
 impl ClosedBills {
     pub(super) fn add(&mut self, pod: &Pod) {
@@ -27,17 +35,36 @@ impl ClosedBills {
         self.drain += pod.bill.drain;
         self.leased += pod.lease_bill();
     }
+
+    fn keep(&mut self, name: &str, pod: &Pod) {
+        if pod.lease.is_some() {
+            self.latest.truncate(LATEST_MAX - 1);
+            self.latest.push_front((name.to_owned(), pod.lease_bill()));
+        }
+    }
 }
 
 impl Core {
-    /// A pod is rented. One whose worker was heard of first is billed for its boot after the fact.
-    pub(super) fn leased(&mut self, now: Now, lease: Lease) {
+    /// A pod is rented, or its provider names another price. One whose worker was heard of first is billed for its boot
+    /// after the fact.
+    pub(super) fn leased(&mut self, now: Now, lease: Lease, actions: &mut Vec<Action>) {
         // The provider says dates, and so does an earlier leader: how long ago that was is all that counts here.
         let ago = now.wall.since(lease.since);
+        if self
+            .fleet
+            .pods
+            .get(&lease.pod)
+            .is_some_and(|pod| pod.bill.price() != lease.price_usd_micro_per_hour)
+        {
+            // The old price holds up to now.
+            self.accrue(now, actions);
+        }
         match self.fleet.pods.get_mut(&lease.pod) {
-            Some(pod) if pod.lease.is_some() => {}
+            Some(pod) if pod.lease.is_some() => pod.bill.set_price(lease.price_usd_micro_per_hour),
             Some(pod) => {
                 pod.lease = Some(LeasePhase::Work);
+                pod.class = lease.class;
+                pod.bill.set_price(lease.price_usd_micro_per_hour);
                 let known = now.since(pod.begun_at);
                 if ago > known {
                     pod.unaudited.idle += pod.bill.backdate(ago - known);
@@ -56,6 +83,15 @@ impl Core {
         }
     }
 
+    /// What a heartbeat says of itself is a claim; class and price of a rented pod are those of its order.
+    pub(super) fn believed(&self, mut beat: Heartbeat) -> Heartbeat {
+        if let Some(pod) = self.fleet.pods.get(&beat.pod).filter(|pod| pod.lease.is_some()) {
+            beat.price_usd_micro_per_hour = pod.bill.price();
+            beat.pod_class.clone_from(&pod.class);
+        }
+        beat
+    }
+
     /// From now on the pod costs what giving it back costs.
     pub(super) fn lease_ending(&mut self, now: Now, name: &str, actions: &mut Vec<Action>) {
         self.accrue(now, actions);
@@ -69,6 +105,7 @@ impl Core {
         self.accrue(now, actions);
         let Some(pod) = self.fleet.pods.remove(name) else { return };
         self.closed_bills.add(&pod);
+        self.closed_bills.keep(name, &pod);
         if pod.unaudited.total() != UsdMicro::ZERO {
             let spent = self.spent_event(name, pod.audited_at.wall, now.wall, pod.unaudited);
             self.act(actions, Action::Audit(spent));
@@ -81,6 +118,11 @@ impl Core {
         leased.map(|(name, pod)| (name.clone(), pod.lease_bill())).collect()
     }
 
+    /// The whole bills of the latest that have ended, newest first.
+    pub(super) fn ended_lease_bills(&self) -> Vec<(String, UsdMicro)> {
+        self.closed_bills.latest.iter().cloned().collect()
+    }
+
     /// What rented pods have cost since this process took them over, those that are gone included.
     pub(super) fn leased_total(&self) -> UsdMicro {
         self.closed_bills.leased + self.lease_bills().into_iter().map(|(_, billed)| billed).sum()
@@ -91,6 +133,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::core::{Event, Limits};
+    use ternfleet_proto::message::WorkerCounters;
     use ternfleet_proto::tag::AssignmentKey;
     use ternfleet_proto::{MonoMs, TimeMs};
 
@@ -122,6 +165,40 @@ mod tests {
         assert_eq!((gauges.billed, gauges.idle), (UsdMicro(45_000), UsdMicro(45_000)));
         assert_eq!((gauges.boot, gauges.drain), (UsdMicro(40_000), UsdMicro(5_000)));
         assert_eq!(core.leased_total(), UsdMicro(45_000));
+        assert_eq!(core.ended_lease_bills(), [("rented-a-0".to_owned(), UsdMicro(45_000))]);
         assert_eq!(core.counts.violations, [0; 4]);
+    }
+
+    fn heartbeat(pod: &str, price: i64, class: &str) -> Event {
+        let beat = serde_json::json!({
+            "worker": "w-1", "pod": pod, "host": "h", "pod_class": class, "price_usd_micro_per_hour": price,
+            "state": "ready", "model": "m", "model_digest": "d", "numerics": "n", "context_tokens": 512, "slots": 1,
+            "slots_in_use": 0, "kv_pages": 1, "kv_pages_free": 1, "checkpoint_age_ms": 0, "threads": 1, "isa": "x",
+            "calibration": [], "prefill_tok_s": 1.0, "decode_tok_s": 1.0, "counters": WorkerCounters::default(),
+            "leader_seen": 0, "version": "0", "started_at": 0, "at": 0, "running": [], "needs_queues": false,
+            "canary": "", "thread_scaling": [],
+        });
+        Event::Heartbeat(Box::new(serde_json::from_value(beat).unwrap()))
+    }
+
+    #[test]
+    fn a_rented_pod_costs_what_its_order_costs_whatever_its_worker_says() {
+        let mut core = Core::new(AssignmentKey([7; 32]), Limits::default());
+        let lease = |price| {
+            let (pod, class) = ("rented-a-0".to_owned(), "a".to_owned());
+            let since = TimeMs(10_000);
+            Event::Leased(Box::new(Lease { pod, class, price_usd_micro_per_hour: UsdMicro(price), since }))
+        };
+        on(&mut core, 10, lease(3_600_000));
+        on(&mut core, 20, heartbeat("rented-a-0", 1_000_000_000_000_000, "b"));
+        on(&mut core, 30, Event::Tick);
+        assert_eq!(core.leased_total(), UsdMicro(20_000));
+        // The provider's answer came late, or changed: from now on it holds.
+        on(&mut core, 40, lease(7_200_000));
+        on(&mut core, 50, heartbeat("rented-a-0", 0, "b"));
+        on(&mut core, 50, Event::Tick);
+        assert_eq!(core.leased_total(), UsdMicro(30_000 + 20_000));
+        let view = &core.pod_views()[0].heartbeat;
+        assert_eq!((view.price_usd_micro_per_hour, view.pod_class.as_str()), (UsdMicro(7_200_000), "a"));
     }
 }

@@ -33,6 +33,8 @@ pub struct Situation {
     pub lengths: Lengths,
     /// What each rented pod has cost so far, by name.
     pub leases: Vec<(String, UsdMicro)>,
+    /// The whole bills of the latest that have ended, newest first.
+    pub ended_leases: Vec<(String, UsdMicro)>,
     /// What rented pods have cost since this process took them over, those that are gone included.
     pub leased_total: UsdMicro,
 }
@@ -74,6 +76,7 @@ impl Core {
             workers: self.seen_workers(now),
             batches: batches.collect(),
             leases: self.lease_bills(),
+            ended_leases: self.ended_lease_bills(),
             leased_total: self.leased_total(),
             lengths,
         }

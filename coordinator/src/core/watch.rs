@@ -32,6 +32,7 @@ impl Core {
             self.counts.dead_man_failures += 1;
             return;
         }
+        let beat = self.believed(beat);
         let slot = match self.fleet.slot(&beat.worker) {
             Some(slot) => slot,
             None if beat.state == WorkerState::Gone => return,

@@ -12,7 +12,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::stream::{self, Stream};
 use serde::Serialize;
 use serde_json::{Value, json};
-use ternfleet_proto::message::{BatchState, BatchView, PodView};
+use ternfleet_proto::message::{BatchState, BatchView, PodView, ScaleDials, ScaleView};
 use ternfleet_proto::openai::batch_object;
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{MonoMs, TenantId, TimeMs, UsdMicro};
@@ -31,6 +31,8 @@ const FRESH_FOR: Duration = Duration::from_millis(900);
 const POINTS_MAX: usize = 360;
 const SAMPLES_A_POINT: u32 = 10;
 const BATCHES_SHOWN: u32 = 50;
+/// The scaler is asked once a minute: it asks the provider.
+const RENTED_EVERY: u64 = 6;
 
 /// A point of the charts.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -52,9 +54,15 @@ struct Samples {
 #[derive(Debug, Default)]
 pub(super) struct History {
     samples: Mutex<Samples>,
+    /// Of rented pods, what deserves a person's eye.
+    rented: Mutex<Vec<String>>,
 }
 
 impl History {
+    fn rented(&self) -> Vec<String> {
+        self.rented.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
     fn push(&self, point: Point, dead: Option<u64>) {
         let mut samples = self.lock();
         if samples.points.len() == POINTS_MAX {
@@ -145,12 +153,37 @@ async fn seen(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Arc<Seen>> {
     shared.get(look(gateway, tenant)).await
 }
 
+/// Classes whose pods fail, and why nothing is ordered. A fleet that rents nothing has no such thing.
+async fn rented(gateway: &Gateway) -> Vec<String> {
+    let Ok(view) = gateway.ask::<_, ScaleView>(ApiVerb::ScaleShow, &ScaleDials::default()).await else {
+        return Vec::new();
+    };
+    let mut found: Vec<String> = view.halted.iter().map(|why| format!("No pod is ordered: {why}.")).collect();
+    for class in view.classes {
+        if let (Some(failed), Some(why)) = (&class.failed, &class.refused) {
+            let last = failed.log.last().map(|line| format!(" Its last line: {line}")).unwrap_or_default();
+            found.push(format!(
+                "Class {} rests, {why}. {} failed: {}.{last}",
+                class.name, failed.pod, failed.why
+            ));
+        }
+    }
+    found
+}
+
 /// Tokens per second by difference of the pods' counters, dollars per hour by their prices.
 pub(super) async fn sample(gateway: Gateway) {
     let mut ticks = tokio::time::interval(PERIOD * SAMPLES_A_POINT);
     let mut before: Option<(MonoMs, u64)> = None;
+    let mut looks: u64 = 0;
     loop {
         ticks.tick().await;
+        if looks.is_multiple_of(RENTED_EVERY) {
+            let rented = rented(&gateway).await;
+            *gateway.shared.live.history.rented.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
+                rented;
+        }
+        looks += 1;
         let Ok(pods) = pods(&gateway).await else { continue };
         let now = gateway.clock().now();
         let tokens: u64 = pods.iter().map(|pod| pod.tokens).sum();
@@ -222,6 +255,8 @@ async fn look(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Seen> {
     let left = |batch: &BatchView| u64::from(batch.total.saturating_sub(batch.completed + batch.failed));
     // The lines of a batch wait from its acceptance on.
     let oldest = open().filter(|batch| left(batch) > 0).map(|batch| batch.created_at).min();
+    let mut attention = warnings(&pods, &batches, history.dead_lately());
+    attention.extend(history.rented());
     let mut view = json!({
         "at": now,
         "pods": pods.iter().map(pod).collect::<Vec<_>>(),
@@ -236,7 +271,7 @@ async fn look(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Seen> {
             "open_jobs": open().map(left).sum::<u64>(),
             "oldest_open_ms": oldest.map(|at| now.since(at).as_millis() as u64),
         },
-        "warnings": warnings(&pods, &batches, history.dead_lately()),
+        "warnings": attention,
     });
     let (plain, points) = (view.to_string(), history.points());
     let newest = points.last().map(|point| point.at);

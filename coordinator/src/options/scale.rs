@@ -1,9 +1,13 @@
-//! Renting: which provider, which classes of pods, within which limits, and how a pod is brought up.
+//! Renting: which provider, within which limits. Which classes of pods there are, and how a pod is brought up, stands in
+//! [`order`].
 
-use std::collections::BTreeMap;
+mod order;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use order::{ClassOptions, PodOptions, VolumeOptions};
 
 /// Where pods come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,77 +88,6 @@ impl Default for ScaleOptions {
     }
 }
 
-/// A class of pods that may be rented. `gpu` or `cpu` names the provider's hardware; `local` needs neither.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ClassOptions {
-    pub name: String,
-    /// Until the provider tells its own.
-    pub price_usd_per_hour: f64,
-    /// Expected until a pod of the class is measured …
-    pub rate_tok_s: f64,
-    /// … give or take this share.
-    pub rate_spread: f64,
-    /// From the order to the first token, until it is measured.
-    pub boot_s: f64,
-    /// Losses without warning.
-    pub loss_per_hour: f64,
-    pub pods_max: u32,
-    /// Where pods may be, spread over all of them; empty leaves it to the provider.
-    pub data_centers: Vec<String>,
-    pub gpu: Option<String>,
-    pub gpu_count: u32,
-    pub vcpus_per_gpu_min: Option<u32>,
-    pub memory_gb_per_gpu_min: Option<u32>,
-    pub cpu: Option<String>,
-    pub vcpus: u32,
-    /// The provider's cheaper cloud, where it has one.
-    pub community: bool,
-    /// Of a local pod.
-    pub threads: u32,
-}
-
-impl Default for ClassOptions {
-    fn default() -> Self {
-        Self {
-            name: String::new(),
-            price_usd_per_hour: 0.0,
-            rate_tok_s: 0.0,
-            rate_spread: 0.2,
-            boot_s: 120.0,
-            loss_per_hour: 0.05,
-            pods_max: 8,
-            data_centers: Vec::new(),
-            gpu: None,
-            gpu_count: 1,
-            vcpus_per_gpu_min: None,
-            memory_gb_per_gpu_min: None,
-            cpu: None,
-            vcpus: 16,
-            community: false,
-            threads: 1,
-        }
-    }
-}
-
-/// How a rented pod is brought up. Name, class, price, lease and how to end itself are added to the environment as
-/// `TERNFLEET_POD`, `TERNFLEET_POD_CLASS`, `TERNFLEET_PRICE_USD_PER_HOUR`, `TERNFLEET_DEAD_MAN_MS` and
-/// `TERNFLEET_END_MYSELF`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PodOptions {
-    pub image: String,
-    pub disk_gb: u32,
-    /// Values that begin with `env:` or `file:` are read from the coordinator's environment or from a file when a pod
-    /// is ordered, so that no secret stands here.
-    pub env: BTreeMap<String, String>,
-    /// Replaces the image's command when not empty.
-    pub command: Vec<String>,
-    /// A network volume that holds the model, and where it is mounted.
-    pub volume_id: Option<String>,
-    pub volume_path: Option<String>,
-}
-
 /// Worker processes on this machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -229,15 +162,20 @@ impl ScaleOptions {
                     "scale.classes {name:?}: rate_tok_s must be positive, price and boot not negative"
                 ));
             }
-            if self.provider == ProviderKind::Runpod && class.gpu.is_some() == class.cpu.is_some() {
-                faults.push(format!("scale.classes {name:?}: name exactly one of gpu and cpu"));
+            if self.provider == ProviderKind::Runpod {
+                faults.extend(
+                    class
+                        .order_faults(&self.pod)
+                        .into_iter()
+                        .map(|fault| format!("scale.classes {name:?}: {fault}")),
+                );
             }
+        }
+        if self.provider == ProviderKind::Runpod {
+            faults.extend(self.pod.faults().into_iter().map(|fault| format!("scale.pod.{fault}")));
         }
         if self.pods_min > self.pods_max {
             faults.push(format!("scale.pods_min {} is above pods_max {}", self.pods_min, self.pods_max));
-        }
-        if self.provider == ProviderKind::Runpod && self.pod.image.is_empty() {
-            faults.push("scale.pod.image is missing: name the image that runs the worker".to_owned());
         }
         if self.provider == ProviderKind::Local && self.local.program.as_os_str().is_empty() {
             faults.push("scale.local.program is missing: name the program that runs the worker".to_owned());
@@ -275,6 +213,6 @@ mod tests {
             classes: vec![ClassOptions { name: "c".to_owned(), rate_tok_s: 1.0, ..ClassOptions::default() }],
             ..ScaleOptions::default()
         };
-        assert_eq!(wrong.faults().len(), 4, "{:?}", wrong.faults());
+        assert_eq!(wrong.faults().len(), 5, "{:?}", wrong.faults());
     }
 }

@@ -212,6 +212,12 @@ fn offers<'a>(settings: &'a Settings, alive: &[(&Intent, Standing)], seen: &Seen
         };
         let held = alive.iter().filter(|(intent, _)| intent.class == class.name).count();
         let room = (class.pods_max as usize).saturating_sub(held).min(settings.pods_max);
+        let starting = |(intent, standing): &&(&Intent, Standing)| {
+            intent.class == class.name && matches!(standing.state, PodState::Booting { .. })
+        };
+        let room = class.starting_max.map_or(room, |most| {
+            room.min((most as usize).saturating_sub(alive.iter().filter(starting).count()))
+        });
         for _ in 0..room {
             let crowd = |place: &String| {
                 let there = |intent: &Intent| intent.data_center.as_ref() == Some(place);

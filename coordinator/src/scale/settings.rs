@@ -20,6 +20,9 @@ pub struct Class {
     /// Where they may be, in order of preference; pods are spread over all of them.
     #[serde(default)]
     pub data_centers: Vec<String>,
+    /// So many may be starting at once; `None` is no limit.
+    #[serde(default)]
+    pub starting_max: Option<u32>,
 }
 
 /// A place that has no room for now.

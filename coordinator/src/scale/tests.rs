@@ -7,6 +7,7 @@ const HOUR_MS: u64 = 3_600_000;
 
 fn class(name: &str, price_usd: f64, rate_tok_s: f64, centers: &[&str]) -> Class {
     Class {
+        starting_max: None,
         name: name.to_owned(),
         price_usd_micro_per_hour: UsdMicro::from_dollars(price_usd),
         rate_tok_s,

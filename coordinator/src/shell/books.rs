@@ -137,6 +137,9 @@ fn kind_name(kind: &EventKind) -> &'static str {
         EventKind::Spent { .. } => "spent",
         EventKind::AuditDiverged { .. } | EventKind::CanaryDiverged { .. } => "audit",
         EventKind::ClockStepped { .. } => "clock",
-        EventKind::PodIntent { .. } | EventKind::PodRented { .. } | EventKind::PodReturned { .. } => "pod",
+        EventKind::PodIntent { .. }
+        | EventKind::PodRented { .. }
+        | EventKind::PodReturned { .. }
+        | EventKind::PodFailed { .. } => "pod",
     }
 }

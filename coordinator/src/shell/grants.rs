@@ -66,13 +66,18 @@ impl Grants {
         request: &JoinRequest,
         pod_file: Option<String>,
         fleet: &Fleet,
+        ordered: Option<WorkerFacts>,
     ) -> Option<Granted> {
         let worker = request.worker.clone();
         // A pod that comes back is what it was.
         if let Some(before) = self.granted.values().find(|known| known.pod_file.as_deref() == Some(asker)) {
             return Some(Granted { worker, pod_file, ..before.clone() });
         }
-        let facts = self.free(asker, &worker, request.facts.clone()?, fleet);
+        // What was ordered is known; anybody else is what it claims, as far as that is free.
+        let facts = match ordered {
+            Some(facts) => facts,
+            None => self.free(asker, &worker, request.facts.clone()?, fleet),
+        };
         Some(Granted { worker, origin: asker.to_owned(), facts, pod_file })
     }
 
@@ -171,9 +176,9 @@ mod tests {
         let mut grants = Grants::new(true);
         let first = request("w-1", facts("pod-1", "host-1", 340_000));
         let fleet = Fleet::default();
-        grants.note(grants.grant("token-a", &first, Some("pod-k1".to_owned()), &fleet).unwrap());
+        grants.note(grants.grant("token-a", &first, Some("pod-k1".to_owned()), &fleet, None).unwrap());
         let stolen = request("w-2", facts("pod-2", "host-2", 1_000_000_000_000_000));
-        let granted = grants.grant("pod-k1", &stolen, Some("pod-k2".to_owned()), &fleet).unwrap();
+        let granted = grants.grant("pod-k1", &stolen, Some("pod-k2".to_owned()), &fleet, None).unwrap();
         assert_eq!(granted.facts, facts("pod-1", "host-1", 340_000));
         assert_eq!(granted.origin, "token-a");
         assert!(grants.knows(&"w-1".parse().unwrap()));

@@ -53,6 +53,15 @@ pub(super) async fn joiners(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
     .await;
 }
 
+/// Pods whose worker cannot run.
+pub(super) async fn failed_starts(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
+    listen(&bus, table::starts_failed(), &inbox, |note| {
+        let name = table::parse_start_failed_subject(&note.subject)?.to_owned();
+        Some(Input::StartFailed(name, codec::decode(&note.payload).ok()?))
+    })
+    .await;
+}
+
 async fn listen(
     bus: &Arc<dyn Bus>,
     filter: &str,

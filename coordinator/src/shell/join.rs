@@ -1,39 +1,104 @@
 //! The door of a fleet with permissions: who may have a worker's credentials.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use ternfleet_proto::TimeMs;
-use ternfleet_proto::access::Issuer;
-use ternfleet_proto::message::{JoinGrant, JoinRequest, Refusal, RefusalCode, Reply};
+use ternfleet_proto::access::{Issuer, Joiner};
+use ternfleet_proto::bus::{Bus, BusError};
+use ternfleet_proto::message::{JoinGrant, JoinRequest, Refusal, RefusalCode, Reply, WorkerFacts};
 use ternfleet_proto::table::Role;
+use ternfleet_proto::{TimeMs, codec, table};
 
 use super::grants::{Granted, Grants};
 use crate::Options;
-use crate::core::Fleet;
+use crate::core::{Fleet, LeasePhase};
+
+/// A used token is remembered for so long after it has expired.
+const USED_BEYOND: Duration = Duration::from_secs(3600);
+
+/// Reads signing keys.
+pub(crate) fn read_issuer(path: &Path) -> anyhow::Result<Issuer> {
+    let said = || format!("the signing keys in {} cannot be used", path.display());
+    let text = std::fs::read_to_string(path).with_context(said)?;
+    Issuer::parse(&text).with_context(said)
+}
+
+/// Whether the start of a pod that speaks under this name may have failed: one whose worker runs has started.
+pub(super) fn may_have_failed(name: &str, fleet: &Fleet) -> bool {
+    let pod = Joiner::parse(name).pod().unwrap_or(name);
+    fleet.pods.get(pod).is_none_or(|pod| pod.workers.is_empty())
+}
+
+/// What whoever is let in gets.
+#[derive(Debug)]
+pub(super) struct LetIn {
+    pub(super) grant: JoinGrant,
+    /// Who it is from now on.
+    pub(super) granted: Option<Granted>,
+    /// Only if this token was not used before.
+    pub(super) once: Option<UsedToken>,
+}
+
+/// The record that a token was used.
+#[derive(Debug)]
+pub(super) struct UsedToken {
+    name: String,
+    /// Whoever asks again with the same key is the same pod, whose answer was lost.
+    worker_key: String,
+    life: Duration,
+}
+
+impl UsedToken {
+    /// Writes the record, by compare-and-set; refuses when another has used the token.
+    pub(super) async fn claim(self, bus: &Arc<dyn Bus>, grant: JoinGrant) -> Reply<JoinGrant> {
+        let key = format!("joined.{}", self.name);
+        let value = codec::encode(&self.worker_key);
+        let refuse = |code, message: String| Err(Refusal { code, message, retry_after_ms: None });
+        let by = match bus.kv_create(table::KV_CONTROL, &key, value, Some(self.life)).await {
+            Ok(_) => return Ok(grant),
+            Err(BusError::Exists(_)) => bus.kv_get(table::KV_CONTROL, &key).await,
+            Err(error) => Err(error),
+        };
+        match by {
+            Ok(Some(entry))
+                if codec::decode::<String>(&entry.value).is_ok_and(|by| by == self.worker_key) =>
+            {
+                Ok(grant)
+            }
+            Ok(_) => {
+                tracing::warn!(token = self.name, "a join token was shown a second time, by somebody else");
+                refuse(
+                    RefusalCode::Conflict,
+                    "this join token has been used: it is good for one pod, once".to_owned(),
+                )
+            }
+            Err(error) => {
+                refuse(RefusalCode::Unavailable, format!("whether this token was used is not known: {error}"))
+            }
+        }
+    }
+}
 
 /// Lets pods in.
 pub(super) struct Door {
     issuer: Option<Issuer>,
     worker_life: Duration,
     pod_life: Duration,
+    /// Of the tokens of orders.
+    order_life: Duration,
 }
 
 impl Door {
     /// Reads the signing keys, if there are any.
     pub(super) fn open(options: &Options) -> anyhow::Result<Door> {
-        let issuer = match &options.issuer_file {
-            None => None,
-            Some(path) => {
-                let said = || format!("the signing keys in {} cannot be used", path.display());
-                let text = std::fs::read_to_string(path).with_context(said)?;
-                Some(Issuer::parse(&text).with_context(said)?)
-            }
-        };
+        let issuer = options.issuer_file.as_deref().map(read_issuer).transpose()?;
         Ok(Door {
             issuer,
             worker_life: Duration::from_millis(options.worker_token_ms),
             pod_life: Duration::from_millis(options.pod_token_ms),
+            order_life: Duration::from_secs_f64(options.scale.ready_limit_s),
         })
     }
 
@@ -43,7 +108,8 @@ impl Door {
     }
 
     /// `asker` is what the server let it publish as, so it is believed: a worker that renews its own token, or somebody
-    /// with a join token, who may be anybody new.
+    /// with a join token, who may be anybody new. The token of an order lets in the pod of that order, once, while its
+    /// lease lasts.
     pub(super) fn answer(
         &self,
         now: TimeMs,
@@ -51,7 +117,7 @@ impl Door {
         request: &JoinRequest,
         fleet: &Fleet,
         grants: &Grants,
-    ) -> Reply<(JoinGrant, Option<Granted>)> {
+    ) -> Reply<LetIn> {
         let refuse = |code, message: String| Err(Refusal { code, message, retry_after_ms: None });
         let Some(issuer) = &self.issuer else {
             let message = "this coordinator has no signing keys: set issuer_file".to_owned();
@@ -63,9 +129,31 @@ impl Door {
         if !renews && (fleet.slot(worker).is_some() || grants.knows(worker)) {
             return refuse(RefusalCode::Conflict, format!("there is a worker {worker} already"));
         }
+        let joiner = Joiner::parse(asker);
+        let mut ordered = None;
+        if let Some(name) = joiner.pod() {
+            let unknown = || format!("no order of {name} is known here (yet)");
+            let Some(pod) = fleet.pods.get(name) else { return refuse(RefusalCode::Unavailable, unknown()) };
+            match pod.lease {
+                None => return refuse(RefusalCode::Unavailable, unknown()),
+                Some(LeasePhase::Drain) => {
+                    return refuse(RefusalCode::Conflict, format!("{name} is being given back"));
+                }
+                Some(LeasePhase::Boot | LeasePhase::Work) => {}
+            }
+            ordered = Some(WorkerFacts {
+                pod: name.to_owned(),
+                host: request.facts.as_ref().map_or(name, |facts| &facts.host).chars().take(100).collect(),
+                pod_class: pod.class.clone(),
+                price_usd_micro_per_hour: pod.bill.price(),
+            });
+        }
         let signed = issuer.token(Role::Worker, worker.as_str(), &request.worker_key, now, self.worker_life);
         // A worker does not get a second way in: only whoever had one keeps one.
-        let pod_file = request.pod_key.as_ref().map(|key| format!("pod-{}", short(key)));
+        let pod_file = request.pod_key.as_ref().map(|key| match joiner.pod() {
+            Some(name) => Joiner::rented_name(name),
+            None => format!("pod-{}", short(key)),
+        });
         let pod = request
             .pod_key
             .as_ref()
@@ -76,9 +164,15 @@ impl Door {
             (Ok(worker_token), Ok(pod_token)) => {
                 tracing::info!(%worker, asker, key = request.worker_key, renews, "credentials issued");
                 let pod_file = pod_token.is_some().then_some(pod_file).flatten();
-                let granted = if renews { None } else { grants.grant(asker, request, pod_file, fleet) };
-                let expires_at = now.plus(self.worker_life);
-                Ok((JoinGrant { worker_token, pod_token, expires_at }, granted))
+                let granted =
+                    if renews { None } else { grants.grant(asker, request, pod_file, fleet, ordered) };
+                let grant = JoinGrant { worker_token, pod_token, expires_at: now.plus(self.worker_life) };
+                let once = matches!(joiner, Joiner::Order { .. }).then(|| UsedToken {
+                    name: asker.to_owned(),
+                    worker_key: request.worker_key.clone(),
+                    life: self.order_life + USED_BEYOND,
+                });
+                Ok(LetIn { grant, granted, once })
             }
             (Err(fault), _) | (_, Err(fault)) => refuse(RefusalCode::Invalid, fault.to_string()),
         }
@@ -93,6 +187,7 @@ fn short(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use ternfleet_proto::access::{Asking, Site};
+    use ternfleet_proto::{Now, UsdMicro};
 
     use super::*;
 
@@ -102,7 +197,41 @@ mod tests {
             issuer: Some(Issuer::parse(&issuer).unwrap()),
             worker_life: Duration::from_secs(60),
             pod_life: Duration::from_secs(600),
+            order_life: Duration::from_secs(900),
         }
+    }
+
+    #[test]
+    fn the_token_of_an_order_lets_in_the_pod_of_that_order_while_its_lease_lasts() {
+        let (door, asking) = (door(), Asking::new("f-a-0-x".parse().unwrap()));
+        let mut fleet = Fleet::default();
+        let grants = Grants::new(true);
+        let answer = |asker: &str, asking: &Asking, fleet: &Fleet| {
+            door.answer(TimeMs(0), asker, &asking.request(), fleet, &grants)
+        };
+        let refused = answer("order-f-a-0", &asking, &fleet).unwrap_err();
+        assert_eq!(refused.code, RefusalCode::Unavailable, "the order may be known in a moment");
+        let pod = fleet.pod_or_new(Now::default(), "f-a-0", UsdMicro(1), "a");
+        pod.lease = Some(LeasePhase::Boot);
+        let LetIn { grant, granted, once } = answer("order-f-a-0", &asking, &fleet).unwrap();
+        assert!(
+            format!("{granted:?}").contains("pod: \"f-a-0\""),
+            "what was ordered, not what is claimed: {granted:?}"
+        );
+        let token = once.unwrap();
+        assert_eq!((token.name.as_str(), token.life.as_secs()), ("order-f-a-0", 900 + 3600));
+        let (_, kept) = asking.granted(grant).unwrap();
+        // What the pod keeps is bound to it, too.
+        let name = kept.unwrap().0.holder().unwrap().name;
+        assert_eq!(Joiner::parse(&name), Joiner::Rented { pod: "f-a-0" });
+        let again = Asking::new("f-a-0-y".parse().unwrap());
+        assert!(answer(&name, &again, &fleet).is_ok());
+        assert!(may_have_failed("order-f-a-0", &fleet), "nobody has heard of its worker");
+        fleet.pods.get_mut("f-a-0").unwrap().workers.insert(crate::core::WorkerSlot(1));
+        assert!(!may_have_failed("order-f-a-0", &fleet), "whoever says so is somebody else");
+        fleet.pods.get_mut("f-a-0").unwrap().lease = Some(LeasePhase::Drain);
+        let refused = answer(&name, &again, &fleet).unwrap_err();
+        assert!(refused.message.contains("given back"), "{refused}");
     }
 
     #[test]
@@ -111,7 +240,7 @@ mod tests {
         let grant = door()
             .answer(TimeMs(5_000), "token-a", &asking.request(), &Fleet::default(), &Grants::new(true))
             .unwrap()
-            .0;
+            .grant;
         assert_eq!(grant.expires_at, TimeMs(65_000));
         let (worker, pod) = asking.granted(grant).unwrap();
         let (worker, pod) = (worker.holder().unwrap(), pod.unwrap().0.holder().unwrap());
@@ -125,7 +254,7 @@ mod tests {
         let grant = door()
             .answer(TimeMs(0), "w-1", &asking.request(), &Fleet::default(), &Grants::new(true))
             .unwrap()
-            .0;
+            .grant;
         assert_eq!(grant.pod_token, None);
     }
 
@@ -149,8 +278,8 @@ mod tests {
         };
         let asked =
             || JoinRequest { facts: Some(facts.clone()), ..Asking::new("w-1".parse().unwrap()).request() };
-        let (_, granted) = door().answer(TimeMs(0), "token-a", &asked(), &Fleet::default(), &grants).unwrap();
-        grants.note(granted.unwrap());
+        let let_in = door().answer(TimeMs(0), "token-a", &asked(), &Fleet::default(), &grants).unwrap();
+        grants.note(let_in.granted.unwrap());
         // A new leader: it knows the grants and has heard of no worker.
         let refused = door().answer(TimeMs(0), "pod-x", &asked(), &Fleet::default(), &grants).unwrap_err();
         assert_eq!(refused.code, RefusalCode::Conflict);

@@ -5,6 +5,8 @@
 //! ledger of the day. A leader that dies at any point is followed by one that reads them and adopts what runs. The
 //! core is told of every lease, so that its bill runs from a pod's creation to its return.
 
+mod failures;
+mod order;
 mod perform;
 mod provider;
 mod store;
@@ -16,7 +18,7 @@ use std::time::Duration;
 
 use ternfleet_cloud::{CloudError, Rented, Status};
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::message::{Refusal, RefusalCode, Reply, ScaleDials, ScaleView};
+use ternfleet_proto::message::{PodFailure, Refusal, RefusalCode, Reply, ScaleDials, ScaleView, StartFailed};
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{Clock, LeaderRevision, MonoMs, Now, TimeMs, UsdMicro, codec};
 use tokio::sync::{mpsc, watch};
@@ -26,6 +28,7 @@ use super::Input;
 use super::quotes::Footing;
 use crate::core::Situation;
 use crate::metrics::Metrics;
+use crate::options::ProviderKind;
 use crate::plan::Plan;
 use crate::scale::{Decision, Refused, Seen, SeenPod, Settings, decide};
 
@@ -53,6 +56,8 @@ pub(crate) struct Ties {
     pub(crate) leader: LeaderRevision,
     pub(crate) situations: watch::Receiver<Arc<Situation>>,
     pub(crate) calls: mpsc::UnboundedReceiver<ScaleCall>,
+    /// Last words of pods, with the name that each spoke as.
+    pub(crate) failed_starts: mpsc::UnboundedReceiver<(String, StartFailed)>,
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
@@ -65,6 +70,10 @@ struct Memory {
     told: bool,
     /// It has been told that the lease is ending.
     ending_told: bool,
+    /// Its worker was heard of.
+    heard: bool,
+    /// Why it failed has been told.
+    failure_known: bool,
     /// Measured: from the order to the first heartbeat.
     boot_s: Option<f64>,
     /// Since when it is being drained.
@@ -89,6 +98,8 @@ struct Scaler {
     /// Measured speeds by class: mean and error.
     rates: BTreeMap<String, (f64, f64)>,
     boots: BTreeMap<String, f64>,
+    /// By class, the latest.
+    failures: BTreeMap<String, PodFailure>,
     offered_at: Option<Instant>,
     reconciled_at: Instant,
     heard_since: Instant,
@@ -118,6 +129,7 @@ pub(crate) async fn serve(rental: Rental, ties: Ties) {
         memories: BTreeMap::new(),
         rates: BTreeMap::new(),
         boots: BTreeMap::new(),
+        failures: BTreeMap::new(),
         offered_at: None,
         reconciled_at: Instant::now(),
         heard_since: Instant::now(),
@@ -144,6 +156,10 @@ pub(crate) async fn serve(rental: Rental, ties: Ties) {
                 Some(call) => scaler.answer(call).await,
                 None => return,
             },
+            said = scaler.ties.failed_starts.recv() => match said {
+                Some((name, said)) => scaler.start_failed(scaler.ties.clock.wall(), &name, said).await,
+                None => return,
+            },
         }
     }
 }
@@ -163,6 +179,8 @@ impl Scaler {
         }
         self.date_intents();
         self.learn();
+        self.take_prices().await;
+        self.learn_health().await;
         let settings = self.settings();
         let seen = self.seen(now);
         let intents = self.store.intents();
@@ -255,6 +273,9 @@ impl Scaler {
         let mut settings = self.rental.settings(dials);
         settings.refused = refused.map(|(refused, _, _)| refused.clone()).collect();
         for class in &mut settings.classes {
+            if self.rental.options.provider == ProviderKind::Runpod {
+                class.starting_max = self.store.health(&class.name).starting_max(self.ties.clock.wall());
+            }
             if let Some((mean, error)) = self.rates.get(&class.name) {
                 (class.rate_tok_s, class.rate_sd_tok_s) = (*mean, *error);
             }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use ternfleet_proto::message::{Heartbeat, JoinRequest};
+use ternfleet_proto::message::{Heartbeat, JoinGrant, JoinRequest, Reply};
 use ternfleet_proto::{Now, codec};
 
+use super::join::{LetIn, UsedToken};
 use super::{Service, grants};
 use crate::core::{Action, Event};
 
@@ -24,14 +25,40 @@ impl Service {
 
     pub(super) fn let_in(&mut self, now: Now, asker: &str, request: &JoinRequest, reply: String) {
         let answer = self.door.answer(now.wall, asker, request, self.core.fleet(), &self.grants);
-        let payload = codec::encode(&answer.as_ref().map(|(grant, _)| grant));
         match answer {
-            Ok((_, Some(granted))) => {
+            Ok(LetIn { grant, granted, once: Some(token) }) => self.let_in_once(token, grant, granted, reply),
+            Ok(LetIn { grant, granted: Some(granted), once: None }) => {
+                let payload = codec::encode(&Reply::Ok(grant));
                 self.grants.note(granted.clone());
                 self.store_grant(granted, Some((reply, payload)));
             }
-            Ok((_, None)) | Err(_) => self.send(reply, payload),
+            Ok(LetIn { grant, granted: None, once: None }) => {
+                self.send(reply, codec::encode(&Reply::Ok(grant)))
+            }
+            Err(refusal) => self.send(reply, codec::encode(&Reply::<JoinGrant>::Err(refusal))),
         }
+    }
+
+    /// With the token of an order: whoever used it first is in, and nobody else.
+    fn let_in_once(
+        &self,
+        token: UsedToken,
+        grant: JoinGrant,
+        granted: Option<grants::Granted>,
+        reply: String,
+    ) {
+        let bus = Arc::clone(&self.bus);
+        tokio::spawn(async move {
+            let answer = token.claim(&bus, grant).await;
+            if let (Ok(_), Some(granted)) = (&answer, &granted)
+                && let Err(error) = grants::store(&bus, granted).await
+            {
+                tracing::warn!(%error, "who a worker is was not stored; it asks again");
+                return;
+            }
+            // The pod asks again if this is lost.
+            let _ = bus.send(&reply, codec::encode(&answer)).await;
+        });
     }
 
     /// Stores who a worker is; then its answer goes out, if it waits for one.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
 
-use super::credentials::Credentials;
+use super::credentials::{Credentials, Holder, holder_of};
 use super::{AccessError, jwt, unusable};
 use crate::id::{TimeMs, WorkerId};
 use crate::table::Role;
@@ -87,6 +87,25 @@ impl Issuer {
         jwt::sign(signer, user_key, name, now, Some(now.plus(life)), jwt::user(&self.account, role))
     }
 
+    /// Whom a token speaks of, if this issuer made it for `role` and it still lives. For whoever shows one over HTTP: of a
+    /// NATS client the server makes sure itself.
+    ///
+    /// # Errors
+    /// When it is somebody else's, of another role, or has expired.
+    pub fn verify(&self, role: Role, token: &str, now: TimeMs) -> Result<Holder, AccessError> {
+        let signer = self.keys.iter().find(|(of, _)| *of == role);
+        let (_, signer) = signer.ok_or_else(|| unusable("the token", "nobody here can judge it"))?;
+        jwt::verified(token, signer)?;
+        let holder = holder_of(token)?;
+        if holder.role != role {
+            return Err(unusable("the token", "it is for another role"));
+        }
+        if holder.expires_at.is_some_and(|at| at <= now) {
+            return Err(unusable("the token", "it has expired"));
+        }
+        Ok(holder)
+    }
+
     /// A new user with a key of its own.
     ///
     /// # Errors
@@ -101,5 +120,32 @@ impl Issuer {
         let key = KeyPair::new_user();
         let token = self.token(role, name, &key.public_key(), now, life)?;
         Ok(Credentials::new(token, key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::{JoinToken, Site};
+
+    #[test]
+    fn a_token_is_believed_only_if_this_fleet_signed_it_for_the_role_and_it_lives() {
+        let (ours, theirs) = (Site::new(TimeMs(0)).issuer(), Site::new(TimeMs(0)).issuer());
+        let life = Duration::from_secs(60);
+        let token = |issuer: &Issuer| {
+            JoinToken::for_order(issuer, "f-a-0", TimeMs(0), life).unwrap().credentials().token()
+        };
+        let holder = ours.verify(Role::Joiner, &token(&ours), TimeMs(1_000)).unwrap();
+        assert_eq!(holder.name, "order-f-a-0");
+        assert!(ours.verify(Role::Joiner, &token(&ours), TimeMs(61_000)).is_err(), "expired");
+        assert!(ours.verify(Role::Joiner, &token(&theirs), TimeMs(1_000)).is_err(), "another fleet's");
+        let worker = ours.user(Role::Worker, "w-1", TimeMs(0), life).unwrap().token();
+        assert!(ours.verify(Role::Joiner, &worker, TimeMs(1_000)).is_err(), "another role");
+        let mut forged = token(&ours);
+        forged.replace_range(40..41, if &forged[40..41] == "A" { "B" } else { "A" });
+        assert!(ours.verify(Role::Joiner, &forged, TimeMs(1_000)).is_err(), "changed");
+        for broken in ["", "a", "a.b", "a.b.c"] {
+            assert!(ours.verify(Role::Joiner, broken, TimeMs(1_000)).is_err());
+        }
     }
 }

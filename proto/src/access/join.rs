@@ -14,6 +14,45 @@ use crate::table::Role;
 
 const PREFIX: &str = "tfjoin_";
 
+/// Begins the name of a token that was made for one order.
+const ORDER: &str = "order-";
+/// Begins the name of what such a pod keeps.
+const RENTED: &str = "rented-";
+
+/// Who asks to be let in, as the name in its token says, which the server holds it to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joiner<'a> {
+    /// A rented pod with the token of its order: good for one pod, once.
+    Order { pod: &'a str },
+    /// A rented pod that was let in before.
+    Rented { pod: &'a str },
+    /// A pod of somebody else's, or a worker.
+    Other,
+}
+
+impl<'a> Joiner<'a> {
+    pub fn parse(name: &'a str) -> Joiner<'a> {
+        match (name.strip_prefix(ORDER), name.strip_prefix(RENTED)) {
+            (Some(pod), _) => Joiner::Order { pod },
+            (_, Some(pod)) => Joiner::Rented { pod },
+            _ => Joiner::Other,
+        }
+    }
+
+    /// The rented pod that the name is bound to.
+    pub fn pod(self) -> Option<&'a str> {
+        match self {
+            Joiner::Order { pod } | Joiner::Rented { pod } => Some(pod),
+            Joiner::Other => None,
+        }
+    }
+
+    /// What the pod of an order is called once it is in.
+    pub fn rented_name(pod: &str) -> String {
+        format!("{RENTED}{pod}")
+    }
+}
+
 /// One line that lets its bearer ask for a worker's credentials, and do nothing else, until it expires.
 #[derive(Debug, Clone)]
 pub struct JoinToken(Credentials);
@@ -25,6 +64,19 @@ impl JoinToken {
     /// As [`Issuer::token`].
     pub fn make(issuer: &Issuer, name: &str, now: TimeMs, life: Duration) -> Result<JoinToken, AccessError> {
         issuer.user(Role::Joiner, name, now, life).map(JoinToken)
+    }
+
+    /// Makes one for the pod of one order.
+    ///
+    /// # Errors
+    /// As [`Issuer::token`].
+    pub fn for_order(
+        issuer: &Issuer,
+        pod: &str,
+        now: TimeMs,
+        life: Duration,
+    ) -> Result<JoinToken, AccessError> {
+        JoinToken::make(issuer, &format!("{ORDER}{pod}"), now, life)
     }
 
     /// Reads the line.

@@ -50,6 +50,15 @@ pub(super) fn claims(token: &str) -> Result<Value, AccessError> {
     serde_json::from_slice(&bytes).map_err(|reason| unusable("the token", reason))
 }
 
+/// The claims of a token that `signer` has signed.
+pub(super) fn verified(token: &str, signer: &KeyPair) -> Result<Value, AccessError> {
+    let (signed, signature) =
+        token.rsplit_once('.').ok_or_else(|| unusable("the token", "it has no signature"))?;
+    let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|reason| unusable("the token", reason))?;
+    signer.verify(signed.as_bytes(), &signature).map_err(|reason| unusable("the token", reason))?;
+    claims(token)
+}
+
 /// The operator's part.
 pub(super) fn operator(system_account: &str) -> Value {
     json!({ "type": "operator", "version": 2, "system_account": system_account })

@@ -33,6 +33,27 @@ pub struct Node {
     pub client_port: u16,
     pub cluster_port: u16,
     pub monitor_port: u16,
+    /// Host and port under which clients reach it from elsewhere, where these differ: behind a mapped port, or by a public
+    /// name.
+    #[serde(default)]
+    pub public: Option<(String, u16)>,
+}
+
+impl Node {
+    /// What clients are told.
+    pub fn client_address(&self) -> String {
+        match &self.public {
+            Some((host, port)) => format!("{host}:{port}"),
+            None => format!("{}:{}", self.host, self.client_port),
+        }
+    }
+
+    /// Names and addresses that its certificate must have.
+    pub fn hosts(&self) -> Vec<&str> {
+        let public =
+            self.public.as_ref().map(|(host, _)| host.as_str()).filter(|public| *public != self.host);
+        std::iter::once(self.host.as_str()).chain(public).collect()
+    }
 }
 
 /// Where a server finds its files and keeps its streams.
@@ -166,6 +187,7 @@ impl Site {
         };
         let mut text = String::new();
         let Node { name, client_port, cluster_port, monitor_port, .. } = node;
+        let advertised = node.client_address();
         // Writing to a string cannot fail.
         let _ = write!(
             text,
@@ -173,6 +195,8 @@ impl Site {
              # writes it anew when somebody is shut out. Check with: nats-server -t -c nats.conf\n\
              server_name: \"{name}\"\n\
              listen: \"0.0.0.0:{client_port}\"\n\
+             # Clients are told this address and no other: the machine's own may be private, and stand in no certificate.\n\
+             client_advertise: \"{advertised}\"\n\
              # Plain HTTP without any key: for this machine and its coordinator alone.\n\
              http: \"127.0.0.1:{monitor_port}\"\n\
              max_payload: 4MB\n\n\
@@ -197,7 +221,8 @@ impl Site {
                 .collect();
             let _ = write!(
                 text,
-                "\ncluster {{\n  name: \"{ACCOUNT}\"\n  listen: \"0.0.0.0:{cluster_port}\"\n  routes: [\n{}\n  ]\n  {}\n}}\n",
+                "\ncluster {{\n  name: \"{ACCOUNT}\"\n  listen: \"0.0.0.0:{cluster_port}\"\n  \
+                 # Clients are given every server's address by whoever starts them, not by gossip.\n  no_advertise: true\n  routes: [\n{}\n  ]\n  {}\n}}\n",
                 routes.join("\n"),
                 // A route is let in by its certificate alone.
                 tls("  verify: true\n").replace('\n', "\n  "),

@@ -73,6 +73,13 @@ pub enum EventKind {
         pod: String,
         billed_usd_micro: UsdMicro,
     },
+    /// A rented pod came to nothing, or stopped: why, and the last lines that it wrote.
+    PodFailed {
+        pod: String,
+        pod_class: String,
+        why: String,
+        log: Vec<String>,
+    },
 }
 
 /// A job that was given up, subject `tf.dead.<tenant>.<batch>.<index>` of the stream DEAD.

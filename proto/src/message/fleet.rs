@@ -178,3 +178,14 @@ pub struct JoinGrant {
     pub pod_token: Option<String>,
     pub expires_at: TimeMs,
 }
+
+/// `tf.fleet.failed.<name>`: the last words of a pod whose worker never ran. Nobody answers; the pod ends itself next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartFailed {
+    /// What it calls itself; counts only where the name that it joins with says so too.
+    pub pod: String,
+    pub why: String,
+    /// The last lines of its log, oldest first.
+    #[serde(default)]
+    pub log: Vec<String>,
+}

@@ -80,6 +80,19 @@ pub struct ScaleClass {
     pub enabled: bool,
     /// Why no pod of it is ordered for now.
     pub refused: Option<String>,
+    /// The latest of its pods that came to nothing.
+    #[serde(default)]
+    pub failed: Option<PodFailure>,
+}
+
+/// How a rented pod failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodFailure {
+    pub pod: String,
+    pub at: TimeMs,
+    pub why: String,
+    /// The last lines that it wrote, oldest first.
+    pub log: Vec<String>,
 }
 
 /// A rented pod, or one that is being rented.

@@ -73,7 +73,10 @@ pub fn permissions(role: Role) -> Permissions {
         Role::Coordinator => (vec![">".to_owned()], vec![">".to_owned()]),
         Role::Worker => worker(),
         Role::Tenant => tenant(),
-        Role::Joiner => (vec![subjects::join(STAND_IN)], vec![format!("{}.>", role.inbox(STAND_IN))]),
+        Role::Joiner => {
+            let publish = vec![subjects::join(STAND_IN), subjects::start_failed(STAND_IN)];
+            (publish, vec![format!("{}.>", role.inbox(STAND_IN))])
+        }
     };
     let named = |list: Vec<String>| list.into_iter().map(|subject| subject.replace(STAND_IN, NAME)).collect();
     // Only the coordinator may send a worker requests, and it has answers come to its own inbox.

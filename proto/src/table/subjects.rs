@@ -179,6 +179,20 @@ pub fn parse_join_subject(subject: &str) -> Option<&str> {
     subject.strip_prefix("tf.join.").filter(|name| !name.contains('.'))
 }
 
+/// Where a pod whose start failed says so, under the name that it would have joined with ([`crate::message::StartFailed`]).
+pub fn start_failed(name: &str) -> String {
+    format!("tf.fleet.failed.{name}")
+}
+
+pub fn starts_failed() -> &'static str {
+    "tf.fleet.failed.*"
+}
+
+/// Whose start failed.
+pub fn parse_start_failed_subject(subject: &str) -> Option<&str> {
+    subject.strip_prefix("tf.fleet.failed.").filter(|name| !name.contains('.'))
+}
+
 /// The coordinator's verbs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ApiVerb {

@@ -112,7 +112,7 @@ pub(crate) fn wait_for_pods(cluster: &Cluster, tenant: &str, count: usize) -> Ve
     .unwrap()
 }
 
-fn is_ready(port: u16) -> bool {
+pub(crate) fn is_ready(port: u16) -> bool {
     use std::io::{Read as _, Write as _};
     let Ok(mut connection) = TcpStream::connect(("127.0.0.1", port)) else { return false };
     let mut answer = String::new();

@@ -125,3 +125,78 @@ fn a_pod_comes_back_without_a_token_and_is_shut_out_when_its_key_is_revoked() {
     assert_eq!(refused.code(), Some(1));
     drop(coordinator);
 }
+
+#[test]
+fn an_ordered_pod_joins_with_the_token_of_its_order_once_and_nobody_after_it() {
+    let cluster = Cluster::start(1).unwrap();
+    let folder = cluster.scratch("pods");
+    let text = |path: std::path::PathBuf| serde_json::Value::from(path.display().to_string()).to_string();
+    let certificates = format!("nats_root_certificates={}", cluster.root_certificates().display());
+    // What the worker says of its price and class counts for nothing.
+    let arguments = serde_json::json!([
+        "worker",
+        "--nats",
+        cluster.url(),
+        "--pod",
+        "{name}",
+        "--pod-class",
+        "dear",
+        "--price-usd-per-hour",
+        "99",
+        "--set",
+        certificates,
+        "--set",
+        "engine=instant:30",
+        "--set",
+        "calibrate_ms=0"
+    ]);
+    let config = format!(
+        "[scale]\nprovider = \"local\"\nfleet = \"rented\"\npods_min = 1\npods_max = 1\ntick_ms = 300\nlease_s = 10\n\
+         [[scale.classes]]\nname = \"own\"\nprice_usd_per_hour = 0.34\nrate_tok_s = 20.0\n\
+         [scale.local]\nprogram = {}\narguments = {arguments}\nfolder = {}\n",
+        text(program::binary().unwrap()),
+        text(folder.clone()),
+    );
+    let path = cluster.scratch("scale.toml");
+    std::fs::write(&path, config).unwrap();
+    let _coordinator = coordinator(&cluster, "c-1", &["--config", path.to_str().unwrap()]);
+    let pods = wait_for_pods(&cluster, "acme", 1);
+    let shown = pods[0].to_string();
+    assert!(shown.contains("\"rented-own-0\"") && shown.contains("\"own\""), "{shown}");
+    assert!(
+        shown.contains("340000") && !shown.contains("99000000") && !shown.contains("\"dear\""),
+        "{shown}"
+    );
+
+    // A tenant asks in its own name, whatever the default is.
+    let input = prompts(&cluster, "in.jsonl", 3, 10);
+    let quoted = as_tenant(&cluster, "acme", &["quote", &input, "--json"]);
+    assert!(quoted.json().is_ok(), "{quoted:?}");
+    let looked = as_tenant(&cluster, "acme", &["doctor"]);
+    assert!(looked.stdout.contains("leads, answered in"), "{looked:?}");
+
+    // Somebody has read the pod's environment.
+    let card = std::fs::read_to_string(folder.join("rented-own-0.json")).unwrap();
+    let process = serde_json::from_str::<serde_json::Value>(&card).unwrap()["process"].as_i64().unwrap();
+    let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap();
+    let variables = String::from_utf8(environment).unwrap();
+    let token = variables.split('\0').find_map(|one| one.strip_prefix("TERNFLEET_NATS_JOIN_TOKEN=")).unwrap();
+    let mut thief = worker(&cluster, "rented-own-0", token, &[]);
+    let status = wait_for(Duration::from_secs(30), || Ok(thief.try_wait()?)).unwrap();
+    assert_eq!(status.code(), Some(1));
+    let said = std::fs::read_to_string(cluster.scratch("rented-own-0.log")).unwrap();
+    assert!(said.contains("has been used"), "{said}");
+    let other = cluster.nats(&["user", "--role", "joiner", "--name", "order-rented-own-9"]).unwrap();
+    std::fs::write(cluster.scratch("other.creds"), other).unwrap();
+    let kept = format!("nats_pod_file={}", cluster.scratch("other.creds").display());
+    let mut nobody = worker(&cluster, "never-ordered", "", &["--set", &kept]);
+    let log = || std::fs::read_to_string(cluster.scratch("c-1.log")).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(nobody.is_alive(), "its order may be known in a moment, so it asks again");
+    assert!(!log().contains("never-ordered"), "{}", log());
+    drop(nobody);
+    let process = nix::unistd::Pid::from_raw(i32::try_from(process).unwrap());
+    let own = std::fs::read_to_string(folder.join("rented-own-0.log")).unwrap();
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM)
+        .unwrap_or_else(|error| panic!("the pod itself is gone: {error}: {own}\n{}", log()));
+}

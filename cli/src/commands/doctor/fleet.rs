@@ -3,26 +3,39 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use ternfleet_proto::message::{PodView, Reply, WorkerState};
+use ternfleet_proto::message::{PodView, Reply, ScaleDials, ScaleView, WorkerState};
 use ternfleet_proto::nats::NatsBus;
 use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::{Bus, TimeMs, codec};
+use ternfleet_proto::{Bus, TenantId, TimeMs, codec};
 
 use super::Finding;
 use super::server::clock;
+use crate::client::tenant_of;
+use crate::connection::Connection;
 
 /// A takeover by a standby fits inside.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(6);
 const START_A_WORKER: &str = "start one: `ternfleet worker --nats URL --model PATH`";
 
-pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, address: &str) -> Vec<Finding> {
+pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Connection) -> Vec<Finding> {
+    let address = connection.address();
+    let address = address.url();
+    // A tenant's credentials let it ask in its own name alone.
+    let tenant = match tenant_of(connection) {
+        Ok(tenant) => tenant,
+        Err(reason) => {
+            let mend = "name usable credentials with --nats-credentials-file";
+            return vec![Finding::fault("coordinator", format!("{reason:#}"), mend)];
+        }
+    };
     let Some(bus) = bus else {
         return ["coordinator", "workers"]
             .map(|check| Finding::unknown(check, "NATS does not answer, see above", "mend NATS first"))
             .into();
     };
     let began = Instant::now();
-    let answer = bus.request(&table::api(ApiVerb::Pods), codec::encode(&()), ANSWER_TIMEOUT).await;
+    let answer =
+        bus.request(&table::api_of(ApiVerb::Pods, &tenant), codec::encode(&()), ANSWER_TIMEOUT).await;
     let reply: Reply<Vec<PodView>> = match answer.map(|payload| codec::decode(&payload)) {
         Ok(Ok(reply)) => reply,
         Ok(Err(reason)) => {
@@ -46,6 +59,7 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, address: &str) -
                 format!("leads, answered in {} ms", began.elapsed().as_millis()),
             ));
             found.extend(workers(&pods, TimeMs::now()));
+            found.extend(rented(bus, &tenant).await);
         }
         Err(refusal) => {
             found.push(Finding::warning(
@@ -54,6 +68,38 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, address: &str) -
                 "it is starting: look again in some seconds",
             ));
         }
+    }
+    found
+}
+
+/// Classes whose pods fail, with their last words. Who may not ask, or rents nothing, has none.
+async fn rented(bus: &NatsBus, tenant: &TenantId) -> Vec<Finding> {
+    let question = codec::encode(&ScaleDials::default());
+    let answer = bus.request(&table::api_of(ApiVerb::ScaleShow, tenant), question, ANSWER_TIMEOUT).await;
+    let Ok(Ok(Ok(view))) = answer.map(|payload| codec::decode::<Reply<ScaleView>>(&payload)) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for class in view.classes {
+        if let Some(failed) = &class.failed {
+            let last = failed.log.last().map(|line| format!(": {line}")).unwrap_or_default();
+            found.push(Finding::warning(
+                "rented pods",
+                format!("{} of class {} failed, {}{last}", failed.pod, class.name, failed.why),
+                "read all of its last lines: `ternfleet scale show`",
+            ));
+        }
+        if let Some(why) = class.refused {
+            let mend = "mend the class in the coordinator's configuration, or wait";
+            found.push(Finding::warning("rented pods", format!("none of class {}: {why}", class.name), mend));
+        }
+    }
+    if let Some(why) = view.halted {
+        found.push(Finding::fault(
+            "rented pods",
+            format!("nothing is ordered: {why}"),
+            "look at the provider's account",
+        ));
     }
     found
 }

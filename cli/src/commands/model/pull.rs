@@ -195,7 +195,7 @@ fn already(known: &Known, store: &Store) -> anyhow::Result<Option<Here>> {
 }
 
 /// Refuses what is no model, or not the manifest's. A digest that fits leaves nothing to doubt but the manifest.
-fn examine(known: &Known, fetched: &Fetched, path: &Path) -> anyhow::Result<()> {
+pub(crate) fn examine(known: &Known, fetched: &Fetched, path: &Path) -> anyhow::Result<()> {
     let forget = || crate::fetch::forget(&fetched.path);
     let file = gguf::File::open(&fetched.path)
         .inspect_err(|_| forget())

@@ -72,7 +72,7 @@ pub(super) fn write(folder: &Folder, authority: &Authority) -> anyhow::Result<()
     write_secret(&folder.root.join("ca.crt"), &certificate)?;
     write_secret(&folder.coordinator().join("ca.crt"), &certificate)?;
     for node in &folder.nodes {
-        let pair = authority.server(&node.name, &[&node.host])?;
+        let pair = authority.server(&node.name, &node.hosts())?;
         let place = folder.server(node);
         write_secret(&place.join("server.crt"), &pair.certificate)?;
         write_secret(&place.join("server.key"), &pair.key)?;

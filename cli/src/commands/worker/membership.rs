@@ -1,15 +1,15 @@
 //! How a worker comes into a fleet: with nothing, with credentials, or with a join token; and how it stays in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use ternfleet_proto::access::{Credentials, JoinToken, PodFile};
-use ternfleet_proto::message::WorkerFacts;
+use ternfleet_proto::message::{StartFailed, WorkerFacts};
 use ternfleet_proto::nats::{self, ConnectOptions, Joined};
-use ternfleet_proto::{Bus, BusError, TimeMs};
+use ternfleet_proto::{Bus, BusError, TimeMs, WorkerId, codec, table};
 use ternfleet_worker::{Identity, Options};
 
 use crate::layers::NatsOptions;
@@ -17,37 +17,118 @@ use crate::output::write_secret;
 
 /// Between two tries to renew.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(8);
 
 /// Runs a worker, joining first where a join token or a pod file says so.
 pub(super) async fn run(
     connection: &NatsOptions,
     mut options: Options,
     shutdown: CancellationToken,
+    ready_now: impl FnOnce() + Send,
 ) -> anyhow::Result<()> {
     let connect = connection.connect_options("ternfleet-worker");
     let Some(way_in) = way_in(connection)? else {
         let bus = nats::connect(&connect).await?;
-        return ternfleet_worker::run(bus, options, shutdown).await;
+        return ternfleet_worker::run_then(bus, options, shutdown, ready_now).await;
     };
-    let Identity { worker, host, pod, .. } = Identity::new(&options);
-    let (pod_class, price_usd_micro_per_hour) = (options.pod_class.clone(), options.price());
-    let facts = WorkerFacts { pod, host, pod_class, price_usd_micro_per_hour };
+    let (worker, facts) = new_worker(&options);
     let joined = tokio::select! {
         joined = nats::join(&connect, &way_in, worker.clone(), facts) => joined,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let Joined { credentials, pod, expires_at } = joined.context(
-        "this worker is not let in: get a new token with `ternfleet nats token` (they live for minutes)",
-    )?;
-    if let (Some(path), Some(pod)) = (&connection.nats_pod_file, pod) {
-        keep(path, &pod)?;
+    let Joined { credentials, pod, expires_at } =
+        joined.map_err(|error| not_let_in(error, &way_in, TimeMs::now()))?;
+    if let (Some(path), Some(pod)) = (&connection.nats_pod_file, pod)
+        && let Err(error) = keep(path, &pod)
+    {
+        // A pod file that somebody else looks after is read and not written.
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "the way back in is not kept; the old one goes on to hold"
+        );
     }
     tracing::info!(%worker, "joined the fleet");
     options.worker = Some(worker);
     let bus = nats::connect_as(&ConnectOptions { credentials_file: None, ..connect }, &credentials).await?;
     tokio::select! {
-        ended = ternfleet_worker::run(bus.clone(), options, shutdown) => ended,
+        ended = ternfleet_worker::run_then(bus.clone(), options, shutdown, ready_now) => ended,
         never = renew_for_ever(&*bus, &credentials, expires_at) => match never {},
+    }
+}
+
+/// A new worker, and what it says of itself when it comes in.
+fn new_worker(options: &Options) -> (WorkerId, WorkerFacts) {
+    let Identity { worker, host, pod, .. } = Identity::new(options);
+    let (pod_class, price_usd_micro_per_hour) = (options.pod_class.clone(), options.price());
+    (worker, WorkerFacts { pod, host, pod_class, price_usd_micro_per_hour })
+}
+
+/// Says what to do: another token helps only where the token is at fault.
+fn not_let_in(error: BusError, with: &Credentials, now: TimeMs) -> anyhow::Error {
+    let expired = with.holder().ok().and_then(|holder| holder.expires_at).is_some_and(|at| at <= now);
+    let said = error.to_string().to_lowercase();
+    let at_fault = ["authorization", "authentication", "expired", "revoked", "has been used"];
+    let is_token =
+        expired || (matches!(error, BusError::Refused(_)) && at_fault.iter().any(|word| said.contains(word)));
+    let advice = match error {
+        _ if is_token => {
+            "this worker is not let in: its token is not good (any more); `ternfleet nats token` makes a new one, and the \
+             coordinator one for each pod that it orders"
+        }
+        BusError::Unreachable(_) => "nobody lets this worker in: NATS or the coordinator does not answer",
+        _ => "this worker is not let in",
+    };
+    anyhow::Error::new(error).context(advice)
+}
+
+/// Joins once for several engines of one pod, since a token may be good for one pod, once; answers where what they come
+/// in with is kept.
+pub(super) async fn enter_for_all(
+    connection: &NatsOptions,
+    options: &Options,
+) -> anyhow::Result<Option<PathBuf>> {
+    let Some(way_in) = way_in(connection)? else { return Ok(None) };
+    if let Some(path) = connection.nats_pod_file.as_deref().filter(|path| path.exists()) {
+        return Ok(Some(path.to_owned()));
+    }
+    let connect = connection.connect_options("ternfleet-worker");
+    let (worker, facts) = new_worker(options);
+    let joined = nats::join(&connect, &way_in, worker, facts).await;
+    let joined = joined.map_err(|error| not_let_in(error, &way_in, TimeMs::now()))?;
+    let pod = joined.pod.context("the coordinator lets this pod in once and not again")?;
+    let path = connection
+        .nats_pod_file
+        .clone()
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("ternfleet-pod-{}.creds", std::process::id())));
+    keep(&path, &pod)?;
+    Ok(Some(path))
+}
+
+/// Tells the coordinator why this pod's worker does not run, in a few seconds or not at all.
+pub(super) fn last_words(connection: &NatsOptions, options: &Options, error: &anyhow::Error) {
+    let said =
+        StartFailed { pod: options.pod.clone(), why: format!("{error:#}"), log: crate::logging::recent() };
+    let connect = ConnectOptions {
+        first_connect_ms: LAST_WORDS_WITHIN.as_millis() as u64 / 2,
+        ..connection.connect_options("ternfleet-worker")
+    };
+    let way_in = way_in(connection).ok().flatten();
+    let tell = async {
+        let (bus, name) = match &way_in {
+            Some(credentials) => {
+                let name = credentials.holder().map(|holder| holder.name).unwrap_or_default();
+                let alone = ConnectOptions { credentials_file: None, ..connect };
+                (nats::connect_as(&alone, credentials).await?, name)
+            }
+            None => (nats::connect(&connect).await?, options.pod.clone()),
+        };
+        bus.send(&table::start_failed(&name), codec::encode(&said)).await?;
+        bus.close().await;
+        anyhow::Ok(())
+    };
+    let told = crate::stop::block_on(async { tokio::time::timeout(LAST_WORDS_WITHIN, tell).await? });
+    if let Err(error) = told {
+        tracing::warn!(error = format!("{error:#}"), "the coordinator was not told");
     }
 }
 

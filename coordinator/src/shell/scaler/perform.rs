@@ -10,12 +10,15 @@ use ternfleet_proto::bus::Publish;
 use ternfleet_proto::message::{Control, Event as Audit, EventKind, Order as Word};
 use ternfleet_proto::{TimeMs, UsdMicro, codec, table};
 
+use super::order::in_our_words;
 use super::{Input, Scaler};
-use crate::core::{Event, Lease};
+use crate::core::{Event, Lease, Situation};
 use crate::scale::{Act, Decision, Intent, Why};
 
 /// Pods whose bill is remembered for the reconciliation after their return.
 const RETURNED_MAX: usize = 1_000;
+/// The core tells what a lease has cost within its next ticks.
+const LAST_BILL_WITHIN: Duration = Duration::from_secs(3);
 
 impl Scaler {
     pub(super) async fn perform(&mut self, now: TimeMs, decision: &Decision) {
@@ -70,7 +73,7 @@ impl Scaler {
         true
     }
 
-    async fn note(&mut self, name: &str, change: impl FnOnce(&mut Intent)) -> bool {
+    pub(super) async fn note(&mut self, name: &str, change: impl FnOnce(&mut Intent)) -> bool {
         let noted = self.store.change(&self.ties, name, change).await;
         if let Err(error) = &noted {
             tracing::warn!(pod = name, %error, "the intent was not changed");
@@ -83,7 +86,7 @@ impl Scaler {
         let mut ordered = Vec::new();
         for name in names {
             let Some(intent) = self.store.intents.get(&name).map(|kept| kept.value.clone()) else { continue };
-            match self.rental.order(&intent) {
+            match self.rental.order(now, &intent) {
                 Ok(order) => {
                     let provider = Arc::clone(&self.rental.provider);
                     ordered.push(async move { (intent, provider.create(&order).await) });
@@ -128,7 +131,7 @@ impl Scaler {
     /// What a refused or lost order means, by the table of the provider's answers.
     async fn not_rented(&mut self, intent: &Intent, fault: CloudError) {
         self.heed("create", &fault);
-        let why = fault.to_string();
+        let why = in_our_words(&fault.to_string());
         match fault {
             CloudError::NoCapacity(_) => self.give_up(intent, false, why).await,
             CloudError::Forbidden(_) | CloudError::Invalid(_) => self.give_up(intent, true, why).await,
@@ -164,7 +167,7 @@ impl Scaler {
     async fn end(&mut self, now: TimeMs, name: &str, id: &str, why: Why) {
         if why == Why::Orphan {
             tracing::warn!(pod = name, id, "ended: it bears this fleet's name and no intent claims it");
-            return self.terminate(now, name, id).await;
+            return self.terminate(name, id).await;
         }
         let marked = self.note(name, |intent| {
             intent.ending.get_or_insert(why);
@@ -188,7 +191,8 @@ impl Scaler {
         if polite && patient && self.drain(name).await {
             return;
         }
-        self.terminate(now, name, id).await;
+        self.look_at_log(now, name, id, why).await;
+        self.terminate(name, id).await;
     }
 
     /// True while a worker of the pod is there to be drained.
@@ -206,13 +210,13 @@ impl Scaler {
         true
     }
 
-    async fn terminate(&mut self, now: TimeMs, name: &str, id: &str) {
+    async fn terminate(&mut self, name: &str, id: &str) {
         match self.rental.provider.terminate(&PodId(id.to_owned())).await {
             Ok(()) | Err(CloudError::NotFound(_)) => {
                 if let Some(listed) = &mut self.listed {
                     listed.retain(|pod| pod.id.0 != id);
                 }
-                self.lease_ended(now, name, id).await;
+                self.tell(Event::LeaseEnded { pod: name.to_owned() }).await;
             }
             Err(fault) => self.heed("terminate", &fault),
         }
@@ -221,29 +225,44 @@ impl Scaler {
     /// The provider lists it no more.
     async fn close(&mut self, now: TimeMs, name: &str, why: Why) {
         let Some(intent) = self.store.intents.get(name).map(|kept| kept.value.clone()) else { return };
+        let id = intent.provider_id.as_deref().unwrap_or("");
+        // The bill is found by the intent, so it is taken before the intent goes.
+        self.close_bill(name, id).await;
+        let billed = self.billed(name);
         if let Err(error) = self.store.strike(&self.ties, name).await {
             tracing::warn!(pod = name, %error, "an intent was not struck out");
             return;
         }
-        let billed = self.billed(name);
+        self.account_for(now, &intent, why).await;
         if why == Why::Vanished {
             tracing::warn!(pod = name, %billed, "the pod is gone without a word");
         } else {
             tracing::info!(pod = name, ?why, %billed, "returned");
         }
-        self.lease_ended(now, name, intent.provider_id.as_deref().unwrap_or("")).await;
         self.audit(now, EventKind::PodReturned { pod: name.to_owned(), billed_usd_micro: billed }).await;
         self.memories.remove(name);
     }
 
+    /// What a pod has cost: so far, or in all once its lease has ended.
     pub(super) fn billed(&self, name: &str) -> UsdMicro {
         let situation = self.ties.situations.borrow();
-        let open = situation.leases.iter().find(|(pod, _)| pod == name).map(|(_, billed)| *billed);
-        let id = || self.store.intents.get(name).and_then(|kept| kept.value.provider_id.clone());
-        open.or_else(|| self.returned.get(&id()?).copied()).unwrap_or(UsdMicro::ZERO)
+        let mut bills = situation.leases.iter().chain(&situation.ended_leases);
+        bills.find(|(pod, _)| pod == name).map_or(UsdMicro::ZERO, |(_, billed)| *billed)
     }
 
-    async fn lease_ended(&mut self, _now: TimeMs, name: &str, id: &str) {
+    /// Ends the lease, and waits for the core's last word on its bill.
+    async fn close_bill(&mut self, name: &str, id: &str) {
+        let leased = self.memories.get(name).is_some_and(|memory| memory.told);
+        self.tell(Event::LeaseEnded { pod: name.to_owned() }).await;
+        if !leased {
+            return;
+        }
+        let has_ended =
+            |situation: &Arc<Situation>| situation.ended_leases.iter().any(|(pod, _)| pod == name);
+        let closed = tokio::time::timeout(LAST_BILL_WITHIN, self.ties.situations.wait_for(has_ended));
+        if !matches!(closed.await, Ok(Ok(_))) {
+            tracing::warn!(pod = name, "the last of this pod's bill is not known yet");
+        }
         let billed = self.billed(name);
         if !id.is_empty() && billed > UsdMicro::ZERO {
             if self.returned.len() >= RETURNED_MAX {
@@ -251,7 +270,28 @@ impl Scaler {
             }
             self.returned.insert(id.to_owned(), billed);
         }
-        self.tell(Event::LeaseEnded { pod: name.to_owned() }).await;
+    }
+
+    /// The provider's word on what a pod costs, in an answer or in its list, replaces what was expected.
+    pub(super) async fn take_prices(&mut self) {
+        let told: Vec<(String, UsdMicro)> = self
+            .listed
+            .iter()
+            .flatten()
+            .filter_map(|pod| Some((pod, pod.price_usd_micro_per_hour.filter(|price| *price > 0)?)))
+            .filter_map(|(pod, price)| {
+                let intent = &self.store.intents.get(&pod.name)?.value;
+                let own = intent.provider_id.as_deref() == Some(pod.id.0.as_str());
+                let price = UsdMicro(price);
+                (own && intent.price_usd_micro_per_hour != price).then(|| (pod.name.clone(), price))
+            })
+            .collect();
+        for (name, price) in told {
+            tracing::info!(pod = name, %price, "the provider's price of this pod");
+            if self.note(&name, move |intent| intent.price_usd_micro_per_hour = price).await {
+                self.memories.entry(name).or_default().told = false;
+            }
+        }
     }
 
     /// Every pod that is rented is billed. After a change of leader the bill goes on from where the last one stopped.
@@ -282,7 +322,7 @@ impl Scaler {
         let _ = self.ties.inbox.send(Input::Event(event)).await;
     }
 
-    async fn audit(&self, at: TimeMs, what: EventKind) {
+    pub(super) async fn audit(&self, at: TimeMs, what: EventKind) {
         let event = Audit { at, leader: self.ties.leader, what };
         let stored =
             self.ties.bus.publish(&table::event("pod"), codec::encode(&event), Publish::default()).await;

@@ -1,4 +1,4 @@
-//! From configuration to a provider, and from an intent to an order.
+//! From configuration to a provider, and to the scaler's settings.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,24 +6,32 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use ternfleet_cloud::http::Secret;
-use ternfleet_cloud::{Availability, Compute, Offer, Order, Provider, Tier, local, runpod};
+use ternfleet_cloud::{Availability, Compute, Offer, Provider, Tier, local, runpod};
 use ternfleet_proto::UsdMicro;
+use ternfleet_proto::access::Issuer;
 use ternfleet_proto::message::ScaleDials;
 
-use crate::options::{ClassOptions, ProviderKind, ScaleOptions};
-use crate::scale::{Class, Intent, Settings};
+use crate::options::{ClassOptions, Options, ProviderKind, ScaleOptions};
+use crate::scale::{Class, Settings};
+use crate::shell::read_issuer;
 
 /// The provider, and how its pods are chosen and brought up.
 #[derive(Clone)]
 pub(crate) struct Rental {
     pub(super) provider: Arc<dyn Provider>,
     pub(super) options: ScaleOptions,
+    /// Makes a join token for each order.
+    pub(super) issuer: Option<Arc<Issuer>>,
+    /// Digest of this program, where pods fetch it from here.
+    pub(super) own_sha256: Option<String>,
     /// The provider's own prices, by class.
     prices: BTreeMap<String, UsdMicro>,
 }
 
 /// `None` when nothing is to be rented.
-pub(crate) fn rental(options: &ScaleOptions) -> anyhow::Result<Option<Rental>> {
+pub(crate) fn rental(options: &Options) -> anyhow::Result<Option<Rental>> {
+    let issuer_file = options.issuer_file.as_deref();
+    let options = &options.scale;
     let faults = options.faults();
     if !faults.is_empty() {
         bail!("the configuration of `scale` cannot be used:\n  {}", faults.join("\n  "));
@@ -33,7 +41,10 @@ pub(crate) fn rental(options: &ScaleOptions) -> anyhow::Result<Option<Rental>> {
         ProviderKind::Local => Arc::new(local_provider(options)?),
         ProviderKind::Runpod => Arc::new(runpod_provider(options)?),
     };
-    Ok(Some(Rental { provider, options: options.clone(), prices: BTreeMap::new() }))
+    let issuer = issuer_file.map(read_issuer).transpose()?.map(Arc::new);
+    let serves = options.pod.dist_url.is_some() && options.pod.binary_url.is_none();
+    let own_sha256 = serves.then(crate::dist::own_sha256).transpose()?;
+    Ok(Some(Rental { provider, options: options.clone(), issuer, own_sha256, prices: BTreeMap::new() }))
 }
 
 fn local_provider(options: &ScaleOptions) -> anyhow::Result<local::Local> {
@@ -116,85 +127,38 @@ impl Rental {
             boot_s: class.boot_s,
             loss_per_hour: class.loss_per_hour,
             pods_max: class.pods_max,
-            data_centers: class.data_centers.clone(),
+            data_centers: class.places(),
+            starting_max: None,
         }
     }
 
-    /// Takes prices over; answers the classes that cannot be had now, and why.
+    /// Takes prices over, each for the size that its class orders; answers the classes that cannot be had now, and why.
     pub(super) fn take_offers(&mut self, offers: &[Offer]) -> Vec<(String, String)> {
         let mut missing = Vec::new();
         for class in &self.options.classes {
-            let offer = offers.iter().find(|offer| is_of(offer, class));
-            if let Some(offer) = offer.filter(|offer| offer.price_usd_micro_per_hour > 0) {
-                self.prices.insert(class.name.clone(), UsdMicro(offer.price_usd_micro_per_hour));
-            }
-            match offer {
-                None => missing.push((class.name.clone(), "the provider does not offer it".to_owned())),
-                // Local pods are counted here: that all of them run now says nothing about a minute later.
-                Some(offer)
-                    if offer.availability == Availability::None
-                        && self.options.provider == ProviderKind::Runpod =>
-                {
-                    missing.push((class.name.clone(), "the provider has none free".to_owned()));
+            let (wanted, tier) = (compute(class), tier(class));
+            let Some(offer) = offers.iter().find(|offer| offer.is_of(&wanted, tier)) else {
+                missing.push((class.name.clone(), "the provider does not offer it".to_owned()));
+                continue;
+            };
+            match offer.price_of(&wanted) {
+                Ok(price) if price > 0 => {
+                    self.prices.insert(class.name.clone(), UsdMicro(price));
                 }
-                Some(_) => {}
+                Ok(_) => {}
+                Err(why) => missing.push((class.name.clone(), why)),
+            }
+            // Local pods are counted here: that all of them run now says nothing about a minute later.
+            let rents = self.options.provider == ProviderKind::Runpod;
+            if offer.availability == Availability::None && rents {
+                missing.push((class.name.clone(), "the provider has none free".to_owned()));
             }
         }
         missing
     }
-
-    /// What to order for an intent.
-    ///
-    /// # Errors
-    /// When a value of the environment cannot be read.
-    pub(super) fn order(&self, intent: &Intent) -> anyhow::Result<Order> {
-        let class = self.class(&intent.class).with_context(|| {
-            format!("the class {:?} of {} is not configured any more", intent.class, intent.name)
-        })?;
-        let pod = &self.options.pod;
-        let price = format!("{:.6}", intent.price_usd_micro_per_hour.dollars());
-        let lease_ms = (self.options.lease_s * 1000.0).round() as u64;
-        let end = if self.options.provider == ProviderKind::Runpod { "runpod" } else { "exit" };
-        let mut env = vec![
-            ("TERNFLEET_POD".to_owned(), intent.name.clone()),
-            ("TERNFLEET_POD_CLASS".to_owned(), intent.class.clone()),
-            ("TERNFLEET_PRICE_USD_PER_HOUR".to_owned(), price),
-            ("TERNFLEET_DEAD_MAN_MS".to_owned(), lease_ms.to_string()),
-            ("TERNFLEET_END_MYSELF".to_owned(), end.to_owned()),
-        ];
-        for (name, value) in &pod.env {
-            let value = resolved(value).with_context(|| format!("scale.pod.env.{name}"))?;
-            env.push((name.clone(), value));
-        }
-        Ok(Order {
-            name: intent.name.clone(),
-            compute: compute(class),
-            tier: if class.community { Tier::Community } else { Tier::Secure },
-            data_centers: intent.data_center.iter().cloned().collect(),
-            image: pod.image.clone(),
-            disk_gb: pod.disk_gb.max(1),
-            env,
-            command: pod.command.clone(),
-            volume: pod.volume_id.clone().zip(pod.volume_path.clone()),
-        })
-    }
 }
 
-/// `env:NAME` and `file:PATH` are read now; everything else stands for itself.
-fn resolved(value: &str) -> anyhow::Result<String> {
-    if let Some(name) = value.strip_prefix("env:") {
-        return std::env::var(name).with_context(|| format!("{name} is not set"));
-    }
-    match value.strip_prefix("file:") {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-            Ok(text.trim_end().to_owned())
-        }
-        None => Ok(value.to_owned()),
-    }
-}
-
-fn compute(class: &ClassOptions) -> Compute {
+pub(super) fn compute(class: &ClassOptions) -> Compute {
     match (&class.gpu, &class.cpu) {
         (Some(id), _) => Compute::Gpu {
             id: id.clone(),
@@ -207,57 +171,53 @@ fn compute(class: &ClassOptions) -> Compute {
     }
 }
 
-fn is_of(offer: &Offer, class: &ClassOptions) -> bool {
-    let tier = if class.community { Tier::Community } else { Tier::Secure };
-    match (&offer.compute, compute(class)) {
-        (Compute::Gpu { id, .. }, Compute::Gpu { id: wanted, .. }) => *id == wanted && offer.tier == tier,
-        (Compute::Cpu { id, .. }, Compute::Cpu { id: wanted, .. }) => *id == wanted,
-        _ => false,
-    }
+pub(super) fn tier(class: &ClassOptions) -> Tier {
+    if class.community { Tier::Community } else { Tier::Secure }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ternfleet_proto::TimeMs;
+    use ternfleet_cloud::Hardware;
 
     #[test]
-    fn an_order_carries_what_the_worker_needs_and_secrets_only_by_reference() {
-        let secret = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(secret.path(), "hush\n").unwrap();
-        let mut options = ScaleOptions { provider: ProviderKind::Runpod, ..ScaleOptions::default() };
-        options.classes = vec![ClassOptions {
-            name: "b200".to_owned(),
-            gpu: Some("NVIDIA B200".to_owned()),
-            rate_tok_s: 50.0,
+    fn a_class_costs_what_its_size_costs() {
+        let class = |name: &str, cpu: Option<&str>, vcpus, gpu_count| ClassOptions {
+            name: name.to_owned(),
+            cpu: cpu.map(str::to_owned),
+            gpu: cpu.is_none().then(|| "NVIDIA B200".to_owned()),
+            vcpus,
+            gpu_count,
+            rate_tok_s: 1.0,
             ..ClassOptions::default()
-        }];
-        options.pod.image = "ternfleet".to_owned();
-        options
-            .pod
-            .env
-            .insert("TERNFLEET_NATS_TOKEN".to_owned(), format!("file:{}", secret.path().display()));
-        options.runpod.base = Some("http://127.0.0.1:1".to_owned());
-        options.runpod.key_file = Some(secret.path().to_owned());
-        let rental = rental(&options).unwrap().unwrap();
-        let intent = Intent {
-            name: "ternfleet-b200-0".to_owned(),
-            class: "b200".to_owned(),
-            data_center: Some("US-KS-2".to_owned()),
-            price_usd_micro_per_hour: UsdMicro(2_500_000),
-            written_at: TimeMs(0),
-            provider_id: None,
-            ending: None,
-            ending_at: None,
         };
-        let order = rental.order(&intent).unwrap();
-        let value =
-            |name: &str| order.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        assert_eq!(value("TERNFLEET_POD"), Some("ternfleet-b200-0"));
-        assert_eq!(value("TERNFLEET_DEAD_MAN_MS"), Some("300000"));
-        assert_eq!(value("TERNFLEET_END_MYSELF"), Some("runpod"));
-        assert_eq!(value("TERNFLEET_NATS_TOKEN"), Some("hush"));
-        assert!(!format!("{order:?}").contains("hush"));
-        assert_eq!(order.data_centers, ["US-KS-2"]);
+        let key = tempfile::NamedTempFile::new().unwrap();
+        let mut options = ScaleOptions { provider: ProviderKind::Runpod, ..ScaleOptions::default() };
+        options.classes = vec![
+            class("c16", Some("cpu5c"), 16, 1),
+            class("g3", None, 16, 3),
+            class("c64", Some("cpu5c"), 64, 1),
+        ];
+        options.pod.image = "ternfleet".to_owned();
+        options.runpod.key_file = Some(key.path().to_owned());
+        let options = Options { scale: options, ..Options::default() };
+        let mut rental = rental(&options).unwrap().unwrap();
+        let offer = |hardware, unit| Offer {
+            hardware,
+            tier: Tier::Secure,
+            unit_price_usd_micro_per_hour: unit,
+            availability: Availability::High,
+            places: Vec::new(),
+        };
+        let missing = rental.take_offers(&[
+            offer(Hardware::Cpu { id: "cpu5c".to_owned(), vcpus_min: 2, vcpus_max: 32 }, 30_000),
+            offer(Hardware::Gpu { id: "NVIDIA B200".to_owned(), count_max: 8 }, 6_790_000),
+        ]);
+        let settings = rental.settings(&ScaleDials::default());
+        let prices: Vec<i64> =
+            settings.classes.iter().map(|class| class.price_usd_micro_per_hour.0).collect();
+        assert_eq!(prices[..2], [480_000, 20_370_000]);
+        assert_eq!(missing.len(), 1);
+        assert!(missing[0].0 == "c64" && missing[0].1.contains("from 2 to 32"), "{missing:?}");
     }
 }

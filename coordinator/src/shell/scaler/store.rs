@@ -10,11 +10,12 @@ use ternfleet_proto::message::{Refusal, RefusalCode, ScaleDials};
 use ternfleet_proto::{TimeMs, UsdMicro, codec, table};
 
 use super::{Ties, day_of};
-use crate::scale::{Intent, Intents};
+use crate::scale::{Health, Intent, Intents};
 
 const DIALS: &str = "dials";
 const NUMBER: &str = "number";
 const LEDGER: &str = "ledger";
+const HEALTH: &str = "health";
 const POD: &str = "pod.";
 
 /// What has been spent on rented pods.
@@ -48,6 +49,8 @@ pub(super) struct Store {
     pub(super) number: Kept<u64>,
     pub(super) ledger: Kept<Ledger>,
     pub(super) intents: BTreeMap<String, Kept<Intent>>,
+    /// By class.
+    health: Kept<BTreeMap<String, Health>>,
     pub(super) began_at: TimeMs,
     /// Up to when an earlier leader billed what it left.
     pub(super) billed_to: TimeMs,
@@ -76,6 +79,7 @@ impl Store {
             number: Kept::default(),
             ledger: Kept::default(),
             intents: BTreeMap::new(),
+            health: Kept::default(),
             began_at: ties.clock.wall(),
             billed_to: TimeMs(0),
             stale: false,
@@ -85,6 +89,7 @@ impl Store {
                 DIALS => read_into(&mut store.dials, &entry.value, entry.revision),
                 NUMBER => read_into(&mut store.number, &entry.value, entry.revision),
                 LEDGER => read_into(&mut store.ledger, &entry.value, entry.revision),
+                HEALTH => read_into(&mut store.health, &entry.value, entry.revision),
                 key => match (key.strip_prefix(POD), codec::decode::<Intent>(&entry.value)) {
                     (Some(name), Ok(value)) => {
                         store.intents.insert(name.to_owned(), Kept { value, revision: entry.revision });
@@ -170,6 +175,25 @@ impl Store {
                 retry_after_ms: Some(1_000),
             }
         })
+    }
+
+    /// How pods of a class have done.
+    pub(super) fn health(&self, class: &str) -> Health {
+        self.health.value.get(class).cloned().unwrap_or_default()
+    }
+
+    pub(super) async fn change_health(&mut self, ties: &Ties, class: &str, change: impl FnOnce(&mut Health)) {
+        let mut all = self.health.value.clone();
+        change(all.entry(class.to_owned()).or_default());
+        if all == self.health.value {
+            return;
+        }
+        if let Err(error) = put(&*ties.bus, HEALTH, &mut self.health, all.clone()).await {
+            self.stale = true;
+            tracing::warn!(class, %error, "how pods of this class have done was not kept");
+            // Known here at least: money does not wait for a write.
+            self.health.value = all;
+        }
     }
 
     /// The ledger is written at every turn in which money was spent.

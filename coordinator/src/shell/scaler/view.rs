@@ -61,13 +61,24 @@ impl Scaler {
                 pods: pods as u32,
                 pods_max: class.pods_max,
                 enabled: enabled.is_some(),
-                refused: refused.map(|(refused, _, why)| match &refused.data_center {
-                    Some(place) => format!("{place}: {why}"),
-                    None => why.clone(),
-                }),
+                refused: refused
+                    .map(|(refused, _, why)| match &refused.data_center {
+                        Some(place) => format!("{place}: {why}"),
+                        None => why.clone(),
+                    })
+                    .or_else(|| self.rest(name)),
+                failed: self.failures.get(name).cloned(),
             })
         };
         self.rental.options.classes.iter().filter_map(|class| view(&class.name)).collect()
+    }
+
+    fn rest(&self, class: &str) -> Option<String> {
+        let (health, now) = (self.store.health(class), self.ties.clock.wall());
+        health.rests(now).then(|| {
+            let left = span(health.rests_until.since(now).as_secs());
+            format!("{} pods in a row ended before they were heard of; tried again in {left}", health.deaths)
+        })
     }
 
     fn pod(&self, intent: &Intent, seen: &Seen) -> ScalePod {
@@ -138,7 +149,7 @@ fn span(seconds: u64) -> String {
     }
 }
 
-fn words(why: Why) -> &'static str {
+pub(super) fn words(why: Why) -> &'static str {
     match why {
         Why::NotNeeded => "the plan does without it",
         Why::Orphan => "it bears this fleet's name and no intent claims it",
@@ -148,6 +159,7 @@ fn words(why: Why) -> &'static str {
         Why::Vanished => "it ran, and the provider lists it no more",
         Why::NeverCame => "it was ordered, and no list ever held it",
         Why::Limit => "a limit of the fleet would be passed",
+        Why::StartFailed => "it says that it cannot start",
     }
 }
 
