@@ -143,7 +143,13 @@ impl Door {
             }
             ordered = Some(WorkerFacts {
                 pod: name.to_owned(),
-                host: request.facts.as_ref().map_or(name, |facts| &facts.host).chars().take(100).collect(),
+                host: request
+                    .facts
+                    .as_ref()
+                    .map_or(name, |facts| facts.host.as_str())
+                    .chars()
+                    .take(100)
+                    .collect(),
                 pod_class: pod.class.clone(),
                 price_usd_micro_per_hour: pod.bill.price(),
             });
