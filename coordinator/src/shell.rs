@@ -344,12 +344,7 @@ impl Service {
                     self.let_in(now, &asker, &request, reply);
                 }
             }
-            Input::StartFailed(name, said) => {
-                let hands = self.hands.as_ref().filter(|_| join::may_have_failed(&name, self.core.fleet()));
-                if let Some(scaler) = hands.and_then(|hands| hands.scaler.as_ref()) {
-                    let _ = scaler.failed_starts.send((name, said));
-                }
-            }
+            Input::StartFailed(name, said) => self.start_failed(name, said),
             Input::Surveyed { create, found, reply, reserved } => {
                 self.api.surveyed(now, *create, found, reply, reserved, &self.core, &self.footing);
             }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 use ternfleet_proto::access::{Issuer, Joiner};
 use ternfleet_proto::bus::{Bus, BusError};
-use ternfleet_proto::message::{JoinGrant, JoinRequest, Refusal, RefusalCode, Reply, WorkerFacts};
+use ternfleet_proto::message::{
+    JoinGrant, JoinRequest, Refusal, RefusalCode, Reply, StartFailed, WorkerFacts,
+};
 use ternfleet_proto::table::Role;
 use ternfleet_proto::{TimeMs, codec, table};
 
@@ -26,7 +28,7 @@ pub(crate) fn read_issuer(path: &Path) -> anyhow::Result<Issuer> {
 }
 
 /// Whether the start of a pod that speaks under this name may have failed: one whose worker runs has started.
-pub(super) fn may_have_failed(name: &str, fleet: &Fleet) -> bool {
+fn may_have_failed(name: &str, fleet: &Fleet) -> bool {
     let pod = Joiner::parse(name).pod().unwrap_or(name);
     fleet.pods.get(pod).is_none_or(|pod| pod.workers.is_empty())
 }
@@ -188,6 +190,16 @@ impl Door {
 /// Part of a public key that tells pods apart. A key that is too short is refused later, by the issuer.
 fn short(key: &str) -> String {
     key.chars().filter(char::is_ascii_alphanumeric).take(16).collect()
+}
+
+impl super::Service {
+    /// A pod's last words go to the scaler, unless its worker runs.
+    pub(super) fn start_failed(&self, name: String, said: StartFailed) {
+        let hands = self.hands.as_ref().filter(|_| may_have_failed(&name, self.core.fleet()));
+        if let Some(scaler) = hands.and_then(|hands| hands.scaler.as_ref()) {
+            let _ = scaler.failed_starts.send((name, said));
+        }
+    }
 }
 
 #[cfg(test)]
