@@ -96,6 +96,9 @@ check "licences and sources are as deny.toml asks" python3 python3 python3 scrip
 check "dashboards and rules on a real fleet and Prometheus" prometheus prometheus \
   "${CARGO:-cargo}" test --quiet --workspace --test e2e_up -- --ignored every_panel_and_every_rule
 
+check "a fleet under a wall clock that is stepped" faketime faketime \
+  "${CARGO:-cargo}" test --quiet --workspace --test e2e_clock -- --ignored
+
 # The page in a real browser, on a fleet of its own. Both programs that it needs besides chromium come from other steps
 # of `make test`; where npm is missing there is no driver for the browser.
 program="${CARGO_TARGET_DIR:-target}/debug/ternfleet"

@@ -1,33 +1,11 @@
-//! Finding files that belong to Ternfleet: beside the working directory's or the program's own repository, and models by
-//! name.
+//! Which model to run: a file, a name, or the one that ships.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
 use crate::models::{self, STORYTELLER, Store, Whereabouts};
-
-/// The model that ships, relative to the repository.
-const STORYTELLER_PATH: &str = "models/storyteller/storyteller.gguf";
-
-/// The first place where `relative` exists: the working directory and its parents, then the program's folder and its
-/// parents, so that both a checkout and an unpacked archive work.
-pub(crate) fn shipped(relative: &str) -> Option<PathBuf> {
-    let here = std::env::current_dir().ok();
-    let program = std::env::current_exe().ok();
-    let starts = [here.as_deref(), program.as_deref().and_then(Path::parent)];
-    starts
-        .into_iter()
-        .flatten()
-        .flat_map(Path::ancestors)
-        .map(|folder| folder.join(relative))
-        .find(|path| path.is_file())
-}
-
-/// The model that ships, where it is.
-pub(crate) fn storyteller() -> Option<PathBuf> {
-    shipped(STORYTELLER_PATH)
-}
+use crate::shipped::{STORYTELLER_PATH, storyteller};
 
 /// The model to run: the file or the name given, else the storyteller.
 pub(crate) fn model(given: Option<&Path>) -> anyhow::Result<PathBuf> {

@@ -25,12 +25,13 @@ mod otlp;
 mod output;
 mod progress;
 mod report;
+mod shipped;
 mod span;
 mod stop;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use args::{Arguments, Command};
 
@@ -77,8 +78,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Backup(command) => command.run(),
         Command::Restore(command) => command.run(),
         Command::Demo(command) => command.run(),
-        Command::Completions(command) => command.run(),
-        Command::Man(command) => command.run(),
+        Command::Completions(command) => command.run(Arguments::command()),
+        Command::Man(command) => command.run(Arguments::command()),
         Command::Attached(command) => command.run(),
     }
 }

@@ -3,25 +3,35 @@
 //!
 //! The shell (`shell.rs`) drives it over a real bus, the simulation over a simulated one. A standby feeds it
 //! the same events; without a [`Lead`] it keeps the ledger and the fleet warm and asks for nothing.
+//!
+//! What it knows belongs to five owners, whose invariants are theirs: [`Ledger`] has the batches, their lines and
+//! answers, [`Flights`] which job is where, [`Fleet`] workers and hosts, [`Money`] the bills, [`audit`] the second runs.
+//! [`Core`] composes them: its files hold rules that need more than one.
 
 mod audit;
 mod balance;
 mod batch;
+mod beat;
 mod canary;
+mod duty;
 pub mod estimate;
 mod event;
 mod fair;
 mod feed;
 mod fleet;
+mod flights;
 mod hand;
-mod lease;
+mod ledger;
+mod lengths;
 mod life;
 mod money;
 mod next;
+mod quota;
 mod rate;
 mod record;
 mod settle;
 mod situation;
+mod snapshot;
 mod spend;
 mod view;
 mod watch;
@@ -29,19 +39,22 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use ternfleet_proto::clock::StepWatch;
 use ternfleet_proto::message::EventKind;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, MonoMs, Now, WorkerId};
 
-pub use batch::{Batch, Cell, CellState};
+pub use batch::{Batch, Cell, CellState, Origin};
 pub use event::{
     Action, Answer, BatchSlot, Change, Content, Event, Fed, HandOut, JobRef, Lead, Lease, Outputs, Task,
     Trace, Verdict, WorkerSlot,
 };
-pub use fleet::{Fleet, Liveness, Pod, Worker};
+pub use fleet::{Fleet, Liveness, Worker};
+pub use flights::{Committed, Flight, Flights, Size, Stage, Used};
+pub use ledger::{Commit, Kept, Ledger};
+pub use money::{Bill, Claim, ClosedBills, LeasePhase, Money, Pod, PodNumber, Share, Spent};
 pub use record::{BatchRecord, COMPLETION_WINDOW_MS, Ending, Ground, Totals, batch_id, creation_digest};
 pub use situation::Situation;
 pub use view::{Gauges, view_of};
@@ -137,34 +150,24 @@ pub struct Core {
     key: AssignmentKey,
     limits: Limits,
     lead: Option<Lead>,
-    batches: BTreeMap<BatchSlot, Batch>,
-    slots: BTreeMap<BatchId, BatchSlot>,
-    next_slot: u32,
-    /// Batches that have not ended.
-    active: BTreeSet<BatchSlot>,
-    /// Ended ones, oldest first, kept for readers.
-    ended: VecDeque<BatchSlot>,
-    /// Single jobs that have ended, oldest first.
-    singles: VecDeque<BatchSlot>,
-    /// Newest answers to jobs that nobody knows: single jobs of an earlier leader, mostly.
-    strays: VecDeque<(u64, Answer)>,
+    ledger: Ledger,
+    flights: Flights,
     fleet: Fleet,
+    money: Money,
+    audits: audit::Audits,
+    lengths: lengths::Lengths,
     fair: fair::Fair,
     /// Single jobs that somebody waits for.
     interactive: VecDeque<JobRef>,
-    text_bytes: u64,
+    /// Newest answers to jobs that nobody knows: single jobs of an earlier leader, mostly.
+    strays: VecDeque<(u64, Answer)>,
     /// Something has changed that may let a job be handed out.
     work_changed: bool,
     handed_at: MonoMs,
     hand_after: MonoMs,
-    accrued_at: MonoMs,
-    swept_at: MonoMs,
+    duties: watch::Duties,
     steps: StepWatch,
     results_read_to: u64,
-    closed_bills: lease::ClosedBills,
-    /// Tokens of a job as they turn out, prompt and output.
-    mean_job_tokens: f64,
-    output_ratio: situation::OutputRatio,
     pub counts: Counts,
 }
 
@@ -174,27 +177,21 @@ impl Core {
             key,
             limits,
             lead: None,
-            batches: BTreeMap::new(),
-            slots: BTreeMap::new(),
-            next_slot: 0,
-            active: BTreeSet::new(),
-            ended: VecDeque::new(),
-            singles: VecDeque::new(),
-            strays: VecDeque::new(),
+            ledger: Ledger::default(),
+            flights: Flights::default(),
             fleet: Fleet::default(),
+            money: Money::default(),
+            audits: audit::Audits::default(),
+            lengths: lengths::Lengths::default(),
             fair: fair::Fair::default(),
             interactive: VecDeque::new(),
-            text_bytes: 0,
+            strays: VecDeque::new(),
             work_changed: false,
             handed_at: MonoMs(0),
             hand_after: MonoMs(0),
-            accrued_at: MonoMs(0),
-            swept_at: MonoMs(0),
+            duties: watch::Duties::default(),
             steps: StepWatch::default(),
             results_read_to: 0,
-            closed_bills: lease::ClosedBills::default(),
-            mean_job_tokens: 128.0,
-            output_ratio: situation::OutputRatio::default(),
             counts: Counts::default(),
         }
     }
@@ -224,8 +221,8 @@ impl Core {
             Event::Notified { batch, outcome } => self.notified(&batch, outcome, actions),
             Event::AgedOut(record) => self.aged_out(*record),
             Event::JobCreated(job) => self.job_created(now, *job, actions),
-            Event::Leased(lease) => self.leased(now, *lease),
-            Event::LeaseEnding { pod } => self.lease_ending(now, &pod, actions),
+            Event::Leased(lease) => self.leased(now, &lease),
+            Event::LeaseEnding { pod } => self.lease_ending(now, &pod),
             Event::LeaseEnded { pod } => self.lease_ended(now, &pod, actions),
             Event::Tick => self.tick(now, actions),
             Event::Turn => self.turn(now, actions),
@@ -243,15 +240,23 @@ impl Core {
     }
 
     pub fn batch(&self, slot: BatchSlot) -> Option<&Batch> {
-        self.batches.get(&slot)
+        self.ledger.get(slot)
     }
 
     pub fn find(&self, id: &BatchId) -> Option<BatchSlot> {
-        self.slots.get(id).copied()
+        self.ledger.find(id)
     }
 
     pub fn fleet(&self) -> &Fleet {
         &self.fleet
+    }
+
+    pub fn flights(&self) -> &Flights {
+        &self.flights
+    }
+
+    pub fn money(&self) -> &Money {
+        &self.money
     }
 
     /// Highest sequence of RESULTS taken in.

@@ -29,8 +29,8 @@ pub(crate) use nats::watch as watch_nats;
 
 /// Numbers of the invariants, as [`Counts::violations`] orders them.
 const INVARIANTS: [&str; 4] = ["J1", "J3", "M1", "M2"];
-/// What a pod's money buys: work, loading and calibrating, nothing, handing back.
-const USES: [&str; 4] = ["busy", "boot", "idle", "drain"];
+/// What a pod's money buys: work, work beyond a batch's budget, loading and calibrating, nothing, handing back.
+const USES: [&str; 5] = ["busy", "over_budget", "boot", "idle", "drain"];
 /// Metrics are brought up to date at most this often.
 const REFRESH_MS: u64 = 500;
 
@@ -54,6 +54,7 @@ pub struct Metrics {
     quarantines: Counter,
     audits: CounterVec,
     canaries: Counter,
+    clock_steps: Counter,
     dead_man_failures: Counter,
     last_host_suspect: Counter,
     adopted: Counter,
@@ -91,7 +92,7 @@ struct Refreshed {
     at: Option<tokio::time::Instant>,
     counts: Counts,
     /// By use, as [`USES`] orders them.
-    cost: [UsdMicro; 4],
+    cost: [UsdMicro; 5],
 }
 
 impl std::fmt::Debug for Metrics {
@@ -216,6 +217,10 @@ impl Default for Metrics {
                 "dead_man_failures_total",
                 "Failed tries of orphaned pods to end themselves, as far as they were heard: an alarm.",
             ),
+            clock_steps: m.counter(
+                "clock_steps_total",
+                "Times that the wall clock of this coordinator was stepped; only dates and deadlines follow it.",
+            ),
             canaries: m.counter(
                 "canaries_divergent_total",
                 "Hosts whose canary prompts came out otherwise than on most hosts of their kind: an alarm.",
@@ -280,7 +285,8 @@ impl Default for Metrics {
             ),
             cost: m.counters(
                 "cost_usd_total",
-                "Cost of pods since this coordinator began, in dollars, by use; all uses together are the bill.",
+                "Cost of pods since this coordinator began, in dollars, by use; all uses together are the bill, but for \
+                 the last seconds, whose use is not known yet.",
                 "use",
                 &USES,
             ),
@@ -372,6 +378,7 @@ impl Metrics {
         add(&self.quarantines, counted.quarantined_hosts, before.quarantined_hosts);
         add(&self.dead_man_failures, counted.dead_man_failures, before.dead_man_failures);
         add(&self.canaries, counted.canaries_diverged, before.canaries_diverged);
+        add(&self.clock_steps, counted.clock_steps, before.clock_steps);
         let audits = |outcome: &str| self.audits.with_label_values(&[outcome]);
         add(&audits("agreed"), counted.audits_agreed, before.audits_agreed);
         add(&audits("diverged"), counted.audits_diverged, before.audits_diverged);
@@ -395,7 +402,7 @@ impl Metrics {
         let levels = core.gauges();
         self.set_levels(now.wall, &levels);
         let idle = levels.idle - levels.boot - levels.drain;
-        let cost = [levels.attributed, levels.boot, idle, levels.drain];
+        let cost = [levels.attributed, levels.over_budget, levels.boot, idle, levels.drain];
         for ((name, now), before) in USES.into_iter().zip(cost).zip(std::mem::replace(&mut last.cost, cost)) {
             let more = if now < before { now } else { now - before };
             self.cost.with_label_values(&[name]).inc_by(more.dollars());

@@ -67,6 +67,16 @@ impl Deadline {
         Deadline { at, not_before: now.mono.plus(at.since(now.wall)) }
     }
 
+    /// One that another machine has set, with the time that was left of it when it said so.
+    pub fn told(now: Now, at: TimeMs, left: Duration) -> Deadline {
+        Deadline { at, not_before: now.mono.plus(left) }
+    }
+
+    /// Time until it has passed, if nobody steps the wall clock.
+    pub fn left(&self, now: Now) -> Duration {
+        self.at.since(now.wall).max(self.not_before.since(now.mono))
+    }
+
     pub fn passed(&self, now: Now) -> bool {
         now.wall >= self.at && now.mono >= self.not_before
     }

@@ -13,7 +13,7 @@ use ternfleet_proto::message::*;
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::{AssignmentKey, AssignmentTag};
 use ternfleet_proto::{
-    Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId,
+    Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, MonoMs, TenantId, TimeMs, UsdMicro, WorkerId,
 };
 
 fn job() -> JobKey {
@@ -73,6 +73,7 @@ fn work() -> Work {
         model_digest: "d".into(),
         numerics: "n".into(),
         deadline: Some(TimeMs(99)),
+        left_ms: Some(5),
         tokens_estimate: 52,
         line: line(),
         input: Input::Inline(generation()),
@@ -110,7 +111,7 @@ fn result(outcome: Outcome) -> JobResult {
         tag: AssignmentTag(u128::MAX),
         line: line(),
         outcome,
-        usage: Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() },
+        usage: Usage { prompt_tokens: 3, completion_tokens: 4, engine_us: 5, ..Usage::default() },
         timing: Timing { queued_ms: 1, first_token_ms: 2, total_ms: 3 },
         finished_at: TimeMs(1_700_000_000_123),
         traceparent: None,
@@ -160,8 +161,8 @@ fn heartbeat() -> Heartbeat {
         version: "0.1.0".into(),
         started_at: TimeMs(1),
         at: TimeMs(2),
-        mono: ternfleet_proto::MonoMs::default(),
-        running: vec![Running { job: job(), epoch: Epoch(1), tag: None, generated: 12 }],
+        mono: MonoMs(3),
+        running: vec![Running { job: job(), epoch: Epoch(1), tag: None, generated: 12, engine_us: 7 }],
         needs_queues: false,
         canary: "c1-5e1f".into(),
         thread_scaling: vec![ThreadPoint { threads: 16, tok_s: 30.5 }],
@@ -198,6 +199,7 @@ fn view() -> BatchView {
         completion_tokens: 40,
         wasted_tokens: 2,
         cost_usd_micro: UsdMicro(18),
+        over_budget_usd_micro: UsdMicro(1),
         rate_tok_s: 20.5,
         finish_estimate: Some(TimeMs(9_000)),
         durability: Durability::Stored,
@@ -278,12 +280,14 @@ macro_rules! every_message {
         }
         for what in [
             EventKind::BatchChanged { batch: batch_id(), tenant: tenant(), state: BatchState::Completed },
+            EventKind::ClockStepped { by_ms: -7 },
             EventKind::WorkerLost { worker: worker(), pod: "p".into(), reason: "r".into() },
             EventKind::Spent {
                 pod: "p".into(),
                 from: TimeMs(1),
                 to: TimeMs(2),
                 idle_usd_micro: UsdMicro(1),
+                over_budget_usd_micro: UsdMicro(3),
                 by_batch: vec![(batch_id(), UsdMicro(2))],
             },
         ] {

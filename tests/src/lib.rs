@@ -2,6 +2,7 @@
 //!
 //! Nothing of the product imports this crate.
 
+pub mod account;
 pub mod caller;
 pub mod chaos;
 pub mod cluster;

@@ -137,6 +137,56 @@ fn no_source_file_holds_two_ideas() {
     report(long.collect());
 }
 
+/// Modules of a folder by name, each with the modules beside it that its files import.
+fn imports(folder: &str, absolute: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let base = root().join(folder);
+    let mut texts: BTreeMap<String, Vec<(usize, String)>> = BTreeMap::new();
+    for path in files(&[".rs"]).into_iter().filter(|path| path.starts_with(&base)) {
+        let inner = path.strip_prefix(&base).unwrap().with_extension("");
+        let parts: Vec<String> = inner.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        if parts.iter().all(|part| part != "tests") {
+            texts.entry(parts[0].clone()).or_default().push((parts.len(), read(&path)));
+        }
+    }
+    let of = |name: &str, all: &[(usize, String)]| {
+        let mut found = BTreeSet::new();
+        for (depth, text) in all {
+            let code: String = code_lines(text).map(|(_, line)| format!("{line}\n")).collect();
+            for used in code.split("use ").skip(1).filter_map(|rest| rest.split(';').next()) {
+                let used: String = used.split_whitespace().collect();
+                let beside = "super::".repeat(*depth);
+                let Some(rest) = used.strip_prefix(&beside).or_else(|| used.strip_prefix(absolute)) else {
+                    continue;
+                };
+                let heads =
+                    rest.trim_start_matches('{').split(',').filter_map(|part| part.split("::").next());
+                let known = |head: &&str| texts.contains_key(*head) && *head != name;
+                found.extend(heads.filter(known).map(str::to_owned));
+            }
+        }
+        found
+    };
+    texts.iter().map(|(name, all)| (name.clone(), of(name, all))).collect()
+}
+
+#[test]
+fn files_of_the_core_import_in_no_circles_and_commands_do_not_import_their_list() {
+    let mut left = imports("coordinator/src/core", "crate::core::");
+    assert!(left.len() > 15 && left.values().any(|used| used.len() > 3), "{left:?}");
+    // Whoever imports nobody that is left stands in no circle.
+    while let Some((free, _)) = left.iter().find(|(_, used)| used.iter().all(|name| !left.contains_key(name)))
+    {
+        let free = free.clone();
+        left.remove(&free);
+    }
+    let mut faults: Vec<String> =
+        left.keys().map(|name| format!("core/{name} stands in a circle, or imports one")).collect();
+    let commands = imports("cli/src", "crate::");
+    let of_the_list = commands.iter().filter(|(name, used)| *name != "main" && used.contains("args"));
+    faults.extend(of_the_list.map(|(name, _)| format!("cli/{name} imports the list of commands")));
+    report(faults);
+}
+
 #[test]
 fn every_source_file_says_what_it_is() {
     // A module of unit tests says it by its name and its place.

@@ -159,6 +159,7 @@ fn work(worker: &WorkerId, index: u32, epoch: u32, tokens: u32, lane: Lane) -> W
         model_digest: "instant".to_owned(),
         numerics: "instant".to_owned(),
         deadline: None,
+        left_ms: None,
         tokens_estimate: tokens + 4,
         line: Line { custom_id: Some(format!("line-{index}")), endpoint: Endpoint::Completions, model: None },
         input: Input::Inline(Generation {

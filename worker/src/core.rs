@@ -6,6 +6,7 @@
 //!
 //! Architecture Invariant: no clock, no randomness, no await, no lock, no hash map.
 
+mod account;
 mod answer;
 mod event;
 mod fleet;
@@ -84,6 +85,8 @@ pub struct Core {
     /// Prompt positions computed since the start, by all jobs.
     prefilled: u64,
     busy: Duration,
+    /// Engine time that no job was charged for yet.
+    unshared: Duration,
     heartbeat_at: Option<MonoMs>,
     drain_until: Option<MonoMs>,
     steps: StepWatch,
@@ -135,6 +138,7 @@ impl Core {
             counters: WorkerCounters::default(),
             prefilled: 0,
             busy: Duration::ZERO,
+            unshared: Duration::ZERO,
             heartbeat_at: None,
             drain_until: None,
             steps: StepWatch::default(),
@@ -167,7 +171,7 @@ impl Core {
             Event::ResultWritten { slot, outcome } => self.on_result_written(now, slot, outcome, actions),
             Event::ResultRead { slot, outcome } => self.on_result_read(now, slot, outcome, actions),
             Event::Settled { slot, outcome } => self.on_settled(now, slot, outcome, actions),
-            Event::Steps(steps) => self.on_steps(steps),
+            Event::Steps { steps, made } => self.on_steps(steps, &made),
             Event::Order(control) => self.on_order(now, control, actions),
             Event::Tick { host } => self.on_tick(now, host, actions),
             Event::Signal => self.on_signal(now, actions),

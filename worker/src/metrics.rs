@@ -46,6 +46,7 @@ pub struct Metrics {
     jobs: IntCounterVec,
     dropped: IntCounterVec,
     stale_leader: IntCounterVec,
+    clock_steps: IntCounter,
     seconds: CounterVec,
     checkpoints: IntCounter,
     checkpoints_skipped: IntCounter,
@@ -176,6 +177,13 @@ impl Metrics {
                     "ternfleet_worker_dropped_jobs_total",
                     "Jobs that left without an answer of this worker.",
                     "reason"
+                )
+            ),
+            clock_steps: register!(
+                r,
+                counter(
+                    "ternfleet_worker_clock_steps_total",
+                    "Times that this machine's wall clock was stepped."
                 )
             ),
             stale_leader: register!(
@@ -459,12 +467,12 @@ impl Metrics {
             Note::Answered(result) => self.observe_answer(result),
             Note::Dropped { why, .. } => self.dropped.with_label_values(&[why.as_str()]).inc(),
             Note::StaleLeader { what } => self.stale_leader.with_label_values(&[*what]).inc(),
+            Note::ClockStepped { .. } => self.clock_steps.inc(),
             Note::ResultsFull { .. } => self.results_full.inc(),
             Note::CheckpointSkipped { .. } => self.checkpoints_skipped.inc(),
             Note::Fault { .. } => self.faults.inc(),
             Note::Misrouted { .. } => self.misrouted.inc(),
             Note::Duplicate { .. }
-            | Note::ClockStepped { .. }
             | Note::Fenced { .. }
             | Note::Released { .. }
             | Note::Undecodable { .. } => {}

@@ -255,9 +255,8 @@ impl Shell {
 
     fn on_report(&mut self, report: Report) -> bool {
         self.metrics.observe_steps(&report.steps);
-        let steps = Event::Steps(report.steps);
         let events = self.generations.on_report(report, &self.engine);
-        self.handle(steps) && self.handle_all(events)
+        self.handle_all(events)
     }
 
     fn on_control(&mut self, note: &BusNote) -> bool {

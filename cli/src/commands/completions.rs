@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::args::Arguments;
 use crate::output::say;
 
 #[derive(Debug, Args)]
@@ -21,10 +20,10 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) fn run(self, mut program: Command) -> anyhow::Result<ExitCode> {
         // Into memory first: the generator panics when its reader goes away.
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Arguments::command(), "ternfleet", &mut script);
+        clap_complete::generate(self.shell, &mut program, "ternfleet", &mut script);
         say(String::from_utf8_lossy(&script).trim_end())?;
         Ok(ExitCode::SUCCESS)
     }

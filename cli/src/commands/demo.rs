@@ -19,7 +19,7 @@ use crate::local::child::{self, Life};
 use crate::output::{Target, say};
 use crate::report::{pod_table, pods, printable};
 use crate::stop::Stops;
-use crate::{exit, locate, stop};
+use crate::{exit, shipped, stop};
 
 /// The prompts that ship, relative to the repository.
 const PROMPTS: &str = "models/storyteller/prompts.jsonl";
@@ -52,7 +52,7 @@ pub(crate) struct Demo {
 
 impl Demo {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let prompts = match self.prompts.clone().or_else(|| locate::shipped(PROMPTS)) {
+        let prompts = match self.prompts.clone().or_else(|| shipped::file(PROMPTS)) {
             Some(prompts) => prompts,
             None => bail!("{PROMPTS} was not found here or beside the program: name a file with --prompts"),
         };

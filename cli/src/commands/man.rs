@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command};
 
-use crate::args::Arguments;
 use crate::output::say;
 
 #[derive(Debug, Args)]
@@ -20,8 +19,7 @@ pub(crate) struct Man {
 }
 
 impl Man {
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let mut program = Arguments::command();
+    pub(crate) fn run(self, mut program: Command) -> anyhow::Result<ExitCode> {
         program.build();
         let Some(folder) = &self.out else {
             say(String::from_utf8_lossy(&page(&program, "ternfleet")?).trim_end())?;

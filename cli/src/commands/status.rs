@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use ternfleet_proto::message::{BatchView, Durability, WebhookState};
-use ternfleet_proto::{TimeMs, openai};
+use ternfleet_proto::{TimeMs, UsdMicro, openai};
 
 use crate::client::Fleet;
 use crate::connection::Connection;
@@ -50,7 +50,11 @@ pub(crate) fn page(batch: &BatchView) -> String {
         "  tokens    {} in, {} out, {} wasted",
         batch.prompt_tokens, batch.completion_tokens, batch.wasted_tokens
     ));
-    lines.push(format!("  cost      {}", batch.cost_usd_micro));
+    let over = match batch.over_budget_usd_micro {
+        UsdMicro::ZERO => String::new(),
+        over => format!(", and {over} beyond its budget that nobody pays for"),
+    };
+    lines.push(format!("  cost      {}{over}", batch.cost_usd_micro));
     lines.extend(quoted(batch));
     lines.push(format!("  kept      {}", durability(batch)));
     if let Some(webhook) = &batch.webhook {

@@ -143,6 +143,7 @@ mod tests {
             from: TimeMs(0),
             to: TimeMs(1),
             idle_usd_micro: UsdMicro(idle),
+            over_budget_usd_micro: UsdMicro::ZERO,
             by_batch: vec![("batch_a".parse().unwrap(), UsdMicro(work))],
         };
         take(&mut bill, intent("tf-half-0"));

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use ternfleet_proto::table::server_is_new_enough;
 
 use super::data_dir::DataDir;
-use crate::locate;
+use crate::shipped;
 
 /// Names the program to use.
 pub(crate) const PROGRAM_VARIABLE: &str = "TERNFLEET_NATS_SERVER";
@@ -33,7 +33,7 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
         .unwrap_or_default()
         .into_iter()
         .map(|folder| folder.join("nats-server"))
-        .chain(locate::shipped(FETCHED))
+        .chain(shipped::file(FETCHED))
         .filter(|program| program.is_file())
         .find(|program| version(program).is_ok_and(|version| server_is_new_enough(&version)));
     found.with_context(|| {

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use super::data_dir::DataDir;
 use super::keeper::Part;
 use super::probe::free_port;
-use crate::locate;
+use crate::shipped;
 
 /// Names the program to use.
 const PROGRAM_VARIABLE: &str = "TERNFLEET_PROMETHEUS";
@@ -48,7 +48,7 @@ impl Prometheus {
         if !program.is_file() {
             bail!("{PROGRAM_VARIABLE} names {}, which is no file", program.display());
         }
-        let rules = RULES.into_iter().filter_map(locate::shipped).collect();
+        let rules = RULES.into_iter().filter_map(shipped::file).collect();
         Ok(Prometheus { program, port: free_port(&[USUAL_PORT])?, rules })
     }
 

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use ternfleet_text::manifest::FILE_NAME;
 
 use super::{Known, STORYTELLER};
-use crate::locate;
 use crate::lock::{Claim, Lock};
+use crate::shipped;
 
 /// Names the folder.
 pub(crate) const VARIABLE: &str = "TERNFLEET_MODEL_DIR";
@@ -111,7 +111,7 @@ impl Store {
             return Whereabouts::Here { path, stamp };
         }
         if known.name() == STORYTELLER
-            && let Some(path) = locate::storyteller()
+            && let Some(path) = shipped::storyteller()
         {
             return Whereabouts::Here { path, stamp: None };
         }

@@ -8,13 +8,14 @@
 //! What an audit costs is paid by the fleet, under the audit's own batch id, never by the tenant. Audits are held in
 //! memory alone: a coordinator that dies forgets those under way.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ternfleet_proto::message::{EventKind, Input};
 use ternfleet_proto::{BatchId, Epoch, JobKey, Now, TenantId, WorkerId};
 
-use super::batch::{Batch, CellState};
-use super::event::{Action, Answer, Content, Fed, JobRef, Task, Verdict};
+use super::batch::{CellState, Origin};
+use super::event::{Action, Answer, BatchSlot, Content, Fed, JobRef, Task, Verdict};
 use super::record::{BatchRecord, Ending};
 use super::{Core, coordinator_name};
 use crate::route::EngineKind;
@@ -25,16 +26,20 @@ const MILLION: u128 = 1_000_000;
 
 /// Who gave an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Party {
+pub(super) struct Party {
     pub worker: WorkerId,
     pub pod: String,
     pub host: String,
     pub ids_digest: u64,
 }
 
+/// The second runs that are under way, by the batch that each of them is.
+#[derive(Debug, Default)]
+pub(super) struct Audits(BTreeMap<BatchSlot, Audit>);
+
 /// An answer that is being looked into.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Audit {
+pub(super) struct Audit {
     pub job: JobKey,
     pub tenant: TenantId,
     /// Whose answer is committed.
@@ -54,7 +59,7 @@ impl Core {
         if self.lead.is_none() || lot >= u128::from(self.limits.audit_share_ppm) {
             return None;
         }
-        let batch = self.batches.get(&job.batch)?;
+        let batch = self.ledger.get(job.batch)?;
         let mut task = (**batch.live.get(&job.index)?.task.as_ref()?).clone();
         if let Input::Inline(generation) = &mut task.input {
             generation.stream = false;
@@ -72,14 +77,14 @@ impl Core {
         };
         let able = self.fleet.workers.values().any(|worker| {
             let free = worker.takes_work() && !self.fleet.quarantined(worker);
-            worker.kind == audit.kind && free && !asked(&worker.beat.pod)
+            worker.kind == audit.kind && free && !asked(worker.pod_name())
         });
         let id = self.audit_id(&audit);
-        if !able || self.slot_of(&id).is_some() {
+        if !able || self.ledger.find(&id).is_some() {
             self.counts.audits_skipped += 1;
             return false;
         }
-        let excluded = self.fleet.workers.iter().filter(|(_, worker)| asked(&worker.beat.pod));
+        let excluded = self.fleet.workers.iter().filter(|(_, worker)| asked(worker.pod_name()));
         let excluded = excluded.map(|(slot, _)| *slot).collect();
         let record = BatchRecord::single(
             now.wall,
@@ -88,16 +93,13 @@ impl Core {
             audit.task.line.endpoint,
             now.wall.plus(WITHIN),
         );
-        self.batch_known(now, record, actions);
-        let Some(slot) = self.slot_of(&id) else { return false };
+        let kind = audit.kind;
         let content = Content::Good(audit.task.clone().into());
-        if let Some(batch) = self.batches.get_mut(&slot) {
-            batch.audit = Some(Box::new(audit));
-        }
+        let slot = self.ledger.open(now, record, Origin::Audit);
+        self.audits.0.insert(slot, audit);
         self.lines_read(now, slot, vec![Fed { index: 0, content }], 1, true, actions);
-        if let Some(batch) = self.batches.get_mut(&slot) {
-            let kind = batch.audit.as_ref().map(|audit| audit.kind);
-            batch.queues.iter_mut().for_each(|queue| queue.kind = kind);
+        if let Some(batch) = self.ledger.get_mut(slot) {
+            batch.queues.iter_mut().for_each(|queue| queue.kind = Some(kind));
             if let Some(live) = batch.live.get_mut(&0) {
                 live.faulted = excluded;
             }
@@ -108,9 +110,7 @@ impl Core {
 
     /// The second run has ended, well or not.
     pub(super) fn audited(&mut self, now: Now, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
-        let Some(audit) = self.batches.get_mut(&job.batch).and_then(|batch| batch.audit.take()) else {
-            return;
-        };
+        let Some(audit) = self.audits.0.remove(&job.batch) else { return };
         self.land(now, job, Some(answer), actions);
         self.close_audit(now, job, actions);
         let party = match answer.verdict {
@@ -129,7 +129,7 @@ impl Core {
             None => {
                 self.counts.audits_diverged += 1;
                 self.counts.divergent_answers += 1;
-                let arbiter = Audit { second: Some(party.clone()), ..(*audit).clone() };
+                let arbiter = Audit { second: Some(party.clone()), ..audit.clone() };
                 if !self.begin_audit(now, arbiter, actions) {
                     self.tell_of(&audit, &party, None, actions);
                 }
@@ -144,7 +144,7 @@ impl Core {
 
     /// An audit that cannot be carried out ends without a verdict.
     pub(super) fn give_up_audit(&mut self, now: Now, job: JobRef, actions: &mut Vec<Action>) {
-        if self.batches.get_mut(&job.batch).and_then(|batch| batch.audit.take()).is_some() {
+        if self.audits.0.remove(&job.batch).is_some() {
             self.counts.audits_skipped += 1;
             self.land(now, job, None, actions);
             self.close_audit(now, job, actions);
@@ -152,7 +152,7 @@ impl Core {
     }
 
     fn close_audit(&mut self, now: Now, job: JobRef, actions: &mut Vec<Action>) {
-        if let Some(batch) = self.batches.get_mut(&job.batch) {
+        if let Some(batch) = self.ledger.get_mut(job.batch) {
             batch.record.ending = Some(Ending::Cancelled);
             // A late second answer to it is a duplicate, and commits nothing.
             batch.cell_mut(job.index).state = CellState::Bad;
@@ -193,7 +193,7 @@ impl Core {
 
     fn party(&self, worker: &WorkerId, ids_digest: u64) -> Option<Party> {
         let found = self.fleet.get(self.fleet.slot(worker)?)?;
-        let (pod, host) = (found.beat.pod.clone(), found.beat.host.clone());
+        let (pod, host) = (found.pod_name().to_owned(), found.host().to_owned());
         Some(Party { worker: worker.clone(), pod, host, ids_digest })
     }
 
@@ -202,12 +202,5 @@ impl Core {
         let round = Epoch(1 + u32::from(audit.second.is_some()));
         let mark = self.key.sign(&audit.job, round, &coordinator_name()).0;
         format!("batch_{:024x}", mark >> 32).parse().expect("because hexadecimal digits are id characters")
-    }
-}
-
-impl Batch {
-    /// Somebody waits for its one answer.
-    pub(super) fn is_interactive(&self) -> bool {
-        self.record.single && self.audit.is_none()
     }
 }

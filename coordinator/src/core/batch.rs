@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use ternfleet_proto::message::{BatchState, FailedAttempt, Line};
-use ternfleet_proto::{Deadline, Epoch, MonoMs, Now, UsdMicro};
+use ternfleet_proto::{Deadline, MonoMs, Now, UsdMicro};
 
-use super::audit::Audit;
 use super::event::{Task, WorkerSlot};
 use super::record::{BatchRecord, Ending, Totals};
 use crate::route::EngineKind;
@@ -34,48 +33,6 @@ pub enum CellState {
     Bad,
 }
 
-/// Where a hand-over stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Being published.
-    Leaving,
-    /// Stored in the worker's queue, or already running there.
-    Handed,
-    /// Being taken back.
-    Withdrawing,
-}
-
-/// A job that a worker has.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Flight {
-    pub worker: WorkerSlot,
-    pub epoch: Epoch,
-    pub stage: Stage,
-    /// Of the message in the shard's stream, when known.
-    pub sequence: Option<u64>,
-    pub tokens: u32,
-    /// What it was reckoned to cost at this worker when it was handed over.
-    pub cost: UsdMicro,
-    pub since: MonoMs,
-    /// Seen in a slot, in a heartbeat.
-    pub running: bool,
-    /// Tokens generated, as last heard.
-    pub generated: u32,
-    /// When `generated` last grew, or the hand-over.
-    pub progress_at: MonoMs,
-    /// Tokens already counted towards the pod's bill.
-    pub counted: u32,
-    /// Why it is being taken back counts as a fault of the job.
-    pub blame: bool,
-}
-
-impl Flight {
-    /// It lies in the worker's queue or runs there, and nobody takes it back.
-    pub fn is_handed(&self) -> bool {
-        self.stage == Stage::Handed
-    }
-}
-
 /// A line between reading and answer.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Live {
@@ -93,7 +50,6 @@ pub struct Live {
     pub log: Vec<FailedAttempt>,
     /// Workers that reported a fault: their subject in RESULTS is taken, so they cannot answer this job any more.
     pub faulted: Vec<WorkerSlot>,
-    pub flight: Option<Flight>,
     /// The coordinator has published an answer of its own and waits to see it in RESULTS.
     pub answering: bool,
 }
@@ -107,9 +63,21 @@ pub struct Queue {
     pub jobs: VecDeque<u32>,
 }
 
+/// Where the jobs of a batch come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A file of lines.
+    File,
+    /// One request that somebody waits for.
+    Caller,
+    /// The second run of somebody else's job.
+    Audit,
+}
+
 #[derive(Debug)]
 pub struct Batch {
     pub record: BatchRecord,
+    pub origin: Origin,
     /// Of the record's `expires_at`.
     pub expiry: Deadline,
     pub cells: Vec<Cell>,
@@ -126,11 +94,6 @@ pub struct Batch {
     pub read_end: bool,
     /// Answers of the coordinator's own that are on their way.
     pub answering: u32,
-    pub in_flight: u32,
-    /// Tokens of the jobs in flight.
-    pub committed_tokens: u64,
-    /// What the jobs in flight are reckoned to cost, each at the price of its worker.
-    pub committed_cost: UsdMicro,
     /// Bytes of text held in memory.
     pub text_bytes: u64,
     /// Tokens made up to the last sample, and the rate since, for progress.
@@ -138,15 +101,17 @@ pub struct Batch {
     pub rate_tok_s: f64,
     pub rate_sample: (MonoMs, u64),
     pub writing: bool,
-    /// The second run of somebody else's job.
-    pub audit: Option<Box<Audit>>,
 }
 
 impl Batch {
-    pub fn new(now: Now, record: BatchRecord) -> Self {
+    pub fn new(now: Now, record: BatchRecord, origin: Origin) -> Self {
         let cells = Vec::with_capacity(record.lines.unwrap_or(0) as usize);
         Self {
-            totals: Totals { cost_usd_micro: record.totals.cost_usd_micro, ..Totals::default() },
+            totals: Totals {
+                cost_usd_micro: record.totals.cost_usd_micro,
+                over_budget_usd_micro: record.totals.over_budget_usd_micro,
+                ..Totals::default()
+            },
             rate_sample: (now.mono, 0),
             expiry: Deadline::new(now, record.expires_at),
             record,
@@ -159,14 +124,11 @@ impl Batch {
             reading: false,
             read_end: false,
             answering: 0,
-            in_flight: 0,
-            committed_tokens: 0,
-            committed_cost: UsdMicro::ZERO,
             text_bytes: 0,
             tokens_made: 0,
             rate_tok_s: 0.0,
             writing: false,
-            audit: None,
+            origin,
         }
     }
 
@@ -260,20 +222,13 @@ impl Batch {
     }
 
     /// True if this much more fits into the budget beside what is spent and in flight.
-    pub fn affords(&self, cost: UsdMicro) -> bool {
-        self.record.options.budget_usd_micro.is_none() || self.committed_cost + cost <= self.budget_left()
+    pub fn affords(&self, committed: UsdMicro, cost: UsdMicro) -> bool {
+        self.record.options.budget_usd_micro.is_none() || committed + cost <= self.budget_left()
     }
 
-    /// A job takes off, or is about to.
-    pub fn commit(&mut self, tokens: u32, cost: UsdMicro) {
-        self.committed_tokens += u64::from(tokens);
-        self.committed_cost += cost;
-    }
-
-    /// It has landed, with an answer or without.
-    pub fn release(&mut self, tokens: u32, cost: UsdMicro) {
-        self.committed_tokens = self.committed_tokens.saturating_sub(u64::from(tokens));
-        self.committed_cost = (self.committed_cost - cost).max(UsdMicro::ZERO);
+    /// Somebody waits for its one answer.
+    pub fn is_interactive(&self) -> bool {
+        self.origin == Origin::Caller
     }
 
     /// The state in which the batch ends.

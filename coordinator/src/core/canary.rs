@@ -77,9 +77,10 @@ fn dissenters(words: &[Word]) -> impl Iterator<Item = &String> {
 impl Core {
     /// Compares the canary of a worker that comes with those of the others of its kind.
     pub(super) fn hear_canary(&mut self, slot: WorkerSlot, beat: &Heartbeat, actions: &mut Vec<Action>) {
-        let Some(kind) = self.fleet.get(slot).map(|worker| worker.kind) else { return };
+        let Some(worker) = self.fleet.get(slot) else { return };
+        let (kind, host) = (worker.kind, worker.host().to_owned());
         let before = self.fleet.canaries.odd.clone();
-        if !self.fleet.canaries.hear(kind, &beat.host, &beat.canary) || self.fleet.canaries.odd == before {
+        if !self.fleet.canaries.hear(kind, &host, &beat.canary) || self.fleet.canaries.odd == before {
             return;
         }
         self.work_changed = true;
@@ -89,7 +90,7 @@ impl Core {
             self.withdraw_from(&host, actions);
             // Workers of one host may have said different things, one after the other.
             let told =
-                self.fleet.workers.values().filter(|worker| worker.beat.host == host).find_map(|worker| {
+                self.fleet.workers.values().filter(|worker| worker.host() == host).find_map(|worker| {
                     let expected = self.fleet.canaries.expected(worker.kind, &worker.beat.canary)?;
                     (expected != worker.beat.canary).then(|| (worker.beat.clone(), expected.to_owned()))
                 });

@@ -78,6 +78,8 @@ pub struct Answer {
     pub cached_tokens: u32,
     /// The model that gave it.
     pub model: Option<Box<str>>,
+    /// Time of its engine that it took, in all; zero from a worker that does not count it.
+    pub engine_us: u64,
     pub finished_at: TimeMs,
 }
 
@@ -116,6 +118,7 @@ impl From<&JobResult> for Answer {
             repeated_tokens: result.usage.repeated_tokens,
             cached_tokens: result.usage.cached_tokens,
             model: result.line.model.as_deref().map(Into::into),
+            engine_us: result.usage.engine_us,
             finished_at: result.finished_at,
         }
     }

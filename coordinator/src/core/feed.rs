@@ -8,6 +8,7 @@ use ternfleet_proto::message::{BatchState, FailureCode};
 use super::Core;
 use super::batch::READ_LINES;
 use super::event::{Action, BatchSlot, Content, Fed, JobRef, Task};
+use super::ledger::Kept;
 use super::record::Ending;
 
 /// Fewer lines than this waiting: read more.
@@ -23,16 +24,17 @@ impl Core {
         if self.lead.is_none() {
             return;
         }
-        let slots: Vec<BatchSlot> = self.active.iter().copied().collect();
-        for slot in slots {
-            let Some(batch) = self.batches.get_mut(&slot) else { continue };
+        for slot in self.ledger.active_slots() {
+            let in_flight = self.flights.committed(slot).jobs;
+            let text_bytes = self.ledger.text_bytes();
+            let Some(batch) = self.ledger.get_mut(slot) else { continue };
             let Some(lines) = batch.record.lines else { continue };
             if batch.reading || batch.read_end || batch.record.single || batch.writing {
                 continue;
             }
             let waiting = batch.waiting() + batch.delayed.len();
-            let low = (batch.in_flight as usize / 2).clamp(LOW_WATER, LOW_WATER_MAX);
-            let crowded = self.text_bytes > self.limits.text_bytes_max && waiting > 0;
+            let low = (in_flight as usize / 2).clamp(LOW_WATER, LOW_WATER_MAX);
+            let crowded = text_bytes > self.limits.text_bytes_max && waiting > 0;
             let enough = if batch.record.ending.is_some() {
                 batch.answering >= ANSWERING_MAX
             } else {
@@ -50,12 +52,12 @@ impl Core {
     }
 
     pub(super) fn scanned(&mut self, now: Now, slot: BatchSlot, lines: u32, actions: &mut Vec<Action>) {
-        let Some(batch) = self.batches.get(&slot) else { return };
+        let Some(batch) = self.ledger.get(slot) else { return };
         if batch.is_ended() || batch.record.lines.is_some() {
             return;
         }
         let tenant = &batch.record.tenant;
-        let of_tenant = self.active.iter().map(|slot| &self.batches[slot].record);
+        let of_tenant = self.ledger.active().map(|(_, batch)| &batch.record);
         let open: u64 = of_tenant
             .filter(|record| record.tenant == *tenant)
             .map(|record| u64::from(record.lines.unwrap_or(0)))
@@ -68,13 +70,13 @@ impl Core {
             self.input_lost(now, slot, reason, actions);
             return;
         }
-        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        let Some(batch) = self.ledger.get_mut(slot) else { return };
         batch.record.lines = Some(lines);
         batch.cells.reserve_exact((lines as usize).saturating_sub(batch.cells.len()));
         if batch.record.state == BatchState::Validating {
             batch.record.state = BatchState::InProgress;
         }
-        self.changed(now, slot, actions);
+        self.changed(slot, actions);
         self.check_through(now, slot, actions);
         self.work_changed = true;
     }
@@ -88,7 +90,7 @@ impl Core {
         end: bool,
         actions: &mut Vec<Action>,
     ) {
-        let Some(batch) = self.batches.get_mut(&slot) else { return };
+        let Some(batch) = self.ledger.get_mut(slot) else { return };
         batch.reading = false;
         if batch.is_ended() {
             return;
@@ -103,7 +105,7 @@ impl Core {
     }
 
     fn line_read(&mut self, now: Now, job: JobRef, fed: Fed, actions: &mut Vec<Action>) {
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
+        let Some(batch) = self.ledger.get_mut(job.batch) else { return };
         if !batch.is_open(job.index) {
             return;
         }
@@ -121,41 +123,26 @@ impl Core {
     }
 
     fn task_read(&mut self, now: Now, job: JobRef, task: Arc<Task>, actions: &mut Vec<Action>) {
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        if batch.live.get(&job.index).is_some_and(|live| live.task.is_some() || live.answering) {
-            return;
-        }
-        let Some(queue) = batch.queue_for(task.line.model.as_deref()) else {
-            let why = "the file names too many different models; a batch may name 16".to_owned();
-            self.answer_ourselves(
-                now,
-                job,
-                Some(task.line.clone()),
-                FailureCode::InvalidRequest,
-                why,
-                actions,
-            );
-            return;
-        };
-        batch.text_bytes += u64::from(task.bytes);
-        self.text_bytes += u64::from(task.bytes);
-        let ending = batch.record.ending.is_some();
-        let live = batch.live.entry(job.index).or_default();
-        live.task = Some(task);
-        live.queue = queue;
-        if live.flight.is_some() {
-            return;
-        }
-        if ending {
-            self.answer_ending(now, job, actions);
-        } else {
-            batch.queues[queue].jobs.push_back(job.index);
+        let line = task.line.clone();
+        match self.ledger.keep(job, task) {
+            Kept::Known => {}
+            Kept::TooManyModels => {
+                let why = "the file names too many different models; a batch may name 16".to_owned();
+                let code = FailureCode::InvalidRequest;
+                self.answer_ourselves(now, job, Some(line), code, why, actions);
+            }
+            // It was found running before its line was read.
+            Kept::Kept if self.flights.get(job).is_some() => {}
+            Kept::Kept if self.ledger.get(job.batch).is_some_and(|batch| batch.record.ending.is_some()) => {
+                self.answer_ending(now, job, actions);
+            }
+            Kept::Kept => self.ledger.queue(job, false),
         }
     }
 
     /// A line of a batch that ends early gets its error line.
     pub(super) fn answer_ending(&mut self, now: Now, job: JobRef, actions: &mut Vec<Action>) {
-        let Some(batch) = self.batches.get(&job.batch) else { return };
+        let Some(batch) = self.ledger.get(job.batch) else { return };
         let (code, message) = match batch.record.ending {
             Some(Ending::Cancelled) => {
                 (FailureCode::BatchCancelled, "the batch was cancelled before this line ran".to_owned())
@@ -166,10 +153,7 @@ impl Core {
     }
 
     fn expiry_reason(&self, job: JobRef) -> String {
-        let model = self.batches.get(&job.batch).and_then(|batch| {
-            let live = batch.live.get(&job.index)?;
-            live.task.as_ref()?.line.model.clone()
-        });
+        let model = self.ledger.live(job).and_then(|live| live.task.as_ref()?.line.model.clone());
         match model {
             Some(model)
                 if !self.fleet.kinds.iter().any(|kind| kind.model == model || kind.digest == model) =>

@@ -1,5 +1,5 @@
-//! The fleet as the coordinator sees it: workers by their heartbeats, the pods that are paid for, the hosts that
-//! may be at fault, the kinds of engine.
+//! The fleet as the coordinator sees it: workers by their heartbeats, the hosts that may be at fault, the kinds of
+//! engine. What pods cost is [`super::money`]'s, which jobs a worker has is [`super::flights`]'.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +9,8 @@ use ternfleet_proto::{MonoMs, Now, UsdMicro, WorkerId};
 
 use super::canary::Canaries;
 use super::event::{JobRef, WorkerSlot};
-use super::money::Bill;
+use super::flights::Used;
+use super::money::PodNumber;
 use super::rate::Rate;
 use crate::route::EngineKind;
 
@@ -19,6 +20,10 @@ pub(super) const QUIET_AFTER: Duration = Duration::from_millis(2_500);
 pub(super) const LOST_AFTER: Duration = Duration::from_millis(5_000);
 /// A lost worker's queues are removed after this long.
 pub(super) const RETIRED_AFTER: Duration = Duration::from_secs(60);
+/// With jobs in its slots and an engine that has not moved for this long, a worker hangs …
+const HUNG_AFTER: Duration = Duration::from_secs(10);
+/// … but a slow one may need longer for a step with this much of a prompt; so it gets four times as long as that takes.
+const STEP_TOKENS: f64 = 128.0;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Liveness {
@@ -40,11 +45,11 @@ pub struct Worker {
     /// Its consumers exist.
     pub registered: bool,
     pub rate: Rate,
-    /// Jobs handed over and not answered.
-    pub flights: BTreeSet<JobRef>,
-    /// Tokens still to come of those jobs.
-    pub held_tokens: u64,
     pub tokens_made: u64,
+    /// When its engine last moved, or had nothing to do.
+    pub advanced_at: MonoMs,
+    /// Its engine does not move: it gets no work until it does.
+    pub hangs: bool,
     /// Since when it runs nothing although jobs lie in its queue.
     pub stuck_since: Option<MonoMs>,
 }
@@ -52,7 +57,48 @@ pub struct Worker {
 impl Worker {
     /// May be given work, quarantine apart.
     pub fn takes_work(&self) -> bool {
-        self.registered && self.liveness == Liveness::Live && self.beat.state == WorkerState::Ready
+        self.registered
+            && self.liveness == Liveness::Live
+            && self.beat.state == WorkerState::Ready
+            && !self.hangs
+    }
+
+    /// It has jobs in its slots and its engine has not moved for too long.
+    pub(super) fn seems_hung(&self, now: Now) -> bool {
+        let rate = self.beat.prefill_tok_s;
+        let step =
+            if rate > 0.0 { Duration::from_secs_f64((STEP_TOKENS / rate).min(60.0)) } else { Duration::ZERO };
+        let most = HUNG_AFTER.max(4 * step);
+        self.beat.slots_in_use > 0 && self.liveness == Liveness::Live && now.since(self.advanced_at) >= most
+    }
+
+    /// The pod that is paid for it.
+    pub fn pod_name(&self) -> &str {
+        &self.beat.pod
+    }
+
+    /// The machine that it runs on.
+    pub fn host(&self) -> &str {
+        &self.beat.host
+    }
+
+    pub fn price(&self) -> UsdMicro {
+        self.beat.price_usd_micro_per_hour
+    }
+
+    /// Its counts of engine time are to be believed in; an older worker says none.
+    fn tells_time(&self) -> bool {
+        self.beat.mono > MonoMs(0)
+    }
+
+    /// Engine time of a job: as counted, or by the measured speed where nobody counts it.
+    pub(super) fn engine_us(&self, used: Used) -> u64 {
+        let rate = self.rate.mean_tok_s();
+        match self.tells_time() {
+            true => used.engine_us,
+            false if rate > 0.0 => (f64::from(used.tokens) * 1e6 / rate) as u64,
+            false => 0,
+        }
     }
 
     pub fn busy_ratio(&self) -> f64 {
@@ -61,54 +107,6 @@ impl Worker {
         } else {
             f64::from(self.beat.slots_in_use) / f64::from(self.beat.slots)
         }
-    }
-}
-
-/// Where a rented pod stands, for its bill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeasePhase {
-    /// No worker has been heard of yet.
-    Boot,
-    Work,
-    /// It has been told to end.
-    Drain,
-}
-
-/// Number of a pod; one that comes back has a new one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PodNumber(pub u32);
-
-/// A paid machine, on which one or more workers run.
-#[derive(Debug)]
-pub struct Pod {
-    pub number: PodNumber,
-    pub bill: Bill,
-    pub workers: BTreeSet<WorkerSlot>,
-    pub class: String,
-    /// Busy milliseconds and whether anything ran, since the last accrual.
-    pub busy_ms: u64,
-    /// When its bill began here.
-    pub begun_at: MonoMs,
-    /// When one of its workers last had a job, or the pod came.
-    pub active_at: MonoMs,
-    pub audited_at: Now,
-    /// Rented by the scaler; `None` for a pod that somebody else pays for.
-    pub lease: Option<LeasePhase>,
-    /// Of its bill, what is not the lease's: from before this coordinator took it over.
-    pub unleased: UsdMicro,
-    /// Cost since the last audit event.
-    pub unaudited: super::money::Share,
-}
-
-impl Pod {
-    /// What the lease has cost so far; nothing for a pod that nobody rented.
-    pub fn lease_bill(&self) -> UsdMicro {
-        if self.lease.is_some() { self.bill.billed - self.unleased } else { UsdMicro::ZERO }
-    }
-
-    /// Nobody pays for it any more.
-    pub fn is_gone(&self) -> bool {
-        self.workers.is_empty() && self.lease.is_none()
     }
 }
 
@@ -152,8 +150,6 @@ pub struct Fleet {
     pub workers: BTreeMap<WorkerSlot, Worker>,
     by_name: BTreeMap<WorkerId, WorkerSlot>,
     next_slot: u32,
-    pub pods: BTreeMap<String, Pod>,
-    next_pod: u32,
     pub hosts: BTreeMap<String, Host>,
     /// Hosts that gave a wrong answer: quarantined however often they come back.
     convicted: BTreeSet<String>,
@@ -174,9 +170,14 @@ impl Fleet {
         self.workers.get_mut(&slot)
     }
 
-    /// A worker that was not known.
-    pub fn add(&mut self, now: Now, beat: Heartbeat, shard: u16) -> WorkerSlot {
-        let slot = WorkerSlot(self.next_slot);
+    /// The place of the next worker that is added.
+    pub fn next_slot(&self) -> WorkerSlot {
+        WorkerSlot(self.next_slot)
+    }
+
+    /// A worker that was not known, on this pod.
+    pub fn add(&mut self, now: MonoMs, beat: Heartbeat, shard: u16, pod: PodNumber) -> WorkerSlot {
+        let slot = self.next_slot();
         self.next_slot += 1;
         let kind = self.kind_of(&beat);
         self.by_name.insert(beat.worker.clone(), slot);
@@ -186,79 +187,31 @@ impl Fleet {
         } else {
             Rate::guess(calibrated, 0.2)
         };
-        let pod = self.join_pod(now, slot, &beat);
         let convicted = self.convicted.contains(&beat.host);
         self.hosts.entry(beat.host.clone()).or_default().quarantined |= convicted;
         let worker = Worker {
             beat,
             kind,
             pod,
-            seen_at: now.mono,
+            seen_at: now,
             liveness: Liveness::Live,
             shard,
             registered: false,
             rate,
-            flights: BTreeSet::new(),
-            held_tokens: 0,
             tokens_made: 0,
+            advanced_at: now,
+            hangs: false,
             stuck_since: None,
         };
         self.workers.insert(slot, worker);
         slot
     }
 
-    /// The worker's pod is paid for from now on, if it was not already.
-    pub fn join_pod(&mut self, now: Now, slot: WorkerSlot, beat: &Heartbeat) -> PodNumber {
-        let pod = self.pod_or_new(now, &beat.pod, beat.price_usd_micro_per_hour, &beat.pod_class);
-        pod.workers.insert(slot);
-        if pod.lease == Some(LeasePhase::Boot) {
-            pod.lease = Some(LeasePhase::Work);
-            pod.active_at = now.mono;
-        }
-        pod.number
-    }
-
-    /// The pod of this name; one that was not known is paid for from now on.
-    pub fn pod_or_new(
-        &mut self,
-        now: Now,
-        name: &str,
-        price_usd_micro_per_hour: UsdMicro,
-        class: &str,
-    ) -> &mut Pod {
-        let next_pod = &mut self.next_pod;
-        self.pods.entry(name.to_owned()).or_insert_with(|| {
-            let number = PodNumber(*next_pod);
-            *next_pod += 1;
-            Pod {
-                number,
-                bill: Bill::new(now.mono, price_usd_micro_per_hour),
-                workers: BTreeSet::new(),
-                class: class.to_owned(),
-                busy_ms: 0,
-                begun_at: now.mono,
-                active_at: now.mono,
-                audited_at: now,
-                lease: None,
-                unleased: UsdMicro::ZERO,
-                unaudited: super::money::Share::default(),
-            }
-        })
-    }
-
-    /// One more than the highest number of a pod.
-    pub fn pod_numbers(&self) -> usize {
-        self.next_pod as usize
-    }
-
     pub fn remove(&mut self, slot: WorkerSlot) -> Option<Worker> {
         let worker = self.workers.remove(&slot)?;
         self.by_name.remove(&worker.beat.worker);
-        if let Some(pod) = self.pods.get_mut(&worker.beat.pod) {
-            pod.workers.remove(&slot);
-        }
-        if !self.workers.values().any(|other| other.beat.host == worker.beat.host) {
-            self.hosts.remove(&worker.beat.host);
+        if !self.workers.values().any(|other| other.host() == worker.host()) {
+            self.hosts.remove(worker.host());
         }
         Some(worker)
     }
@@ -285,24 +238,6 @@ impl Fleet {
         EngineKind(u16::try_from(place).unwrap_or(u16::MAX))
     }
 
-    /// The kind that serves this model with the most speed now; `None` asks for any model.
-    pub fn best_kind(&self, model: Option<&str>) -> Option<EngineKind> {
-        let mut rates: BTreeMap<EngineKind, f64> = BTreeMap::new();
-        for worker in self.workers.values().filter(|worker| worker.takes_work()) {
-            if model.is_none_or(|wanted| wanted == worker.beat.model || wanted == worker.beat.model_digest) {
-                *rates.entry(worker.kind).or_default() += worker.rate.mean_tok_s();
-            }
-        }
-        rates.into_iter().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0))).map(|(kind, _)| kind)
-    }
-
-    /// Price of a million tokens at a worker, in micro-dollars: its pod's price over the speed of all that run there.
-    pub fn kappa(&self, slot: WorkerSlot) -> Option<f64> {
-        let pod = self.pods.get(&self.get(slot)?.beat.pod)?;
-        let rate: f64 = pod.workers.iter().filter_map(|slot| Some(self.get(*slot)?.rate.mean_tok_s())).sum();
-        (rate > 0.0).then(|| pod.bill.price().0 as f64 * 1e6 / (3600.0 * rate))
-    }
-
     /// True if some worker of this kind could run a job now or soon.
     pub fn serves(&self, kind: EngineKind) -> bool {
         self.workers.values().any(|worker| worker.kind == kind && worker.liveness != Liveness::Lost)
@@ -321,7 +256,7 @@ impl Fleet {
     }
 
     pub fn quarantined(&self, worker: &Worker) -> bool {
-        self.shut_out(&worker.beat.host)
+        self.shut_out(worker.host())
     }
 
     pub fn any_shut_out(&self) -> bool {
@@ -338,7 +273,7 @@ impl Fleet {
             .workers
             .values()
             .filter(|worker| worker.liveness != Liveness::Lost)
-            .map(|worker| worker.beat.host.as_str())
+            .map(|worker| worker.host())
             .collect();
         live.into_iter().filter(|host| !self.shut_out(host)).count()
     }

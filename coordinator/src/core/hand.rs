@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ternfleet_proto::message::{FailedAttempt, Input, Work};
-use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, Now, UsdMicro};
+use ternfleet_proto::message::{FailedAttempt, FailureCode, Input, Work};
+use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, Now};
 
-use super::batch::{Flight, Stage};
 use super::event::{Action, BatchSlot, HandOut, JobRef, WorkerSlot};
+use super::flights::{Flight, Size, Stage};
 use super::next::{Next, Ready, cost_of, next_job};
-use super::{Core, EPOCH_TERM_SHIFT, Fleet, HANDOVERS_MAX};
-use crate::route::{self, Demand, EngineKind, FleetSnapshot, JobSize, Urgency, WINDOW_S, WorkerLoad};
+use super::snapshot::Snapshot;
+use super::{Core, EPOCH_TERM_SHIFT, HANDOVERS_MAX};
+use crate::route::{self, Demand, EngineKind, FleetSnapshot, JobSize, Urgency};
 
 /// Jobs drawn for the router at a time.
 const DRAW_MAX: usize = 1024;
@@ -21,9 +22,8 @@ const ROUNDS_MAX: usize = 16;
 struct Drawn {
     job: JobRef,
     kind: EngineKind,
-    tokens: u32,
     /// Set aside of the budget until the worker, and so the price, is known.
-    cost: UsdMicro,
+    size: Size,
     interactive: bool,
 }
 
@@ -39,113 +39,7 @@ enum Choice {
 
 impl Drawn {
     fn of(job: JobRef, ready: Ready, interactive: bool) -> Self {
-        let Ready { kind, tokens, cost, .. } = ready;
-        Self { job, kind, tokens, cost, interactive }
-    }
-}
-
-/// The fleet as the router sees it.
-pub(super) struct Snapshot {
-    pub(super) fleet: FleetSnapshot,
-    /// Speed of each kind, by its number.
-    kinds: Vec<f64>,
-    /// Price of a million tokens at each worker, in micro-dollars, not finite while nothing was measured.
-    kappas: Vec<f64>,
-    /// Lowest known price of each kind, by its number.
-    kappa_min: Vec<f64>,
-    /// Highest known price of all.
-    kappa_max: f64,
-}
-
-impl Snapshot {
-    pub(super) fn take(fleet: &Fleet) -> Self {
-        let mut pod_rates = vec![0.0; fleet.pod_numbers()];
-        let any_quarantined = fleet.any_shut_out();
-        for worker in fleet.workers.values().filter(|worker| worker.takes_work()) {
-            pod_rates[worker.pod.0 as usize] += worker.rate.mean_tok_s();
-        }
-        let mut taken = Self {
-            fleet: FleetSnapshot { workers: Vec::with_capacity(fleet.workers.len()) },
-            kinds: vec![0.0; fleet.kinds.len()],
-            kappas: Vec::with_capacity(fleet.workers.len()),
-            kappa_min: vec![f64::INFINITY; fleet.kinds.len()],
-            kappa_max: 0.0,
-        };
-        for (slot, worker) in &fleet.workers {
-            if !worker.takes_work() || (any_quarantined && fleet.quarantined(worker)) {
-                continue;
-            }
-            let mean = worker.rate.mean_tok_s();
-            let pod_rate = pod_rates[worker.pod.0 as usize];
-            let share = if pod_rate > 0.0 { mean / pod_rate } else { 1.0 };
-            let price = UsdMicro((worker.beat.price_usd_micro_per_hour.0 as f64 * share).round() as i64);
-            let load = WorkerLoad {
-                worker: *slot,
-                kind: worker.kind,
-                rate_mean_tok_s: mean,
-                rate_low_tok_s: worker.rate.low_tok_s(),
-                price_usd_micro_per_hour: price,
-                slots: worker.beat.slots,
-                // The worker itself pulls by free pages.
-                free_pages: u32::MAX,
-                held_tokens: worker.held_tokens,
-                held_jobs: worker.flights.len() as u32,
-            };
-            let kappa = route::kappa(&load);
-            if kappa.is_finite() {
-                taken.kappa_max = taken.kappa_max.max(kappa);
-            }
-            let lowest = &mut taken.kappa_min[usize::from(worker.kind.0)];
-            *lowest = lowest.min(kappa);
-            taken.kappas.push(kappa);
-            taken.kinds[usize::from(worker.kind.0)] += mean.max(1e-9);
-            taken.fleet.workers.push(load);
-        }
-        taken
-    }
-
-    /// The worker at this place.
-    pub(super) fn slot(&self, place: usize) -> WorkerSlot {
-        self.fleet.workers[place].worker
-    }
-
-    /// Speed of all workers of a kind, above zero as soon as there is one.
-    pub(super) fn rate(&self, kind: EngineKind) -> f64 {
-        self.kinds.get(usize::from(kind.0)).copied().unwrap_or(0.0)
-    }
-
-    pub(super) fn serves(&self, kind: EngineKind) -> bool {
-        self.rate(kind) > 0.0
-    }
-
-    /// Price at a worker; one that nobody has measured is taken to be as dear as the dearest known, and when none is
-    /// known, for nothing: somebody must try it, and the bill stops at the budget.
-    pub(super) fn kappa(&self, place: usize) -> f64 {
-        self.known_or_dearest(self.kappas[place])
-    }
-
-    /// Lowest price among the workers of a kind.
-    pub(super) fn kappa_min(&self, kind: EngineKind) -> f64 {
-        self.known_or_dearest(self.kappa_min.get(usize::from(kind.0)).copied().unwrap_or(f64::INFINITY))
-    }
-
-    fn known_or_dearest(&self, kappa: f64) -> f64 {
-        if kappa.is_finite() { kappa } else { self.kappa_max }
-    }
-
-    /// About how many jobs the fleet has room for.
-    fn room(&self, mean_job_tokens: f64) -> usize {
-        let jobs: f64 = self
-            .fleet
-            .workers
-            .iter()
-            .map(|load| {
-                let held = f64::from(load.held_jobs);
-                let window = WINDOW_S * load.rate_low_tok_s / mean_job_tokens.max(1.0);
-                (f64::from(load.slots) + window - held).max(if load.held_jobs == 0 { 1.0 } else { 0.0 })
-            })
-            .sum();
-        jobs.ceil() as usize
+        Self { job, kind: ready.kind, size: ready.size, interactive }
     }
 }
 
@@ -162,7 +56,7 @@ impl Core {
         }
         self.work_changed = false;
         self.handed_at = now.mono;
-        let mut snapshot = Snapshot::take(&self.fleet);
+        let mut snapshot = self.snapshot();
         if snapshot.fleet.workers.is_empty() {
             return;
         }
@@ -170,7 +64,7 @@ impl Core {
         // Batches that wait for room at the workers they can pay: they do not hold up the others.
         let mut held = BTreeSet::new();
         for _ in 0..ROUNDS_MAX {
-            let room = snapshot.room(self.mean_job_tokens).min(DRAW_MAX);
+            let room = snapshot.room(self.lengths.mean_job_tokens).min(DRAW_MAX);
             let drawn = self.draw(now, room, &snapshot, &held);
             if drawn.is_empty() {
                 return;
@@ -186,10 +80,9 @@ impl Core {
     /// answer sets money free, a worker of its model comes, one gets faster. So nobody has to be told: whoever waits
     /// is asked again each time.
     fn everybody_joins(&mut self, now: Now) {
-        for slot in &self.active {
-            let batch = &self.batches[slot];
+        for (slot, batch) in self.ledger.active() {
             if batch.runs() && !batch.is_interactive() && batch.waiting() > 0 {
-                self.fair.join(now.mono, &batch.record.tenant, batch.record.options.priority, *slot);
+                self.fair.join(now.mono, &batch.record.tenant, batch.record.options.priority, slot);
             }
         }
     }
@@ -197,11 +90,12 @@ impl Core {
     /// Up to `room` jobs in the order that fairness wants; they have left their queues.
     fn draw(&mut self, now: Now, room: usize, snapshot: &Snapshot, held: &BTreeSet<BatchSlot>) -> Vec<Drawn> {
         let mut drawn = Vec::new();
-        let Self { fair, batches, interactive, fleet, .. } = self;
+        let Self { fair, ledger, flights, interactive, fleet, .. } = self;
         let mut waiting_on = Vec::new();
         while let Some(job) = interactive.pop_front() {
-            let Some(batch) = batches.get_mut(&job.batch) else { continue };
-            let Next::Ready(ready) = next_job(batch, fleet, snapshot) else {
+            let Some(batch) = ledger.get_mut(job.batch) else { continue };
+            let promised = flights.committed(job.batch).cost;
+            let Next::Ready(ready) = next_job(batch, promised, fleet, snapshot) else {
                 if batch.waiting() > 0 {
                     waiting_on.push(job);
                 }
@@ -209,7 +103,7 @@ impl Core {
             };
             batch.queues[ready.queue].jobs.pop_front();
             drawn.push(Drawn::of(job, ready, true));
-            batch.commit(ready.tokens, ready.cost);
+            flights.reserve(job.batch, ready.size);
         }
         interactive.extend(waiting_on);
         while drawn.len() < room {
@@ -217,17 +111,18 @@ impl Core {
                 if held.contains(&slot) {
                     return None;
                 }
-                match next_job(batches.get_mut(&slot)?, fleet, snapshot) {
-                    Next::Ready(ready) => Some(ready.tokens),
+                match next_job(ledger.get_mut(slot)?, flights.committed(slot).cost, fleet, snapshot) {
+                    Next::Ready(ready) => Some(ready.size.tokens),
                     Next::Nothing | Next::NoWorker | Next::TooDear => None,
                 }
             });
             let Some(slot) = next else { break };
-            let Some(batch) = batches.get_mut(&slot) else { continue };
-            let Next::Ready(ready) = next_job(batch, fleet, snapshot) else { continue };
+            let Some(batch) = ledger.get_mut(slot) else { continue };
+            let promised = flights.committed(slot).cost;
+            let Next::Ready(ready) = next_job(batch, promised, fleet, snapshot) else { continue };
             let Some(index) = batch.queues[ready.queue].jobs.pop_front() else { continue };
             drawn.push(Drawn::of(JobRef { batch: slot, index }, ready, false));
-            batch.commit(ready.tokens, ready.cost);
+            flights.reserve(slot, ready.size);
         }
         drawn
     }
@@ -263,7 +158,7 @@ impl Core {
                 self.settle(now, job, choice, snapshot, &mut back, actions);
             }
             let sizes: Vec<JobSize> =
-                easy.iter().map(|job| JobSize { tokens: job.tokens, pages: 0 }).collect();
+                easy.iter().map(|job| JobSize { tokens: job.size.tokens, pages: 0 }).collect();
             let placed = route::assign(&snapshot.fleet, &Demand { kind, urgency, jobs: &sizes }).placed;
             for (job, &place) in easy.iter().zip(&placed) {
                 let choice = self.choose(job, place, urgency, snapshot);
@@ -293,23 +188,18 @@ impl Core {
             Choice::Worker(place) => {
                 let load = &mut snapshot.fleet.workers[place];
                 load.held_jobs += 1;
-                load.held_tokens += u64::from(job.tokens);
-                let cost = cost_of(job.tokens, snapshot.kappa(place));
-                let least = cost_of(job.tokens, snapshot.kappa_min(job.kind));
+                load.held_tokens += u64::from(job.size.tokens);
+                let cost = cost_of(job.size.tokens, snapshot.kappa(place));
+                let least = cost_of(job.size.tokens, snapshot.kappa_min(job.kind));
                 self.counts.regret_usd_micro += (cost - least).0.max(0) as u64;
-                if let Some(batch) = self.batches.get_mut(&job.job.batch) {
-                    batch.release(job.tokens, job.cost);
-                    batch.commit(job.tokens, cost);
-                }
-                job.cost = cost;
+                self.flights.release(job.job.batch, job.size);
+                job.size.cost = cost;
                 self.hand(now, job, snapshot.slot(place), actions);
             }
             Choice::Later => back.push(job),
             Choice::Nobody => {
                 // Nobody is left who could try: that is one more failed attempt.
-                if let Some(batch) = self.batches.get_mut(&job.job.batch) {
-                    batch.release(job.tokens, job.cost);
-                }
+                self.flights.release(job.job.batch, job.size);
                 let failed = FailedAttempt {
                     at: now.wall,
                     worker: None,
@@ -324,9 +214,10 @@ impl Core {
 
     /// True if the budget has room for the job at this price of a million tokens.
     fn can_pay(&self, drawn: &Drawn, kappa_usd_micro: f64) -> bool {
-        self.batches.get(&drawn.job.batch).is_some_and(|batch| {
+        self.ledger.get(drawn.job.batch).is_some_and(|batch| {
             // Its share was set aside when it was drawn.
-            batch.affords(cost_of(drawn.tokens, kappa_usd_micro) - drawn.cost)
+            let more = cost_of(drawn.size.tokens, kappa_usd_micro) - drawn.size.cost;
+            batch.affords(self.flights.committed(drawn.job.batch).cost, more)
         })
     }
 
@@ -341,7 +232,7 @@ impl Core {
 
     /// Asks the router for a worker among those that the budget allows.
     fn choose_payable(&self, drawn: &Drawn, urgency: Urgency, snapshot: &Snapshot) -> Choice {
-        let live = self.batches.get(&drawn.job.batch).and_then(|b| b.live.get(&drawn.job.index));
+        let live = self.ledger.live(drawn.job);
         let Some(live) = live else { return Choice::Later };
         let loads = &snapshot.fleet.workers;
         let mut payable: Vec<usize> = (0..loads.len())
@@ -349,28 +240,32 @@ impl Core {
             .filter(|&n| self.can_pay(drawn, snapshot.kappa(n)))
             .collect();
         let failed_at = |n: usize| {
-            self.fleet.get(snapshot.slot(n)).is_some_and(|worker| live.hosts.contains(&worker.beat.host))
+            self.fleet
+                .get(snapshot.slot(n))
+                .is_some_and(|worker| live.hosts.iter().any(|host| host == worker.host()))
         };
         if payable.iter().any(|&n| !failed_at(n)) {
             payable.retain(|&n| !failed_at(n));
         }
         let fleet = FleetSnapshot { workers: payable.iter().map(|&n| loads[n].clone()).collect() };
-        let size = [JobSize { tokens: drawn.tokens, pages: 0 }];
+        let size = [JobSize { tokens: drawn.size.tokens, pages: 0 }];
         let placed = route::assign(&fleet, &Demand { kind: drawn.kind, urgency, jobs: &size }).placed;
         placed.first().map_or(Choice::Later, |&n| Choice::Worker(payable[n]))
     }
 
     /// A job that failed on a host goes to another one, if there is any; never to a worker that reported the fault.
     fn elsewhere(&self, drawn: &Drawn, place: usize, snapshot: &Snapshot) -> Option<usize> {
-        let live = self.batches.get(&drawn.job.batch).and_then(|b| b.live.get(&drawn.job.index));
+        let live = self.ledger.live(drawn.job);
         let Some(live) = live.filter(|live| !live.hosts.is_empty() || !live.faulted.is_empty()) else {
             return Some(place);
         };
         // Worse is larger: a worker that cannot answer, a host where it failed.
         let doubt = |n: usize| {
             let slot = snapshot.slot(n);
-            let failed_here =
-                self.fleet.get(slot).is_some_and(|worker| live.hosts.contains(&worker.beat.host));
+            let failed_here = self
+                .fleet
+                .get(slot)
+                .is_some_and(|worker| live.hosts.iter().any(|host| host == worker.host()));
             (live.faulted.contains(&slot), failed_here)
         };
         if doubt(place) == (false, false) {
@@ -383,24 +278,22 @@ impl Core {
     }
 
     fn give_back(&mut self, now: Now, drawn: &Drawn) {
-        let Some(batch) = self.batches.get_mut(&drawn.job.batch) else { return };
-        if let Some(live) = batch.live.get(&drawn.job.index) {
-            batch.queues[live.queue].jobs.push_front(drawn.job.index);
-        }
-        batch.release(drawn.tokens, drawn.cost);
+        self.flights.release(drawn.job.batch, drawn.size);
+        self.ledger.queue(drawn.job, true);
         if drawn.interactive {
             self.interactive.push_front(drawn.job);
             return;
         }
-        let (tenant, priority) = (batch.record.tenant.clone(), batch.record.options.priority);
-        self.fair.refund(&tenant, priority, drawn.job.batch, drawn.tokens);
+        let Some(batch) = self.ledger.get(drawn.job.batch) else { return };
+        let priority = batch.record.options.priority;
+        self.fair.refund(&batch.record.tenant, priority, drawn.job.batch, drawn.size.tokens);
         self.join(now, drawn.job.batch);
     }
 
     fn hand(&mut self, now: Now, drawn: Drawn, slot: WorkerSlot, actions: &mut Vec<Action>) {
         let Some(lead) = self.lead else { return };
         let job = drawn.job;
-        let (Some(batch), Some(worker)) = (self.batches.get_mut(&job.batch), self.fleet.get_mut(slot)) else {
+        let (Some(batch), Some(worker)) = (self.ledger.get_mut(job.batch), self.fleet.get(slot)) else {
             return;
         };
         let lane = if batch.is_interactive() { Lane::Interactive } else { Lane::Batch };
@@ -408,57 +301,33 @@ impl Core {
         let Some(task) = live.task.clone() else { return };
         if live.handovers >= HANDOVERS_MAX {
             let why = format!("it was handed over {HANDOVERS_MAX} times without an answer");
-            self.answer_ourselves(
-                now,
-                job,
-                None,
-                ternfleet_proto::message::FailureCode::Poison,
-                why,
-                actions,
-            );
+            self.answer_ourselves(now, job, None, FailureCode::Poison, why, actions);
             return;
         }
         live.handovers += 1;
         let epoch = Epoch((lead.term << EPOCH_TERM_SHIFT) | u32::from(live.handovers));
+        let attempts_before = Attempt(live.attempts);
+        batch.record.started_at.get_or_insert(now.wall);
         let key = JobKey { batch: batch.record.id.clone(), index: job.index };
-        live.flight = Some(Flight {
-            worker: slot,
-            epoch,
-            stage: Stage::Leaving,
-            sequence: None,
-            tokens: drawn.tokens,
-            cost: drawn.cost,
-            since: now.mono,
-            running: false,
-            generated: 0,
-            progress_at: now.mono,
-            counted: 0,
-            blame: false,
-        });
-        batch.in_flight += 1;
-        worker.flights.insert(job);
-        worker.held_tokens += u64::from(drawn.tokens);
         let kind = &self.fleet.kinds[usize::from(drawn.kind.0)];
-        let worker = self.fleet.get(slot).expect("because it was just there");
         let work = Work {
             tag: self.key.sign(&key, epoch, &worker.beat.worker),
             job: key,
             tenant: batch.record.tenant.clone(),
             lane,
             epoch,
-            attempts_before: Attempt(live.attempts),
+            attempts_before,
             leader: lead.revision,
             model_digest: kind.digest.clone(),
             numerics: numerics(&kind.numerics, &task.input),
             deadline: Some(batch.record.expires_at),
-            tokens_estimate: drawn.tokens,
+            left_ms: Some(batch.expiry.left(now).as_millis() as u64),
+            tokens_estimate: drawn.size.tokens,
             line: task.line.clone(),
             input: task.input.clone(),
             traceparent: batch.record.traceparent.clone(),
         };
-        if batch.record.started_at.is_none() {
-            batch.record.started_at = Some(now.wall);
-        }
+        self.flights.depart(job, Flight::leaving(now.mono, slot, epoch, drawn.size));
         self.counts.handed_jobs += 1;
         let hand = HandOut { job, shard: worker.shard, worker: worker.beat.worker.clone(), work };
         actions.push(Action::Hand(Box::new(hand)));
@@ -473,37 +342,38 @@ impl Core {
         sequence: Option<u64>,
         actions: &mut Vec<Action>,
     ) {
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        let key = JobKey { batch: batch.record.id.clone(), index: job.index };
-        let flight = batch.live.get_mut(&job.index).and_then(|live| live.flight.as_mut());
-        match (flight, sequence) {
-            (Some(flight), Some(sequence)) if flight.epoch == epoch => {
-                flight.sequence = Some(sequence);
-                match flight.stage {
-                    Stage::Leaving => flight.stage = Stage::Handed,
-                    Stage::Handed => {}
-                    // It was being taken back before its sequence was known.
-                    Stage::Withdrawing => {
-                        let shard = self.fleet.get(flight.worker).map_or(0, |worker| worker.shard);
-                        self.act(
-                            actions,
-                            Action::Withdraw { job, key, epoch, shard, sequence: Some(sequence) },
-                        );
-                    }
+        let Some(flight) = self.flights.get_mut(job).filter(|flight| flight.epoch == epoch) else { return };
+        match (flight.stage, sequence) {
+            (Stage::Leaving, Some(_)) => {
+                flight.sequence = sequence;
+                flight.stage = Stage::Handed;
+            }
+            (Stage::Handed, Some(_)) => flight.sequence = sequence,
+            // It was being taken back before its sequence was known.
+            (Stage::Withdrawing, Some(_)) => {
+                flight.sequence = sequence;
+                let worker = flight.worker();
+                let shard = self.fleet.get(worker).map_or(0, |worker| worker.shard);
+                if let Some(key) = self.key_of(job) {
+                    self.act(actions, Action::Withdraw { job, key, epoch, shard, sequence });
                 }
             }
-            (Some(flight), None) if flight.epoch == epoch && flight.stage == Stage::Leaving => {
+            (Stage::Leaving, None) => {
                 self.counts.failed_handovers += 1;
                 self.take_off(job);
                 self.requeue(now, job, 1000, actions);
             }
-            _ => {}
+            (Stage::Handed | Stage::Withdrawing, None) => {}
         }
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot::take(&self.fleet, &self.flights, self.money.pod_numbers())
     }
 
     /// The batch takes part in the next hand-outs.
     pub(super) fn join(&mut self, now: Now, slot: BatchSlot) {
-        let Some(batch) = self.batches.get(&slot) else { return };
+        let Some(batch) = self.ledger.get(slot) else { return };
         if batch.runs() && !batch.is_interactive() && batch.waiting() > 0 {
             self.fair.join(now.mono, &batch.record.tenant, batch.record.options.priority, slot);
         }

@@ -1,13 +1,14 @@
 //! Can this batch run its next job, and if not, why not? One answer for handing out and for pausing, so that no batch
 //! lies between the two, neither run nor paused.
 //!
-//! It does not choose the worker: that is the router's ([`super::hand`]).
+//! It does not choose the worker: that is the router's ([`crate::route`]).
 
 use ternfleet_proto::UsdMicro;
 
-use super::Fleet;
 use super::batch::{Batch, Live};
-use super::hand::Snapshot;
+use super::fleet::Fleet;
+use super::flights::Size;
+use super::snapshot::Snapshot;
 use crate::route::EngineKind;
 
 /// What a batch can do next.
@@ -28,13 +29,13 @@ pub(super) struct Ready {
     /// Which of the batch's queues it heads.
     pub(super) queue: usize,
     pub(super) kind: EngineKind,
-    pub(super) tokens: u32,
-    /// What it costs on the cheapest worker that could answer it.
-    pub(super) cost: UsdMicro,
+    /// Its cost is that on the cheapest worker that could answer it.
+    pub(super) size: Size,
 }
 
-/// The first queue whose head can run now. Chooses the kind of a queue that has none, or whose kind has died out.
-pub(super) fn next_job(batch: &mut Batch, fleet: &Fleet, snapshot: &Snapshot) -> Next {
+/// The first queue whose head can run now, with so much of the budget promised already. Chooses the kind of a queue
+/// that has none, or whose kind has died out.
+pub(super) fn next_job(batch: &mut Batch, promised: UsdMicro, fleet: &Fleet, snapshot: &Snapshot) -> Next {
     if !batch.runs() {
         return Next::Nothing;
     }
@@ -60,8 +61,8 @@ pub(super) fn next_job(batch: &mut Batch, fleet: &Fleet, snapshot: &Snapshot) ->
         let Some(task) = &live.task else { continue };
         let tokens = task.tokens_estimate;
         let cost = cost_of(tokens, cheapest(live, kind, snapshot));
-        if batch.affords(cost) {
-            return Next::Ready(Ready { queue: place, kind, tokens, cost });
+        if batch.affords(promised, cost) {
+            return Next::Ready(Ready { queue: place, kind, size: Size { tokens, cost } });
         }
         next = Next::TooDear;
     }

@@ -29,6 +29,8 @@ pub struct Totals {
     pub wasted_tokens: u64,
     pub cost_usd_micro: UsdMicro,
     pub cached_tokens: u64,
+    /// What its last jobs cost beyond its budget: nobody pays for it, and it is no idleness.
+    pub over_budget_usd_micro: UsdMicro,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

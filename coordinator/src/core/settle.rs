@@ -5,10 +5,12 @@ use std::time::Duration;
 use ternfleet_proto::message::{
     FailedAttempt, Failure, FailureCode, JobResult, Line, Order, Outcome, Timing, Usage,
 };
-use ternfleet_proto::{Attempt, BatchId, Epoch, JobKey, Now, WorkerId};
+use ternfleet_proto::{Attempt, Epoch, JobKey, Now, WorkerId};
 
-use super::batch::{CellState, Stage, bare_line};
-use super::event::{Action, Answer, BatchSlot, JobRef, Trace, Verdict, WorkerSlot};
+use super::batch::{Origin, bare_line};
+use super::event::{Action, Answer, JobRef, Trace, Verdict, WorkerSlot};
+use super::flights::{Stage, Used};
+use super::ledger::Commit;
 use super::{Core, coordinator_name};
 
 /// Attempts after which a job is poison when they failed on two hosts.
@@ -33,7 +35,8 @@ impl Core {
             self.counts.forged_answers += 1;
             return;
         }
-        let Some(slot) = self.slot_of(&answer.job.batch) else {
+        let found = self.ledger.find(&answer.job.batch).and_then(|slot| Some((slot, self.ledger.get(slot)?)));
+        let Some((slot, batch)) = found else {
             self.counts.answers_without_batch += 1;
             if self.strays.len() >= STRAYS_MAX {
                 self.strays.pop_front();
@@ -46,8 +49,7 @@ impl Core {
             self.fault_reported(now, job, answer, actions);
             return;
         }
-        let batch = self.batches.get_mut(&slot).expect("because the slot was just found");
-        if batch.audit.is_some() {
+        if batch.origin == Origin::Audit {
             self.audited(now, job, answer, actions);
             return;
         }
@@ -57,46 +59,25 @@ impl Core {
             self.counts.answers_without_batch += 1;
             return;
         }
-        let digest = match answer.verdict {
-            Verdict::Good { ids_digest } => ids_digest as u32,
-            Verdict::Bad | Verdict::Fault => 0,
-        };
-        if !batch.is_open(job.index) {
-            self.counts.duplicate_answers += 1;
-            batch.totals.wasted_tokens += u64::from(answer.completion_tokens);
-            self.counts.wasted_duplicate_tokens += u64::from(answer.completion_tokens);
-            let cell = batch.cell(job.index);
-            if cell.state == CellState::Good && digest != 0 && cell.digest != digest {
-                self.counts.divergent_answers += 1;
+        let single = batch.record.single;
+        match self.ledger.commit(job, sequence, answer) {
+            Some(Commit::First) => {}
+            Some(Commit::Again { diverges }) => {
+                self.counts.duplicate_answers += 1;
+                self.counts.divergent_answers += u64::from(diverges);
+                self.counts.wasted_duplicate_tokens += u64::from(answer.completion_tokens);
+                self.land(now, job, Some(answer), actions);
+                return;
             }
-            self.land(now, job, Some(answer), actions);
-            return;
+            None => return,
         }
         let good = matches!(answer.verdict, Verdict::Good { .. });
-        let cell = batch.cell_mut(job.index);
-        cell.state = if good { CellState::Good } else { CellState::Bad };
-        cell.digest = digest;
-        batch.commits.push(sequence);
-        if good {
-            batch.totals.completed += 1;
-        } else {
-            batch.totals.failed += 1;
-        }
-        batch.totals.prompt_tokens += u64::from(answer.prompt_tokens);
-        batch.totals.completion_tokens += u64::from(answer.completion_tokens);
-        batch.totals.wasted_tokens += u64::from(answer.repeated_tokens);
-        batch.totals.cached_tokens += u64::from(answer.cached_tokens);
-        if good && batch.record.model.is_none() {
-            batch.record.model = answer.model.as_deref().map(str::to_owned);
-        }
-        batch.tokens_made += u64::from(answer.prompt_tokens) + u64::from(answer.completion_tokens);
-        let single = batch.record.single;
         self.counts.committed[usize::from(!good)] += 1;
         self.counts.prompt_tokens += u64::from(answer.prompt_tokens);
         self.counts.completion_tokens += u64::from(answer.completion_tokens);
         self.counts.wasted_repeated_tokens += u64::from(answer.repeated_tokens);
-        self.learn_length(answer);
-        self.learn_output(job, answer);
+        let task = self.ledger.live(job).and_then(|live| live.task.as_deref());
+        self.lengths.learn(answer, task);
         let audit = self.audit_due(job, answer);
         self.land(now, job, Some(answer), actions);
         if let Some(audit) = audit {
@@ -109,40 +90,21 @@ impl Core {
         self.work_changed = true;
     }
 
-    /// Takes the job out of the air after its answer: frees the worker, stops whoever else runs it.
+    /// Takes the job from its worker after its answer: frees the worker, stops whoever else runs it.
     pub(super) fn land(&mut self, now: Now, job: JobRef, answer: Option<&Answer>, actions: &mut Vec<Action>) {
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        let Some(live) = batch.live.remove(&job.index) else { return };
-        if let Some(task) = &live.task {
-            batch.text_bytes -= u64::from(task.bytes);
-            self.text_bytes -= u64::from(task.bytes);
-        }
-        if live.answering {
-            batch.answering -= 1;
-        }
-        if live.flight.is_none()
-            && let Some(queue) = batch.queues.get_mut(live.queue)
-        {
-            // An old owner answered while the job waited for a new one.
-            queue.jobs.retain(|index| *index != job.index);
-        }
-        let key = JobKey { batch: batch.record.id.clone(), index: job.index };
-        let Some(flight) = live.flight else { return };
-        batch.in_flight -= 1;
-        batch.release(flight.tokens, flight.cost);
-        let Some(worker) = self.fleet.get_mut(flight.worker) else { return };
-        worker.flights.remove(&job);
-        worker.held_tokens = worker.held_tokens.saturating_sub(u64::from(flight.tokens));
-        let by_owner = answer.is_some_and(|a| a.worker == worker.beat.worker && a.epoch == flight.epoch);
-        if by_owner {
-            let answer = answer.expect("because it was just looked into");
+        let flight = self.flights.arrive(job);
+        // An old owner may have answered while the job waited for a new one.
+        self.ledger.close_line(job, flight.is_none());
+        let (Some(mut flight), Some(key)) = (flight, self.key_of(job)) else { return };
+        let Some(worker) = self.fleet.get_mut(flight.worker()) else { return };
+        let by_owner =
+            answer.filter(|answer| answer.worker == worker.beat.worker && answer.epoch == flight.epoch);
+        if let Some(answer) = by_owner {
             let made = answer.prompt_tokens + answer.completion_tokens;
-            let pod = worker.beat.pod.clone();
-            let host = worker.beat.host.clone();
             worker.tokens_made += u64::from(made);
-            if let Some(pod) = self.fleet.pods.get_mut(&pod) {
-                pod.bill.made(job.batch, u64::from(made.saturating_sub(flight.counted)));
-            }
+            let host = worker.host().to_owned();
+            let heard = Used { engine_us: answer.engine_us, tokens: made };
+            self.charge(now, flight.worker(), job.batch, flight.used.take(heard));
             if let Some(host) = self.fleet.hosts.get_mut(&host) {
                 host.succeeded += 1;
             }
@@ -159,13 +121,12 @@ impl Core {
     /// A worker says that it could not go on with a job.
     fn fault_reported(&mut self, now: Now, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
         self.counts.worker_faults += 1;
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        if !batch.is_open(job.index) {
+        if !self.ledger.get(job.batch).is_some_and(|batch| batch.is_open(job.index)) {
             return;
         }
-        let Some(live) = batch.live.get_mut(&job.index) else { return };
-        let Some(flight) = live.flight.clone() else { return };
-        let Some(worker) = self.fleet.get(flight.worker) else { return };
+        let Some(flight) = self.flights.get_mut(job) else { return };
+        let slot = flight.worker();
+        let Some(worker) = self.fleet.get(slot) else { return };
         if flight.epoch != answer.epoch
             || worker.beat.worker != answer.worker
             || flight.stage == Stage::Withdrawing
@@ -175,11 +136,16 @@ impl Core {
         let failed = FailedAttempt {
             at: now.wall,
             worker: Some(answer.worker.clone()),
-            host: Some(worker.beat.host.clone()),
+            host: Some(worker.host().to_owned()),
             generated: flight.generated.max(answer.completion_tokens),
             reason: answer.fault.as_deref().unwrap_or("it could not go on").to_owned(),
         };
-        live.faulted.push(flight.worker);
+        let heard = Used { engine_us: answer.engine_us, tokens: answer.completion_tokens };
+        let fresh = flight.used.take(heard);
+        self.charge(now, slot, job.batch, fresh);
+        if let Some(live) = self.ledger.live_mut(job) {
+            live.faulted.push(slot);
+        }
         self.take_off(job);
         if let Some(host) = &failed.host {
             self.blame_host(job, &host.clone());
@@ -187,34 +153,22 @@ impl Core {
         self.failed_once(now, job, failed, actions);
     }
 
-    /// The job leaves its worker; its flight is forgotten.
+    /// The job leaves its worker without an answer; its flight is forgotten.
     pub(super) fn take_off(&mut self, job: JobRef) {
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        let Some(live) = batch.live.get_mut(&job.index) else { return };
-        let Some(flight) = live.flight.take() else { return };
-        batch.in_flight -= 1;
-        batch.release(flight.tokens, flight.cost);
-        if let Some(worker) = self.fleet.get_mut(flight.worker) {
-            worker.flights.remove(&job);
-            worker.held_tokens = worker.held_tokens.saturating_sub(u64::from(flight.tokens));
-        }
-        self.work_changed = true;
+        self.work_changed |= self.flights.arrive(job).is_some();
     }
 
     /// Begins to take a job back: delete, look at its last checkpoint, then decide. `blame` makes it an attempt.
     pub(super) fn withdraw(&mut self, job: JobRef, blame: bool, actions: &mut Vec<Action>) {
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        let key = JobKey { batch: batch.record.id.clone(), index: job.index };
-        let Some(flight) = batch.live.get_mut(&job.index).and_then(|live| live.flight.as_mut()) else {
-            return;
-        };
+        let Some(key) = self.key_of(job) else { return };
+        let Some(flight) = self.flights.get_mut(job) else { return };
         if flight.stage == Stage::Withdrawing {
             flight.blame |= blame;
             return;
         }
         flight.stage = Stage::Withdrawing;
         flight.blame = blame;
-        let (epoch, sequence, slot) = (flight.epoch, flight.sequence, flight.worker);
+        let (epoch, sequence, slot) = (flight.epoch, flight.sequence, flight.worker());
         let shard = self.fleet.get(slot).map_or(0, |worker| worker.shard);
         if let Some(worker) = self.fleet.get(slot) {
             let name = worker.beat.worker.clone();
@@ -227,8 +181,8 @@ impl Core {
 
     /// All that a host's workers have goes elsewhere, and none of it is their fault.
     pub(super) fn withdraw_from(&mut self, host: &str, actions: &mut Vec<Action>) {
-        let there = self.fleet.workers.values().filter(|worker| worker.beat.host == host);
-        let held: Vec<JobRef> = there.flat_map(|worker| worker.flights.iter().copied()).collect();
+        let there = self.fleet.workers.iter().filter(|(_, worker)| worker.host() == host);
+        let held: Vec<JobRef> = there.flat_map(|(slot, _)| self.flights.of_worker(*slot)).collect();
         for job in held {
             self.withdraw(job, false, actions);
         }
@@ -243,13 +197,11 @@ impl Core {
         trace: Option<Trace>,
         actions: &mut Vec<Action>,
     ) {
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        let Some(live) = batch.live.get_mut(&job.index) else { return };
-        let Some(flight) = live.flight.as_ref() else { return };
+        let Some(flight) = self.flights.get(job) else { return };
         if flight.stage != Stage::Withdrawing || flight.epoch != epoch {
             return;
         }
-        let (blame, at) = (flight.blame, flight.worker);
+        let (blame, at) = (flight.blame, flight.worker());
         // Started means: the owner claimed this very epoch and did not give it back.
         let started = trace.as_ref().is_some_and(|t| t.epoch == epoch && !t.released);
         let failed = FailedAttempt {
@@ -261,7 +213,7 @@ impl Core {
         };
         // A job that this leader hands out for the first time brings its attempts under earlier leaders with it.
         if let Some(trace) = &trace
-            && live.handovers <= 1
+            && let Some(live) = self.ledger.live_mut(job).filter(|live| live.handovers <= 1)
         {
             live.attempts =
                 live.attempts.max(trace.attempt.0.saturating_sub(u32::from(started || trace.released)));
@@ -284,12 +236,11 @@ impl Core {
         actions: &mut Vec<Action>,
     ) {
         self.counts.failed_attempts += 1;
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        if batch.audit.is_some() {
+        if self.ledger.get(job.batch).is_some_and(|batch| batch.origin == Origin::Audit) {
             self.give_up_audit(now, job, actions);
             return;
         }
-        let Some(live) = batch.live.get_mut(&job.index) else { return };
+        let Some(live) = self.ledger.live_mut(job) else { return };
         live.attempts += 1;
         if let Some(host) = &failed.host
             && !live.hosts.contains(host)
@@ -308,8 +259,7 @@ impl Core {
     }
 
     fn poison(&mut self, now: Now, job: JobRef, actions: &mut Vec<Action>) {
-        let Some(batch) = self.batches.get(&job.batch) else { return };
-        let Some(live) = batch.live.get(&job.index) else { return };
+        let (Some(batch), Some(live)) = (self.ledger.get(job.batch), self.ledger.live(job)) else { return };
         let attempts = live.attempts;
         let last = live.log.last().map_or(String::new(), |failed| format!("; the last: {}", failed.reason));
         let reason = format!("{attempts} attempts failed on {}{last}", live.hosts.join(", "));
@@ -333,30 +283,22 @@ impl Core {
 
     /// Puts a job back to the front of its queue, or keeps it for later.
     pub(super) fn requeue(&mut self, now: Now, job: JobRef, delay_ms: u64, actions: &mut Vec<Action>) {
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        if batch.record.ending.is_some() {
+        if self.ledger.get(job.batch).is_some_and(|batch| batch.record.ending.is_some()) {
             self.answer_ending(now, job, actions);
             return;
         }
-        let Some(live) = batch.live.get(&job.index) else { return };
         // It was found running while it waited.
-        if live.flight.is_some() {
+        if self.flights.get(job).is_some() {
             return;
         }
-        if live.task.is_none() {
-            // Its line has not been read yet, or must be read again.
-            batch.live.remove(&job.index);
-            batch.read_next = batch.read_next.min(job.index);
-            batch.read_end = false;
-        } else if delay_ms > 0 {
-            batch.delayed.insert((now.mono.plus(Duration::from_millis(delay_ms)), job.index), ());
-        } else if let Some(queue) = batch.queues.get_mut(live.queue) {
-            queue.jobs.push_front(job.index);
-            if batch.is_interactive() {
-                self.interactive.push_back(job);
-            }
+        let until = (delay_ms > 0).then(|| now.mono.plus(Duration::from_millis(delay_ms)));
+        self.ledger.defer(job, until);
+        if until.is_none()
+            && self.ledger.get(job.batch).is_some_and(|batch| batch.is_interactive())
+            && self.ledger.live(job).is_some()
+        {
+            self.interactive.push_back(job);
         }
-        self.work_changed = true;
         self.join(now, job.batch);
     }
 
@@ -371,16 +313,10 @@ impl Core {
         actions: &mut Vec<Action>,
     ) {
         let Some(lead) = self.lead else { return };
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        if !batch.is_open(job.index) {
+        if !self.ledger.begin_answering(job) {
             return;
         }
-        let live = batch.live.entry(job.index).or_default();
-        if live.answering {
-            return;
-        }
-        live.answering = true;
-        batch.answering += 1;
+        let (Some(batch), Some(live)) = (self.ledger.get(job.batch), self.ledger.live(job)) else { return };
         let line = line
             .or_else(|| live.task.as_ref().map(|task| task.line.clone()))
             .unwrap_or_else(|| bare_line(job.index, &batch.record));
@@ -425,7 +361,7 @@ impl Core {
     /// A worker died with this job. True if that counts against its host alone, which is shut out.
     fn died_of_its_host(&mut self, job: JobRef, worker: WorkerSlot) -> bool {
         let healthy = self.fleet.healthy_hosts();
-        let Some(name) = self.fleet.get(worker).map(|worker| worker.beat.host.clone()) else { return false };
+        let Some(name) = self.fleet.get(worker).map(|worker| worker.host().to_owned()) else { return false };
         let Some(host) = self.fleet.hosts.get_mut(&name) else { return false };
         if host.quarantined {
             return true;
@@ -454,8 +390,7 @@ impl Core {
         let failed = std::mem::take(&mut host.failed);
         let crashes = std::mem::take(&mut host.crashes);
         for job in failed.into_iter().chain(crashes.into_values().flatten()) {
-            let live = self.batches.get_mut(&job.batch).and_then(|batch| batch.live.get_mut(&job.index));
-            if let Some(live) = live {
+            if let Some(live) = self.ledger.live_mut(job) {
                 live.attempts = live.attempts.saturating_sub(1);
                 live.hosts.retain(|host| host != name);
                 live.log.retain(|failed| failed.host.as_deref() != Some(name));
@@ -463,16 +398,8 @@ impl Core {
         }
     }
 
-    pub(super) fn slot_of(&self, batch: &BatchId) -> Option<BatchSlot> {
-        self.slots.get(batch).copied()
-    }
-
-    /// Learns how long outputs are compared with what was reckoned.
-    fn learn_length(&mut self, answer: &Answer) {
-        if matches!(answer.verdict, Verdict::Good { .. }) {
-            let made = f64::from(answer.prompt_tokens + answer.completion_tokens);
-            self.mean_job_tokens += 0.01 * (made - self.mean_job_tokens);
-        }
+    pub(super) fn key_of(&self, job: JobRef) -> Option<JobKey> {
+        self.ledger.get(job.batch).map(|batch| JobKey { batch: batch.record.id.clone(), index: job.index })
     }
 
     /// True if the worker is the coordinator itself.

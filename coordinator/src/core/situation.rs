@@ -3,13 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use ternfleet_proto::message::{Input, WorkerState};
+use ternfleet_proto::message::WorkerState;
 use ternfleet_proto::{Now, TimeMs, UsdMicro};
 
+use super::Core;
 use super::batch::Batch;
-use super::event::{Answer, JobRef};
 use super::fleet::{Liveness, Worker};
-use super::{Core, Verdict};
 use crate::plan;
 use crate::quote::Lengths;
 use crate::scale::SeenWorker;
@@ -20,8 +19,6 @@ const PROMPT_WEIGHT: f64 = 0.3;
 const CONTEXT_TOKENS: u32 = 2048;
 /// A batch's own lines tell its mean once so many are answered.
 const LINES_SEEN: u32 = 20;
-/// Newest outputs weigh this much.
-const LENGTH_SHARE: f64 = 0.01;
 
 /// What is known at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -37,87 +34,50 @@ pub struct Situation {
     pub leased_total: UsdMicro,
 }
 
-/// Output ÷ limit over finished jobs, with its spread: an average that forgets.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct OutputRatio {
-    count: u64,
-    mean: f64,
-    variance: f64,
-}
-
-impl OutputRatio {
-    fn learn(&mut self, ratio: f64) {
-        self.count += 1;
-        // The first ones count in full, so that the mean does not lean on the very first.
-        let share = LENGTH_SHARE.max(1.0 / self.count as f64);
-        let difference = ratio - self.mean;
-        self.mean += share * difference;
-        self.variance = (1.0 - share) * (self.variance + share * difference * difference);
-    }
-
-    fn seen(&self) -> Option<(f64, f64)> {
-        (self.count >= u64::from(LINES_SEEN)).then(|| (self.mean, self.variance.sqrt().max(0.02)))
-    }
-}
-
 impl Core {
     /// Everything that a plan is made from.
     pub fn situation(&self, now: Now) -> Situation {
-        let lengths = self.lengths();
-        let batches = self.active.iter().filter_map(|slot| {
-            let batch = &self.batches[slot];
+        let lengths = self.work_lengths();
+        let batches = self.ledger.active().filter_map(|(_, batch)| {
             (!batch.is_ended() && batch.record.ending.is_none())
-                .then(|| batch.need(&lengths, self.mean_job_tokens))
+                .then(|| batch.need(&lengths, self.lengths.mean_job_tokens))
         });
         Situation {
             now: now.wall,
             workers: self.seen_workers(now),
             batches: batches.collect(),
-            leases: self.lease_bills(),
-            leased_total: self.leased_total(),
+            leases: self.money.lease_bills(),
+            leased_total: self.money.leased_total(),
             lengths,
         }
     }
 
     /// How prompts and outputs turn into work, as far as the fleet has seen.
-    pub fn lengths(&self) -> Lengths {
+    fn work_lengths(&self) -> Lengths {
         let ready = || self.fleet.workers.values().filter(|worker| worker.liveness == Liveness::Live);
         let (decode, prefill) = ready()
             .map(|worker| (worker.beat.decode_tok_s, worker.beat.prefill_tok_s))
             .fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
         Lengths {
-            seen_ratio: self.output_ratio.seen(),
+            seen_ratio: self.lengths.output_ratio(),
             context_tokens: ready().map(|worker| worker.beat.context_tokens).max().unwrap_or(CONTEXT_TOKENS),
             prompt_weight: weight(decode, prefill).unwrap_or(PROMPT_WEIGHT),
-        }
-    }
-
-    /// Learns how long an output is compared with its limit. Called before the job lands.
-    pub(super) fn learn_output(&mut self, job: JobRef, answer: &Answer) {
-        let live = self.batches.get(&job.batch).and_then(|batch| batch.live.get(&job.index));
-        let task = live.and_then(|live| live.task.as_ref());
-        let limit = task.and_then(|task| match &task.input {
-            Input::Inline(generation) => generation.max_tokens,
-            Input::Object(_) => None,
-        });
-        if let (Verdict::Good { .. }, Some(limit)) = (answer.verdict, limit.filter(|limit| *limit > 0)) {
-            self.output_ratio.learn((f64::from(answer.completion_tokens) / f64::from(limit)).min(1.0));
         }
     }
 
     /// Pods with the speeds of their engines added up; their errors are taken to be independent.
     fn seen_workers(&self, now: Now) -> Vec<SeenWorker> {
         let mut pods: BTreeMap<&str, (SeenWorker, f64)> = BTreeMap::new();
-        for worker in self.fleet.workers.values() {
+        for (slot, worker) in &self.fleet.workers {
             let beat = &worker.beat;
-            let pod = self.fleet.pods.get(&beat.pod);
-            let (seen, variance) = pods.entry(&beat.pod).or_insert_with(|| {
+            let pod = self.money.pods().get(worker.pod_name());
+            let (seen, variance) = pods.entry(worker.pod_name()).or_insert_with(|| {
                 let active_at = pod.map_or(worker.seen_at, |pod| pod.active_at);
                 let silent = now.since(worker.seen_at);
                 let seen = SeenWorker {
-                    pod: beat.pod.clone(),
+                    pod: worker.pod_name().to_owned(),
                     class: beat.pod_class.clone(),
-                    price_usd_micro_per_hour: beat.price_usd_micro_per_hour,
+                    price_usd_micro_per_hour: worker.price(),
                     silent,
                     idle: Some(now.since(active_at)),
                     ..SeenWorker::default()
@@ -131,7 +91,7 @@ impl Core {
                 seen.rate_mean_tok_s += worker.rate.mean_tok_s();
                 *variance += worker.rate.error_tok_s().powi(2);
             }
-            if worker.liveness != Liveness::Lost && !worker.flights.is_empty() {
+            if worker.liveness != Liveness::Lost && self.flights.held(*slot).0 > 0 {
                 seen.idle = None;
             }
         }

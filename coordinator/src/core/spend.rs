@@ -1,128 +1,129 @@
-//! Spending: each pod's bill is drawn up every second and its parts booked to the batches that used it.
+//! Spending: what jobs used is charged to their batches as it is heard of, and once a second every pod is billed.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use ternfleet_proto::message::EventKind;
-use ternfleet_proto::{Now, TimeMs, UsdMicro};
+use ternfleet_proto::{Now, UsdMicro};
 
 use super::Core;
-use super::event::Action;
-use super::fleet::LeasePhase;
-use super::money::Share;
-
-/// The audit log gets each pod's spending this often: what a coordinator that is killed has not written is lost to
-/// the batches' bills. A large fleet writes less often, for the log's sake.
-const AUDIT_EVERY: Duration = Duration::from_secs(1);
-const AUDIT_EVERY_LARGE: Duration = Duration::from_secs(10);
-const LARGE_FLEET_PODS: usize = 50;
+use super::event::{Action, BatchSlot, Lease, WorkerSlot};
+use super::flights::Used;
+use super::money::Spent;
 
 impl Core {
+    /// A worker has spent this on a job of the batch.
+    pub(super) fn charge(&mut self, now: Now, worker: WorkerSlot, slot: BatchSlot, fresh: Used) {
+        let (Some(worker), Some(batch)) = (self.fleet.get(worker), self.ledger.get(slot)) else { return };
+        let engine_us = worker.engine_us(fresh);
+        if self.lead.is_none() || engine_us == 0 {
+            return;
+        }
+        let room = batch.budget_left();
+        let claim = self.money.used(now.mono, worker.pod_name(), &batch.record.id, engine_us, room);
+        self.ledger.charge(slot, claim);
+    }
+
     /// Bills every pod up to now.
-    pub(super) fn accrue(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let span_ms = now.since(self.accrued_at).as_millis() as u64;
-        self.accrued_at = now.mono;
-        let leading = self.lead.is_some();
-        let names: Vec<String> = self.fleet.pods.keys().cloned().collect();
-        let audit_every = if names.len() > LARGE_FLEET_PODS { AUDIT_EVERY_LARGE } else { AUDIT_EVERY };
-        let mut charged = BTreeSet::new();
-        for name in names {
-            let batches = &mut self.batches;
-            let Some(pod) = self.fleet.pods.get_mut(&name) else { continue };
-            let working =
-                |slot| self.fleet.workers.get(slot).is_some_and(|worker| !worker.flights.is_empty());
-            if pod.workers.iter().any(working) {
-                pod.active_at = now.mono;
-            }
-            let busy_ms = std::mem::take(&mut pod.busy_ms);
-            let engines = pod.workers.len().max(1) as u64;
-            // A worker that does not say how long it was busy was busy if it made anything.
-            let busy_ratio =
-                if busy_ms == 0 { 1.0 } else { busy_ms as f64 / (span_ms * engines).max(1) as f64 };
-            let share = pod.bill.accrue(now.mono, busy_ratio, |slot| {
-                batches.get(&slot).map_or(UsdMicro::ZERO, |batch| batch.budget_left())
-            });
-            match pod.lease {
-                Some(LeasePhase::Boot) => pod.bill.boot += share.idle,
-                Some(LeasePhase::Drain) => pod.bill.drain += share.idle,
-                Some(LeasePhase::Work) | None => {}
-            }
-            if !leading {
-                continue;
-            }
-            for (slot, cost) in &share.by_batch {
-                if let Some(batch) = batches.get_mut(slot) {
-                    batch.totals.cost_usd_micro += *cost;
-                }
-            }
-            add(&mut pod.unaudited, &share);
-            let gone = pod.is_gone();
-            if (gone || now.since(pod.audited_at.mono) >= audit_every)
-                && pod.unaudited.total() != UsdMicro::ZERO
-            {
-                let spent = std::mem::take(&mut pod.unaudited);
-                let from = std::mem::replace(&mut pod.audited_at, now).wall;
-                charged.extend(spent.by_batch.iter().map(|(slot, _)| *slot));
-                let spent = self.spent_event(&name, from, now.wall, spent);
-                self.act(actions, Action::Audit(spent));
+    pub(super) fn bill(&mut self, now: Now, actions: &mut Vec<Action>) {
+        for (slot, worker) in &self.fleet.workers {
+            if self.flights.held(*slot).0 > 0 {
+                self.money.works(now.mono, worker.pod_name());
             }
         }
-        // What the audit log says, the batches' records say too: a restarted coordinator goes on from there.
-        for slot in charged {
-            let Some(batch) = self.batches.get_mut(&slot).filter(|batch| !batch.record.single) else {
-                continue;
-            };
-            batch.record.totals = batch.totals;
-            let record = Box::new(batch.record.clone());
-            self.act(actions, Action::Record(record));
-        }
-        let before = self.fleet.pods.len();
-        for pod in self.fleet.pods.values().filter(|pod| pod.is_gone()) {
-            self.closed_bills.add(pod);
-        }
-        self.fleet.pods.retain(|_, pod| !pod.is_gone());
-        if before != self.fleet.pods.len() {
-            self.work_changed = true;
-        }
+        let workers = &self.fleet.workers;
+        let silence =
+            |slot| workers.get(&slot).map_or(Default::default(), |worker| now.since(worker.seen_at));
+        let (told, gone) = self.money.bill(now, silence);
+        self.work_changed |= gone;
+        self.tell_spent(told, actions);
         self.check_money();
     }
 
-    pub(super) fn spent_event(&self, pod: &str, from: TimeMs, to: TimeMs, share: Share) -> EventKind {
-        EventKind::Spent {
-            pod: pod.to_owned(),
-            from,
-            to,
-            idle_usd_micro: share.idle,
-            by_batch: share
-                .by_batch
-                .into_iter()
-                .filter_map(|(slot, cost)| Some((self.batches.get(&slot)?.record.id.clone(), cost)))
-                .collect(),
+    /// What the audit log says, the batches' records say too: a restarted coordinator goes on from there.
+    fn tell_spent(&mut self, told: Vec<Spent>, actions: &mut Vec<Action>) {
+        if self.lead.is_none() {
+            return;
+        }
+        let mut charged = BTreeSet::new();
+        for Spent { pod, from, to, share } in told {
+            charged.extend(share.by_batch.keys().filter_map(|id| self.ledger.find(id)));
+            actions.push(Action::Audit(EventKind::Spent {
+                pod,
+                from,
+                to,
+                idle_usd_micro: share.idle,
+                over_budget_usd_micro: share.over,
+                by_batch: share.by_batch.into_iter().collect(),
+            }));
+        }
+        for slot in charged {
+            let Some(batch) = self.ledger.get_mut(slot).filter(|batch| !batch.record.single) else {
+                continue;
+            };
+            batch.record.totals = batch.totals;
+            actions.push(Action::Record(Box::new(batch.record.clone())));
         }
     }
 
-    /// Invariants of money, checked as it is spent: M1 no batch above its budget, M2 attributed + idle = billed.
+    pub(super) fn leased(&mut self, now: Now, lease: &Lease) {
+        self.money.leased(now, lease);
+    }
+
+    pub(super) fn lease_ending(&mut self, now: Now, pod: &str) {
+        self.money.lease_ending(now.mono, pod);
+    }
+
+    pub(super) fn lease_ended(&mut self, now: Now, pod: &str, actions: &mut Vec<Action>) {
+        let told = self.money.lease_ended(now, pod);
+        self.tell_spent(told.into_iter().collect(), actions);
+    }
+
+    /// Invariants of money, checked as it is spent: M1 no batch above its budget, M2 every micro-dollar of a bill is
+    /// somebody's.
     fn check_money(&mut self) {
-        for slot in &self.active {
-            if self.batches[slot].budget_left() < UsdMicro::ZERO {
-                self.counts.violations[2] += 1;
-            }
-        }
-        for pod in self.fleet.pods.values() {
-            let bill = &pod.bill;
-            if bill.attributed + bill.idle != bill.billed || bill.boot + bill.drain > bill.idle {
-                self.counts.violations[3] += 1;
-            }
-        }
+        let over = self.ledger.active().filter(|(_, batch)| batch.budget_left() < UsdMicro::ZERO).count();
+        self.counts.violations[2] += over as u64;
+        self.counts.violations[3] += self.money.faults() as u64;
     }
 }
 
-fn add(sum: &mut Share, part: &Share) {
-    sum.idle += part.idle;
-    for (slot, cost) in &part.by_batch {
-        match sum.by_batch.iter_mut().find(|(s, _)| s == slot) {
-            Some((_, total)) => *total += *cost,
-            None => sum.by_batch.push((*slot, *cost)),
+#[cfg(test)]
+mod tests {
+    use ternfleet_proto::tag::AssignmentKey;
+    use ternfleet_proto::{MonoMs, TimeMs};
+
+    use super::*;
+    use crate::core::{Event, Limits};
+
+    fn on(core: &mut Core, at_s: u64, event: Event) {
+        let now = Now { mono: MonoMs(at_s * 1000), wall: TimeMs(at_s * 1000) };
+        core.on(now, event, &mut Vec::new());
+    }
+
+    #[test]
+    fn a_rented_pod_is_billed_from_its_creation_to_its_return_to_the_micro_dollar() {
+        let mut core = Core::new(AssignmentKey([7; 32]), Limits::default());
+        let lease = Lease {
+            pod: "rented-a-0".to_owned(),
+            class: "a".to_owned(),
+            price_usd_micro_per_hour: UsdMicro(3_600_000),
+            since: TimeMs(10_000),
+        };
+        on(&mut core, 12, Event::Leased(Box::new(lease.clone())));
+        for second in 12..=40 {
+            on(&mut core, second, Event::Tick);
         }
+        // The same word again changes nothing.
+        on(&mut core, 40, Event::Leased(Box::new(lease)));
+        assert_eq!(core.money.leased_total(), UsdMicro(30_000));
+        assert_eq!(core.gauges().boot, UsdMicro(30_000), "nobody was heard of: all of it was boot");
+        on(&mut core, 50, Event::LeaseEnding { pod: "rented-a-0".to_owned() });
+        on(&mut core, 55, Event::LeaseEnded { pod: "rented-a-0".to_owned() });
+        on(&mut core, 90, Event::Tick);
+        let gauges = core.gauges();
+        assert_eq!((gauges.billed, gauges.idle), (UsdMicro(45_000), UsdMicro(45_000)));
+        assert_eq!((gauges.boot, gauges.drain), (UsdMicro(40_000), UsdMicro(5_000)));
+        assert_eq!(core.money.leased_total(), UsdMicro(45_000));
+        assert_eq!(core.counts.violations, [0; 4]);
     }
 }

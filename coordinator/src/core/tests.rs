@@ -45,6 +45,7 @@ fn an_answer_that_was_never_assigned_commits_nothing() {
         repeated_tokens: 0,
         cached_tokens: 0,
         model: None,
+        engine_us: 0,
         finished_at: TimeMs(0),
     };
     world.tell(Event::Answer { sequence: 1, answer: Box::new(answer.clone()) });

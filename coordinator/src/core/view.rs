@@ -33,6 +33,10 @@ pub struct Gauges {
     pub least_usd_micro_per_million: Option<UsdMicro>,
     pub billed: UsdMicro,
     pub attributed: UsdMicro,
+    /// Used by batches beyond their budgets.
+    pub over_budget: UsdMicro,
+    /// Whose it is will show when workers are next heard of.
+    pub pending: UsdMicro,
     pub idle: UsdMicro,
     /// Of `idle`: before a rented pod's first worker was heard of, and after the pod was told to end.
     pub boot: UsdMicro,
@@ -54,8 +58,8 @@ pub struct QueueLevel {
 }
 
 impl QueueLevel {
-    fn add(&mut self, batch: &Batch, mean_job_tokens: f64) {
-        let waiting = batch.jobs_total().saturating_sub(batch.answered() + batch.in_flight);
+    fn add(&mut self, batch: &Batch, in_flight: u32, mean_job_tokens: f64) {
+        let waiting = batch.jobs_total().saturating_sub(batch.answered() + in_flight);
         if waiting == 0 {
             return;
         }
@@ -67,7 +71,7 @@ impl QueueLevel {
 }
 
 impl Batch {
-    pub fn view(&self, now: Now, mean_job_tokens: f64) -> BatchView {
+    fn view(&self, now: Now, in_flight: u32, mean_job_tokens: f64) -> BatchView {
         let left = f64::from(self.jobs_total().saturating_sub(self.answered())) * mean_job_tokens;
         let known = view_of(&self.record, self.totals);
         let estimate = self.record.state == BatchState::InProgress && self.rate_tok_s > 0.0;
@@ -77,14 +81,14 @@ impl Batch {
             rate_tok_s: if self.is_ended() { 0.0 } else { self.rate_tok_s },
             total: self.jobs_total(),
             total_is_final: self.record.lines.is_some(),
-            reason: self.waits_for().or(known.reason),
+            reason: self.waits_for(in_flight).or(known.reason),
             ..known
         }
     }
 
     /// Why nothing moves, when nothing does.
-    fn waits_for(&self) -> Option<String> {
-        if !self.runs() || self.in_flight > 0 || self.waiting() == 0 {
+    fn waits_for(&self, in_flight: u32) -> Option<String> {
+        if !self.runs() || in_flight > 0 || self.waiting() == 0 {
             return None;
         }
         let stuck = self.queues.iter().find(|queue| !queue.jobs.is_empty())?;
@@ -124,6 +128,7 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         completion_tokens: totals.completion_tokens,
         wasted_tokens: totals.wasted_tokens,
         cost_usd_micro: totals.cost_usd_micro,
+        over_budget_usd_micro: totals.over_budget_usd_micro,
         rate_tok_s: 0.0,
         finish_estimate: None,
         durability: record.durability,
@@ -142,18 +147,22 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
 
 impl Core {
     pub fn batch_view(&self, now: Now, slot: BatchSlot) -> Option<BatchView> {
-        self.batches.get(&slot).map(|batch| batch.view(now, self.mean_job_tokens))
+        self.ledger.get(slot).map(|batch| self.view_of(now, slot, batch))
     }
 
     /// Batches of every tenant that have not ended, single jobs apart.
     pub fn live_batch_views(&self, now: Now) -> Vec<BatchView> {
-        let batches = self.active.iter().map(|slot| &self.batches[slot]).filter(|batch| !batch.record.single);
-        batches.map(|batch| batch.view(now, self.mean_job_tokens)).collect()
+        let batches = self.ledger.active().filter(|(_, batch)| !batch.record.single);
+        batches.map(|(slot, batch)| self.view_of(now, slot, batch)).collect()
+    }
+
+    fn view_of(&self, now: Now, slot: BatchSlot, batch: &Batch) -> BatchView {
+        batch.view(now, self.flights.committed(slot).jobs, self.lengths.mean_job_tokens)
     }
 
     /// A batch that has not ended and reads this object.
     pub fn reader_of(&self, tenant: &TenantId, object: &str) -> Option<&BatchId> {
-        let mut records = self.active.iter().map(|slot| &self.batches[slot].record);
+        let mut records = self.ledger.active().map(|(_, batch)| &batch.record);
         let reads = |record: &&BatchRecord| record.tenant == *tenant && record.input_object == object;
         records.find(|record| reads(record) && !record.state.is_terminal()).map(|record| &record.id)
     }
@@ -165,10 +174,10 @@ impl Core {
     }
 
     pub fn pod_views(&self) -> Vec<PodView> {
-        let of_worker = |worker: &super::Worker| {
-            let pod = self.fleet.pods.get(&worker.beat.pod);
+        let of_worker = |(slot, worker): (&super::WorkerSlot, &super::Worker)| {
+            let pod = self.money.pods().get(worker.pod_name());
             let engines = pod.map_or(1, |pod| pod.workers.len().max(1)) as i64;
-            let price = UsdMicro(worker.beat.price_usd_micro_per_hour.0 / engines);
+            let price = UsdMicro(worker.price().0 / engines);
             PodView {
                 live: worker.liveness == Liveness::Live,
                 rate_tok_s: worker.rate.mean_tok_s(),
@@ -176,38 +185,40 @@ impl Core {
                 tokens: worker.tokens_made,
                 cost_usd_micro: pod.map_or(UsdMicro::ZERO, |pod| UsdMicro(pod.bill.billed.0 / engines)),
                 busy_ratio: worker.busy_ratio(),
-                queued_jobs: (worker.flights.len() as u32).saturating_sub(worker.beat.slots_in_use),
+                queued_jobs: self.flights.held(*slot).0.saturating_sub(worker.beat.slots_in_use),
                 heartbeat: worker.beat.clone(),
             }
         };
         self.fleet
             .workers
-            .values()
-            .filter(|worker| worker.liveness != Liveness::Lost)
+            .iter()
+            .filter(|(_, worker)| worker.liveness != Liveness::Lost)
             .map(of_worker)
             .collect()
     }
 
     pub fn gauges(&self) -> Gauges {
+        let closed = self.money.closed();
         let mut gauges = Gauges {
             leading: self.lead.is_some(),
-            batches_active: self.active.len() as u64,
-            text_bytes: self.text_bytes,
+            batches_active: self.ledger.n_active() as u64,
+            text_bytes: self.ledger.text_bytes(),
             results_read_to: self.results_read_to,
-            billed: self.closed_bills.attributed + self.closed_bills.idle,
-            attributed: self.closed_bills.attributed,
-            idle: self.closed_bills.idle,
-            boot: self.closed_bills.boot,
-            drain: self.closed_bills.drain,
+            billed: closed.attributed + closed.over + closed.idle,
+            attributed: closed.attributed,
+            over_budget: closed.over,
+            idle: closed.idle,
+            boot: closed.boot,
+            drain: closed.drain,
             ..Gauges::default()
         };
-        for slot in &self.active {
-            let batch = &self.batches[slot];
+        for (slot, batch) in self.ledger.active() {
+            let committed = self.flights.committed(slot);
             gauges.jobs_waiting += batch.waiting() as u64;
-            gauges.jobs_in_flight += u64::from(batch.in_flight);
-            gauges.tokens_in_flight += batch.committed_tokens;
+            gauges.jobs_in_flight += u64::from(committed.jobs);
+            gauges.tokens_in_flight += committed.tokens;
             let lane = if batch.record.single { Lane::Interactive } else { Lane::Batch };
-            gauges.queues[lane as usize].add(batch, self.mean_job_tokens);
+            gauges.queues[lane as usize].add(batch, committed.jobs, self.lengths.mean_job_tokens);
         }
         for worker in self.fleet.workers.values() {
             let place = match worker.liveness {
@@ -223,7 +234,7 @@ impl Core {
                 gauges.workers_slow += u64::from(worker.rate.is_slow());
             }
         }
-        for pod in self.fleet.pods.values() {
+        for pod in self.money.pods().values() {
             let workers = pod.workers.iter().filter_map(|slot| self.fleet.get(*slot));
             let rate = workers.map(|worker| worker.rate.mean_tok_s()).sum();
             let price = usd_micro_per_million_tokens(pod.bill.price(), rate);
@@ -232,6 +243,8 @@ impl Core {
             gauges.fleet_usd_micro_per_hour += pod.bill.price();
             gauges.billed += pod.bill.billed;
             gauges.attributed += pod.bill.attributed;
+            gauges.over_budget += pod.bill.over;
+            gauges.pending += pod.bill.pending;
             gauges.idle += pod.bill.idle;
             gauges.boot += pod.bill.boot;
             gauges.drain += pod.bill.drain;

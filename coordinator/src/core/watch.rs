@@ -1,274 +1,79 @@
-//! Watching the fleet: heartbeats, liveness, what runs where, and everything that happens because time passes.
+//! Everything that happens because time passes: workers fall silent, jobs hang, batches expire, and the periodic duties.
 
 use std::time::Duration;
 
-use ternfleet_proto::message::{BatchState, EventKind, Heartbeat, Order, WorkerState};
-use ternfleet_proto::{Lane, Now, WorkerId, table};
+use ternfleet_proto::Now;
+use ternfleet_proto::message::{BatchState, WorkerState};
 
-use super::batch::{Flight, Stage};
-use super::event::{Action, BatchSlot, JobRef, WorkerSlot};
+use super::Core;
+use super::duty::Duty;
+use super::event::{Action, BatchSlot, JobRef};
 use super::fleet::{LOST_AFTER, Liveness, QUIET_AFTER, RETIRED_AFTER, Worker};
-use super::hand::Snapshot;
-use super::next::{Next, cost_of, next_job};
+use super::flights::Flight;
+use super::next::{Next, next_job};
 use super::record::Ending;
-use super::situation::weight;
-use super::{Core, EPOCH_TERM_SHIFT};
+use super::snapshot::Snapshot;
 
 /// A worker with jobs in its queue that runs nothing for this long has lost them or hangs.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
-/// Pods are billed, and rates sampled, this often.
-const ACCRUE_EVERY: Duration = Duration::from_secs(1);
+/// A running job without a new token for this long goes elsewhere, however its worker's other jobs fare.
+const NO_PROGRESS_AFTER: Duration = Duration::from_secs(60);
+/// A job that its worker does not run, although it has free slots, was lost on the way if it stays so for this long.
+const NOT_BEGUN_AFTER: Duration = Duration::from_secs(60);
 /// Weight of the newest second in a batch's shown rate.
 const RATE_SHARE: f64 = 0.3;
 
+/// What is done once in a while, whatever else happens.
+#[derive(Debug)]
+pub(super) struct Duties {
+    pub(super) bill: Duty,
+    pub(super) sample: Duty,
+    pub(super) hang: Duty,
+    pub(super) rebalance: Duty,
+    /// Ledger, streams and consumers are compared.
+    pub(super) sweep: Duty,
+    /// A lost hint must not leave a job lying.
+    pub(super) look_anew: Duty,
+}
+
+impl Default for Duties {
+    fn default() -> Self {
+        let second = Duty::every(Duration::from_secs(1));
+        Self {
+            bill: second,
+            sample: second,
+            hang: second,
+            rebalance: second,
+            sweep: Duty::every(Duration::from_secs(60)),
+            look_anew: second,
+        }
+    }
+}
+
 impl Core {
-    pub(super) fn heartbeat(&mut self, now: Now, beat: Heartbeat, actions: &mut Vec<Action>) {
-        if Self::is_ours(&beat.worker) {
-            self.counts.unusable_beats += 1;
-            return;
-        }
-        // No worker any more, but a pod that costs money and cannot end itself.
-        if beat.counters.dead_man_failures > 0 {
-            self.counts.dead_man_failures += 1;
-            return;
-        }
-        let slot = match self.fleet.slot(&beat.worker) {
-            Some(slot) => slot,
-            None if beat.state == WorkerState::Gone => return,
-            None => {
-                let shard = self.fleet.roomiest_shard(self.limits.workers_per_shard);
-                let seen = EventKind::WorkerSeen {
-                    worker: beat.worker.clone(),
-                    pod: beat.pod.clone(),
-                    pod_class: beat.pod_class.clone(),
-                    price_usd_micro_per_hour: beat.price_usd_micro_per_hour,
-                };
-                self.act(actions, Action::Audit(seen));
-                let slot = self.fleet.add(now, beat.clone(), shard);
-                self.hear_canary(slot, &beat, actions);
-                slot
-            }
-        };
-        self.take_beat(now, slot, &beat);
-        let worker = self.fleet.get(slot).expect("because it was found or added above");
-        let (shard, registered) = (worker.shard, worker.registered);
-        let behind = self.lead.is_some_and(|lead| beat.leader_seen < lead.revision);
-        // An order is a core message and may be lost, and a retirement that came late takes the consumers away.
-        if !registered || behind || beat.needs_queues {
-            self.act(actions, Action::Register { worker: beat.worker.clone(), shard });
-        }
-        self.reconcile(now, slot, &beat, actions);
-        if matches!(beat.state, WorkerState::Draining | WorkerState::Gone) {
-            self.release_queued(slot, beat.state == WorkerState::Gone, actions);
-        }
-        if beat.state == WorkerState::Gone {
-            self.lose(now, slot, "it said goodbye", actions);
-        }
-    }
-
-    /// Facts and differences of counters.
-    fn take_beat(&mut self, now: Now, slot: WorkerSlot, beat: &Heartbeat) {
-        let Some(worker) = self.fleet.get_mut(slot) else { return };
-        let before = &worker.beat.counters;
-        let after = &beat.counters;
-        let decoded = after.decode_tokens.saturating_sub(before.decode_tokens);
-        let prefilled = after.prefill_tokens.saturating_sub(before.prefill_tokens);
-        let busy_ms = after.busy_ms.saturating_sub(before.busy_ms);
-        let reprefilled = after.reprefilled_tokens.saturating_sub(before.reprefilled_tokens);
-        // Speed is counted in generated tokens; a prompt token counts by the time it takes.
-        let prompt_weight = weight(beat.decode_tok_s, beat.prefill_tok_s).unwrap_or(1.0);
-        let made = decoded + (prefilled as f64 * prompt_weight).round() as u64;
-        if worker.rate.measure(made, Duration::from_millis(busy_ms)) {
-            self.counts.slowdowns += 1;
-        }
-        let was_taking = worker.takes_work();
-        worker.seen_at = now.mono;
-        let came_back = worker.liveness == Liveness::Lost;
-        worker.liveness = Liveness::Live;
-        let price_before = worker.beat.price_usd_micro_per_hour;
-        worker.beat = beat.clone();
-        self.work_changed |= was_taking != worker.takes_work();
-        self.counts.reprefilled_tokens += reprefilled;
-        if came_back {
-            let pod = self.fleet.join_pod(now, slot, beat);
-            if let Some(worker) = self.fleet.get_mut(slot) {
-                worker.pod = pod;
-            }
-        }
-        if let Some(pod) = self.fleet.pods.get_mut(&beat.pod) {
-            pod.busy_ms += busy_ms;
-            // What is rented costs what the provider said.
-            if pod.lease.is_some() {
-                return;
-            }
-            if price_before != beat.price_usd_micro_per_hour
-                || pod.bill.price() != beat.price_usd_micro_per_hour
-            {
-                pod.bill.set_price(beat.price_usd_micro_per_hour);
-            }
-        }
-    }
-
-    /// Compares what the worker says it runs with what the ledger says.
-    fn reconcile(&mut self, now: Now, slot: WorkerSlot, beat: &Heartbeat, actions: &mut Vec<Action>) {
-        for running in &beat.running {
-            let Some(batch_slot) = self.slot_of(&running.job.batch) else { continue };
-            let job = JobRef { batch: batch_slot, index: running.job.index };
-            let Some(batch) = self.batches.get_mut(&batch_slot) else { continue };
-            let revoke = Action::Tell {
-                worker: Some(beat.worker.clone()),
-                order: Order::Revoke { job: running.job.clone(), epoch: running.epoch },
-            };
-            if batch.record.lines.is_some_and(|lines| job.index >= lines) {
-                continue;
-            }
-            if !batch.is_open(job.index) || batch.is_ended() {
-                self.act(actions, revoke);
-                continue;
-            }
-            // A worker's word is not enough: it shows what an earlier leader has signed.
-            let shown = running
-                .tag
-                .is_some_and(|tag| self.key.verifies(tag, &running.job, running.epoch, &beat.worker));
-            let adoptable = shown
-                && batch.runs()
-                && self.lead.is_some_and(|lead| running.epoch.0 >> EPOCH_TERM_SHIFT < lead.term);
-            let live = batch.live.get_mut(&job.index);
-            match live.and_then(|live| live.flight.as_mut()) {
-                Some(flight) if flight.worker == slot && flight.epoch == running.epoch => {
-                    flight.running = true;
-                    if running.generated > flight.generated {
-                        flight.progress_at = now.mono;
-                        flight.generated = running.generated;
-                        let fresh = running.generated.saturating_sub(flight.counted);
-                        flight.counted += fresh;
-                        if let Some(pod) = self.fleet.pods.get_mut(&beat.pod) {
-                            pod.bill.made(batch_slot, u64::from(fresh));
-                        }
-                    }
-                }
-                Some(_) => self.act(actions, revoke),
-                None if adoptable => {
-                    self.adopt(now, slot, job, running.epoch, running.generated);
-                }
-                None => self.act(actions, revoke),
-            }
-        }
-    }
-
-    /// A job handed out by an earlier leader is running: leave it where it is.
-    fn adopt(
-        &mut self,
-        now: Now,
-        slot: WorkerSlot,
-        job: JobRef,
-        epoch: ternfleet_proto::Epoch,
-        generated: u32,
-    ) {
-        let Some(batch) = self.batches.get_mut(&job.batch) else { return };
-        let live = batch.live.entry(job.index).or_default();
-        if live.answering || live.handovers > 0 {
-            return;
-        }
-        let tokens = live.task.as_ref().map_or(self.mean_job_tokens as u32, |task| task.tokens_estimate);
-        if live.task.is_some()
-            && let Some(queue) = batch.queues.get_mut(live.queue)
-        {
-            queue.jobs.retain(|index| *index != job.index);
-        }
-        // Nothing is measured yet: then the bill alone keeps the budget.
-        let cost = cost_of(tokens, self.fleet.kappa(slot).unwrap_or(0.0));
-        live.flight = Some(Flight {
-            worker: slot,
-            epoch,
-            stage: Stage::Handed,
-            sequence: None,
-            tokens,
-            cost,
-            since: now.mono,
-            running: true,
-            generated,
-            progress_at: now.mono,
-            counted: generated,
-            blame: false,
-        });
-        batch.in_flight += 1;
-        batch.commit(tokens, cost);
-        if let Some(worker) = self.fleet.get_mut(slot) {
-            worker.flights.insert(job);
-            worker.held_tokens += u64::from(tokens);
-        }
-        self.counts.adopted_jobs += 1;
-    }
-
-    pub(super) fn registered(&mut self, worker: &WorkerId, shard: u16, actions: &mut Vec<Action>) {
-        let Some(slot) = self.fleet.slot(worker) else { return };
-        let Some(found) = self.fleet.get_mut(slot) else { return };
-        found.registered = true;
-        found.shard = shard;
-        self.work_changed = true;
-        let order = Order::Assigned {
-            shard,
-            interactive: table::work_consumer(worker, Lane::Interactive),
-            batch: table::work_consumer(worker, Lane::Batch),
-        };
-        self.act(actions, Action::Tell { worker: Some(worker.clone()), order });
-    }
-
-    /// Takes back what waits in a worker's queue, and, if it is gone, what it ran.
-    fn release_queued(&mut self, slot: WorkerSlot, all: bool, actions: &mut Vec<Action>) {
-        let Some(worker) = self.fleet.get(slot) else { return };
-        let jobs: Vec<JobRef> = worker.flights.iter().copied().collect();
-        for job in jobs {
-            let flight = self.flight(job);
-            if all || flight.is_some_and(|flight| !flight.running) {
-                self.withdraw(job, false, actions);
-            }
-        }
-    }
-
-    pub(super) fn flight(&self, job: JobRef) -> Option<&Flight> {
-        self.batches.get(&job.batch)?.live.get(&job.index)?.flight.as_ref()
-    }
-
-    fn lose(&mut self, now: Now, slot: WorkerSlot, reason: &str, actions: &mut Vec<Action>) {
-        self.accrue(now, actions);
-        let Some(worker) = self.fleet.get_mut(slot) else { return };
-        if worker.liveness == Liveness::Lost {
-            return;
-        }
-        let orderly = worker.beat.state == WorkerState::Gone;
-        worker.liveness = Liveness::Lost;
-        let jobs: Vec<JobRef> = worker.flights.iter().copied().collect();
-        let lost = EventKind::WorkerLost {
-            worker: worker.beat.worker.clone(),
-            pod: worker.beat.pod.clone(),
-            reason: reason.to_owned(),
-        };
-        let pod = worker.beat.pod.clone();
-        if let Some(pod) = self.fleet.pods.get_mut(&pod) {
-            pod.workers.remove(&slot);
-        }
-        if !orderly {
-            self.counts.lost_workers += 1;
-        }
-        self.act(actions, Action::Audit(lost));
-        for job in jobs {
-            self.withdraw(job, !orderly, actions);
-        }
-        self.work_changed = true;
-    }
-
     pub(super) fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.watch_workers(now, actions);
         self.watch_batches(now, actions);
-        if now.since(self.accrued_at) >= ACCRUE_EVERY {
-            self.accrue(now, actions);
+        if self.duties.bill.is_due(now.mono) {
+            self.bill(now, actions);
+        }
+        if self.duties.sample.is_due(now.mono) {
             self.sample_rates(now);
-            self.rebalance(now, actions);
-            self.sweep(now, actions);
-            // A lost hint must not leave a job lying: look anew once a second.
+        }
+        if self.duties.look_anew.is_due(now.mono) {
             self.work_changed = true;
+        }
+        if self.lead.is_none() {
+            return;
+        }
+        if self.duties.hang.is_due(now.mono) {
+            self.move_hanging(now, actions);
+        }
+        if self.duties.rebalance.is_due(now.mono) {
+            self.rebalance(now, actions);
+        }
+        if self.duties.sweep.is_due(now.mono) {
+            self.sweep(actions);
         }
     }
 
@@ -278,18 +83,19 @@ impl Core {
         let mut stuck = Vec::new();
         for (slot, worker) in &mut self.fleet.workers {
             let silent = now.since(worker.seen_at);
+            let (held, _) = self.flights.held(*slot);
             match worker.liveness {
                 Liveness::Live if silent >= QUIET_AFTER => worker.liveness = Liveness::Quiet,
                 Liveness::Quiet if silent >= LOST_AFTER => lost.push(*slot),
                 Liveness::Lost if silent >= RETIRED_AFTER || worker.beat.state == WorkerState::Gone => {
-                    if worker.flights.is_empty() {
+                    if held == 0 {
                         retired.push(*slot);
                     }
                 }
                 Liveness::Live | Liveness::Quiet | Liveness::Lost => {}
             }
             let idle = worker.liveness == Liveness::Live && worker.beat.slots_in_use == 0;
-            if !idle || worker.flights.is_empty() {
+            if !idle || held == 0 {
                 worker.stuck_since = None;
             } else if now.since(*worker.stuck_since.get_or_insert(now.mono)) >= STUCK_AFTER {
                 worker.stuck_since = None;
@@ -297,30 +103,62 @@ impl Core {
             }
         }
         for slot in lost {
-            self.lose(now, slot, "no heartbeat", actions);
+            self.lose(slot, "no heartbeat", actions);
         }
         for slot in stuck {
-            let jobs: Vec<JobRef> =
-                self.fleet.get(slot).map_or(Vec::new(), |w| w.flights.iter().copied().collect());
+            let jobs: Vec<JobRef> = self.flights.of_worker(slot).collect();
             for job in jobs {
-                if self.flight(job).is_some_and(|flight| now.since(flight.since) >= STUCK_AFTER) {
+                if self.flights.get(job).is_some_and(|flight| now.since(flight.since) >= STUCK_AFTER) {
                     self.withdraw(job, false, actions);
                 }
             }
         }
         for slot in retired {
+            self.flights.close_worker(slot);
             if let Some(Worker { beat, shard, .. }) = self.fleet.remove(slot) {
                 self.act(actions, Action::Retire { worker: beat.worker, shard });
             }
         }
     }
 
+    /// Takes jobs from workers that hang, jobs that hang alone, and jobs that were lost on their way.
+    fn move_hanging(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let (mut hanging, mut lost) = (Vec::new(), Vec::new());
+        for (slot, worker) in &mut self.fleet.workers {
+            let occupied = worker.beat.slots_in_use > 0;
+            worker.hangs |= worker.seems_hung(now);
+            let free = worker.beat.slots_in_use < worker.beat.slots;
+            for job in self.flights.of_worker(*slot) {
+                let Some(flight) = self.flights.get(job).filter(|flight| flight.is_handed()) else {
+                    continue;
+                };
+                let still = |since| now.since(since);
+                match flight {
+                    Flight { running: true, .. } if worker.hangs => hanging.push((job, true)),
+                    _ if worker.hangs => hanging.push((job, false)),
+                    Flight { running: true, progress_at, .. }
+                        if occupied && still(*progress_at) >= NO_PROGRESS_AFTER =>
+                    {
+                        hanging.push((job, true));
+                    }
+                    Flight { running: false, since, .. } if free && still(*since) >= NOT_BEGUN_AFTER => {
+                        lost.push(job);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.counts.swept_jobs += lost.len() as u64;
+        for (job, blame) in hanging.into_iter().chain(lost.into_iter().map(|job| (job, false))) {
+            self.withdraw(job, blame, actions);
+        }
+    }
+
     fn watch_batches(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let slots: Vec<BatchSlot> = self.active.iter().copied().collect();
         // Taken when the first batch with a budget has nothing in flight.
         let mut snapshot: Option<Snapshot> = None;
-        for slot in slots {
-            let Some(batch) = self.batches.get_mut(&slot) else { continue };
+        for slot in self.ledger.active_slots() {
+            let Some(batch) = self.ledger.get_mut(slot) else { continue };
             let mut due = Vec::new();
             while let Some((&(at, index), ())) = batch.delayed.first_key_value() {
                 if at > now.mono {
@@ -348,7 +186,7 @@ impl Core {
                 let too_small = !spent_up && self.nothing_affordable(slot, &mut snapshot);
                 if spent_up || too_small {
                     let reason = format!("{spent} of the budget of {budget} is spent; raise it to go on");
-                    self.pause(now, slot, reason, actions);
+                    self.pause(slot, reason, actions);
                 }
             }
         }
@@ -357,17 +195,19 @@ impl Core {
     /// True if nothing of the batch is in flight and its next job is too dear at every worker there is: then no
     /// answer will change that, only more money.
     fn nothing_affordable(&mut self, slot: BatchSlot, snapshot: &mut Option<Snapshot>) -> bool {
-        let Some(batch) = self.batches.get_mut(&slot) else { return false };
-        if !batch.runs() || batch.in_flight > 0 || batch.waiting() == 0 {
+        let committed = self.flights.committed(slot);
+        let Some(batch) = self.ledger.get(slot) else { return false };
+        if !batch.runs() || committed.jobs > 0 || batch.waiting() == 0 {
             return false;
         }
-        let snapshot = snapshot.get_or_insert_with(|| Snapshot::take(&self.fleet));
-        next_job(batch, &self.fleet, snapshot) == Next::TooDear
+        let snapshot = snapshot.get_or_insert_with(|| self.snapshot());
+        let Some(batch) = self.ledger.get_mut(slot) else { return false };
+        next_job(batch, committed.cost, &self.fleet, snapshot) == Next::TooDear
     }
 
     fn sample_rates(&mut self, now: Now) {
-        for slot in &self.active {
-            let Some(batch) = self.batches.get_mut(slot) else { continue };
+        for slot in self.ledger.active_slots() {
+            let Some(batch) = self.ledger.get_mut(slot) else { continue };
             let (at, tokens) = batch.rate_sample;
             let span_s = now.since(at).as_secs_f64();
             if span_s > 0.0 {

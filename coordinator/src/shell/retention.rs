@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ternfleet_proto::bus::{Bus, BusError};
-use ternfleet_proto::{Clock, LeaderRevision, TenantId, TimeMs, codec, table};
+use ternfleet_proto::clock::StepWatch;
+use ternfleet_proto::{Clock, LeaderRevision, MonoMs, Now, TenantId, TimeMs, codec, table};
 use tokio::sync::mpsc;
 
 use super::Input;
@@ -21,6 +22,31 @@ const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3600);
 const SWEEP_EVERY_MIN: Duration = Duration::from_secs(1);
 /// Nothing of a batch runs for longer beyond its deadline, however wrong the clocks are: no duplicate comes later.
 const LATE_MAX: Duration = Duration::from_secs(86_400);
+
+/// After a step forward, the wall clock is not believed for so long.
+const DOUBT_FOR: Duration = Duration::from_secs(86_400);
+
+/// What date it is, for removing things: a step forward of the wall clock counts only after a day, in which a person may
+/// have seen it.
+#[derive(Debug, Default)]
+struct Doubt {
+    watch: StepWatch,
+    ahead_ms: i64,
+    until: MonoMs,
+}
+
+impl Doubt {
+    fn date(&mut self, now: Now) -> TimeMs {
+        if let Some(by_ms) = self.watch.look(now) {
+            self.ahead_ms = (self.ahead_ms + by_ms).max(0);
+            self.until = now.mono.plus(DOUBT_FOR);
+        }
+        if now.mono >= self.until {
+            self.ahead_ms = 0;
+        }
+        TimeMs(now.wall.0.saturating_sub(self.ahead_ms.unsigned_abs()))
+    }
+}
 
 /// Sweeps again and again, for as long as this coordinator leads.
 pub(crate) async fn keep_sweeping(
@@ -34,9 +60,11 @@ pub(crate) async fn keep_sweeping(
         0 => SWEEP_EVERY_MAX,
         files_ms => Duration::from_millis(files_ms / 10).clamp(SWEEP_EVERY_MIN, SWEEP_EVERY_MAX),
     };
+    let mut doubt = Doubt::default();
+    doubt.date(clock.now());
     loop {
         tokio::time::sleep(every).await;
-        match sweep(&bus, leader, &retention, clock.wall(), &inbox).await {
+        match sweep(&bus, leader, &retention, doubt.date(clock.now()), &inbox).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "files and answers of old batches were removed"),
             Err(error) => tracing::warn!(%error, "old batches are swept later"),
@@ -178,6 +206,18 @@ mod tests {
         let running = BatchRecord { state: BatchState::InProgress, ..ended(500) };
         assert!(!is_due(&running, TimeMs(9_000), &retention));
         assert!(!is_due(&tombstone(ended(500), LeaderRevision(1), TimeMs(9_000)), TimeMs(9_000), &retention));
+    }
+
+    #[test]
+    fn a_step_forward_removes_nothing_for_a_day() {
+        let at = |hours: u64, ahead: u64| Now {
+            mono: MonoMs(hours * 3_600_000),
+            wall: TimeMs((hours + ahead) * 3_600_000 + 1_000),
+        };
+        let mut doubt = Doubt::default();
+        let dates =
+            [at(0, 0), at(1, 8_000), at(24, 8_000), at(26, 8_000)].map(|now| doubt.date(now).0 / 3_600_000);
+        assert_eq!(dates, [0, 1, 24, 8_026]);
     }
 
     #[test]

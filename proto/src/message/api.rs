@@ -155,6 +155,9 @@ pub struct BatchView {
     pub completion_tokens: u64,
     pub wasted_tokens: u64,
     pub cost_usd_micro: UsdMicro,
+    /// What its last jobs cost beyond its budget. Nobody pays for it.
+    #[serde(default)]
+    pub over_budget_usd_micro: UsdMicro,
     /// Tokens per second over the last seconds.
     pub rate_tok_s: f64,
     pub finish_estimate: Option<TimeMs>,

@@ -38,6 +38,9 @@ pub enum EventKind {
         from: TimeMs,
         to: TimeMs,
         idle_usd_micro: UsdMicro,
+        /// Used by batches whose budgets had no room for it.
+        #[serde(default)]
+        over_budget_usd_micro: UsdMicro,
         by_batch: Vec<(BatchId, UsdMicro)>,
     },
     /// Two pods gave different answers to one job. With a third answer the host that stood alone is named.

@@ -81,6 +81,9 @@ pub struct Running {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<AssignmentTag>,
     pub generated: u32,
+    /// As in [`crate::message::Usage`], so far.
+    #[serde(default)]
+    pub engine_us: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

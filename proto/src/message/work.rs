@@ -23,6 +23,9 @@ pub struct Work {
     pub numerics: String,
     /// The work is void after this; it never runs then.
     pub deadline: Option<TimeMs>,
+    /// What was left of that time at the hand-over: a worker whose wall clock is wrong drops nothing that may run.
+    #[serde(default)]
+    pub left_ms: Option<u64>,
     /// Tokens the coordinator reckons this job will take, prompt and output: sizes windows, pages and quotas.
     pub tokens_estimate: u32,
     pub line: Line,
@@ -397,6 +400,10 @@ pub struct Usage {
     pub reprefilled_tokens: u32,
     #[serde(default)]
     pub cached_tokens: u32,
+    /// Time of its engine that the job took in this stay, in microseconds: its part of the steps that it shared with
+    /// others. It is billed by this. Zero from a worker that does not count it.
+    #[serde(default)]
+    pub engine_us: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

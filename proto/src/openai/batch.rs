@@ -59,6 +59,7 @@ pub fn batch_object(batch: &BatchView) -> Value {
             "total_is_final": batch.total_is_final,
             "wasted_tokens": batch.wasted_tokens,
             "cost_usd_micro": batch.cost_usd_micro,
+            "over_budget_usd_micro": batch.over_budget_usd_micro,
             "budget_usd_micro": batch.options.budget_usd_micro,
             "rate_tok_s": batch.rate_tok_s,
             "finish_estimate_ms": batch.finish_estimate,

@@ -78,6 +78,7 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
                         repeated_tokens: 0,
                         cached_tokens: 0,
                         model: None,
+                        engine_us: 60_000,
                         finished_at: now.wall,
                     };
                     events.push(Event::Answer { sequence, answer: Box::new(answer) });

@@ -265,13 +265,8 @@ impl Checker {
         }
         let seen = [counts.audits_agreed, counts.audits_diverged, counts.quarantined_hosts];
         self.audits.iter_mut().zip(seen).for_each(|(most, now)| *most = now.max(*most));
-        for pod in core.fleet().pods.values() {
-            if pod.bill.attributed + pod.bill.idle != pod.bill.billed {
-                self.fail(format!(
-                    "M2: {} + {} is not {}",
-                    pod.bill.attributed, pod.bill.idle, pod.bill.billed
-                ));
-            }
+        for pod in core.money().pods().values().filter(|pod| !pod.bill.adds_up()) {
+            self.fail(format!("M2: {:?} does not add up", pod.bill));
         }
         let ids: Vec<&BatchId> = self.batches.keys().collect();
         let over = ids.iter().find_map(|id| {

@@ -326,7 +326,7 @@ impl World {
                         "its leader: {:?}, {} in flight, {} waiting, {} delayed, {} live, reading {} at {} of {:?}, \
                          spent {} of {:?}",
                         known.record.state,
-                        known.in_flight,
+                        leader.map_or(0, |node| node.in_flight(&batch.id)),
                         known.waiting(),
                         known.delayed.len(),
                         known.live.len(),

@@ -31,6 +31,7 @@ fn lies(me: &WorkerId, victim: &Heartbeat, batch: &str) -> Heartbeat {
         epoch: Epoch(0),
         tag: (index % 2 == 0).then_some(AssignmentTag(7)),
         generated: 1000,
+        engine_us: u64::MAX,
     });
     Heartbeat {
         pod: victim.pod.clone(),

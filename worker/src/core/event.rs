@@ -70,8 +70,12 @@ pub enum Event {
         slot: SlotId,
         outcome: Settled,
     },
-    /// What the engine did since the last such event.
-    Steps(Steps),
+    /// What the engine did since the last such event, and the tokens that came of it by job. Comes after the starts
+    /// and before the tokens and ends of the same steps.
+    Steps {
+        steps: Steps,
+        made: Vec<(SlotId, u32)>,
+    },
     Order(Control),
     Tick {
         host: HostFacts,

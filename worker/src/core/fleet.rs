@@ -66,6 +66,7 @@ impl Core {
                 epoch: slot.work.epoch,
                 tag: Some(slot.work.tag),
                 generated: slot.ids.len() as u32,
+                engine_us: slot.engine_us(),
             })
             .collect();
         actions.push(Action::SendHeartbeat(Box::new(beat)));

@@ -13,7 +13,7 @@ use super::event::{
     Action, DropReason, Note, PullOutcome, Read, SlotId, StartFailure, Undecodable, WorkIdentity,
 };
 use super::retry::backoff;
-use super::slot::{Phase, Slot, Writing};
+use super::slot::{Phase, Slot, Writing, deadline_of};
 use super::{ANSWERING_PER_SLOT, Core};
 
 /// How long misrouted work stays away before it is offered again.
@@ -81,7 +81,7 @@ impl Core {
             Some(DropReason::DeposedLeader)
         } else if self.cancelled.contains(&work.job.batch) {
             Some(DropReason::Cancelled)
-        } else if work.deadline.is_some_and(|deadline| deadline <= now.wall) {
+        } else if deadline_of(now, work).is_some_and(|deadline| deadline.passed(now)) {
             Some(DropReason::Expired)
         } else {
             None
@@ -377,6 +377,7 @@ impl Core {
             self.counters.reprefilled_tokens += u64::from(prompt_tokens) + kept as u64;
         }
         self.counters.repeated_tokens += slot.repeated as u64;
+        slot.prefilling = true;
         slot.started_at = Some(now.mono);
         slot.stored_at = now.mono;
         slot.writing = Writing::No;
@@ -422,6 +423,7 @@ fn shell_of(identity: WorkIdentity) -> Box<Work> {
         model_digest: String::new(),
         numerics: String::new(),
         deadline: None,
+        left_ms: None,
         tokens_estimate: 0,
         line: identity.line,
         input: Input::Inline(Generation::default()),

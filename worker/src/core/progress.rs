@@ -199,7 +199,8 @@ impl Core {
         }
     }
 
-    pub(super) fn on_steps(&mut self, steps: Steps) {
+    pub(super) fn on_steps(&mut self, steps: Steps, made: &[(SlotId, u32)]) {
+        self.share_out(&steps, made);
         self.prefilled += steps.prefill_tokens;
         self.counters.prefill_tokens += steps.prefill_tokens;
         self.counters.decode_tokens += steps.decode_tokens;

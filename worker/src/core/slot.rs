@@ -1,5 +1,7 @@
 //! One job's stay in the worker: where it stands and what it has.
 
+use std::time::Duration;
+
 use ternfleet_proto::bus::Delivery;
 use ternfleet_proto::message::{
     Checkpoint, Failure, Generated, Heartbeat, JobResult, Line, Outcome, Timing, TokenLogprobs, Usage, Work,
@@ -76,6 +78,10 @@ pub(super) struct Slot {
     /// An earlier attempt had begun.
     pub(super) begun_before: bool,
     pub(super) prompt_tokens: u32,
+    /// Its prompt is being computed: no token has come of it in this stay.
+    pub(super) prefilling: bool,
+    /// Its share of the engine's time, in this stay.
+    pub(super) engine: Duration,
 
     /// Sequence of the last checkpoint known on the subject, 0 if none.
     pub(super) sequence: u64,
@@ -114,11 +120,18 @@ pub(super) struct Slot {
     pub(super) faults: u32,
 }
 
+/// When the work is void. Its coordinator's word counts beside this machine's wall clock.
+pub(super) fn deadline_of(now: Now, work: &Work) -> Option<Deadline> {
+    let at = work.deadline?;
+    let told = work.left_ms.map(|left| Deadline::told(now, at, Duration::from_millis(left)));
+    Some(told.unwrap_or_else(|| Deadline::new(now, at)))
+}
+
 impl Slot {
     pub(super) fn new(now: Now, work: Box<Work>, delivery: Delivery, pages: usize) -> Slot {
         Slot {
             attempt: work.attempts_before.next(),
-            deadline: work.deadline.map(|at| Deadline::new(now, at)),
+            deadline: deadline_of(now, &work),
             work,
             delivery,
             phase: Phase::Held,
@@ -130,6 +143,8 @@ impl Slot {
             repeated: 0,
             begun_before: false,
             prompt_tokens: 0,
+            prefilling: false,
+            engine: Duration::ZERO,
             sequence: 0,
             has_read: false,
             writing: Writing::No,
@@ -222,12 +237,18 @@ impl Slot {
             repeated_tokens: self.repeated as u32,
             reprefilled_tokens: if self.begun_before { self.prompt_tokens + self.kept as u32 } else { 0 },
             cached_tokens: whole.cached_tokens,
+            engine_us: self.engine_us(),
         };
         self.result(now, profile, Outcome::Text(generated), usage)
     }
 
+    pub(super) fn engine_us(&self) -> u64 {
+        self.engine.as_micros() as u64
+    }
+
     pub(super) fn failure(&self, now: Now, profile: &Heartbeat, failure: Failure) -> JobResult {
-        let usage = Usage { prompt_tokens: self.prompt_tokens, ..Usage::default() };
+        let usage =
+            Usage { prompt_tokens: self.prompt_tokens, engine_us: self.engine_us(), ..Usage::default() };
         self.result(now, profile, Outcome::Failed(failure), usage)
     }
 

@@ -136,7 +136,7 @@ impl Generations {
         Vec::new()
     }
 
-    /// What a step means for the core, in order: starts, refusals, output, ends.
+    /// What a step means for the core, in order: starts, refusals, the step's time, output, ends.
     pub(super) fn on_report(&mut self, report: Report, engine: &EngineThread) -> Vec<Event> {
         let mut events = Vec::new();
         for slot in report.admitted {
@@ -159,6 +159,14 @@ impl Generations {
                 .map_or_else(|| StartFailure::Transient(refused.to_string()), StartFailure::Permanent);
             events.push(Event::StartFailed { slot, why });
         }
+        let mut made: Vec<(SlotId, u32)> = Vec::new();
+        for ((slot, _), _, _) in &report.tokens {
+            match made.iter_mut().find(|(known, _)| known == slot) {
+                Some((_, count)) => *count += 1,
+                None => made.push((*slot, 1)),
+            }
+        }
+        events.push(Event::Steps { steps: report.steps, made });
         // In the order of their first output in this step.
         let mut order: Vec<SlotId> = Vec::new();
         let mut found: HashMap<SlotId, Found> = HashMap::new();

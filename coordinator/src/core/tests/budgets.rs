@@ -2,12 +2,13 @@
 //! clock that jumps. `TERNFLEET_TEST_BUDGET_CASES=1000000 cargo test --release -p ternfleet-coordinator budgets`
 //! runs a million of them.
 
+use std::time::Duration;
+
 use ternfleet_proto::message::{BatchCreate, BatchOptions, Durability};
 use ternfleet_proto::{MonoMs, Now, TimeMs, UsdMicro};
 
 use crate::core::event::BatchSlot;
-use crate::core::money::Bill;
-use crate::core::{Batch, BatchRecord, Ground};
+use crate::core::{Batch, BatchRecord, Bill, Flights, Ground, Origin, Size};
 use crate::random::Random;
 
 const CASES: u64 = 40_000;
@@ -39,7 +40,7 @@ fn batch(random: &mut Random) -> Batch {
         durability: Durability::Stored,
         replicas: 1,
     };
-    Batch::new(Now::default(), BatchRecord::new(TimeMs(0), &create, ground))
+    Batch::new(Now::default(), BatchRecord::new(TimeMs(0), &create, ground), Origin::File)
 }
 
 /// One case; the fault, if there is one.
@@ -49,41 +50,44 @@ fn case(seed: u64) -> Result<(), String> {
     let mut pods: Vec<Bill> = (0..=random.below(3))
         .map(|_| Bill::new(MonoMs(random.below(5_000)), UsdMicro(of_any_size(&mut random, 24))))
         .collect();
-    let mut flying: Vec<(usize, u32, UsdMicro)> = Vec::new();
+    let mut flights = Flights::default();
+    let mut flying: Vec<(usize, Size)> = Vec::new();
     let mut now = 0;
     for _ in 0..STEPS {
         now = if random.below(20) == 0 { now / 2 } else { now + random.below(20_000) };
         for _ in 0..random.below(4) {
             let place = random.below(batches.len() as u64) as usize;
-            let (tokens, cost) = (random.below(2_000) as u32, UsdMicro(of_any_size(&mut random, 18)));
-            if batches[place].affords(cost) {
-                batches[place].commit(tokens, cost);
-                flying.push((place, tokens, cost));
+            let slot = BatchSlot(place as u32);
+            let size =
+                Size { tokens: random.below(2_000) as u32, cost: UsdMicro(of_any_size(&mut random, 18)) };
+            if batches[place].affords(flights.committed(slot).cost, size.cost) {
+                flights.reserve(slot, size);
+                flying.push((place, size));
                 let (spent, budget) =
                     (batches[place].totals.cost_usd_micro, batches[place].record.options.budget_usd_micro);
-                if budget.is_some_and(|budget| spent + batches[place].committed_cost > budget) {
+                if budget.is_some_and(|budget| spent + flights.committed(slot).cost > budget) {
                     return Err(format!("batch {place} was promised more than its budget"));
                 }
             }
         }
         if !flying.is_empty() && random.below(2) == 0 {
-            let (place, tokens, cost) = flying.swap_remove(random.below(flying.len() as u64) as usize);
-            batches[place].release(tokens, cost);
+            let (place, size) = flying.swap_remove(random.below(flying.len() as u64) as usize);
+            flights.release(BatchSlot(place as u32), size);
         }
         for pod in &mut pods {
             for _ in 0..random.below(3) {
-                pod.made(BatchSlot(random.below(batches.len() as u64) as u32), random.below(10_000));
+                let batch = random.below(batches.len() as u64) as usize;
+                let (engine_us, engines) = (random.below(30_000_000), random.below(3) as usize);
+                let claim = pod.claim(MonoMs(now), engine_us, engines, batches[batch].budget_left());
+                batches[batch].totals.cost_usd_micro += claim.cost;
+                batches[batch].totals.over_budget_usd_micro += claim.over;
             }
-            let busy = random.below(150) as f64 / 100.0;
-            let share = pod.accrue(MonoMs(now), busy, |slot| batches[slot.0 as usize].budget_left());
-            for (slot, cost) in &share.by_batch {
-                batches[slot.0 as usize].totals.cost_usd_micro += *cost;
-            }
+            pod.settle(Duration::from_millis(random.below(10_000)));
             if random.below(6) == 0 {
-                pod.set_price(UsdMicro(of_any_size(&mut random, 24)));
+                pod.set_price(MonoMs(now), UsdMicro(of_any_size(&mut random, 24)));
             }
-            if pod.attributed + pod.idle != pod.billed {
-                return Err(format!("{} + {} is not {}", pod.attributed, pod.idle, pod.billed));
+            if !pod.adds_up() {
+                return Err(format!("{pod:?} does not add up"));
             }
         }
         for (place, batch) in batches.iter().enumerate() {
@@ -93,8 +97,10 @@ fn case(seed: u64) -> Result<(), String> {
         }
     }
     let spent: UsdMicro = batches.iter().map(|batch| batch.totals.cost_usd_micro).sum();
-    let attributed: UsdMicro = pods.iter().map(|pod| pod.attributed).sum();
-    if spent == attributed { Ok(()) } else { Err(format!("{spent} was spent and {attributed} attributed")) }
+    let over: UsdMicro = batches.iter().map(|batch| batch.totals.over_budget_usd_micro).sum();
+    let billed: (UsdMicro, UsdMicro) =
+        (pods.iter().map(|pod| pod.attributed).sum(), pods.iter().map(|pod| pod.over).sum());
+    if (spent, over) == billed { Ok(()) } else { Err(format!("{spent} and {over} over, billed {billed:?}")) }
 }
 
 #[test]

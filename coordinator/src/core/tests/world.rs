@@ -271,6 +271,7 @@ impl World {
                     repeated_tokens: 0,
                     cached_tokens: 0,
                     model: None,
+                    engine_us: 0,
                     finished_at: self.now.wall,
                 });
             }
@@ -322,6 +323,7 @@ impl World {
             epoch: work.epoch,
             tag: Some(work.tag),
             generated: 1,
+            engine_us: 0,
         });
         let beat = Heartbeat {
             worker: format!("{}-{}", worker.id, worker.generation).parse().unwrap(),
@@ -419,6 +421,7 @@ impl World {
                 repeated_tokens: 0,
                 cached_tokens: 0,
                 model: None,
+                engine_us: 100_000,
                 finished_at: self.now.wall,
             });
         }
@@ -484,7 +487,8 @@ impl World {
         }
         assert_eq!(self.core.counts.violations, [0; 4]);
         let gauges = self.core.gauges();
-        assert_eq!(gauges.attributed + gauges.idle, gauges.billed, "M2");
+        assert!(self.core.money().pods().values().all(|pod| pod.bill.adds_up()), "M2");
+        assert!(self.core.flights().sums_agree());
         if self.records.values().all(|record| record.state.is_terminal()) {
             assert_eq!((gauges.text_bytes, gauges.jobs_in_flight, gauges.tokens_in_flight), (0, 0, 0));
         }

@@ -257,6 +257,7 @@ impl Scaler {
     /// Every pod that is rented is billed. After a change of leader the bill goes on from where the last one stopped.
     async fn tell_leases(&mut self, now: TimeMs) {
         let mut leases = Vec::new();
+        let mono = self.ties.clock.mono();
         for (name, kept) in &self.store.intents {
             let intent = &kept.value;
             let Some(id) = &intent.provider_id else { continue };
@@ -266,11 +267,14 @@ impl Scaler {
             }
             let listed = self.listed.iter().flatten().find(|pod| pod.id.0 == *id);
             let created = listed.and_then(|pod| pod.created_at_ms).map_or(intent.written_at, TimeMs);
+            // Whatever the dates say after a step of the clock: no pod is older than its intent.
+            let age = self.ages.get(name).map(|(seen, age)| mono.since(*seen) + *age);
+            let oldest = age.map_or(0, |age| now.0.saturating_sub(age.as_millis() as u64));
             leases.push(Lease {
                 pod: name.clone(),
                 class: intent.class.clone(),
                 price_usd_micro_per_hour: intent.price_usd_micro_per_hour,
-                since: created.max(intent.written_at).max(self.store.billed_to).min(now),
+                since: created.max(intent.written_at).max(self.store.billed_to).max(TimeMs(oldest)).min(now),
             });
         }
         for lease in leases {

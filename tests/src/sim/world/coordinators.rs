@@ -101,6 +101,11 @@ impl CoordinatorNode {
         core.batch(core.find(id)?)
     }
 
+    pub(super) fn in_flight(&self, id: &BatchId) -> u32 {
+        let core = self.core.as_ref();
+        core.and_then(|core| Some(core.flights().committed(core.find(id)?).jobs)).unwrap_or(0)
+    }
+
     pub(super) fn leads(&self) -> bool {
         self.core.is_some() && matches!(self.role, Role::Leading { .. })
     }

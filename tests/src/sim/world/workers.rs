@@ -297,7 +297,7 @@ impl World {
         if each > 0 {
             node.due = 0;
         }
-        let mut events = Vec::new();
+        let (mut starts, mut made, mut events) = (Vec::new(), Vec::new(), Vec::new());
         let mut ended = Vec::new();
         let mut killed = None;
         let mut steps = Steps { steps: 1, busy: Duration::from_millis(STEP_MS), ..Steps::default() };
@@ -309,7 +309,7 @@ impl World {
                     steps.prefill_tokens += u64::from(PROMPT_TOKENS + generation.kept);
                     let started =
                         Event::Started { slot: *slot, prompt_tokens: PROMPT_TOKENS, kept: generation.kept };
-                    events.push(started);
+                    starts.push(started);
                 }
                 continue;
             }
@@ -321,6 +321,7 @@ impl World {
             }
             if !ids.is_empty() {
                 steps.decode_tokens += ids.len() as u64;
+                made.push((*slot, ids.len() as u32));
                 events.push(Event::Tokens { slot: *slot, tokens: Tokens { ids, ..Tokens::default() } });
             }
             if generation.made == generation.ids.len() {
@@ -345,8 +346,9 @@ impl World {
             };
             events.push(Event::Ended { slot, end: End::Complete(Box::new(completion)) });
         }
-        events.push(Event::Steps(steps));
-        self.worker_events(life, events);
+        starts.push(Event::Steps { steps, made });
+        starts.append(&mut events);
+        self.worker_events(life, starts);
     }
 
     /// Heartbeats are core messages: lost with the line, doubled now and then.

@@ -104,7 +104,10 @@ fn a_lease_is_extended_only_if_tokens_advanced() {
 fn prefilling_counts_as_advance_up_to_what_the_cache_holds() {
     let mut rig = Rig::assigned();
     rig.running(0);
-    let steps = |tokens| Event::Steps(Steps { steps: 1, prefill_tokens: tokens, ..Steps::default() });
+    let steps = |tokens| Event::Steps {
+        steps: Steps { steps: 1, prefill_tokens: tokens, ..Steps::default() },
+        made: Vec::new(),
+    };
     assert_eq!(extended(&rig.tick_after(Duration::from_secs(3))), 0);
     rig.on(steps(128));
     assert_eq!(extended(&rig.tick_after(Duration::from_secs(3))), 1);

@@ -85,6 +85,7 @@ pub(super) fn work(index: u32, epoch: u32) -> Work {
         model_digest: "digest".to_owned(),
         numerics: "numerics".to_owned(),
         deadline: None,
+        left_ms: None,
         tokens_estimate: 100,
         line: Line { custom_id: Some(format!("line-{index}")), endpoint: Endpoint::Completions, model: None },
         input: Input::Inline(Generation {

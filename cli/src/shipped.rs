@@ -1,0 +1,25 @@
+//! Files that ship with Ternfleet: beside the working directory's or the program's own repository.
+
+use std::path::{Path, PathBuf};
+
+/// The model that ships, relative to the repository.
+pub(crate) const STORYTELLER_PATH: &str = "models/storyteller/storyteller.gguf";
+
+/// The first place where `relative` exists: the working directory and its parents, then the program's folder and its
+/// parents, so that both a checkout and an unpacked archive work.
+pub(crate) fn file(relative: &str) -> Option<PathBuf> {
+    let here = std::env::current_dir().ok();
+    let program = std::env::current_exe().ok();
+    let starts = [here.as_deref(), program.as_deref().and_then(Path::parent)];
+    starts
+        .into_iter()
+        .flatten()
+        .flat_map(Path::ancestors)
+        .map(|folder| folder.join(relative))
+        .find(|path| path.is_file())
+}
+
+/// The model that ships, where it is.
+pub(crate) fn storyteller() -> Option<PathBuf> {
+    file(STORYTELLER_PATH)
+}
