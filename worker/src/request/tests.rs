@@ -215,11 +215,3 @@ fn each_choice_goes_on_from_its_own_tokens_with_its_own_draws() {
         assert_eq!(prepared.kept, 0, "what belongs to no choice is begun anew");
     }
 }
-
-#[test]
-fn a_constraint_needs_a_vocabulary_with_an_end() {
-    let generation = Generation { constraint: Some(Constraint::JsonObject), ..generation() };
-    let failure =
-        prepare(&generation, kept(""), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap_err();
-    assert_eq!(failure.code, FailureCode::InvalidRequest);
-}
