@@ -8,7 +8,7 @@ RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest 
 # The doctests need a run of their own under nextest.
 DOC_TESTS := $(if $(findstring nextest,$(RUN_TESTS)),$(CARGO) test --workspace --doc --quiet,true)
 
-.PHONY: help demo demo-observability pictures test-otlp build release sbom test format lint tests doc tools clients chaos clean
+.PHONY: runpod-acceptance help demo demo-observability pictures test-otlp build release sbom test format lint tests doc tools clients chaos clean
 
 help:
 	@echo "make demo   build, start a fleet on this machine, run real prompts through it, stop it"
@@ -18,6 +18,7 @@ help:
 	@echo "make release  one static binary with its checksum and bill of materials, in target/dist"
 	@echo "make test   every check: format, lints, tests, documentation"
 	@echo "make chaos  a quarter of an hour of faults on real processes; CHAOS='--minutes 60 --seed 2' for another run"
+	@echo "make runpod-acceptance  one small pod at RunPod for a minute (needs RUNPOD_API_KEY and some cents); prints each call"
 	@echo "make test-otlp  the program with the feature otlp, and its spans at a collector"
 	@echo "make clean  remove what was built (not ternfleet-data/)"
 
@@ -64,6 +65,16 @@ tests: tools clients
 chaos: tools
 	$(CARGO) build --package ternfleet --package ternfleet-tests --bins
 	$${CARGO_TARGET_DIR:-target}/debug/chaos --report docs/reliability/chaos.md $(CHAOS)
+
+# Not a part of `test`: it costs money. What it rents it ends by name, also when a step fails.
+runpod-acceptance: tools
+	$(CARGO) build --package ternfleet --package ternfleet-tests --bins
+	$${CARGO_TARGET_DIR:-target}/debug/runpod_acceptance
+	@if [ -n "$$TERNFLEET_FILES_URL" ]; then \
+	  head -n 3 models/storyteller/prompts.jsonl > target/acceptance.jsonl && \
+	  $${CARGO_TARGET_DIR:-target}/debug/ternfleet launch target/acceptance.jsonl --at runpod --budget 1 --pods 1 \
+	    --binary $${TERNFLEET_STATIC_BINARY:-target/dist/ternfleet} --yes --anyway; \
+	else echo "set TERNFLEET_FILES_URL to launch a small batch as well (docs/runpod.md)"; fi
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet

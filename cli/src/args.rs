@@ -17,6 +17,7 @@ use crate::commands::down::Down;
 use crate::commands::eval::{Eval, PerplexityOf};
 use crate::commands::fleets::Fleets;
 use crate::commands::generate::Generate;
+use crate::commands::head::Head;
 use crate::commands::key::Key;
 use crate::commands::launch::Launch;
 use crate::commands::logits::Logits;
@@ -60,6 +61,9 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Rent a fleet for one file of prompts, get its answers, and give everything back
     Launch(Launch),
+    /// Run the head of a fleet that was launched, in its rented pod
+    #[command(hide = true)]
+    Head(Head),
     /// List the fleets that were launched from this machine
     Fleets(Fleets),
     /// End launched fleets and give everything back

@@ -47,6 +47,25 @@ impl Patience {
     }
 }
 
+/// Nobody has answered for as long as it was worth asking.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    address: String,
+    waited_s: u64,
+}
+
+impl std::fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Unanswered { address, waited_s } = self;
+        write!(
+            f,
+            "no coordinator has answered at {address} for {waited_s} s: look at its log, or start one with `ternfleet up`"
+        )
+    }
+}
+
+impl std::error::Error for Unanswered {}
+
 /// A connection to one fleet on behalf of one tenant.
 pub(crate) struct Fleet {
     pub(crate) bus: Arc<dyn Bus>,
@@ -242,11 +261,7 @@ impl<'a> Silence<'a> {
     fn goes_on(&mut self, patience: Patience) -> anyhow::Result<()> {
         let waited = self.since.elapsed();
         if !patience.lasts(waited) {
-            bail!(
-                "no coordinator has answered at {} for {} s: look at its log, or start one with `ternfleet up`",
-                self.address,
-                waited.as_secs()
-            );
+            return Err(Unanswered { address: self.address.to_owned(), waited_s: waited.as_secs() }.into());
         }
         if waited >= SAY_AFTER && !self.said {
             self.said = true;

@@ -15,6 +15,7 @@ pub(crate) mod down;
 pub(crate) mod eval;
 pub(crate) mod fleets;
 pub(crate) mod generate;
+pub(crate) mod head;
 pub(crate) mod key;
 pub(crate) mod launch;
 pub(crate) mod logits;

@@ -85,6 +85,16 @@ impl Connection {
         }
     }
 
+    /// To a secured fleet, by credentials and authority of its own.
+    pub(crate) fn secured(nats: String, credentials: PathBuf, authority: PathBuf) -> Connection {
+        Connection {
+            nats: Some(nats),
+            nats_credentials_file: Some(credentials),
+            nats_root_certificates: Some(authority),
+            tenant: TenantId::default_tenant(),
+        }
+    }
+
     /// The address that was given, that of the fleet in the current folder, or the usual one.
     pub(crate) fn address(&self) -> Address {
         self.address_from(Path::new(""))

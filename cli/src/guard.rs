@@ -88,8 +88,8 @@ impl Guard {
         }
     }
 
-    /// Tries until it works: a pod that runs on for nothing costs money until somebody looks.
-    fn end(&self) {
+    /// Ends the pod. Tries until it works: a pod that runs on for nothing costs money until somebody looks.
+    pub(crate) fn end(&self) {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         let mut pause = FIRST_PAUSE;
         while let Err(fault) = runtime.block_on(end_myself(self.how, self.base.as_deref())) {

@@ -6,12 +6,15 @@
 //! RunPod, or a coordinator that somebody else runs.
 
 mod bill;
+pub(crate) mod bundle;
 mod head;
 mod quote;
+mod rent;
 mod state;
 mod steps;
 
 pub(crate) use head::Head;
 pub(crate) use quote::{Plan, plan};
+pub(crate) use rent::{Rent, Wishes, key};
 pub(crate) use state::{Folder, Folders, Phase, Place, State};
 pub(crate) use steps::{Outcome, give_back, run};

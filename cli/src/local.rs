@@ -7,7 +7,7 @@ pub(crate) mod child;
 mod data_dir;
 mod fleet;
 mod keeper;
-mod nats_server;
+pub(crate) mod nats_server;
 mod ports;
 mod probe;
 mod prometheus;
@@ -15,7 +15,7 @@ mod rented;
 mod shares;
 mod watch;
 
-pub(crate) use fleet::{Plan, run};
+pub(crate) use fleet::{Ended, Plan, Secured, run};
 pub(crate) use rented::{
     Range, end as end_rented, guessed_class, parse_range, provider as rented_pods, return_all,
 };

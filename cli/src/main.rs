@@ -47,6 +47,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Launch(command) => command.run(),
+        Command::Head(command) => command.run(),
         Command::Fleets(command) => command.run(),
         Command::Down(command) => command.run(),
         Command::Up(command) => command.run(),

@@ -299,8 +299,16 @@ impl Service {
     /// # Errors
     /// When it cannot be started.
     pub fn start(arguments: &[&str], log: &Path) -> anyhow::Result<Service> {
+        Self::start_command(command(arguments)?, log)
+    }
+
+    /// Starts a command of [`command`]; what it says goes to the file.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_command(mut command: Command, log: &Path) -> anyhow::Result<Service> {
         let log = std::fs::File::create(log)?;
-        Ok(Service(command(arguments)?.stdout(log.try_clone()?).stderr(log).spawn()?))
+        Ok(Service(command.stdout(log.try_clone()?).stderr(log).spawn()?))
     }
 
     /// Starts another program than ours.

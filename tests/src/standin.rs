@@ -165,6 +165,11 @@ impl StandIn {
         &self.shared.key
     }
 
+    /// This machine's address in the network of the pods.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.shared.network.gateway()
+    }
+
     /// The API's address, for this machine and in every pod.
     pub fn base(&self) -> String {
         format!("http://127.0.0.1:{}", self.shared.port)

@@ -3,6 +3,11 @@
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
+#[path = "e2e_runpod/examples.rs"]
+mod examples;
+#[path = "e2e_runpod/launch.rs"]
+mod launch;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;

@@ -62,7 +62,7 @@ pub(crate) async fn end(folder: &Folder, mut state: State) -> anyhow::Result<()>
 }
 
 async fn cancel(fleet: &Fleet, state: &State) -> anyhow::Result<()> {
-    let Some(id) = state.batch.clone().filter(|_| state.fetched_at.is_none()) else { return Ok(()) };
+    let Some(id) = state.batch.clone().filter(|_| state.fetched.is_none()) else { return Ok(()) };
     let batch = fleet.batch(&id, Patience::Short).await?;
     if !batch.state.is_terminal() {
         let question = BatchRef { tenant: fleet.tenant.clone(), id: id.clone() };

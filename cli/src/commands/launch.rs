@@ -9,11 +9,13 @@ use anyhow::{Context, bail};
 use clap::Args;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use ternfleet_cloud::http::Secret;
+use ternfleet_cloud::runpod::{Options, Runpod};
 use ternfleet_proto::{TimeMs, UsdMicro};
 
 use super::quote;
 use super::submit::{check_input, random_name};
-use crate::launch::{self, Folder, Folders, Head, Outcome, Place, State};
+use crate::launch::{self, Folder, Folders, Head, Outcome, Place, Rent, State};
 use crate::output::{Existing, WholeFile, say};
 use crate::stop::Stops;
 use crate::{exit, local, locate, span, stop};
@@ -51,6 +53,27 @@ pub(crate) struct Launch {
     /// Pods at once, at most
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
     pods: u32,
+    /// Only pods of these classes (deploy/fleets/runpod.toml describes them)
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    class: Vec<String>,
+    /// Where pods fetch `ternfleet`, `nats-server` and, with a model file, `model.gguf` and `manifest.toml` from
+    #[arg(long, value_name = "URL", env = "TERNFLEET_FILES_URL")]
+    files: Option<String>,
+    /// The static binary that lies there as `ternfleet`; this program unless given
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// How long results that nobody fetches are kept by a rented head, which then ends itself
+    #[arg(long, value_name = "TIME", value_parser = span::parse)]
+    keep: Option<Duration>,
+    /// In place of the stock image: needs a shell, curl and certificates
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// File with the key of the provider's API; RUNPOD_API_KEY unless given
+    #[arg(long, value_name = "FILE", env = "RUNPOD_API_KEY_FILE")]
+    key_file: Option<PathBuf>,
+    /// Another address than RunPod's own
+    #[arg(long, value_name = "URL", env = "TERNFLEET_RUNPOD_BASE", hide = true)]
+    runpod_base: Option<String>,
     /// What a pod of this machine is reckoned to cost
     #[arg(long, value_name = "X", default_value_t = 0.34)]
     price_usd_per_hour: f64,
@@ -104,7 +127,7 @@ impl Launch {
             began_at: TimeMs::now(),
             prompts: std::path::absolute(prompts)?,
             out: std::path::absolute(&out)?,
-            model: locate::model(self.model.as_deref())?,
+            model: self.model(at)?,
             key,
             deadline: self.deadline.map(|span| TimeMs::now().plus(span)),
             budget_usd_micro: self.budget.map(UsdMicro::from_dollars),
@@ -113,10 +136,14 @@ impl Launch {
             quote: None,
             nats: self.head.clone(),
             batch: None,
-            fetched_at: None,
+            fetched: None,
+            rent: None,
             ended_at: None,
             bill: Default::default(),
         };
+        if at == Place::Runpod {
+            state.rent = Some(self.rent(&state).await?);
+        }
         let (quote, text) = self.quote(&state).await?;
         say(text.trim_end())?;
         if !quote.kept && self.yes && !self.anyway {
@@ -140,16 +167,59 @@ impl Launch {
         if let Some(nats) = &state.nats {
             return quote::by_the_fleet(nats, &state.prompts, state.deadline, state.budget_usd_micro).await;
         }
-        let offer = local::guessed_class(&state.model, state.pods_max, state.price_usd_per_hour);
+        let head = match &state.rent {
+            None => ("nats-server and coordinator on this machine".to_owned(), UsdMicro::ZERO),
+            Some(rent) => (rent.head_words(), rent.head_price_usd_micro_per_hour),
+        };
+        let offers = match &state.rent {
+            None => vec![local::guessed_class(&state.model, state.pods_max, state.price_usd_per_hour)],
+            Some(rent) => rent.market(),
+        };
         let plan = launch::Plan {
             prompts: &state.prompts,
             model: &state.model,
             deadline: state.deadline,
             budget: state.budget_usd_micro,
-            head: ("nats-server and coordinator on this machine", UsdMicro::ZERO),
-            pods: &[offer],
+            head: (&head.0, head.1),
+            pods: &offers,
         };
         launch::plan(&plan).await
+    }
+}
+
+impl Launch {
+    /// At RunPod a model need not be here: pods fetch it.
+    fn model(&self, at: Place) -> anyhow::Result<PathBuf> {
+        match &self.model {
+            Some(name) if at == Place::Runpod && !name.is_file() => Ok(name.clone()),
+            given => locate::model(given.as_deref()),
+        }
+    }
+
+    /// Asks the provider what may be rented, and for how much.
+    async fn rent(&self, state: &State) -> anyhow::Result<Rent> {
+        let files = self.files.as_deref().context(
+            "pods fetch this program, nats-server and a model of your own from an address of yours: put them there and \
+             name it with --files (docs/runpod.md says how)",
+        )?;
+        let key = launch::key(self.key_file.as_deref())?;
+        let mut options = Options::new(Secret::new(key));
+        if let Some(base) = &self.runpod_base {
+            options.base.clone_from(base);
+        }
+        let wishes = launch::Wishes {
+            base: self.runpod_base.as_deref(),
+            key_file: self.key_file.as_deref(),
+            files,
+            image: self.image.as_deref(),
+            classes: &self.class,
+            pods_max: state.pods_max,
+            budget: state.budget_usd_micro,
+            keep: self.keep,
+            model: &state.model,
+            binary: self.binary.as_deref(),
+        };
+        Rent::settle(&wishes, &Runpod::new(options)?).await
     }
 }
 

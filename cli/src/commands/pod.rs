@@ -5,7 +5,7 @@
 //! with any mount: what is there is used, and what cannot be written is left alone.
 
 mod model;
-mod places;
+pub(crate) mod places;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

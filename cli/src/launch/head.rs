@@ -1,20 +1,34 @@
 //! The head of a launched fleet: nats-server and coordinator, wherever they run.
 
 mod local;
+mod runpod;
 
-use std::convert::Infallible;
-
-use anyhow::{Context, bail};
+use anyhow::Context;
 use ternfleet_cloud::Provider;
 
+use super::bill::Bill;
 use super::state::{Folder, Place, State};
 use crate::connection::Connection;
 use local::LocalHead;
+use runpod::RunpodHead;
+
+/// A head that answers.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    pub(crate) connection: Connection,
+    /// It has begun anew: what an earlier one knew is gone.
+    pub(crate) fresh: bool,
+}
+
+/// The head is gone, or somewhere else.
+#[derive(Debug)]
+pub(crate) struct Lost;
 
 /// A head, running or not.
 #[derive(Debug)]
 pub(crate) enum Head {
     Local(LocalHead),
+    Runpod(Box<RunpodHead>),
     /// Somebody else's: only asked, never started or ended.
     Elsewhere(Connection),
 }
@@ -27,7 +41,7 @@ impl Head {
                 let nats = state.nats.clone().context("the state names no coordinator")?;
                 Ok(Head::Elsewhere(Connection::local(nats)))
             }
-            Place::Runpod => bail!("this version cannot launch at RunPod"),
+            Place::Runpod => Ok(Head::Runpod(Box::new(RunpodHead::new(state, folder)?))),
         }
     }
 
@@ -37,10 +51,12 @@ impl Head {
     }
 
     /// Starts it unless it runs, waits until it can take work, and answers how to reach it.
-    pub(crate) async fn ensure(&self) -> anyhow::Result<Connection> {
+    pub(crate) async fn ensure(&self) -> anyhow::Result<Reached> {
+        let kept = |connection| Reached { connection, fresh: false };
         match self {
-            Head::Local(head) => head.ensure().await,
-            Head::Elsewhere(connection) => Ok(connection.clone()),
+            Head::Local(head) => head.ensure().await.map(kept),
+            Head::Runpod(head) => head.ensure().await,
+            Head::Elsewhere(connection) => Ok(kept(connection.clone())),
         }
     }
 
@@ -48,14 +64,16 @@ impl Head {
     pub(crate) async fn find(&self) -> Option<Connection> {
         match self {
             Head::Local(head) => head.find().await,
+            Head::Runpod(head) => head.find().await,
             Head::Elsewhere(connection) => Some(connection.clone()),
         }
     }
 
-    /// Starts it again whenever it has ended; returns only when that fails.
-    pub(crate) async fn keep(&self) -> anyhow::Result<Infallible> {
+    /// Minds it. One that can be started again on what it had stored is; returns when it has to begin anew.
+    pub(crate) async fn keep(&self) -> anyhow::Result<Lost> {
         match self {
-            Head::Local(head) => head.keep().await,
+            Head::Local(head) => match head.keep().await? {},
+            Head::Runpod(head) => head.keep().await,
             Head::Elsewhere(_) => std::future::pending().await,
         }
     }
@@ -64,7 +82,16 @@ impl Head {
     pub(crate) fn provider(&self) -> anyhow::Result<Option<Box<dyn Provider>>> {
         match self {
             Head::Local(head) => Ok(Some(Box::new(head.provider()?))),
+            Head::Runpod(head) => Ok(Some(Box::new(head.provider()))),
             Head::Elsewhere(_) => Ok(None),
+        }
+    }
+
+    /// Adds the pods that no audit log tells of.
+    pub(crate) fn complete(&self, bill: &mut Bill) -> anyhow::Result<()> {
+        match self {
+            Head::Runpod(head) => head.complete(bill),
+            Head::Local(_) | Head::Elsewhere(_) => Ok(()),
         }
     }
 
@@ -72,6 +99,7 @@ impl Head {
     pub(crate) async fn end(&self) -> anyhow::Result<()> {
         match self {
             Head::Local(head) => head.end().await,
+            Head::Runpod(head) => head.end().await,
             Head::Elsewhere(_) => Ok(()),
         }
     }

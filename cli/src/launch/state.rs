@@ -9,10 +9,11 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use ternfleet_proto::message::Quote;
+use ternfleet_proto::message::{BatchView, Quote};
 use ternfleet_proto::{BatchId, TimeMs, UsdMicro};
 
 use super::bill::{self, PodBill};
+use super::rent::Rent;
 use crate::lock::{Claim, Lock};
 use crate::output::write_secret;
 
@@ -65,8 +66,11 @@ pub(crate) struct State {
     /// Address of the coordinator's NATS, where it is not the fleet's own.
     pub(crate) nats: Option<String>,
     pub(crate) batch: Option<BatchId>,
-    /// The batch has ended, and its results lie in `out`.
-    pub(crate) fetched_at: Option<TimeMs>,
+    /// The batch as it ended, once its results lie in `out`.
+    pub(crate) fetched: Option<Box<BatchView>>,
+    /// What may be rented, at RunPod.
+    #[serde(default)]
+    pub(crate) rent: Option<Rent>,
     /// Everything is given back.
     pub(crate) ended_at: Option<TimeMs>,
     /// By pod.
@@ -102,7 +106,7 @@ impl State {
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        match (&self.batch, self.fetched_at, self.ended_at) {
+        match (&self.batch, &self.fetched, self.ended_at) {
             (_, _, Some(_)) => Phase::Ended,
             (_, Some(_), None) => Phase::Returning,
             (Some(_), None, None) => Phase::Working,
@@ -249,7 +253,8 @@ pub(crate) mod tests {
             quote: None,
             nats: None,
             batch: None,
-            fetched_at: None,
+            fetched: None,
+            rent: None,
             ended_at: None,
             bill: BTreeMap::new(),
         }

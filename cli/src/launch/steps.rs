@@ -1,20 +1,26 @@
 //! The steps of a launch, in order. Each finds what an earlier life of the command has done, and does the rest.
 
 use std::cell::RefCell;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 
+use ternfleet_proto::BusError;
 use ternfleet_proto::TimeMs;
-use ternfleet_proto::message::{BatchOptions, BatchView};
+use ternfleet_proto::message::{BatchOptions, BatchView, Refusal, RefusalCode};
 
 use super::bill;
-use super::head::Head;
+use super::head::{Head, Lost};
 use super::state::{Folder, State};
-use crate::client::{Fleet, Patience};
+use crate::client::{Fleet, Patience, Unanswered};
 use crate::commands::submit::NewBatch;
 use crate::output::{Existing, WholeFile};
 use crate::progress::{Progress, state_name};
 use crate::{follow, local};
+
+/// Of one launch: a head that is lost more often than this has another fault.
+const HEADS_MAX: usize = 12;
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// How a launch went.
 #[derive(Debug)]
@@ -26,25 +32,71 @@ pub(crate) struct Outcome {
 /// Every step that is left, up to the bill.
 pub(crate) async fn run(folder: &Folder, state: State) -> anyhow::Result<Outcome> {
     let head = Head::of(&state, folder)?;
+    let fetched = state.fetched.clone();
     let state = RefCell::new(state);
-    if head.is_own() {
-        eprintln!("starting the head of {}", state.borrow().name);
-    }
-    let fleet = Fleet::connect(&head.ensure().await?).await?;
-    let batch = tokio::select! {
-        batch = work(&fleet, folder, &state) => batch?,
-        failed = head.keep() => match failed? {},
+    let batch = match fetched {
+        Some(batch) => *batch,
+        None => work_with(&head, folder, &state).await?,
     };
     let mut state = state.into_inner();
     give_back(&head, folder, &mut state).await?;
     Ok(Outcome { batch, state })
 }
 
+/// Has the batch done by one head, or by those that follow it.
+async fn work_with(head: &Head, folder: &Folder, state: &RefCell<State>) -> anyhow::Result<BatchView> {
+    if head.is_own() {
+        eprintln!("starting the head of {}", state.borrow().name);
+    }
+    let mut fault = None;
+    for _ in 0..HEADS_MAX {
+        let reached = head.ensure().await?;
+        if reached.fresh {
+            change(folder, state, |state| state.batch = None)?;
+        }
+        let worked = async {
+            let fleet = Fleet::connect(&reached.connection).await?;
+            work(&fleet, folder, state).await
+        };
+        let lost = tokio::select! {
+            batch = worked => match batch {
+                Err(error) if head.is_own() && is_unanswered(&error) => error,
+                decided => return decided,
+            },
+            lost = head.keep() => {
+                let Lost = lost?;
+                anyhow!("the head is gone, or somewhere else")
+            }
+        };
+        eprintln!("{lost:#}; looking for it again");
+        fault = Some(lost);
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+    Err(fault.unwrap_or_else(|| anyhow!("no head was tried"))).context("the head was lost too often")
+}
+
+/// The head could not be asked, or it does not know the batch: one that was started again on an empty disk knows none.
+fn is_unanswered(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<BusError>()
+            || cause.is::<Unanswered>()
+            || cause.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.code == RefusalCode::NotFound)
+    })
+}
+
 /// Has the batch done and its results here.
 async fn work(fleet: &Fleet, folder: &Folder, state: &RefCell<State>) -> anyhow::Result<BatchView> {
     let known = state.borrow().batch.clone();
+    let known = match known {
+        Some(id) => match fleet.batch(&id, Patience::Short).await {
+            Ok(batch) => Some(batch),
+            Err(error) if is_unanswered(&error) => None,
+            Err(error) => return Err(error).with_context(|| format!("no status of {id}")),
+        },
+        None => None,
+    };
     let batch = match known {
-        Some(id) => fleet.batch(&id, Patience::Short).await.with_context(|| format!("no status of {id}"))?,
+        Some(batch) => batch,
         None => create(fleet, folder, state).await?,
     };
     let mut progress = Progress::new();
@@ -53,12 +105,10 @@ async fn work(fleet: &Fleet, folder: &Folder, state: &RefCell<State>) -> anyhow:
     if let Some(reason) = &ended.reason {
         eprintln!("{}: {reason}", state_name(ended.state));
     }
-    if state.borrow().fetched_at.is_none() {
-        let draft = WholeFile::create(&state.borrow().out, Existing::Replaced)?;
-        let path = follow::into_file(fleet, &ended, draft, Patience::Endless).await?;
-        eprintln!("results: {}", path.display());
-        change(folder, state, |state| state.fetched_at = Some(TimeMs::now()))?;
-    }
+    let draft = WholeFile::create(&state.borrow().out, Existing::Replaced)?;
+    let path = follow::into_file(fleet, &ended, draft, Patience::Endless).await?;
+    eprintln!("results: {}", path.display());
+    change(folder, state, |state| state.fetched = Some(Box::new(ended.clone())))?;
     Ok(ended)
 }
 
@@ -101,6 +151,7 @@ pub(crate) async fn give_back(head: &Head, folder: &Folder, state: &mut State) -
         }
     }
     head.end().await.context("something may still be rented: repeat `ternfleet down`")?;
+    head.complete(&mut state.bill)?;
     if let Some(provider) = head.provider()?
         && let Err(error) =
             bill::read_provider(&*provider, state.began_at, TimeMs::now(), &mut state.bill).await

@@ -191,7 +191,7 @@ fn rent(shared: &Shared, order: &Value, mute: bool) -> Result<String, (u16, Stri
         market.gpu_usd_micro_per_hour * order["gpu"]["count"].as_i64().unwrap_or(1)
     } else {
         let vcpus = order["cpu"]["vcpuCount"].as_i64().unwrap_or(0);
-        if order["cpu"]["id"] != market.cpu.as_str() || vcpus > 32 || !vcpus.count_ones().eq(&1) {
+        if order["cpu"]["id"] != market.cpu.as_str() || vcpus > 32 || vcpus.count_ones() != 1 {
             return Err((400, "there are no instances available".to_owned()));
         }
         market.usd_micro_per_vcpu_hour * vcpus

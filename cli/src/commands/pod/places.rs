@@ -12,13 +12,13 @@ const OWN: [&str; 4] = ["/var/lib/ternfleet", "/data", "/var/tmp/ternfleet", "/t
 const SPARE_BYTES: u64 = 128 << 20;
 
 #[derive(Debug)]
-pub(super) struct Places {
+pub(crate) struct Places {
     named: Vec<PathBuf>,
     own: Vec<PathBuf>,
 }
 
 impl Places {
-    pub(super) fn find(named: &[PathBuf]) -> Places {
+    pub(crate) fn find(named: &[PathBuf]) -> Places {
         let named = named.iter().filter(|path| !path.as_os_str().is_empty()).cloned();
         let home = std::env::var_os("HOME")
             .map(PathBuf::from)
@@ -31,19 +31,19 @@ impl Places {
     }
 
     /// All that exist, whether they can be written or not.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Path> {
         self.named.iter().chain(&self.own).map(PathBuf::as_path).filter(|path| path.is_dir())
     }
 
     /// The first that can be written and has room. A folder that was named or is mounted keeps the file longer.
-    pub(super) fn with_room(&self, bytes: u64) -> anyhow::Result<PathBuf> {
+    pub(crate) fn with_room(&self, bytes: u64) -> anyhow::Result<PathBuf> {
         // Only what exists counts as a mount; what was not there would be made on the container's disk.
         let mounted = self.named.iter().filter(|path| path.is_dir());
         choose(mounted.chain(&self.own), bytes)
     }
 
     /// A folder of this pod alone: secrets do not go to a volume that other pods mount.
-    pub(super) fn own(&self) -> anyhow::Result<PathBuf> {
+    pub(crate) fn own(&self) -> anyhow::Result<PathBuf> {
         choose(self.own.iter(), 0)
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use ternfleet_cloud::{Compute, Tier};
 use ternfleet_text::Manifest;
 
 /// The provider takes no more variables; some are ours.
@@ -156,6 +157,25 @@ impl Default for PodOptions {
 }
 
 impl ClassOptions {
+    /// What is ordered of the provider's hardware.
+    pub fn compute(&self) -> Compute {
+        match (&self.gpu, &self.cpu) {
+            (Some(id), _) => Compute::Gpu {
+                id: id.clone(),
+                count: self.gpu_count,
+                vcpus_min: self.vcpus_per_gpu_min,
+                memory_gb_min: self.memory_gb_per_gpu_min,
+            },
+            (None, Some(id)) => Compute::Cpu { id: id.clone(), vcpus: self.vcpus },
+            (None, None) => Compute::Cpu { id: self.name.clone(), vcpus: self.threads },
+        }
+    }
+
+    /// Whose hardware.
+    pub fn tier(&self) -> Tier {
+        if self.community { Tier::Community } else { Tier::Secure }
+    }
+
     /// The volume that a pod of this class gets in a data centre.
     pub(crate) fn volume<'a>(&'a self, pod: &'a PodOptions, data_center: Option<&str>) -> Option<&'a str> {
         let place = data_center.filter(|_| !self.community && self.persistent_gb.is_none())?;

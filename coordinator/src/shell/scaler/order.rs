@@ -8,7 +8,7 @@ use ternfleet_cloud::{Mount, Order, start};
 use ternfleet_proto::TimeMs;
 use ternfleet_proto::access::JoinToken;
 
-use super::provider::{Rental, compute, tier};
+use super::provider::Rental;
 use crate::options::{ClassOptions, PodOptions, ProviderKind};
 use crate::scale::Intent;
 
@@ -47,8 +47,8 @@ impl Rental {
         };
         Ok(Order {
             name: intent.name.clone(),
-            compute: compute(class),
-            tier: tier(class),
+            compute: class.compute(),
+            tier: class.tier(),
             data_centers: intent.data_center.iter().cloned().collect(),
             image: if image.is_empty() { start::STOCK_IMAGE } else { image }.to_owned(),
             disk_gb: class.disk_gb(pod),

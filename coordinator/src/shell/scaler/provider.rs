@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use ternfleet_cloud::http::Secret;
-use ternfleet_cloud::{Availability, Compute, Offer, Provider, Tier, local, runpod};
+use ternfleet_cloud::{Availability, Offer, Provider, local, runpod};
 use ternfleet_proto::UsdMicro;
 use ternfleet_proto::access::Issuer;
 use ternfleet_proto::message::ScaleDials;
@@ -136,7 +136,7 @@ impl Rental {
     pub(super) fn take_offers(&mut self, offers: &[Offer]) -> Vec<(String, String)> {
         let mut missing = Vec::new();
         for class in &self.options.classes {
-            let (wanted, tier) = (compute(class), tier(class));
+            let (wanted, tier) = (class.compute(), class.tier());
             let Some(offer) = offers.iter().find(|offer| offer.is_of(&wanted, tier)) else {
                 missing.push((class.name.clone(), "the provider does not offer it".to_owned()));
                 continue;
@@ -156,23 +156,6 @@ impl Rental {
         }
         missing
     }
-}
-
-pub(super) fn compute(class: &ClassOptions) -> Compute {
-    match (&class.gpu, &class.cpu) {
-        (Some(id), _) => Compute::Gpu {
-            id: id.clone(),
-            count: class.gpu_count,
-            vcpus_min: class.vcpus_per_gpu_min,
-            memory_gb_min: class.memory_gb_per_gpu_min,
-        },
-        (None, Some(id)) => Compute::Cpu { id: id.clone(), vcpus: class.vcpus },
-        (None, None) => Compute::Cpu { id: class.name.clone(), vcpus: class.threads },
-    }
-}
-
-pub(super) fn tier(class: &ClassOptions) -> Tier {
-    if class.community { Tier::Community } else { Tier::Secure }
 }
 
 #[cfg(test)]

@@ -1,0 +1,158 @@
+//! What a rented head is told: keys of the fleet, what may be rented and with whose money. One variable of its order.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use ternfleet_coordinator::ScaleOptions;
+use ternfleet_proto::TimeMs;
+use ternfleet_proto::access::{Folders, Node, Site};
+use ternfleet_proto::table::Role;
+
+use crate::commands::nats::Authority;
+use crate::output::write_secret;
+
+/// The variable.
+pub(crate) const VARIABLE: &str = "TERNFLEET_HEAD";
+/// Inside the pod; the provider maps it to a port of a public address.
+pub(crate) const NATS_PORT: u16 = 4222;
+pub(crate) const MONITOR_PORT: u16 = 8222;
+/// By which the head's NATS greets.
+pub(crate) const SERVER_NAME: &str = "head";
+/// How long credentials of a launch last: no launch lasts longer.
+const LIFE: Duration = Duration::from_secs(30 * 86_400);
+
+/// All that a head needs. It holds the keys of this one fleet, which are void when the fleet has ended.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Bundle {
+    pub(crate) site: String,
+    pub(crate) authority_key: String,
+    /// Of the provider's account: the head rents with it.
+    pub(crate) provider_key: String,
+    pub(crate) nats_server_url: String,
+    pub(crate) nats_server_sha256: String,
+    /// The head ends itself when it has heard of nobody for so long.
+    pub(crate) unheard_limit_s: u64,
+    pub(crate) scale: ScaleOptions,
+}
+
+impl std::fmt::Debug for Bundle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bundle").field("fleet", &self.scale.fleet).finish_non_exhaustive()
+    }
+}
+
+/// The coordinator's configuration, as its file holds it.
+#[derive(Serialize)]
+struct CoordinatorFile<'a> {
+    nats_credentials_file: &'a Path,
+    nats_root_certificates: &'a Path,
+    issuer_file: &'a Path,
+    scale: ScaleOptions,
+}
+
+/// Where a head has written what its parts read.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) nats_config: std::path::PathBuf,
+    pub(crate) coordinator_config: std::path::PathBuf,
+    pub(crate) credentials: std::path::PathBuf,
+    pub(crate) authority: std::path::PathBuf,
+}
+
+/// Credentials by which commands of the launching machine come in, as the text of a `.creds` file.
+pub(crate) fn credentials(site: &Site, now: TimeMs) -> anyhow::Result<String> {
+    Ok(site.issuer().user(Role::Coordinator, "launch", now, LIFE)?.file())
+}
+
+impl Bundle {
+    /// # Errors
+    /// When the variable is not set, or holds something else.
+    pub(crate) fn from_environment() -> anyhow::Result<Bundle> {
+        let text = std::env::var(VARIABLE).with_context(|| {
+            format!("{VARIABLE} is not set: `ternfleet launch` starts heads, people do not")
+        })?;
+        serde_json::from_str(&text).with_context(|| format!("{VARIABLE} is not understood"))
+    }
+
+    pub(crate) fn to_variable(&self) -> anyhow::Result<String> {
+        serde_json::to_string(self).context("the head's bundle cannot be written")
+    }
+
+    /// Writes keys, certificates and configuration for a head that pods reach at `host:port`.
+    pub(crate) fn write(&self, dir: &Path, host: &str, port: u16, now: TimeMs) -> anyhow::Result<Written> {
+        let site = Site::parse(&self.site)?;
+        let authority = Authority::from_key(&self.authority_key)?;
+        let secret = |name: &str, text: &str| -> anyhow::Result<std::path::PathBuf> {
+            let path = dir.join(name);
+            write_secret(&path, text)?;
+            Ok(path)
+        };
+        let certificate = authority.certificate()?;
+        let pair = authority.server(SERVER_NAME, &[host, "127.0.0.1", "localhost"])?;
+        secret("tls/server.crt", &pair.certificate)?;
+        secret("tls/server.key", &pair.key)?;
+        let authority = secret("tls/ca.crt", &certificate)?;
+        let node = Node {
+            name: SERVER_NAME.to_owned(),
+            host: host.to_owned(),
+            client_port: NATS_PORT,
+            cluster_port: 6222,
+            monitor_port: MONITOR_PORT,
+            public: Some((host.to_owned(), port)),
+        };
+        let folders = Folders {
+            tls: dir.join("tls").display().to_string(),
+            store: dir.join("nats").display().to_string(),
+        };
+        let config = site.server_config(&node, std::slice::from_ref(&node), &folders, now)?;
+        let nats_config = secret("nats.conf", &config)?;
+        let issuer = secret("issuer.json", &site.issuer().file(&[Role::Worker, Role::Joiner]))?;
+        let own = site.issuer().user(Role::Coordinator, "coordinator", now, LIFE)?;
+        let credentials = secret("coordinator.creds", &own.file())?;
+        let mut scale = self.scale.clone();
+        scale.runpod.key_file = Some(secret("provider.key", &self.provider_key)?);
+        let env = &mut scale.pod.env;
+        env.insert("TERNFLEET_NATS".to_owned(), format!("tls://{host}:{port}"));
+        env.insert("TERNFLEET_NATS_CA_PEM".to_owned(), certificate);
+        let file = CoordinatorFile {
+            nats_credentials_file: &credentials,
+            nats_root_certificates: &authority,
+            issuer_file: &issuer,
+            scale,
+        };
+        let coordinator_config = secret("coordinator.toml", &toml::to_string(&file)?)?;
+        Ok(Written { nats_config, coordinator_config, credentials, authority })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_writes_what_its_parts_read_and_a_bundle_shows_no_secret() {
+        let bundle = Bundle {
+            site: Site::new(TimeMs::now()).file(),
+            authority_key: Authority::new().unwrap().key(),
+            provider_key: "rpa_hush".to_owned(),
+            nats_server_url: "https://files.example/nats-server".to_owned(),
+            nats_server_sha256: "ab".repeat(32),
+            unheard_limit_s: 21_600,
+            scale: ScaleOptions { fleet: "tf-1-w1".to_owned(), ..ScaleOptions::default() },
+        };
+        assert!(!format!("{bundle:?}").contains("hush"));
+        let variable = bundle.to_variable().unwrap();
+        assert!(variable.len() < 8 << 10, "{} bytes of an order's 16 KiB", variable.len());
+        let read: Bundle = serde_json::from_str(&variable).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let written = read.write(dir.path(), "203.0.113.9", 41_222, TimeMs::now()).unwrap();
+        let text = std::fs::read_to_string(written.coordinator_config).unwrap();
+        for part in ["tls://203.0.113.9:41222", "fleet = \"tf-1-w1\"", "key_file = ", "BEGIN CERTIFICATE"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains("hush"), "the key stands in a file of its own");
+    }
+}

@@ -1,0 +1,343 @@
+//! A head at RunPod: a small CPU pod with one public port. This machine holds the keys, finds the head again by its
+//! name, and ends by name whatever is left.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use ternfleet_cloud::http::Secret;
+use ternfleet_cloud::runpod::{Options, Runpod};
+use ternfleet_cloud::{CloudError, Compute, Order, Provider, Rented, Tier, start};
+use ternfleet_proto::access::Site;
+use ternfleet_proto::{TimeMs, UsdMicro};
+
+use super::{Lost, Reached};
+use crate::client::Fleet;
+use crate::commands::nats::Authority;
+use crate::connection::Connection;
+use crate::launch::bill::{Bill, PodBill};
+use crate::launch::bundle::{self, Bundle};
+use crate::launch::rent::Rent;
+use crate::launch::state::{Folder, State};
+use crate::output::write_secret;
+
+/// From the order to a coordinator that answers.
+const READY_WITHIN: Duration = Duration::from_secs(900);
+/// Heads that end before they answer have a fault that the next one has, too.
+const ORDERS_MAX: u32 = 3;
+/// Between two looks at the provider's list, while a head starts and while it works.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const WATCH_EVERY: Duration = Duration::from_secs(3);
+/// A head is taken for lost when whole lists have not held it for so long.
+const MISSED_FOR: Duration = Duration::from_secs(10);
+/// Everything is ended within this time, or a person has to look.
+const END_WITHIN: Duration = Duration::from_secs(120);
+/// An order that was under way when its head was ended shows within this time.
+const SETTLE: Duration = Duration::from_secs(2);
+const HEAD_DISK_GB: u32 = 10;
+
+/// What is kept beside the state: written before each order of a head, and when a pod is first seen.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Seen {
+    /// How many heads were ordered: each has another name, and its pods, too.
+    heads: u32,
+    pods: BTreeMap<String, PodBill>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RunpodHead {
+    provider: Runpod,
+    key: String,
+    rent: Rent,
+    name: String,
+    folder: PathBuf,
+    site: Site,
+}
+
+impl RunpodHead {
+    pub(super) fn new(state: &State, folder: &Folder) -> anyhow::Result<RunpodHead> {
+        let rent = state.rent.clone().context("the state does not say what may be rented")?;
+        let key = rent.key()?;
+        let mut options = Options::new(Secret::new(key.clone()));
+        if let Some(base) = &rent.base {
+            options.base.clone_from(base);
+            options.settle = SETTLE;
+        }
+        let folder = folder.path().to_owned();
+        let site = keys(&folder)?;
+        Ok(RunpodHead { provider: Runpod::new(options)?, key, rent, name: state.name.clone(), folder, site })
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.join("pods.json")
+    }
+
+    fn seen(&self) -> anyhow::Result<Seen> {
+        match std::fs::read(self.file()) {
+            Ok(text) => serde_json::from_slice(&text).context("pods.json is not understood"),
+            Err(reason) if reason.kind() == std::io::ErrorKind::NotFound => Ok(Seen::default()),
+            Err(reason) => Err(reason).with_context(|| format!("cannot read {}", self.file().display())),
+        }
+    }
+
+    fn keep_seen(&self, seen: &Seen) -> anyhow::Result<()> {
+        write_secret(&self.file(), &serde_json::to_string_pretty(seen)?)
+    }
+
+    /// The name of the head of that number begins with the fleet's, as everything of the fleet does.
+    fn head_name(&self, number: u32) -> String {
+        format!("{}-head-{number}", self.name)
+    }
+
+    /// Every pod of the fleet that the provider lists; each is noted, so that the bill misses none.
+    async fn list(&self) -> anyhow::Result<Vec<Rented>> {
+        let prefix = format!("{}-", self.name);
+        let listed = self.provider.list().await.context("the provider's list cannot be read")?;
+        let ours: Vec<Rented> =
+            listed.into_iter().filter(|pod| pod.name.starts_with(&prefix) && pod.status.is_alive()).collect();
+        let mut seen = self.seen()?;
+        let mut changed = false;
+        for pod in &ours {
+            // Two pods of one name are two rows: both are paid for.
+            let known = seen.pods.values().any(|row| row.provider_id.as_deref() == Some(&pod.id.0));
+            if !known {
+                let row = PodBill {
+                    class: if pod.name.contains("-head-") { "head" } else { "worker" }.to_owned(),
+                    price_usd_micro_per_hour: UsdMicro(pod.price_usd_micro_per_hour.unwrap_or_default()),
+                    provider_id: Some(pod.id.0.clone()),
+                    ..PodBill::default()
+                };
+                let twice = seen.pods.contains_key(&pod.name);
+                let name = if twice { format!("{} ({})", pod.name, pod.id) } else { pod.name.clone() };
+                seen.pods.insert(name, row);
+                changed = true;
+            }
+        }
+        if changed {
+            self.keep_seen(&seen)?;
+        }
+        Ok(ours)
+    }
+
+    /// The newest head, if it is listed.
+    fn head<'a>(&self, pods: &'a [Rented], number: u32) -> Option<&'a Rented> {
+        pods.iter().find(|pod| pod.name == self.head_name(number))
+    }
+
+    pub(super) async fn ensure(&self) -> anyhow::Result<Reached> {
+        let began = Instant::now();
+        let mut ordered = 0;
+        loop {
+            let pods = self.list().await?;
+            let number = self.seen()?.heads;
+            let Some(head) = self.head(&pods, number) else {
+                if ordered >= ORDERS_MAX {
+                    bail!(
+                        "{ORDERS_MAX} heads have ended before they answered: do the files at {} have the digests of \
+                         those here, and can pods reach them?",
+                        self.rent.files
+                    );
+                }
+                // What an earlier head rented does not find this one: it is ended, and the work begins anew.
+                for pod in &pods {
+                    self.provider.terminate(&pod.id).await?;
+                }
+                match self.order().await {
+                    Ok(()) => {}
+                    // The list will tell whether it was rented.
+                    Err(fault) if may_pass(&fault) && began.elapsed() < READY_WITHIN => eprintln!("{fault}"),
+                    Err(fault) => return Err(fault).context("no head can be rented"),
+                }
+                ordered += 1;
+                continue;
+            };
+            if let Some(connection) = self.connection(head)?
+                && Fleet::connect(&connection).await.is_ok()
+            {
+                return Ok(Reached { connection, fresh: ordered > 0 });
+            }
+            if began.elapsed() > READY_WITHIN {
+                bail!("the head {} does not answer within {} s", head.name, READY_WITHIN.as_secs());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Orders the next head, after its number is written down.
+    async fn order(&self) -> Result<(), CloudError> {
+        let written = |fault: anyhow::Error| CloudError::Invalid(format!("{fault:#}"));
+        let order = self.next().map_err(written)?;
+        let rented = self.provider.create(&order).await?;
+        eprintln!("{} rented ({})", order.name, rented.id);
+        Ok(())
+    }
+
+    fn next(&self) -> anyhow::Result<Order> {
+        let mut seen = self.seen()?;
+        seen.heads += 1;
+        self.keep_seen(&seen)?;
+        let name = self.head_name(seen.heads);
+        let mut scale = self.rent.scale.clone();
+        scale.fleet = format!("{}-w{}", self.name, seen.heads);
+        let bundle = Bundle {
+            site: self.site.file(),
+            authority_key: std::fs::read_to_string(self.folder.join("ca.key"))?,
+            provider_key: self.key.clone(),
+            nats_server_url: self.rent.file("nats-server"),
+            nats_server_sha256: self.rent.nats_server_sha256.clone(),
+            unheard_limit_s: self.rent.unheard_limit_s,
+            scale,
+        };
+        let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let mut env = vec![
+            (bundle::VARIABLE.to_owned(), bundle.to_variable()?),
+            set("TERNFLEET_END_MYSELF", "runpod"),
+            set("TERNFLEET_BINARY_URL", &self.rent.file("ternfleet")),
+            set("TERNFLEET_BINARY_SHA256", &self.rent.binary_sha256),
+        ];
+        if let Some(base) = &self.rent.base {
+            env.push(set("TERNFLEET_RUNPOD_BASE", base));
+        }
+        let (entrypoint, command) = start::command(&["head"]);
+        Ok(Order {
+            name,
+            compute: Compute::Cpu { id: self.rent.head_cpu.clone(), vcpus: self.rent.head_vcpus },
+            tier: Tier::Secure,
+            data_centers: Vec::new(),
+            image: self.rent.image.clone().unwrap_or_else(|| start::STOCK_IMAGE.to_owned()),
+            disk_gb: HEAD_DISK_GB,
+            env,
+            entrypoint,
+            command,
+            registry: None,
+            ports: vec![format!("{}/tcp", bundle::NATS_PORT)],
+            mount: None,
+        })
+    }
+
+    /// How to reach a head, once the provider tells its public port.
+    fn connection(&self, head: &Rented) -> anyhow::Result<Option<Connection>> {
+        let Some(port) = head.ports.iter().find(|port| port.private == bundle::NATS_PORT) else {
+            return Ok(None);
+        };
+        let credentials = self.folder.join("launch.creds");
+        if !credentials.exists() {
+            write_secret(&credentials, &bundle::credentials(&self.site, TimeMs::now())?)?;
+        }
+        let nats = format!("tls://{}:{}", port.ip, port.public);
+        Ok(Some(Connection::secured(nats, credentials, self.folder.join("ca.crt"))))
+    }
+
+    pub(super) async fn find(&self) -> Option<Connection> {
+        let pods = self.list().await.ok()?;
+        let head = self.head(&pods, self.seen().ok()?.heads)?;
+        self.connection(head).ok().flatten()
+    }
+
+    /// Returns when the head is not listed any more, or is somewhere else.
+    pub(super) async fn keep(&self) -> anyhow::Result<Lost> {
+        let mut first = None;
+        let mut listed_at = Instant::now();
+        loop {
+            tokio::time::sleep(WATCH_EVERY).await;
+            // A list that cannot be read says nothing.
+            let Ok(pods) = self.list().await else {
+                listed_at = Instant::now();
+                continue;
+            };
+            let head = self.head(&pods, self.seen()?.heads);
+            match head.map(|head| self.connection(head)).transpose()?.flatten() {
+                Some(connection) if first.as_ref().is_none_or(|first| *first == connection.address()) => {
+                    first = Some(connection.address());
+                    listed_at = Instant::now();
+                }
+                // The mapping of its port changes when a pod is reset.
+                Some(_) => return Ok(Lost),
+                None if listed_at.elapsed() > MISSED_FOR => return Ok(Lost),
+                None => {}
+            }
+        }
+    }
+
+    pub(super) fn provider(&self) -> Runpod {
+        self.provider.clone()
+    }
+
+    /// Adds the pods that no audit log tells of: heads, and what heads had rented that are gone.
+    pub(super) fn complete(&self, bill: &mut Bill) -> anyhow::Result<()> {
+        for (name, row) in self.seen()?.pods {
+            if bill.values().any(|known| known.provider_id == row.provider_id) {
+                continue;
+            }
+            match bill.get_mut(&name) {
+                // It was adopted: the log tells of it, and not of its id.
+                Some(known) if known.provider_id.is_none() => known.provider_id = row.provider_id,
+                Some(_) => drop(bill.insert(format!("{name} (again)"), row)),
+                None => drop(bill.insert(name, row)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn end(&self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let mut empty_since: Option<Instant> = None;
+        let mut fault = None;
+        while began.elapsed() < END_WITHIN {
+            match self.list().await {
+                Ok(pods) if pods.is_empty() => {
+                    let since = *empty_since.get_or_insert_with(Instant::now);
+                    // Twice: an order that the head had under way may show late.
+                    if since.elapsed() >= SETTLE {
+                        return Ok(());
+                    }
+                }
+                Ok(mut pods) => {
+                    empty_since = None;
+                    // The head first, lest it rents new ones.
+                    pods.sort_by_key(|pod| !pod.name.contains("-head-"));
+                    for pod in pods {
+                        if let Err(error) = self.provider.terminate(&pod.id).await {
+                            fault = Some(format!("{}: {error}", pod.name));
+                        }
+                    }
+                }
+                Err(error) => {
+                    empty_since = None;
+                    fault = Some(format!("{error:#}"));
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        bail!(
+            "not everything of {} was seen to be gone within {} s ({}): look at the provider's page, and repeat \
+             `ternfleet down {0}`",
+            self.name,
+            END_WITHIN.as_secs(),
+            fault.unwrap_or_default()
+        )
+    }
+}
+
+/// A fault that says nothing about the order.
+fn may_pass(fault: &CloudError) -> bool {
+    matches!(fault, CloudError::Uncertain(_) | CloudError::Unreachable(_) | CloudError::RateLimited { .. })
+}
+
+/// The fleet's keys: made once, before anything is ordered.
+fn keys(folder: &std::path::Path) -> anyhow::Result<Site> {
+    let site = folder.join("site.json");
+    if let Ok(text) = std::fs::read_to_string(&site) {
+        return Ok(Site::parse(&text)?);
+    }
+    let authority = Authority::new()?;
+    write_secret(&folder.join("ca.key"), &authority.key())?;
+    write_secret(&folder.join("ca.crt"), &authority.certificate()?)?;
+    let made = Site::new(TimeMs::now());
+    // Last: whoever finds it finds the rest.
+    write_secret(&site, &made.file())?;
+    Ok(made)
+}

@@ -1,0 +1,263 @@
+//! What a launch may rent at RunPod: classes with the provider's own prices, the head's size, and where pods fetch
+//! their files from.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use ternfleet_cloud::runpod::Runpod;
+use ternfleet_cloud::{Availability, Hardware, Provider, Tier};
+use ternfleet_coordinator::simulate::PodSpec;
+use ternfleet_coordinator::{ClassOptions, ProviderKind, ScaleOptions};
+use ternfleet_proto::UsdMicro;
+
+use crate::fetch::sha256_of;
+use crate::local::nats_server;
+use crate::models::{self, Store};
+use crate::progress::clock;
+
+/// The classes and limits that ship.
+const EXAMPLE: &str = include_str!("../../../deploy/fleets/runpod.toml");
+/// Speeds in it are those of a model of so many bytes.
+const EXAMPLE_MODEL_BYTES: f64 = 1.19e9;
+/// A head is small: a few messages a second.
+const HEAD_VCPUS: u32 = 2;
+/// Results that nobody fetches are kept for so long at least.
+const KEPT_S: u64 = 6 * 3600;
+/// … and without a budget for so long.
+const KEPT_WITHOUT_BUDGET_S: u64 = 24 * 3600;
+const TICK_MS: u64 = 1_000;
+
+/// Kept in the state file; the key is not in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Rent {
+    /// Another address than RunPod's own.
+    pub(crate) base: Option<String>,
+    pub(crate) key_file: Option<PathBuf>,
+    /// Where `ternfleet`, `nats-server` and a model of one's own lie, as pods reach them.
+    pub(crate) files: String,
+    pub(crate) binary_sha256: String,
+    pub(crate) nats_server_sha256: String,
+    /// In place of the stock image.
+    pub(crate) image: Option<String>,
+    pub(crate) head_cpu: String,
+    pub(crate) head_vcpus: u32,
+    pub(crate) head_price_usd_micro_per_hour: UsdMicro,
+    pub(crate) unheard_limit_s: u64,
+    pub(crate) scale: ScaleOptions,
+}
+
+/// What a person may choose.
+#[derive(Debug)]
+pub(crate) struct Wishes<'a> {
+    pub(crate) base: Option<&'a str>,
+    pub(crate) key_file: Option<&'a Path>,
+    pub(crate) files: &'a str,
+    pub(crate) image: Option<&'a str>,
+    pub(crate) classes: &'a [String],
+    pub(crate) pods_max: u32,
+    pub(crate) budget: Option<UsdMicro>,
+    /// How long results that nobody fetches are kept, where it is not for the budget to say.
+    pub(crate) keep: Option<Duration>,
+    pub(crate) model: &'a Path,
+    /// The static binary that pods run; this program unless given.
+    pub(crate) binary: Option<&'a Path>,
+}
+
+#[derive(Deserialize)]
+struct Example {
+    scale: ScaleOptions,
+}
+
+impl Rent {
+    /// From the environment or a file; never from a command line.
+    pub(crate) fn key(&self) -> anyhow::Result<String> {
+        key(self.key_file.as_deref())
+    }
+
+    pub(crate) fn file(&self, name: &str) -> String {
+        format!("{}/{name}", self.files.trim_end_matches('/'))
+    }
+
+    /// The head, for people.
+    pub(crate) fn head_words(&self) -> String {
+        let kept = clock(Duration::from_secs(self.unheard_limit_s));
+        format!("a pod of {} vCPUs ({}), which keeps results for {kept}", self.head_vcpus, self.head_cpu)
+    }
+
+    /// What could be rented, for the quote.
+    pub(crate) fn market(&self) -> Vec<PodSpec> {
+        let spec = |class: &ClassOptions| {
+            let count = class.pods_max.min(self.scale.pods_max);
+            PodSpec {
+                boot_s: class.boot_s,
+                loss_per_hour: class.loss_per_hour,
+                rate_spread: class.rate_spread,
+                ..PodSpec::new(&class.name, count, class.price_usd_per_hour, class.rate_tok_s)
+            }
+        };
+        self.scale.classes.iter().map(spec).collect()
+    }
+
+    /// Asks the provider for its prices, and settles what may be rented.
+    pub(crate) async fn settle(wishes: &Wishes<'_>, provider: &Runpod) -> anyhow::Result<Rent> {
+        let offers = provider.offers().await.context("the provider's prices cannot be read")?;
+        let example: Example = toml::from_str(EXAMPLE).context("the classes that ship are not understood")?;
+        let mut scale = example.scale;
+        let known: Vec<String> = scale.classes.iter().map(|class| class.name.clone()).collect();
+        if let Some(name) = wishes.classes.iter().find(|name| !known.contains(name)) {
+            bail!("there is no class {name:?}; there are {}", known.join(", "));
+        }
+        let (model, bytes) = Model::find(wishes.model)?;
+        scale.classes.retain(|class| wishes.classes.is_empty() || wishes.classes.contains(&class.name));
+        let mut missing = Vec::new();
+        scale.classes.retain_mut(|class| {
+            let (compute, tier) = (class.compute(), class.tier());
+            let offer = offers.iter().find(|offer| offer.is_of(&compute, tier));
+            let there = offer.filter(|offer| offer.availability != Availability::None);
+            match there.map(|offer| offer.price_of(&compute)) {
+                Some(Ok(price)) => {
+                    class.price_usd_per_hour = UsdMicro(price).dollars();
+                    class.rate_tok_s = (class.rate_tok_s * EXAMPLE_MODEL_BYTES / bytes as f64).min(2_000.0);
+                    // The provider may place it anywhere: the files come from elsewhere.
+                    class.data_centers.clear();
+                    true
+                }
+                Some(Err(why)) => {
+                    missing.push(format!("{}: {why}", class.name));
+                    false
+                }
+                None => {
+                    missing.push(format!("{}: none is free", class.name));
+                    false
+                }
+            }
+        });
+        if scale.classes.is_empty() {
+            bail!("none of the classes can be rented now: {}", missing.join("; "));
+        }
+        let cpu = offers.iter().filter_map(|offer| match &offer.hardware {
+            Hardware::Cpu { id, vcpus_min, .. }
+                if offer.tier == Tier::Secure && offer.availability != Availability::None =>
+            {
+                let vcpus = HEAD_VCPUS.max(*vcpus_min);
+                Some((offer.unit_price_usd_micro_per_hour * i64::from(vcpus), id.clone(), vcpus))
+            }
+            _ => None,
+        });
+        let (price, head_cpu, head_vcpus) =
+            cpu.min().context("the provider has no CPU pod free for the head")?;
+        let head_price_usd_micro_per_hour = UsdMicro(price);
+
+        let binary = match wishes.binary {
+            Some(path) => path.to_owned(),
+            None => std::env::current_exe().context("this program's own file is not known")?,
+        };
+        let files = wishes.files.trim_end_matches('/').to_owned();
+        let mut rent = Rent {
+            base: wishes.base.map(str::to_owned),
+            key_file: wishes.key_file.map(std::path::absolute).transpose()?,
+            binary_sha256: sha256_of(&binary)?,
+            nats_server_sha256: sha256_of(&nats_server::find()?)?,
+            image: wishes.image.map(str::to_owned),
+            head_cpu,
+            head_vcpus,
+            head_price_usd_micro_per_hour,
+            unheard_limit_s: KEPT_WITHOUT_BUDGET_S,
+            scale,
+            files,
+        };
+        rent.limit(wishes);
+        rent.pods(&model, wishes);
+        Ok(rent)
+    }
+
+    /// The budget holds for everything: what the head may cost until it ends itself is set aside, the rest is for workers.
+    fn limit(&mut self, wishes: &Wishes<'_>) {
+        let scale = &mut self.scale;
+        scale.provider = ProviderKind::Runpod;
+        scale.pods_min = 0;
+        scale.pods_max = wishes.pods_max;
+        scale.tick_ms = TICK_MS;
+        scale.usd_per_hour_max = 0.0;
+        scale.usd_per_day_max = 0.0;
+        scale.reconcile_s = 0;
+        scale.runpod.base.clone_from(&self.base);
+        if let Some(budget) = wishes.budget {
+            // A tenth of the budget keeps results that nobody fetches, six hours at least.
+            let tenth = 360.0 * budget.0 as f64 / self.head_price_usd_micro_per_hour.0.max(1) as f64;
+            self.unheard_limit_s = (tenth as u64).clamp(KEPT_S, KEPT_WITHOUT_BUDGET_S);
+        }
+        if let Some(keep) = wishes.keep {
+            self.unheard_limit_s = keep.as_secs().max(1);
+        }
+        if let Some(budget) = wishes.budget {
+            let aside = self.head_price_usd_micro_per_hour.over(Duration::from_secs(self.unheard_limit_s));
+            let left = UsdMicro((budget - aside).0.max(budget.0 / 2));
+            scale.usd_per_day_max = left.dollars();
+        }
+    }
+
+    fn pods(&mut self, model: &Model, wishes: &Wishes<'_>) {
+        let (binary, model_file) = (self.file("ternfleet"), self.file("model.gguf"));
+        let manifest = self.file("manifest.toml");
+        let pod = &mut self.scale.pod;
+        pod.image = wishes.image.unwrap_or_default().to_owned();
+        pod.binary_url = Some(binary);
+        pod.binary_sha256 = Some(self.binary_sha256.clone());
+        pod.env = BTreeMap::new();
+        pod.model = String::new();
+        match model {
+            Model::Named(name) => pod.model.clone_from(name),
+            Model::File { sha256 } => {
+                pod.model_url = Some(model_file);
+                pod.model_sha256 = Some(sha256.clone());
+                pod.manifest_url = Some(manifest);
+            }
+        }
+    }
+}
+
+/// From the file named, else from `RUNPOD_API_KEY`.
+pub(crate) fn key(file: Option<&Path>) -> anyhow::Result<String> {
+    let text = match file {
+        Some(path) => {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+        }
+        None => std::env::var("RUNPOD_API_KEY").context(
+            "RUNPOD_API_KEY is not set: set it, or name a file that holds the key with --key-file",
+        )?,
+    };
+    let key = text.trim().to_owned();
+    if key.is_empty() {
+        bail!("the key of RunPod's API is empty");
+    }
+    Ok(key)
+}
+
+/// Which model pods run.
+enum Model {
+    /// Pods fetch it from where its manifest says.
+    Named(String),
+    /// A file of one's own, which lies with the other files.
+    File { sha256: String },
+}
+
+impl Model {
+    fn find(model: &Path) -> anyhow::Result<(Model, u64)> {
+        if model.is_file() {
+            let bytes = std::fs::metadata(model)?.len().max(1);
+            return Ok((Model::File { sha256: sha256_of(model)? }, bytes));
+        }
+        let name = model.display().to_string();
+        let known = models::named(&name, &Store::find(None)?)?;
+        let source = known.manifest.source.as_ref().filter(|source| source.url.is_some());
+        let Some(source) = source else {
+            bail!("{name} is fetched from nowhere: give its file with --model")
+        };
+        Ok((Model::Named(known.name().to_owned()), source.bytes.unwrap_or(EXAMPLE_MODEL_BYTES as u64)))
+    }
+}

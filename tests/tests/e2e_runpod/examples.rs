@@ -1,0 +1,185 @@
+//! The files that ship for RunPod, as they stand, addresses and the model apart: a coordinator with
+//! `deploy/fleets/runpod.toml` rents pods that do a batch, and the order `deploy/runpod/pod.json` becomes a worker.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use ternfleet_cloud::start::STOCK_IMAGE;
+use ternfleet_tests::program::{self, Ended, STORYTELLER, Service, json_lines, wait_for};
+use ternfleet_tests::server::{Watched, find_binary, free_port, is_healthy};
+use ternfleet_tests::standin::{Image, StandIn};
+
+use crate::launch::{pod_files, stripped_binary};
+use crate::{post, stand_in};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A secured nats-server on this machine that pods reach, as `ternfleet nats init` sets it up.
+struct Site {
+    folder: tempfile::TempDir,
+    url: String,
+    _server: Watched,
+}
+
+impl Site {
+    fn start(provider: &StandIn) -> Site {
+        let folder = tempfile::tempdir().unwrap();
+        let ports = [free_port().unwrap(), free_port().unwrap(), free_port().unwrap()];
+        let host = provider.gateway();
+        let node = format!("a={host}:{}:{}:{}", ports[0], ports[1], ports[2]);
+        let (site, tls, store) =
+            (folder.path().join("site"), folder.path().join("site/servers/a"), folder.path().join("js"));
+        let text = |path: &Path| path.display().to_string();
+        let words = [
+            "nats",
+            "init",
+            "--dir",
+            &text(&site),
+            "--tls-dir",
+            &text(&tls),
+            "--store-dir",
+            &text(&store),
+            "--node",
+            &node,
+        ];
+        let made = program::run(&words).unwrap();
+        assert_eq!(made.code, Some(0), "{made:?}");
+        let server = Command::new(find_binary().unwrap())
+            .arg("-c")
+            .arg(tls.join("nats.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.path().join("nats.log")).unwrap())
+            .spawn()
+            .unwrap();
+        let server = Watched::new(server).unwrap();
+        wait_for(PATIENCE, || Ok(is_healthy(ports[2]).then_some(()))).unwrap();
+        Site { folder, url: format!("tls://{host}:{}", ports[0]), _server: server }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("site").join(name)
+    }
+
+    /// A command in the operator's own name.
+    fn run(&self, arguments: &[&str]) -> Ended {
+        let (credentials, authority) =
+            (self.path("coordinator/coordinator.creds"), self.path("coordinator/ca.crt"));
+        let (credentials, authority) = (credentials.display().to_string(), authority.display().to_string());
+        let who = [
+            "--nats",
+            &self.url,
+            "--nats-credentials-file",
+            &credentials,
+            "--nats-root-certificates",
+            &authority,
+        ];
+        program::run(&[arguments, &who].concat()).unwrap()
+    }
+}
+
+fn shipped(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name)).unwrap()
+}
+
+#[test]
+fn the_shipped_fleet_and_order_give_pods_that_work() {
+    let binary_folder = tempfile::tempdir().unwrap();
+    let binary = stripped_binary(binary_folder.path());
+    let images = [(STOCK_IMAGE.to_owned(), Image::default())].into();
+    let Some(provider) = stand_in(images, pod_files(&binary)) else { return };
+    let site = Site::start(&provider);
+    let digest = |path: &Path| {
+        let output = Command::new("sha256sum").arg(path).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()[..64].to_owned()
+    };
+    let (binary_sha256, model_sha256) = (digest(&binary), digest(Path::new(STORYTELLER)));
+
+    let model = format!(
+        "model_url = \"{}\"\nmodel_sha256 = \"{model_sha256}\"\nmanifest_url = \"{}\"\n",
+        provider.file("model.gguf"),
+        provider.file("manifest.toml"),
+    );
+    let config = shipped("deploy/fleets/runpod.toml")
+        .replace("model = \"bitnet-b1.58-2B-4T\"\n", &model)
+        .replace("https://FILES.EXAMPLE/ternfleet", &provider.file("ternfleet"))
+        .replace(&"0".repeat(64), &binary_sha256)
+        .replace("tls://NATS.EXAMPLE:4222", &site.url)
+        .replace("file:coordinator/ca.crt", &format!("file:{}", site.path("coordinator/ca.crt").display()));
+    // The provider's address, and a shorter turn: addresses and patience of the test.
+    let config = config.replace("[scale]\n", "[scale]\ntick_ms = 500\n")
+        + &format!("\n[scale.runpod]\nbase = \"{}\"\nsettle_ms = 200\n", provider.base());
+    let file = site.path("runpod.toml");
+    std::fs::write(&file, config).unwrap();
+    let log = site.folder.path().join("coordinator.log");
+    let mut command =
+        program::command(&["coordinator", "--config", &file.display().to_string(), "--nats", &site.url])
+            .unwrap();
+    command
+        .env("RUNPOD_API_KEY", provider.key())
+        .env("TERNFLEET_NATS_CREDENTIALS_FILE", site.path("coordinator/coordinator.creds"))
+        .env("TERNFLEET_ISSUER_FILE", site.path("coordinator/issuer.json"))
+        .env("TERNFLEET_NATS_ROOT_CERTIFICATES", site.path("coordinator/ca.crt"));
+    let _coordinator = Service::start_command(command, &log).unwrap();
+    let said = || {
+        let pods: Vec<String> = provider.state().pods.iter().map(|pod| pod.name.clone()).collect();
+        let logs: Vec<String> = pods.iter().map(|pod| format!("== {pod}\n{}", provider.log(pod))).collect();
+        format!("{}\n{}", std::fs::read_to_string(&log).unwrap_or_default(), logs.join("\n"))
+    };
+
+    // The order that a person sends by hand.
+    let token = program::run(&["nats", "token", "--dir", &site.path("").display().to_string()]).unwrap();
+    let mut order: Value = serde_json::from_str(&shipped("deploy/runpod/pod.json")).unwrap();
+    let env = order["env"].as_object_mut().unwrap();
+    env.remove("TERNFLEET_MODEL");
+    for (name, value) in [
+        ("TERNFLEET_BINARY_URL", provider.file("ternfleet")),
+        ("TERNFLEET_BINARY_SHA256", binary_sha256),
+        ("TERNFLEET_MODEL_URL", provider.file("model.gguf")),
+        ("TERNFLEET_MODEL_SHA256", model_sha256),
+        ("TERNFLEET_MANIFEST_URL", provider.file("manifest.toml")),
+        ("TERNFLEET_NATS", site.url.clone()),
+        ("TERNFLEET_NATS_CA_PEM", std::fs::read_to_string(site.path("coordinator/ca.crt")).unwrap()),
+        ("TERNFLEET_NATS_JOIN_TOKEN", token.stdout.trim().to_owned()),
+        ("TERNFLEET_RUNPOD_BASE", provider.base()),
+    ] {
+        env.insert(name.to_owned(), json!(value));
+    }
+    // Of another fleet by its name: the coordinator leaves it alone.
+    order["name"] = json!("by-hand");
+    order["env"]["TERNFLEET_POD"] = json!("by-hand");
+    assert_eq!(post(&provider, provider.key(), "/v2/pods", &order).0, 201);
+    let pods = || {
+        site.run(&["pods", "--json"])
+            .json()
+            .ok()
+            .and_then(|pods| pods.as_array().cloned())
+            .unwrap_or_default()
+    };
+    let is_ready = |pod: &Value| pod["heartbeat"]["pod"] == "by-hand" && pod["heartbeat"]["state"] == "ready";
+    wait_for(PATIENCE, || Ok(pods().iter().any(is_ready).then_some(())))
+        .unwrap_or_else(|error| panic!("{error}: {}", said()));
+    provider.vanish("by-hand");
+
+    let input = site.path("in.jsonl");
+    let lines: String =
+        (0..12).map(|n| format!("{{\"prompt\": \"Tale {n}.\", \"max_tokens\": 24}}\n")).collect();
+    std::fs::write(&input, lines).unwrap();
+    let out = site.path("out.jsonl");
+    let (input, out) = (input.display().to_string(), out.display().to_string());
+    let ended = site.run(&["submit", &input, "--out", &out, "--anyway"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}: {}", said());
+    assert_eq!(json_lines(&std::fs::read_to_string(&out).unwrap()).unwrap().len(), 12);
+    assert!(
+        provider.alive().iter().any(|(name, _)| name.starts_with("ternfleet-")),
+        "rented pods did it: {}",
+        said()
+    );
+
+    site.run(&["scale", "set", "--max", "0"]);
+    wait_for(PATIENCE, || Ok(provider.alive().is_empty().then_some(())))
+        .unwrap_or_else(|error| panic!("{error}: {}", said()));
+    assert_eq!(provider.state().faults, [""; 0]);
+}
