@@ -333,8 +333,12 @@ fn follow(
     kept.extend(spare.drain(..staying));
     // With nothing to do at all, more may come soon: a boot costs more than a short wait.
     if seen.batches.iter().all(|batch| batch.tokens_left <= 0.0) {
-        let (waiting, leaving) = spare.into_iter().partition(|(intent, _)| waits(settings, intent, seen));
-        kept.extend::<Vec<_>>(waiting);
+        let (mut waiting, mut leaving): (Vec<_>, Vec<_>) =
+            spare.into_iter().partition(|(intent, _)| waits(settings, intent, seen));
+        // A limit that was lowered gives back at once what is above it: `scale set --max 0` waits for nothing.
+        let room = settings.pods_max.saturating_sub(kept.len()).min(waiting.len());
+        leaving.extend(waiting.split_off(room));
+        kept.extend(waiting);
         spare = leaving;
     }
     for (intent, _) in spare {

@@ -253,6 +253,12 @@ fn a_pod_without_work_waits_for_the_idle_limit_and_no_longer() {
         .collect();
     let acts = decide(&patient, &intents, &asked, None).acts;
     assert!(acts.iter().all(|act| matches!(act, Act::Adopt { .. })), "{acts:?}");
+    let none = Settings { pods_max: 0, ..patient.clone() };
+    let acts = decide(&none, &intents, &asked, None).acts;
+    assert!(
+        acts.iter().any(|act| matches!(act, Act::End { why: Why::NotNeeded, .. })),
+        "none may run: {acts:?}"
+    );
     asked.now = TimeMs(211_000);
     asked.workers.iter_mut().for_each(|worker| worker.idle = Some(Duration::from_secs(61)));
     let acts = decide(&patient, &intents, &asked, None).acts;

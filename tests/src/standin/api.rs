@@ -216,6 +216,7 @@ fn rent(shared: &Shared, order: &Value, mute: bool) -> Result<String, (u16, Stri
         ended_at: None,
         stopped: false,
         starts: 0,
+        listed: false,
         ports: Vec::new(),
         number,
         mute,
@@ -243,12 +244,14 @@ fn list(shared: &Shared, query: &BTreeMap<String, String>) -> Response {
         let rest: Vec<&Pod> =
             state.pods.iter().filter(|pod| pod.ended_at.is_none() && pod.number > after).collect();
         let page = &rest[..rest.len().min(state.page)];
+        let shown: Vec<u32> = page.iter().map(|pod| pod.number).collect();
         let views: Vec<Value> = page.iter().map(|pod| pod.view(shared, &state.market.data_center)).collect();
         let mut body = json!({"pods": views});
         if page.len() < rest.len() {
             let last = page.last().map_or(0, |pod| pod.number);
             body["pagination"] = json!({"nextCursor": last.to_string()});
         }
+        state.pods.iter_mut().filter(|pod| shown.contains(&pod.number)).for_each(|pod| pod.listed = true);
         body
     };
     told(shared, StatusCode::OK, "ListPodsResponse", &body)

@@ -31,6 +31,8 @@ pub struct Pod {
     pub ended_at: Option<TimeMs>,
     /// Stopped by an action: its container does not run.
     pub stopped: bool,
+    /// Some list has held it.
+    pub listed: bool,
     /// How often its container has started.
     pub starts: u32,
     /// Inner port, outer port.
@@ -276,6 +278,7 @@ mod tests {
             ended_at: Some(TimeMs(12_001)),
             stopped: false,
             starts: 0,
+            listed: false,
             ports: Vec::new(),
             log: PathBuf::new(),
             number: 1,

@@ -130,6 +130,12 @@ impl Laptop {
         alive.filter(|name| name.contains(part)).collect()
     }
 
+    fn listed(&self, part: &str) -> Option<String> {
+        let state = self.provider.state();
+        let mut pods = state.pods.iter().filter(|pod| pod.ended_at.is_none() && pod.listed);
+        pods.find(|pod| pod.name.contains(part)).map(|pod| pod.name.clone())
+    }
+
     /// Every line once and in order, nothing rented, and a bill that is the sum of what each pod cost.
     fn holds(&self, what: &str) {
         let said = || {
@@ -254,8 +260,9 @@ fn disturbed(seed: u64) {
             assert!(began.elapsed() < PATIENCE, "{}: {}", told.join(", "), laptop.log());
             if let Some((_, kind)) = faults.first().copied().filter(|(at, _)| began.elapsed() >= *at) {
                 faults.remove(0);
-                let head = laptop.pods("-head-").pop();
-                let worker = laptop.pods("-w").pop();
+                // A pod that is gone before any list has shown it is one that nobody can know of.
+                let head = laptop.listed("-head-");
+                let worker = laptop.listed("-w");
                 match (kind, head, worker) {
                     (0, ..) => {
                         told.push(format!("laptop killed at {:?}", began.elapsed()));
