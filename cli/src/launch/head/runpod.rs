@@ -98,15 +98,25 @@ impl RunpodHead {
         let listed = self.provider.list().await.context("the provider's list cannot be read")?;
         let ours: Vec<Rented> =
             listed.into_iter().filter(|pod| pod.name.starts_with(&prefix) && pod.status.is_alive()).collect();
+        self.note(&ours)?;
+        Ok(ours)
+    }
+
+    /// Keeps what the bill will need to know of pods.
+    fn note(&self, pods: &[Rented]) -> anyhow::Result<()> {
         let mut seen = self.seen()?;
         let mut changed = false;
-        for pod in &ours {
+        for pod in pods {
             // Two pods of one name are two rows: both are paid for.
             let known = seen.pods.values().any(|row| row.provider_id.as_deref() == Some(&pod.id.0));
             if !known {
+                let is_head = pod.name.contains("-head-");
+                // A pod that does not run yet is shown without a price.
+                let price = pod.price_usd_micro_per_hour.map(UsdMicro);
+                let price = price.or(is_head.then_some(self.rent.head_price_usd_micro_per_hour));
                 let row = PodBill {
-                    class: if pod.name.contains("-head-") { "head" } else { "worker" }.to_owned(),
-                    price_usd_micro_per_hour: UsdMicro(pod.price_usd_micro_per_hour.unwrap_or_default()),
+                    class: if is_head { "head" } else { "worker" }.to_owned(),
+                    price_usd_micro_per_hour: price.unwrap_or_default(),
                     provider_id: Some(pod.id.0.clone()),
                     ..PodBill::default()
                 };
@@ -119,7 +129,7 @@ impl RunpodHead {
         if changed {
             self.keep_seen(&seen)?;
         }
-        Ok(ours)
+        Ok(())
     }
 
     /// The newest head, if it is listed.
@@ -171,6 +181,8 @@ impl RunpodHead {
         let written = |fault: anyhow::Error| CloudError::Invalid(format!("{fault:#}"));
         let order = self.next().map_err(written)?;
         let rented = self.provider.create(&order).await?;
+        // Noted now: it may be gone before the next list.
+        self.note(std::slice::from_ref(&rented)).map_err(written)?;
         eprintln!("{} rented ({})", order.name, rented.id);
         Ok(())
     }
