@@ -151,6 +151,8 @@ impl Command {
     pub(crate) fn log_default(&self) -> &'static str {
         match self {
             Command::Worker(_) | Command::Pod(_) | Command::Coordinator(_) => "info,async_nats=error",
+            // A head that starts refuses connections until it is ready, and that is no fault.
+            Command::Launch(_) => "warn,async_nats=off,ternfleet_proto=error",
             _ => "warn,async_nats=error,ternfleet_proto=error",
         }
     }

@@ -161,7 +161,7 @@ impl Rental {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ternfleet_cloud::Hardware;
+    use ternfleet_cloud::{Hardware, Tier};
 
     #[test]
     fn a_class_costs_what_its_size_costs() {
