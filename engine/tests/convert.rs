@@ -174,7 +174,10 @@ fn what_the_config_does_not_say_or_says_wrongly_is_refused() {
             .contains("Qwen3ForCausalLM")
     );
     assert!(refused("packed", "attention_bias", true.into()).contains("attention_bias"));
-    assert!(refused("packed", "rope_parameters.rope_type", "yarn".into()).contains("yarn"));
+    assert!(
+        refused("packed", "rope_parameters.rope_type", "yarn".into())
+            .contains("original_max_position_embeddings")
+    );
     assert!(refused("packed", "vocab_size", 321.into()).contains("model.embed_tokens.weight"));
     assert!(refused("packed", "num_hidden_layers", 1.into()).contains("the architecture has no such tensor"));
     assert!(refused("packed", "num_hidden_layers", 3.into()).contains("it is missing"));

@@ -147,7 +147,7 @@ fn a_model_whose_keys_and_tensors_disagree_is_refused() {
         ("bitnet-b1.58.block_count", 1_000_000, "1000000 layers"),
         ("bitnet-b1.58.block_count", u32::MAX, "is not a count"),
         ("bitnet-b1.58.embedding_length", 128, "'token_embd.weight': its dims are"),
-        ("bitnet-b1.58.feed_forward_length", 256, "'blk.0.ffn_sub_norm.weight'"),
+        ("bitnet-b1.58.feed_forward_length", 256, "'blk.0.ffn_down.weight'"),
         ("bitnet-b1.58.attention.head_count_kv", 3, "do not divide"),
         ("bitnet-b1.58.attention.head_count_kv", 4, "'blk.0.attn_k.weight'"),
         ("bitnet-b1.58.attention.head_count", 0, "is not a count"),

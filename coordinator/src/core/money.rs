@@ -24,6 +24,8 @@ const GRACE: Duration = Duration::from_secs(3);
 const AUDIT_EVERY: Duration = Duration::from_secs(1);
 const AUDIT_EVERY_LARGE: Duration = Duration::from_secs(10);
 const LARGE_FLEET_PODS: usize = 50;
+/// Batches whose fractions of a micro-dollar a bill keeps.
+const RESTS_MAX: usize = 1024;
 /// Whole bills of ended pods that are kept.
 const LATEST_MAX: usize = 256;
 
@@ -39,10 +41,10 @@ pub struct Claim {
 pub struct Bill {
     price_usd_micro_per_hour: UsdMicro,
     accrued_to: MonoMs,
-    /// What the rounding down has left over: in micro-dollars × milliseconds per hour of what accrues, in micro-dollars
-    /// × microseconds per hour of what is claimed.
+    /// What the rounding down has left over: in micro-dollars × milliseconds per hour of what accrues; for each batch, in
+    /// micro-dollars × microseconds per hour, of what it has claimed.
     accrued_rest: i128,
-    claimed_rest: i128,
+    claimed_rest: BTreeMap<BatchId, i128>,
     pub billed: UsdMicro,
     pub attributed: UsdMicro,
     /// Used by batches whose budget had no room for their last tokens.
@@ -64,7 +66,7 @@ impl Bill {
             price_usd_micro_per_hour: UsdMicro(price_usd_micro_per_hour.0.max(0)),
             accrued_to: now,
             accrued_rest: 0,
-            claimed_rest: 0,
+            claimed_rest: BTreeMap::new(),
             billed: zero,
             attributed: zero,
             over: zero,
@@ -106,11 +108,23 @@ impl Bill {
     }
 
     /// So much time of one of the pod's engines went to a batch that may still pay `room`.
-    pub fn claim(&mut self, now: MonoMs, engine_us: u64, engines: usize, room: UsdMicro) -> Claim {
+    pub fn claim(
+        &mut self,
+        now: MonoMs,
+        batch: &BatchId,
+        engine_us: u64,
+        engines: usize,
+        room: UsdMicro,
+    ) -> Claim {
         self.accrue(now);
         let per_unit = US_PER_HOUR * engines.max(1) as i128;
-        let due = i128::from(self.price_usd_micro_per_hour.0) * i128::from(engine_us) + self.claimed_rest;
-        self.claimed_rest = due % per_unit;
+        // A rest is worth less than a micro-dollar, so those of batches that ended long ago may be forgotten.
+        if self.claimed_rest.len() >= RESTS_MAX && !self.claimed_rest.contains_key(batch) {
+            self.claimed_rest.clear();
+        }
+        let rest = self.claimed_rest.entry(batch.clone()).or_default();
+        let due = i128::from(self.price_usd_micro_per_hour.0) * i128::from(engine_us) + *rest;
+        *rest = due % per_unit;
         let part = UsdMicro(i64::try_from(due / per_unit).unwrap_or(i64::MAX)).min(self.pending);
         let cost = part.min(room.max(UsdMicro::ZERO));
         let claim = Claim { cost, over: part - cost };
@@ -327,7 +341,7 @@ impl Money {
         room: UsdMicro,
     ) -> Claim {
         let Some(pod) = self.pods.get_mut(pod) else { return Claim::default() };
-        let claim = pod.bill.claim(now, engine_us, pod.workers.len(), room);
+        let claim = pod.bill.claim(now, batch, engine_us, pod.workers.len(), room);
         if claim.cost > UsdMicro::ZERO {
             *pod.untold.by_batch.entry(batch.clone()).or_default() += claim.cost;
         }

@@ -343,7 +343,7 @@ mod tests {
         assert_eq!((&events[4]["delta"], &events[5]["delta"]), (&json!("a"), &json!("b")));
         let response = &events[9]["response"];
         assert_eq!(response["output"][0]["content"][0]["text"], "ab");
-        assert_eq!((&response["instructions"], &response["temperature"]), (&json!("Be brief."), &json!(0.0)));
+        assert_eq!((&response["instructions"], &response["temperature"]), (&json!("Be brief."), &json!(0)));
         assert_eq!(response["incomplete_details"]["reason"], "max_output_tokens");
     }
 }

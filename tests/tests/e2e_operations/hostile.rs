@@ -83,7 +83,7 @@ async fn a_stolen_workers_key_pins_no_job_spends_no_money_and_shuts_nobody_out()
 
     // A dollar of budget; the jobs cost less than a cent.
     let input = prompts(&cluster, "in.jsonl", JOBS, 60);
-    let submitted = as_tenant(&cluster, "acme", &["submit", &input, "--detach", "--budget", "1"]);
+    let submitted = as_tenant(&cluster, "acme", &["submit", &input, "--detach", "--budget", "1", "--anyway"]);
     let batch = submitted.stdout.trim().to_owned();
     assert!(batch.starts_with("batch_"), "{submitted:?}");
 

@@ -149,7 +149,7 @@ fn a_broken_vocabulary_is_refused_with_what_is_wrong() {
         change(&mut vocabulary);
         refusal(&vocabulary, None)
     };
-    assert!(broken(|it| it.model = Some("llama".into())).contains("'llama'"));
+    assert!(broken(|it| it.model = Some("bert".into())).contains("'bert'"));
     assert!(broken(|it| it.tokens.clear()).contains("0 tokens"));
     assert!(broken(|it| it.token_types.truncate(3)).contains("3 token types"));
     assert!(broken(|it| it.bos = Some(u32::MAX)).contains("outside"));

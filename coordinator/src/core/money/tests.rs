@@ -2,6 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn id(number: u32) -> BatchId {
+    format!("batch_{number}").parse().expect("because these are id characters")
+}
+
 const HOUR_US: u64 = 3_600_000_000;
 
 proptest! {
@@ -15,8 +19,8 @@ proptest! {
         for (span, engine_us, room, what) in steps {
             now += span;
             match what {
-                0 => drop(bill.claim(MonoMs(now), engine_us, 1, UsdMicro(i64::MAX))),
-                1 => prop_assert!(bill.claim(MonoMs(now), engine_us, 2, UsdMicro(room)).cost.0 <= room),
+                0 => drop(bill.claim(MonoMs(now), &id(0), engine_us, 1, UsdMicro(i64::MAX))),
+                1 => prop_assert!(bill.claim(MonoMs(now), &id(0), engine_us, 2, UsdMicro(room)).cost.0 <= room),
                 _ => drop(bill.settle(Duration::from_millis(engine_us / 100_000))),
             }
             prop_assert!(bill.adds_up(), "{bill:?}");
@@ -35,8 +39,8 @@ fn a_bill_is_the_same_however_many_events_cut_it() {
         let mut bill = Bill::new(MonoMs(0), UsdMicro(340_000));
         let (mut one, mut other) = (0, 0);
         for now in (0..=3_600_000u64).step_by(piece_ms as usize).skip(1) {
-            one += bill.claim(MonoMs(now), piece_ms * 500, 1, UsdMicro(i64::MAX)).cost.0;
-            other += bill.claim(MonoMs(now), piece_ms * 100, 1, UsdMicro(i64::MAX)).cost.0;
+            one += bill.claim(MonoMs(now), &id(0), piece_ms * 500, 1, UsdMicro(i64::MAX)).cost.0;
+            other += bill.claim(MonoMs(now), &id(1), piece_ms * 100, 1, UsdMicro(i64::MAX)).cost.0;
             bill.settle(GRACE);
         }
         shares.push((one, other));
@@ -49,14 +53,14 @@ fn a_bill_is_the_same_however_many_events_cut_it() {
 #[test]
 fn an_hour_of_work_costs_the_hourly_price_and_no_more_can_be_claimed() {
     let mut bill = Bill::new(MonoMs(0), UsdMicro(340_000));
-    assert_eq!(bill.claim(MonoMs(3_600_000), HOUR_US, 1, UsdMicro(i64::MAX)).cost, UsdMicro(340_000));
-    assert_eq!(bill.claim(MonoMs(3_600_000), HOUR_US, 1, UsdMicro(i64::MAX)), Claim::default());
+    assert_eq!(bill.claim(MonoMs(3_600_000), &id(0), HOUR_US, 1, UsdMicro(i64::MAX)).cost, UsdMicro(340_000));
+    assert_eq!(bill.claim(MonoMs(3_600_000), &id(0), HOUR_US, 1, UsdMicro(i64::MAX)), Claim::default());
 }
 
 #[test]
 fn what_a_budget_has_no_room_for_is_shown_and_is_not_idle() {
     let mut bill = Bill::new(MonoMs(0), UsdMicro(3_600_000));
-    let claim = bill.claim(MonoMs(1_000), 1_000_000, 1, UsdMicro(600));
+    let claim = bill.claim(MonoMs(1_000), &id(0), 1_000_000, 1, UsdMicro(600));
     assert_eq!(claim, Claim { cost: UsdMicro(600), over: UsdMicro(400) });
     assert_eq!((bill.attributed, bill.over, bill.idle), (UsdMicro(600), UsdMicro(400), UsdMicro::ZERO));
 }
@@ -67,7 +71,7 @@ fn time_is_pending_until_the_workers_have_spoken_and_idle_after_that() {
     bill.accrue(MonoMs(10_000));
     assert_eq!(bill.settle(Duration::from_secs(4)), UsdMicro(6_000));
     assert_eq!((bill.pending, bill.idle), (UsdMicro(4_000), UsdMicro(6_000)));
-    assert_eq!(bill.claim(MonoMs(10_000), 4_000_000, 1, UsdMicro(i64::MAX)).cost, UsdMicro(4_000));
+    assert_eq!(bill.claim(MonoMs(10_000), &id(0), 4_000_000, 1, UsdMicro(i64::MAX)).cost, UsdMicro(4_000));
     assert_eq!(bill.settle(Duration::ZERO), UsdMicro::ZERO);
 }
 
