@@ -221,7 +221,8 @@ fn reference(engine: &mut Engine, prompt: &[u32]) -> Vec<f64> {
 
 #[test]
 fn a_prompt_is_scored_the_same_alone_in_company_and_with_a_warm_cache() {
-    let (_folder, mut engine) = engine(Options { max_sequences: 4, prefill_chunk: 96, ..Options::default() });
+    let (_folder, mut engine) =
+        engine(Options { prefix_cache: true, max_sequences: 4, prefill_chunk: 96, ..Options::default() });
     let scored = Request { prompt_logprobs: Some(2), top_logprobs: Some(2), ..request(7, 300, 3) };
     let alone = run(&mut engine, std::slice::from_ref(&scored)).remove(0);
     let expected = reference(&mut engine, &scored.prompt);
