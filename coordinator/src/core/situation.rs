@@ -40,10 +40,9 @@ impl Core {
     /// Everything that a plan is made from.
     pub fn situation(&self, now: Now) -> Situation {
         let lengths = self.work_lengths();
-        let batches = self.ledger.active().filter_map(|(_, batch)| {
-            (!batch.is_ended() && batch.record.ending.is_none())
-                .then(|| batch.need(&lengths, self.lengths.mean_job_tokens))
-        });
+        let batches = self.ledger.active().map(|(_, batch)| batch);
+        let batches = batches.filter(|batch| !batch.is_ended() && batch.record.ending.is_none());
+        let batches = batches.map(|batch| batch.need(&lengths, self.lengths.mean_job_tokens));
         Situation {
             now: now.wall,
             workers: self.seen_workers(now),

@@ -78,10 +78,11 @@ fn plan_tensors(
     // Where activations are rounded by groups, embedding and output matrix are ternary like the rest, or floats.
     let outer = |name: &'static str| -> Result<(Kind, Origin), Error> {
         let tensor = reader.get(name, &[hyper.vocab, hyper.hidden])?;
-        if config.checkpoint == Checkpoint::Lattice && hyper.graph.rounding == Rounding::Groups {
-            if let Ok(kind) = lattice::kind(&tensor, hyper.hidden, Rounding::Groups) {
-                return Ok((kind, Origin::Lattice(name)));
-            }
+        if config.checkpoint == Checkpoint::Lattice
+            && hyper.graph.rounding == Rounding::Groups
+            && let Ok(kind) = lattice::kind(&tensor, hyper.hidden, Rounding::Groups)
+        {
+            return Ok((kind, Origin::Lattice(name)));
         }
         Ok((Kind::F16, Origin::Half(name)))
     };

@@ -148,15 +148,12 @@ impl Hyper {
 
 /// Refuses settings that would change the graph, rather than ignore them.
 fn refuse_unknown_arithmetic(keys: &Keys<'_>) -> Result<(), Error> {
-    for (name, harmless) in [("pooling_type", "none")] {
-        let key = keys.key(name);
-        if let Some(value) = keys.file.metadata(&key)
-            && value.as_str() != Some(harmless)
-        {
-            let reason =
-                format!("{value:?} would change the computation, and only '{harmless}' is done here");
-            return Err(Error::unsupported(format!("metadata '{key}'"), reason));
-        }
+    let pooling = keys.key("pooling_type");
+    if let Some(value) = keys.file.metadata(&pooling)
+        && value.as_str() != Some("none")
+    {
+        let reason = format!("{value:?} would change the computation, and only 'none' is done here");
+        return Err(Error::unsupported(format!("metadata '{pooling}'"), reason));
     }
     for (name, harmless) in [
         ("rope.scale_linear", 1.0),

@@ -209,7 +209,7 @@ fn base_three<const WEIGHTS: usize, const BYTES: usize>(
 /// Digit `n` of five, the most significant first: a byte is ⌈256 · v / 243⌉ for the five digits' value v.
 fn digit(byte: u8, n: usize) -> u8 {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
-    (u16::from(byte.wrapping_mul(POWERS[n])) * 3 >> 8) as u8
+    ((u16::from(byte.wrapping_mul(POWERS[n])) * 3) >> 8) as u8
 }
 
 #[cfg(test)]

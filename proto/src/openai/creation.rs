@@ -224,7 +224,8 @@ mod tests {
     fn each_refusal_names_its_field() {
         let set = |name: &'static str, value: Value| move |b: &mut Value| b[name] = value;
         let pairs: serde_json::Map<String, Value> = (0..17).map(|i| (i.to_string(), json!("v"))).collect();
-        let table: Vec<(Box<dyn FnOnce(&mut Value)>, &str)> = vec![
+        type Change = Box<dyn FnOnce(&mut Value)>;
+        let table: Vec<(Change, &str)> = vec![
             (Box::new(set("endpoint", json!("/v1/embeddings"))), "`endpoint` must be \"/v1/completions\" or"),
             (Box::new(set("endpoint", json!(7))), "`endpoint` must be a string, not 7"),
             (Box::new(set("endpoint", Value::Null)), "`endpoint` is missing"),

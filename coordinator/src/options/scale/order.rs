@@ -218,7 +218,7 @@ impl ClassOptions {
             self.persistent_gb.is_none_or(|gb| gb >= PERSISTENT_GB_MIN),
             "persistent_gb must be at least 10",
         );
-        require(!(mounts_own && !self.volumes.is_empty()), "a pod has one of volumes and persistent_gb");
+        require(!mounts_own || self.volumes.is_empty(), "a pod has one of volumes and persistent_gb");
         require(
             !self.community || self.volumes.is_empty(),
             "network volumes exist in the Secure Cloud alone: leave out volumes or community",

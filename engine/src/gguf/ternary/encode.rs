@@ -70,5 +70,5 @@ fn planes<const N: usize>(codes: &[u8], out: &mut Vec<u8>) {
 /// Five digits, the most significant first.
 fn base_three(digits: impl Iterator<Item = u8>) -> u8 {
     let value = digits.fold(0u16, |value, digit| 3 * value + u16::from(digit));
-    ((256 * value + 242) / 243) as u8
+    (256 * value).div_ceil(243) as u8
 }
