@@ -5,7 +5,7 @@
 //! the same events; without a [`Lead`] it keeps the ledger and the fleet warm and asks for nothing.
 //!
 //! What it knows belongs to five owners, whose invariants are theirs: [`Ledger`] has the batches, their lines and
-//! answers, [`Flights`] which job is where, [`Fleet`] workers and hosts, [`Money`] the bills, [`audit`] the second runs.
+//! answers, [`Flights`] which job is where, [`Fleet`] workers and hosts, [`Money`] the bills, `audit` the second runs.
 //! [`Core`] composes them: its files hold rules that need more than one.
 
 mod audit;
