@@ -40,7 +40,7 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Synth {
-    /// `2b4t`, `bonsai-8b`, `bonsai-4b`, `bonsai-1.7b`, `falcon3-7b`, `falcon-e-3b`, `llama3-8b`, `tiny`, or [ARCHITECTURE:]layers
+    /// `2b4t`, `bonsai-8b`, `bonsai-4b`, `bonsai-1.7b`, `falcon3-7b`, `falcon-e-3b`, `llama3-8b`, `tiny`, or `[ARCHITECTURE:]` and layers
     /// x hidden x ffn x heads x key/value heads x vocabulary [x head width], as 2x256x512x4x2x512
     #[arg(long, value_name = "SHAPE")]
     shape: Shape,
