@@ -77,6 +77,7 @@ runpod-acceptance: tools
 	@if [ -n "$$TERNFLEET_FILES_URL" ]; then \
 	  head -n 3 models/storyteller/prompts.jsonl > target/acceptance.jsonl && \
 	  $${CARGO_TARGET_DIR:-target}/debug/ternfleet launch target/acceptance.jsonl --at runpod --budget 1 --pods 1 \
+	    --out target/acceptance.answers.jsonl --force \
 	    --binary $${TERNFLEET_STATIC_BINARY:-target/dist/ternfleet} --yes --anyway; \
 	else echo "set TERNFLEET_FILES_URL to launch a small batch as well (docs/runpod.md)"; fi
 
