@@ -65,6 +65,19 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started, or what it says is no text.
+    pub fn of(command: &mut Command) -> anyhow::Result<Ended> {
+        let output = command.output()?;
+        Ok(Ended {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout)?,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
     /// Standard output as one JSON value.
     ///
     /// # Errors
@@ -87,12 +100,7 @@ impl Ended {
 /// # Errors
 /// When it cannot be started.
 pub fn run(arguments: &[&str]) -> anyhow::Result<Ended> {
-    let output = command(arguments)?.output()?;
-    Ok(Ended {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout)?,
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    })
+    Ended::of(&mut command(arguments)?)
 }
 
 /// Parses each line.
