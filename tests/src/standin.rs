@@ -90,6 +90,17 @@ pub struct State {
     next: u32,
 }
 
+impl State {
+    /// The pod of that id, unless it has ended.
+    fn pod(&self, id: &str) -> Option<&Pod> {
+        self.pods.iter().find(|pod| pod.id == id && pod.ended_at.is_none())
+    }
+
+    fn pod_mut(&mut self, id: &str) -> Option<&mut Pod> {
+        self.pods.iter_mut().find(|pod| pod.id == id && pod.ended_at.is_none())
+    }
+}
+
 /// What the server and the pods share.
 #[derive(Debug)]
 struct Shared {
@@ -222,7 +233,7 @@ impl StandIn {
         }
     }
 
-    /// Cuts or mends a pod's cable.
+    /// Cuts or restores a pod's network link.
     ///
     /// # Errors
     /// When there is no such pod.
@@ -230,7 +241,7 @@ impl StandIn {
         let link = {
             let state = self.state();
             let pod = state.pods.iter().find(|pod| pod.name == name && pod.ended_at.is_none());
-            pod.and_then(|pod| pod.link.clone()).with_context(|| format!("{name} has no cable"))?
+            pod.and_then(|pod| pod.link.clone()).with_context(|| format!("{name} has no link"))?
         };
         link.connect(connected)
     }

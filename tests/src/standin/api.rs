@@ -229,7 +229,7 @@ fn rent(shared: &Shared, order: &Value, mute: bool) -> Result<String, (u16, Stri
 
 fn view(shared: &Shared, id: &str) -> Option<Value> {
     let state = shared.state();
-    let pod = state.pods.iter().find(|pod| pod.id == id && pod.ended_at.is_none())?;
+    let pod = state.pod(id)?;
     Some(pod.view(shared, &state.market.data_center))
 }
 
@@ -268,8 +268,7 @@ fn show(shared: &Shared, id: &str) -> Response {
 fn logs(shared: &Shared, id: &str, query: &BTreeMap<String, String>) -> Response {
     let log = {
         let state = shared.state();
-        let pod = state.pods.iter().find(|pod| pod.id == id && pod.ended_at.is_none());
-        match pod {
+        match state.pod(id) {
             Some(pod) => pod.log.clone(),
             None => return problem(404, "pod not found"),
         }
@@ -317,7 +316,7 @@ async fn action(shared: &Arc<Shared>, id: &str, body: &[u8]) -> Response {
     }
     {
         let mut state = shared.state();
-        let Some(pod) = state.pods.iter_mut().find(|pod| pod.id == id && pod.ended_at.is_none()) else {
+        let Some(pod) = state.pod_mut(id) else {
             return problem(404, "pod not found");
         };
         if (word == "start") != pod.stopped {

@@ -118,7 +118,7 @@ impl Link {
         let _ = ip(&format!("link delete {}", self.outer));
     }
 
-    /// Cuts or mends the cable.
+    /// Cuts or restores the link.
     ///
     /// # Errors
     /// When the pod is gone.

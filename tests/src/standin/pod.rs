@@ -111,9 +111,7 @@ pub(super) async fn run(shared: Arc<Shared>, id: String) {
         tokio::time::sleep(LOOK_EVERY).await;
         let ended = {
             let mut state = shared.state();
-            let Some(pod) = state.pods.iter_mut().find(|pod| pod.id == id && pod.ended_at.is_none()) else {
-                return;
-            };
+            let Some(pod) = state.pod_mut(&id) else { return };
             match &mut pod.container {
                 Some(container) => matches!(container.try_wait(), Ok(Some(_))),
                 None => !pod.mute && !pod.stopped,
@@ -154,7 +152,7 @@ async fn bring_up(shared: &Arc<Shared>, id: &str) -> anyhow::Result<()> {
     }
     {
         let mut state = shared.state();
-        let pod = state.pods.iter_mut().find(|pod| pod.id == id && pod.ended_at.is_none());
+        let pod = state.pod_mut(id);
         let Some(pod) = pod else {
             drop(state);
             link.leave();
@@ -169,10 +167,7 @@ async fn bring_up(shared: &Arc<Shared>, id: &str) -> anyhow::Result<()> {
 fn start(shared: &Shared, id: &str) -> anyhow::Result<()> {
     let mut state = shared.state();
     let data_center = state.market.data_center.clone();
-    let Some(pod) = state.pods.iter_mut().find(|pod| pod.id == id && pod.ended_at.is_none() && !pod.stopped)
-    else {
-        return Ok(());
-    };
+    let Some(pod) = state.pod_mut(id).filter(|pod| !pod.stopped) else { return Ok(()) };
     pod.started_at.get_or_insert(TimeMs::now());
     let Some(link) = pod.link.clone().filter(|_| !pod.mute) else { return Ok(()) };
     let image = pod.order["image"].as_str().unwrap_or_default();
@@ -239,7 +234,7 @@ fn split(args: &str) -> Option<Vec<String>> {
 
 /// Passes connections on until the pod has ended.
 async fn forward(listener: TcpListener, to: std::net::SocketAddr, shared: Arc<Shared>, id: String) {
-    let alive = || shared.state().pods.iter().any(|pod| pod.id == id && pod.ended_at.is_none());
+    let alive = || shared.state().pod(&id).is_some();
     while alive() {
         let Ok(Ok((mut outside, _))) =
             tokio::time::timeout(Duration::from_millis(500), listener.accept()).await
