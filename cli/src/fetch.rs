@@ -4,7 +4,7 @@
 //! at most the chunks that were under way. Several connections fetch chunks side by side where the server gives ranges;
 //! where it does not, one connection reads from the beginning. The digest of the whole decides in the end.
 //!
-//! Called by `ternfleet model pull`, which moves the finished part file into its place.
+//! Called by `ternfleet model pull`, by `pod` and by `head`, which move the finished part file into its place.
 
 mod http;
 mod meter;
@@ -29,6 +29,8 @@ pub(crate) use self::part::{forget, progress_of};
 const SPARE_BYTES: u64 = 64 << 20;
 const CHUNK_BYTES_MIN: u64 = 256 << 10;
 const CHUNK_BYTES_MAX: u64 = 16 << 20;
+/// A page of text, at most.
+const SMALL_BYTES_MAX: u64 = 1 << 20;
 
 /// What is wanted, and how hard to try.
 #[derive(Debug)]
@@ -154,9 +156,6 @@ impl Wanted<'_> {
     }
 }
 
-/// A page of text, at most.
-const SMALL_BYTES_MAX: u64 = 1 << 20;
-
 /// Reads a small text in one go.
 pub(crate) fn small(source: &Source) -> anyhow::Result<String> {
     let opened = source.open(0..SMALL_BYTES_MAX, None).map_err(|fault| match fault {
@@ -183,12 +182,15 @@ pub(crate) fn sha256_of(path: &Path) -> anyhow::Result<String> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Free space of a folder's file system. One that does not tell is no reason to refuse.
+pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
+    statvfs(folder).ok().map(|facts| facts.blocks_available().saturating_mul(facts.fragment_size()))
+}
+
 /// Refuses to begin what cannot end.
 fn room_for(path: &Path, bytes: u64) -> anyhow::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    // A file system that does not tell is no reason to refuse.
-    let Ok(facts) = statvfs(folder) else { return Ok(()) };
-    let free = facts.blocks_available().saturating_mul(facts.fragment_size());
+    let Some(free) = free_bytes(folder) else { return Ok(()) };
     ensure!(
         bytes.saturating_add(SPARE_BYTES) <= free,
         "{} has {} free, and {} more are to come: make room, or name another folder with --dir",

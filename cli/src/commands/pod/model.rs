@@ -86,7 +86,7 @@ impl Pod {
             self.model_url.clone().or(own).or_else(served).context(
                 "nobody says where to fetch the model: set TERNFLEET_MODEL_URL, or mount the file",
             )?;
-        let folder = places.with_room(target.bytes.unwrap_or(BYTES_GUESSED))?.join(&target.sha256[..16]);
+        let folder = places.with_room(target.bytes.unwrap_or(BYTES_GUESSED))?.join(target.folder());
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let path = folder.join(&target.file);
         // Pods that share a volume do not write one file.
@@ -135,11 +135,16 @@ impl Pod {
 }
 
 impl Target {
+    /// Its own folder inside one of the places; the digest has been checked to be one.
+    fn folder(&self) -> &str {
+        &self.sha256[..16]
+    }
+
     /// The file in one of the folders, if it is the right one. Others are left as they are.
     fn here(&self, places: &Places) -> anyhow::Result<Option<PathBuf>> {
         let name = self.known.as_ref().map(|known| known.name().to_owned());
         for place in places.all() {
-            let inside = [Some(self.sha256[..16].to_owned()), name.clone(), Some(String::new())];
+            let inside = [Some(self.folder().to_owned()), name.clone(), Some(String::new())];
             for path in inside.into_iter().flatten().map(|folder| place.join(folder).join(&self.file)) {
                 let Ok(facts) = std::fs::metadata(&path) else { continue };
                 if !facts.is_file() || self.bytes.is_some_and(|bytes| bytes != facts.len()) {
@@ -166,7 +171,7 @@ impl Target {
         if std::fs::write(path.with_file_name(FILE_NAME), &known.text).is_ok() {
             return Ok(path);
         }
-        let folder = places.with_room(std::fs::metadata(&path)?.len())?.join(&self.sha256[..16]);
+        let folder = places.with_room(std::fs::metadata(&path)?.len())?.join(self.folder());
         let said = || format!("cannot copy {} to {}", path.display(), folder.display());
         std::fs::create_dir_all(&folder).with_context(said)?;
         std::fs::write(folder.join(FILE_NAME), &known.text).with_context(said)?;

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use nix::sys::statvfs::statvfs;
+
+use crate::fetch::free_bytes;
 
 /// Tried after those that were named: usual mounts, then the container's own disk.
 const MOUNTS: [&str; 3] = ["/models", "/workspace", "/runpod-volume"];
@@ -63,9 +64,7 @@ fn try_out(place: &Path, bytes: u64) -> Result<(), String> {
     let fault = |error: std::io::Error| error.to_string();
     std::fs::create_dir_all(place).map_err(fault)?;
     tempfile::Builder::new().prefix(".ternfleet-").tempfile_in(place).map_err(fault)?;
-    // A file system that does not tell is no reason to refuse.
-    let Ok(facts) = statvfs(place) else { return Ok(()) };
-    let free = facts.blocks_available().saturating_mul(facts.fragment_size());
+    let Some(free) = free_bytes(place) else { return Ok(()) };
     if bytes > 0 && bytes.saturating_add(SPARE_BYTES) > free {
         return Err(format!("{free} bytes are free"));
     }
