@@ -198,7 +198,6 @@ impl Fleet {
     }
 }
 
-/// The tenant that was named, or the one whom the credentials are made out to.
 /// Whom the credentials speak for; whom the flags name where they speak for anybody.
 pub(crate) fn tenant_of(to: &Connection) -> anyhow::Result<TenantId> {
     let Some(file) = &to.nats_credentials_file else { return Ok(to.tenant.clone()) };

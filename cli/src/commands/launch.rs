@@ -185,9 +185,7 @@ impl Launch {
         };
         launch::plan(&plan).await
     }
-}
 
-impl Launch {
     /// At RunPod a model need not be here: pods fetch it.
     fn model(&self, at: Place) -> anyhow::Result<PathBuf> {
         match &self.model {

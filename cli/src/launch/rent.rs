@@ -37,7 +37,7 @@ pub(crate) struct Rent {
     /// Another address than RunPod's own.
     pub(crate) base: Option<String>,
     pub(crate) key_file: Option<PathBuf>,
-    /// Where `ternfleet`, `nats-server` and a model of one's own lie, as pods reach them.
+    /// Where `ternfleet`, `nats-server` and a model of one's own lie, as pods reach them; without a slash at its end.
     pub(crate) files: String,
     pub(crate) binary_sha256: String,
     pub(crate) nats_server_sha256: String,
@@ -79,7 +79,7 @@ impl Rent {
     }
 
     pub(crate) fn file(&self, name: &str) -> String {
-        format!("{}/{name}", self.files.trim_end_matches('/'))
+        format!("{}/{name}", self.files)
     }
 
     /// The head, for people.
