@@ -302,12 +302,12 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The fault that comes first in the file's order, whoever finds it.
+/// The fault that comes first in the order of matrices and of groups or rows in them, whoever finds it.
 #[derive(Default)]
-struct FirstFault(Mutex<Option<(usize, String, Fault)>>);
+struct FirstFault(Mutex<Option<((usize, usize), String, Fault)>>);
 
 impl FirstFault {
-    fn note(&self, order: usize, name: &str, fault: Fault) {
+    fn note(&self, order: (usize, usize), name: &str, fault: Fault) {
         let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if first.as_ref().is_none_or(|first| order < first.0) {
             *first = Some((order, name.to_owned(), fault));
@@ -343,7 +343,7 @@ fn pack(plans: &[Plan<'_>], packing: Layout, groups: &Region, pool: &mut Pool) -
                 let (to, scales) =
                     unsafe { (groups.write(matrix.place(group..group + 1)), matrix.scales.write(rows)) };
                 if let Err(fault) = pack_group(&piece.source, row, packing, &mut scratch, scales, to) {
-                    faults.note(index, piece.source.tensor.name, fault);
+                    faults.note((index, group), piece.source.tensor.name, fault);
                     return;
                 }
             }
@@ -359,7 +359,7 @@ fn check_rows(tensor: &gguf::Tensor<'_>, pool: &mut Pool) -> Result<(), LoadErro
         let mut row = ternary::Row::default();
         for index in member.share(tensor.n_rows()) {
             if let Err(fault) = ternary::read(tensor, index, &mut row) {
-                return faults.note(index, tensor.name, fault);
+                return faults.note((0, index), tensor.name, fault);
             }
         }
     });

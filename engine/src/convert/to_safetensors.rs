@@ -24,8 +24,8 @@ enum Bytes<'a> {
     Same(&'a [u8]),
     /// Codes to four rows in a byte, the rows brought into the checkpoint's order.
     Packed(Tensor<'a>, Option<Rows>),
-    /// A quantised matrix, widened to this type, likewise.
-    Widened(Tensor<'a>, Option<Rows>, Dtype),
+    /// A quantised matrix, widened to the planned type, likewise.
+    Widened(Tensor<'a>, Option<Rows>),
 }
 
 /// Converts the GGUF at `path` to `config.json` and `model.safetensors` in `folder`, which is made if it is
@@ -135,9 +135,9 @@ fn float_matrix<'a>(name: &str, tensor: &Tensor<'a>) -> Output<'a> {
         Kind::BF16 => (Dtype::BF16, Bytes::Same(tensor.data)),
         // Scales of these are f32; all other ternary types have f16 ones.
         kind if kind.is_ternary() && ![Kind::I2S, Kind::IQ2BN].contains(&kind) => {
-            (Dtype::F16, Bytes::Widened(*tensor, None, Dtype::F16))
+            (Dtype::F16, Bytes::Widened(*tensor, None))
         }
-        _ => (Dtype::F32, Bytes::Widened(*tensor, None, Dtype::F32)),
+        _ => (Dtype::F32, Bytes::Widened(*tensor, None)),
     };
     let shape = vec![tensor.n_rows(), tensor.n_columns()];
     Output { planned: Planned { name: name.to_owned(), dtype, shape }, bytes }
@@ -146,7 +146,7 @@ fn float_matrix<'a>(name: &str, tensor: &Tensor<'a>) -> Output<'a> {
 impl Output<'_> {
     /// The same with the rows of the checkpoint found by `order`.
     fn in_order(mut self, order: Option<Rows>) -> Self {
-        if let Bytes::Widened(_, of, _) = &mut self.bytes {
+        if let Bytes::Widened(_, of) = &mut self.bytes {
             *of = order;
         }
         self
@@ -161,11 +161,11 @@ impl Output<'_> {
             Bytes::Ready(bytes) => out.write_all(bytes),
             Bytes::Same(bytes) => out.write_all(bytes),
             Bytes::Packed(tensor, order) => out.write_all(&weights::pack(tensor, |row| place(order, row))),
-            Bytes::Widened(tensor, order, dtype) => {
+            Bytes::Widened(tensor, order) => {
                 let mut row = vec![0.0; tensor.n_columns()];
                 (0..tensor.n_rows()).try_for_each(|index| {
                     rows::read(tensor, place(order, index), &mut row);
-                    row.iter().try_for_each(|value| match dtype {
+                    row.iter().try_for_each(|value| match self.planned.dtype {
                         Dtype::F16 => out.write_all(&rows::f32_to_f16(*value).to_le_bytes()),
                         _ => out.write_all(&value.to_le_bytes()),
                     })
