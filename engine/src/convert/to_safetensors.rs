@@ -39,6 +39,11 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
         let reason = "config.json has no place for factors as they are, only for how they were made";
         return Err(Error::unsupported(path, format!("tensor '{}'", factors.name), reason));
     }
+    for tensor in layout.ternary() {
+        if let Err(fault) = ternary::check(&tensor) {
+            return Err(Error::damaged(path, format!("tensor '{}'", tensor.name), fault.to_string()));
+        }
+    }
     let packed = layout.blocks.iter().flat_map(gguf::Block::ternary).all(|tensor| tensor.kind == Kind::I2S);
     let mut outputs = vec![float_matrix(EMBEDDING.1, &layout.token_embd)];
     for (layer, block) in layout.blocks.iter().enumerate() {
@@ -55,9 +60,7 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
                     return Err(Error::unsupported(path, field, reason));
                 }
                 Some(_) => {
-                    let tensor = block.get(part);
-                    checked(path, &tensor)?;
-                    outputs.push(float_matrix(&name, &tensor).in_order(row_order(hyper, part)));
+                    outputs.push(float_matrix(&name, &block.get(part)).in_order(row_order(hyper, part)));
                 }
             }
         }
@@ -102,7 +105,6 @@ fn matrix<'a>(
         let reason = format!("{n_rows} rows do not pack into bytes of four");
         return Err(Error::unsupported(path, format!("tensor '{}'", tensor.name), reason));
     }
-    checked(path, &tensor)?;
     let scale = i2s::scale(tensor.data, n_weights).expect("because check_model read the scale");
     // bf16 where nothing is lost by it, as in Microsoft's checkpoint.
     let (dtype, scale) = match weights::to_bf16_exactly(scale) {
@@ -115,12 +117,6 @@ fn matrix<'a>(
         Output { planned: codes, bytes: Bytes::Packed(tensor, order) },
         Output { planned: Planned { name: scale_name, dtype, shape: vec![1] }, bytes: Bytes::Ready(scale) },
     ])
-}
-
-fn checked(path: &Path, tensor: &Tensor<'_>) -> Result<(), Error> {
-    let damaged =
-        |fault: ternary::Fault| Error::damaged(path, format!("tensor '{}'", tensor.name), fault.to_string());
-    ternary::check(tensor).map_err(damaged)
 }
 
 fn norm<'a>(name: String, tensor: &Tensor<'a>) -> Output<'a> {
