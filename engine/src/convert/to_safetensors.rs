@@ -52,7 +52,8 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
             match part.columns() {
                 None => outputs.push(norm(name, &block.get(part))),
                 Some(_) if packed => {
-                    outputs.extend(matrix(path, name, block.get(part), row_order(hyper, part))?);
+                    let order = row_order(hyper, part);
+                    outputs.extend(matrix(path, name, block.get(part), block.factor(part), order)?);
                 }
                 Some(_) if block.factor(part) != 1.0 => {
                     let field = format!("tensor '{}'", block.get(part).name);
@@ -92,11 +93,12 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
     })
 }
 
-/// A ternary matrix becomes two tensors: its codes, and its scale.
+/// A ternary matrix becomes two tensors: its codes, and its scale, multiplied by `factor`.
 fn matrix<'a>(
     path: &Path,
     name: String,
     tensor: Tensor<'a>,
+    factor: f32,
     order: Option<Rows>,
 ) -> Result<[Output<'a>; 2], Error> {
     let (n_rows, n_columns) = (tensor.n_rows(), tensor.n_columns());
@@ -105,7 +107,7 @@ fn matrix<'a>(
         let reason = format!("{n_rows} rows do not pack into bytes of four");
         return Err(Error::unsupported(path, format!("tensor '{}'", tensor.name), reason));
     }
-    let scale = i2s::scale(tensor.data, n_weights).expect("because check_model read the scale");
+    let scale = factor * i2s::scale(tensor.data, n_weights).expect("because check_model read the scale");
     // bf16 where nothing is lost by it, as in Microsoft's checkpoint.
     let (dtype, scale) = match weights::to_bf16_exactly(scale) {
         Some(bytes) => (Dtype::BF16, bytes.to_vec()),
