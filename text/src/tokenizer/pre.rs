@@ -66,6 +66,13 @@ const PRES: [Pre; 4] = [
     },
 ];
 
+impl Pre {
+    /// Its expressions, owned.
+    pub(crate) fn splits(&self) -> Vec<String> {
+        self.splits.iter().map(|&split| split.to_owned()).collect()
+    }
+}
+
 /// The pre-tokenizer with this name.
 pub(crate) fn named(name: &str) -> Option<&'static Pre> {
     PRES.iter().find(|pre| pre.names.contains(&name))
