@@ -514,7 +514,7 @@ pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
             }
         }
     };
-    // What comes of an overflow wins against nothing, or against everything: no draw can be trusted then.
+    // Scores that overflowed win every comparison, or none: no draw can be trusted then.
     if found.is_empty() || found.iter().any(|candidate| !candidate.score.is_finite()) {
         return None;
     }

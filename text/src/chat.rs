@@ -39,7 +39,7 @@ pub enum Role {
 pub struct Extras<'a> {
     /// The tools that the model may call, as a JSON array; the order of keys is kept.
     pub tools: Option<&'a str>,
-    /// Whether the model shall think aloud, for templates that ask (`enable_thinking`).
+    /// Whether the model writes its reasoning first, for templates that read `enable_thinking`.
     pub thinking: Option<bool>,
 }
 

@@ -95,11 +95,6 @@ impl Compiler {
 }
 
 impl Constraint {
-    /// What it holds outputs to.
-    pub fn grammar(&self) -> &Grammar {
-        &self.grammar
-    }
-
     /// A matcher that has taken `output`, and the tokens that must come next. The first one compiles, which takes up to
     /// some hundred milliseconds.
     pub fn matcher(&self, output: &[u32]) -> Result<(Matcher, VecDeque<u32>), DeadEnd> {
@@ -191,7 +186,7 @@ fn escaped(text: &str) -> String {
     result
 }
 
-/// The crate's word, put among our faults. Its messages are for people, and some repeat what they are about.
+/// An error of the crate as one of ours. Its messages are for people, and some repeat what they are about.
 fn fault_of(message: &str) -> Fault {
     let message = message.replace("<non-verbose/>", "");
     let first: String = message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
@@ -205,7 +200,7 @@ fn fault_of(message: &str) -> Fault {
 /// Compilers that were left behind, still at work on something hostile.
 static LEFT_BEHIND: AtomicUsize = AtomicUsize::new(0);
 
-/// Compiles on a thread of its own, since recursion goes as deep as a stranger's schema, and waits for it as long as is
+/// Compiles on a thread of its own, since recursion goes as deep as an untrusted schema, and waits for it as long as is
 /// allowed; then the thread is left to its fuel, which ends in time.
 fn compiled(
     compiler: impl Deref<Target = Compiler> + Send + 'static,

@@ -14,7 +14,7 @@ pub(crate) struct Pre {
     pub(crate) ignore_merges: bool,
     /// Whether BOS comes first where the file is silent.
     pub(crate) add_bos: bool,
-    /// What should be said aloud where nothing but the name speaks for it.
+    /// A warning, where the name is all that says how text is split.
     pub(crate) note: Option<&'static str>,
 }
 
