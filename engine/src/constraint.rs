@@ -234,8 +234,8 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, DeadEnd>) -> Result<T, DeadEnd> {
 }
 
 impl Place {
-    /// The mask where the matcher stands. Automata that others of the constraint have grown to their limit are left to
-    /// them: this sequence gets new ones, and so an end that depends on itself alone.
+    /// The mask where the matcher stands. Where the automata that sequences share have grown to their limit, this one gets
+    /// its own, so that how it ends depends on itself alone.
     fn mask(&self) -> Result<Mask, DeadEnd> {
         let mut place = lock(&self.matcher);
         let Some(matcher) = place.as_mut() else { return Err(DeadEnd::Uncompiled) };

@@ -195,14 +195,13 @@ impl Engine {
         let start = Instant::now();
         self.schedule.drop_cancelled(&mut self.cache, events);
         self.schedule.admit(&mut self.cache);
-        let mut forced_tokens = self.schedule.follow_constraints(&mut self.cache, events);
+        let mut decode_tokens = self.schedule.follow_constraints(&mut self.cache, events);
         let mut turns = self.schedule.turns();
         if turns.is_empty() && self.schedule.await_constraint() {
-            forced_tokens += self.schedule.follow_constraints(&mut self.cache, events);
+            decode_tokens += self.schedule.follow_constraints(&mut self.cache, events);
             turns = self.schedule.turns();
         }
         if turns.is_empty() {
-            let decode_tokens = forced_tokens;
             return StepStats { decode_tokens, elapsed: start.elapsed(), ..StepStats::default() };
         }
         let plan = plan(&self.schedule, &turns);
@@ -212,7 +211,6 @@ impl Engine {
         let prefilling = turns.iter().filter(|turn| !turn.decodes);
         let prefill_tokens = prefilling.map(|turn| turn.positions.len()).sum();
         let before = self.schedule.speculation_counters();
-        let mut decode_tokens = forced_tokens;
         for turn in &turns {
             let scored = drawn.by_ref().take(turn.scores).flatten().filter_map(|scored| scored.logprob);
             self.schedule.scored(turn, scored.collect());

@@ -327,21 +327,27 @@ fn exact_scores(ops: &mut Ops<'_, '_>) {
 
 /// Canonical scores of allowed tokens, where they are few: each member some of them.
 fn few_scores(ops: &mut Ops<'_, '_>) {
-    let work = &ops.work.head;
-    let (count, index) = (ops.member.count(), ops.member.index);
+    let mut scratch = std::mem::take(&mut ops.private.head.row);
     for slot in ops.slots.n_screened..ops.slots.first_exact {
         let Rule::Few(tokens) = ops.plan.heads[ops.slots.order[slot].0].rule() else { continue };
-        let tokens = &tokens[ops.member.share(tokens.len())];
-        // SAFETY: inputs were written before the last barrier.
-        let x = unsafe { work.input.read(slot * work.hidden..(slot + 1) * work.hidden) };
-        let head = ops.model().head();
-        let mut chosen = lock(&work.chosen[slot * count + index]);
-        chosen.clear();
-        chosen.extend(tokens.iter().map(|&id| Candidate {
-            id,
-            score: exact_score(ops.kernels, &head, id as usize, x, &mut ops.private.head.row),
-        }));
+        set_chosen(ops, slot, &tokens[ops.member.share(tokens.len())], &mut scratch);
     }
+    ops.private.head.row = scratch;
+}
+
+/// Makes these tokens, with their canonical scores, this member's choice for one slot.
+fn set_chosen(ops: &Ops<'_, '_>, slot: usize, tokens: &[u32], scratch: &mut [f32]) {
+    let work = &ops.work.head;
+    // SAFETY: inputs were written before the last barrier.
+    let x = unsafe { work.input.read(slot * work.hidden..(slot + 1) * work.hidden) };
+    let head = ops.model().head();
+    let mut chosen = lock(&work.chosen[slot * ops.member.count() + ops.member.index]);
+    chosen.clear();
+    let scored = |&id: &u32| {
+        let score = exact_score(ops.kernels, &head, id as usize, x, scratch);
+        Candidate { id, score }
+    };
+    chosen.extend(tokens.iter().map(scored));
 }
 
 /// The canonical score of one token.
@@ -463,15 +469,7 @@ fn rescore(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
         }
         let adjusted = part.draw.adjustments.iter().map(|&(id, _)| id);
         hits.extend(adjusted.filter(|&id| rows.contains(&(id as usize)) && part.rule.allows(id)));
-        // SAFETY: inputs were written before the last barrier.
-        let x = unsafe { work.input.read(slot * work.hidden..(slot + 1) * work.hidden) };
-        let head = ops.model().head();
-        let mut chosen = lock(&work.chosen[slot * count + index]);
-        chosen.clear();
-        chosen.extend(hits.iter().map(|&id| Candidate {
-            id,
-            score: exact_score(ops.kernels, &head, id as usize, x, &mut scratch),
-        }));
+        set_chosen(ops, slot, &hits, &mut scratch);
     }
     ops.private.head.hits = hits;
     ops.private.head.row = scratch;
@@ -516,7 +514,7 @@ pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
             }
         }
     };
-    // What comes of an overflow wins against nothing, or against everything: no draw can be trusted then.
+    // Scores that overflowed win every comparison, or none: no draw can be trusted then.
     if found.is_empty() || found.iter().any(|candidate| !candidate.score.is_finite()) {
         return None;
     }

@@ -1,10 +1,10 @@
-//! The kernels behind one table: chosen once at load, called through doors that check lengths.
+//! The kernels behind one table: chosen once at load, called through functions that check lengths.
 //!
 //! Here: the packed layout's constants, the jobs, the table, the choice. Not here: the arithmetic (`kernel/*.rs`), threads
 //! (`pool`), and who computes which rows (`ops`). Float routines are written once over [`lanes::Lanes`]; the integer
 //! products are written for each instruction set, in files of the same shape.
 #![allow(clippy::needless_range_loop)] // Indices name rows, tokens and planes here; iterators would hide them.
-#![allow(unsafe_code)] // Kernels: each door proves the lengths and the CPU features that its kernel needs.
+#![allow(unsafe_code)] // Kernels: each safe function proves the lengths and the CPU features that its kernel needs.
 
 mod ahead;
 mod attention;

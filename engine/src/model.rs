@@ -124,14 +124,14 @@ impl Model {
                 rows: rows_of(&hyper, part),
                 factor: block.factor(part),
             };
-            planner.add(&[Part::AttnQ, Part::AttnK, Part::AttnV].map(source), false, &hyper);
-            planner.add(&[source(Part::AttnOutput)], false, &hyper);
-            planner.add(&[Part::FfnGate, Part::FfnUp].map(source), true, &hyper);
-            planner.add(&[source(Part::FfnDown)], false, &hyper);
+            planner.add(&[Part::AttnQ, Part::AttnK, Part::AttnV].map(source), false);
+            planner.add(&[source(Part::AttnOutput)], false);
+            planner.add(&[Part::FfnGate, Part::FfnUp].map(source), true);
+            planner.add(&[source(Part::FfnDown)], false);
         }
         let ternary_head = packing == Layout::Grouped && layout.head().kind.is_ternary();
         if ternary_head {
-            planner.add(&[Source { tensor: layout.head(), rows: Rows::Same, factor: 1.0 }], false, &hyper);
+            planner.add(&[Source { tensor: layout.head(), rows: Rows::Same, factor: 1.0 }], false);
         }
         let Planner { offset_bytes, plans, .. } = planner;
         let groups = Region::new(offset_bytes, huge_pages).map_err(|source| LoadError::Memory {
@@ -284,17 +284,13 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     /// Adds a matrix of several tensors: one after the other, or in turn.
-    fn add(&mut self, sources: &[Source<'a>], paired: bool, hyper: &Hyper) {
+    fn add(&mut self, sources: &[Source<'a>], paired: bool) {
         let width = sources[0].tensor.n_columns();
         let mut n_groups = 0;
         let mut pieces = Vec::new();
         for (index, &source) in sources.iter().enumerate() {
-            let n_rows = match source.rows {
-                Rows::Same => source.tensor.n_rows(),
-                Rows::Heads { .. } => source.tensor.n_rows() / hyper.head_dim * hyper.head_stride(),
-            };
             let (first_group, stride) = if paired { (index, sources.len()) } else { (n_groups, 1) };
-            n_groups += n_rows.div_ceil(ROWS);
+            n_groups += source.rows.padded(source.tensor.n_rows()).div_ceil(ROWS);
             pieces.push(Piece { source, first_group, stride });
         }
         let group_bytes = self.packing.group_bytes(width);
@@ -306,12 +302,12 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The fault that comes first in the file's order, whoever finds it.
+/// The fault that comes first in the order of matrices and of groups or rows in them, whoever finds it.
 #[derive(Default)]
-struct FirstFault(Mutex<Option<(usize, String, Fault)>>);
+struct FirstFault(Mutex<Option<((usize, usize), String, Fault)>>);
 
 impl FirstFault {
-    fn note(&self, order: usize, name: &str, fault: Fault) {
+    fn note(&self, order: (usize, usize), name: &str, fault: Fault) {
         let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if first.as_ref().is_none_or(|first| order < first.0) {
             *first = Some((order, name.to_owned(), fault));
@@ -347,7 +343,7 @@ fn pack(plans: &[Plan<'_>], packing: Layout, groups: &Region, pool: &mut Pool) -
                 let (to, scales) =
                     unsafe { (groups.write(matrix.place(group..group + 1)), matrix.scales.write(rows)) };
                 if let Err(fault) = pack_group(&piece.source, row, packing, &mut scratch, scales, to) {
-                    faults.note(index, piece.source.tensor.name, fault);
+                    faults.note((index, group), piece.source.tensor.name, fault);
                     return;
                 }
             }
@@ -363,7 +359,7 @@ fn check_rows(tensor: &gguf::Tensor<'_>, pool: &mut Pool) -> Result<(), LoadErro
         let mut row = ternary::Row::default();
         for index in member.share(tensor.n_rows()) {
             if let Err(fault) = ternary::read(tensor, index, &mut row) {
-                return faults.note(index, tensor.name, fault);
+                return faults.note((0, index), tensor.name, fault);
             }
         }
     });
@@ -372,5 +368,5 @@ fn check_rows(tensor: &gguf::Tensor<'_>, pool: &mut Pool) -> Result<(), LoadErro
 
 /// A vector of f32, which `check_model` found to be finite.
 fn floats(tensor: &gguf::Tensor<'_>) -> Box<[f32]> {
-    tensor.data.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+    tensor.f32s().collect()
 }

@@ -91,7 +91,7 @@ pub(crate) struct Private {
     row: Vec<f32>,
     states: Vec<State>,
     halves: Vec<u16>,
-    /// One head, where it needs room of its own.
+    /// One head after its norm.
     normed: Vec<f32>,
     pub(crate) head: head::Private,
 }

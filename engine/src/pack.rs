@@ -22,6 +22,14 @@ pub(crate) enum Rows {
 }
 
 impl Rows {
+    /// Rows of a matrix for a tensor's `n_rows`: heads are padded.
+    pub(crate) fn padded(self, n_rows: usize) -> usize {
+        match self {
+            Rows::Same => n_rows,
+            Rows::Heads { head_dim, stride, .. } => n_rows / head_dim * stride,
+        }
+    }
+
     /// The tensor's row; `None` for one that pads a head.
     pub(crate) fn of(self, row: usize) -> Option<usize> {
         match self {

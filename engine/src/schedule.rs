@@ -496,12 +496,7 @@ impl Schedule {
             events.push(Event::Prompt { sequence: sequence.id, logprobs });
         }
         let mut new_tokens = 0;
-        let mut drew_nothing = false;
-        for drawn in drawn {
-            let Some(Drawn { token, logprob }) = drawn else {
-                drew_nothing = true;
-                break;
-            };
+        for Drawn { token, logprob } in drawn.map_while(|drawn| drawn) {
             sequence.push(token, self.max_context);
             events.push(Event::Token { sequence: sequence.id, token, logprob });
             if let Some(tracker) = sequence.tracker.as_mut().filter(|_| sequence.end.is_none()) {
@@ -518,7 +513,7 @@ impl Schedule {
         if turn.reaches_end && new_tokens == 0 {
             // The constraint allows nothing, or no score is a number.
             let dead = sequence.tracker.as_mut().and_then(Tracker::dead_end).map(StopReason::DeadEnd);
-            sequence.end = dead.or(drew_nothing.then_some(StopReason::NotFinite));
+            sequence.end = dead.or(Some(StopReason::NotFinite));
         }
         let accepted = new_tokens.saturating_sub(1);
         sequence.drafter.learn(turn.draft.len(), accepted);

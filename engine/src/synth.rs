@@ -217,8 +217,7 @@ fn metadata(shape: &Shape, seed: u64) -> Plan {
     plan.entry("tokenizer.ggml.add_bos_token", Item::Bool(true));
     plan.entry(own("attention.layer_norm_rms_epsilon"), Item::F32(1e-5));
     plan.entry(own("rope.freq_base"), Item::F32(500_000.0));
-    let file_type = if shape.architecture.rounding == Rounding::Groups { 41 } else { 40 };
-    plan.entry("general.file_type", Item::U32(file_type));
+    plan.entry("general.file_type", Item::U32(shape.architecture.rounding.file_type()));
     vocabulary::write(&mut plan, shape.vocab);
     plan.entry("general.quantization_version", Item::U32(2));
     plan

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,9 +13,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use ternfleet_engine::{Engine, Event, Options, Request, Sampling, StopReason, gguf};
+use ternfleet_engine::{Event, Options, Request, Sampling, StopReason};
 use ternfleet_text::constraint::{Compiler, Grammar};
-use ternfleet_text::{Manifest, Tokenizer};
 
 const SEEDS: u64 = 5;
 const MOST_TOKENS: usize = 400;
@@ -29,12 +30,10 @@ fn sampled_answers_validate_with_pythons_jsonschema() {
     let n_schemas: usize = std::env::var("TERNFLEET_SCHEMAS").map_or(12, |n| n.parse().unwrap());
 
     let model = root().join("models/storyteller/storyteller.gguf");
-    let vocabulary = gguf::vocabulary(&gguf::File::open(&model).unwrap()).unwrap();
-    let manifest = Manifest::beside(&model).unwrap();
-    let tokenizer = Arc::new(Tokenizer::from_parts(&vocabulary, manifest.as_ref()).unwrap().tokenizer);
+    let tokenizer = common::tokenizer(&model).unwrap();
     let compiler = Arc::new(Compiler::new(Arc::clone(&tokenizer)).unwrap());
     let options = Options { max_sequences: 16, max_context: Some(512), ..Options::default() };
-    let mut engine = Engine::load(&model, &options).unwrap();
+    let mut engine = common::load(&model, options);
 
     let corpus = std::fs::read_to_string(root().join("text/tests/data/json-schemas.jsonl")).unwrap();
     let rows: Vec<Value> = corpus.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

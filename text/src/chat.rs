@@ -39,7 +39,7 @@ pub enum Role {
 pub struct Extras<'a> {
     /// The tools that the model may call, as a JSON array; the order of keys is kept.
     pub tools: Option<&'a str>,
-    /// Whether the model shall think aloud, for templates that ask (`enable_thinking`).
+    /// Whether the model writes its reasoning first, for templates that read `enable_thinking`.
     pub thinking: Option<bool>,
 }
 
@@ -156,6 +156,8 @@ fn unused_mark(messages: &[Message]) -> Result<char, Error> {
 fn guard(tokenizer: &Tokenizer, mark: char, content: &str) -> String {
     let mut guarded = String::with_capacity(content.len() + 16);
     let mut visible = false;
+    // The template may trim what follows.
+    let trimmed = content.trim_end();
     for (at, character) in content.char_indices() {
         if !visible && !character.is_whitespace() {
             visible = true;
@@ -164,8 +166,9 @@ fn guard(tokenizer: &Tokenizer, mark: char, content: &str) -> String {
             }
         }
         guarded.push(character);
-        // The template may trim what follows.
-        if tokenizer.may_be_special(content[at..].trim_end()) || tokenizer.may_be_special(&content[at..]) {
+        if tokenizer.may_be_special(trimmed.get(at..).unwrap_or_default())
+            || tokenizer.may_be_special(&content[at..])
+        {
             guarded.push(mark);
         }
     }

@@ -11,7 +11,8 @@ use std::path::Path;
 pub use self::carried::CARRIED;
 use self::reader::Reader;
 use crate::Error;
-use crate::tokenizer::{Normalizer, pre};
+use crate::tokenizer::Normalizer;
+use crate::tokenizer::pre::{self, Pre};
 
 /// The name a manifest has beside its model file.
 pub const FILE_NAME: &str = "manifest.toml";
@@ -296,7 +297,7 @@ fn read_tokenizer(section: &mut Reader) -> Option<TokenizerFacts> {
         }
     }
     if splits.is_none() {
-        splits = pre.map(|pre| pre.splits.iter().map(|&split| split.to_owned()).collect());
+        splits = pre.map(Pre::splits);
     }
     if splits.is_none() && kind == Kind::ByteLevel {
         section.fault("split", "it is missing (text or a list of texts), and no `pre` names one");

@@ -118,7 +118,7 @@ impl Tokenizer {
         self.encode_chat_with(messages, &chat::Extras::default())
     }
 
-    /// The same with tools, or with a word about thinking, for templates that know them.
+    /// The same with tools, or with the setting for thinking, for templates that read them.
     pub fn encode_chat_with(
         &self,
         messages: &[Message],

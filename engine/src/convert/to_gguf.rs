@@ -234,9 +234,7 @@ fn metadata(hyper: &Hyper) -> Plan {
     let mut plan = Plan::default();
     plan.entry("general.architecture", Item::Text(hyper.architecture.clone()));
     plan.entry("general.name", Item::Text(hyper.name.clone()));
-    // 40 is I2_S, 41 Q2_0; readers go by the tensors' own types.
-    let file_type = if hyper.graph.rounding == Rounding::Groups { 41 } else { 40 };
-    plan.entry("general.file_type", Item::U32(file_type));
+    plan.entry("general.file_type", Item::U32(hyper.graph.rounding.file_type()));
     plan.entry("general.quantization_version", Item::U32(2));
     for (key, value) in [
         ("vocab_size", hyper.vocab),

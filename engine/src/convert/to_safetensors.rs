@@ -24,8 +24,8 @@ enum Bytes<'a> {
     Same(&'a [u8]),
     /// Codes to four rows in a byte, the rows brought into the checkpoint's order.
     Packed(Tensor<'a>, Option<Rows>),
-    /// A quantised matrix, widened to this type, likewise.
-    Widened(Tensor<'a>, Option<Rows>, Dtype),
+    /// A quantised matrix, widened to the planned type, likewise.
+    Widened(Tensor<'a>, Option<Rows>),
 }
 
 /// Converts the GGUF at `path` to `config.json` and `model.safetensors` in `folder`, which is made if it is
@@ -39,6 +39,11 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
         let reason = "config.json has no place for factors as they are, only for how they were made";
         return Err(Error::unsupported(path, format!("tensor '{}'", factors.name), reason));
     }
+    for tensor in layout.ternary() {
+        if let Err(fault) = ternary::check(&tensor) {
+            return Err(Error::damaged(path, format!("tensor '{}'", tensor.name), fault.to_string()));
+        }
+    }
     let packed = layout.blocks.iter().flat_map(gguf::Block::ternary).all(|tensor| tensor.kind == Kind::I2S);
     let mut outputs = vec![float_matrix(EMBEDDING.1, &layout.token_embd)];
     for (layer, block) in layout.blocks.iter().enumerate() {
@@ -47,7 +52,8 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
             match part.columns() {
                 None => outputs.push(norm(name, &block.get(part))),
                 Some(_) if packed => {
-                    outputs.extend(matrix(path, name, block.get(part), row_order(hyper, part))?);
+                    let order = row_order(hyper, part);
+                    outputs.extend(matrix(path, name, block.get(part), block.factor(part), order)?);
                 }
                 Some(_) if block.factor(part) != 1.0 => {
                     let field = format!("tensor '{}'", block.get(part).name);
@@ -55,9 +61,7 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
                     return Err(Error::unsupported(path, field, reason));
                 }
                 Some(_) => {
-                    let tensor = block.get(part);
-                    checked(path, &tensor)?;
-                    outputs.push(float_matrix(&name, &tensor).in_order(row_order(hyper, part)));
+                    outputs.push(float_matrix(&name, &block.get(part)).in_order(row_order(hyper, part)));
                 }
             }
         }
@@ -89,11 +93,12 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
     })
 }
 
-/// A ternary matrix becomes two tensors: its codes, and its scale.
+/// A ternary matrix becomes two tensors: its codes, and its scale, multiplied by `factor`.
 fn matrix<'a>(
     path: &Path,
     name: String,
     tensor: Tensor<'a>,
+    factor: f32,
     order: Option<Rows>,
 ) -> Result<[Output<'a>; 2], Error> {
     let (n_rows, n_columns) = (tensor.n_rows(), tensor.n_columns());
@@ -102,8 +107,7 @@ fn matrix<'a>(
         let reason = format!("{n_rows} rows do not pack into bytes of four");
         return Err(Error::unsupported(path, format!("tensor '{}'", tensor.name), reason));
     }
-    checked(path, &tensor)?;
-    let scale = i2s::scale(tensor.data, n_weights).expect("because check_model read the scale");
+    let scale = factor * i2s::scale(tensor.data, n_weights).expect("because check_model read the scale");
     // bf16 where nothing is lost by it, as in Microsoft's checkpoint.
     let (dtype, scale) = match weights::to_bf16_exactly(scale) {
         Some(bytes) => (Dtype::BF16, bytes.to_vec()),
@@ -115,12 +119,6 @@ fn matrix<'a>(
         Output { planned: codes, bytes: Bytes::Packed(tensor, order) },
         Output { planned: Planned { name: scale_name, dtype, shape: vec![1] }, bytes: Bytes::Ready(scale) },
     ])
-}
-
-fn checked(path: &Path, tensor: &Tensor<'_>) -> Result<(), Error> {
-    let damaged =
-        |fault: ternary::Fault| Error::damaged(path, format!("tensor '{}'", tensor.name), fault.to_string());
-    ternary::check(tensor).map_err(damaged)
 }
 
 fn norm<'a>(name: String, tensor: &Tensor<'a>) -> Output<'a> {
@@ -135,9 +133,9 @@ fn float_matrix<'a>(name: &str, tensor: &Tensor<'a>) -> Output<'a> {
         Kind::BF16 => (Dtype::BF16, Bytes::Same(tensor.data)),
         // Scales of these are f32; all other ternary types have f16 ones.
         kind if kind.is_ternary() && ![Kind::I2S, Kind::IQ2BN].contains(&kind) => {
-            (Dtype::F16, Bytes::Widened(*tensor, None, Dtype::F16))
+            (Dtype::F16, Bytes::Widened(*tensor, None))
         }
-        _ => (Dtype::F32, Bytes::Widened(*tensor, None, Dtype::F32)),
+        _ => (Dtype::F32, Bytes::Widened(*tensor, None)),
     };
     let shape = vec![tensor.n_rows(), tensor.n_columns()];
     Output { planned: Planned { name: name.to_owned(), dtype, shape }, bytes }
@@ -146,7 +144,7 @@ fn float_matrix<'a>(name: &str, tensor: &Tensor<'a>) -> Output<'a> {
 impl Output<'_> {
     /// The same with the rows of the checkpoint found by `order`.
     fn in_order(mut self, order: Option<Rows>) -> Self {
-        if let Bytes::Widened(_, of, _) = &mut self.bytes {
+        if let Bytes::Widened(_, of) = &mut self.bytes {
             *of = order;
         }
         self
@@ -161,11 +159,11 @@ impl Output<'_> {
             Bytes::Ready(bytes) => out.write_all(bytes),
             Bytes::Same(bytes) => out.write_all(bytes),
             Bytes::Packed(tensor, order) => out.write_all(&weights::pack(tensor, |row| place(order, row))),
-            Bytes::Widened(tensor, order, dtype) => {
+            Bytes::Widened(tensor, order) => {
                 let mut row = vec![0.0; tensor.n_columns()];
                 (0..tensor.n_rows()).try_for_each(|index| {
                     rows::read(tensor, place(order, index), &mut row);
-                    row.iter().try_for_each(|value| match dtype {
+                    row.iter().try_for_each(|value| match self.planned.dtype {
                         Dtype::F16 => out.write_all(&rows::f32_to_f16(*value).to_le_bytes()),
                         _ => out.write_all(&value.to_le_bytes()),
                     })

@@ -68,6 +68,16 @@ pub enum Rounding {
     Groups,
 }
 
+impl Rounding {
+    /// `general.file_type` of files with the usual type of weights: 40 is I2_S, 41 Q2_0. Readers go by the tensors' own types.
+    pub(crate) fn file_type(self) -> u32 {
+        match self {
+            Self::Token => 40,
+            Self::Groups => 41,
+        }
+    }
+}
+
 /// A width of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // The names say it.

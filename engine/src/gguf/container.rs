@@ -60,7 +60,7 @@ pub struct Tensor<'a> {
     pub data: &'a [u8],
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
     /// The number of weights.
     pub fn n_weights(&self) -> u64 {
         // The product was checked when the file was opened.
@@ -75,6 +75,11 @@ impl Tensor<'_> {
     /// The product of the other dims: the number of rows.
     pub fn n_rows(&self) -> usize {
         self.dims[1..].iter().product::<u64>() as usize
+    }
+
+    /// The values of a tensor of [`Kind::F32`].
+    pub fn f32s(&self) -> impl Iterator<Item = f32> + use<'a> {
+        self.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
     }
 }
 

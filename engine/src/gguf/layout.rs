@@ -112,8 +112,7 @@ impl<'a> Finder<'a> {
             let scale = format!("blk.{layer}.{}.scale", part.name());
             if hyper.graph.scale_tensors && self.file.tensor(&scale).is_some() {
                 let tensor = self.norm(&scale, 1)?;
-                let bytes = tensor.data.first_chunk::<4>().expect("because the tensor holds one f32");
-                block.scales[part as usize] = f32::from_le_bytes(*bytes);
+                block.scales[part as usize] = tensor.f32s().next().expect("because the tensor holds one f32");
             }
             block.tensors[part as usize] = Some(tensor);
         }
@@ -143,7 +142,7 @@ impl<'a> Finder<'a> {
             let reason = format!("{} where F32 is needed; convert the model again", tensor.kind);
             return Err(Error::unsupported(format!("tensor '{name}'"), reason));
         }
-        if !floats(&tensor).all(f32::is_finite) {
+        if !tensor.f32s().all(f32::is_finite) {
             return Err(Error::damaged(format!("tensor '{name}'"), "a weight is not a finite number"));
         }
         Ok(tensor)
@@ -151,7 +150,7 @@ impl<'a> Finder<'a> {
 
     fn rope_factors(&mut self, n_pairs: usize) -> Result<Tensor<'a>, Error> {
         let tensor = self.norm(ROPE_FACTORS, n_pairs)?;
-        match floats(&tensor).find(|&factor| factor <= 0.0) {
+        match tensor.f32s().find(|&factor| factor <= 0.0) {
             None => Ok(tensor),
             Some(factor) => {
                 let reason = format!("a factor is {factor}, and frequencies are divided by it");
@@ -215,9 +214,4 @@ impl<'a> Finder<'a> {
             "the architecture has no such tensor, and leaving it out would compute another model",
         ))
     }
-}
-
-/// The values of a tensor of F32.
-fn floats<'a>(tensor: &Tensor<'a>) -> impl Iterator<Item = f32> + 'a {
-    tensor.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
 }

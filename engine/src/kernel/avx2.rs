@@ -4,11 +4,14 @@
 //! negative and 508 on the positive side, so 64 steps stay within [-32768, 32512].
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
+mod grouped;
+
 use super::ahead::ask_ahead;
-use super::grouped::{Blocks, GROUP_LINES};
 use super::lanes::Lanes;
 use super::tl2::avx2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
+use grouped::Narrow;
+pub(super) use grouped::{Halves, Multiply};
 use std::arch::x86_64::*;
 
 /// Lines whose sums fit into int16: 16 lines of 4 planes are 64 steps.
@@ -160,100 +163,9 @@ pub(super) unsafe fn ternary(job: &TernaryJob) {
     }
 }
 
-/// Groups of inputs: their 32 steps fit into int16.
-pub(super) struct Narrow;
-
-impl Blocks for Narrow {
-    type Lane = Pair;
-    const TILE: usize = 6;
-
-    #[inline(always)]
-    unsafe fn stream<const T: usize>(
-        lines: *const u8,
-        acts: *const i8,
-        stride: usize,
-        less: [i32; T],
-    ) -> [Pair; T] {
-        let mut narrow = [[_mm256_setzero_si256(); 2]; T];
-        for line in 0..GROUP_LINES {
-            let at = lines.add(line * LINE);
-            ask_ahead(at);
-            let upper = decode(_mm256_loadu_si256(at.cast()));
-            let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
-            for plane in 0..4 {
-                for (t, sum) in narrow.iter_mut().enumerate() {
-                    let act = broadcast(acts.add(t * stride + line * 16 + plane * 4));
-                    sum[0] = _mm256_add_epi16(sum[0], _mm256_maddubs_epi16(upper[plane], act));
-                    sum[1] = _mm256_add_epi16(sum[1], _mm256_maddubs_epi16(lower[plane], act));
-                }
-            }
-        }
-        widened(narrow, less)
-    }
-
-    #[inline(always)]
-    unsafe fn decode(lines: *const u8, panel: *mut u8) {
-        for i in 0..GROUP_LINES {
-            let at = lines.add(i * LINE);
-            ask_ahead(at);
-            let upper = decode(_mm256_loadu_si256(at.cast()));
-            let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
-            for plane in 0..4 {
-                let to = panel.add((i * 4 + plane) * LINE);
-                _mm256_storeu_si256(to.cast(), upper[plane]);
-                _mm256_storeu_si256(to.add(32).cast(), lower[plane]);
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn tile<const T: usize>(
-        panel: *const u8,
-        acts: *const i8,
-        stride: usize,
-        less: [i32; T],
-    ) -> [Pair; T] {
-        let mut narrow = [[_mm256_setzero_si256(); 2]; T];
-        for step in 0..GROUP_LINES * 4 {
-            let upper = _mm256_loadu_si256(panel.add(step * LINE).cast());
-            let lower = _mm256_loadu_si256(panel.add(step * LINE + 32).cast());
-            for t in 0..T {
-                let act = broadcast(acts.add(t * stride + step * 4));
-                narrow[t][0] = _mm256_add_epi16(narrow[t][0], _mm256_maddubs_epi16(upper, act));
-                narrow[t][1] = _mm256_add_epi16(narrow[t][1], _mm256_maddubs_epi16(lower, act));
-            }
-        }
-        widened(narrow, less)
-    }
-}
-
-/// Sums of pairs in int16 to floats, `less` taken off.
-#[inline(always)]
-unsafe fn widened<const T: usize>(narrow: [[__m256i; 2]; T], less: [i32; T]) -> [Pair; T] {
-    let ones = _mm256_set1_epi16(1);
-    let mut out = [Pair::splat(0.0); T];
-    for t in 0..T {
-        out[t] = as_floats(
-            [_mm256_madd_epi16(narrow[t][0], ones), _mm256_madd_epi16(narrow[t][1], ones)],
-            less[t],
-        );
-    }
-    out
-}
-
-/// Sixteen sums to floats, `less` taken off.
-#[inline(always)]
-pub(super) unsafe fn as_floats(sums: [__m256i; 2], less: i32) -> Pair {
-    let less = _mm256_set1_epi32(less);
-    Pair(
-        _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[0], less)),
-        _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[1], less)),
-    )
-}
-
 /// The four planes of half a line.
 #[inline(always)]
-unsafe fn decode(half: __m256i) -> [__m256i; 4] {
+pub(super) unsafe fn decode(half: __m256i) -> [__m256i; 4] {
     let three = _mm256_set1_epi8(3);
     [
         _mm256_and_si256(half, three),
@@ -299,7 +211,7 @@ unsafe fn stream<const T: usize>(lines: *const u8, job: &TernaryJob, sums: *mut 
 
 /// Four activations in every lane.
 #[inline(always)]
-unsafe fn broadcast(acts: *const i8) -> __m256i {
+pub(super) unsafe fn broadcast(acts: *const i8) -> __m256i {
     _mm256_set1_epi32(acts.cast::<i32>().read_unaligned())
 }
 
@@ -579,4 +491,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 10 * 32
 }
 
-super::stamp!(Pair, Narrow, 4, 1, 1, "avx2,fma,f16c");
+super::stamp!(Pair, Halves<Narrow>, 4, 1, 1, "avx2,fma,f16c");

@@ -1,12 +1,10 @@
 //! 256-bit kernels with `vpdpbusd` for CPUs that have it without AVX-512: sums stay in int32 throughout.
 //!
-//! Floats and the screening product of two bytes are those of AVX2.
+//! Floats, codes of a line and the screening product of two bytes are those of AVX2.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Intrinsics; `kernel.rs` checks the CPU and the lengths.
 
 use super::ahead::ask_ahead;
-use super::avx2::{Narrow, Pair, as_floats, read_all, screen, screen_six};
-use super::grouped::{Blocks, GROUP_LINES};
-use super::lanes::Lanes;
+use super::avx2::{Halves, Multiply, Pair, broadcast, decode, read_all, screen, screen_six};
 use super::tl2::avx2::{look_up, tabulate};
 use super::{LINE, ROWS, ScreenJob, TernaryJob};
 use std::arch::x86_64::*;
@@ -34,88 +32,19 @@ pub(super) unsafe fn ternary(job: &TernaryJob) {
     }
 }
 
-/// Groups of inputs, in int32.
+/// Sums of products in int32.
 pub(super) struct Wide;
 
-impl Blocks for Wide {
-    type Lane = Pair;
-    const TILE: usize = 6;
-
+impl Multiply for Wide {
     #[inline(always)]
-    unsafe fn stream<const T: usize>(
-        lines: *const u8,
-        acts: *const i8,
-        stride: usize,
-        less: [i32; T],
-    ) -> [Pair; T] {
-        let mut sums = [[_mm256_setzero_si256(); 2]; T];
-        for line in 0..GROUP_LINES {
-            let at = lines.add(line * LINE);
-            ask_ahead(at);
-            let upper = decode(_mm256_loadu_si256(at.cast()));
-            let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
-            for plane in 0..4 {
-                for (t, sum) in sums.iter_mut().enumerate() {
-                    let act = broadcast(acts.add(t * stride + line * 16 + plane * 4));
-                    sum[0] = _mm256_dpbusd_avx_epi32(sum[0], upper[plane], act);
-                    sum[1] = _mm256_dpbusd_avx_epi32(sum[1], lower[plane], act);
-                }
-            }
-        }
-        floats(sums, less)
+    unsafe fn add(sum: __m256i, codes: __m256i, acts: __m256i) -> __m256i {
+        _mm256_dpbusd_avx_epi32(sum, codes, acts)
     }
 
     #[inline(always)]
-    unsafe fn decode(lines: *const u8, panel: *mut u8) {
-        Narrow::decode(lines, panel);
+    unsafe fn whole(sum: __m256i) -> __m256i {
+        sum
     }
-
-    #[inline(always)]
-    unsafe fn tile<const T: usize>(
-        panel: *const u8,
-        acts: *const i8,
-        stride: usize,
-        less: [i32; T],
-    ) -> [Pair; T] {
-        let mut sums = [[_mm256_setzero_si256(); 2]; T];
-        for step in 0..GROUP_LINES * 4 {
-            let upper = _mm256_loadu_si256(panel.add(step * LINE).cast());
-            let lower = _mm256_loadu_si256(panel.add(step * LINE + 32).cast());
-            for t in 0..T {
-                let act = broadcast(acts.add(t * stride + step * 4));
-                sums[t][0] = _mm256_dpbusd_avx_epi32(sums[t][0], upper, act);
-                sums[t][1] = _mm256_dpbusd_avx_epi32(sums[t][1], lower, act);
-            }
-        }
-        floats(sums, less)
-    }
-}
-
-#[inline(always)]
-unsafe fn floats<const T: usize>(sums: [[__m256i; 2]; T], less: [i32; T]) -> [Pair; T] {
-    let mut out = [Pair::splat(0.0); T];
-    for t in 0..T {
-        out[t] = as_floats(sums[t], less[t]);
-    }
-    out
-}
-
-/// The four planes of half a line.
-#[inline(always)]
-unsafe fn decode(half: __m256i) -> [__m256i; 4] {
-    let three = _mm256_set1_epi8(3);
-    [
-        _mm256_and_si256(half, three),
-        _mm256_and_si256(_mm256_srli_epi16::<2>(half), three),
-        _mm256_and_si256(_mm256_srli_epi16::<4>(half), three),
-        _mm256_and_si256(_mm256_srli_epi16::<6>(half), three),
-    ]
-}
-
-/// Four activations in every lane.
-#[inline(always)]
-unsafe fn broadcast(acts: *const i8) -> __m256i {
-    _mm256_set1_epi32(acts.cast::<i32>().read_unaligned())
 }
 
 /// Few tokens: decode as the lines pass by.
@@ -292,4 +221,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 12 * 32
 }
 
-super::stamp!(Pair, Wide, 4, 1, 1, "avx2,fma,f16c,avxvnni");
+super::stamp!(Pair, Halves<Wide>, 4, 1, 1, "avx2,fma,f16c,avxvnni");

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -95,11 +95,6 @@ impl Compiler {
 }
 
 impl Constraint {
-    /// What it holds outputs to.
-    pub fn grammar(&self) -> &Grammar {
-        &self.grammar
-    }
-
     /// A matcher that has taken `output`, and the tokens that must come next. The first one compiles, which takes up to
     /// some hundred milliseconds.
     pub fn matcher(&self, output: &[u32]) -> Result<(Matcher, VecDeque<u32>), DeadEnd> {
@@ -191,7 +186,7 @@ fn escaped(text: &str) -> String {
     result
 }
 
-/// The crate's word, put among our faults. Its messages are for people, and some repeat what they are about.
+/// An error of the crate as one of ours. Its messages are for people, and some repeat what they are about.
 fn fault_of(message: &str) -> Fault {
     let message = message.replace("<non-verbose/>", "");
     let first: String = message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
@@ -205,31 +200,59 @@ fn fault_of(message: &str) -> Fault {
 /// Compilers that were left behind, still at work on something hostile.
 static LEFT_BEHIND: AtomicUsize = AtomicUsize::new(0);
 
-/// Compiles on a thread of its own, since recursion goes as deep as a stranger's schema, and waits for it as long as is
+/// A compiler at work. It has ended, or it is left behind: whichever comes second takes it off the count.
+#[derive(Clone, Default)]
+struct Work(Arc<AtomicBool>);
+
+impl Work {
+    fn leave_behind(&self) {
+        LEFT_BEHIND.fetch_add(1, Ordering::SeqCst);
+        self.finish();
+    }
+
+    fn finish(&self) {
+        if self.0.swap(true, Ordering::SeqCst) {
+            LEFT_BEHIND.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Finishes its work when it is dropped, by a panic as well.
+struct Finish(Work);
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+/// Compiles on a thread of its own, since recursion goes as deep as an untrusted schema, and waits for it as long as is
 /// allowed; then the thread is left to its fuel, which ends in time.
 fn compiled(
     compiler: impl Deref<Target = Compiler> + Send + 'static,
     grammar: &Grammar,
     within: Duration,
 ) -> Result<TokenParser, Fault> {
-    if LEFT_BEHIND.load(Ordering::Relaxed) >= limits::LEFT_BEHIND {
+    if LEFT_BEHIND.load(Ordering::SeqCst) >= limits::LEFT_BEHIND {
         return Err(Fault::TooComplex(
             "others that take too long are being compiled: try again later".into(),
         ));
     }
     let (answer, answers) = mpsc::channel();
     let grammar = grammar.clone();
+    let work = Work::default();
+    let finish = Finish(work.clone());
     let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(limits::STACK_BYTES);
     let begun = thread.spawn(move || {
-        if answer.send(compiler.compile(&grammar)).is_err() {
-            LEFT_BEHIND.fetch_sub(1, Ordering::Relaxed);
-        }
+        let _finish = finish;
+        // Nobody waits for the answer of one that was left behind.
+        let _ = answer.send(compiler.compile(&grammar));
     });
     begun.map_err(|error| Fault::TooComplex(format!("no thread to compile on: {error}")))?;
     answers.recv_timeout(within).unwrap_or_else(|fault| match fault {
         RecvTimeoutError::Disconnected => Err(Fault::TooComplex("the compiler gave up".to_owned())),
         RecvTimeoutError::Timeout => {
-            LEFT_BEHIND.fetch_add(1, Ordering::Relaxed);
+            work.leave_behind();
             let most = within.as_millis() as usize;
             let what = "the time to compile it in milliseconds";
             Err(Fault::TooMuch { what, found: most + 1, most, path: String::new() })

@@ -1,4 +1,4 @@
-//! What a grammar may take: callers are strangers, and one of them must not slow or fill the machine of all.
+//! What a grammar may take: callers are not trusted, and none may use up the time or the memory of the others.
 
 use std::time::Duration;
 

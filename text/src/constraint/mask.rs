@@ -15,7 +15,7 @@ pub struct Mask {
 
 impl Mask {
     /// The set of one token, of a vocabulary of `n_vocab`.
-    pub fn one(token: u32, n_vocab: usize) -> Mask {
+    pub(super) fn one(token: u32, n_vocab: usize) -> Mask {
         let mut words = vec![0; n_vocab.div_ceil(32)].into_boxed_slice();
         words[token as usize / 32] |= 1 << (token % 32);
         Mask { words, listed: Some(Box::new([token])) }

@@ -1,4 +1,4 @@
-//! The manifests of `models/`, carried along, so that a model can be named where its manifest is not at hand.
+//! The manifests of `models/`, built into the program, so that a model can be named without its manifest file.
 
 use super::Manifest;
 use crate::Error;
@@ -22,7 +22,7 @@ pub const CARRIED: [&str; 14] = [
 ];
 
 impl Manifest {
-    /// The carried manifest of that name, in large or small letters.
+    /// The carried manifest of that name, whatever the case of its letters.
     ///
     /// # Errors
     /// When a carried manifest is not valid, which a test rules out.

@@ -181,7 +181,7 @@ fn rules_of_file(vocabulary: &Vocabulary) -> Result<(Rules, Option<String>), Err
     let of_file =
         vocabulary.pre.as_ref().or(vocabulary.model.as_ref()).and_then(|_| file_template(vocabulary));
     let rules = Rules {
-        splits: pre.map_or(Vec::new(), |pre| pre.splits.iter().map(|&split| split.to_owned()).collect()),
+        splits: pre.map_or(Vec::new(), pre::Pre::splits),
         normalizer: pre.map_or(Normalizer::None, |pre| pre.normalizer),
         ignore_merges: pre.is_some_and(|pre| pre.ignore_merges),
         bos: vocabulary.bos,

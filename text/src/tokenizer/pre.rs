@@ -14,7 +14,7 @@ pub(crate) struct Pre {
     pub(crate) ignore_merges: bool,
     /// Whether BOS comes first where the file is silent.
     pub(crate) add_bos: bool,
-    /// What should be said aloud where nothing but the name speaks for it.
+    /// A warning, where the name is all that says how text is split.
     pub(crate) note: Option<&'static str>,
 }
 
@@ -65,6 +65,13 @@ const PRES: [Pre; 4] = [
         ),
     },
 ];
+
+impl Pre {
+    /// Its expressions, owned.
+    pub(crate) fn splits(&self) -> Vec<String> {
+        self.splits.iter().map(|&split| split.to_owned()).collect()
+    }
+}
 
 /// The pre-tokenizer with this name.
 pub(crate) fn named(name: &str) -> Option<&'static Pre> {
