@@ -101,7 +101,7 @@ pub async fn run_then(
     let shell = Shell {
         spans: Spans::new(identity.worker.clone()),
         core: Core::new(config),
-        generations: Generations::new(language),
+        generations: Generations::new(language, model.page_tokens),
         control: subscribe(&bus, &table::control(&identity.worker)).await?,
         control_all: subscribe(&bus, table::control_all()).await?,
         performer,
