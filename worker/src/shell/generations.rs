@@ -118,9 +118,11 @@ impl Generations {
             .map(|(number, choice)| Choice::new(number, choice, self.page_tokens, &mut requests))
             .collect();
         let mut running = Running { choices, stream, prompt_tokens, kept, started: false, cached_tokens: 0 };
-        // The first of several choices of a prompt may be whole already, from an earlier attempt.
+        // The first of several choices of a prompt may be whole already, from an earlier attempt: nobody waits for it.
         for number in 0..running.choices.len() {
-            requests.extend(running.followers(number));
+            if matches!(running.choices[number].stage, Stage::Done(_)) {
+                requests.extend(running.followers(number));
+            }
         }
         if requests.is_empty() {
             let mut events = vec![Event::Started { slot, prompt_tokens, kept }];
