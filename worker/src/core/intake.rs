@@ -377,7 +377,6 @@ impl Core {
             self.counters.reprefilled_tokens += u64::from(prompt_tokens) + kept as u64;
         }
         self.counters.repeated_tokens += slot.repeated as u64;
-        slot.prefilling = true;
         slot.started_at = Some(now.mono);
         slot.stored_at = now.mono;
         slot.writing = Writing::No;
