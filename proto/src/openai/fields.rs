@@ -59,9 +59,9 @@ impl Fields {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
-    /// Puts back what was only looked at.
-    pub(super) fn put(&mut self, name: &str, value: Value) {
-        self.map.insert(name.to_owned(), value);
+    /// As [`Fields::take`], and the field stays.
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
     }
 
     pub(super) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>, Fault> {
