@@ -50,7 +50,7 @@ fn a_fleet_whose_wall_clock_is_stepped_loses_no_worker_and_blames_no_job() {
     let detached = ["submit", &input, "--deadline", "2h", "--anyway", "--detach"];
     let id = fleet.run(&detached).unwrap().stdout.trim().to_owned();
     fleet.wait_for_answers(&id, 5).unwrap();
-    // A minute forward twice, three minutes back, far beyond the batch's deadline, and home again.
+    // A minute forward twice, three minutes back, far beyond the batch's deadline, and back to the true time.
     for by in ["+60", "+120", "-60", "+14400", "+0"] {
         std::fs::write(&offset, by).unwrap();
         std::thread::sleep(Duration::from_secs(3));

@@ -182,7 +182,7 @@ pub struct JoinGrant {
     pub expires_at: TimeMs,
 }
 
-/// `tf.fleet.failed.<name>`: the last words of a pod whose worker never ran. Nobody answers; the pod ends itself next.
+/// `tf.fleet.failed.<name>`: why the worker of a pod never ran. Nobody answers; the pod ends itself next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartFailed {
     /// What it calls itself; counts only where the name that it joins with says so too.

@@ -118,7 +118,7 @@ pub(super) struct Slot {
     pub(super) faults: u32,
 }
 
-/// When the work is void. Its coordinator's word counts beside this machine's wall clock.
+/// When the work is void. What its coordinator says is left counts beside this machine's wall clock.
 pub(super) fn deadline_of(now: Now, work: &Work) -> Option<Deadline> {
     let at = work.deadline?;
     let told = work.left_ms.map(|left| Deadline::told(now, at, Duration::from_millis(left)));
