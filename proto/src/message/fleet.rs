@@ -7,7 +7,7 @@ use crate::id::{BatchId, Epoch, JobKey, LeaderRevision, TimeMs, WorkerId};
 use crate::money::UsdMicro;
 use crate::tag::AssignmentTag;
 
-/// A worker's word about itself, each second and at every change, on the core subject `tf.fleet.heartbeat.<worker>`.
+/// What a worker says about itself, each second and at every change, on the core subject `tf.fleet.heartbeat.<worker>`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
     pub worker: WorkerId,
