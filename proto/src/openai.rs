@@ -78,9 +78,12 @@ pub fn param(message: &str) -> Option<&str> {
     message.strip_prefix('`')?.split_once('`').map(|(name, _)| name)
 }
 
-/// The endpoints, for a sentence that says which are known.
-fn endpoints() -> String {
-    Endpoint::ALL.map(|endpoint| format!("\"{}\"", endpoint.as_str())).join(" or ")
+/// The endpoint of this name, which stands in `field`.
+fn endpoint_of(field: &str, name: &str) -> Result<Endpoint, fields::Fault> {
+    Endpoint::ALL.into_iter().find(|endpoint| endpoint.as_str() == name).ok_or_else(|| {
+        let known = Endpoint::ALL.map(|endpoint| format!("\"{}\"", endpoint.as_str())).join(" or ");
+        format!("`{field}` must be {known}, not {:?}", fields::clipped(name))
+    })
 }
 
 fn refused(fault: fields::Fault) -> Failure {

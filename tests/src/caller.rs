@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{
-    BatchCreate, BatchOptions, BatchRef, BatchView, JobResult, Reply, ResultsPage, ResultsRequest,
+    BatchCreate, BatchOptions, BatchRef, BatchView, Generation, JobCreate, JobResult, Line, Prompt, Reply,
+    ResultsPage, ResultsRequest,
 };
+use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::{BatchId, TenantId, codec};
+use ternfleet_proto::{BatchId, TenantId, TimeMs, codec};
 use tokio::io::AsyncReadExt;
 
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -64,6 +66,24 @@ impl Client {
             metadata: Default::default(),
             traceparent: None,
             work: None,
+        }
+    }
+
+    /// A completion outside of any file, as the gateway asks for it.
+    pub fn completion(&self, number: u64) -> JobCreate {
+        JobCreate {
+            tenant: self.tenant.clone(),
+            batch: format!("cmpl-{number}").parse().unwrap(),
+            line: Line { custom_id: None, endpoint: Endpoint::Completions, model: None },
+            generation: Generation {
+                prompt: Prompt::Text("a".to_owned()),
+                max_tokens: Some(4),
+                seed: number,
+                ..Generation::default()
+            },
+            deadline: TimeMs::now().plus(Duration::from_secs(60)),
+            traceparent: None,
+            again: false,
         }
     }
 

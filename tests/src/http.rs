@@ -26,10 +26,14 @@ pub async fn request(address: &str, method: &str, path: &str, body: &str) -> std
     socket.write_all(head.as_bytes()).await?;
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer).await?;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
+    Ok(status_and_body(&answer))
+}
+
+fn status_and_body(answer: &[u8]) -> (u16, String) {
+    let answer = String::from_utf8_lossy(answer);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-    Ok((status, body.to_owned()))
+    (status, body.to_owned())
 }
 
 pub async fn post(address: &str, path: &str, body: &str) -> (u16, String) {
@@ -38,6 +42,18 @@ pub async fn post(address: &str, path: &str, body: &str) -> (u16, String) {
 
 pub async fn get(address: &str, path: &str) -> (u16, String) {
     request(address, "GET", path, "").await.unwrap()
+}
+
+/// As [`get`], for tests without a runtime; `base` begins with `http://`.
+pub fn get_blocking(base: &str, path: &str) -> (u16, String) {
+    use std::io::{Read as _, Write as _};
+    let host = base.strip_prefix("http://").unwrap().trim_end_matches('/');
+    let mut socket = std::net::TcpStream::connect(host).unwrap();
+    // By HTTP/1.0, so that no body comes in chunks.
+    write!(socket, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).unwrap();
+    status_and_body(&answer)
 }
 
 pub async fn wait_ready(address: &str) {

@@ -324,10 +324,9 @@ impl Service {
     /// # Errors
     /// When it cannot be started.
     pub fn start_program(program: &Path, arguments: &[&str], log: &Path) -> anyhow::Result<Service> {
-        let log = std::fs::File::create(log)?;
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null());
-        Ok(Service(command.stdout(log.try_clone()?).stderr(log).spawn()?))
+        Self::start_command(command, log)
     }
 
     /// How it ended, if it has.

@@ -3,10 +3,10 @@
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
-use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ternfleet_tests::http;
 use ternfleet_tests::program::{LocalFleet, up_command, wait_for};
 
 /// Where Debian keeps the library.
@@ -20,15 +20,6 @@ fn library() -> PathBuf {
 fn metric(page: &str, name: &str) -> f64 {
     let value = page.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next());
     value.filter_map(|value| value.parse::<f64>().ok()).sum()
-}
-
-fn metrics(fleet: &LocalFleet) -> String {
-    let host = fleet.addresses.http.trim_start_matches("http://").trim_end_matches('/');
-    let mut stream = std::net::TcpStream::connect(host).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut page = String::new();
-    stream.read_to_string(&mut page).unwrap();
-    page
 }
 
 #[test]
@@ -50,7 +41,7 @@ fn a_fleet_whose_wall_clock_is_stepped_loses_no_worker_and_blames_no_job() {
     let detached = ["submit", &input, "--deadline", "2h", "--anyway", "--detach"];
     let id = fleet.run(&detached).unwrap().stdout.trim().to_owned();
     fleet.wait_for_answers(&id, 5).unwrap();
-    // A minute forward twice, three minutes back, far beyond the batch's deadline, and home again.
+    // A minute forward twice, three minutes back, far beyond the batch's deadline, and back to the true time.
     for by in ["+60", "+120", "-60", "+14400", "+0"] {
         std::fs::write(&offset, by).unwrap();
         std::thread::sleep(Duration::from_secs(3));
@@ -59,7 +50,7 @@ fn a_fleet_whose_wall_clock_is_stepped_loses_no_worker_and_blames_no_job() {
         let status = fleet.run(&["status", &id, "--json"])?.json()?;
         Ok((status["status"] == "completed").then_some(status))
     });
-    let page = metrics(&fleet);
+    let (_, page) = http::get_blocking(&fleet.addresses.http, "/metrics");
     let status = ended.unwrap_or_else(|error| panic!("{error:#}\n{page}"));
     assert_eq!(status["request_counts"]["completed"], 400, "{status}");
     assert!(metric(&page, "ternfleet_clock_steps_total") >= 4.0, "{page}");

@@ -87,11 +87,5 @@ fn a_model_that_is_missing_or_broken_is_said_and_ends_it() {
 }
 
 fn http_status(address: &str, path: &str) -> u16 {
-    use std::io::{Read, Write};
-    let host = address.strip_prefix("http://").unwrap();
-    let mut stream = std::net::TcpStream::connect(host).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.split(' ').nth(1).unwrap().parse().unwrap()
+    ternfleet_tests::http::get_blocking(address, path).0
 }

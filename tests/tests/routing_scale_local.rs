@@ -364,7 +364,7 @@ async fn a_class_whose_pods_die_before_their_first_heartbeat_rests_and_says_why(
         codec::decode::<Reply<ScaleView>>(&asked.ok()?).ok()?.ok()
     };
     let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
-    // Whoever boots is taken away: the last words of the second one, the silence of the other.
+    // Whoever boots is taken away: the second one has said why it fails, the first one nothing.
     let class = loop {
         assert!(tokio::time::Instant::now() < deadline, "the class does not rest");
         let second = {

@@ -14,7 +14,7 @@ use ternfleet_coordinator::core::{
 };
 use ternfleet_proto::message::{
     BatchCreate, BatchOptions, Durability, EventKind, Generation, Input, JobCreate, Line, Prompt, Running,
-    Sampling, Work,
+    Work,
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
@@ -325,13 +325,8 @@ fn generation(max_tokens: u32) -> Generation {
     Generation {
         prompt: Prompt::Text("Once".to_owned()),
         max_tokens: Some(max_tokens),
-        sampling: Sampling::default(),
         seed: 1,
-        stop: Vec::new(),
-        logprobs: None,
-        constraint: None,
-        echo: false,
-        stream: false,
+        ..Generation::default()
     }
 }
 

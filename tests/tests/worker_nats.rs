@@ -13,7 +13,7 @@ use futures::StreamExt as _;
 use ternfleet_proto::bus::{BusStream, Note, Publish, Replayed};
 use ternfleet_proto::message::{
     Checkpoint, Control, Generated, Generation, Heartbeat, Input, JobResult, Line, Order, Outcome, Prompt,
-    Sampling, TokenChunk, Work, WorkerState,
+    TokenChunk, Work, WorkerState,
 };
 use ternfleet_proto::nats::{ConnectOptions, connect};
 use ternfleet_proto::openai::Endpoint;
@@ -165,13 +165,9 @@ fn work(worker: &WorkerId, index: u32, epoch: u32, tokens: u32, lane: Lane) -> W
         input: Input::Inline(Generation {
             prompt: Prompt::Text("once".to_owned()),
             max_tokens: Some(tokens),
-            sampling: Sampling::default(),
             seed: u64::from(index),
-            stop: Vec::new(),
-            logprobs: None,
-            echo: false,
             stream: true,
-            constraint: None,
+            ..Generation::default()
         }),
         traceparent: None,
         job,

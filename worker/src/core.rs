@@ -19,12 +19,12 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ternfleet_proto::clock::StepWatch;
 use ternfleet_proto::message::{Control, Heartbeat, WorkerCounters, WorkerState};
-use ternfleet_proto::{BatchId, Epoch, JobKey, Lane, LeaderRevision, MonoMs, Now};
+use ternfleet_proto::{BatchId, JobKey, Lane, LeaderRevision, MonoMs, Now};
 
 pub use event::*;
 pub use rate::Rate;
@@ -77,7 +77,7 @@ pub struct Core {
     pages_a_job: f64,
     leader: Leader,
     cancelled: VecDeque<BatchId>,
-    answered: BTreeMap<JobKey, Epoch>,
+    answered: BTreeSet<JobKey>,
     answered_order: VecDeque<JobKey>,
     counters: WorkerCounters,
     decode_rate: Rate,
@@ -133,7 +133,7 @@ impl Core {
             pages_a_job: 1.0,
             leader: Leader::default(),
             cancelled: VecDeque::new(),
-            answered: BTreeMap::new(),
+            answered: BTreeSet::new(),
             answered_order: VecDeque::new(),
             counters: WorkerCounters::default(),
             prefilled: 0,

@@ -124,8 +124,13 @@ fn drive(
                             report.refused.push((slot, refused));
                         }
                     }
-                    places.extend(taken.iter().map(|&(place, id)| (id, place)));
-                    sequences.extend(taken);
+                    for (place, id) in taken {
+                        places.insert(id, place);
+                        // An earlier run of the job may not have ended yet: nothing more is heard of it.
+                        if let Some(earlier) = sequences.insert(place, id) {
+                            places.remove(&earlier);
+                        }
+                    }
                 }
                 Ok(Command::Cancel { slot, choice }) => {
                     let (first, last) = choice.map_or((0, u16::MAX), |choice| (choice, choice));

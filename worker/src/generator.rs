@@ -115,7 +115,7 @@ impl Instant {
     }
 }
 
-/// The letter at a position: mostly a to z, now and then a space.
+/// The letter at a position: mostly a to z, sometimes a space.
 fn letter(seed: u64, position: usize) -> u32 {
     let mixed =
         (seed ^ (position as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xD6E8_FEB8_6659_FD93);

@@ -30,12 +30,12 @@ use crate::options::Options;
 use crate::{http, model};
 use dead_man::{DeadMan, Due};
 use generations::{Generations, Preparation};
-use perform::{Kitchen, Performer};
+use perform::{Performer, Preparer};
 use spans::Spans;
 
 const TICK: Duration = Duration::from_millis(100);
 /// What is still on its way when the core has ended may take this long.
-const LAST_WORDS: Duration = Duration::from_millis(400);
+const FINISH_MAX: Duration = Duration::from_millis(400);
 
 /// As [`run_then`], with nothing to do once it is ready.
 pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -84,7 +84,7 @@ pub async fn run_then(
     let (events, inbox) = mpsc::unbounded_channel();
     let (preparations, prepared) = mpsc::unbounded_channel();
     let language = Arc::new(model.language);
-    let kitchen = Kitchen {
+    let preparer = Preparer {
         language: language.clone(),
         sampling: model.sampling,
         context: model.context,
@@ -96,12 +96,12 @@ pub async fn run_then(
         counting,
         language.clone(),
     )));
-    let performer = Performer::new(bus.clone(), identity.worker.clone(), events, kitchen);
+    let performer = Performer::new(bus.clone(), identity.worker.clone(), events, preparer);
     let silence_max = (options.dead_man_ms > 0).then(|| Duration::from_millis(options.dead_man_ms));
     let shell = Shell {
         spans: Spans::new(identity.worker.clone()),
         core: Core::new(config),
-        generations: Generations::new(language),
+        generations: Generations::new(language, model.page_tokens),
         control: subscribe(&bus, &table::control(&identity.worker)).await?,
         control_all: subscribe(&bus, table::control_all()).await?,
         performer,
@@ -222,7 +222,7 @@ impl Shell {
                 break Ok(if self.orphaned { Ended::Orphaned } else { Ended::Asked });
             }
         };
-        self.performer.finish(LAST_WORDS).await;
+        self.performer.finish(FINISH_MAX).await;
         self.engine.stop();
         outcome
     }

@@ -95,7 +95,7 @@ impl Issuer {
     pub fn verify(&self, role: Role, token: &str, now: TimeMs) -> Result<Holder, AccessError> {
         let signer = self.keys.iter().find(|(of, _)| *of == role);
         let (_, signer) = signer.ok_or_else(|| unusable("the token", "nobody here can judge it"))?;
-        jwt::verified(token, signer)?;
+        jwt::verify(token, signer)?;
         let holder = holder_of(token)?;
         if holder.role != role {
             return Err(unusable("the token", "it is for another role"));

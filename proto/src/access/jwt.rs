@@ -50,13 +50,12 @@ pub(super) fn claims(token: &str) -> Result<Value, AccessError> {
     serde_json::from_slice(&bytes).map_err(|reason| unusable("the token", reason))
 }
 
-/// The claims of a token that `signer` has signed.
-pub(super) fn verified(token: &str, signer: &KeyPair) -> Result<Value, AccessError> {
+/// Fails unless `signer` has signed the token.
+pub(super) fn verify(token: &str, signer: &KeyPair) -> Result<(), AccessError> {
     let (signed, signature) =
         token.rsplit_once('.').ok_or_else(|| unusable("the token", "it has no signature"))?;
     let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|reason| unusable("the token", reason))?;
-    signer.verify(signed.as_bytes(), &signature).map_err(|reason| unusable("the token", reason))?;
-    claims(token)
+    signer.verify(signed.as_bytes(), &signature).map_err(|reason| unusable("the token", reason))
 }
 
 /// The operator's part.

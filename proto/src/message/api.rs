@@ -92,7 +92,7 @@ pub struct BatchOptions {
 pub enum Durability {
     /// Memory storage: lost with the server.
     Memory,
-    /// A file that is synced every now and then (NATS default: 2 minutes): survives a process, not a power cut.
+    /// A file that is synced at intervals (NATS default: 2 minutes): survives a process, not a power cut.
     Stored,
     /// Stored on several servers.
     Replicated,

@@ -38,7 +38,7 @@ pub enum EventKind {
         from: TimeMs,
         to: TimeMs,
         idle_usd_micro: UsdMicro,
-        /// Used by batches whose budgets had no room for it.
+        /// Used by batches whose budgets did not cover it.
         #[serde(default)]
         over_budget_usd_micro: UsdMicro,
         by_batch: Vec<(BatchId, UsdMicro)>,

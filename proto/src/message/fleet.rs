@@ -7,7 +7,7 @@ use crate::id::{BatchId, Epoch, JobKey, LeaderRevision, TimeMs, WorkerId};
 use crate::money::UsdMicro;
 use crate::tag::AssignmentTag;
 
-/// A worker's word about itself, each second and at every change, on the core subject `tf.fleet.heartbeat.<worker>`.
+/// What a worker says about itself, each second and at every change, on the core subject `tf.fleet.heartbeat.<worker>`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
     pub worker: WorkerId,
@@ -182,7 +182,7 @@ pub struct JoinGrant {
     pub expires_at: TimeMs,
 }
 
-/// `tf.fleet.failed.<name>`: the last words of a pod whose worker never ran. Nobody answers; the pod ends itself next.
+/// `tf.fleet.failed.<name>`: why the worker of a pod never ran. Nobody answers; the pod ends itself next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartFailed {
     /// What it calls itself; counts only where the name that it joins with says so too.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::api::StoredMessage;
 use super::{NatsBus, replay};
 use crate::bus::{BusError, Entry, Publish, Replayed, Result};
-use crate::table::KvSpec;
+use crate::table::{self, KvSpec};
 
 const OPERATION: &str = "KV-Operation";
 /// Set by the server on the markers it leaves itself.
@@ -22,8 +22,8 @@ const TTL: &str = "Nats-TTL";
 
 pub(super) fn configuration(spec: &KvSpec) -> Value {
     json!({
-        "name": stream(&spec.bucket),
-        "subjects": [format!("$KV.{}.>", spec.bucket)],
+        "name": table::kv_stream(&spec.bucket),
+        "subjects": [table::kv_values(&spec.bucket)],
         "storage": "file",
         "retention": "limits",
         "discard": "new",
@@ -41,10 +41,6 @@ pub(super) fn configuration(spec: &KvSpec) -> Value {
     })
 }
 
-fn stream(bucket: &str) -> String {
-    format!("KV_{bucket}")
-}
-
 fn subject(bucket: &str, key: &str) -> Result<String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_/=.".contains(&b);
     if key.is_empty() || key.starts_with('.') || key.ends_with('.') || !key.bytes().all(fits) {
@@ -59,7 +55,7 @@ fn is_marker(message: &StoredMessage) -> bool {
 
 impl NatsBus {
     pub(super) async fn value(&self, bucket: &str, key: &str) -> Result<Option<Entry>> {
-        let found = self.stored_last(&stream(bucket), &subject(bucket, key)?).await?;
+        let found = self.stored_last(&table::kv_stream(bucket), &subject(bucket, key)?).await?;
         Ok(found.filter(|message| !is_marker(message)).map(|message| Entry {
             key: key.to_owned(),
             value: message.payload,
@@ -95,7 +91,7 @@ impl NatsBus {
                 Err(BusError::WrongLastSequence) => {}
                 other => return other,
             }
-            match self.stored_last(&stream(bucket), &subject(bucket, key)?).await? {
+            match self.stored_last(&table::kv_stream(bucket), &subject(bucket, key)?).await? {
                 Some(message) if is_marker(&message) => expected = message.sequence,
                 Some(_) => break,
                 None => expected = 0,
@@ -112,15 +108,15 @@ impl NatsBus {
 
     /// Reads the bucket's stream once. Markers are told by their empty value, which no value of ours has.
     pub(super) async fn values(&self, bucket: &str) -> Result<Vec<Entry>> {
-        let prefix = format!("$KV.{bucket}.");
-        let mut messages = replay::open(self.clone(), &stream(bucket), &format!("{prefix}>"), 1).await?;
+        let (stream, values) = (table::kv_stream(bucket), table::kv_values(bucket));
+        let mut messages = replay::open(self.clone(), &stream, &values, 1).await?;
         let mut last: BTreeMap<String, Entry> = BTreeMap::new();
         while let Some(item) = messages.next().await {
             let message = match item? {
                 Replayed::CaughtUp => break,
                 Replayed::Message(message) => message,
             };
-            let key = message.subject.strip_prefix(&prefix).unwrap_or(&message.subject).to_owned();
+            let key = table::kv_key(bucket, &message.subject).unwrap_or(&message.subject).to_owned();
             let entry = Entry { key: key.clone(), value: message.payload, revision: message.sequence };
             last.insert(key, entry);
         }

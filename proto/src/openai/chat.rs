@@ -34,7 +34,7 @@ impl Speaker {
     pub(super) fn read(fields: &mut Fields) -> Result<Speaker, Fault> {
         match fields.text("role")?.as_deref() {
             None => Err("`role` is missing".into()),
-            // OpenAI's newer word for the same thing.
+            // OpenAI's newer name of the same role.
             Some("system" | "developer") => Ok(Speaker::System),
             Some("user") => Ok(Speaker::User),
             Some("assistant") => Ok(Speaker::Assistant),
@@ -66,33 +66,41 @@ fn message(item: Value) -> Result<ChatMessage, Fault> {
     {
         return Err("`annotations` are not supported here: leave them out".into());
     }
-    let content = match fields.take("content") {
-        None => return Err("`content` is missing".into()),
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => parts.into_iter().map(part).collect::<Result<String, Fault>>()?,
-        Some(other) => {
-            return Err(format!("`content` must be a string or text parts, not {}", shown(&other)));
-        }
-    };
+    let content = content(&mut fields, part)?;
     fields.finish("a message")?;
     Ok(speaker.says(content))
 }
 
-fn part(item: Value) -> Result<String, Fault> {
+/// What a message says: a text, or parts, each of which `part` reads.
+pub(super) fn content(
+    fields: &mut Fields,
+    part: fn(Value) -> Result<String, Fault>,
+) -> Result<String, Fault> {
+    match fields.take("content") {
+        None => Err("`content` is missing".into()),
+        Some(Value::String(text)) => Ok(text),
+        Some(Value::Array(parts)) => parts.into_iter().map(part).collect(),
+        Some(other) => Err(format!("`content` must be a string or text parts, not {}", shown(&other))),
+    }
+}
+
+/// The fields of a part of one of these types.
+pub(super) fn part_of_type(item: Value, types: &[&str]) -> Result<Fields, Fault> {
     let Value::Object(map) = item else {
         return Err(format!("a part of `content` must be an object, not {}", shown(&item)));
     };
     let mut fields = Fields::new(map);
     match fields.text("type")?.as_deref() {
-        Some("text") => {}
+        Some(kind) if types.contains(&kind) => Ok(fields),
         Some(other) => {
-            return Err(format!(
-                "a part of type {:?} is not supported: this model reads text",
-                clipped(other)
-            ));
+            Err(format!("a part of type {:?} is not supported: this model reads text", clipped(other)))
         }
-        None => return Err("a part of `content` has no `type`".into()),
+        None => Err("a part of `content` has no `type`".into()),
     }
+}
+
+fn part(item: Value) -> Result<String, Fault> {
+    let mut fields = part_of_type(item, &["text"])?;
     let text = fields.text("text")?.ok_or_else(|| Fault::from("a part of type \"text\" has no `text`"))?;
     fields.finish("a part of `content`")?;
     Ok(text)

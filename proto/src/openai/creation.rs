@@ -93,10 +93,8 @@ fn inline(requests: Vec<Value>) -> Result<BatchInput, Fault> {
 }
 
 fn endpoint(fields: &mut Fields) -> Result<Endpoint, Fault> {
-    let named = fields.text("endpoint")?.ok_or("`endpoint` is missing")?;
-    Endpoint::ALL.into_iter().find(|endpoint| endpoint.as_str() == named).ok_or_else(|| {
-        format!("`endpoint` must be {}, not {}", super::endpoints(), shown(&Value::String(named)))
-    })
+    let name = fields.text("endpoint")?.ok_or("`endpoint` is missing")?;
+    super::endpoint_of("endpoint", &name)
 }
 
 /// The `expires_after` of an upload, field by field as a form has them; `None` when there is none.
@@ -124,7 +122,7 @@ fn end_after(fields: &mut Fields, name: &str) -> Result<Option<u64>, Fault> {
     seconds.map(Some).ok_or_else(|| format!("`{name}.seconds` is missing"))
 }
 
-/// What OpenAI's API has no words for.
+/// The fields that OpenAI's API does not have.
 fn own_fields(mut fields: Fields) -> Result<(Option<String>, BatchOptions), Fault> {
     let name = fields.text("name")?;
     let deadline = fields.integer("deadline", 0..=u64::MAX)?;

@@ -120,10 +120,7 @@ fn batch_form(mut fields: Fields, line: &mut Line) -> Result<Map<String, Value>,
         Some(other) => return Err(format!("`method` must be \"POST\", not {:?}", clipped(other))),
     }
     let url = fields.text("url")?.ok_or_else(|| Fault::from("`url` is missing"))?;
-    line.endpoint = Endpoint::ALL
-        .into_iter()
-        .find(|endpoint| endpoint.as_str() == url)
-        .ok_or_else(|| format!("`url` must be {}, not {:?}", super::endpoints(), clipped(&url)))?;
+    line.endpoint = super::endpoint_of("url", &url)?;
     let body = match fields.take("body") {
         None => return Err("`body` is missing".into()),
         Some(Value::Object(body)) => body,

@@ -158,14 +158,11 @@ fn sampling(fields: &mut Fields, served: &ModelDefaults) -> Result<Sampling, Fau
 
 /// 0 turns it off, and so does vLLM's -1.
 fn top_k(fields: &mut Fields) -> Result<Option<u32>, Fault> {
-    match fields.take("top_k") {
-        Some(value) if value.as_i64() == Some(-1) => Ok(Some(0)),
-        Some(value) => {
-            fields.put("top_k", value);
-            Ok(fields.integer("top_k", 0..=u64::from(u32::MAX))?.map(|n| n as u32))
-        }
-        None => Ok(None),
+    if fields.get("top_k").and_then(Value::as_i64) == Some(-1) {
+        fields.take("top_k");
+        return Ok(Some(0));
     }
+    Ok(fields.integer("top_k", 0..=u64::from(u32::MAX))?.map(|n| n as u32))
 }
 
 fn logit_bias(fields: &mut Fields, served: &ModelDefaults) -> Result<Vec<(u32, f32)>, Fault> {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::chat::Speaker;
+use super::chat::{self, Speaker};
 use super::fields::{Fault, Fields, clipped, shown};
 use super::inert;
 use super::logprobs::token_logprob;
@@ -34,10 +34,7 @@ pub(super) fn read(fields: &mut Fields, tokens_max: u64) -> Result<Asked, Fault>
     stateless(fields)?;
     no_tools(fields)?;
     for name in ["temperature", "top_p"] {
-        if let Some(value) = fields.take(name) {
-            settings.insert(name.into(), value.clone());
-            fields.put(name, value);
-        }
+        settings.extend(fields.get(name).map(|value| (name.to_owned(), value.clone())));
     }
     let max_tokens = fields.integer("max_output_tokens", 1..=tokens_max)?.map(|n| n as u32);
     settings.insert("max_output_tokens".into(), json!(max_tokens));
@@ -76,33 +73,13 @@ fn message(item: Value) -> Result<ChatMessage, Fault> {
         fields.text(name)?;
     }
     let speaker = Speaker::read(&mut fields)?;
-    let content = match fields.take("content") {
-        None => return Err("`content` is missing".into()),
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => parts.into_iter().map(part).collect::<Result<String, Fault>>()?,
-        Some(other) => {
-            return Err(format!("`content` must be a string or text parts, not {}", shown(&other)));
-        }
-    };
+    let content = chat::content(&mut fields, part)?;
     fields.finish("a message")?;
     Ok(speaker.says(content))
 }
 
 fn part(item: Value) -> Result<String, Fault> {
-    let Value::Object(map) = item else {
-        return Err(format!("a part of `content` must be an object, not {}", shown(&item)));
-    };
-    let mut fields = Fields::new(map);
-    match fields.text("type")?.as_deref() {
-        Some("input_text" | "output_text" | "text") => {}
-        Some(other) => {
-            return Err(format!(
-                "a part of type {:?} is not supported: this model reads text",
-                clipped(other)
-            ));
-        }
-        None => return Err("a part of `content` has no `type`".into()),
-    }
+    let mut fields = chat::part_of_type(item, &["input_text", "output_text", "text"])?;
     let text = fields.text("text")?.ok_or("a part of `content` has no `text`")?;
     // Parts of an earlier response carry them; they are no part of what was said.
     fields.take("annotations");
@@ -252,13 +229,12 @@ fn item_id(job: &JobKey) -> String {
 }
 
 fn item(job: &JobKey, generated: Option<&Generated>) -> Value {
-    let (status, content) = match generated {
-        None => ("in_progress", json!([])),
-        Some(one) if one.finish == Finish::Length => {
-            ("incomplete", json!([part_of(&one.text, &one.logprobs)]))
-        }
-        Some(one) => ("completed", json!([part_of(&one.text, &one.logprobs)])),
+    let status = match generated.map(|one| one.finish) {
+        None => "in_progress",
+        Some(Finish::Length) => "incomplete",
+        Some(Finish::Stop) => "completed",
     };
+    let content: Vec<Value> = generated.iter().map(|one| part_of(&one.text, &one.logprobs)).collect();
     json!({ "id": item_id(job), "type": "message", "role": "assistant", "status": status, "content": content })
 }
 

@@ -41,11 +41,10 @@ pub fn parse_single(endpoint: Endpoint, bytes: &[u8], job: &JobKey) -> Result<Si
 /// The whole answer. `null` when the job failed, which its [`Outcome`] tells better.
 pub fn single_body(result: &JobResult, single: &Single) -> Value {
     let Outcome::Text(generated) = &result.outcome else { return Value::Null };
-    let mut whole = match single.line.endpoint {
-        Endpoint::Responses => responses::body(result, generated, &single.settings),
-        Endpoint::Completions | Endpoint::ChatCompletions => body(result, generated),
+    let (mut whole, created) = match single.line.endpoint {
+        Endpoint::Responses => (responses::body(result, generated, &single.settings), "created_at"),
+        Endpoint::Completions | Endpoint::ChatCompletions => (body(result, generated), "created"),
     };
-    let created = if single.line.endpoint == Endpoint::Responses { "created_at" } else { "created" };
     whole[created] = json!(single.created_at.0 / 1000);
     whole["ternfleet"] = effort(result);
     whole

@@ -7,9 +7,7 @@ use anyhow::ensure;
 use ternfleet_coordinator::core::{
     Action, Answer, BatchRecord, Content, Core, Event, Fed, Ground, Lead, Limits, Task, Verdict,
 };
-use ternfleet_proto::message::{
-    BatchCreate, BatchOptions, Durability, Generation, Input, Line, Prompt, Sampling,
-};
+use ternfleet_proto::message::{BatchCreate, BatchOptions, Durability, Generation, Input, Line, Prompt};
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{Attempt, LeaderRevision, MonoMs, Now, TenantId, TimeMs, WorkerId};
@@ -156,13 +154,8 @@ fn task(index: u32) -> Task {
     let generation = Generation {
         prompt: Prompt::Text(format!("prompt {index}")),
         max_tokens: Some(16),
-        sampling: Sampling::default(),
         seed: 1,
-        stop: Vec::new(),
-        logprobs: None,
-        echo: false,
-        stream: false,
-        constraint: None,
+        ..Generation::default()
     };
     let line = Line { custom_id: Some(format!("c{index}")), endpoint: Endpoint::Completions, model: None };
     Task { line, input: Input::Inline(generation), tokens_estimate: 20, bytes: 420 }

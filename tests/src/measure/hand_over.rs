@@ -5,10 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use ternfleet_proto::message::{Generation, JobCreate, Line, Prompt, Sampling};
-use ternfleet_proto::openai::Endpoint;
+use ternfleet_proto::JobKey;
 use ternfleet_proto::table::ApiVerb;
-use ternfleet_proto::{JobKey, TimeMs};
 
 use super::{Fleet, quantile};
 use crate::caller::prompts;
@@ -72,28 +70,8 @@ pub async fn latency(rate: u64, seconds: u64) -> anyhow::Result<()> {
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
     for number in 0..rate * seconds {
         ticker.tick().await;
-        let batch = format!("cmpl-{number}").parse()?;
-        let job = JobKey { batch, index: 0 };
-        let create = JobCreate {
-            tenant: fleet.client.tenant.clone(),
-            batch: job.batch.clone(),
-            line: Line { custom_id: None, endpoint: Endpoint::Completions, model: None },
-            generation: Generation {
-                prompt: Prompt::Text("a".to_owned()),
-                max_tokens: Some(4),
-                sampling: Sampling::default(),
-                seed: number,
-                stop: Vec::new(),
-                logprobs: None,
-                echo: false,
-                stream: false,
-                constraint: None,
-            },
-            deadline: TimeMs::now().plus(Duration::from_secs(60)),
-            traceparent: None,
-            again: false,
-        };
-        asked.push((job, Instant::now()));
+        let create = fleet.client.completion(number);
+        asked.push((JobKey { batch: create.batch.clone(), index: 0 }, Instant::now()));
         let client = fleet.client.clone();
         asking.spawn(async move { client.ask::<()>(ApiVerb::JobCreate, &create).await });
     }

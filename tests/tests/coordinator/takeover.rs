@@ -6,12 +6,9 @@ use std::time::{Duration, Instant};
 use ternfleet_coordinator::Options;
 use ternfleet_coordinator::core::{BatchRecord, Ground};
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::message::{
-    BatchList, BatchOptions, BatchState, BatchView, Durability, Generation, JobCreate, Line, Prompt, Sampling,
-};
-use ternfleet_proto::openai::Endpoint;
+use ternfleet_proto::message::{BatchList, BatchOptions, BatchState, BatchView, Durability};
 use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::{JobKey, TimeMs, codec};
+use ternfleet_proto::{TimeMs, codec};
 use ternfleet_tests::caller::{Client, prompts};
 use ternfleet_tests::http;
 use ternfleet_tests::instant::{InstantWorker, Manner};
@@ -109,27 +106,7 @@ async fn ended_batches_are_listed_however_many_completions_came_after() {
         client.wait_end(&view.id).await;
     }
     for number in 0..230u64 {
-        let job = JobKey { batch: format!("cmpl-{number}").parse().unwrap(), index: 0 };
-        let create = JobCreate {
-            tenant: client.tenant.clone(),
-            batch: job.batch.clone(),
-            line: Line { custom_id: None, endpoint: Endpoint::Completions, model: None },
-            generation: Generation {
-                prompt: Prompt::Text("a".to_owned()),
-                max_tokens: Some(4),
-                sampling: Sampling::default(),
-                seed: number,
-                stop: Vec::new(),
-                logprobs: None,
-                echo: false,
-                stream: false,
-                constraint: None,
-            },
-            deadline: TimeMs::now().plus(Duration::from_secs(60)),
-            traceparent: None,
-            again: false,
-        };
-        client.ask::<()>(ApiVerb::JobCreate, &create).await.unwrap();
+        client.ask::<()>(ApiVerb::JobCreate, &client.completion(number)).await.unwrap();
     }
     let list = BatchList { tenant: client.tenant.clone(), after: None, limit: 10 };
     let listed = async || {

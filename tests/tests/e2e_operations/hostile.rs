@@ -14,7 +14,7 @@ use ternfleet_tests::program::wait_for;
 use crate::fleet::{as_tenant, coordinator, prompts, wait_for_pods, worker};
 
 const JOBS: usize = 40;
-/// More than the world has.
+/// More than any budget.
 const RUINOUS: UsdMicro = UsdMicro(1_000_000_000_000_000);
 
 async fn pods(bus: &dyn Bus, tenant: &TenantId) -> Vec<PodView> {

@@ -3,7 +3,6 @@
 //! Ignored unless asked for: `scripts/system-tests.sh` installs Prometheus where it can and runs it.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -173,11 +172,6 @@ fn has_data(answer: &Value) -> bool {
 }
 
 fn get(address: &str, path: &str) -> Value {
-    let host = address.strip_prefix("http://").unwrap();
-    let mut stream = std::net::TcpStream::connect(host).unwrap();
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"))
+    let (_, body) = ternfleet_tests::http::get_blocking(address, path);
+    serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"))
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::Core;
 use super::event::{SlotId, Steps};
-use super::slot::Phase;
 
 impl Core {
     /// `made` is how many tokens each job got in these steps. Prompts share what is left by their length, and a prompt's
@@ -19,7 +18,8 @@ impl Core {
         let reading = if prompts > 0.0 { steps.prefill_tokens as f64 * weight } else { 0.0 };
         let drawn: f64 = made.iter().map(|(_, count)| f64::from(*count)).sum();
         if reading + drawn <= 0.0 {
-            // Half a token is nobody's yet. A cancelled job's last prompt tokens are nobody's at all.
+            // A step whose token comes with a later step is charged with that. The last prompt tokens of a cancelled job
+            // are charged to nobody.
             self.unshared = if steps.prefill_tokens == 0 { time } else { Duration::ZERO };
             return;
         }
@@ -33,17 +33,11 @@ impl Core {
                 slot.engine += each.mul_f64(share);
             }
         }
-        for (id, _) in made {
-            if let Some(slot) = self.slots.get_mut(id) {
-                slot.prefilling = false;
-            }
-        }
     }
 
     /// Jobs whose prompt is being computed, with its length.
     fn prompts(&self) -> impl Iterator<Item = (SlotId, f64)> {
-        let prefilling = |slot: &super::Slot| slot.prefilling && matches!(slot.phase, Phase::Running);
-        let slots = self.slots.iter().filter(move |(_, slot)| prefilling(slot));
+        let slots = self.slots.iter().filter(|(_, slot)| slot.is_prefilling());
         slots.map(|(id, slot)| (*id, f64::from(slot.prompt_tokens.max(1)) + slot.kept as f64))
     }
 }

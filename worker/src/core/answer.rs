@@ -152,13 +152,13 @@ impl Core {
     fn acknowledge(&mut self, now: Now, id: SlotId, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         slot.enter(Phase::Acking);
-        let (job, epoch) = (slot.work.job.clone(), slot.work.epoch);
-        self.remember(job, epoch);
+        let job = slot.work.job.clone();
+        self.remember(job);
         self.issue(now, id, actions);
     }
 
-    fn remember(&mut self, job: JobKey, epoch: ternfleet_proto::Epoch) {
-        if self.answered.insert(job.clone(), epoch).is_none() {
+    fn remember(&mut self, job: JobKey) {
+        if self.answered.insert(job.clone()) {
             self.answered_order.push_back(job);
         }
         while self.answered_order.len() > ANSWERED_MAX {

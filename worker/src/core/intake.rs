@@ -1,4 +1,4 @@
-//! Taking work in: what is pulled, what is refused at the door, how a job is claimed.
+//! Taking work in: what is pulled, what is refused at once, how a job is claimed.
 //!
 //! The claim is the zeroth checkpoint, written by compare-and-set. A job of which no attempt had begun is claimed
 //! without reading first; a conflict then leads to a read, and the read decides.
@@ -212,7 +212,7 @@ impl Core {
             let Some(slot) = self.slots.get(&id) else { continue };
             let job = slot.work.job.clone();
             let alone = self.slots.iter().all(|(&other, s)| other == id || s.work.job != job);
-            if alone && self.answered.contains_key(&job) {
+            if alone && self.answered.contains(&job) {
                 if let Some(slot) = self.slots.get_mut(&id) {
                     slot.enter(Phase::Recalling);
                 }
@@ -377,7 +377,6 @@ impl Core {
             self.counters.reprefilled_tokens += u64::from(prompt_tokens) + kept as u64;
         }
         self.counters.repeated_tokens += slot.repeated as u64;
-        slot.prefilling = true;
         slot.started_at = Some(now.mono);
         slot.stored_at = now.mono;
         slot.writing = Writing::No;

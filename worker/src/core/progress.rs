@@ -246,7 +246,7 @@ impl Core {
             return;
         }
         let generated = slot.ids.len() > slot.leased_tokens.max(slot.kept);
-        let prefilling = slot.ids.len() == slot.kept
+        let prefilling = slot.is_prefilling()
             && prefilled > slot.leased_prefill
             && prefilled - slot.prefill_mark <= prefill_max;
         if generated || prefilling {

@@ -78,8 +78,6 @@ pub(super) struct Slot {
     /// An earlier attempt had begun.
     pub(super) begun_before: bool,
     pub(super) prompt_tokens: u32,
-    /// Its prompt is being computed: no token has come of it in this stay.
-    pub(super) prefilling: bool,
     /// Its share of the engine's time, in this stay.
     pub(super) engine: Duration,
 
@@ -120,7 +118,7 @@ pub(super) struct Slot {
     pub(super) faults: u32,
 }
 
-/// When the work is void. Its coordinator's word counts beside this machine's wall clock.
+/// When the work is void. What its coordinator says is left counts beside this machine's wall clock.
 pub(super) fn deadline_of(now: Now, work: &Work) -> Option<Deadline> {
     let at = work.deadline?;
     let told = work.left_ms.map(|left| Deadline::told(now, at, Duration::from_millis(left)));
@@ -143,7 +141,6 @@ impl Slot {
             repeated: 0,
             begun_before: false,
             prompt_tokens: 0,
-            prefilling: false,
             engine: Duration::ZERO,
             sequence: 0,
             has_read: false,
@@ -174,6 +171,11 @@ impl Slot {
         self.phase = phase;
         self.retry_at = None;
         self.tries = 0;
+    }
+
+    /// Its prompt is being computed: no token has come of it since it was started.
+    pub(super) fn is_prefilling(&self) -> bool {
+        matches!(self.phase, Phase::Running) && self.ids.len() == self.kept
     }
 
     /// Generated tokens of a choice.

@@ -3,7 +3,7 @@
 //! A job has one choice or several. They share the pages of their prompt: where it has whole pages, its first choice
 //! computes it, and the others follow when it is there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ternfleet_engine::{Request, StopReason, TokenLogprob, Usage};
@@ -17,9 +17,6 @@ use crate::transcript::{Transcript, logprobs_of, prompt_logprobs_of};
 
 /// A request that was fetched and tokenized, or why it was not.
 pub(super) type Preparation = (SlotId, Result<Box<Prepared>, StartFailure>);
-
-/// Prompts shorter than that share no page.
-const PAGE_TOKENS: usize = 128;
 
 /// Where a generation stands on its way through the engine.
 enum State {
@@ -72,11 +69,13 @@ struct Found {
 pub(super) struct Generations {
     states: HashMap<SlotId, State>,
     language: Arc<Language>,
+    /// Prompts that are no longer than a page share none.
+    page_tokens: usize,
 }
 
 impl Generations {
-    pub(super) fn new(language: Arc<Language>) -> Generations {
-        Generations { states: HashMap::new(), language }
+    pub(super) fn new(language: Arc<Language>, page_tokens: usize) -> Generations {
+        Generations { states: HashMap::new(), language, page_tokens }
     }
 
     pub(super) fn prepare(&mut self, slot: SlotId) {
@@ -116,12 +115,14 @@ impl Generations {
         let choices: Vec<Choice> = choices
             .into_iter()
             .enumerate()
-            .map(|(number, choice)| Choice::new(number, choice, &mut requests))
+            .map(|(number, choice)| Choice::new(number, choice, self.page_tokens, &mut requests))
             .collect();
         let mut running = Running { choices, stream, prompt_tokens, kept, started: false, cached_tokens: 0 };
-        // The first of several choices of a prompt may be whole already, from an earlier attempt.
+        // The first of several choices of a prompt may be whole already, from an earlier attempt: nobody waits for it.
         for number in 0..running.choices.len() {
-            requests.extend(running.follow_up(number));
+            if matches!(running.choices[number].stage, Stage::Done(_)) {
+                requests.extend(running.followers(number));
+            }
         }
         if requests.is_empty() {
             let mut events = vec![Event::Started { slot, prompt_tokens, kept }];
@@ -159,35 +160,22 @@ impl Generations {
                 .map_or_else(|| StartFailure::Transient(refused.to_string()), StartFailure::Permanent);
             events.push(Event::StartFailed { slot, why });
         }
-        let mut made: Vec<(SlotId, u32)> = Vec::new();
+        let mut made: BTreeMap<SlotId, u32> = BTreeMap::new();
         for ((slot, _), _, _) in &report.tokens {
-            match made.iter_mut().find(|(known, _)| known == slot) {
-                Some((_, count)) => *count += 1,
-                None => made.push((*slot, 1)),
-            }
+            *made.entry(*slot).or_default() += 1;
         }
-        events.push(Event::Steps { steps: report.steps, made });
-        // In the order of their first output in this step.
-        let mut order: Vec<SlotId> = Vec::new();
-        let mut found: HashMap<SlotId, Found> = HashMap::new();
+        events.push(Event::Steps { steps: report.steps, made: made.into_iter().collect() });
+        let mut found: BTreeMap<SlotId, Found> = BTreeMap::new();
         for (place, logprobs) in report.prompts {
-            self.on_prompt(place, &logprobs, engine, &mut found, &mut order);
+            self.on_prompt(place, &logprobs, engine, &mut found);
         }
         for (place, id, logprob) in report.tokens {
-            self.on_token(place, id, logprob, &mut found, &mut order);
+            self.on_token(place, id, logprob, &mut found);
         }
-        for slot in order {
-            let Some(Found { tokens, stopped }) = found.remove(&slot) else { continue };
-            let mut firsts = Vec::new();
+        for (slot, Found { tokens, stopped }) in found {
             for (choice, tokens) in tokens {
-                firsts.push(choice);
                 events.push(Event::Tokens { slot, tokens });
-            }
-            let followers = self.running(slot).map_or_else(Vec::new, |running| {
-                firsts.into_iter().flat_map(|first| running.follow_up(first.into())).collect()
-            });
-            if !followers.is_empty() {
-                engine.send(Command::Submit { slot, requests: followers });
+                self.follow_up(slot, choice, engine);
             }
             for choice in stopped {
                 engine.send(Command::Cancel { slot, choice: Some(choice) });
@@ -207,48 +195,47 @@ impl Generations {
         }
     }
 
+    /// Gives the engine the choices that waited for the prompt of this one.
+    fn follow_up(&mut self, slot: SlotId, first: u16, engine: &EngineThread) {
+        let requests = self.running(slot).map_or_else(Vec::new, |running| running.followers(first.into()));
+        if !requests.is_empty() {
+            engine.send(Command::Submit { slot, requests });
+        }
+    }
+
     fn on_prompt(
         &mut self,
-        place: Place,
+        (slot, number): Place,
         logprobs: &[TokenLogprob],
         engine: &EngineThread,
-        found: &mut HashMap<SlotId, Found>,
-        order: &mut Vec<SlotId>,
+        found: &mut BTreeMap<SlotId, Found>,
     ) {
-        let language = Arc::clone(&self.language);
-        let (slot, number) = place;
-        let Some(choice) =
-            self.running(slot).and_then(|running| running.choices.get_mut(usize::from(number)))
-        else {
-            return;
-        };
-        choice.prompt_logprobs = prompt_logprobs_of(&language, &choice.prompt, logprobs);
+        let Some(State::Running(running)) = self.states.get_mut(&slot) else { return };
+        let Some(choice) = running.choices.get_mut(usize::from(number)) else { return };
+        choice.prompt_logprobs = prompt_logprobs_of(&self.language, &choice.prompt, logprobs);
         if choice.scores_only {
             engine.send(Command::Cancel { slot, choice: Some(number) });
-            entry(found, order, slot).stopped.push(number);
+            found.entry(slot).or_default().stopped.push(number);
         }
     }
 
     fn on_token(
         &mut self,
-        place: Place,
+        (slot, number): Place,
         id: u32,
         logprob: Option<TokenLogprob>,
-        found: &mut HashMap<SlotId, Found>,
-        order: &mut Vec<SlotId>,
+        found: &mut BTreeMap<SlotId, Found>,
     ) {
-        let language = Arc::clone(&self.language);
-        let (slot, number) = place;
-        let Some(running) = self.running(slot) else { return };
+        let Some(State::Running(running)) = self.states.get_mut(&slot) else { return };
         let (several, stream) = (running.choices.len() > 1, running.stream);
         let Some(choice) = running.choices.get_mut(usize::from(number)) else { return };
         let Stage::Running(transcript) = &mut choice.stage else { return };
         if transcript.stopped() || choice.scores_only {
             return;
         }
-        let text = transcript.push(&language, id);
-        let found = entry(found, order, slot);
-        // Choices take turns within a step, so that the last entry is the choice's own only if it got several tokens.
+        let text = transcript.push(&self.language, id);
+        let found = found.entry(slot).or_default();
+        // A step may bring several tokens of a choice: they make one entry.
         let at = found.tokens.iter().rposition(|(other, _)| *other == number).unwrap_or_else(|| {
             let choice = several.then_some(number);
             found.tokens.push((number, Tokens { stream, choice, ..Tokens::default() }));
@@ -261,7 +248,7 @@ impl Generations {
         }
         tokens.ids.push(id);
         tokens.text.push_str(&text);
-        tokens.logprobs.extend(logprob.map(|found| logprobs_of(&language, id, &found)));
+        tokens.logprobs.extend(logprob.map(|logprob| logprobs_of(&self.language, id, &logprob)));
         if transcript.stopped() {
             found.stopped.push(number);
         }
@@ -335,10 +322,7 @@ impl Generations {
             let tokens = Tokens { text: tail, stream, choice, ..Tokens::default() };
             events.push(Event::Tokens { slot, tokens });
         }
-        let followers = running.follow_up(number.into());
-        if !followers.is_empty() {
-            engine.send(Command::Submit { slot, requests: followers });
-        }
+        self.follow_up(slot, number, engine);
         events.extend(self.end_if_whole(slot));
         events
     }
@@ -361,10 +345,7 @@ impl Generations {
 
 impl Running {
     /// The choices that waited for the prompt of this one, for the engine.
-    fn follow_up(&mut self, first: usize) -> Vec<(u16, Request)> {
-        if matches!(self.choices[first].stage, Stage::Waiting { .. }) {
-            return Vec::new();
-        }
+    fn followers(&mut self, first: usize) -> Vec<(u16, Request)> {
         let mut requests = Vec::new();
         for (choice, number) in self.choices.iter_mut().zip(0u16..) {
             let waits = matches!(&choice.stage, Stage::Waiting { first: other, .. } if *other == first);
@@ -383,13 +364,18 @@ impl Running {
 
 impl Choice {
     /// Its request is added to `requests`, if the engine is to have it now.
-    fn new(number: usize, prepared: PreparedChoice, requests: &mut Vec<(u16, Request)>) -> Choice {
+    fn new(
+        number: usize,
+        prepared: PreparedChoice,
+        page_tokens: usize,
+        requests: &mut Vec<(u16, Request)>,
+    ) -> Choice {
         let PreparedChoice { request, transcript, done, scores_only, first } = prepared;
         // Nothing is told again of what an earlier attempt told; what it did not, the answer's text mends.
         let untold = request.generated.is_empty();
         let prompt = if request.prompt_logprobs.is_some() { request.prompt.clone() } else { Vec::new() };
         // Prompts that are scored are computed as a whole each.
-        let shares = request.prompt_logprobs.is_none() && request.prompt.len() > PAGE_TOKENS;
+        let shares = request.prompt_logprobs.is_none() && request.prompt.len() > page_tokens;
         let transcript = Box::new(transcript);
         let stage = match done {
             Some(finish) => {
@@ -406,11 +392,4 @@ impl Choice {
         };
         Choice { stage, prompt, prompt_logprobs: Vec::new(), untold, scores_only }
     }
-}
-
-fn entry<'a>(found: &'a mut HashMap<SlotId, Found>, order: &mut Vec<SlotId>, slot: SlotId) -> &'a mut Found {
-    found.entry(slot).or_insert_with(|| {
-        order.push(slot);
-        Found::default()
-    })
 }

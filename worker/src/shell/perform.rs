@@ -29,7 +29,7 @@ const OBJECT_BYTES_MAX: u64 = 64 << 20;
 
 /// Where requests are made ready: what it takes, and who waits for them.
 #[derive(Clone)]
-pub(super) struct Kitchen {
+pub(super) struct Preparer {
     pub(super) language: Arc<Language>,
     pub(super) sampling: ternfleet_text::Sampling,
     pub(super) context: usize,
@@ -40,7 +40,7 @@ pub(super) struct Performer {
     bus: Arc<dyn Bus>,
     worker: WorkerId,
     events: mpsc::UnboundedSender<Event>,
-    kitchen: Kitchen,
+    preparer: Preparer,
     /// Owns every task that is started here.
     tasks: TaskTracker,
     sends: Option<mpsc::Sender<(String, Bytes)>>,
@@ -51,12 +51,12 @@ impl Performer {
         bus: Arc<dyn Bus>,
         worker: WorkerId,
         events: mpsc::UnboundedSender<Event>,
-        kitchen: Kitchen,
+        preparer: Preparer,
     ) -> Performer {
         let (sends, outbox) = mpsc::channel(SENDS);
         let tasks = TaskTracker::new();
         tasks.spawn(send_in_order(bus.clone(), outbox));
-        Performer { bus, worker, events, kitchen, tasks, sends: Some(sends) }
+        Performer { bus, worker, events, preparer, tasks, sends: Some(sends) }
     }
 
     pub(super) fn worker(&self) -> &WorkerId {
@@ -81,12 +81,12 @@ impl Performer {
 
     /// Makes a request ready to run: fetches it if it lies elsewhere, tokenizes it, feeds the kept output through.
     pub(super) fn prepare(&self, slot: SlotId, work: Box<Work>, kept: Kept) {
-        let (bus, kitchen) = (self.bus.clone(), self.kitchen.clone());
+        let (bus, preparer) = (self.bus.clone(), self.preparer.clone());
         self.tasks.spawn(async move {
             let made = match fetch(&*bus, *work).await {
                 Ok(generation) => {
-                    let (language, context) = (kitchen.language.clone(), kitchen.context);
-                    let sampling = kitchen.sampling.clone();
+                    let (language, context) = (preparer.language.clone(), preparer.context);
+                    let sampling = preparer.sampling.clone();
                     // Tokenizing a long prompt takes milliseconds: not on the threads that serve the network.
                     tokio::task::spawn_blocking(move || {
                         prepare(&generation, kept, &language, &sampling, context)
@@ -98,7 +98,7 @@ impl Performer {
                 Err(why) => Err(why),
             };
             // Nobody listens only when the worker has ended.
-            let _ = kitchen.done.send((slot, made));
+            let _ = preparer.done.send((slot, made));
         });
     }
 

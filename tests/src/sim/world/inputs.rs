@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ternfleet_coordinator::core::{BatchSlot, Content, Event, Fed, Task, Trace};
-use ternfleet_proto::message::{Checkpoint, Failure, FailureCode, Generation, Input, Line, Prompt, Sampling};
+use ternfleet_proto::message::{Checkpoint, Failure, FailureCode, Generation, Input, Line, Prompt};
 use ternfleet_proto::openai::Endpoint;
 
 use super::super::scenario::BatchPlan;
@@ -45,14 +45,9 @@ fn content(plan: &BatchPlan, index: u32) -> Content {
     let generation = Generation {
         prompt: Prompt::Tokens(vec![index; 12]),
         max_tokens: Some(plan.tokens_max),
-        sampling: Sampling::default(),
         // Different for each line of each batch, as the coordinator's own seeds are.
         seed: plan.at_ms << 32 | u64::from(plan.lines) << 16 | u64::from(index),
-        stop: Vec::new(),
-        logprobs: None,
-        echo: false,
-        stream: false,
-        constraint: None,
+        ..Generation::default()
     };
     let task =
         Task { line, input: Input::Inline(generation), tokens_estimate: 12 + plan.tokens_max, bytes: 100 };

@@ -359,7 +359,7 @@ impl World {
         self.worker_events(life, starts);
     }
 
-    /// Heartbeats are core messages: lost with the line, doubled now and then.
+    /// Heartbeats are core messages: lost with the connection, sometimes doubled.
     fn send_beat(&mut self, place: usize, beat: Heartbeat) {
         if self.workers[place].cut > 0 || self.server_down > 0 {
             return;
