@@ -1,4 +1,4 @@
-//! What a stranger may make the gateway hold: bytes around a form's file, seconds that a body may take, readers of the
+//! What a caller may make the gateway hold: bytes around a form's file, seconds that a body may take, readers of the
 //! live page. Connections are bounded in `http`, jobs by the coordinator's quotas.
 
 use std::pin::Pin;
@@ -68,7 +68,7 @@ fn broken(error: axum::extract::multipart::MultipartError) -> ApiError {
     ApiError::invalid(format!("The upload broke off: {error}"))
 }
 
-/// A field that is a word or two.
+/// A field of a few characters.
 pub(super) async fn small_field(name: &str, mut field: Field<'_>) -> ApiResult<String> {
     let mut text = Vec::new();
     while let Some(chunk) = field.chunk().await.map_err(broken)? {

@@ -26,7 +26,7 @@ pub(crate) fn read_issuer(path: &Path) -> anyhow::Result<Issuer> {
     Issuer::parse(&text).with_context(said)
 }
 
-/// Whether the start of a pod that speaks under this name may have failed: one whose worker runs has started.
+/// Whether the start of a pod that publishes under this name may have failed: one whose worker runs has started.
 fn may_have_failed(name: &str, money: &Money) -> bool {
     let pod = Joiner::parse(name).pod().unwrap_or(name);
     money.pods().get(pod).is_none_or(|pod| pod.workers.is_empty())

@@ -33,11 +33,11 @@ impl Scaler {
         }
     }
 
-    /// A pod says that it cannot start. `name` is what the server lets it speak as.
+    /// A pod says that it cannot start. `name` is what the server lets it publish under.
     pub(super) async fn start_failed(&mut self, now: TimeMs, name: &str, said: StartFailed) {
         let pod = match Joiner::parse(name) {
             Joiner::Order { pod } | Joiner::Rented { pod } => pod.to_owned(),
-            // On a NATS without permissions anybody may say anything.
+            // On a NATS without permissions anybody may publish under any name.
             Joiner::Other if self.rental.issuer.is_none() => said.pod.clone(),
             Joiner::Other => return,
         };
