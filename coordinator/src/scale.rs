@@ -43,8 +43,6 @@ pub struct Intent {
     pub provider_id: Option<String>,
     /// It shall end, for this reason; kept until the provider lists it no more.
     pub ending: Option<Why>,
-    #[serde(default)]
-    pub ending_at: Option<TimeMs>,
 }
 
 /// Why a pod ends or an intent is closed.

@@ -45,11 +45,7 @@ impl Scaler {
         if self.memories.get(&pod).is_some_and(|memory| memory.heard) {
             return;
         }
-        self.note(&pod, |intent| {
-            intent.ending.get_or_insert(Why::StartFailed);
-            intent.ending_at.get_or_insert(now);
-        })
-        .await;
+        self.note(&pod, |intent| _ = intent.ending.get_or_insert(Why::StartFailed)).await;
         let why = format!("{}: {}", words(Why::StartFailed), line(&said.why));
         self.failed(now, &intent, why, said.log).await;
     }

@@ -169,10 +169,7 @@ impl Scaler {
             tracing::warn!(pod = name, id, "ended: it bears this fleet's name and no intent claims it");
             return self.terminate(name, id).await;
         }
-        let marked = self.note(name, |intent| {
-            intent.ending.get_or_insert(why);
-            intent.ending_at.get_or_insert(now);
-        });
+        let marked = self.note(name, |intent| _ = intent.ending.get_or_insert(why));
         if !marked.await {
             return;
         }
