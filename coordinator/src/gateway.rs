@@ -114,7 +114,7 @@ impl std::fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// Reads the key file; a key file that cannot be used is an error, not an open door.
+    /// Reads the key file; one that cannot be used is an error: without keys, anybody would be let in.
     pub fn new(
         bus: Arc<dyn Bus>,
         options: GatewayOptions,

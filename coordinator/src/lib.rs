@@ -2,6 +2,7 @@
 
 mod constraints;
 pub mod core;
+mod counted;
 mod dist;
 mod files;
 pub mod gateway;

@@ -36,15 +36,13 @@ pub struct Intent {
     pub class: String,
     /// Where it should be; `None` leaves it to the provider.
     pub data_center: Option<String>,
-    /// Expected, then the provider's word.
+    /// Expected, then what the provider says.
     pub price_usd_micro_per_hour: UsdMicro,
     pub written_at: TimeMs,
     /// The provider's id, once it is known.
     pub provider_id: Option<String>,
     /// It shall end, for this reason; kept until the provider lists it no more.
     pub ending: Option<Why>,
-    #[serde(default)]
-    pub ending_at: Option<TimeMs>,
 }
 
 /// Why a pod ends or an intent is closed.
@@ -67,7 +65,7 @@ pub enum Why {
     NeverCame,
     /// A limit of the fleet would be passed.
     Limit,
-    /// Its own word: its worker cannot run.
+    /// It reported itself that its worker cannot run.
     StartFailed,
 }
 

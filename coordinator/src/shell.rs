@@ -13,6 +13,7 @@ mod deletion;
 mod grants;
 mod hear;
 mod join;
+mod leading;
 mod lease;
 pub(crate) mod lines;
 mod notify;
@@ -36,8 +37,8 @@ use anyhow::Context;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal, StartFailed};
 use ternfleet_proto::table;
-use ternfleet_proto::{BatchId, Clock, JobKey, LeaderRevision, Now, WorkerId, codec};
-use tokio::sync::{mpsc, watch};
+use ternfleet_proto::{BatchId, Clock, JobKey, Now, WorkerId, codec};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -84,7 +85,7 @@ pub(crate) enum Input {
         request: JoinRequest,
         reply: String,
     },
-    /// A pod's last words, and the name that the server lets it publish under.
+    /// A pod's report that its start failed, and the name that the server lets it publish under.
     StartFailed(String, StartFailed),
     ReplyView {
         reply: String,
@@ -155,7 +156,7 @@ async fn serve_once(
     cancel: &CancellationToken,
 ) -> anyhow::Result<Ended> {
     let rental = scaler::rental(options)?;
-    let door = join::Door::open(options)?;
+    let admission = join::Admission::of(options)?;
     let ground = setup::prepare(bus, options).await?;
     metrics.set_ground(ground.durability);
     let limits = Limits {
@@ -169,14 +170,7 @@ async fn serve_once(
     let mut actions = Vec::new();
     let records_end = bus.stream_facts(&table::kv_stream(table::KV_BATCHES)).await;
     let records_end = records_end.context("the stored batches cannot be looked at")?.last_sequence;
-    let grants_end = bus.stream_facts(&table::kv_stream(table::KV_GRANTS)).await;
-    let grants_end = grants_end.context("the grants cannot be looked at")?.last_sequence;
-    let mut grants = grants::Grants::new(door.is_closed());
-    for entry in bus.kv_entries(table::KV_GRANTS).await.context("the grants cannot be read")? {
-        if let Ok(granted) = codec::decode(&entry.value) {
-            grants.note(granted);
-        }
-    }
+    let (grants, grants_from) = grants::load(bus, admission.has_permissions()).await?;
     let mut stored = records::Stored::default();
     let results_from = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
 
@@ -193,7 +187,7 @@ async fn serve_once(
     tasks.spawn(hear::failed_starts(Arc::clone(bus), inbox.clone()));
     for (bucket, from, understood) in [
         (table::KV_BATCHES, records_end + 1, records::understood as fn(&str, &[u8]) -> Option<Input>),
-        (table::KV_GRANTS, grants_end + 1, grants::understood),
+        (table::KV_GRANTS, grants_from, grants::understood),
     ] {
         tasks.spawn(records::follow(Arc::clone(bus), bucket, from, inbox.clone(), understood));
     }
@@ -201,7 +195,7 @@ async fn serve_once(
         bus: Arc::clone(bus),
         clock: clock.clone(),
         options: options.clone(),
-        door,
+        admission,
         api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone(), options),
         ground,
         recent,
@@ -269,28 +263,12 @@ async fn serve_once(
     Ok(ended)
 }
 
-/// The tasks that a leader has besides.
-struct Hands {
-    actions: mpsc::UnboundedSender<Action>,
-    books: mpsc::UnboundedSender<books::Entry>,
-    scaler: Option<ScalerHand>,
-    leader: LeaderRevision,
-    working: Vec<tokio::task::JoinHandle<()>>,
-}
-
-/// How the loop speaks to the scaler.
-struct ScalerHand {
-    situations: watch::Sender<Arc<crate::core::Situation>>,
-    calls: mpsc::UnboundedSender<scaler::ScaleCall>,
-    failed_starts: mpsc::UnboundedSender<(String, StartFailed)>,
-}
-
 struct Service {
     bus: Arc<dyn Bus>,
     clock: Clock,
     options: Options,
     ground: setup::Ground,
-    door: join::Door,
+    admission: join::Admission,
     api: Api,
     recent: Recent,
     diary: spans::Diary,
@@ -299,7 +277,7 @@ struct Service {
     core: Core,
     stored: records::Stored,
     grants: grants::Grants,
-    hands: Option<Hands>,
+    hands: Option<leading::Hands>,
     footing: Arc<quotes::Footing>,
     rental: Option<scaler::Rental>,
     readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
@@ -411,81 +389,6 @@ impl Service {
         }
     }
 
-    async fn lead(&mut self, now: Now, lead: Lead, actions: &mut Vec<Action>) {
-        tracing::info!(revision = lead.revision.0, term = lead.term, "leading");
-        // What the last leader stored in its last moments may not have been heard.
-        if let Err(error) = records::load(&self.bus, now, &mut self.core, &mut self.stored, actions).await {
-            tracing::error!(error = format!("{error:#}"), "leading with the batches known so far");
-        }
-        self.clear_work().await;
-        let (action_sender, action_queue) = mpsc::unbounded_channel();
-        let (book_sender, book_queue) = mpsc::unbounded_channel();
-        let bus = &self.bus;
-        let mut working = vec![
-            tokio::spawn(perform::side_by_side(
-                Arc::clone(bus),
-                perform::Under {
-                    leader: lead.revision,
-                    syncs_always: self.ground.syncs_always,
-                    key: self.ground.key.clone(),
-                    clock: self.clock.clone(),
-                },
-                action_queue,
-                self.inbox.clone(),
-            )),
-            tokio::spawn(books::keep(Arc::clone(bus), lead.revision, book_queue)),
-        ];
-        let scaler = self.rental.clone().map(|rental| {
-            let (situations, watched) = watch::channel(Arc::new(self.core.situation(now)));
-            let (calls, asked) = mpsc::unbounded_channel();
-            let (failed_starts, heard) = mpsc::unbounded_channel();
-            let ties = scaler::Ties {
-                bus: Arc::clone(bus),
-                leader: lead.revision,
-                situations: watched,
-                calls: asked,
-                failed_starts: heard,
-                inbox: self.inbox.clone(),
-                metrics: Arc::clone(&self.metrics),
-                clock: self.clock.clone(),
-            };
-            working.push(tokio::spawn(scaler::serve(rental, ties)));
-            ScalerHand { situations, calls, failed_starts }
-        });
-        self.hands = Some(Hands {
-            actions: action_sender,
-            books: book_sender,
-            scaler,
-            leader: lead.revision,
-            working,
-        });
-        let retention = self.options.retention.clone();
-        self.tasks.spawn(retention::keep_sweeping(
-            Arc::clone(&self.bus),
-            lead.revision,
-            retention,
-            self.clock.clone(),
-            self.inbox.clone(),
-        ));
-        self.metrics.set_role(true, true);
-        self.core.on(now, Event::Lead(lead), actions);
-    }
-
-    /// What earlier leaders left in the work streams is void: their epochs are older than all of ours.
-    async fn clear_work(&self) {
-        for shard in 0..u16::MAX {
-            let stream = table::work_stream(shard);
-            match self.bus.purge(&stream, &table::work_all(shard)).await {
-                Ok(count) => tracing::debug!(stream, count, "cleared"),
-                Err(ternfleet_proto::BusError::NotFound(_)) => return,
-                Err(error) => {
-                    tracing::warn!(stream, %error, "not cleared; workers drop what is stale");
-                    return;
-                }
-            }
-        }
-    }
-
     fn perform(&mut self, now: Now, action: Action) {
         match action {
             Action::Scan { batch } => self.command(batch, reader::Command::Scan),
@@ -512,19 +415,6 @@ impl Service {
                     let _ = hands.actions.send(action);
                 }
             }
-        }
-    }
-
-    /// The scaler looks at this whenever it is its turn.
-    fn show_situation(&self, now: Now) {
-        if let Some(scaler) = self.hands.as_ref().and_then(|hands| hands.scaler.as_ref()) {
-            scaler.situations.send_replace(Arc::new(self.core.situation(now)));
-        }
-    }
-
-    fn book(&self, entry: books::Entry) {
-        if let Some(hands) = &self.hands {
-            let _ = hands.books.send(entry);
         }
     }
 
@@ -577,15 +467,8 @@ impl Service {
 
     /// Lets the books be written, gives the lease back, ends all tasks.
     async fn close(mut self, cancel: &CancellationToken) {
-        if let Some(Hands { actions, books, scaler, leader, working }) = self.hands.take() {
-            drop((actions, books, scaler));
-            for task in working {
-                let abort = task.abort_handle();
-                if tokio::time::timeout(Duration::from_secs(2), task).await.is_err() {
-                    tracing::warn!(leader = leader.0, "left an operation unfinished");
-                    abort.abort();
-                }
-            }
+        if let Some(hands) = self.hands.take() {
+            hands.close().await;
         }
         cancel.cancel();
         self.readers.clear();

@@ -126,7 +126,7 @@ impl Core {
             self.act(actions, revoke);
             return;
         }
-        // A worker's word is not enough: it shows what an earlier leader has signed.
+        // A worker's claim is not enough: it shows what an earlier leader has signed.
         let shown =
             running.tag.is_some_and(|tag| self.key.verifies(tag, &running.job, running.epoch, worker));
         let adoptable = shown

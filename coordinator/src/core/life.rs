@@ -61,11 +61,6 @@ impl Core {
         self.work_changed = true;
     }
 
-    /// An ended batch in memory becomes what its tombstone says.
-    pub(super) fn aged_out(&mut self, record: BatchRecord) {
-        self.ledger.age_out(record);
-    }
-
     /// A single job that somebody waits for: a batch of one line that is stored nowhere but in RESULTS. One that was
     /// asked for before is looked for first, among the answers and at the workers.
     pub(super) fn job_created(&mut self, now: Now, job: JobCreate, actions: &mut Vec<Action>) {

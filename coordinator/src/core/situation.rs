@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ternfleet_proto::message::WorkerState;
-use ternfleet_proto::{Now, TimeMs, UsdMicro};
+use ternfleet_proto::{Now, UsdMicro};
 
 use super::Core;
 use super::batch::Batch;
@@ -23,7 +23,6 @@ const LINES_SEEN: u32 = 20;
 /// What is known at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Situation {
-    pub now: TimeMs,
     /// By pod.
     pub workers: Vec<SeenWorker>,
     pub batches: Vec<plan::Batch>,
@@ -44,7 +43,6 @@ impl Core {
         let batches = batches.filter(|batch| !batch.is_ended() && batch.record.ending.is_none());
         let batches = batches.map(|batch| batch.need(&lengths, self.lengths.mean_job_tokens));
         Situation {
-            now: now.wall,
             workers: self.seen_workers(now),
             batches: batches.collect(),
             leases: self.money.lease_bills(),

@@ -6,7 +6,7 @@ use ternfleet_proto::message::EventKind;
 use ternfleet_proto::{Now, UsdMicro};
 
 use super::Core;
-use super::event::{Action, BatchSlot, Lease, WorkerSlot};
+use super::event::{Action, BatchSlot, WorkerSlot};
 use super::flights::Used;
 use super::money::Spent;
 
@@ -65,14 +65,6 @@ impl Core {
         }
     }
 
-    pub(super) fn leased(&mut self, now: Now, lease: &Lease) {
-        self.money.leased(now, lease);
-    }
-
-    pub(super) fn lease_ending(&mut self, now: Now, pod: &str) {
-        self.money.lease_ending(now.mono, pod);
-    }
-
     pub(super) fn lease_ended(&mut self, now: Now, pod: &str, actions: &mut Vec<Action>) {
         let told = self.money.lease_ended(now, pod);
         self.tell_spent(told.into_iter().collect(), actions);
@@ -94,7 +86,7 @@ mod tests {
     use ternfleet_proto::{MonoMs, TimeMs};
 
     use super::*;
-    use crate::core::{Event, Limits};
+    use crate::core::{Event, Lease, Limits};
 
     fn on(core: &mut Core, at_s: u64, event: Event) {
         let now = Now { mono: MonoMs(at_s * 1000), wall: TimeMs(at_s * 1000) };
@@ -114,7 +106,7 @@ mod tests {
         for second in 12..=40 {
             on(&mut core, second, Event::Tick);
         }
-        // The same word again changes nothing.
+        // The same event again changes nothing.
         on(&mut core, 40, Event::Leased(Box::new(lease)));
         assert_eq!(core.money.leased_total(), UsdMicro(30_000));
         assert_eq!(core.gauges().boot, UsdMicro(30_000), "nobody was heard of: all of it was boot");

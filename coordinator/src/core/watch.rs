@@ -23,7 +23,7 @@ const NOT_BEGUN_AFTER: Duration = Duration::from_secs(60);
 /// Weight of the newest second in a batch's shown rate.
 const RATE_SHARE: f64 = 0.3;
 
-/// What is done once in a while, whatever else happens.
+/// What is done periodically, whatever else happens.
 #[derive(Debug)]
 pub(super) struct Duties {
     pub(super) bill: Duty,

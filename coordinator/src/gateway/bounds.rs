@@ -1,10 +1,9 @@
-//! What a stranger may make the gateway hold: bytes around a form's file, seconds that a body may take, readers of the
+//! What a caller may make the gateway hold: bytes around a form's file, seconds that a body may take, readers of the
 //! live page. Connections are bounded in `http`, jobs by the coordinator's quotas.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Gateway;
 use super::error::{ApiError, ApiResult};
+use crate::counted::{Counted, Counts};
 
 /// Bytes of a form that are not its file's content: boundaries, part headers, small fields, and what has been read
 /// ahead.
@@ -68,7 +68,7 @@ fn broken(error: axum::extract::multipart::MultipartError) -> ApiError {
     ApiError::invalid(format!("The upload broke off: {error}"))
 }
 
-/// A field that is a word or two.
+/// A field of a few characters.
 pub(super) async fn small_field(name: &str, mut field: Field<'_>) -> ApiResult<String> {
     let mut text = Vec::new();
     while let Some(chunk) = field.chunk().await.map_err(broken)? {
@@ -125,13 +125,13 @@ pub(super) async fn patiently(request: Request, next: Next) -> Response {
 }
 
 /// The tenant's quota of stored bytes, looked at while a file arrives.
-pub(super) struct Room<'a> {
+pub(super) struct StoredQuota<'a> {
     gateway: &'a Gateway,
     tenant: &'a TenantId,
     look_at: u64,
 }
 
-impl<'a> Room<'a> {
+impl<'a> StoredQuota<'a> {
     pub(super) fn new(gateway: &'a Gateway, tenant: &'a TenantId) -> Self {
         Self { gateway, tenant, look_at: 0 }
     }
@@ -176,39 +176,14 @@ impl AsyncRead for Ending {
 
 /// Readers of endless answers, counted by tenant.
 #[derive(Debug, Default)]
-pub(super) struct Readers {
-    counts: Arc<Mutex<BTreeMap<TenantId, usize>>>,
-}
-
-/// One reader; it counts until this is dropped.
-#[derive(Debug)]
-pub(super) struct Reading {
-    counts: Arc<Mutex<BTreeMap<TenantId, usize>>>,
-    tenant: TenantId,
-}
+pub(super) struct Readers(Counts<TenantId>);
 
 impl Readers {
-    pub(super) fn admit(&self, tenant: &TenantId, max: usize) -> ApiResult<Reading> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(tenant.clone()).or_default();
-        if *count >= max {
+    pub(super) fn admit(&self, tenant: &TenantId, max: usize) -> ApiResult<Counted<TenantId>> {
+        self.0.take_within(tenant.clone(), max, usize::MAX).ok_or_else(|| {
             let message = format!("{max} streams of tenant {tenant} are open, the limit of this gateway.");
-            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", message));
-        }
-        *count += 1;
-        Ok(Reading { counts: Arc::clone(&self.counts), tenant: tenant.clone() })
-    }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.tenant);
-            }
-        }
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", message)
+        })
     }
 }
 

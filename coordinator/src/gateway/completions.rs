@@ -157,7 +157,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Waits for the answer and not for the leader: whoever leads is asked again from time to time, and takes the job
+    /// Waits for the answer and not for the leader: whoever leads is asked again periodically, and takes the job
     /// over, or tells an answer that was not heard.
     async fn committed(&mut self) -> ApiResult<JobResult> {
         let waits = async {

@@ -22,7 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
 use super::auth::Caller;
-use super::bounds::{Ending, Form, Room, small_field};
+use super::bounds::{Ending, Form, StoredQuota, small_field};
 use super::error::{ApiError, ApiResult};
 use super::{Gateway, lists, random_id};
 use crate::files::{self, FileRecord};
@@ -184,13 +184,13 @@ async fn store(
     };
     let limit = gateway.limits().file_bytes_max;
     let (mut bytes, mut fault) = (0u64, None);
-    let mut room = Room::new(gateway, tenant);
+    let mut quota = StoredQuota::new(gateway, tenant);
     loop {
         match field.chunk().await {
             Ok(Some(chunk)) => {
                 bytes += chunk.len() as u64;
                 allowed.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                if let Err(full) = room.check(bytes).await {
+                if let Err(full) = quota.check(bytes).await {
                     fault = Some(full);
                     break;
                 }

@@ -1,7 +1,7 @@
 //! Who leads, as far as the gateway needs to know it: that somebody else does now.
 //!
 //! A new leader greets the fleet (`tf.fleet.control.all`); callers who wait for an answer then ask again. The greeting may
-//! be lost, so they ask now and then without it too.
+//! be lost, so they ask periodically without it too.
 
 use std::time::Duration;
 

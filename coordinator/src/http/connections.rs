@@ -2,10 +2,8 @@
 //!
 //! axum's own server takes whoever comes for as long as they like. What a request may bring is the gateway's business.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,6 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::counted::{Counted, Counts};
+
 /// From the connection, or the request before, to the last byte of a request's headers.
 const HEADERS_WITHIN: Duration = Duration::from_secs(30);
 const HEADER_BYTES_MAX: usize = 64 << 10;
@@ -26,7 +26,7 @@ const HEADER_BYTES_MAX: usize = 64 << 10;
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// Requests that are under way at shutdown may take so long to end.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Peers that are being turned away with a word, and how long that may take.
+/// Peers that are being sent [`TURNED_AWAY`], and how long that may take.
 const TELLING_MAX: usize = 64;
 const TELL_WITHIN: Duration = Duration::from_millis(500);
 const TURNED_AWAY: &[u8] =
@@ -34,7 +34,7 @@ const TURNED_AWAY: &[u8] =
 
 /// Serves until shutdown. No address has more than half of the connections.
 pub(super) async fn serve(listener: TcpListener, router: Router, max: usize, shutdown: CancellationToken) {
-    let seats = Seats { taken: Arc::default(), max, max_of_one: max.div_ceil(2) };
+    let by_address = Counts::<IpAddr>::default();
     let (mut connections, mut turned_away) = (JoinSet::new(), JoinSet::new());
     loop {
         let accepted = tokio::select! {
@@ -52,9 +52,9 @@ pub(super) async fn serve(listener: TcpListener, router: Router, max: usize, shu
                 continue;
             }
         };
-        match seats.take(peer.ip()) {
-            Some(seat) => {
-                connections.spawn(one(socket, router.clone(), shutdown.clone(), seat));
+        match by_address.take_within(peer.ip(), max.div_ceil(2), max) {
+            Some(counted) => {
+                connections.spawn(one(socket, router.clone(), shutdown.clone(), counted));
             }
             // So many are told why; the others are just closed.
             None if turned_away.len() < TELLING_MAX => {
@@ -76,7 +76,7 @@ async fn turn_away(mut socket: TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn one(socket: TcpStream, router: Router, shutdown: CancellationToken, _seat: Seat) {
+async fn one(socket: TcpStream, router: Router, shutdown: CancellationToken, _counted: Counted<IpAddr>) {
     let _ = socket.set_nodelay(true);
     let io = TokioIo::new(Unstalled::new(socket));
     let connection = http1::Builder::new()
@@ -94,46 +94,6 @@ async fn one(socket: TcpStream, router: Router, shutdown: CancellationToken, _se
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke off");
-    }
-}
-
-/// Connections by address.
-struct Seats {
-    taken: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
-    max: usize,
-    max_of_one: usize,
-}
-
-/// A connection that is counted until this is dropped.
-struct Seat {
-    taken: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
-    address: IpAddr,
-}
-
-impl Seats {
-    fn take(&self, address: IpAddr) -> Option<Seat> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.values().sum::<usize>() >= self.max {
-            return None;
-        }
-        let count = taken.entry(address).or_default();
-        if *count >= self.max_of_one {
-            return None;
-        }
-        *count += 1;
-        Some(Seat { taken: Arc::clone(&self.taken), address })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.address);
-            }
-        }
     }
 }
 
@@ -239,7 +199,7 @@ mod tests {
         drop(idle);
         let began = std::time::Instant::now();
         while !ask(address).await.starts_with("HTTP/1.1 200") {
-            assert!(began.elapsed() < Duration::from_secs(10), "no seat was given back");
+            assert!(began.elapsed() < Duration::from_secs(10), "no connection was given back");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         stop.cancel();

@@ -1,4 +1,4 @@
-//! How NATS is: connected or not, how fast it answers, how full its streams are. Asked now and then, by every
+//! How NATS is: connected or not, how fast it answers, how full its streams are. Asked periodically, by every
 //! coordinator, leader or not.
 
 use std::sync::Arc;

@@ -240,7 +240,6 @@ fn offers<'a>(settings: &'a Settings, alive: &[(&Intent, Standing)], seen: &Seen
                 written_at: seen.now,
                 provider_id: None,
                 ending: None,
-                ending_at: None,
             };
             offers.push(Candidate { class, intent });
             number += 1;

@@ -168,7 +168,6 @@ fn pods_that_never_come_never_get_ready_fall_silent_stop_or_vanish_are_let_go() 
         written_at: TimeMs(0),
         provider_id: Some("id".to_owned()),
         ending: None,
-        ending_at: None,
     };
     let listed = SeenPod {
         id: "id".to_owned(),

@@ -1,53 +1,28 @@
 //! Deleting files, and what keeps one from being deleted: the input of a batch that is being created, which the ledger does
 //! not know yet. (That it keeps those of the batches it knows is the caller's affair.)
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{FileRef, RefusalCode, Reply};
 use ternfleet_proto::{TenantId, TimeMs, table};
 
 use super::api::{refusal, unreachable};
+use crate::counted::{Counted, Counts};
 use crate::files;
-
-type Counts = Mutex<BTreeMap<(TenantId, String), u32>>;
 
 /// Which inputs are reserved, and how often.
 #[derive(Debug, Default)]
-pub(crate) struct Reserves {
-    counts: Arc<Counts>,
-}
+pub(crate) struct Reserves(Counts<(TenantId, String)>);
 
 /// Keeps one input from being deleted until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Reserved {
-    counts: Arc<Counts>,
-    key: (TenantId, String),
-}
+pub(crate) type Reserved = Counted<(TenantId, String)>;
 
 impl Reserves {
     pub(crate) fn reserve(&self, tenant: &TenantId, object: &str) -> Reserved {
-        let key = (tenant.clone(), object.to_owned());
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default() += 1;
-        Reserved { counts: Arc::clone(&self.counts), key }
+        self.0.take((tenant.clone(), object.to_owned()))
     }
 
     pub(crate) fn holds(&self, tenant: &TenantId, object: &str) -> bool {
-        let key = (tenant.clone(), object.to_owned());
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key)
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.key);
-            }
-        }
+        self.0.holds(&(tenant.clone(), object.to_owned()))
     }
 }
 

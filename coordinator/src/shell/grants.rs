@@ -1,14 +1,15 @@
 //! Who each worker is, in a fleet with permissions: its pod, host, class and price as they were when it came in.
 //!
 //! A heartbeat is a claim. The server vouches for the worker's name alone; everything else about where it runs is said
-//! once, at the door or (by workers that do not say it there) in the first heartbeat, stored, and put in place of what
-//! later heartbeats say. A name of a pod or host that another's workers are known by is not given twice. Without
-//! permissions anybody may be anybody, and heartbeats are taken as they come.
+//! once, when it asks for credentials or (by workers that do not say it there) in the first heartbeat, stored, and put in
+//! place of what later heartbeats say. A name of a pod or host that another's workers are known by is not given twice.
+//! Without permissions anybody may be anybody, and heartbeats are taken as they come.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{Heartbeat, JoinRequest, WorkerFacts};
@@ -36,14 +37,14 @@ pub(crate) struct Granted {
 /// All grants that are known.
 #[derive(Debug)]
 pub(super) struct Grants {
-    closed: bool,
+    has_permissions: bool,
     granted: BTreeMap<WorkerId, Granted>,
 }
 
 impl Grants {
-    /// `closed`: the fleet has permissions, so names can be relied on.
-    pub(super) fn new(closed: bool) -> Self {
-        Self { closed, granted: BTreeMap::new() }
+    /// With permissions, names can be relied on.
+    pub(super) fn new(has_permissions: bool) -> Self {
+        Self { has_permissions, granted: BTreeMap::new() }
     }
 
     pub(super) fn note(&mut self, granted: Granted) {
@@ -84,8 +85,8 @@ impl Grants {
     /// The claims with names of pod and host that nobody else has.
     fn free(&self, origin: &str, worker: &WorkerId, claimed: WorkerFacts, fleet: &Fleet) -> WorkerFacts {
         let taken = |is: &dyn Fn(&WorkerFacts) -> bool| {
-            let others = self.granted.values().filter(|known| known.origin != origin);
-            others.into_iter().any(|known| is(&known.facts) && fleet.slot(&known.worker).is_some())
+            let mut others = self.granted.values().filter(|known| known.origin != origin);
+            others.any(|known| is(&known.facts) && fleet.slot(&known.worker).is_some())
         };
         let cut = |name: &str| name.chars().take(NAME_BYTES_MAX / 4).collect::<String>();
         let own = |name: String, taken: bool| if taken { format!("{name}-{worker}") } else { name };
@@ -106,7 +107,7 @@ impl Grants {
         leads: bool,
         fleet: &Fleet,
     ) -> Result<Option<Granted>, ()> {
-        if !self.closed {
+        if !self.has_permissions {
             return Ok(None);
         }
         let fresh = match self.granted.get(&beat.worker) {
@@ -143,13 +144,29 @@ pub(super) fn understood(key: &str, payload: &[u8]) -> Option<Input> {
     codec::decode::<Granted>(payload).ok().map(|granted| Input::Granted(Box::new(granted)))
 }
 
-/// Stores a grant; one that is there already is as good.
-pub(super) async fn store(bus: &Arc<dyn Bus>, granted: &Granted) -> Result<(), BusError> {
+/// Stores a grant; one that is there already is as good. False when it could not be stored: the worker asks again.
+pub(super) async fn store(bus: &Arc<dyn Bus>, granted: &Granted) -> bool {
     let key = granted.worker.as_str();
     match bus.kv_create(table::KV_GRANTS, key, codec::encode(granted), Some(KEPT_FOR)).await {
-        Ok(_) | Err(BusError::Exists(_)) => Ok(()),
-        Err(error) => Err(error),
+        Ok(_) | Err(BusError::Exists(_)) => true,
+        Err(error) => {
+            tracing::warn!(%error, "who a worker is was not stored; it asks again");
+            false
+        }
     }
+}
+
+/// Every stored grant, and the revision from which on the bucket is to be followed.
+pub(super) async fn load(bus: &Arc<dyn Bus>, has_permissions: bool) -> anyhow::Result<(Grants, u64)> {
+    let end = bus.stream_facts(&table::kv_stream(table::KV_GRANTS)).await;
+    let end = end.context("the grants cannot be looked at")?.last_sequence;
+    let mut grants = Grants::new(has_permissions);
+    for entry in bus.kv_entries(table::KV_GRANTS).await.context("the grants cannot be read")? {
+        if let Ok(granted) = codec::decode(&entry.value) {
+            grants.note(granted);
+        }
+    }
+    Ok((grants, end + 1))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The door of a fleet with permissions: who may have a worker's credentials.
+//! Admission to a fleet with permissions: who may have a worker's credentials.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,12 +7,11 @@ use std::time::Duration;
 use anyhow::Context;
 use ternfleet_proto::access::{Issuer, Joiner};
 use ternfleet_proto::bus::{Bus, BusError};
-use ternfleet_proto::message::{
-    JoinGrant, JoinRequest, Refusal, RefusalCode, Reply, StartFailed, WorkerFacts,
-};
+use ternfleet_proto::message::{JoinGrant, JoinRequest, RefusalCode, Reply, StartFailed, WorkerFacts};
 use ternfleet_proto::table::Role;
 use ternfleet_proto::{TimeMs, codec, table};
 
+use super::api::refusal;
 use super::grants::{Granted, Grants};
 use crate::Options;
 use crate::core::{Fleet, LeasePhase, Money};
@@ -27,7 +26,7 @@ pub(crate) fn read_issuer(path: &Path) -> anyhow::Result<Issuer> {
     Issuer::parse(&text).with_context(said)
 }
 
-/// Whether the start of a pod that speaks under this name may have failed: one whose worker runs has started.
+/// Whether the start of a pod that publishes under this name may have failed: one whose worker runs has started.
 fn may_have_failed(name: &str, money: &Money) -> bool {
     let pod = Joiner::parse(name).pod().unwrap_or(name);
     money.pods().get(pod).is_none_or(|pod| pod.workers.is_empty())
@@ -57,7 +56,6 @@ impl UsedToken {
     pub(super) async fn claim(self, bus: &Arc<dyn Bus>, grant: JoinGrant) -> Reply<JoinGrant> {
         let key = format!("joined.{}", self.name);
         let value = codec::encode(&self.worker_key);
-        let refuse = |code, message: String| Err(Refusal { code, message, retry_after_ms: None });
         let by = match bus.kv_create(table::KV_CONTROL, &key, value, Some(self.life)).await {
             Ok(_) => return Ok(grant),
             Err(BusError::Exists(_)) => bus.kv_get(table::KV_CONTROL, &key).await,
@@ -71,20 +69,19 @@ impl UsedToken {
             }
             Ok(_) => {
                 tracing::warn!(token = self.name, "a join token was shown a second time, by somebody else");
-                refuse(
-                    RefusalCode::Conflict,
-                    "this join token has been used: it is good for one pod, once".to_owned(),
-                )
+                let message = "this join token has been used: it is good for one pod, once";
+                Err(refusal(RefusalCode::Conflict, message))
             }
             Err(error) => {
-                refuse(RefusalCode::Unavailable, format!("whether this token was used is not known: {error}"))
+                let message = format!("whether this token was used is not known: {error}");
+                Err(refusal(RefusalCode::Unavailable, message))
             }
         }
     }
 }
 
-/// Lets pods in.
-pub(super) struct Door {
+/// Issues credentials to pods and workers.
+pub(super) struct Admission {
     issuer: Option<Issuer>,
     worker_life: Duration,
     pod_life: Duration,
@@ -92,11 +89,11 @@ pub(super) struct Door {
     order_life: Duration,
 }
 
-impl Door {
+impl Admission {
     /// Reads the signing keys, if there are any.
-    pub(super) fn open(options: &Options) -> anyhow::Result<Door> {
+    pub(super) fn of(options: &Options) -> anyhow::Result<Admission> {
         let issuer = options.issuer_file.as_deref().map(read_issuer).transpose()?;
-        Ok(Door {
+        Ok(Admission {
             issuer,
             worker_life: Duration::from_millis(options.worker_token_ms),
             pod_life: Duration::from_millis(options.pod_token_ms),
@@ -105,7 +102,7 @@ impl Door {
     }
 
     /// There are permissions, so that names can be relied on.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(super) fn has_permissions(&self) -> bool {
         self.issuer.is_some()
     }
 
@@ -121,28 +118,27 @@ impl Door {
         money: &Money,
         grants: &Grants,
     ) -> Reply<LetIn> {
-        let refuse = |code, message: String| Err(Refusal { code, message, retry_after_ms: None });
         let Some(issuer) = &self.issuer else {
-            let message = "this coordinator has no signing keys: set issuer_file".to_owned();
-            return refuse(RefusalCode::Invalid, message);
+            let message = "this coordinator has no signing keys: set issuer_file";
+            return Err(refusal(RefusalCode::Invalid, message));
         };
         let worker = &request.worker;
         let renews = asker == worker.as_str();
         // A name is known from its grant as well: right after a takeover nobody has been heard of yet.
         if !renews && (fleet.slot(worker).is_some() || grants.knows(worker)) {
-            return refuse(RefusalCode::Conflict, format!("there is a worker {worker} already"));
+            return Err(refusal(RefusalCode::Conflict, format!("there is a worker {worker} already")));
         }
         let joiner = Joiner::parse(asker);
         let mut ordered = None;
         if let Some(name) = joiner.pod() {
             let unknown = || format!("no order of {name} is known here (yet)");
             let Some(pod) = money.pods().get(name) else {
-                return refuse(RefusalCode::Unavailable, unknown());
+                return Err(refusal(RefusalCode::Unavailable, unknown()));
             };
             match pod.lease() {
-                None => return refuse(RefusalCode::Unavailable, unknown()),
+                None => return Err(refusal(RefusalCode::Unavailable, unknown())),
                 Some(LeasePhase::Drain) => {
-                    return refuse(RefusalCode::Conflict, format!("{name} is being given back"));
+                    return Err(refusal(RefusalCode::Conflict, format!("{name} is being given back")));
                 }
                 Some(LeasePhase::Boot | LeasePhase::Work) => {}
             }
@@ -185,7 +181,7 @@ impl Door {
                 });
                 Ok(LetIn { grant, granted, once })
             }
-            (Err(fault), _) | (_, Err(fault)) => refuse(RefusalCode::Invalid, fault.to_string()),
+            (Err(fault), _) | (_, Err(fault)) => Err(refusal(RefusalCode::Invalid, fault.to_string())),
         }
     }
 }
@@ -196,7 +192,7 @@ fn short(key: &str) -> String {
 }
 
 impl super::Service {
-    /// A pod's last words go to the scaler, unless its worker runs.
+    /// A pod's report that its start failed goes to the scaler, unless its worker runs.
     pub(super) fn start_failed(&self, name: String, said: StartFailed) {
         let hands = self.hands.as_ref().filter(|_| may_have_failed(&name, self.core.money()));
         if let Some(scaler) = hands.and_then(|hands| hands.scaler.as_ref()) {
@@ -213,9 +209,9 @@ mod tests {
     use super::*;
     use crate::core::{Lease, WorkerSlot};
 
-    fn door() -> Door {
+    fn admission() -> Admission {
         let issuer = Site::new(TimeMs::now()).issuer().file(&[Role::Worker, Role::Joiner]);
-        Door {
+        Admission {
             issuer: Some(Issuer::parse(&issuer).unwrap()),
             worker_life: Duration::from_secs(60),
             pod_life: Duration::from_secs(600),
@@ -223,14 +219,19 @@ mod tests {
         }
     }
 
+    /// What a coordinator answers that has heard of no worker and rents nothing.
+    fn answer(now: TimeMs, asker: &str, request: &JoinRequest, grants: &Grants) -> Reply<LetIn> {
+        admission().answer(now, asker, request, &Fleet::default(), &Money::default(), grants)
+    }
+
     #[test]
     fn the_token_of_an_order_lets_in_the_pod_of_that_order_while_its_lease_lasts() {
-        let (door, asking) = (door(), Asking::new("f-a-0-x".parse().unwrap()));
+        let (admission, asking) = (admission(), Asking::new("f-a-0-x".parse().unwrap()));
         let fleet = Fleet::default();
         let mut money = Money::default();
         let grants = Grants::new(true);
         let answer = |asker: &str, asking: &Asking, money: &Money| {
-            door.answer(TimeMs(0), asker, &asking.request(), &fleet, money, &grants)
+            admission.answer(TimeMs(0), asker, &asking.request(), &fleet, money, &grants)
         };
         let refused = answer("order-f-a-0", &asking, &money).unwrap_err();
         assert_eq!(refused.code, RefusalCode::Unavailable, "the order may be known in a moment");
@@ -261,17 +262,8 @@ mod tests {
     #[test]
     fn a_new_pod_gets_a_workers_token_and_one_to_come_back_with() {
         let asking = Asking::new("w-1".parse().unwrap());
-        let grant = door()
-            .answer(
-                TimeMs(5_000),
-                "token-a",
-                &asking.request(),
-                &Fleet::default(),
-                &Money::default(),
-                &Grants::new(true),
-            )
-            .unwrap()
-            .grant;
+        let let_in = answer(TimeMs(5_000), "token-a", &asking.request(), &Grants::new(true));
+        let grant = let_in.unwrap().grant;
         assert_eq!(grant.expires_at, TimeMs(65_000));
         let (worker, pod) = asking.granted(grant).unwrap();
         let (worker, pod) = (worker.holder().unwrap(), pod.unwrap().0.holder().unwrap());
@@ -282,59 +274,33 @@ mod tests {
     #[test]
     fn a_worker_that_renews_gets_no_second_way_in() {
         let asking = Asking::new("w-1".parse().unwrap());
-        let grant = door()
-            .answer(
-                TimeMs(0),
-                "w-1",
-                &asking.request(),
-                &Fleet::default(),
-                &Money::default(),
-                &Grants::new(true),
-            )
-            .unwrap()
-            .grant;
-        assert_eq!(grant.pod_token, None);
+        let let_in = answer(TimeMs(0), "w-1", &asking.request(), &Grants::new(true));
+        assert_eq!(let_in.unwrap().grant.pod_token, None);
     }
 
     #[test]
     fn nobody_becomes_the_coordinator() {
         let asking = Asking::new("coordinator".parse().unwrap());
-        let refused = door()
-            .answer(
-                TimeMs(0),
-                "token-a",
-                &asking.request(),
-                &Fleet::default(),
-                &Money::default(),
-                &Grants::new(true),
-            )
-            .unwrap_err();
+        let refused = answer(TimeMs(0), "token-a", &asking.request(), &Grants::new(true)).unwrap_err();
         assert!(refused.message.contains("coordinator"), "{refused}");
     }
 
     #[test]
     fn a_name_that_was_granted_is_not_given_again_even_if_nobody_was_heard_of() {
         let mut grants = Grants::new(true);
-        let facts = ternfleet_proto::message::WorkerFacts {
+        let facts = WorkerFacts {
             pod: "pod-1".to_owned(),
             host: "host-1".to_owned(),
             pod_class: "c".to_owned(),
-            price_usd_micro_per_hour: ternfleet_proto::UsdMicro(1),
+            price_usd_micro_per_hour: UsdMicro(1),
         };
         let asked =
             || JoinRequest { facts: Some(facts.clone()), ..Asking::new("w-1".parse().unwrap()).request() };
-        let let_in = door()
-            .answer(TimeMs(0), "token-a", &asked(), &Fleet::default(), &Money::default(), &grants)
-            .unwrap();
+        let let_in = answer(TimeMs(0), "token-a", &asked(), &grants).unwrap();
         grants.note(let_in.granted.unwrap());
         // A new leader: it knows the grants and has heard of no worker.
-        let refused = door()
-            .answer(TimeMs(0), "pod-x", &asked(), &Fleet::default(), &Money::default(), &grants)
-            .unwrap_err();
+        let refused = answer(TimeMs(0), "pod-x", &asked(), &grants).unwrap_err();
         assert_eq!(refused.code, RefusalCode::Conflict);
-        assert!(
-            door().answer(TimeMs(0), "w-1", &asked(), &Fleet::default(), &Money::default(), &grants).is_ok(),
-            "it renews"
-        );
+        assert!(answer(TimeMs(0), "w-1", &asked(), &grants).is_ok(), "it renews");
     }
 }

@@ -56,7 +56,7 @@ pub(crate) struct Ties {
     pub(crate) leader: LeaderRevision,
     pub(crate) situations: watch::Receiver<Arc<Situation>>,
     pub(crate) calls: mpsc::UnboundedReceiver<ScaleCall>,
-    /// Last words of pods, with the name that each spoke as.
+    /// Pods' reports that their start failed, with the name that each published under.
     pub(crate) failed_starts: mpsc::UnboundedReceiver<(String, StartFailed)>,
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) metrics: Arc<Metrics>,
@@ -222,7 +222,7 @@ impl Scaler {
         }
     }
 
-    /// Prices are data: the provider's word replaces the configured one. A class without room anywhere is left out
+    /// Prices are data: what the provider says replaces what is configured. A class without room anywhere is left out
     /// until the next look.
     async fn ask_offers(&mut self) {
         if self.offered_at.is_some_and(|at| at.elapsed() < OFFERS_EVERY) {

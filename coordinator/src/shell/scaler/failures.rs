@@ -33,11 +33,11 @@ impl Scaler {
         }
     }
 
-    /// A pod says that it cannot start. `name` is what the server lets it speak as.
+    /// A pod says that it cannot start. `name` is what the server lets it publish under.
     pub(super) async fn start_failed(&mut self, now: TimeMs, name: &str, said: StartFailed) {
         let pod = match Joiner::parse(name) {
             Joiner::Order { pod } | Joiner::Rented { pod } => pod.to_owned(),
-            // On a NATS without permissions anybody may say anything.
+            // On a NATS without permissions anybody may publish under any name.
             Joiner::Other if self.rental.issuer.is_none() => said.pod.clone(),
             Joiner::Other => return,
         };
@@ -45,11 +45,7 @@ impl Scaler {
         if self.memories.get(&pod).is_some_and(|memory| memory.heard) {
             return;
         }
-        self.note(&pod, |intent| {
-            intent.ending.get_or_insert(Why::StartFailed);
-            intent.ending_at.get_or_insert(now);
-        })
-        .await;
+        self.note(&pod, |intent| _ = intent.ending.get_or_insert(Why::StartFailed)).await;
         let why = format!("{}: {}", words(Why::StartFailed), line(&said.why));
         self.failed(now, &intent, why, said.log).await;
     }

@@ -150,7 +150,6 @@ mod tests {
             written_at: TimeMs(0),
             provider_id: None,
             ending: None,
-            ending_at: None,
         }
     }
 

@@ -25,7 +25,7 @@ impl Scaler {
         self.tell_leases(now).await;
         let mut orders = Vec::new();
         for act in &decision.acts {
-            // Somebody else has written: what was decided stands on sand. The next turn reads first.
+            // Somebody else has written: what was decided no longer holds. The next turn reads first.
             if self.store.stale {
                 return;
             }
@@ -169,10 +169,7 @@ impl Scaler {
             tracing::warn!(pod = name, id, "ended: it bears this fleet's name and no intent claims it");
             return self.terminate(name, id).await;
         }
-        let marked = self.note(name, |intent| {
-            intent.ending.get_or_insert(why);
-            intent.ending_at.get_or_insert(now);
-        });
+        let marked = self.note(name, |intent| _ = intent.ending.get_or_insert(why));
         if !marked.await {
             return;
         }
@@ -250,7 +247,7 @@ impl Scaler {
         bills.find(|(pod, _)| pod == name).map_or(UsdMicro::ZERO, |(_, billed)| *billed)
     }
 
-    /// Ends the lease, and waits for the core's last word on its bill.
+    /// Ends the lease, and waits until the core has closed its bill.
     async fn close_bill(&mut self, name: &str, id: &str) {
         let leased = self.memories.get(name).is_some_and(|memory| memory.told);
         self.tell(Event::LeaseEnded { pod: name.to_owned() }).await;
@@ -272,7 +269,7 @@ impl Scaler {
         }
     }
 
-    /// The provider's word on what a pod costs, in an answer or in its list, replaces what was expected.
+    /// What the provider says that a pod costs, in an answer or in its list, replaces what was expected.
     pub(super) async fn take_prices(&mut self) {
         let told: Vec<(String, UsdMicro)> = self
             .listed

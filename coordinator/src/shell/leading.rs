@@ -1,0 +1,132 @@
+//! What a leader has that a standby has not: tasks that perform actions, write records and events, and rent pods.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ternfleet_proto::message::StartFailed;
+use ternfleet_proto::{BusError, LeaderRevision, Now, table};
+use tokio::sync::{mpsc, watch};
+
+use super::{Service, books, perform, records, retention, scaler};
+use crate::core::{Action, Event, Lead, Situation};
+
+/// The leader's tasks, and how they are reached.
+pub(super) struct Hands {
+    pub(super) actions: mpsc::UnboundedSender<Action>,
+    books: mpsc::UnboundedSender<books::Entry>,
+    pub(super) scaler: Option<ScalerHand>,
+    leader: LeaderRevision,
+    working: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// How the loop speaks to the scaler.
+pub(super) struct ScalerHand {
+    situations: watch::Sender<Arc<Situation>>,
+    pub(super) calls: mpsc::UnboundedSender<scaler::ScaleCall>,
+    pub(super) failed_starts: mpsc::UnboundedSender<(String, StartFailed)>,
+}
+
+impl Hands {
+    /// Lets the tasks end what they have begun, for a moment.
+    pub(super) async fn close(self) {
+        let Hands { actions, books, scaler, leader, working } = self;
+        drop((actions, books, scaler));
+        for task in working {
+            let abort = task.abort_handle();
+            if tokio::time::timeout(Duration::from_secs(2), task).await.is_err() {
+                tracing::warn!(leader = leader.0, "left an operation unfinished");
+                abort.abort();
+            }
+        }
+    }
+}
+
+impl Service {
+    pub(super) async fn lead(&mut self, now: Now, lead: Lead, actions: &mut Vec<Action>) {
+        tracing::info!(revision = lead.revision.0, term = lead.term, "leading");
+        // What the last leader stored in its last moments may not have been heard.
+        if let Err(error) = records::load(&self.bus, now, &mut self.core, &mut self.stored, actions).await {
+            tracing::error!(error = format!("{error:#}"), "leading with the batches known so far");
+        }
+        self.clear_work().await;
+        let (action_sender, action_queue) = mpsc::unbounded_channel();
+        let (book_sender, book_queue) = mpsc::unbounded_channel();
+        let bus = &self.bus;
+        let mut working = vec![
+            tokio::spawn(perform::side_by_side(
+                Arc::clone(bus),
+                perform::Under {
+                    leader: lead.revision,
+                    syncs_always: self.ground.syncs_always,
+                    key: self.ground.key.clone(),
+                    clock: self.clock.clone(),
+                },
+                action_queue,
+                self.inbox.clone(),
+            )),
+            tokio::spawn(books::keep(Arc::clone(bus), lead.revision, book_queue)),
+        ];
+        let scaler = self.rental.clone().map(|rental| {
+            let (situations, watched) = watch::channel(Arc::new(self.core.situation(now)));
+            let (calls, asked) = mpsc::unbounded_channel();
+            let (failed_starts, heard) = mpsc::unbounded_channel();
+            let ties = scaler::Ties {
+                bus: Arc::clone(bus),
+                leader: lead.revision,
+                situations: watched,
+                calls: asked,
+                failed_starts: heard,
+                inbox: self.inbox.clone(),
+                metrics: Arc::clone(&self.metrics),
+                clock: self.clock.clone(),
+            };
+            working.push(tokio::spawn(scaler::serve(rental, ties)));
+            ScalerHand { situations, calls, failed_starts }
+        });
+        self.hands = Some(Hands {
+            actions: action_sender,
+            books: book_sender,
+            scaler,
+            leader: lead.revision,
+            working,
+        });
+        let retention = self.options.retention.clone();
+        self.tasks.spawn(retention::keep_sweeping(
+            Arc::clone(&self.bus),
+            lead.revision,
+            retention,
+            self.clock.clone(),
+            self.inbox.clone(),
+        ));
+        self.metrics.set_role(true, true);
+        self.core.on(now, Event::Lead(lead), actions);
+    }
+
+    /// What earlier leaders left in the work streams is void: their epochs are older than all of ours.
+    async fn clear_work(&self) {
+        for shard in 0..u16::MAX {
+            let stream = table::work_stream(shard);
+            match self.bus.purge(&stream, &table::work_all(shard)).await {
+                Ok(count) => tracing::debug!(stream, count, "cleared"),
+                Err(BusError::NotFound(_)) => return,
+                Err(error) => {
+                    tracing::warn!(stream, %error, "not cleared; workers drop what is stale");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The scaler looks at this whenever it is its turn.
+    pub(super) fn show_situation(&self, now: Now) {
+        if let Some(scaler) = self.hands.as_ref().and_then(|hands| hands.scaler.as_ref()) {
+            scaler.situations.send_replace(Arc::new(self.core.situation(now)));
+        }
+    }
+
+    pub(super) fn book(&self, entry: books::Entry) {
+        if let Some(hands) = &self.hands {
+            let _ = hands.books.send(entry);
+        }
+    }
+}
