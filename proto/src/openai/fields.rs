@@ -7,9 +7,27 @@ use serde_json::{Map, Value};
 /// Why a request is refused: one sentence that names the field, without the line number.
 pub(super) type Fault = String;
 
-/// Parameters that OpenAI knows and this engine does not have. Named apart from misspelt ones. Those of which some value
-/// asks for nothing are in `inert`; `function_call` may stand in a message, too.
-const UNSUPPORTED: [&str; 5] = ["audio", "function_call", "grammar", "prediction", "web_search_options"];
+/// Parameters that OpenAI knows and this engine does not have. Named apart from misspelt ones.
+const UNSUPPORTED: [&str; 18] = [
+    "audio",
+    "function_call",
+    "functions",
+    "grammar",
+    "ignore_eos",
+    "logits_processors",
+    "metadata",
+    "min_tokens",
+    "modalities",
+    "parallel_tool_calls",
+    "prediction",
+    "reasoning_effort",
+    "repetition_penalty",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "verbosity",
+    "web_search_options",
+];
 
 const SHOWN_CHARS: usize = 60;
 
