@@ -160,7 +160,6 @@ impl Core {
         }
         let tokens = live.task.as_ref().map_or(mean_job_tokens as u32, |task| task.tokens_estimate);
         let size = Size { tokens, cost: cost_of(tokens, kappa) };
-        batch.moved = true;
         self.ledger.unqueue(job);
         self.flights.depart(job, Flight::found(now.mono, slot, running.epoch, size, running.generated, used));
         self.counts.adopted_jobs += 1;

@@ -24,6 +24,8 @@ impl Core {
             let Some(batch) = self.ledger.get_mut(slot) else { continue };
             // What was replayed was not made just now.
             batch.rate_sample = (now.mono, batch.tokens_made);
+            // The earlier leader may have taken jobs back from workers that are paused and do not know it.
+            batch.moved = true;
             if batch.record.lines.is_none() {
                 actions.push(Action::Scan { batch: slot });
             }

@@ -101,6 +101,23 @@ fn a_webhook_is_called_once_the_batch_has_ended_and_again_by_the_next_leader_unt
 }
 
 #[test]
+fn a_batch_that_an_earlier_leader_may_have_moved_jobs_of_is_fenced_after_its_end() {
+    let mut world = World::new(6);
+    world.add_worker("a", "host-a", 340_000);
+    let id = |world: &World, slot| world.core.batch(slot).unwrap().record.id.clone();
+    let quiet = world.submit_content("quiet", "t", good_lines(4), BatchOptions::default());
+    let quiet = id(&world, quiet);
+    world.run_to_the_end();
+    let open = world.submit_content("open", "t", good_lines(4), BatchOptions::default());
+    let open = id(&world, open);
+    world.perform_all();
+    world.restart_coordinator();
+    world.run_to_the_end();
+    world.perform_all();
+    assert_eq!(world.forgotten, [(quiet, false), (open, true)]);
+}
+
+#[test]
 fn a_host_on_which_everything_fails_is_quarantined_and_its_jobs_get_their_attempts_back() {
     let mut world = World::new(4);
     world.add_worker("sick", "host-s", 1);

@@ -64,12 +64,13 @@ pub(crate) async fn keep_sweeping(
     doubt.date(clock.now());
     loop {
         tokio::time::sleep(every).await;
-        match sweep(&bus, leader, &retention, doubt.date(clock.now()), &inbox).await {
+        let date = doubt.date(clock.now());
+        match sweep(&bus, leader, &retention, date, &inbox).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "files and answers of old batches were removed"),
             Err(error) => tracing::warn!(%error, "old batches are swept later"),
         }
-        match expire(&*bus, clock.wall()).await {
+        match expire(&*bus, date).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "files whose time was up were removed"),
             Err(error) => tracing::warn!(%error, "files whose time is up are removed later"),

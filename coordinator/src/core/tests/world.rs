@@ -78,6 +78,8 @@ pub(super) struct World {
     pub(super) dead_logs: Vec<Vec<FailedAttempt>>,
     /// Batches whose webhook was to be called.
     pub(super) called: Vec<BatchId>,
+    /// Batches whose checkpoints were to be cleared away, and whether those that hold off a paused worker stay a while.
+    pub(super) forgotten: Vec<(BatchId, bool)>,
     pub(super) audited: Vec<EventKind>,
     /// Jobs that kill the worker that runs them.
     pub(super) poisonous: Vec<u32>,
@@ -102,6 +104,7 @@ impl World {
             dead: Vec::new(),
             dead_logs: Vec::new(),
             called: Vec::new(),
+            forgotten: Vec::new(),
             audited: Vec::new(),
             poisonous: Vec::new(),
         };
@@ -288,13 +291,13 @@ impl World {
                 self.dead.push(key);
             }
             Action::Notify(record) => self.called.push(record.id.clone()),
+            Action::Forget { batch, fenced, .. } => self.forgotten.push((batch, fenced)),
             Action::Tell { .. }
             | Action::StopReading { .. }
             | Action::Retire { .. }
             | Action::Announce { .. }
             | Action::ClearWork
-            | Action::Sweep { .. }
-            | Action::Forget { .. } => {}
+            | Action::Sweep { .. } => {}
         }
     }
 

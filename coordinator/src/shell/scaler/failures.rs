@@ -42,12 +42,11 @@ impl Scaler {
             Joiner::Other => return,
         };
         let Some(intent) = self.store.intents.get(&pod).map(|kept| kept.value.clone()) else { return };
-        if self.memories.get(&pod).is_some_and(|memory| memory.heard) {
+        if self.memories.get(&pod).is_some_and(|memory| memory.heard || memory.failure_known) {
             return;
         }
         self.note(&pod, |intent| _ = intent.ending.get_or_insert(Why::StartFailed)).await;
-        let why = format!("{}: {}", words(Why::StartFailed), line(&said.why));
-        self.failed(now, &intent, why, said.log).await;
+        self.failed(now, &intent, Why::StartFailed, Some(line(&said.why)), said.log).await;
     }
 
     /// Before a pod is ended that did not do well: what did it write last?
@@ -66,19 +65,22 @@ impl Scaler {
             Ok(Err(fault)) => vec![format!("(its log cannot be read: {fault})")],
             Err(_) => vec!["(its log did not come in time)".to_owned()],
         };
-        self.failed(now, &intent, words(why).to_owned(), log).await;
+        self.failed(now, &intent, why, None, log).await;
     }
 
     /// An intent closes. If nobody ever heard of its pod, its class has failed.
     pub(super) async fn account_for(&mut self, now: TimeMs, intent: &Intent, why: Why) {
         let heard = self.memories.get(&intent.name).is_some_and(|memory| memory.heard);
         let died = matches!(why, Why::NeverReady | Why::Stopped | Why::StartFailed | Why::Vanished);
-        if heard || !died || intent.provider_id.is_none() {
+        let known = self.memories.get(&intent.name).is_some_and(|memory| memory.failure_known);
+        if heard || known || !died || intent.provider_id.is_none() {
             return;
         }
-        if !self.memories.get(&intent.name).is_some_and(|memory| memory.failure_known) {
-            self.failed(now, intent, words(why).to_owned(), Vec::new()).await;
-        }
+        self.failed(now, intent, why, None, Vec::new()).await;
+    }
+
+    /// One more pod of the class ended before anybody had heard of it.
+    async fn died(&mut self, now: TimeMs, intent: &Intent) {
         let rest = Duration::from_secs_f64(self.rental.options.refusal_s);
         self.store.change_health(&self.ties, &intent.class, |health| health.died(now, rest)).await;
         let health = self.store.health(&intent.class);
@@ -93,12 +95,30 @@ impl Scaler {
         }
     }
 
-    async fn failed(&mut self, now: TimeMs, intent: &Intent, why: String, log: Vec<String>) {
+    /// A pod has failed. Called once a pod, as soon as that is known: its class must not get another one before it counts.
+    /// `said` is the pod's own reason.
+    async fn failed(
+        &mut self,
+        now: TimeMs,
+        intent: &Intent,
+        cause: Why,
+        said: Option<String>,
+        log: Vec<String>,
+    ) {
+        let why = match said {
+            Some(said) => format!("{}: {said}", words(cause)),
+            None => words(cause).to_owned(),
+        };
         let from = log.len().saturating_sub(LOG_LINES);
         let log: Vec<String> = log[from..].iter().map(|text| line(text)).collect();
         let last = log.last().cloned().unwrap_or_default();
         tracing::warn!(pod = intent.name, class = intent.class, why, last, "a rented pod failed");
-        self.memories.entry(intent.name.clone()).or_default().failure_known = true;
+        let memory = self.memories.entry(intent.name.clone()).or_default();
+        memory.failure_known = true;
+        // Silent is who was heard of, perhaps by an earlier leader.
+        if !memory.heard && cause != Why::Silent {
+            self.died(now, intent).await;
+        }
         let failure = PodFailure { pod: intent.name.clone(), at: now, why: why.clone(), log: log.clone() };
         self.failures.insert(intent.class.clone(), failure);
         let (pod, pod_class) = (intent.name.clone(), intent.class.clone());

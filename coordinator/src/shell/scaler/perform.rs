@@ -31,6 +31,8 @@ impl Scaler {
             }
             self.ties.metrics.scale_act(act);
             match act {
+                // A pod of its class may have failed a moment ago, after this was decided.
+                Act::Write(intent) if self.store.health(&intent.class).rests(now) => {}
                 Act::Write(intent) => {
                     if self.write(now, intent).await {
                         orders.push(intent.name.clone());
