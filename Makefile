@@ -59,7 +59,7 @@ lint:
 
 # The fresh seeds of the simulation, printed so that they can be tried again: SEED=… make tests
 SEED ?= $(shell git rev-parse HEAD 2>/dev/null | cut -c1-10 | xargs -I{} printf '%d' 0x{})
-tests: export TERNFLEET_SIM_SEED = $(SEED)
+tests: export SIM_SEED = $(SEED)
 tests: tools clients
 	@echo "the simulation's fresh seeds begin at $(SEED): make tests SEED=$(SEED) tries them again"
 	$(CARGO) $(RUN_TESTS) --workspace

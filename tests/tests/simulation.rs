@@ -41,18 +41,18 @@ fn the_third_100_seeds_of_this_commit_keep_every_invariant() {
     fresh_seeds(2);
 }
 
-/// Fixed seeds find what was found already: each commit tries others. `TERNFLEET_SIM_SEED` names the first one.
+/// Fixed seeds find what was found already: each commit tries others. `SIM_SEED` names the first one.
 fn fresh_seeds(part: u64) {
     let first = first_fresh_seed();
-    println!("300 fresh seeds from {first}: TERNFLEET_SIM_SEED={first} tries them again");
+    println!("300 fresh seeds from {first}: SIM_SEED={first} tries them again");
     seeds(first + part * 100, 100);
 }
 
 fn first_fresh_seed() -> u64 {
-    if let Some(named) = std::env::var("TERNFLEET_SIM_SEED").ok().filter(|named| !named.is_empty()) {
+    if let Some(named) = std::env::var("SIM_SEED").ok().filter(|named| !named.is_empty()) {
         return named
             .parse()
-            .unwrap_or_else(|_| panic!("TERNFLEET_SIM_SEED must be a number, not {named:?}"));
+            .unwrap_or_else(|_| panic!("SIM_SEED must be a number, not {named:?}"));
     }
     let mut git = std::process::Command::new("git");
     git.args(["rev-parse", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR"));
