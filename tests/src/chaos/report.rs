@@ -7,9 +7,9 @@ use super::{Outcome, Plan};
 /// One section a run, in Markdown.
 pub fn page(runs: &[(Plan, Outcome)], machine: &str) -> String {
     let mut page = String::from(
-        "# Chaos on real processes\n\nWritten by `make chaos`. Every process is real: nats-server, coordinators, workers with \
-         the storyteller, callers\n(`ternfleet submit --out`). Faults are drawn from the seed; the checker compares every line \
-         of every file with an undisturbed run,\nand reads RESULTS for answers that differ.\n\n",
+        "# Chaos runs on real processes\n\nWritten by `make chaos`. Every process is real: nats-server, coordinators, workers with \
+         the storyteller, and clients\n(`ternfleet submit --out`). The seed determines the faults. The checker compares every \
+         line of every file with a run without faults,\nand reads RESULTS for answers that differ.\n\n",
     );
     let _ = writeln!(page, "Machine: {machine}.\n");
     for (plan, outcome) in runs {
@@ -21,27 +21,27 @@ pub fn page(runs: &[(Plan, Outcome)], machine: &str) -> String {
         let _ = writeln!(page, "## {servers}, seed {}\n", plan.seed);
         let _ = writeln!(
             page,
-            "{} workers and {} coordinators; faults for {} s{}, then everything settled {:.1} s after the last mending \
+            "{} workers and {} coordinators. Faults for {} s{}. Every batch had ended {:.1} s after the last fault was repaired \
              ({:.0} s in all).\n",
             plan.workers,
             plan.coordinators,
             plan.lasting.as_secs(),
-            if outcome.small_disks { ", stores on tmpfs of their own" } else { "" },
+            if outcome.small_disks { ", each server with a tmpfs of its own" } else { "" },
             outcome.settled_s,
             outcome.run_s
         );
         let rows = [
             ("batches accepted and ended", outcome.batches),
-            ("creations that found nobody, nothing accepted", outcome.refused),
+            ("creations without a reply, not accepted", outcome.refused),
             ("lines accepted", outcome.lines),
             ("… committed", outcome.good),
-            ("… errored, as they must be", outcome.bad),
+            ("… error lines, as expected", outcome.bad),
             ("jobs that took more than one attempt", outcome.moved),
             ("answers stored after the committed one", outcome.duplicates),
-            ("… of these divergent", outcome.divergent),
+            ("… of these, divergent", outcome.divergent),
             ("tokens generated", outcome.completion_tokens),
             ("tokens prefilled again", outcome.reprefilled_tokens),
-            ("promises broken", outcome.broken.len() as u64),
+            ("guarantees broken", outcome.broken.len() as u64),
         ];
         page.push_str("| what | count |\n|---|---|\n");
         for (what, count) in rows {
