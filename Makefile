@@ -23,7 +23,10 @@ help:
 	@echo "make clean  remove what was built (not ternfleet-data/)"
 
 demo: tools
-	exec $(CARGO) run --release --quiet --package ternfleet -- demo
+	@[ -x "$${CARGO_TARGET_DIR:-target}/demo/ternfleet" ] || \
+	  echo "building ternfleet without link-time optimisation (profile 'demo'); the first build takes some minutes" >&2
+	$(CARGO) build --profile demo --package ternfleet
+	exec "$${CARGO_TARGET_DIR:-target}/demo/ternfleet" demo
 
 demo-observability: tools
 	exec $(CARGO) run --release --quiet --package ternfleet -- up --prometheus
