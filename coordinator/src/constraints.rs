@@ -6,8 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
-use ternfleet_proto::codec;
 use ternfleet_proto::message::{Constraint, Failure, FailureCode, Generation};
+use ternfleet_proto::{aside, codec};
 use ternfleet_text::constraint::Grammar;
 
 /// Constraints that are remembered.
@@ -48,7 +48,7 @@ impl Constraints {
             Some(fault) => fault,
             None => {
                 let (constraint, stops) = (constraint.clone(), generation.stop.clone());
-                let checked = tokio::task::spawn_blocking(move || fault_of(&constraint, &stops)).await;
+                let checked = aside::run(move || fault_of(&constraint, &stops)).await;
                 let fault = checked.unwrap_or_else(|_| Some("the constraint cannot be compiled".to_owned()));
                 self.known.lock().unwrap_or_else(PoisonError::into_inner).keep(key, fault.clone());
                 fault

@@ -36,20 +36,20 @@ pub use options::{
 /// # Errors
 /// When NATS is too old or refuses, when strict durability is asked for and not there, when the HTTP address is taken.
 pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
-    run_by(Clock::machine(), bus, options, shutdown).await
+    run_with(Arc::new(Metrics::default()), Clock::machine(), bus, options, shutdown).await
 }
 
-/// As [`run`], by this clock: a simulation steps it.
+/// As [`run`], with these metrics and by this clock: a simulation reads the ones and steps the other.
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_by(
+pub async fn run_with(
+    metrics: Arc<Metrics>,
     clock: Clock,
     bus: Arc<dyn Bus>,
     options: Options,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let metrics = Arc::new(Metrics::default());
     let stop = shutdown.child_token();
     let _stops_all = stop.clone().drop_guard();
     let watch = metrics::watch_nats(Arc::clone(&bus), Arc::clone(&metrics));

@@ -465,7 +465,7 @@ impl Metrics {
     }
 
     /// The text that Prometheus reads.
-    pub(crate) fn render(&self) -> String {
+    pub fn render(&self) -> String {
         // Held so that no reader sees the fleet's series half written.
         let _whole = self.refreshed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut text = Vec::new();

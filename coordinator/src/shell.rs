@@ -217,17 +217,19 @@ async fn serve_once(
     let mut gulp = Vec::with_capacity(GULP);
     let ended = loop {
         tokio::select! {
-            count = inputs.recv_many(&mut gulp, GULP) => {
-                if count == 0 {
-                    anyhow::bail!("the inbox closed");
-                }
-            }
+            // In this order, so that a simulation can be repeated; what comes rarely comes first.
+            biased;
+            () = shutdown.cancelled() => break Ended::Shutdown,
             _ = ticker.tick() => {
                 let now = clock.now();
                 service.core.on(now, Event::Tick, &mut actions);
                 service.show_situation(now);
             }
-            () = shutdown.cancelled() => break Ended::Shutdown,
+            count = inputs.recv_many(&mut gulp, GULP) => {
+                if count == 0 {
+                    anyhow::bail!("the inbox closed");
+                }
+            }
         }
         let now = clock.now();
         let mut deposed = None;

@@ -7,6 +7,7 @@
 //! Architecture Invariant: nothing here knows the engine, and `async_nats` is named only in `nats`.
 
 pub mod access;
+pub mod aside;
 pub mod bus;
 pub mod clock;
 pub mod codec;

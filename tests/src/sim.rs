@@ -5,13 +5,20 @@
 //! `Bus` trait over it, so that one contract suite holds it and a real server to the same behaviour.
 
 mod bus;
+mod callers;
 mod chance;
 mod check;
 mod consumer;
+mod generator;
+mod inputs;
 mod jetstream;
+mod line;
+mod network;
+mod process;
 mod run;
 mod scenario;
 mod stream;
+mod workers;
 mod world;
 
 pub use bus::SimBus;

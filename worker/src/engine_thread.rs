@@ -1,13 +1,14 @@
-//! The engine's own thread: commands in by a std channel, one report a step out to the async shell.
+//! The engine's own thread: commands in, one report a step out to the async shell.
 //!
 //! Token ids only; text is made by the receiver, away from the pinned threads. The channel out is bounded: a shell
 //! that falls behind slows the engine down instead of filling memory.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc;
+use std::time::Duration;
 
 use ternfleet_engine::{Event, HeadCounters, Refused, Request, SequenceId, StopReason, TokenLogprob, Usage};
-use tokio::sync::{mpsc as async_mpsc, oneshot};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::core::{SlotId, Steps};
 use crate::generator::Generator;
@@ -45,8 +46,8 @@ pub struct Report {
 /// The running thread. When it is dropped, the thread ends after its present step.
 #[derive(Debug)]
 pub struct EngineThread {
-    commands: Option<mpsc::Sender<Command>>,
-    pub reports: async_mpsc::Receiver<Report>,
+    commands: Option<mpsc::UnboundedSender<Command>>,
+    pub reports: mpsc::Receiver<Report>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -58,13 +59,13 @@ impl EngineThread {
         T: Send + 'static,
         F: FnOnce() -> anyhow::Result<(Box<dyn Generator>, T)> + Send + 'static,
     {
-        let (commands, inbox) = mpsc::channel();
-        let (outbox, reports) = async_mpsc::channel(REPORTS);
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let (outbox, reports) = mpsc::channel(REPORTS);
         let (loaded, about) = oneshot::channel();
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || match load() {
             Ok((generator, facts)) => {
                 if loaded.send(Ok(facts)).is_ok() {
-                    drive(generator, &inbox, &outbox);
+                    Drive::new(generator).on_this_thread(inbox, &outbox);
                 }
             }
             Err(fault) => {
@@ -73,6 +74,15 @@ impl EngineThread {
             }
         })?;
         Ok((EngineThread { commands: Some(commands), reports, thread: Some(thread) }, about))
+    }
+
+    /// Drives `generator` in a task of this runtime instead, a step every `pace`: for runtimes on simulated time, where
+    /// a thread would take real time.
+    pub fn simulated(generator: Box<dyn Generator + Send>, pace: Duration) -> EngineThread {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let (outbox, reports) = mpsc::channel(REPORTS);
+        tokio::spawn(Drive::new(generator).on_this_runtime(inbox, outbox, pace));
+        EngineThread { commands: Some(commands), reports, thread: None }
     }
 
     /// False when the thread is gone.
@@ -91,97 +101,154 @@ impl EngineThread {
     }
 }
 
-fn drive(
-    mut generator: Box<dyn Generator>,
-    inbox: &mpsc::Receiver<Command>,
-    outbox: &async_mpsc::Sender<Report>,
-) {
-    let mut sequences: BTreeMap<Place, SequenceId> = BTreeMap::new();
-    let mut places: HashMap<SequenceId, Place> = HashMap::new();
-    let mut events = Vec::new();
-    let mut head = HeadCounters::default();
-    loop {
-        let mut report = Report::default();
+/// A generator and the jobs that it works on.
+struct Drive<G: ?Sized> {
+    sequences: BTreeMap<Place, SequenceId>,
+    places: HashMap<SequenceId, Place>,
+    events: Vec<Event>,
+    head: HeadCounters,
+    generator: Box<G>,
+}
+
+impl<G: Generator + ?Sized> Drive<G> {
+    fn new(generator: Box<G>) -> Drive<G> {
+        Drive {
+            sequences: BTreeMap::new(),
+            places: HashMap::new(),
+            events: Vec::new(),
+            head: HeadCounters::default(),
+            generator,
+        }
+    }
+
+    fn on_this_thread(mut self, mut inbox: mpsc::UnboundedReceiver<Command>, outbox: &mpsc::Sender<Report>) {
         loop {
-            let next = if generator.is_idle() && report.refused.is_empty() {
-                inbox.recv().map_err(|_| mpsc::TryRecvError::Disconnected)
-            } else {
-                inbox.try_recv()
-            };
-            match next {
-                Ok(Command::Submit { slot, requests }) => {
-                    let mut taken = Vec::new();
-                    let all = requests.into_iter().try_for_each(|(choice, request)| {
-                        taken.push(((slot, choice), generator.submit(request)?));
-                        Ok(())
-                    });
-                    match all {
-                        Ok(()) => report.admitted.push(slot),
-                        Err(refused) => {
-                            for (_, id) in taken.drain(..) {
-                                generator.cancel(id);
-                            }
-                            report.refused.push((slot, refused));
-                        }
-                    }
-                    for (place, id) in taken {
-                        places.insert(id, place);
-                        // An earlier run of the job may not have ended yet: nothing more is heard of it.
-                        if let Some(earlier) = sequences.insert(place, id) {
-                            places.remove(&earlier);
-                        }
-                    }
+            let mut report = Report::default();
+            loop {
+                let next = if self.has_nothing_to_do(&report) {
+                    inbox.blocking_recv().ok_or(TryRecvError::Disconnected)
+                } else {
+                    inbox.try_recv()
+                };
+                match next {
+                    Ok(command) => self.take(command, &mut report),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
                 }
-                Ok(Command::Cancel { slot, choice }) => {
-                    let (first, last) = choice.map_or((0, u16::MAX), |choice| (choice, choice));
-                    for (_, &id) in sequences.range((slot, first)..=(slot, last)) {
-                        generator.cancel(id);
-                    }
-                }
-                Err(mpsc::TryRecvError::Empty) => break,
-                Err(mpsc::TryRecvError::Disconnected) => return,
+            }
+            self.step(&mut report);
+            if outbox.blocking_send(report).is_err() {
+                return;
             }
         }
-        let stats = generator.step(&mut events);
+    }
+
+    async fn on_this_runtime(
+        mut self,
+        mut inbox: mpsc::UnboundedReceiver<Command>,
+        outbox: mpsc::Sender<Report>,
+        pace: Duration,
+    ) {
+        loop {
+            let mut report = Report::default();
+            loop {
+                let next = if self.has_nothing_to_do(&report) {
+                    inbox.recv().await.ok_or(TryRecvError::Disconnected)
+                } else {
+                    inbox.try_recv()
+                };
+                match next {
+                    Ok(command) => self.take(command, &mut report),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            tokio::time::sleep(pace).await;
+            self.step(&mut report);
+            if outbox.send(report).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn has_nothing_to_do(&self, report: &Report) -> bool {
+        self.generator.is_idle() && report.refused.is_empty()
+    }
+
+    fn take(&mut self, command: Command, report: &mut Report) {
+        match command {
+            Command::Submit { slot, requests } => {
+                let mut taken = Vec::new();
+                let all = requests.into_iter().try_for_each(|(choice, request)| {
+                    taken.push(((slot, choice), self.generator.submit(request)?));
+                    Ok(())
+                });
+                match all {
+                    Ok(()) => report.admitted.push(slot),
+                    Err(refused) => {
+                        for (_, id) in taken.drain(..) {
+                            self.generator.cancel(id);
+                        }
+                        report.refused.push((slot, refused));
+                    }
+                }
+                for (place, id) in taken {
+                    self.places.insert(id, place);
+                    // An earlier run of the job may not have ended yet: nothing more is heard of it.
+                    if let Some(earlier) = self.sequences.insert(place, id) {
+                        self.places.remove(&earlier);
+                    }
+                }
+            }
+            Command::Cancel { slot, choice } => {
+                let (first, last) = choice.map_or((0, u16::MAX), |choice| (choice, choice));
+                for (_, &id) in self.sequences.range((slot, first)..=(slot, last)) {
+                    self.generator.cancel(id);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, report: &mut Report) {
+        let mut events = std::mem::take(&mut self.events);
+        let stats = self.generator.step(&mut events);
+        let head = self.generator.head_counters();
         report.steps = Steps {
             steps: 1,
             prefill_tokens: stats.prefill_tokens as u64,
             decode_tokens: stats.decode_tokens as u64,
             sequences: stats.sequences as u64,
             busy: stats.elapsed,
-            head: generator.head_counters().since(head),
+            head: head.since(std::mem::replace(&mut self.head, head)),
             speculation: stats.speculation,
             prefix_cache_hits: 0,
         };
-        head = generator.head_counters();
         let broken = |event: &Event| matches!(event, Event::Finished { reason: StopReason::NotFinite, .. });
         if events.iter().any(broken) {
             // The model's fault or the machine's? What runs goes on meanwhile, and is reported after it.
-            report.unsound = !generator.is_sound(&mut events);
+            report.unsound = !self.generator.is_sound(&mut events);
         }
         for event in events.drain(..) {
             match event {
                 Event::Token { sequence, token, logprob } => {
-                    if let Some(&place) = places.get(&sequence) {
+                    if let Some(&place) = self.places.get(&sequence) {
                         report.tokens.push((place, token, logprob));
                     }
                 }
                 Event::Prompt { sequence, logprobs } => {
-                    if let Some(&place) = places.get(&sequence) {
+                    if let Some(&place) = self.places.get(&sequence) {
                         report.prompts.push((place, logprobs));
                     }
                 }
                 Event::Finished { sequence, reason, usage } => {
                     report.steps.prefix_cache_hits += u64::from(usage.cached_tokens > 0);
-                    if let Some(place) = places.remove(&sequence) {
-                        sequences.remove(&place);
+                    if let Some(place) = self.places.remove(&sequence) {
+                        self.sequences.remove(&place);
                         report.ended.push((place, reason, usage));
                     }
                 }
             }
         }
-        if outbox.blocking_send(report).is_err() {
-            return;
-        }
+        self.events = events;
     }
 }

@@ -25,4 +25,4 @@ pub mod transcript;
 pub use identity::Identity;
 pub use model::{LoadedModel, digest_of_file};
 pub use options::{EngineKind, Options, OptionsError};
-pub use shell::{run, run_then};
+pub use shell::{Parts, run, run_then, run_with};

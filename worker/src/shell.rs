@@ -27,7 +27,7 @@ use crate::core::{Action, Core, Event, HostFacts};
 use crate::engine_thread::{EngineThread, Report};
 use crate::metrics::Metrics;
 use crate::options::Options;
-use crate::{http, model};
+use crate::{Identity, LoadedModel, http, model};
 use dead_man::{DeadMan, Due};
 use generations::{Generations, Preparation};
 use perform::{Performer, Preparer};
@@ -67,12 +67,53 @@ pub async fn run_then(
         loaded = loaded => loaded.context("the engine's thread died while it loaded the model")??,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let parts = Parts { clock: Clock::machine(), identity: Identity::new(&options), engine, model };
+    let work = work(bus, &options, parts, metrics, shutdown, || {
+        ready.store(true, Ordering::Relaxed);
+        ready_now();
+    });
+    let outcome = work.await;
+    ready.store(false, Ordering::Relaxed);
+    http_stop.cancel();
+    if let Some(server) = server {
+        server.await.context("the HTTP server did not end well")?;
+    }
+    outcome
+}
+
+/// What a worker is made of. A simulation brings its own.
+#[derive(Debug)]
+pub struct Parts {
+    pub clock: Clock,
+    pub identity: Identity,
+    pub engine: EngineThread,
+    pub model: LoadedModel,
+}
+
+/// Runs a worker made of these parts, without an HTTP server, until it is asked to end or cannot go on.
+pub async fn run_with(
+    bus: Arc<dyn Bus>,
+    options: Options,
+    parts: Parts,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    work(bus, &options, parts, Arc::new(Metrics::new()), shutdown, || {}).await
+}
+
+async fn work(
+    bus: Arc<dyn Bus>,
+    options: &Options,
+    parts: Parts,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+    ready_now: impl FnOnce() + Send,
+) -> anyhow::Result<()> {
+    let Parts { clock, identity, engine, model } = parts;
     for note in &model.notes {
         tracing::warn!(note, "about this model");
     }
     metrics.set_model(&model, options.slots, options.price_usd_per_hour);
-    let clock = Clock::machine();
-    let (config, identity) = setup::config(&options, &model);
+    let config = setup::config(options, &identity, &model);
     let (profile, last_metrics, last_bus) = (config.profile.clone(), metrics.clone(), bus.clone());
     tracing::info!(
         worker = %identity.worker, pod = identity.pod, model = model.name, digest = model.digest,
@@ -118,11 +159,9 @@ pub async fn run_then(
         alive: Arc::new(Notify::new()),
         orphaned: false,
     };
-    ready.store(true, Ordering::Relaxed);
     ready_now();
     let stopped = shutdown.clone();
     let outcome = shell.turn(shutdown).await;
-    ready.store(false, Ordering::Relaxed);
     if let Ok(Ended::Orphaned) = outcome {
         let (how, base) = (options.end_myself, options.runpod_base.clone());
         let end = || {
@@ -134,10 +173,6 @@ pub async fn run_then(
             dead_man::tell(last_bus.clone(), clock.wall(), profile.clone(), failures).boxed()
         };
         dead_man::insist(end, tell, stopped).await;
-    }
-    http_stop.cancel();
-    if let Some(server) = server {
-        server.await.context("the HTTP server did not end well")?;
     }
     outcome.map(|_| ())
 }
@@ -196,10 +231,19 @@ impl Shell {
         let mut signalled = false;
         let outcome = loop {
             let going_on = tokio::select! {
+                // In this order, so that a simulation can be repeated; what comes rarely comes first.
+                biased;
                 () = shutdown.cancelled(), if !signalled => {
                     signalled = true;
                     tracing::info!("draining: jobs go back with what they have");
                     self.handle(Event::Signal)
+                }
+                _ = ticks.tick() => self.on_tick(),
+                Some(note) = self.control.next() => self.on_control(&note),
+                Some(note) = self.control_all.next() => self.on_control(&note),
+                () = self.alive.notified() => {
+                    self.dead_man.heard(self.clock.mono());
+                    true
                 }
                 Some(event) = self.inbox.recv() => self.handle(event),
                 Some(prepared) = self.prepared.recv() => {
@@ -210,13 +254,6 @@ impl Shell {
                     Some(report) => self.on_report(report),
                     None => break Err(anyhow::anyhow!("the engine's thread died; start the worker again")),
                 },
-                Some(note) = self.control.next() => self.on_control(&note),
-                Some(note) = self.control_all.next() => self.on_control(&note),
-                () = self.alive.notified() => {
-                    self.dead_man.heard(self.clock.mono());
-                    true
-                }
-                _ = ticks.tick() => self.on_tick(),
             };
             if !going_on {
                 break Ok(if self.orphaned { Ended::Orphaned } else { Ended::Asked });

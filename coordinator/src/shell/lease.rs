@@ -57,6 +57,7 @@ pub(crate) async fn keep(
             Err(error) => tracing::warn!(%error, "the leader's lease cannot be asked for"),
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(ASK_EVERY) => {}
             () = shutdown.cancelled() => return,
         }
@@ -75,6 +76,7 @@ pub(crate) async fn keep(
     }
     loop {
         tokio::select! {
+            biased;
             () = tokio::time::sleep(ttl / 4) => {}
             () = shutdown.cancelled() => {
                 let _ = bus.kv_delete(table::KV_CONTROL, LEADER, Some(revision)).await;

@@ -47,6 +47,7 @@ pub(crate) async fn side_by_side(
     let mut open = true;
     while open || !running.is_empty() {
         tokio::select! {
+            biased;
             action = actions.recv(), if open && running.len() < IN_FLIGHT_MAX => match action {
                 Some(action @ Action::Forget { fenced: true, .. }) => waiting.push(async {
                     tokio::time::sleep(FENCE_STANDS).await;

@@ -48,7 +48,7 @@ impl Question {
 
     /// Works it out, away from the coordinator's loop: a large market takes some milliseconds for each alternative.
     pub(crate) async fn answer(self) -> Result<(Quote, Promise), Refusal> {
-        let worked = tokio::task::spawn_blocking(move || self.work_out()).await;
+        let worked = ternfleet_proto::aside::run(move || self.work_out()).await;
         worked.unwrap_or_else(|_| {
             Err(refuse(RefusalCode::Unavailable, "the quote could not be worked out".into()))
         })

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use ternfleet_proto::openai::output_line;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{Clock, TimeMs, table};
 
+use tokio::io::AsyncRead;
+
 use super::answers::Committed;
 use crate::core::{BatchRecord, Outputs};
 use crate::files::{self, FileRecord};
@@ -22,6 +25,8 @@ use crate::files::{self, FileRecord};
 /// Tries of a batch whose answers are not all there; anything else is tried for ever.
 const ATTEMPTS: u32 = 20;
 const WAIT_MAX: Duration = Duration::from_secs(10);
+/// Files up to this many bytes are sent from memory.
+const IN_MEMORY_MAX: u64 = 1 << 20;
 
 /// RESULTS holds fewer answers than the ledger counted.
 #[derive(Debug, thiserror::Error)]
@@ -135,10 +140,17 @@ async fn store(
     bus: &Arc<dyn Bus>,
     record: &BatchRecord,
     name: &str,
-    file: File,
+    mut file: File,
     now: TimeMs,
 ) -> anyhow::Result<()> {
-    let content = Box::pin(tokio::fs::File::from_std(file));
+    let length = file.metadata().context("the scratch file")?.len();
+    let content: Pin<Box<dyn AsyncRead + Send>> = if length <= IN_MEMORY_MAX {
+        let mut bytes = Vec::with_capacity(length as usize);
+        file.read_to_end(&mut bytes).context("the scratch file")?;
+        Box::pin(std::io::Cursor::new(bytes))
+    } else {
+        Box::pin(tokio::fs::File::from_std(file))
+    };
     let bucket = table::files_bucket(&record.tenant);
     let stored = bus.object_put(&bucket, name, content).await;
     let bytes = stored.with_context(|| format!("object {name}"))?;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -28,9 +29,18 @@ pub struct SimBus {
 
 #[derive(Debug)]
 struct Shared {
-    began: Instant,
+    time: Time,
     state: Mutex<State>,
     changed: Notify,
+}
+
+/// Where the server reads the time.
+#[derive(Debug)]
+enum Time {
+    /// The runtime's, from here on.
+    Since(Instant),
+    /// What somebody else sets: several runtimes share this server.
+    Set(Arc<AtomicU64>),
 }
 
 #[derive(Debug, Default)]
@@ -58,8 +68,23 @@ impl Default for SimBus {
 impl SimBus {
     /// An empty server; call it inside a tokio runtime.
     pub fn new() -> SimBus {
-        let shared = Shared { began: Instant::now(), state: Mutex::default(), changed: Notify::new() };
+        Self::on(Time::Since(Instant::now()))
+    }
+
+    /// An empty server for several runtimes, whose time in milliseconds is set from outside.
+    pub(super) fn driven(now: Arc<AtomicU64>) -> SimBus {
+        Self::on(Time::Set(now))
+    }
+
+    fn on(time: Time) -> SimBus {
+        let shared = Shared { time, state: Mutex::default(), changed: Notify::new() };
         SimBus { shared: Arc::new(shared) }
+    }
+
+    /// Looks at what the server holds.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&mut JetStream, TimeMs) -> T) -> T {
+        let now = self.now();
+        look(&mut self.state().jetstream, now)
     }
 
     /// The next `n` publishes or acks happen, and their answers are lost.
@@ -78,7 +103,10 @@ impl SimBus {
     }
 
     fn now(&self) -> TimeMs {
-        TimeMs(self.shared.began.elapsed().as_millis() as u64)
+        match &self.shared.time {
+            Time::Since(began) => TimeMs(began.elapsed().as_millis() as u64),
+            Time::Set(now) => TimeMs(now.load(Ordering::Relaxed)),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -1,37 +1,41 @@
 //! The numbered invariants, checked from outside: by what the streams hold, not by what the cores believe.
 //!
 //! J1 one terminal record a job, the same for all who read · J2 ack only after a stored result or a cause to drop ·
-//! J3 attempts bounded, old owners fenced · M1 spend within budget · M2 attributed + idle = billed · R1 planning
-//! twice changes nothing · L1 (in the world) when faults stop everything ends.
+//! J3 attempts bounded, old owners fenced · M1 spend within budget · L1 (in the world) when faults stop everything ends.
+//! What the coordinators count themselves (M2 among it) is read from their metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use ternfleet_coordinator::core::{Answer, BatchRecord, CellState, Core, Verdict};
-use ternfleet_proto::message::{BatchState, Checkpoint, Generated, JobResult, Work};
+use ternfleet_coordinator::core::{Answer, BatchRecord, Verdict, batch_id};
+use ternfleet_proto::message::{
+    BatchState, Checkpoint, Control, Generated, JobResult, Order, Work,
+};
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{BatchId, Epoch, JobKey, LeaderRevision, TimeMs, UsdMicro, codec, table};
+use ternfleet_proto::{BatchId, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, codec, table};
 
 use super::JetStream;
+use super::generator::ids_of;
+use super::inputs::{blanks, seed};
 use super::scenario::Scenario;
-use super::world::{Tally, blanks, stored_record};
+use super::world::Tally;
 
 /// Failed attempts that make a job poison.
 const ATTEMPTS_MAX: u32 = 5;
-/// A fleet here has room for some dozens of jobs, and a look that places none ends the looking.
-const LOOKS_MAX: u32 = 64;
 /// Each fault may move a job a few times without any fault of its own: claims, retries, a leader that could not know.
 const MOVES_A_FAULT: u32 = 4;
+/// By how much the wall clocks of processes may differ.
+const SKEW_MAX: Duration = Duration::from_secs(40);
 
-#[derive(Debug, Clone, Copy)]
-struct Committed {
-    sequence: u64,
-    verdict: Verdict,
-}
-
-#[derive(Debug, Default)]
-struct Accepted {
-    results_after: u64,
+#[derive(Debug)]
+struct Batch {
+    place: usize,
     lines: u32,
+    tokens_max: usize,
+    /// Its creation was confirmed to the caller.
+    accepted: bool,
+    /// As its record says; nothing of it counts before that is stored.
+    results_after: Option<u64>,
     answered: u32,
 }
 
@@ -41,16 +45,17 @@ pub(super) struct Checker {
     broken: Option<String>,
     results_read: u64,
     checkpoints_read: u64,
-    batches: BTreeMap<BatchId, Accepted>,
-    committed: BTreeMap<JobKey, Committed>,
+    batches: BTreeMap<BatchId, Batch>,
+    committed: BTreeMap<JobKey, Verdict>,
     /// Jobs with a valid answer, under whatever epoch: that of an audit too, which belongs to no accepted batch.
     answered_jobs: BTreeSet<JobKey>,
     answered_epochs: BTreeSet<(JobKey, Epoch)>,
-    expected_digest: BTreeMap<JobKey, u64>,
     claimed: BTreeMap<JobKey, Epoch>,
-    kills: BTreeMap<JobKey, u32>,
+    /// By the seed of the job.
+    kills: BTreeMap<u64, u32>,
     faults: u32,
-    revoked: BTreeSet<(JobKey, Epoch)>,
+    /// The last epoch of a job that was taken back.
+    revoked: BTreeMap<JobKey, Epoch>,
     ending: BTreeSet<BatchId>,
     newest_leader: LeaderRevision,
     duplicates: u64,
@@ -59,27 +64,45 @@ pub(super) struct Checker {
     /// Somebody lies: then answers may be wrong, and audits must say so.
     has_liar: bool,
     wrong: u64,
-    /// Agreed and diverged audits and quarantined hosts, the most that one life of a coordinator counted.
-    audits: [u64; 3],
+    completions: u64,
+}
+
+/// The batch that a scenario's plan becomes.
+pub(super) fn id_of(place: usize, tenant: &TenantId) -> BatchId {
+    batch_id(tenant, &format!("batch-{place}"))
+}
+
+pub(super) fn tenant(number: usize) -> TenantId {
+    format!("t{number}").parse().expect("because t and a digit make an id")
 }
 
 impl Checker {
     /// How many faults the scenario holds loosens the bound on attempts.
     pub(super) fn new(key: AssignmentKey, scenario: &Scenario) -> Checker {
+        let batches = scenario.batches.iter().enumerate().map(|(place, plan)| {
+            let batch = Batch {
+                place,
+                lines: plan.lines,
+                tokens_max: plan.tokens_max as usize,
+                accepted: false,
+                results_after: None,
+                answered: 0,
+            };
+            (id_of(place, &tenant(plan.tenant)), batch)
+        });
         Checker {
             key,
             broken: None,
             results_read: 0,
             checkpoints_read: 0,
-            batches: BTreeMap::new(),
+            batches: batches.collect(),
             committed: BTreeMap::new(),
             answered_jobs: BTreeSet::new(),
             answered_epochs: BTreeSet::new(),
-            expected_digest: BTreeMap::new(),
             claimed: BTreeMap::new(),
             kills: BTreeMap::new(),
             faults: scenario.faults.len() as u32,
-            revoked: BTreeSet::new(),
+            revoked: BTreeMap::new(),
             ending: BTreeSet::new(),
             newest_leader: LeaderRevision(0),
             duplicates: 0,
@@ -87,7 +110,7 @@ impl Checker {
             repeated_tokens: 0,
             has_liar: scenario.workers.iter().any(|worker| worker.lies),
             wrong: 0,
-            audits: [0; 3],
+            completions: 0,
         }
     }
 
@@ -96,44 +119,57 @@ impl Checker {
         self.broken.take().map_or(Ok(()), Err)
     }
 
-    fn fail(&mut self, what: String) {
+    pub(super) fn fail(&mut self, what: String) {
         self.broken.get_or_insert(what);
     }
 
-    pub(super) fn accepted(&mut self, record: &BatchRecord, lines: u32) {
-        let accepted = Accepted { results_after: record.results_after, lines, answered: 0 };
-        self.batches.insert(record.id.clone(), accepted);
-    }
-
-    pub(super) fn led(&mut self, leader: LeaderRevision) {
-        if leader <= self.newest_leader {
-            self.fail(format!("J3: a later leader has revision {leader}, not above {}", self.newest_leader));
+    /// A caller was told that its batch is accepted.
+    pub(super) fn accepted(&mut self, id: &BatchId) {
+        if let Some(batch) = self.batches.get_mut(id) {
+            batch.accepted = true;
         }
-        self.newest_leader = self.newest_leader.max(leader);
     }
 
-    pub(super) fn revoked(&mut self, job: &JobKey, epoch: Epoch) {
-        self.revoked.insert((job.clone(), epoch));
+    /// A coordinator gives out a job.
+    pub(super) fn handed(&mut self, payload: &[u8]) {
+        if let Ok(work) = codec::decode::<Work>(payload) {
+            self.newest_leader = self.newest_leader.max(work.leader);
+        }
     }
 
+    /// A coordinator takes a job back.
+    pub(super) fn revoked(&mut self, payload: &[u8]) {
+        if let Ok(work) = codec::decode::<Work>(payload) {
+            self.taken_back(work.job, work.epoch);
+        }
+    }
+
+    /// A coordinator orders something.
+    pub(super) fn ordered(&mut self, payload: &[u8]) {
+        let Ok(control) = codec::decode::<Control>(payload) else { return };
+        self.newest_leader = self.newest_leader.max(control.leader);
+        match control.order {
+            Order::Revoke { job, epoch } => self.taken_back(job, epoch),
+            Order::Cancel { batch } => self.ending(&batch),
+            _ => {}
+        }
+    }
+
+    fn taken_back(&mut self, job: JobKey, epoch: Epoch) {
+        let last = self.revoked.entry(job).or_default();
+        *last = epoch.max(*last);
+    }
+
+    /// A caller wants a batch to end, or it has a reason of its own.
     pub(super) fn ending(&mut self, batch: &BatchId) {
         self.ending.insert(batch.clone());
     }
 
-    pub(super) fn answered(&self, batch: &BatchId) -> u32 {
-        self.batches.get(batch).map_or(0, |batch| batch.answered)
-    }
-
-    pub(super) fn diverged(&mut self, job: &JobKey) {
-        self.fail(format!("J1: a worker saw two different answers to {job}"));
-    }
-
     /// Output kept from an earlier attempt must be the beginning of the one true output.
-    pub(super) fn resumed(&mut self, job: &JobKey, kept: &[u32], ids: &[u32]) {
+    pub(super) fn resumed(&mut self, kept: &[u32], ids: &[u32]) {
         if !ids.starts_with(kept) {
-            self.fail(format!("J1: {job} resumes from output that is not its own"));
+            self.fail("J1: a job resumes from output that is not its own".to_owned());
         }
-        self.expected_digest.insert(job.clone(), Generated::digest_of(ids));
     }
 
     /// Reads what was stored in RESULTS since the last look.
@@ -159,12 +195,13 @@ impl Checker {
             self.answered_jobs.insert(result.job.clone());
         }
         let Some(batch) = self.batches.get_mut(&result.job.batch) else { return };
-        if verdict == Verdict::Fault || sequence <= batch.results_after || result.job.index >= batch.lines {
+        let is_early = batch.results_after.is_none_or(|after| sequence <= after);
+        if verdict == Verdict::Fault || is_early || result.job.index >= batch.lines {
             return;
         }
         if let Verdict::Good { ids_digest } = verdict {
-            let expected = self.expected_digest.get(&result.job);
-            let is_wrong = expected.is_some_and(|expected| *expected != ids_digest);
+            let expected = ids_of(seed(batch.place, result.job.index), batch.tokens_max);
+            let is_wrong = Generated::digest_of(&expected) != ids_digest;
             self.wrong += u64::from(is_wrong);
             if is_wrong && !self.has_liar {
                 self.fail(format!("J1: {} was answered with another output than its own", result.job));
@@ -176,7 +213,18 @@ impl Checker {
             return;
         }
         batch.answered += 1;
-        self.committed.insert(result.job.clone(), Committed { sequence, verdict });
+        self.committed.insert(result.job.clone(), verdict);
+    }
+
+    /// A single completion came back to whoever asked for it.
+    pub(super) fn completed(&mut self, result: &JobResult, seed: u64, tokens_max: usize) {
+        self.completions += 1;
+        if let Verdict::Good { ids_digest } = Answer::from(result).verdict
+            && ids_digest != Generated::digest_of(&ids_of(seed, tokens_max))
+            && !self.has_liar
+        {
+            self.fail(format!("J1: {} was answered with another output than its own", result.job));
+        }
     }
 
     /// Reads what was stored in CHECKPOINTS since the last look.
@@ -202,99 +250,49 @@ impl Checker {
         }
     }
 
-    /// A job has killed its worker.
-    pub(super) fn killed(&mut self, job: &JobKey) {
-        let kills = self.kills.entry(job.clone()).or_default();
+    /// A job, named by its seed, has killed its worker.
+    pub(super) fn killed(&mut self, seed: u64) {
+        let kills = self.kills.entry(seed).or_default();
         *kills += 1;
         let kills = *kills;
         if kills > ATTEMPTS_MAX + self.faults {
-            self.fail(format!("J3: {job} has killed {kills} workers"));
+            self.fail(format!("J3: one job has killed {kills} workers"));
         }
     }
 
     /// A worker's ack has removed this work message: there must be an answer, or a cause to drop the job.
-    pub(super) fn acked(&mut self, worker_now: TimeMs, payload: &[u8]) {
+    pub(super) fn acked(&mut self, now: TimeMs, payload: &[u8]) {
         let Ok(work) = codec::decode::<Work>(payload) else { return };
         let this = (work.job.clone(), work.epoch);
         let allowed = self.answered_jobs.contains(&work.job)
             || self.answered_epochs.contains(&this)
-            || self.revoked.contains(&this)
+            || self.revoked.get(&work.job).is_some_and(|epoch| *epoch >= work.epoch)
             || self.claimed.get(&work.job).is_some_and(|epoch| *epoch > work.epoch)
             || self.ending.contains(&work.job.batch)
-            || work.deadline.is_some_and(|deadline| deadline <= worker_now)
+            || work.deadline.is_some_and(|deadline| deadline <= now.plus(SKEW_MAX))
             || self.newest_leader > work.leader;
         if !allowed {
             self.fail(format!("J2: {} was acked under epoch {} without an answer", work.job, work.epoch));
         }
     }
 
-    /// A coordinator has just read an answer: its ledger must say what the stream says.
-    pub(super) fn agrees(&mut self, core: Option<&Core>, job: &JobKey) {
-        let Some(core) = core else { return };
-        let Some(batch) = core.find(&job.batch).and_then(|slot| core.batch(slot)) else { return };
-        if batch.is_ended() {
-            return;
+    /// A batch's record was stored. One that ends must have an answer for each of its lines.
+    pub(super) fn recorded(&mut self, value: &[u8]) {
+        let Ok(record) = codec::decode::<BatchRecord>(value) else { return };
+        if let Some(batch) = self.batches.get_mut(&record.id) {
+            batch.results_after.get_or_insert(record.results_after);
         }
-        let read_to = core.results_read_to();
-        let committed = self.committed.get(job).filter(|committed| committed.sequence <= read_to);
-        let expected = committed.map(|committed| match committed.verdict {
-            Verdict::Good { .. } => CellState::Good,
-            Verdict::Bad | Verdict::Fault => CellState::Bad,
-        });
-        let found = batch.cell(job.index).state;
-        if expected.is_some_and(|expected| expected != found) {
-            self.fail(format!("J1: the ledger says {found:?} of {job}, the stream says {expected:?}"));
-        }
-        if !batch.commits.is_sorted() {
-            self.fail(format!("J1: commits of {} are out of order", job.batch));
-        }
-    }
-
-    /// R1: this many looks at the same state have each handed out something.
-    pub(super) fn planned_again(&mut self, looks: u32) {
-        if looks > LOOKS_MAX {
-            self.fail(format!("R1: {looks} looks at the same state have all handed out jobs"));
-        }
-    }
-
-    /// What the core counts itself, and its money seen from outside.
-    pub(super) fn violations(&mut self, core: Option<&Core>) {
-        let Some(core) = core else { return };
-        for (count, name) in core.counts.violations.iter().zip(["J1", "J3", "M1", "M2"]) {
-            if *count > 0 {
-                self.fail(format!("{name}: the coordinator counted {count} violations itself"));
-            }
-        }
-        let counts = &core.counts;
-        if counts.audits_diverged > 0 && !self.has_liar {
-            self.fail("J1: two honest workers were told apart by an audit".to_owned());
-        }
-        let seen = [counts.audits_agreed, counts.audits_diverged, counts.quarantined_hosts];
-        self.audits.iter_mut().zip(seen).for_each(|(most, now)| *most = now.max(*most));
-        for pod in core.money().pods().values().filter(|pod| !pod.bill.adds_up()) {
-            self.fail(format!("M2: {:?} does not add up", pod.bill));
-        }
-        let ids: Vec<&BatchId> = self.batches.keys().collect();
-        let over = ids.iter().find_map(|id| {
-            let batch = core.batch(core.find(id)?)?;
-            let budget = batch.record.options.budget_usd_micro?;
-            (batch.totals.cost_usd_micro > budget)
-                .then(|| (id.to_string(), batch.totals.cost_usd_micro, budget))
-        });
-        if let Some((id, cost, budget)) = over {
-            self.fail(format!("M1: {id} has spent {cost} of {budget}"));
-        }
-    }
-
-    /// A batch that ends must have an answer for each of its lines.
-    pub(super) fn recorded(&mut self, record: &BatchRecord) {
         if record.ending.is_some() || record.state.is_terminal() {
             self.ending.insert(record.id.clone());
         }
         if record.state.is_terminal()
-            && let Some(fault) = self.incomplete(record)
+            && let Some(fault) = self.incomplete(&record)
         {
             self.fail(fault);
+        }
+        let totals = record.totals;
+        if record.options.budget_usd_micro.is_some_and(|budget| totals.cost_usd_micro > budget) {
+            self.fail(format!("M1: {} has spent {} of its budget", record.id, totals.cost_usd_micro));
         }
     }
 
@@ -324,22 +322,47 @@ impl Checker {
             if let Some(fault) = self.incomplete(&record) {
                 return Err(fault);
             }
-            let cost = record.totals.cost_usd_micro;
-            if record.options.budget_usd_micro.is_some_and(|budget| cost > budget) || cost < UsdMicro::ZERO {
-                return Err(format!("M1: {id} ended having spent {cost}"));
+            if record.totals.cost_usd_micro < UsdMicro::ZERO {
+                return Err(format!("M1: {id} ended having spent {}", record.totals.cost_usd_micro));
             }
         }
         Ok(())
     }
 
+    /// Every batch was accepted and has ended, as its record says.
+    pub(super) fn all_ended(&self, net: &mut JetStream, now: TimeMs) -> bool {
+        let ended = |id| stored_record(net, now, id).is_some_and(|record| record.state.is_terminal());
+        self.batches.values().all(|batch| batch.accepted) && self.batches.keys().all(ended)
+    }
+
+    /// What has not ended, for people.
+    pub(super) fn unended(&self, net: &mut JetStream, now: TimeMs) -> String {
+        let mut parts = Vec::new();
+        for (id, batch) in &self.batches {
+            let record = stored_record(net, now, id);
+            if batch.accepted && record.as_ref().is_some_and(|record| record.state.is_terminal()) {
+                continue;
+            }
+            let (accepted, answered, lines) = (batch.accepted, batch.answered, batch.lines);
+            let state = record.map(|record| (record.state, record.reason));
+            parts.push(format!("{id} accepted {accepted}, {state:?}, {answered} of {lines} lines answered"));
+        }
+        parts.join("; ")
+    }
+
     pub(super) fn count(&self, tally: &mut Tally) {
-        let good = |committed: &&Committed| matches!(committed.verdict, Verdict::Good { .. });
+        let good = |committed: &&Verdict| matches!(committed, Verdict::Good { .. });
         tally.good = self.committed.values().filter(good).count() as u64;
         tally.bad = self.committed.len() as u64 - tally.good;
         tally.duplicates = self.duplicates;
         tally.moved = self.moved;
         tally.repeated_tokens = self.repeated_tokens;
-        [tally.audits_agreed, tally.audits_diverged, tally.quarantined_hosts] = self.audits;
         tally.wrong = self.wrong;
+        tally.completions = self.completions;
     }
+}
+
+fn stored_record(net: &mut JetStream, now: TimeMs, id: &BatchId) -> Option<BatchRecord> {
+    let entry = net.kv_get(now, table::KV_BATCHES, id.as_str()).ok()??;
+    codec::decode(&entry.value).ok()
 }

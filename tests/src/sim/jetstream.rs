@@ -41,7 +41,16 @@ impl JetStream {
     }
 
     pub fn stream_facts(&self, stream: &str) -> Result<StreamFacts> {
-        self.stream(stream).map(Stream::facts)
+        // A bucket of objects is a stream too; its messages are not simulated, their bytes are.
+        match stream.strip_prefix("OBJ_").and_then(|bucket| self.buckets.get(bucket)) {
+            Some(objects) => Ok(StreamFacts {
+                first_sequence: 1,
+                last_sequence: objects.len() as u64,
+                messages: objects.len() as u64,
+                bytes: objects.values().map(|(content, _)| content.len() as u64).sum(),
+            }),
+            None => self.stream(stream).map(Stream::facts),
+        }
     }
 
     pub fn ensure_consumer(&mut self, spec: &ConsumerSpec) -> Result<()> {
@@ -186,6 +195,19 @@ impl JetStream {
             unsynced: false,
         };
         self.ensure_stream(&stream).map(drop)
+    }
+
+    /// The value of a key, expired or not.
+    pub(super) fn value(&self, bucket: &str, key: &str) -> Option<Bytes> {
+        let stream = self.streams.get(&format!("KV_{bucket}"))?;
+        let last = stream.last_of(&format!("$KV.{bucket}.{key}"));
+        stream.kept(last).filter(|kept| !kept.marker).map(|kept| kept.payload.clone())
+    }
+
+    /// How many leaderships there were.
+    pub(super) fn term(&self) -> u64 {
+        let term = self.value(ternfleet_proto::table::KV_CONTROL, "term");
+        term.and_then(|value| ternfleet_proto::codec::decode(&value).ok()).unwrap_or(0)
     }
 
     pub fn kv_get(&mut self, now: TimeMs, bucket: &str, key: &str) -> Result<Option<Entry>> {

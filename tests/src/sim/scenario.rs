@@ -14,6 +14,8 @@ pub struct Scenario {
     pub workers: Vec<WorkerPlan>,
     pub coordinators: usize,
     pub batches: Vec<BatchPlan>,
+    /// When somebody asks for a single completion, in milliseconds.
+    pub completions: Vec<u64>,
     /// Each keeps its number when others are left out, so that a shrunk list names the same faults.
     pub faults: Vec<(usize, u64, Fault)>,
 }
@@ -52,17 +54,18 @@ pub enum Fault {
     CutWorker { place: usize, lasting: Duration },
     DrainWorker { place: usize, back_after: Duration },
     SlowWorker { place: usize, factor: u64, lasting: Duration },
-    PriceChange { place: usize, usd_micro_per_hour: i64 },
     CrashCoordinator { place: usize, back_after: Duration },
     PauseCoordinator { place: usize, lasting: Duration },
+    /// Stopped in the middle of an operation: when it has begun so many more.
+    StopCoordinator { place: usize, after_calls: u64, lasting: Duration },
     CutCoordinator { place: usize, lasting: Duration },
     ServerDown { lasting: Duration },
     FullStream { results: bool, lasting: Duration },
     LoseRequests { one_in: u64, lasting: Duration },
     LoseAnswers { one_in: u64, lasting: Duration },
     DoubleMessages { lasting: Duration },
-    SkewWorker { place: usize, ms: i64 },
-    SkewCoordinator { place: usize, ms: i64 },
+    StepWorkersClock { place: usize, by_ms: i64 },
+    StepCoordinatorsClock { place: usize, by_ms: i64 },
 }
 
 impl Scenario {
@@ -89,7 +92,8 @@ impl Scenario {
             })
             .collect();
         faults.sort_by_key(|(number, at, _)| (*at, *number));
-        Scenario { seed, workers, coordinators, batches, faults }
+        let completions = (0..chance.within(0, 6)).map(|_| chance.within(1_000, 50_000)).collect();
+        Scenario { seed, workers, coordinators, batches, completions, faults }
     }
 
     /// Only the faults with these numbers.
@@ -131,7 +135,7 @@ fn fault(chance: &mut Chance, workers: usize, coordinators: usize) -> Fault {
         3 => Fault::CutWorker { place: worker, lasting },
         4 => Fault::DrainWorker { place: worker, back_after: lasting },
         5 => Fault::SlowWorker { place: worker, factor: chance.within(2, 20), lasting },
-        6 => Fault::PriceChange { place: worker, usd_micro_per_hour: chance.within(0, 5_000_000) as i64 },
+        6 => Fault::StopCoordinator { place: coordinator, after_calls: chance.within(1, 200), lasting },
         7 | 8 => Fault::CrashCoordinator { place: coordinator, back_after: lasting },
         9 => Fault::PauseCoordinator { place: coordinator, lasting },
         10 => Fault::CutCoordinator { place: coordinator, lasting },
@@ -140,7 +144,7 @@ fn fault(chance: &mut Chance, workers: usize, coordinators: usize) -> Fault {
         13 => Fault::LoseRequests { one_in, lasting },
         14 => Fault::LoseAnswers { one_in, lasting },
         15 => Fault::DoubleMessages { lasting },
-        16 => Fault::SkewWorker { place: worker, ms: chance.within(0, 20_000) as i64 - 10_000 },
-        _ => Fault::SkewCoordinator { place: coordinator, ms: chance.within(0, 6_000) as i64 - 3_000 },
+        16 => Fault::StepWorkersClock { place: worker, by_ms: chance.within(0, 20_000) as i64 - 10_000 },
+        _ => Fault::StepCoordinatorsClock { place: coordinator, by_ms: chance.within(0, 6_000) as i64 - 3_000 },
     }
 }

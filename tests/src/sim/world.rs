@@ -1,112 +1,43 @@
-//! The world of one simulation: a virtual clock, one server, coordinators and workers as their real cores, a network
-//! between them that delays, loses and doubles, and faults from the scenario.
+//! The world of one simulation: a server, coordinators and workers as the shells that ship, callers, a network between
+//! them, and faults from the scenario.
 //!
-//! Everything that happens is an [`Occurrence`] in one queue, ordered by time and then by number, so a seed always
-//! gives the same run. The shells' part of the work is done here, operation by operation, as they do it.
+//! Time goes in turns of a few milliseconds. In each, every process gets its turn in an order that is drawn anew, so a
+//! seed always gives the same run.
 
-mod coordinators;
 mod faults;
-mod inputs;
-mod office;
-mod workers;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ternfleet_coordinator::core as coordinator;
-use ternfleet_proto::bus::{BusError, Result};
-use ternfleet_proto::message::{Control, Heartbeat};
+use ternfleet_coordinator::{self as coordinator, Metrics};
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{BatchId, TimeMs, WorkerId, table};
-use ternfleet_worker::core as worker;
+use ternfleet_proto::{TimeMs, codec, table};
 
-use super::JetStream;
-use super::chance::Chance;
 use super::check::Checker;
-use super::scenario::{BatchPlan, Scenario};
-use coordinators::{CoordinatorNode, Duty};
-use workers::{Call, WorkerNode};
+use super::line::Line;
+use super::network::Network;
+use super::process::Process;
+use super::scenario::Scenario;
+use super::{callers, workers};
 
-pub(super) use coordinators::stored_record;
-pub(super) use inputs::blanks;
-
-/// Virtual time begins here rather than at zero, so that skewed clocks stay positive.
-const BEGIN: TimeMs = TimeMs(1_000_000_000);
+/// What the wall clocks say at the start.
+const BEGIN: TimeMs = TimeMs(1_800_000_000_000);
 /// Virtual time from the last fault's end until everything must have ended.
-const PATIENCE: Duration = Duration::from_secs(1_800);
-/// How long an operation waits for an answer that never comes.
-const TIMEOUT_MS: u64 = 5_000;
-
-/// One life of a node; what was meant for an earlier life finds nobody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Life {
-    place: usize,
-    number: u32,
-}
-
-/// Something that happens at a time.
-#[derive(Debug)]
-enum Occurrence {
-    Fault(usize),
-    FaultOver(usize),
-    Submit(usize),
-    CancelBatch(usize),
-    RaiseBudgets,
-    StartWorker(usize),
-    WorkerTick(Life),
-    EngineStep(Life),
-    /// A request of a worker reaches the server, or would.
-    WorkerCall(Life, Call),
-    WorkerEvents(Life, Vec<worker::Event>),
-    StartCoordinator(usize),
-    CoordinatorTick(Life),
-    /// A request of a coordinator reaches the server, or would.
-    CoordinatorDuty(Life, Duty),
-    CoordinatorEvent(Life, Box<coordinator::Event>),
-    ReadResults(Life),
-    Beat(Box<Heartbeat>),
-    Order(Option<WorkerId>, Control),
-}
-
-#[derive(Debug)]
-struct Scheduled {
-    at: TimeMs,
-    number: u64,
-    what: Occurrence,
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.number) == (other.at, other.number)
-    }
-}
-
-impl Eq for Scheduled {}
-
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
-
-/// A batch as its caller knows it.
-#[derive(Debug)]
-struct Submitted {
-    id: BatchId,
-    plan: BatchPlan,
-    stored: bool,
-}
+const PATIENCE_MS: u64 = 1_800_000;
+/// Length of a turn, in milliseconds.
+const TURN_MS: (u64, u64) = (4, 24);
+/// How soon somebody starts a process again that has ended by itself, in milliseconds.
+const RESTART_MS: u64 = 500;
+/// A worker that a job has killed comes back after so long.
+const REVIVE_MS: u64 = 2_000;
+/// Far more than in production, so that audits meet every fault.
+const AUDIT_SHARE: f64 = 0.2;
 
 /// What came of a run.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
+    /// Turns of time.
     pub steps: u64,
     pub virtual_s: f64,
     pub jobs: u64,
@@ -114,243 +45,288 @@ pub struct Tally {
     pub bad: u64,
     pub duplicates: u64,
     pub moved: u64,
-    pub fenced: u64,
     pub repeated_tokens: u64,
     pub leaders: u64,
-    pub dead: u64,
     pub audits_agreed: u64,
     pub audits_diverged: u64,
     pub quarantined_hosts: u64,
     /// Wrong answers that were committed: a liar's, before it was caught.
     pub wrong: u64,
+    /// Single completions that came back to whoever asked.
+    pub completions: u64,
+}
+
+/// A place where a process runs, life after life.
+#[derive(Debug, Default)]
+struct Node {
+    process: Option<Process>,
+    lives: u32,
+    paused: u32,
+    /// When somebody starts it.
+    start_at_ms: Option<u64>,
+    skew_ms: i64,
+    /// Of a coordinator that runs.
+    metrics: Option<Arc<Metrics>>,
+    /// Of a worker.
+    pace: Arc<super::generator::Pace>,
+    /// When it goes on after it was stopped in the middle of an operation, and for how long it will be.
+    goes_on_at_ms: Option<u64>,
+    stop_ms: u64,
 }
 
 pub(super) struct World {
-    now: TimeMs,
-    queue: BinaryHeap<Reverse<Scheduled>>,
-    number: u64,
+    /// Milliseconds since the start.
+    now_ms: u64,
     steps: u64,
-    chance: Chance,
     scenario: Scenario,
-    net: JetStream,
-    key: AssignmentKey,
-    workers: Vec<WorkerNode>,
-    coordinators: Vec<CoordinatorNode>,
-    batches: Vec<Submitted>,
-    plans: BTreeMap<BatchId, BatchPlan>,
-    check: Checker,
-    server_down: u32,
-    lose_requests: Vec<u64>,
-    lose_answers: Vec<u64>,
-    doubling: u32,
-    faults_open: u32,
-    calm_since: TimeMs,
+    network: Network,
+    /// Coordinators, then workers, then the callers.
+    nodes: Vec<Node>,
+    /// Faults that have not begun, the next one last, and when those that have end.
+    to_come: Vec<(u64, usize)>,
+    open: Vec<(u64, usize)>,
+    calm_since_ms: u64,
     tally: Tally,
 }
 
 impl World {
     pub(super) fn new(scenario: Scenario) -> World {
+        let (coordinators, workers) = (scenario.coordinators, scenario.workers.len());
+        // The fleet's key decides which answers are audited, so it is no random one.
         let key = AssignmentKey([7; 32]);
-        let mut net = JetStream::default();
-        let ground = || "because the simulated server takes the table's settings";
-        for spec in table::streams(1) {
-            net.ensure_stream(&spec).unwrap_or_else(|_| panic!("{}", ground()));
+        let check = Checker::new(key.clone(), &scenario);
+        let network = Network::new(scenario.seed, coordinators + workers + 1, BEGIN, check);
+        network.bus.look(|net, now| {
+            for spec in table::kv_specs(1).iter().filter(|spec| spec.bucket == table::KV_CONTROL) {
+                let made = net.ensure_kv(spec);
+                made.unwrap_or_else(|_| panic!("because the simulated server takes the table's settings"));
+            }
+            let _ = net.kv_set(now, table::KV_CONTROL, "assignment_key", codec::encode(&key), None, None);
+        });
+        let mut nodes: Vec<Node> = (0..=coordinators + workers).map(|_| Node::default()).collect();
+        for (place, node) in nodes.iter_mut().enumerate() {
+            node.start_at_ms = Some(match place < coordinators {
+                true => 10 * place as u64,
+                false => network.chance(|chance| chance.within(0, 2_000)),
+            });
         }
-        net.ensure_stream(&table::work_stream_spec(0, 1)).unwrap_or_else(|_| panic!("{}", ground()));
-        for spec in table::kv_specs(1) {
-            net.ensure_kv(&spec).unwrap_or_else(|_| panic!("{}", ground()));
-        }
-        let mut world = World {
-            now: BEGIN,
-            queue: BinaryHeap::new(),
-            number: 0,
+        nodes[coordinators + workers].start_at_ms = Some(0);
+        let mut to_come: Vec<(u64, usize)> =
+            scenario.faults.iter().enumerate().map(|(at, (_, ms, _))| (*ms, at)).collect();
+        to_come.sort_by(|one, other| other.cmp(one));
+        let jobs = scenario.batches.iter().map(|plan| u64::from(plan.lines)).sum();
+        World {
+            now_ms: 0,
             steps: 0,
-            chance: Chance::new(scenario.seed ^ 0xfeed),
-            net,
-            workers: Vec::new(),
-            coordinators: Vec::new(),
-            batches: Vec::new(),
-            plans: BTreeMap::new(),
-            check: Checker::new(key.clone(), &scenario),
-            key,
-            server_down: 0,
-            lose_requests: Vec::new(),
-            lose_answers: Vec::new(),
-            doubling: 0,
-            faults_open: 0,
-            calm_since: BEGIN,
-            tally: Tally::default(),
             scenario,
-        };
-        world.open();
-        world
-    }
-
-    fn open(&mut self) {
-        for place in 0..self.scenario.coordinators {
-            self.coordinators.push(CoordinatorNode::off(place));
-            self.at(10 * place as u64, Occurrence::StartCoordinator(place));
+            network,
+            nodes,
+            to_come,
+            open: Vec::new(),
+            calm_since_ms: 0,
+            tally: Tally { jobs, ..Tally::default() },
         }
-        for place in 0..self.scenario.workers.len() {
-            self.workers.push(WorkerNode::off(place));
-            let delay = self.chance.within(0, 2_000);
-            self.at(delay, Occurrence::StartWorker(place));
-        }
-        for place in 0..self.scenario.batches.len() {
-            let at = self.scenario.batches[place].at_ms;
-            self.at(at, Occurrence::Submit(place));
-        }
-        for at in 0..self.scenario.faults.len() {
-            let (_, ms, _) = self.scenario.faults[at];
-            self.faults_open += 1;
-            self.at(ms, Occurrence::Fault(at));
-        }
-        self.at(5_000, Occurrence::RaiseBudgets);
     }
 
     /// Runs to the end.
     ///
     /// # Errors
     /// The first broken invariant, or what has not ended in time.
-    pub(super) fn run(mut self) -> std::result::Result<Tally, String> {
+    pub(super) fn run(mut self) -> Result<Tally, String> {
         loop {
-            let Some(Reverse(Scheduled { at, what, .. })) = self.queue.pop() else {
-                return Err("L1: nothing is left to happen".into());
-            };
-            self.now = self.now.max(at);
+            self.begin_faults();
+            self.end_faults();
+            self.start_nodes();
+            let length = self.network.chance(|chance| chance.within(TURN_MS.0, TURN_MS.1));
+            self.turn(self.now_ms + length);
             self.steps += 1;
-            self.happen(what);
-            self.check.verdict().map_err(|broken| self.told(&broken))?;
-            if self.faults_open > 0 {
-                self.calm_since = self.now;
+            let verdict = self.network.check().verdict();
+            verdict.map_err(|broken| self.told(&broken))?;
+            if !self.to_come.is_empty() || !self.open.is_empty() {
+                self.calm_since_ms = self.now_ms;
             }
-            if self.steps.is_multiple_of(64) && self.all_ended() {
+            let callers = self.nodes.last().and_then(|node| node.process.as_ref());
+            let callers_left = callers.is_some_and(Process::has_ended);
+            if callers_left && self.calm_since_ms < self.now_ms && self.all_ended() {
                 break;
             }
-            if self.now.since(self.calm_since) > PATIENCE {
-                let unended = self.unended();
+            if self.now_ms - self.calm_since_ms > PATIENCE_MS {
+                let check = self.network.check();
+                let unended = self.network.bus.look(|net, now| check.unended(net, now));
+                drop(check);
                 return Err(self.told(&format!("L1: not ended: {unended}")));
             }
         }
-        self.check.finish(&mut self.net, self.now).map_err(|broken| self.told(&broken))?;
+        for place in 0..self.scenario.coordinators {
+            self.read_metrics(place);
+        }
+        let mut check = self.network.check();
+        let finished = self.network.bus.look(|net, now| check.finish(net, now));
+        finished.and_then(|()| check.verdict()).map_err(|broken| self.told(&broken))?;
+        check.count(&mut self.tally);
+        drop(check);
         self.tally.steps = self.steps;
-        self.tally.virtual_s = self.now.since(BEGIN).as_secs_f64();
-        self.check.count(&mut self.tally);
-        Ok(self.tally)
+        self.tally.virtual_s = self.now_ms as f64 / 1e3;
+        self.tally.leaders = self.network.bus.look(|net, _| net.term());
+        Ok(self.tally.clone())
     }
 
     fn told(&self, broken: &str) -> String {
-        format!("at {:.3} s, step {}: {broken}", self.now.since(BEGIN).as_secs_f64(), self.steps)
+        format!("at {:.3} s, turn {}: {broken}", self.now_ms as f64 / 1e3, self.steps)
     }
 
-    fn at(&mut self, delay_ms: u64, what: Occurrence) {
-        self.number += 1;
-        let at = TimeMs(self.now.0 + delay_ms);
-        self.queue.push(Reverse(Scheduled { at, number: self.number, what }));
+    fn all_ended(&self) -> bool {
+        let check = self.network.check();
+        self.network.bus.look(|net, now| check.all_ended(net, now))
     }
 
-    /// One way through the network.
-    fn latency(&mut self) -> u64 {
-        if self.chance.one_in(50) { self.chance.within(20, 400) } else { self.chance.within(1, 4) }
+    fn worker(&self, place: usize) -> usize {
+        self.scenario.coordinators + place
     }
 
-    fn happen(&mut self, what: Occurrence) {
-        match what {
-            Occurrence::Fault(at) => self.begin_fault(at),
-            Occurrence::FaultOver(at) => self.end_fault(at),
-            Occurrence::Submit(place) => self.submit(place),
-            Occurrence::CancelBatch(place) => self.cancel_batch(place),
-            Occurrence::RaiseBudgets => self.raise_budgets(),
-            Occurrence::StartWorker(place) => self.start_worker(place),
-            Occurrence::WorkerTick(life) => self.worker_tick(life),
-            Occurrence::EngineStep(life) => self.engine_step(life),
-            Occurrence::WorkerCall(life, call) => self.worker_call(life, call),
-            Occurrence::WorkerEvents(life, events) => self.worker_events(life, events),
-            Occurrence::StartCoordinator(place) => self.start_coordinator(place),
-            Occurrence::CoordinatorTick(life) => self.coordinator_tick(life),
-            Occurrence::CoordinatorDuty(life, duty) => self.coordinator_duty(life, duty),
-            Occurrence::CoordinatorEvent(life, event) => self.coordinator_event(life, *event),
-            Occurrence::ReadResults(life) => self.read_results(life),
-            Occurrence::Beat(beat) => self.hear_beat(*beat),
-            Occurrence::Order(to, control) => self.hear_order(to, control),
+    /// Everybody's time passes up to `to_ms`.
+    fn turn(&mut self, to_ms: u64) {
+        let from_ms = self.now_ms;
+        let mut order: Vec<usize> = (0..self.nodes.len()).collect();
+        for last in (1..order.len()).rev() {
+            order.swap(last, self.network.chance(|chance| chance.within(0, last as u64)) as usize);
         }
-    }
-
-    /// A request on the server's side: what the network and the faults make of it. `cut` is the caller's own line.
-    fn attempt<T>(&mut self, cut: bool, act: impl FnOnce(&mut JetStream, TimeMs) -> Result<T>) -> Result<T> {
-        let lost = || Err(BusError::Unreachable("simulated".into()));
-        if cut || self.server_down > 0 || self.hit(&self.lose_requests.clone()) {
-            return lost();
+        for place in order {
+            let node = &mut self.nodes[place];
+            let Some(process) = node.process.as_mut().filter(|_| node.paused == 0 && node.goes_on_at_ms.is_none())
+            else {
+                continue;
+            };
+            process.turn(from_ms, to_ms);
+            if self.network.is_stopped(place) {
+                node.goes_on_at_ms = Some(to_ms + node.stop_ms);
+            }
+            self.look_after(place, to_ms);
         }
-        let done = act(&mut self.net, self.now);
-        if self.hit(&self.lose_answers.clone()) { lost() } else { done }
-    }
-
-    fn hit(&mut self, rates: &[u64]) -> bool {
-        rates.iter().any(|one_in| self.chance.one_in(*one_in))
-    }
-
-    /// When the outcome is known: at once, or when the caller has waited in vain.
-    fn answer_delay<T>(&mut self, outcome: &Result<T>) -> u64 {
-        match outcome {
-            Err(BusError::Unreachable(_)) => self.chance.within(100, TIMEOUT_MS),
-            _ => self.latency(),
-        }
-    }
-
-    fn all_ended(&mut self) -> bool {
-        if self.faults_open > 0 || self.batches.len() < self.scenario.batches.len() {
-            return false;
-        }
-        let now = self.now;
-        let ids: Vec<BatchId> = self.batches.iter().map(|batch| batch.id.clone()).collect();
-        self.batches.iter().all(|batch| batch.stored)
-            && ids
-                .iter()
-                .all(|id| stored_record(&mut self.net, now, id).is_some_and(|r| r.state.is_terminal()))
-    }
-
-    fn unended(&mut self) -> String {
-        let now = self.now;
-        let mut parts = Vec::new();
-        for batch in &self.batches {
-            let record = stored_record(&mut self.net, now, &batch.id);
-            let state = record.as_ref().map(|record| record.state);
-            if state.is_none_or(|state| !state.is_terminal()) {
-                let answered = self.check.answered(&batch.id);
-                let lines = batch.plan.lines;
-                parts.push(format!("{} {state:?}, {answered} of {lines} lines answered", batch.id));
-                let leader = self.coordinators.iter().find(|node| node.leads());
-                if let Some(known) = leader.and_then(|node| node.batch(&batch.id)) {
-                    parts.push(format!(
-                        "its leader: {:?}, {} in flight, {} waiting, {} delayed, {} live, reading {} at {} of {:?}, \
-                         spent {} of {:?}",
-                        known.record.state,
-                        leader.map_or(0, |node| node.in_flight(&batch.id)),
-                        known.waiting(),
-                        known.delayed.len(),
-                        known.live.len(),
-                        known.reading,
-                        known.read_next,
-                        known.record.lines,
-                        known.totals.cost_usd_micro,
-                        known.record.options.budget_usd_micro,
-                    ));
-                }
+        self.now_ms = to_ms;
+        self.network.now.store(BEGIN.0 + to_ms, Ordering::Relaxed);
+        for place in 0..self.nodes.len() {
+            if self.nodes[place].goes_on_at_ms.is_some_and(|at| at <= to_ms) {
+                self.nodes[place].goes_on_at_ms = None;
+                self.network.line(place, |line| line.stopped = false);
             }
         }
-        if self.batches.len() < self.scenario.batches.len() {
-            parts.push("a batch was never accepted".into());
+    }
+
+    /// Whoever watches over a process starts it again when it has ended.
+    fn look_after(&mut self, place: usize, now_ms: u64) {
+        let node = &mut self.nodes[place];
+        let killed_by = node.pace.killed_by.lock().expect("because no holder of this lock panics").take();
+        if let Some(seed) = killed_by {
+            node.process = None;
+            node.start_at_ms = Some(now_ms + REVIVE_MS);
+            self.network.check().killed(seed);
+            return;
         }
-        let leaders = self.coordinators.iter().filter(|node| node.leads()).count();
-        let alive = self.workers.iter().filter(|node| node.is_alive()).count();
-        parts.push(format!("{leaders} leading, {alive} workers alive"));
-        parts.join("; ")
+        let is_caller = place + 1 == self.nodes.len();
+        let node = &mut self.nodes[place];
+        if !is_caller && node.process.as_mut().is_some_and(|process| process.ended().is_some()) {
+            node.start_at_ms.get_or_insert(now_ms + RESTART_MS);
+            self.stop(place);
+        }
+    }
+
+    /// `kill -9`.
+    fn stop(&mut self, place: usize) {
+        self.read_metrics(place);
+        let node = &mut self.nodes[place];
+        node.process = None;
+        node.metrics = None;
+        node.goes_on_at_ms = None;
+        self.network.line(place, |line| line.stopped = false);
+    }
+
+    /// What a coordinator counts itself.
+    fn read_metrics(&mut self, place: usize) {
+        let Some(metrics) = &self.nodes[place].metrics else { return };
+        let text = metrics.render();
+        let value = |series: &str| -> u64 {
+            let found = text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse::<f64>().ok());
+            found.unwrap_or_default() as u64
+        };
+        for id in ["J1", "J3", "M1", "M2"] {
+            let count = value(&format!("ternfleet_invariant_violations_total{{id=\"{id}\"}}"));
+            if count > 0 {
+                self.network.check().fail(format!("{id}: the coordinator counted {count} violations itself"));
+            }
+        }
+        let diverged = value("ternfleet_audits_total{outcome=\"diverged\"}");
+        if diverged > 0 && !self.scenario.workers.iter().any(|worker| worker.lies) {
+            self.network.check().fail("J1: two honest workers were told apart by an audit".to_owned());
+        }
+        let tally = &mut self.tally;
+        tally.audits_agreed = tally.audits_agreed.max(value("ternfleet_audits_total{outcome=\"agreed\"}"));
+        tally.audits_diverged = tally.audits_diverged.max(diverged);
+        tally.quarantined_hosts = tally.quarantined_hosts.max(value("ternfleet_hosts_quarantined_total"));
+    }
+
+    fn start_nodes(&mut self) {
+        for place in 0..self.nodes.len() {
+            let node = &mut self.nodes[place];
+            if node.start_at_ms.is_none_or(|at| at > self.now_ms) {
+                continue;
+            }
+            node.start_at_ms = None;
+            if node.process.is_some() {
+                continue;
+            }
+            node.lives += 1;
+            let wall = TimeMs((BEGIN.0 + self.now_ms).saturating_add_signed(node.skew_ms));
+            let line = Line { network: self.network.clone(), place };
+            let coordinators = self.scenario.coordinators;
+            let process = match self.scenario.workers.get(place.wrapping_sub(coordinators)) {
+                _ if place < coordinators => {
+                    let metrics = Arc::new(Metrics::default());
+                    node.metrics = Some(Arc::clone(&metrics));
+                    let options = coordinator::Options {
+                        name: Some(format!("c{place}")),
+                        audit_share: AUDIT_SHARE,
+                        ..coordinator::Options::default()
+                    };
+                    Process::start(self.now_ms, wall, |clock, shutdown| {
+                        coordinator::run_with(metrics, clock, line.bus(), options, shutdown)
+                    })
+                }
+                Some(plan) => {
+                    let (life, pace) = (node.lives, Arc::clone(&node.pace));
+                    pace.tok_s.store(plan.rate_tok_s, Ordering::Relaxed);
+                    pace.lies.store(plan.lies, Ordering::Relaxed);
+                    let plan = plan.clone();
+                    Process::start(self.now_ms, wall, |clock, shutdown| {
+                        workers::run(line, place - coordinators, life, plan, pace, clock, shutdown)
+                    })
+                }
+                None => {
+                    let (batches, completions) =
+                        (self.scenario.batches.clone(), self.scenario.completions.clone());
+                    Process::start(self.now_ms, wall, |clock, _| async move {
+                        let batches = batches.into_iter().enumerate();
+                        let batches = batches.map(|(place, plan)| callers::run(line.clone(), place, plan));
+                        let singles = completions.into_iter().enumerate();
+                        let singles = singles
+                            .map(|(number, at)| callers::complete(line.clone(), clock.clone(), number, at));
+                        tokio::join!(futures::future::join_all(batches), futures::future::join_all(singles));
+                        Ok(())
+                    })
+                }
+            };
+            node.process = Some(process);
+        }
     }
 }
 
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("World").field("now", &self.now).field("steps", &self.steps).finish_non_exhaustive()
+        f.debug_struct("World").field("now_ms", &self.now_ms).field("steps", &self.steps).finish_non_exhaustive()
     }
+}
+
+/// How long a fault lasts, in milliseconds.
+fn ms(span: Duration) -> u64 {
+    span.as_millis() as u64
 }

@@ -15,7 +15,7 @@ pub(super) async fn serve(bus: Arc<dyn Bus>, mut questions: BusStream<Note>, lan
     while let Some(note) = questions.next().await {
         let Some(reply) = note.reply else { continue };
         let language = Arc::clone(&language);
-        let counted = tokio::task::spawn_blocking(move || {
+        let counted = ternfleet_proto::aside::run(move || {
             let ask: CountAsk = codec::decode(&note.payload).ok()?;
             let count = |prompt| language.encode(prompt).ok().map(|ids| ids.len() as u32);
             Some(ask.prompts.iter().map(count).collect::<Vec<Option<u32>>>())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ternfleet_proto::bus::{Bus, BusError, Delivery, Publish};
 use ternfleet_proto::message::{Checkpoint, Generation, Input, JobResult, Work};
-use ternfleet_proto::{Lane, WorkerId, codec, table, trace};
+use ternfleet_proto::{Lane, WorkerId, aside, codec, table, trace};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -88,7 +88,7 @@ impl Performer {
                     let (language, context) = (preparer.language.clone(), preparer.context);
                     let sampling = preparer.sampling.clone();
                     // Tokenizing a long prompt takes milliseconds: not on the threads that serve the network.
-                    tokio::task::spawn_blocking(move || {
+                    aside::run(move || {
                         prepare(&generation, kept, &language, &sampling, context)
                     })
                     .await

@@ -10,8 +10,7 @@ use crate::identity::Identity;
 use crate::model::LoadedModel;
 use crate::options::Options;
 
-pub(super) fn config(options: &Options, model: &LoadedModel) -> (Config, Identity) {
-    let identity = Identity::new(options);
+pub(super) fn config(options: &Options, identity: &Identity, model: &LoadedModel) -> Config {
     let profile = Heartbeat {
         worker: identity.worker.clone(),
         pod: identity.pod.clone(),
@@ -44,7 +43,7 @@ pub(super) fn config(options: &Options, model: &LoadedModel) -> (Config, Identit
         canary: model.canary.clone(),
         thread_scaling: model.calibration.thread_scaling.clone(),
     };
-    let config = Config {
+    Config {
         profile,
         slots: options.slots,
         kv_pages: model.kv_pages,
@@ -56,6 +55,5 @@ pub(super) fn config(options: &Options, model: &LoadedModel) -> (Config, Identit
         held_max: Duration::from_secs(10),
         drain_max: Duration::from_millis(options.drain_ms),
         pull_expires: Duration::from_secs(1),
-    };
-    (config, identity)
+    }
 }

@@ -1,0 +1,134 @@
+//! What connects the processes of a simulation with their one server, and what can go wrong on the way.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ternfleet_proto::TimeMs;
+
+use super::SimBus;
+use super::chance::Chance;
+use super::check::Checker;
+
+/// An operation that gets no answer waits for so long at most.
+const TIMEOUT_MS: u64 = 5_000;
+
+/// The server, the network's faults, and whoever watches. Clones are the same.
+#[derive(Debug, Clone)]
+pub(super) struct Network {
+    pub(super) bus: SimBus,
+    /// Wall time in milliseconds, by the server's clock.
+    pub(super) now: Arc<AtomicU64>,
+    state: Arc<Mutex<State>>,
+    check: Arc<Mutex<Checker>>,
+}
+
+#[derive(Debug)]
+struct State {
+    chance: Chance,
+    faults: Faults,
+    lines: Vec<LineState>,
+}
+
+/// What is wrong with the server and with all lines to it.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    pub(super) server_down: u32,
+    pub(super) lose_requests: Vec<u64>,
+    pub(super) lose_answers: Vec<u64>,
+    pub(super) doubling: u32,
+}
+
+/// One process's connection.
+#[derive(Debug, Default, Clone)]
+pub(super) struct LineState {
+    pub(super) cut: u32,
+    /// The process is to be stopped when it has begun so many more operations.
+    pub(super) stop_after: Option<u64>,
+    /// It has been stopped in the middle of one.
+    pub(super) stopped: bool,
+}
+
+impl Network {
+    pub(super) fn new(seed: u64, lines: usize, begin: TimeMs, check: Checker) -> Network {
+        let now = Arc::new(AtomicU64::new(begin.0));
+        let state = State {
+            chance: Chance::new(seed ^ 0xfeed),
+            faults: Faults::default(),
+            lines: vec![LineState::default(); lines],
+        };
+        Network {
+            bus: SimBus::driven(Arc::clone(&now)),
+            now,
+            state: Arc::new(Mutex::new(state)),
+            check: Arc::new(Mutex::new(check)),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("because no holder of this lock panics")
+    }
+
+    /// The one who watches.
+    pub(super) fn check(&self) -> MutexGuard<'_, Checker> {
+        self.check.lock().expect("because no holder of this lock panics")
+    }
+
+    pub(super) fn chance<T>(&self, draw: impl FnOnce(&mut Chance) -> T) -> T {
+        draw(&mut self.state().chance)
+    }
+
+    pub(super) fn faults(&self, change: impl FnOnce(&mut Faults)) {
+        change(&mut self.state().faults);
+    }
+
+    pub(super) fn line(&self, place: usize, change: impl FnOnce(&mut LineState)) {
+        change(&mut self.state().lines[place]);
+    }
+
+    pub(super) fn is_stopped(&self, place: usize) -> bool {
+        self.state().lines[place].stopped
+    }
+
+    /// An operation begins: true if its process is to stop right here.
+    pub(super) fn begins(&self, place: usize) -> bool {
+        let line = &mut self.state().lines[place];
+        let Some(left) = line.stop_after.as_mut() else { return false };
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            line.stop_after = None;
+            line.stopped = true;
+        }
+        line.stopped
+    }
+
+    pub(super) fn is_up(&self, place: usize) -> bool {
+        let state = self.state();
+        state.lines[place].cut == 0 && state.faults.server_down == 0
+    }
+
+    pub(super) fn request_arrives(&self, place: usize) -> bool {
+        let State { chance, faults, lines } = &mut *self.state();
+        let lost = faults.lose_requests.iter().any(|one_in| chance.one_in(*one_in));
+        !lost && lines[place].cut == 0 && faults.server_down == 0
+    }
+
+    pub(super) fn answer_arrives(&self, place: usize) -> bool {
+        let State { chance, faults, lines } = &mut *self.state();
+        let lost = faults.lose_answers.iter().any(|one_in| chance.one_in(*one_in));
+        !lost && lines[place].cut == 0 && faults.server_down == 0
+    }
+
+    pub(super) fn copies(&self) -> u32 {
+        1 + u32::from(self.state().faults.doubling > 0)
+    }
+
+    /// One way, in milliseconds.
+    pub(super) fn latency_ms(&self) -> u64 {
+        self.chance(|chance| if chance.one_in(50) { chance.within(20, 400) } else { chance.within(1, 4) })
+    }
+
+    /// How long somebody waits for an answer that does not come, in milliseconds.
+    pub(super) fn patience_ms(&self) -> u64 {
+        self.chance(|chance| chance.within(100, TIMEOUT_MS))
+    }
+}

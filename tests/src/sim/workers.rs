@@ -1,0 +1,61 @@
+//! A worker of a simulation: the shell that ships, around an engine on simulated time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ternfleet_proto::Clock;
+use ternfleet_proto::message::RatePoint;
+use ternfleet_worker::calibrate::Calibration;
+use ternfleet_worker::engine_thread::EngineThread;
+use ternfleet_worker::language::Language;
+use ternfleet_worker::{Identity, LoadedModel, Options, Parts};
+use tokio_util::sync::CancellationToken;
+
+use super::generator::{Pace, STEP, SimGenerator};
+use super::line::Line;
+use super::scenario::WorkerPlan;
+
+pub(super) async fn run(
+    line: Line,
+    place: usize,
+    life: u32,
+    plan: WorkerPlan,
+    pace: Arc<Pace>,
+    clock: Clock,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let options = Options {
+        slots: plan.slots,
+        price_usd_per_hour: plan.price_usd_micro_per_hour as f64 / 1e6,
+        checkpoint_tokens: 8,
+        ..Options::default()
+    };
+    let identity = Identity {
+        worker: format!("w{place}-{life}").parse().expect("because w and digits make an id"),
+        host: format!("host{}", plan.pod),
+        pod: format!("pod{}", plan.pod),
+        started_at: clock.wall(),
+    };
+    let said = (plan.rate_tok_s * plan.claims_percent) as f64 / 100.0;
+    let model = LoadedModel {
+        name: "model".to_owned(),
+        digest: "digest".to_owned(),
+        numerics: "numerics".to_owned(),
+        language: Language::Bytes,
+        sampling: Default::default(),
+        context: 4096,
+        kv_pages: 64,
+        page_tokens: 16,
+        threads: 1,
+        isa: "simulated".to_owned(),
+        load: Duration::ZERO,
+        calibration: Calibration {
+            decode: vec![RatePoint { batch: plan.slots as u32, tok_s: said }],
+            ..Calibration::default()
+        },
+        canary: "c1-same".to_owned(),
+        notes: Vec::new(),
+    };
+    let engine = EngineThread::simulated(Box::new(SimGenerator::new(pace, line.network.clone())), STEP);
+    ternfleet_worker::run_with(line.bus(), options, Parts { clock, identity, engine, model }, shutdown).await
+}
