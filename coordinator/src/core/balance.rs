@@ -10,7 +10,7 @@ use super::Core;
 use super::event::{Action, JobRef};
 use crate::route::{self, EngineKind};
 
-/// A job is left alone this long after a hand-over, so that it does not travel to and fro.
+/// A job is not moved for this long after an assignment, so that it does not move back and forth.
 const REST: Duration = Duration::from_secs(1);
 
 impl Core {
