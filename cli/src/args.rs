@@ -90,7 +90,7 @@ pub(crate) enum Command {
     Pods(Pods),
     /// Watch pods, batches, queue and money, live
     Top(Top),
-    /// Check NATS, streams, coordinator, workers, model, clocks and CPU, and say how to mend what is wrong
+    /// Check NATS, streams, coordinator, workers, model, clocks and CPU; each failed check includes a suggested fix
     Doctor(Doctor),
     /// Run one worker: an engine that pulls jobs from NATS
     Worker(Worker),

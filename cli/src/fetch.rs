@@ -56,7 +56,7 @@ pub(crate) struct Fetched {
 }
 
 impl Wanted<'_> {
-    /// Fetches into `part`; goes on where an earlier attempt ended. Digest and size are right when it returns.
+    /// Fetches into `part`; continues where an earlier attempt ended. Digest and size are right when it returns.
     pub(crate) fn fetch(&self, part: &Path) -> anyhow::Result<Fetched> {
         let resumed = self.transfer(part)?;
         let fault = match self.check(part)? {

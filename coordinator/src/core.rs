@@ -161,7 +161,7 @@ pub struct Core {
     interactive: VecDeque<JobRef>,
     /// Newest answers to jobs that nobody knows: single jobs of an earlier leader, mostly.
     strays: VecDeque<(u64, Answer)>,
-    /// Something has changed that may let a job be handed out.
+    /// Something has changed that may let a job be assigned.
     work_changed: bool,
     handed_at: MonoMs,
     hand_after: MonoMs,

@@ -57,7 +57,7 @@ pub struct Webhooks {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retention {
-    /// Its input, its output files and its answers go so long after its end; 0 keeps them for ever (answers stay 30 days
+    /// Its input, its output files and its answers go so long after its end; 0 keeps them forever (answers stay 30 days
     /// at most).
     pub files_ms: u64,
     /// Its record goes so long after its end, and not before a day after its deadline: until then a late answer is

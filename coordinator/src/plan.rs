@@ -229,7 +229,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// How much dearer than the bound, as a share of it; 0 for an empty plan.
+    /// Cost above the bound, as a share of the bound; 0 for an empty plan.
     pub fn regret(&self) -> f64 {
         if self.bound_usd_micro.0 <= 0 {
             return 0.0;

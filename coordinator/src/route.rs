@@ -14,7 +14,7 @@
 //!
 //! # What follows from the rule (and is tested)
 //!
-//! Scaling all prices changes no choice. The order of the pods does not matter. A worker that is slower and dearer
+//! Scaling all prices changes no choice. The order of the pods does not matter. A worker that is slower and more expensive
 //! than another is never given work that the other could begin. A small change of a speed moves at most a window.
 
 mod steal;
@@ -160,7 +160,7 @@ struct Turn {
     rank: u32,
 }
 
-/// A worker's room while jobs are being handed out.
+/// A worker's free capacity while jobs are being assigned.
 struct Room<'a> {
     load: &'a WorkerLoad,
     held_tokens: f64,

@@ -53,7 +53,7 @@ use deletion::Reserved;
 
 /// Inputs that may wait for the loop before their senders do.
 const INBOX: usize = 16_384;
-/// Inputs taken in before jobs are handed out again.
+/// Inputs processed before jobs are assigned again.
 const GULP: usize = 1024;
 const TICK: Duration = Duration::from_millis(200);
 

@@ -228,7 +228,7 @@ impl Task {
     }
 }
 
-/// A panic must not leave a head waiting for ever.
+/// A panic must not leave a head waiting forever.
 fn guarded<T>(work: impl FnOnce() -> Result<T, DeadEnd>) -> Result<T, DeadEnd> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(Err(DeadEnd::TooComplex))
 }

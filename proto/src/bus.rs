@@ -59,7 +59,7 @@ pub struct Delivery {
     pub subject: String,
     pub sequence: u64,
     pub payload: Bytes,
-    /// As the server counts; wrong now and then when consumers die, so only ever a hint.
+    /// As counted by the server; sometimes wrong when consumers die, so only a hint.
     pub delivered: u64,
     /// Opaque: where the settlement goes.
     pub reply: String,

@@ -38,7 +38,7 @@ pub const KV_GRANTS: &str = "grants";
 pub const KV_SCALE: &str = "scale";
 
 /// Object bucket of requests that are too large for a work message. Apart from the tenants' files, so that a worker
-/// reads what is handed out and nothing that a tenant has stored.
+/// reads assigned work and nothing that a tenant has stored.
 pub const LARGE_REQUESTS: &str = "requests";
 
 /// Version of this table: of the streams, consumers and buckets and what they are set to. It grows when an older

@@ -50,9 +50,7 @@ fn fresh_seeds(part: u64) {
 
 fn first_fresh_seed() -> u64 {
     if let Some(named) = std::env::var("SIM_SEED").ok().filter(|named| !named.is_empty()) {
-        return named
-            .parse()
-            .unwrap_or_else(|_| panic!("SIM_SEED must be a number, not {named:?}"));
+        return named.parse().unwrap_or_else(|_| panic!("SIM_SEED must be a number, not {named:?}"));
     }
     let mut git = std::process::Command::new("git");
     git.args(["rev-parse", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR"));

@@ -456,7 +456,7 @@ fn steps_of_the_wall_clock_lose_no_worker_blame_no_job_and_stop_no_hand_out() {
         }
         world.run(Duration::from_secs(1), true);
         let now = world.core.counts.handed_jobs;
-        assert!(now > handed, "nothing was handed out in second {second}");
+        assert!(now > handed, "nothing was assigned in second {second}");
         handed = now;
     }
     let counts = world.core.counts;

@@ -74,7 +74,7 @@ pub(crate) struct Launch {
     /// Another address than RunPod's own
     #[arg(long, value_name = "URL", env = "TERNFLEET_RUNPOD_BASE", hide = true)]
     runpod_base: Option<String>,
-    /// What a pod of this machine is reckoned to cost
+    /// Price of a pod on this machine, for quote and bill
     #[arg(long, value_name = "X", default_value_t = 0.34)]
     price_usd_per_hour: f64,
     /// File for the results, whole and in input order; PROMPTS.answers.jsonl here unless given

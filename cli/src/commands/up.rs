@@ -31,7 +31,7 @@ pub(crate) struct Up {
     /// Port of the coordinator's HTTP; the last one, 8080 or any free one unless given
     #[arg(long, value_name = "P")]
     http_port: Option<u16>,
-    /// What a worker is reckoned to cost; with several values, each worker has its own and the last holds for the rest
+    /// Price of a worker per hour; with several values, each worker has its own, and the last applies to the rest
     #[arg(long, value_name = "X", value_delimiter = ',', default_value = "0.34")]
     price_usd_per_hour: Vec<f64>,
     /// Threads of a worker, one value or one each, in place of an equal share of the cores

@@ -1,4 +1,4 @@
-//! The ledger of one batch: sixteen bytes for every line, and full records only for the lines between reading and
+//! The ledger of one batch: sixteen bytes forevery line, and full records only for the lines between reading and
 //! answer.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -154,7 +154,7 @@ impl Batch {
         self.record.state.is_terminal()
     }
 
-    /// Jobs are handed out.
+    /// Jobs are assigned.
     pub fn runs(&self) -> bool {
         self.record.state == BatchState::InProgress && self.record.ending.is_none()
     }

@@ -35,7 +35,7 @@ pub struct Lead {
     pub term: u32,
 }
 
-/// A request of the input, ready to be handed out.
+/// A request of the input, ready to be assigned.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
     pub line: Line,
@@ -229,7 +229,7 @@ pub enum Event {
     },
     /// Time has passed. The shell sends one every 200 ms.
     Tick,
-    /// All events at hand are in: hand out what can be handed out.
+    /// All available events are in: assign the jobs that can be assigned.
     Turn,
 }
 

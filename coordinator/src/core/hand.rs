@@ -371,7 +371,7 @@ impl Core {
         Snapshot::take(&self.fleet, &self.flights, self.money.pod_numbers())
     }
 
-    /// The batch takes part in the next hand-outs.
+    /// The batch takes part in the next assignments.
     pub(super) fn join(&mut self, now: Now, slot: BatchSlot) {
         let Some(batch) = self.ledger.get(slot) else { return };
         if batch.runs() && !batch.is_interactive() && batch.waiting() > 0 {

@@ -214,7 +214,7 @@ impl Core {
             generated: trace.as_ref().map_or(0, |t| t.generated),
             reason: "its worker was lost while it ran".to_owned(),
         };
-        // A job that this leader hands out for the first time brings its attempts under earlier leaders with it.
+        // A job that this leader assigns for the first time includes its attempts under earlier leaders.
         if let Some(trace) = &trace
             && let Some(live) = self.ledger.live_mut(job).filter(|live| live.handovers <= 1)
         {

@@ -1,5 +1,5 @@
-//! The fleet as the router sees it, with the prices that budgets are held against. Taken when jobs are to be handed out,
-//! and thrown away after that.
+//! The fleet as the router sees it, with the prices that budgets are held against. Taken when jobs are to be assigned,
+//! and discarded after that.
 
 use ternfleet_proto::UsdMicro;
 

@@ -174,7 +174,7 @@ fn a_batch_pauses_when_its_budget_is_spent_and_goes_on_with_more() {
     assert_eq!(world.state(slot), BatchState::Completed);
 }
 
-/// A worker of 100 tokens a second at this price makes a token for 10 micro-dollars, so a job is reckoned at 200.
+/// A worker of 100 tokens a second at this price makes a token for 10 micro-dollars, so a job is estimated at 200.
 const TEN_A_TOKEN: i64 = 3_600_000;
 
 fn budget(usd_micro: i64) -> BatchOptions {

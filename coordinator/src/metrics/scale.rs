@@ -66,7 +66,7 @@ impl ScaleSeries {
             plan_cost: m.gauge("plan_usd", "What the plan for all accepted batches costs, in dollars."),
             plan_bound: m
                 .gauge("plan_bound_usd", "The least that any plan could cost, a boot for each pod included, in dollars."),
-            plan_regret: m.gauge("plan_regret_ratio", "How much dearer the plan is than the bound, as a share of it."),
+            plan_regret: m.gauge("plan_regret_ratio", "Cost of the plan above the bound, as a share of the bound."),
             batches_at_risk: m
                 .gauge("plan_batches_at_risk", "Batches whose deadline or budget the plan cannot keep for sure."),
             billing_drift: m.gauge(

@@ -47,7 +47,7 @@ impl Recent {
     }
 }
 
-/// Feeds every answer from `from_sequence` on to the inbox, for ever; `CaughtUp` once in between.
+/// Feeds every answer from `from_sequence` on to the inbox, forever; `CaughtUp` once in between.
 pub(crate) async fn follow(
     bus: Arc<dyn Bus>,
     from_sequence: u64,

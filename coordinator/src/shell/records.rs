@@ -45,7 +45,7 @@ pub(super) async fn load(
     Ok(from)
 }
 
-/// Feeds every value that is stored in the bucket from `from_revision` on to the inbox, in order, for ever.
+/// Feeds every value that is stored in the bucket from `from_revision` on to the inbox, in order, forever.
 pub(super) async fn follow(
     bus: Arc<dyn Bus>,
     bucket: &'static str,

@@ -19,7 +19,7 @@ use super::answers::Committed;
 use crate::core::{BatchRecord, Outputs};
 use crate::files::{self, FileRecord};
 
-/// Tries of a batch whose answers are not all there; anything else is tried for ever.
+/// Tries of a batch whose answers are not all there; anything else is tried forever.
 const ATTEMPTS: u32 = 20;
 const WAIT_MAX: Duration = Duration::from_secs(10);
 

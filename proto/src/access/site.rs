@@ -20,7 +20,7 @@ pub struct Site {
     system: KeyPair,
     signers: Vec<(Role, KeyPair)>,
     revoked: Vec<(String, TimeMs)>,
-    /// The operator's token bears this time for ever: a server that runs takes no other in.
+    /// The operator's token bears this time forever: a server that runs takes no other in.
     made_at: TimeMs,
 }
 
@@ -77,7 +77,7 @@ struct SiteFile {
 }
 
 impl Site {
-    /// New keys for everything.
+    /// New keys foreverything.
     pub fn new(now: TimeMs) -> Site {
         Site {
             operator: KeyPair::new_operator(),
@@ -124,7 +124,7 @@ impl Site {
         serde_json::to_string_pretty(&file).expect("because the file holds only strings and times") + "\n"
     }
 
-    /// Makes tokens for every role.
+    /// Makes tokens forevery role.
     pub fn issuer(&self) -> Issuer {
         let keys = self.signers.iter().map(|(role, key)| (*role, copy(key))).collect();
         Issuer::new(self.account.public_key(), keys)

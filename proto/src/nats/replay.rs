@@ -1,4 +1,4 @@
-//! Reading a stream from a sequence on, in order, for ever: across reconnects and server restarts, with neither gap
+//! Reading a stream from a sequence on, in order, forever: across reconnects and server restarts, with neither gap
 //! nor repeat.
 //!
 //! An unacknowledged pull consumer is made for each replay and made anew, from the last sequence seen, at any doubt:

@@ -250,10 +250,10 @@ impl Checker {
         }
     }
 
-    /// R1: this many looks at the same state have each handed out something.
+    /// R1: this many looks at the same state have each assigned something.
     pub(super) fn planned_again(&mut self, looks: u32) {
         if looks > LOOKS_MAX {
-            self.fail(format!("R1: {looks} looks at the same state have all handed out jobs"));
+            self.fail(format!("R1: {looks} looks at the same state have all assigned jobs"));
         }
     }
 

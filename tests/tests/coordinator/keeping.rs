@@ -1,4 +1,4 @@
-//! What is kept, and how long: nothing is told before it is stored, nothing stays for ever.
+//! What is kept, and how long: nothing is told before it is stored, nothing stays forever.
 
 use std::time::Duration;
 

@@ -222,7 +222,7 @@ impl Core {
             let fits = in_use < self.config.slots && (slot.pages <= pages_free || in_use == 0);
             if !fits || !alone {
                 waiting += 1;
-                // A large job at the head is not overtaken for ever by small ones; one that waits for its own
+                // A large job at the head is not overtaken forever by small ones; one that waits for its own
                 // earlier run blocks nobody.
                 if alone {
                     pages_free = 0;

@@ -199,12 +199,12 @@ pub(crate) fn examine(known: &Known, fetched: &Fetched, path: &Path) -> anyhow::
     let forget = || crate::fetch::forget(&fetched.path);
     let file = gguf::File::open(&fetched.path)
         .inspect_err(|_| forget())
-        .with_context(|| format!("what came for {} is no model file, and was thrown away", known.name()))?;
+        .with_context(|| format!("the download for {} is not a model file, and was deleted", known.name()))?;
     let report = model_file::examine(path, &file, Some(&known.manifest));
     if !report.disagreements.is_empty() {
         forget();
         bail!(
-            "what came for {} is another model than its manifest says, and was thrown away: {}",
+            "the download for {} is another model than its manifest says, and was deleted: {}",
             known.name(),
             report.disagreements.join("; ")
         );
@@ -212,7 +212,7 @@ pub(crate) fn examine(known: &Known, fetched: &Fetched, path: &Path) -> anyhow::
     if known.manifest.not_runnable.is_none() && !report.faults.is_empty() {
         forget();
         bail!(
-            "what came for {} cannot be run, and was thrown away: {}",
+            "the download for {} cannot be run, and was deleted: {}",
             known.name(),
             report.faults.join("; ")
         );

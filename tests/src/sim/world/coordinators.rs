@@ -323,7 +323,7 @@ impl World {
     pub(super) fn hear_beat(&mut self, beat: Heartbeat) {
         for place in 0..self.coordinators.len() {
             let node = &self.coordinators[place];
-            // Nothing waits for a stopped process for ever; here nothing waits at all.
+            // Nothing waits for a stopped process forever; here nothing waits at all.
             if let (Some(life), 0, 0) = (node.life(), node.cut, node.paused) {
                 self.coordinator_event(life, Event::Heartbeat(Box::new(beat.clone())));
             }
