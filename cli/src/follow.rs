@@ -92,7 +92,7 @@ pub(crate) async fn into_file(
             written += 1;
         }
         if written != batch.completed + batch.failed {
-            bail!("{written} answers were read, and {} are booked", batch.completed + batch.failed);
+            bail!("{written} answers were read, but the batch has {}", batch.completed + batch.failed);
         }
     } else {
         for line in committed_so_far(fleet, &batch.id, patience).await?.values() {

@@ -231,7 +231,7 @@ impl Layers {
             return Ok(None);
         }
         let whole = with_defaults(mine.into_iter().map(|((_, key), value)| (key, value)));
-        whole.map(Some).context("the configuration does not fit together")
+        whole.map(Some).context("the parts of the configuration do not fit together")
     }
 
     fn put(&mut self, origin: Origin, key: &str, value: Value, known: &[String]) {

@@ -169,7 +169,7 @@ async fn serve_once(
     let mut core = Core::new(ground.key.clone(), limits);
     let mut actions = Vec::new();
     let records_end = bus.stream_facts(&table::kv_stream(table::KV_BATCHES)).await;
-    let records_end = records_end.context("the stored batches cannot be looked at")?.last_sequence;
+    let records_end = records_end.context("the stored batches cannot be counted")?.last_sequence;
     let (grants, grants_from) = grants::load(bus, admission.has_permissions()).await?;
     let mut stored = records::Stored::default();
     let results_from = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;

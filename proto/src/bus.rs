@@ -17,7 +17,7 @@ use crate::table::{ConsumerSpec, KvSpec, ObjectSpec, StreamSpec};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
     /// The subject already holds a message beyond the expected sequence (10071): somebody was first.
-    #[error("the subject holds another last sequence than expected")]
+    #[error("the last sequence of the subject is not the expected one")]
     WrongLastSequence,
     /// The stream is at its limit (10077): keep the message, try again, raise an alarm.
     #[error("the stream {stream} has no room: {reason}")]

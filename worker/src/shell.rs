@@ -137,7 +137,7 @@ pub async fn run_then(
     }
     http_stop.cancel();
     if let Some(server) = server {
-        server.await.context("the HTTP server did not end well")?;
+        server.await.context("the HTTP server ended with an error")?;
     }
     outcome.map(|_| ())
 }

@@ -154,7 +154,7 @@ impl Launch {
             return Ok(Some(state));
         }
         if !std::io::stdin().is_terminal() {
-            bail!("nobody is there to ask whether to go on: add --yes");
+            bail!("this is not a terminal, so the plan cannot be confirmed: add --yes");
         }
         let answer = tokio::select! {
             answer = ask("go on? [y/N] ") => answer?,
@@ -319,7 +319,7 @@ async fn ask(question: &str) -> anyhow::Result<String> {
     let read =
         BufReader::new(tokio::io::stdin()).read_line(&mut line).await.context("cannot read the answer")?;
     if read == 0 {
-        bail!("nobody answers");
+        bail!("standard input has ended, so the question cannot be answered: add --yes");
     }
     Ok(line.trim().to_lowercase())
 }

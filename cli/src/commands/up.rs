@@ -53,7 +53,7 @@ impl Up {
         let model = locate::model(self.model.as_deref())?;
         let workers = self.workers.unwrap_or(if self.scale.is_some() { 0 } else { 2 });
         if workers == 0 && self.scale.is_none() {
-            anyhow::bail!("--workers 0 leaves nobody to work: give --scale 0..2 as well, or a worker");
+            anyhow::bail!("--workers 0 starts no workers: add --scale 0..2, or start at least one worker");
         }
         let scale = self.scale;
         let plan = Plan {

@@ -265,7 +265,7 @@ fn lies_about_lengths_are_found_out() {
         0 => Reply::Honest,
         _ => Reply::CutAfter(0),
     });
-    refused(&place.pull(&[]), &["given up after 3 tries", "the same command goes on"]);
+    refused(&place.pull(&[]), &["given up after 3 tries", "the same command continues"]);
     // Without a digest and a size, the server is believed, until the disk is too small.
     let server = Server::start(file(), |_| Reply::OfTotal(100_000_000_000_000));
     let place = Place::new(&server.url("/x"), without_digest);

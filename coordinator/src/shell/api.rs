@@ -292,7 +292,9 @@ impl Api {
                     let _ = inbox.send(Input::Event(Event::JobCreated(Box::new(job)))).await;
                 }
                 // Whoever waits asks again.
-                Err(error) => tracing::debug!(error = format!("{error:#}"), "RESULTS cannot be looked at"),
+                Err(error) => {
+                    tracing::debug!(error = format!("{error:#}"), "the state of RESULTS cannot be read")
+                }
             }
         });
     }

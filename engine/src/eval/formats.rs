@@ -25,7 +25,7 @@ pub enum Format {
 
 /// A text that names no format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no format; hellaswag, winogrande, piqa, arc and plain are")]
+#[error("'{0}' is not a format; use hellaswag, winogrande, piqa, arc or plain")]
 pub struct UnknownFormat(String);
 
 impl FromStr for Format {

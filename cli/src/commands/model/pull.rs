@@ -135,7 +135,8 @@ impl Pull {
             quiet: self.json,
         };
         let part = store.part(known);
-        let fetched = wanted.fetch(&part).with_context(|| format!("{} did not come", known.name()))?;
+        let fetched =
+            wanted.fetch(&part).with_context(|| format!("{} could not be downloaded", known.name()))?;
         examine(known, &fetched, &store.file(known))?;
         self.settle(known, store, fetched)
     }
@@ -170,7 +171,7 @@ fn shipped(known: &Known, store: &Store) -> anyhow::Result<Here> {
                 "the storyteller ships with the sources of Ternfleet (models/storyteller), and is not fetched"
             )
         }
-        _ => bail!("the manifest of {} names no address to fetch it from", known.name()),
+        _ => bail!("the manifest of {} has no address to download it from", known.name()),
     }
 }
 
@@ -224,7 +225,7 @@ pub(crate) fn examine(known: &Known, fetched: &Fetched, path: &Path) -> anyhow::
 fn at_endpoint(url: &str, endpoint: &str) -> anyhow::Result<String> {
     ensure!(
         endpoint.starts_with("https://") || endpoint.starts_with("http://"),
-        "--endpoint {endpoint:?} is no address: it must begin with https:// (or http://)"
+        "--endpoint {endpoint:?} is not an address: it must begin with https:// (or http://)"
     );
     let path = url.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
     Ok(format!("{}/{path}", endpoint.trim_end_matches('/')))

@@ -81,7 +81,7 @@ fn of_given(store: &Store, given: &str) -> anyhow::Result<Verdict> {
     let path = Path::new(given);
     if path.is_file() {
         let manifest = Manifest::beside(path)?
-            .with_context(|| format!("{given} has no manifest.toml beside it to be compared with"))?;
+            .with_context(|| format!("{given} has no manifest.toml next to it for the comparison"))?;
         return examine(&manifest, path);
     }
     let known = models::named(given, store)?;
