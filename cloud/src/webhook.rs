@@ -182,7 +182,7 @@ fn signature(key: &[u8], id: &str, now_s: u64, body: &[u8]) -> String {
     format!("v1,{}", STANDARD.encode(tag))
 }
 
-/// False forevery range that the registries of special-purpose addresses (RFC 6890 and its updates) set apart.
+/// False for every range that the registries of special-purpose addresses (RFC 6890 and its updates) set apart.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),

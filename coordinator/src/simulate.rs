@@ -80,7 +80,7 @@ impl FromStr for Policy {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     pub policies: Vec<Policy>,
-    /// Of speeds, losses and prices; the same forevery policy.
+    /// Of speeds, losses and prices; the same for every policy.
     pub seed: u64,
     /// What happens at set times, beside what the seed brings.
     pub trace: Trace,

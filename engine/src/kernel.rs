@@ -76,7 +76,7 @@ pub(crate) struct TernaryJob {
 /// `lines` holds `n_groups · n_lines` lines of 16 rows × 4 weights; the activations stand three times, as int16 `values` and as the
 /// bytes `high` and `low` of values + 32768, each (n_tokens, stride); `row_sums` are the sums of the rows, or 0 where a
 /// product in pieces has taken them off before; `sums` takes (n_tokens, 32). The dot products fit into int32 (see `head`).
-/// For `screen_six` the lines are packed, three forevery four of `n_lines`, which four divides.
+/// For `screen_six` the lines are packed, three for every four of `n_lines`, which four divides.
 pub(crate) struct ScreenJob {
     lines: *const u8,
     n_lines: usize,

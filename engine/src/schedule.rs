@@ -105,7 +105,7 @@ impl Sequence {
         (self.prompt_len() + self.request.max_new_tokens).min(max_context)
     }
 
-    /// Pages foreverything it may become.
+    /// Pages for everything it may become.
     fn pages_needed(&self, max_context: usize) -> usize {
         self.most_tokens(max_context).div_ceil(PAGE)
     }

@@ -1,4 +1,4 @@
-//! A mutation fuzzer foreverything that reads a model file: container, model check, vocabulary, tokenizer and
+//! A mutation fuzzer for everything that reads a model file: container, model check, vocabulary, tokenizer and
 //! report. It needs no special compiler, draws from a fixed seed, and fails by panicking or by taking long.
 //!
 //! `TERNFLEET_FUZZ_ITERS` sets the number of inputs (a few thousand by default), `TERNFLEET_FUZZ_SEED` other

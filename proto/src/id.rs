@@ -1,4 +1,4 @@
-//! Newtypes foreverything that could be swapped by mistake: ids, counters that fence, times.
+//! Newtypes for everything that could be swapped by mistake: ids, counters that fence, times.
 //!
 //! Ids become tokens of NATS subjects, so they are parsed once, at the edge: `[A-Za-z0-9_-]`, 1 to 64 bytes. Their text is
 //! shared: cloning one allocates nothing.

@@ -1,4 +1,4 @@
-//! Three nats-servers on loopback as `ternfleet nats init` sets them up: TLS, a token foreverybody, permissions.
+//! Three nats-servers on loopback as `ternfleet nats init` sets them up: TLS, a token for everybody, permissions.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! One contract forevery bus: each fact is checked on a real nats-server and on the simulated one.
+//! One contract for every bus: each fact is checked on a real nats-server and on the simulated one.
 //!
 //! What the fleet builds upon stands here as a test; if a newer server changes its mind, this tells.
 

@@ -1,6 +1,6 @@
 //! `ternfleet attached [--parent PID] [--cpus LIST] -- PROGRAM ARGS…`: runs a program that ends when its parent does.
 //!
-//! Used by `up` forevery child, nats-server included; rented pods on this machine are bound to CPUs alone. The kernel's mark (`PR_SET_PDEATHSIG`) and the set of CPUs both
+//! Used by `up` for every child, nats-server included; rented pods on this machine are bound to CPUs alone. The kernel's mark (`PR_SET_PDEATHSIG`) and the set of CPUs both
 //! survive the `exec` into the program.
 
 use std::ffi::OsString;

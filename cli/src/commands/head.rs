@@ -28,7 +28,7 @@ const CONNECTIONS: usize = 2;
 
 #[derive(Debug, Args)]
 pub(crate) struct Head {
-    /// Folder foreverything; the first that can be written unless given
+    /// Folder for everything; the first that can be written unless given
     #[arg(long)]
     dir: Option<PathBuf>,
 }

@@ -50,7 +50,7 @@ struct Set {
     /// Pods that run at once; 0 gives everything back
     #[arg(long, value_name = "N")]
     max: Option<u32>,
-    /// Only these of the configured classes; `all` forevery one
+    /// Only these of the configured classes; `all` for every one
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     class: Vec<String>,
     /// Most that all rented pods may cost an hour, in dollars; `none` lifts the limit

@@ -175,7 +175,7 @@ impl Rent {
         Ok(rent)
     }
 
-    /// The budget holds foreverything: what the head may cost until it ends itself is set aside, the rest is for workers.
+    /// The budget holds for everything: what the head may cost until it ends itself is set aside, the rest is for workers.
     fn limit(&mut self, wishes: &Wishes<'_>) {
         let scale = &mut self.scale;
         scale.provider = ProviderKind::Runpod;

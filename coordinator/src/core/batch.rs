@@ -1,4 +1,4 @@
-//! The ledger of one batch: sixteen bytes forevery line, and full records only for the lines between reading and
+//! The ledger of one batch: sixteen bytes for every line, and full records only for the lines between reading and
 //! answer.
 
 use std::collections::{BTreeMap, VecDeque};

@@ -100,7 +100,7 @@ pub struct Ground {
     pub replicas: u32,
 }
 
-/// The id of the batch that this creation makes: the same forevery repetition of it.
+/// The id of the batch that this creation makes: the same for every repetition of it.
 pub fn batch_id(tenant: &TenantId, idempotency_key: &str) -> BatchId {
     let mut hasher = blake3::Hasher::new();
     hasher.update(tenant.as_str().as_bytes()).update(&[0]).update(idempotency_key.as_bytes());

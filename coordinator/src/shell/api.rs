@@ -39,7 +39,7 @@ const POLLERS_MAX: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) verb: ApiVerb,
-    /// Whom the server vouches for; `None` for callers who act forevery tenant.
+    /// Whom the server vouches for; `None` for callers who act for every tenant.
     pub(crate) tenant: Option<TenantId>,
     pub(crate) payload: Bytes,
     pub(crate) reply: String,

@@ -15,7 +15,7 @@ mod fuzz;
 
 /// Some editors begin a file with it.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// An offset is kept forevery so many lines.
+/// An offset is kept for every so many lines.
 pub(crate) const INDEX_EVERY: u32 = 1000;
 
 /// Where the lines of an input begin, and which of them repeat a `custom_id`.

@@ -179,7 +179,7 @@ async fn sweep(bus: &Arc<dyn Bus>, shard: u16, workers: &[WorkerId]) {
     }
 }
 
-/// The same message id forevery attempt: a hand-over that was stored unheard is not stored twice.
+/// The same message id for every attempt: a hand-over that was stored unheard is not stored twice.
 async fn hand_over(bus: &Arc<dyn Bus>, hand: HandOut) -> Event {
     let HandOut { job, shard, worker, mut work } = hand;
     let span = spans::hand_over(&mut work, &worker);

@@ -1,4 +1,4 @@
-//! Plain Rust: the reference forevery other instruction set, and what CPUs without AVX2 run.
+//! Plain Rust: the reference for every other instruction set, and what CPUs without AVX2 run.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Same signatures as the vector kernels; `kernel.rs` checks the lengths.
 
 use super::grouped::{Blocks, GROUP_LINES};

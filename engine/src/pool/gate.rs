@@ -25,7 +25,7 @@ impl Gate {
         self.state.load(Ordering::Acquire) >> SLEEPER_BITS
     }
 
-    /// Opens the gate foreveryone who waits past the present generation.
+    /// Opens the gate for everyone who waits past the present generation.
     pub(crate) fn advance(&self) {
         let before = self.state.fetch_add(1 << SLEEPER_BITS, Ordering::AcqRel);
         if !before.is_multiple_of(1 << SLEEPER_BITS) {

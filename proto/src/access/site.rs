@@ -77,7 +77,7 @@ struct SiteFile {
 }
 
 impl Site {
-    /// New keys foreverything.
+    /// New keys for everything.
     pub fn new(now: TimeMs) -> Site {
         Site {
             operator: KeyPair::new_operator(),
@@ -124,7 +124,7 @@ impl Site {
         serde_json::to_string_pretty(&file).expect("because the file holds only strings and times") + "\n"
     }
 
-    /// Makes tokens forevery role.
+    /// Makes tokens for every role.
     pub fn issuer(&self) -> Issuer {
         let keys = self.signers.iter().map(|(role, key)| (*role, copy(key))).collect();
         Issuer::new(self.account.public_key(), keys)

@@ -141,7 +141,7 @@ pub fn done(job: &JobKey) -> String {
     format!("tf.done.{}.{}", job.batch, job.index)
 }
 
-/// For callers who act forevery tenant and are trusted to name the right one: the gateway, and all on a NATS without
+/// For callers who act for every tenant and are trusted to name the right one: the gateway, and all on a NATS without
 /// permissions.
 pub fn api(verb: ApiVerb) -> String {
     format!("tf.api.{}", verb.as_str())

@@ -55,7 +55,7 @@ fn is_sentencepiece(vocabulary: &Vocabulary) -> bool {
     vocabulary.model.as_deref() == Some("llama")
 }
 
-/// What must hold forevery vocabulary, whoever says how it splits.
+/// What must hold for every vocabulary, whoever says how it splits.
 fn check(vocabulary: &Vocabulary) -> Result<(), Error> {
     let n_tokens = vocabulary.tokens.len();
     let fault = |reason: String| Err(Error::Vocabulary(reason));

@@ -65,7 +65,7 @@ impl Authority {
     }
 }
 
-/// Writes `ca.crt` foreverybody, `ca.key` for the operator, and each server's pair.
+/// Writes `ca.crt` for everybody, `ca.key` for the operator, and each server's pair.
 pub(super) fn write(folder: &Folder, authority: &Authority) -> anyhow::Result<()> {
     let certificate = authority.certificate()?;
     write_secret(&folder.root.join("ca.key"), &authority.key())?;
