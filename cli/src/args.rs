@@ -1,4 +1,4 @@
-//! The commands by name. Each command's flags stand in its file; those of the connection stand in `connection.rs`.
+//! The commands by name. Each command's flags are in its file; those of the connection are in `connection.rs`.
 
 use clap::{Parser, Subcommand};
 
@@ -106,7 +106,7 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Measure how well a model predicts a text, or score given continuations
     Perplexity(PerplexityOf),
-    /// Measure how good a model's predictions are, and how far two models' lie apart
+    /// Measure the quality of a model's predictions, and how far those of two models differ
     Eval(Eval),
     /// Make, convert and look into model files
     Model(Model),

@@ -41,7 +41,7 @@ pub(crate) struct Wanted<'a> {
     /// Size that it must have, where it is known.
     pub(crate) bytes: Option<u64>,
     pub(crate) connections: usize,
-    /// Failures in a row, without a byte in between, that are borne.
+    /// Failures in a row, without a byte in between, that are tolerated.
     pub(crate) retries: u32,
     /// Says nothing on the way.
     pub(crate) quiet: bool,

@@ -199,7 +199,7 @@ impl<'a> Answers<'a> {
                 Err(error) => {
                     self.content = None;
                     tries += 1;
-                    // Opening again waits for a server that is away; one that goes on breaking off is another matter.
+                    // Opening again waits for a server that is away; one that keeps breaking off is another matter.
                     if tries >= READS_MAX {
                         return Err(error).context("the results cannot be read to their end");
                     }

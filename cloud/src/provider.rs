@@ -269,7 +269,7 @@ pub enum CloudError {
 /// A provider of pods.
 #[async_trait]
 pub trait Provider: Send + Sync {
-    /// As it stands in configuration and metrics.
+    /// As it is in configuration and metrics.
     fn name(&self) -> &'static str;
 
     /// What can be rented now, with prices.

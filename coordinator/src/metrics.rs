@@ -350,7 +350,7 @@ impl Metrics {
         }
         last.at = Some(tokio::time::Instant::now());
         let (counted, before) = (core.counts, std::mem::replace(&mut last.counts, core.counts));
-        // A core that began anew counts from zero.
+        // A core that started again counts from zero.
         let add = |counter: &Counter, now: u64, before: u64| {
             counter.inc_by(now.checked_sub(before).unwrap_or(now) as f64)
         };

@@ -21,7 +21,7 @@ pub struct Quotas {
     pub batches_max: u32,
     /// Bytes of input lines without an answer.
     pub queued_bytes_max: u64,
-    /// Tokens of input lines without an answer, reckoned from their bytes.
+    /// Tokens of input lines without an answer, estimated from their bytes.
     pub queued_tokens_max: u64,
     /// Lines of batches that have not ended, blank ones between others included; the ledger takes 16 bytes for each.
     pub queued_lines_max: u32,

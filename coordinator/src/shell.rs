@@ -108,7 +108,7 @@ pub(crate) enum Input {
     Leading(Lead),
     Deposed(String),
     Undecodable,
-    /// What can be rented, anew.
+    /// What can be rented, read again.
     Footing(Arc<quotes::Footing>),
 }
 

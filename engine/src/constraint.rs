@@ -1,4 +1,4 @@
-//! Constraints at work: where each sequence stands in its grammar, and the threads that work out what may come next.
+//! Constraints at work: where each sequence is in its grammar, and the threads that work out what may come next.
 //!
 //! The caller's thread moves a tracker on by the token that was drawn, which takes microseconds. The mask of the token after
 //! it takes longer, and a grammar's first use longest: both are done on threads of their own, which are not pinned,

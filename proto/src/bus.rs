@@ -65,14 +65,14 @@ pub struct Delivery {
     pub reply: String,
 }
 
-/// How a delivery ends, or goes on.
+/// How a delivery ends, or continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settle {
     /// Done. Waits for the server's word.
     Ack,
     /// Give it back, to be delivered again after the delay.
     Nak(Duration),
-    /// Still working: the ack wait starts anew.
+    /// Still working: the ack wait restarts.
     Progress,
     /// Never deliver again.
     Term,
@@ -202,7 +202,7 @@ pub trait Bus: Send + Sync + 'static {
     /// removes the value when nobody has replaced it in time: that is the leader's lease.
     async fn kv_create(&self, bucket: &str, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<u64>;
     /// Compare-and-set; [`BusError::WrongLastSequence`] when the revision moved on or the value has expired. A `ttl`
-    /// starts anew with the new value.
+    /// restarts with the new value.
     async fn kv_update(
         &self,
         bucket: &str,

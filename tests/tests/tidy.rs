@@ -176,7 +176,7 @@ fn imports(folder: &str, absolute: &str) -> BTreeMap<String, BTreeSet<String>> {
 fn files_of_the_core_import_in_no_circles_and_commands_do_not_import_their_list() {
     let mut left = imports("coordinator/src/core", "crate::core::");
     assert!(left.len() > 15 && left.values().any(|used| used.len() > 3), "{left:?}");
-    // Whoever imports nobody that is left stands in no circle.
+    // Whoever imports nobody that is left is in no circle.
     while let Some((free, _)) = left.iter().find(|(_, used)| used.iter().all(|name| !left.contains_key(name)))
     {
         let free = free.clone();

@@ -57,7 +57,7 @@ struct World {
     account: Account,
     sequence: u64,
     lines: u32,
-    /// Hand-overs that are stored and never reach their worker.
+    /// Assignments that are stored and never reach their worker.
     lose: u32,
     spent: BTreeMap<BatchId, UsdMicro>,
     completions: u64,
@@ -422,7 +422,7 @@ fn a_hung_workers_jobs_move_within_fifteen_seconds_beside_a_hundred_completions_
     }
     let after = after.expect("its jobs go elsewhere");
     assert!(after < Duration::from_secs(15), "{after:?}");
-    // It gets nothing while it hangs, and work again when it goes on.
+    // It gets nothing while it hangs, and work again when it continues.
     world.run(Duration::from_secs(5), true);
     assert_eq!(world.at(0), []);
     world.nodes[0].hung = false;

@@ -156,7 +156,7 @@ fn drive(
         head = generator.head_counters();
         let broken = |event: &Event| matches!(event, Event::Finished { reason: StopReason::NotFinite, .. });
         if events.iter().any(broken) {
-            // The model's fault or the machine's? What runs goes on meanwhile, and is reported after it.
+            // The model's fault or the machine's? What runs continues meanwhile, and is reported after it.
             report.unsound = !generator.is_sound(&mut events);
         }
         for event in events.drain(..) {

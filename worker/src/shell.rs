@@ -42,7 +42,7 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
     run_then(bus, options, shutdown, || {}).await
 }
 
-/// Runs a worker until `shutdown` is cancelled and everything has been handed back, or until it cannot go on. The
+/// Runs a worker until `shutdown` is cancelled and everything has been handed back, or until it cannot continue. The
 /// caller ends the process at once on a second signal, and closes the bus. `ready_now` is called once it takes work.
 pub async fn run_then(
     bus: Arc<dyn Bus>,

@@ -1,6 +1,6 @@
 //! `ternfleet doctor`: checks everything that a fleet depends on; each failed check includes a suggested fix.
 //!
-//! It changes nothing. Each look is one [`Finding`]; the checks themselves stand in `doctor/`.
+//! It changes nothing. Each look is one [`Finding`]; the checks themselves are in `doctor/`.
 
 mod fleet;
 mod machine;

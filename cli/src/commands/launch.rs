@@ -59,7 +59,7 @@ pub(crate) struct Launch {
     /// Where pods fetch `ternfleet`, `nats-server` and, with a model file, `model.gguf` and `manifest.toml` from
     #[arg(long, value_name = "URL", env = "TERNFLEET_FILES_URL")]
     files: Option<String>,
-    /// The static binary that lies there as `ternfleet`; this program unless given
+    /// The static binary that is there as `ternfleet`; this program unless given
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
     /// How long results that nobody fetches are kept by a rented head, which then ends itself

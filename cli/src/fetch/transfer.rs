@@ -22,7 +22,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often a pause looks whether it is still of use.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How many failures in a row are borne, and for how long each is waited out.
+/// How many failures in a row are tolerated, and for how long each is waited out.
 #[derive(Debug)]
 pub(super) struct Patience {
     borne: u32,

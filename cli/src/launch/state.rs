@@ -66,7 +66,7 @@ pub(crate) struct State {
     /// Address of the coordinator's NATS, where it is not the fleet's own.
     pub(crate) nats: Option<String>,
     pub(crate) batch: Option<BatchId>,
-    /// The batch as it ended, once its results lie in `out`.
+    /// The batch as it ended, once its results are in `out`.
     pub(crate) fetched: Option<Box<BatchView>>,
     /// What may be rented, at RunPod.
     #[serde(default)]

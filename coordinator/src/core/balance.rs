@@ -27,7 +27,7 @@ impl Core {
                         .get(*job)
                         .is_some_and(|f| !f.running && f.is_handed() && now.since(f.since) >= REST)
                 };
-                // The last handed over is the last to be begun.
+                // The last assigned is the last to be begun.
                 let job = self.flights.of_worker(snapshot.slot(step.from)).rev().find(may_go);
                 if let Some(job) = job {
                     self.withdraw(job, false, actions);

@@ -1,4 +1,4 @@
-//! Can this batch run its next job, and if not, why not? One answer for handing out and for pausing, so that no batch
+//! Can this batch run its next job, and if not, why not? One answer for assigning and for pausing, so that no batch
 //! lies between the two, neither run nor paused.
 //!
 //! It does not choose the worker: that is the router's ([`crate::route`]).

@@ -118,7 +118,7 @@ impl Core {
         }
     }
 
-    /// A worker says that it could not go on with a job.
+    /// A worker says that it could not continue with a job.
     fn fault_reported(&mut self, now: Now, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
         self.counts.worker_faults += 1;
         if !self.ledger.get(job.batch).is_some_and(|batch| batch.is_open(job.index)) {

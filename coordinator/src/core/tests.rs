@@ -359,7 +359,7 @@ proptest! {
         let one = world.submit("one", "t", lines, BatchOptions::default());
         let budget = BatchOptions { budget_usd_micro: Some(UsdMicro(50)), completion_window_ms: Some(120_000), ..BatchOptions::default() };
         let two = world.submit("two", "u", lines / 2 + 1, budget);
-        // A restarted coordinator numbers its batches anew.
+        // A restarted coordinator numbers its batches again.
         let ids = [one, two].map(|slot| world.core.batch(slot).unwrap().record.id.clone());
         for _ in 0..1_500 {
             let n = world.dice.below(4) as usize;

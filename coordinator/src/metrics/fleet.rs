@@ -1,7 +1,7 @@
 //! Series of pods and of live batches. Rented pods sit behind NAT, so what their workers count comes to Prometheus
 //! through the coordinator, out of the heartbeats.
 //!
-//! Series of a pod that is gone, or of a batch that has ended, go with it: each refresh writes all of them anew.
+//! Series of a pod that is gone, or of a batch that has ended, go with it: each refresh writes all of them again.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

@@ -275,7 +275,7 @@ impl Api {
         self.answer(reply, &view_or_gone(now, slot, core));
     }
 
-    /// A single job of an earlier leader: if its answer is stored, whoever waits is told; otherwise it is begun anew.
+    /// A single job of an earlier leader: if its answer is stored, whoever waits is told; otherwise it is started again.
     fn revive(&self, job: JobCreate) {
         let (bus, key, inbox) = (Arc::clone(&self.bus), self.ground.key.clone(), self.inbox.clone());
         tokio::spawn(async move {

@@ -31,7 +31,7 @@ struct Missing {
     expected: u32,
 }
 
-/// Where a line lies in the scratch file.
+/// Where a line is in the scratch file.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
     offset: u64,

@@ -98,7 +98,7 @@ fn hellaswag(json: &Value) -> Result<Question, String> {
     Ok(after(&context, endings.iter().map(String::as_str), index(json, "label")?))
 }
 
-/// Both options stand in the gap in turn, and what follows the gap is scored.
+/// Both options are in the gap in turn, and what follows the gap is scored.
 fn winogrande(json: &Value) -> Result<Question, String> {
     let sentence = text(json, "sentence")?;
     let (before, behind) = sentence.split_once('_').ok_or("the sentence has no gap '_'")?;

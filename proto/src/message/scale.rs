@@ -1,4 +1,4 @@
-//! The scaler's dials, and what it tells of itself: `tf.api.scale_show`, `scale_set` and `scale_plan`.
+//! The scaler's settings, and what it tells of itself: `tf.api.scale_show`, `scale_set` and `scale_plan`.
 
 use serde::{Deserialize, Serialize};
 

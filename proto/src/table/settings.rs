@@ -23,7 +23,7 @@ pub const CHECKPOINT_AGE_MAX: Duration = Duration::from_secs(8 * DAY_S);
 pub const RESULT_AGE_MAX: Duration = Duration::from_secs(30 * DAY_S);
 
 const DAY_S: u64 = 86_400;
-/// The server's own default, named here because hand-overs rely on it.
+/// The server's own default, named here because assignments rely on it.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// Windows are two seconds of work a worker, so this is far above use and far below trouble.
 const WORK_MESSAGES_MAX: i64 = 1_000_000;

@@ -86,7 +86,7 @@ struct World {
 /// Runs the plan in a folder of its own.
 ///
 /// # Errors
-/// When the fleet cannot even be started, or its results cannot be read: what is broken stands in the outcome.
+/// When the fleet cannot even be started, or its results cannot be read: what is broken is in the outcome.
 pub fn run(plan: &Plan, folder: &Path) -> anyhow::Result<Outcome> {
     let began = Instant::now();
     let mut world = World::start(plan, folder)?;
@@ -336,7 +336,7 @@ impl World {
             }
             Fault::FillDisk { place, .. } => self.servers.free_disk(place),
             Fault::KillAll { .. } => {
-                // In any order: workers and coordinators find no server at first, and go on trying or are restarted.
+                // In any order: workers and coordinators find no server at first, and keep trying or are restarted.
                 let parts = self.workers.iter_mut().chain(&mut self.coordinators);
                 for (part, _) in parts {
                     part.start_again()?;

@@ -3,7 +3,7 @@
 //! Orders and work are signs of life. When there have been none for a while, the worker asks the coordinator
 //! something cheap, and any answer will do; a fleet may be idle for hours with its coordinator well.
 //!
-//! A pod that cannot end itself goes on costing money while nobody looks. So it tries forever, and says so each time
+//! A pod that cannot end itself keeps costing money while nobody looks. So it tries forever, and says so each time
 //! in a heartbeat that whoever leads by then makes an alarm of.
 
 use std::sync::Arc;

@@ -32,7 +32,7 @@ pub(crate) struct Pull {
     /// Connections at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     connections: u8,
-    /// Failures in a row that are borne
+    /// Failures in a row that are tolerated
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=100))]
     retries: u32,
     /// Fetch a file whose digest the manifest does not know: whatever comes is believed

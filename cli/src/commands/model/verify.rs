@@ -104,7 +104,7 @@ fn compare_tokenizers(model: &Path, tokenizer_json: &Path) -> anyhow::Result<Vec
     Ok(differences.into_iter().map(fault).collect())
 }
 
-/// A model of the store is stamped anew when it is right. Where the manifest knows no digest, that of the first pull counts.
+/// A model of the store is stamped again when it is right. Where the manifest knows no digest, that of the first pull counts.
 fn of_known(store: &Store, known: &models::Known, path: &Path) -> anyhow::Result<Verdict> {
     let mut verdict = examine(&known.manifest, path)?;
     if let Some(pinned) =

@@ -18,7 +18,7 @@ use super::{Life, Occurrence, World};
 const AUDIT_SHARE_PPM: u32 = 200_000;
 const TICK_MS: u64 = 200;
 const READ_EVERY_MS: u64 = 10;
-/// As the shell: so many attempts, then the hand-over is begun anew.
+/// As the shell: so many attempts, then the assignment is started again.
 const HAND_ATTEMPTS: u32 = 20;
 /// As the shell: how long the checkpoints of a batch stay whose jobs were moved.
 const FENCE_STANDS_MS: u64 = 60_000;

@@ -77,7 +77,7 @@ impl World {
         self.at(LEASE.as_millis() as u64 / 4, Occurrence::CoordinatorDuty(life, Duty::RenewLease));
     }
 
-    /// The lease is lost: begin anew as a standby.
+    /// The lease is lost: start again as a standby.
     fn depose(&mut self, life: Life) {
         self.coordinators[life.place].stop();
         self.at(500, Occurrence::StartCoordinator(life.place));

@@ -60,7 +60,7 @@ pub(super) struct WorkerNode {
     due: u64,
     /// What the core was told of the line.
     line_up: bool,
-    /// Somebody waits for it to end and starts it anew.
+    /// Somebody waits for it to end and starts it again.
     pub(super) draining: bool,
     pub(super) paused: u32,
     pub(super) cut: u32,
@@ -114,7 +114,7 @@ fn ids_of(seed: u64, tokens_max: u32) -> Vec<u32> {
 impl World {
     pub(super) fn start_worker(&mut self, place: usize) {
         if self.workers[place].is_alive() {
-            // Told to drain while it was paused, it ends only after it has gone on.
+            // Told to drain while it was paused, it ends only after it has continued.
             if self.workers[place].draining {
                 self.at(500, Occurrence::StartWorker(place));
             }
@@ -202,7 +202,7 @@ impl World {
             return;
         }
         if self.workers[life.place].paused > 0 {
-            // A stopped process finds everything waiting when it goes on.
+            // A stopped process finds everything waiting when it continues.
             self.at(20, Occurrence::WorkerEvents(life, events));
             return;
         }
