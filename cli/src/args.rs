@@ -1,4 +1,4 @@
-//! The commands by name. Each command's flags stand in its file; those of the connection stand in `connection.rs`.
+//! The commands by name. Each command's flags are in its file; those of the connection are in `connection.rs`.
 
 use clap::{Parser, Subcommand};
 
@@ -90,7 +90,7 @@ pub(crate) enum Command {
     Pods(Pods),
     /// Watch pods, batches, queue and money, live
     Top(Top),
-    /// Check NATS, streams, coordinator, workers, model, clocks and CPU, and say how to mend what is wrong
+    /// Check NATS, streams, coordinator, workers, model, clocks and CPU; each failed check includes a suggested fix
     Doctor(Doctor),
     /// Run one worker: an engine that pulls jobs from NATS
     Worker(Worker),
@@ -106,7 +106,7 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Measure how well a model predicts a text, or score given continuations
     Perplexity(PerplexityOf),
-    /// Measure how good a model's predictions are, and how far two models' lie apart
+    /// Measure the quality of a model's predictions, and how far those of two models differ
     Eval(Eval),
     /// Make, convert and look into model files
     Model(Model),

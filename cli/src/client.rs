@@ -29,7 +29,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// After this long without an answer the caller is told why nothing happens.
 const SAY_AFTER: Duration = Duration::from_secs(3);
 
-/// How long to go on asking when nobody answers.
+/// How long to keep asking when nobody answers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Patience {
     /// A person waits for one answer: long enough for a coordinator that restarts.
@@ -155,7 +155,7 @@ impl Fleet {
         self.ask(ApiVerb::BatchGet, &BatchRef { tenant: self.tenant.clone(), id: id.clone() }, patience).await
     }
 
-    /// Streams a file into the tenant's bucket; started anew when the connection breaks.
+    /// Streams a file into the tenant's bucket; restarted when the connection breaks.
     pub(crate) async fn upload(&self, file: &Path, object: &str) -> anyhow::Result<u64> {
         let bucket = table::files_bucket(&self.tenant);
         let mut silence = Silence::new(&self.address);

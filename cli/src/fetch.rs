@@ -41,7 +41,7 @@ pub(crate) struct Wanted<'a> {
     /// Size that it must have, where it is known.
     pub(crate) bytes: Option<u64>,
     pub(crate) connections: usize,
-    /// Failures in a row, without a byte in between, that are borne.
+    /// Failures in a row, without a byte in between, that are tolerated.
     pub(crate) retries: u32,
     /// Says nothing on the way.
     pub(crate) quiet: bool,
@@ -56,7 +56,7 @@ pub(crate) struct Fetched {
 }
 
 impl Wanted<'_> {
-    /// Fetches into `part`; goes on where an earlier attempt ended. Digest and size are right when it returns.
+    /// Fetches into `part`; continues where an earlier attempt ended. Digest and size are right when it returns.
     pub(crate) fn fetch(&self, part: &Path) -> anyhow::Result<Fetched> {
         let resumed = self.transfer(part)?;
         let fault = match self.check(part)? {

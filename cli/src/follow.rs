@@ -92,7 +92,7 @@ pub(crate) async fn into_file(
             written += 1;
         }
         if written != batch.completed + batch.failed {
-            bail!("{written} answers were read, and {} are booked", batch.completed + batch.failed);
+            bail!("{written} answers were read, but the batch has {}", batch.completed + batch.failed);
         }
     } else {
         for line in committed_so_far(fleet, &batch.id, patience).await?.values() {
@@ -199,7 +199,7 @@ impl<'a> Answers<'a> {
                 Err(error) => {
                     self.content = None;
                     tries += 1;
-                    // Opening again waits for a server that is away; one that goes on breaking off is another matter.
+                    // Opening again waits for a server that is away; one that keeps breaking off is another matter.
                     if tries >= READS_MAX {
                         return Err(error).context("the results cannot be read to their end");
                     }

@@ -1,7 +1,7 @@
 //! The dead-man timer before there is a worker: a pod whose worker does not come up ends itself, so that its bill ends too.
 //!
 //! It is armed by the environment alone, before any configuration is read, since a start that fails at its first step
-//! costs as much as one that fails at its last. A process that a restart policy starts again goes on with the time of its
+//! costs as much as one that fails at its last. A process that a restart policy starts again continues with the time of its
 //! first start. Once the worker runs, its own timer takes over (`ternfleet_worker`).
 
 use std::path::PathBuf;
@@ -80,7 +80,7 @@ impl Guard {
     }
 
     /// The start failed: ends the pod, and returns when that is done. After [`Guard::ready`] it does nothing: a worker that
-    /// broke is started anew.
+    /// broke is restarted.
     pub(crate) fn failed(&self, why: &anyhow::Error) {
         if !self.is_ready() && self.how != EndMyself::Exit {
             tracing::error!(why = format!("{why:#}"), "the start failed; this pod ends");

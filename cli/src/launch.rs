@@ -1,6 +1,6 @@
 //! A fleet for one batch: rented, fed, emptied and given back by one command.
 //!
-//! Everything that has to be known to go on is in a state file before the first order ([`state`]). Each step may be
+//! Everything that has to be known to continue is in a state file before the first order ([`state`]). Each step may be
 //! repeated, so a command that was killed anywhere is followed by one that starts from the top ([`steps`]) and finds
 //! what is there already. Where the fleet runs is the business of a [`head`]: processes of this machine, pods at
 //! RunPod, or a coordinator that somebody else runs.

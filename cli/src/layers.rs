@@ -76,7 +76,7 @@ pub(crate) struct Effective<T> {
     origins: Vec<(Origin, String)>,
 }
 
-/// How a service reaches NATS; these keys stand beside the service's own.
+/// How a service reaches NATS; these keys are next to the service's own.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct NatsOptions {
@@ -168,7 +168,7 @@ where
 
 impl Layers {
     /// Reads the file, if any, and this process's environment. `other_keys` are those of the sister service, whose
-    /// variables may stand in the same environment.
+    /// variables may be in the same environment.
     fn read(file: Option<&Path>, known: &[String], other_keys: &[String]) -> anyhow::Result<Layers> {
         let mut layers = Layers { set: BTreeMap::new(), faults: Vec::new() };
         if let Some(path) = file {
@@ -231,7 +231,7 @@ impl Layers {
             return Ok(None);
         }
         let whole = with_defaults(mine.into_iter().map(|((_, key), value)| (key, value)));
-        whole.map(Some).context("the configuration does not fit together")
+        whole.map(Some).context("the parts of the configuration do not fit together")
     }
 
     fn put(&mut self, origin: Origin, key: &str, value: Value, known: &[String]) {
@@ -399,7 +399,7 @@ mod tests {
         pods_max: u32,
     }
 
-    /// 19 of 40 starts kept the flag once: each start hashes anew, so one process tries many times.
+    /// 19 of 40 starts kept the flag once: each start hashes again, so one process tries many times.
     #[test]
     fn environment_and_flags_win_over_a_table_of_the_file_at_every_start() {
         let known = keys::<Nested>().unwrap();

@@ -73,7 +73,7 @@ impl Write for Told {
     }
 }
 
-/// A field as text. Names and texts of tenants stand in fields, and what they hold is shown, not obeyed; the library
+/// A field as text. Names and texts of tenants are in fields, and what they hold is shown, not obeyed; the library
 /// escapes messages alone.
 fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     let text = printable(&format!("{value:?}"));

@@ -1,6 +1,6 @@
 //! The `ternfleet` command: a table of contents.
 //!
-//! Each command is one file under `commands/`; what several of them share stands beside this file. Results go to
+//! Each command is one file under `commands/`; what several of them share is next to this file. Results go to
 //! standard output, everything said to people goes to standard error.
 
 mod addresses;

@@ -32,7 +32,7 @@ impl ModelFile {
         Manifest::beside(&self.path).context("the model's manifest cannot be used")
     }
 
-    /// The tokenizer; how it was chosen is said aloud where that was not obvious.
+    /// The tokenizer; the choice is reported where it was not obvious.
     pub(crate) fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
         let manifest = self.manifest()?;
         let vocabulary = gguf::vocabulary(&self.file).context("the model's vocabulary cannot be read")?;

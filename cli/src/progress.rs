@@ -1,4 +1,4 @@
-//! How far a batch is: a bar on a terminal, a plain line now and then elsewhere. On standard error.
+//! Progress of a batch on standard error: a bar on a terminal, a plain line at intervals elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};

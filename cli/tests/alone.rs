@@ -89,7 +89,7 @@ fn generate_prints_one_object_with_its_fields() {
     assert_eq!(first["generated_ids"], again["generated_ids"], "whatever the thread count");
     assert_eq!(again["threads"], 1);
 
-    // The same ids, given as ids, go on the same way.
+    // The same ids, given as ids, continue the same way.
     let ids: Vec<String> = first["prompt_ids"].as_array().unwrap().iter().map(Value::to_string).collect();
     let by_ids =
         run(&["generate", "--model", &model, "--ids", &ids.join(","), "-n", "12", "--temp", "0", "--json"])

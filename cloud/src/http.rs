@@ -120,7 +120,7 @@ impl Server {
         Ok(Server { host: host.to_owned(), port, tls, key, timeout, address: None })
     }
 
-    /// A server whose address has been looked up, and looked at, by the caller: its name stands in `Host`, and is what
+    /// A server whose address has been looked up, and looked at, by the caller: its name is in `Host`, and is what
     /// its certificate must say.
     pub(crate) fn pinned(
         host: &str,

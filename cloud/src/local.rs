@@ -2,7 +2,7 @@
 //!
 //! Each pod is one child process. A folder holds a small file for each, so that a coordinator that comes back finds
 //! the processes of its former life: the file names the process id and when the kernel started it, which together
-//! name a process for ever.
+//! name a process forever.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

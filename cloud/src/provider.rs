@@ -139,7 +139,7 @@ pub struct PublicPort {
 /// A pod to be rented. The intent is written down by the caller *before*, under `name`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Order {
-    /// Unique for ever: by it a pod is found again whose creation was not answered.
+    /// Unique forever: by it a pod is found again whose creation was not answered.
     pub name: String,
     pub compute: Compute,
     pub tier: Tier,
@@ -269,7 +269,7 @@ pub enum CloudError {
 /// A provider of pods.
 #[async_trait]
 pub trait Provider: Send + Sync {
-    /// As it stands in configuration and metrics.
+    /// As it is in configuration and metrics.
     fn name(&self) -> &'static str;
 
     /// What can be rented now, with prices.

@@ -66,7 +66,7 @@ const LOG_LINES_MAX: usize = 5_000;
 const LOG_BYTES_MAX: usize = 1 << 20;
 /// A log without a new line for so long has come to its present end.
 const LOG_QUIET: Duration = Duration::from_millis(1_500);
-/// Pages that are read at most: a list that goes on for longer is not understood.
+/// Pages that are read at most: a list that continues for longer is not understood.
 const PAGES_MAX: usize = 1_000;
 
 impl Runpod {

@@ -46,7 +46,7 @@ fn required(text: &Value, schema: &Value) -> Vec<String> {
     all
 }
 
-/// Every key of `sent` stands in the schema or in `newer` (as `outer.inner`), and nothing required is missing.
+/// Every key of `sent` is in the schema or in `newer` (as `outer.inner`), and nothing required is missing.
 fn stands(text: &Value, schema: &Value, newer: &[String], sent: &Value, path: &str) {
     let known = properties(text, schema);
     for name in required(text, schema) {

@@ -64,9 +64,9 @@ use crate::options::Quotas;
 /// The name under which the coordinator answers lines that never run.
 pub const COORDINATOR: &str = "coordinator";
 
-/// An epoch is the leader's term and, below it, the number of the hand-over: 2^20 terms of 4,096 hand-overs a job.
+/// An epoch is the leader's term and, below it, the number of the assignment: 2^20 terms of 4,096 assignments a job.
 pub(crate) const EPOCH_TERM_SHIFT: u32 = 12;
-/// Hand-overs of one job by one leader; one more and it is poison.
+/// Assignments of one job by one leader; one more and it is poison.
 pub(crate) const HANDOVERS_MAX: u16 = (1 << EPOCH_TERM_SHIFT) - 1;
 
 /// Settings that decisions depend on.
@@ -79,7 +79,7 @@ pub struct Limits {
     pub workers_per_shard: usize,
     /// Share of good answers that are run a second time elsewhere, in parts per million.
     pub audit_share_ppm: u32,
-    /// After a change of leader, wait this long for workers to say what they run before handing out.
+    /// After a change of leader, wait this long for workers to say what they run before assigning.
     pub settle_ms: u64,
 }
 
@@ -135,7 +135,7 @@ pub struct Counts {
     pub wasted_repeated_tokens: u64,
     pub reprefilled_tokens: u64,
     pub handover_ms_sum: u64,
-    /// What the jobs were reckoned to cost beyond the cheapest worker of their kind, when they were handed over.
+    /// What the jobs were estimated to cost beyond the cheapest worker of their kind, when they were assigned.
     pub regret_usd_micro: u64,
     pub unusable_beats: u64,
     /// Times that the wall clock was stepped.
@@ -161,7 +161,7 @@ pub struct Core {
     interactive: VecDeque<JobRef>,
     /// Newest answers to jobs that nobody knows: single jobs of an earlier leader, mostly.
     strays: VecDeque<(u64, Answer)>,
-    /// Something has changed that may let a job be handed out.
+    /// Something has changed that may let a job be assigned.
     work_changed: bool,
     handed_at: MonoMs,
     hand_after: MonoMs,

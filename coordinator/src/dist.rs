@@ -84,7 +84,7 @@ fn missing() -> Response {
     (StatusCode::NOT_FOUND, "there is no such file here\n").into_response()
 }
 
-/// The file, or the one range that is asked for: a fetch that broke off goes on.
+/// The file, or the one range that is asked for: a fetch that broke off continues.
 async fn file(path: PathBuf, headers: &HeaderMap) -> std::io::Result<Response> {
     let mut file = tokio::fs::File::open(&path).await?;
     let total = file.metadata().await?.len();

@@ -192,50 +192,50 @@ impl Default for Metrics {
                 "outcome",
                 &["good", "error"],
             ),
-            duplicates: m.counter("answers_duplicate_total", "Answers to jobs that had one already."),
+            duplicates: m.counter("answers_duplicate_total", "Answers to jobs that already had one."),
             divergences: m.counter(
                 "answers_divergent_total",
-                "Duplicate answers whose tokens differ from the committed ones: an alarm.",
+                "Duplicate answers whose tokens differ from the committed ones. Should stay 0.",
             ),
-            forged: m.counter("answers_forged_total", "Answers whose assignment was never made."),
-            handed: m.counter("jobs_handed_total", "Jobs put into a worker's queue."),
+            forged: m.counter("answers_forged_total", "Answers without a valid assignment tag."),
+            handed: m.counter("jobs_handed_total", "Jobs assigned to a worker."),
             moved: m.counter("jobs_moved_total", "Jobs taken back from a worker."),
-            failed_handovers: m.counter("handovers_failed_total", "Hand-overs that could not be stored."),
+            failed_handovers: m.counter("handovers_failed_total", "Assignments that could not be stored."),
             failed_attempts: m
-                .counter("attempts_failed_total", "Attempts that ended in a fault of worker or host."),
+                .counter("attempts_failed_total", "Attempts that ended with a fault of the worker or host."),
             worker_faults: m
-                .counter("worker_faults_total", "Jobs that a worker reported it could not go on with."),
+                .counter("worker_faults_total", "Jobs that a worker reported as impossible to continue there."),
             regret: m.counter(
                 "router_regret_usd_total",
-                "What jobs were reckoned to cost beyond the cheapest worker of their kind, at hand-over, in dollars.",
+                "Estimated cost of jobs above the cheapest worker of their kind, at assignment, in dollars.",
             ),
-            dead: m.counter("jobs_dead_total", "Jobs given up as poison."),
+            dead: m.counter("jobs_dead_total", "Jobs that became dead letters."),
             lost_workers: m
-                .counter("workers_lost_total", "Workers that stopped their heartbeats unannounced."),
-            quarantines: m.counter("hosts_quarantined_total", "Times a host was put in quarantine."),
+                .counter("workers_lost_total", "Workers that stopped sending heartbeats without announcing it."),
+            quarantines: m.counter("hosts_quarantined_total", "Times that a host was put in quarantine."),
             dead_man_failures: m.counter(
                 "dead_man_failures_total",
-                "Failed tries of orphaned pods to end themselves, as far as they were heard: an alarm.",
+                "Reported failures of orphaned pods to terminate themselves. Should stay 0.",
             ),
             clock_steps: m.counter(
                 "clock_steps_total",
-                "Times that the wall clock of this coordinator was stepped; only dates and deadlines follow it.",
+                "Steps of this coordinator's wall clock; they affect only dates and deadlines.",
             ),
             canaries: m.counter(
                 "canaries_divergent_total",
-                "Hosts whose canary prompts came out otherwise than on most hosts of their kind: an alarm.",
+                "Hosts whose canary digest differs from most hosts of their kind. Should stay 0.",
             ),
             audits: m.counters(
                 "audits_total",
-                "Answers that were run a second time on another pod, by what came of it.",
+                "Answers that were run a second time on another pod, by outcome.",
                 "outcome",
                 &["agreed", "diverged", "skipped"],
             ),
             last_host_suspect: m.counter(
                 "last_host_suspect_total",
-                "Times the last healthy host would have been quarantined: an alarm.",
+                "Times that the last healthy host would have been quarantined. Should stay 0.",
             ),
-            adopted: m.counter("jobs_adopted_total", "Running jobs taken over from an earlier leader."),
+            adopted: m.counter("jobs_adopted_total", "Running jobs adopted from an earlier leader."),
             tokens: m.counters(
                 "tokens_total",
                 "Tokens of committed answers.",
@@ -244,58 +244,58 @@ impl Default for Metrics {
             ),
             wasted: m.counters(
                 "tokens_wasted_total",
-                "Tokens made for nothing: in duplicates, generated again, prefilled again.",
+                "Wasted tokens: in duplicates, generated again, prefilled again.",
                 "reason",
                 &["duplicate", "repeated", "reprefilled"],
             ),
             undecodable: m
-                .counter("messages_undecodable_total", "Messages dropped because they make no sense."),
+                .counter("messages_undecodable_total", "Messages dropped because they cannot be decoded."),
             violations: m.counters(
                 "invariant_violations_total",
-                "Broken invariants, by number: each is a mistake in the code.",
+                "Broken invariants, by number. Each is a bug.",
                 "id",
                 &INVARIANTS,
             ),
-            leader: m.gauge("leader", "1 on the coordinator that leads, 0 on one that stands by."),
+            leader: m.gauge("leader", "1 on the leading coordinator, 0 on a standby."),
             batches: m.gauge("batches_active", "Batches that have not ended."),
             jobs: m.gauges("jobs", "Jobs in memory by state.", "state", &["waiting", "in_flight"]),
-            queue_jobs: m.lanes("queue_jobs", "Accepted jobs that no worker has, by lane."),
+            queue_jobs: m.lanes("queue_jobs", "Accepted jobs that are not assigned to a worker, by lane."),
             queue_tokens: m.lanes(
                 "queue_tokens",
-                "Tokens of accepted jobs that no worker has, reckoned by the mean of the answered ones.",
+                "Estimated tokens of accepted jobs that are not assigned to a worker, by the mean of the answered ones.",
             ),
             queue_age: m.lanes(
                 "queue_oldest_age_seconds",
-                "Since when the longest accepted job that no worker has is waiting; 0 when none waits.",
+                "Waiting time of the oldest accepted job that is not assigned to a worker; 0 when none waits.",
             ),
-            text_bytes: m.gauge("text_bytes", "Bytes of request text held between reading and answer."),
-            tokens_in_flight: m.gauge("tokens_in_flight", "Tokens reckoned of the jobs that workers have."),
+            text_bytes: m.gauge("text_bytes", "Bytes of request text in memory between reading and answer."),
+            tokens_in_flight: m.gauge("tokens_in_flight", "Estimated tokens of the jobs that are assigned to workers."),
             workers: m.gauges("workers", "Workers by liveness.", "state", &["live", "quiet", "lost"]),
             slots: m.gauges("slots", "Slots of live workers.", "use", &["all", "busy"]),
             rate: m.gauge("fleet_rate_tok_s", "Measured speed of the fleet in tokens per second."),
             price: m.gauge("fleet_price_usd_per_hour", "Price of all live pods in dollars per hour."),
             price_per_million: m.gauge(
                 "fleet_usd_per_million_tokens",
-                "Price of a million tokens at the fleet's speed and price in dollars; 0 while unmeasured.",
+                "Cost per 1M tokens at the fleet's speed and price, in dollars; 0 while unmeasured.",
             ),
             least_per_million: m.gauge(
                 "fleet_usd_per_million_tokens_bound",
-                "The least that a million tokens could cost: on the cheapest pod here at its measured speed; 0 while \
-                 unmeasured.",
+                "Lower bound of the cost per 1M tokens: the cheapest live \
+                 pod at its measured speed; 0 while unmeasured.",
             ),
             cost: m.counters(
                 "cost_usd_total",
-                "Cost of pods since this coordinator began, in dollars, by use; all uses together are the bill, but for \
-                 the last seconds, whose use is not known yet.",
+                "Cost of pods since this coordinator started, in dollars, by use. The sum is the \
+                 bill, except for the last seconds, whose use is not known yet.",
                 "use",
                 &USES,
             ),
             hosts_quarantined: m.gauge("hosts_quarantined", "Hosts in quarantine now."),
             results_read_to: m
-                .gauge("results_read_to", "Sequence of RESULTS up to which the ledger has read."),
+                .gauge("results_read_to", "Sequence of RESULTS up to which the ledger has been updated."),
             durability: m.gauge(
                 "durability_level",
-                "What an acceptance rests on: 0 memory, 1 stored, 2 replicated, 3 synced to disk.",
+                "Durability of an accepted batch: 0 memory, 1 stored, 2 replicated, 3 synced to disk.",
             ),
             nats: NatsSeries::new(&m),
             fleet: FleetSeries::new(&m),
@@ -350,7 +350,7 @@ impl Metrics {
         }
         last.at = Some(tokio::time::Instant::now());
         let (counted, before) = (core.counts, std::mem::replace(&mut last.counts, core.counts));
-        // A core that began anew counts from zero.
+        // A core that started again counts from zero.
         let add = |counter: &Counter, now: u64, before: u64| {
             counter.inc_by(now.checked_sub(before).unwrap_or(now) as f64)
         };

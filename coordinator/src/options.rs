@@ -21,7 +21,7 @@ pub struct Quotas {
     pub batches_max: u32,
     /// Bytes of input lines without an answer.
     pub queued_bytes_max: u64,
-    /// Tokens of input lines without an answer, reckoned from their bytes.
+    /// Tokens of input lines without an answer, estimated from their bytes.
     pub queued_tokens_max: u64,
     /// Lines of batches that have not ended, blank ones between others included; the ledger takes 16 bytes for each.
     pub queued_lines_max: u32,
@@ -57,7 +57,7 @@ pub struct Webhooks {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retention {
-    /// Its input, its output files and its answers go so long after its end; 0 keeps them for ever (answers stay 30 days
+    /// Its input, its output files and its answers go so long after its end; 0 keeps them forever (answers stay 30 days
     /// at most).
     pub files_ms: u64,
     /// Its record goes so long after its end, and not before a day after its deadline: until then a late answer is

@@ -79,7 +79,7 @@ pub struct Pod {
     pub boot_s: f64,
     /// Losses without warning, per hour.
     pub loss_per_hour: f64,
-    /// What a loss costs in time until the work goes on elsewhere.
+    /// What a loss costs in time until the work continues elsewhere.
     pub restart_s: f64,
     /// A checkpoint is written every so many generated tokens.
     pub checkpoint_tokens: u32,
@@ -133,7 +133,7 @@ pub struct Limits {
 pub struct Care {
     /// A deadline may be missed with this probability.
     pub epsilon: f64,
-    /// Plans are made anew this often: the last moment at which a loss is noticed.
+    /// Plans are made again this often: the last moment at which a loss is noticed.
     pub replan_s: f64,
     /// From the order to give a pod back to the end of its bill.
     pub drain_s: f64,
@@ -179,7 +179,7 @@ pub struct PodPlan {
     pub cost_usd_micro: UsdMicro,
 }
 
-/// Which limit stands in the way.
+/// The limiting factor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Limit {
     /// No pod could even boot, or no number of pods of this market would do.
@@ -229,7 +229,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// How much dearer than the bound, as a share of it; 0 for an empty plan.
+    /// Cost above the bound, as a share of the bound; 0 for an empty plan.
     pub fn regret(&self) -> f64 {
         if self.bound_usd_micro.0 <= 0 {
             return 0.0;
@@ -247,7 +247,7 @@ impl Plan {
     }
 }
 
-/// Plans anew. The plan before, if given, stays in force as long as its pods do the work and no other choice is
+/// Plans again. The plan before, if given, stays in force as long as its pods do the work and no other choice is
 /// cheaper by more than [`Care::change_ratio`]: noise in the measurements does not swap pods.
 pub fn plan(problem: &Problem, previous: Option<&Plan>) -> Plan {
     let market = market::Market::new(problem);

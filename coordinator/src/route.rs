@@ -2,19 +2,19 @@
 //!
 //! It is not the planner ([`crate::plan`]): which pods run at all, and for whose money, is decided there. Here the
 //! pods run and are paid for, so letting one idle saves nothing. Called by the coordinator's core whenever a job
-//! may be handed over.
+//! may be assigned.
 //!
 //! # The rule
 //!
 //! Time is cut into windows of 2 s of measured work. A job goes to the worker that would be through with it in the
 //! earliest window; among workers of the same window to the one with the lowest κ, the price of a million tokens.
 //! So plenty of work is shared in proportion to speed, scarce work lies with the cheapest pods (the idle ones are
-//! then the dear ones, which the planner may return), and nothing waits behind a cheap pod for longer than a window
+//! then the expensive ones, which the planner may return), and nothing waits behind a cheap pod for longer than a window
 //! while another one idles. Each worker holds what fills its slots, and beyond that at most a window of work.
 //!
 //! # What follows from the rule (and is tested)
 //!
-//! Scaling all prices changes no choice. The order of the pods does not matter. A worker that is slower and dearer
+//! Scaling all prices changes no choice. The order of the pods does not matter. A worker that is slower and more expensive
 //! than another is never given work that the other could begin. A small change of a speed moves at most a window.
 
 mod steal;
@@ -51,9 +51,9 @@ pub struct WorkerLoad {
     pub slots: u32,
     /// KV pages that no held job needs.
     pub free_pages: u32,
-    /// Tokens still to come of all jobs handed over and not answered.
+    /// Tokens still to come of all jobs assigned and not answered.
     pub held_tokens: u64,
-    /// Jobs handed over and not answered, running or waiting.
+    /// Jobs assigned and not answered, running or waiting.
     pub held_jobs: u32,
 }
 
@@ -160,7 +160,7 @@ struct Turn {
     rank: u32,
 }
 
-/// A worker's room while jobs are being handed out.
+/// A worker's free capacity while jobs are being assigned.
 struct Room<'a> {
     load: &'a WorkerLoad,
     held_tokens: f64,

@@ -15,7 +15,7 @@ use crate::core::estimate::prompt_tokens;
 use crate::random::Random;
 use crate::shell::lines::{RawLine, next_line};
 
-/// Longer prompts are reckoned from their bytes, so that a sample fits into memory.
+/// Longer prompts are estimated from their bytes, so that a sample fits into memory.
 const PROMPT_BYTES_MAX: usize = 64 << 10;
 /// Prompts in one question.
 const QUESTION_BYTES: usize = 400 << 10;
@@ -104,12 +104,12 @@ impl Sample {
         WorkSample { lines: self.lines, sample: self.requests.iter().map(size).collect() }
     }
 
-    /// With prompts reckoned from their bytes, where no tokenizer is at hand.
+    /// With prompts estimated from their bytes, where no tokenizer is at hand.
     pub fn reckoned(&self) -> WorkSample {
         self.counted_by(|prompt| Some(prompt_tokens(prompt)))
     }
 
-    /// With prompts counted by a worker that is up; reckoned from their bytes when none is. `subject` is that of the
+    /// With prompts counted by a worker that is up; estimated from their bytes when none is. `subject` is that of the
     /// verb `count` on which the caller may ask.
     pub async fn counted_by_fleet(&self, bus: &dyn Bus, subject: &str, tenant: &TenantId) -> WorkSample {
         let counts = self.ask(bus, subject, tenant).await.unwrap_or_else(|why| {

@@ -53,7 +53,7 @@ use deletion::Reserved;
 
 /// Inputs that may wait for the loop before their senders do.
 const INBOX: usize = 16_384;
-/// Inputs taken in before jobs are handed out again.
+/// Inputs processed before jobs are assigned again.
 const GULP: usize = 1024;
 const TICK: Duration = Duration::from_millis(200);
 
@@ -108,7 +108,7 @@ pub(crate) enum Input {
     Leading(Lead),
     Deposed(String),
     Undecodable,
-    /// What can be rented, anew.
+    /// What can be rented, read again.
     Footing(Arc<quotes::Footing>),
 }
 
@@ -169,7 +169,7 @@ async fn serve_once(
     let mut core = Core::new(ground.key.clone(), limits);
     let mut actions = Vec::new();
     let records_end = bus.stream_facts(&table::kv_stream(table::KV_BATCHES)).await;
-    let records_end = records_end.context("the stored batches cannot be looked at")?.last_sequence;
+    let records_end = records_end.context("the stored batches cannot be counted")?.last_sequence;
     let (grants, grants_from) = grants::load(bus, admission.has_permissions()).await?;
     let mut stored = records::Stored::default();
     let results_from = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;

@@ -63,7 +63,7 @@ impl fmt::Display for Policy {
 
 /// A policy that does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no policy; choose among ours, round-robin, least-loaded, cheapest, fastest")]
+#[error("{0:?} is not a policy; choose one of ours, round-robin, least-loaded, cheapest, fastest")]
 pub struct UnknownPolicy(String);
 
 impl FromStr for Policy {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// The environment variable that names the folder of the cache file.
 pub const CACHE_VARIABLE: &str = "TERNFLEET_CACHE";
 
-/// Models whose two-bit weights take less than this lie in caches, where multiplying wins: not worth a measurement.
+/// Models whose two-bit weights take less than this fit into caches, where multiplying wins: not worth a measurement.
 const SMALL_BYTES: u64 = 64 << 20;
 /// Bytes of weights that a measurement runs over: more than private caches hold.
 const SAMPLE_BYTES: usize = 96 << 20;

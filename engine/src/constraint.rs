@@ -1,4 +1,4 @@
-//! Constraints at work: where each sequence stands in its grammar, and the threads that work out what may come next.
+//! Constraints at work: where each sequence is in its grammar, and the threads that work out what may come next.
 //!
 //! The caller's thread moves a tracker on by the token that was drawn, which takes microseconds. The mask of the token after
 //! it takes longer, and a grammar's first use longest: both are done on threads of their own, which are not pinned,
@@ -228,7 +228,7 @@ impl Task {
     }
 }
 
-/// A panic must not leave a head waiting for ever.
+/// A panic must not leave a head waiting forever.
 fn guarded<T>(work: impl FnOnce() -> Result<T, DeadEnd>) -> Result<T, DeadEnd> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(Err(DeadEnd::TooComplex))
 }

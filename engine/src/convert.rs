@@ -1,7 +1,7 @@
 //! Hugging Face checkpoints of every architecture that is run to GGUF and back, without loss. `ternfleet model convert`
 //! drives it; it needs no network and no Python.
 //!
-//! Four kinds of checkpoint are in the wild, and what tells them apart stands in `config.json`:
+//! Four kinds of checkpoint are in use, and what tells them apart is in `config.json`:
 //!
 //! - *master* weights of a BitNet (bf16, or any float): ternarised here as the reference does while it runs
 //!   (`quantization_mode` "online"): w → clamp(round-half-even(w / mean|w|), −1, 1) · mean|w|, a tensor at a time;

@@ -49,7 +49,7 @@ impl Drafter {
     }
 }
 
-/// What followed the last time that `tokens` ended as it ends now; a repetition goes on for ever.
+/// What followed the last time that `tokens` ended as it ends now; a repetition continues forever.
 fn continuation(tokens: &[u32], n_tokens: usize) -> Vec<u32> {
     let Some(last) = tokens.len().checked_sub(1).filter(|_| n_tokens > 0) else { return Vec::new() };
     let found = RUN.rev().filter(|&n| n <= last).find_map(|n| {

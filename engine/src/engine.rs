@@ -274,7 +274,7 @@ impl Engine {
     /// Scores of the next token after each of `ids`, (n_ids, vocab): by the full head, or by the copy that a declared
     /// approximation such as [`Head::Q8`] draws from.
     ///
-    /// Needs free pages for `ids`; running sequences go on afterwards as if nothing had been.
+    /// Needs free pages for `ids`; running sequences continue afterwards as if nothing had been.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Refused> {
         self.schedule.check_ids(ids)?;
         let needed = ids.len().div_ceil(PAGE);

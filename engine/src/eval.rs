@@ -1,5 +1,5 @@
 //! How good a model's predictions are: perplexity, last words, multiple choice, and how far two engines'
-//! predictions lie apart. `ternfleet eval` prints the results.
+//! predictions differ. `ternfleet eval` prints the results.
 //!
 //! The measures follow the harnesses whose figures are published, step by step, so that figures compare:
 //! llama.cpp's perplexity (bitnet.cpp reports WikiText-2 with it) and the LM Evaluation Harness. They read

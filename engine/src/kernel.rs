@@ -124,7 +124,7 @@ struct Table {
     multiply_all: unsafe fn(u64) -> u64,
 }
 
-/// How packed ternary weights stand in memory, and so which product reads them.
+/// How packed ternary weights are in memory, and so which product reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// Two bits a weight, multiplied.
@@ -161,7 +161,7 @@ impl Layout {
         }
     }
 
-    /// Brings the lines of 16 rows into this layout; scales of groups stand before the lines, and are the caller's.
+    /// Brings the lines of 16 rows into this layout; scales of groups are before the lines, and are the caller's.
     pub(crate) fn pack_group(self, lines: &[u8], width: usize, out: &mut [u8]) {
         match self {
             Layout::Grouped => out[group_scale_bytes(width)..].copy_from_slice(lines),
@@ -193,7 +193,7 @@ pub(crate) struct Acts<'a> {
     pub(crate) tables: &'a [u8],
 }
 
-/// Scratch memory of one thread for [`Kernels::product`]; the panel, which comes first, lies on a cache line.
+/// Scratch memory of one thread for [`Kernels::product`]; the panel, which comes first, is on a cache line.
 #[repr(C, align(64))]
 pub(crate) struct Scratch {
     panel: [u8; 16384],

@@ -125,7 +125,7 @@ impl Cache {
     ) {
         assert!(slot < PAGE && key.len() == self.head_dim && value.len() == self.head_dim);
         let (start, half) = (self.start(page, layer, head), PAGE * self.head_dim);
-        // The last element of the head is checked to lie in the region; all others lie before it.
+        // The last element of the head is checked to be in the region; all others are before it.
         self.region.element::<u16>(start + 2 * half - 1);
         let block = slot / KEY_BLOCK * KEY_BLOCK * self.head_dim;
         let keys = self.region.element::<u16>(start + block + slot % KEY_BLOCK);

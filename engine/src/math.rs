@@ -1,7 +1,7 @@
 //! The mathematical functions that results depend on, written out: those of the C library differ between machines.
 //!
 //! Plain f64 products and sums, which every machine rounds alike. For tables and single draws; the vector `exp` of
-//! attention stands in `kernel/lanes.rs`.
+//! attention is in `kernel/lanes.rs`.
 
 const LN_2_HIGH: f64 = 6.931_471_803_691_238e-1;
 const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;

@@ -89,7 +89,7 @@ impl std::fmt::Debug for Region {
 /// page cache when read again.
 ///
 /// # Safety
-/// `bytes` lie in a read-only mapping of a file: of other memory this would lose the contents.
+/// `bytes` are in a read-only mapping of a file: of other memory this would lose the contents.
 pub(crate) unsafe fn release_file_pages(bytes: &[u8]) {
     const PAGE: usize = 4096;
     let start = (bytes.as_ptr() as usize).next_multiple_of(PAGE);

@@ -1,7 +1,7 @@
 //! A model in memory: packed ternary matrices, norms, rotary tables, and the file that still holds the embedding.
 //!
 //! Weights are packed by the threads that will read them, so that their pages lie where they are used. Read-only
-//! afterwards. The computation stands in `forward`.
+//! afterwards. The computation is in `forward`.
 #![allow(unsafe_code)] // The pool's members pack disjoint groups of one region.
 
 use crate::LoadError;
@@ -24,7 +24,7 @@ pub(crate) struct Matrix {
     pub(crate) width: usize,
     /// Groups of 16 output rows.
     pub(crate) n_groups: usize,
-    /// Each row's scale; empty where scales belong to groups of inputs and stand before the lines.
+    /// Each row's scale; empty where scales belong to groups of inputs and are before the lines.
     scales: Shared<f32>,
     /// Bytes of a packed group.
     group_bytes: usize,
@@ -79,7 +79,7 @@ pub(crate) struct Model {
     pub(crate) output_norm: Box<[f32]>,
     pub(crate) rotary: Rotary,
     pub(crate) ternary_bytes: usize,
-    /// How the packed groups stand in memory.
+    /// How the packed groups are in memory.
     pub(crate) layout: Layout,
     /// The output matrix, if it is multiplied as all ternary ones are.
     pub(crate) head_matrix: Option<Matrix>,
@@ -265,7 +265,7 @@ fn check_shape(hyper: &Hyper) -> Result<(), LoadError> {
     rule(hyper.hidden <= 1 << 15 && hyper.ffn <= 1 << 17, "layers this wide are not supported")
 }
 
-/// Where a part's rows go: heads are padded to whole groups, and what is rotated stands in halves.
+/// Where a part's rows go: heads are padded to whole groups, and what is rotated is in halves.
 fn rows_of(hyper: &Hyper, part: Part) -> Rows {
     let (head_dim, stride) = (hyper.head_dim, hyper.head_stride());
     match part {

@@ -318,7 +318,7 @@ impl<'a, 'm> Ops<'a, 'm> {
             )
         };
         if n_columns > 1 {
-            // What other members rounded lies in their caches; all of it is on its way before the first tile wants it.
+            // What other members rounded is in their caches; all of it is on its way before the first tile wants it.
             for member in (0..self.member.count()).filter(|&member| member != self.member.index) {
                 let theirs = self.member.share_of(member, n_columns);
                 ask_for(rows[theirs.start * width..].as_ptr(), theirs.len() * width);

@@ -2,7 +2,7 @@
 //!
 //! A line is 64 bytes: 16 output rows × 16 inputs, codes w + 1. Byte 4r + j belongs to row r; its bit plane p (bits 2p and
 //! 2p + 1) is input 16 · line + 4p + j. The lines of a group of 16 rows follow one another, so a thread reads one stream
-//! and no sum crosses lanes. Where groups of inputs have scales, those of all 16 rows stand before the lines. Used once, at load.
+//! and no sum crosses lanes. Where groups of inputs have scales, those of all 16 rows are before the lines. Used once, at load.
 
 use crate::gguf::Tensor;
 use crate::gguf::architecture::RowOrder;
@@ -12,7 +12,7 @@ use crate::kernel::{LINE, Layout, ROWS, group_scale_bytes};
 /// The code that stands for a weight of zero, for rows that are not there.
 const ZEROS: u32 = 0x5555_5555;
 
-/// Which row of a tensor stands at which row of a matrix.
+/// Which row of a tensor is at which row of a matrix.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Rows {
     /// The same.

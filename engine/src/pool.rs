@@ -193,7 +193,7 @@ impl Member<'_> {
     /// Waits until every member has come here: what any of them wrote before, all may read after.
     ///
     /// # Panics
-    /// If another member panicked, instead of waiting for it for ever.
+    /// If another member panicked, instead of waiting for it forever.
     pub(crate) fn wait(&self) {
         let team = self.team;
         if team.count == 1 {

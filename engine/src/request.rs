@@ -15,7 +15,7 @@ pub struct SequenceId(pub u64);
 pub struct Request {
     /// Token ids, at least one; nothing is added to them.
     pub prompt: Vec<u32>,
-    /// Output kept from an earlier run, to go on from. It counts against `max_new_tokens`, and is not reported again.
+    /// Output kept from an earlier run, to continue from. It counts against `max_new_tokens`, and is not reported again.
     pub generated: Vec<u32>,
     /// Tokens to generate in all, those of `generated` included.
     pub max_new_tokens: usize,

@@ -149,7 +149,7 @@ fn best(candidates: &[Candidate]) -> u32 {
     candidates.iter().min_by(|a, b| by_rank(a, b)).map_or(0, |candidate| candidate.id)
 }
 
-/// The best of all scores, which stand in order of id; the first among equals.
+/// The best of all scores, which are in order of id; the first among equals.
 pub(crate) fn best_of(scores: &[f32]) -> Candidate {
     let first = Candidate { id: 0, score: f32::NEG_INFINITY };
     scores.iter().enumerate().fold(first, |best, (id, &score)| {
@@ -157,7 +157,7 @@ pub(crate) fn best_of(scores: &[f32]) -> Candidate {
     })
 }
 
-/// Log-probabilities under the softmax of all scores, which stand in order of id.
+/// Log-probabilities under the softmax of all scores, which are in order of id.
 pub(crate) fn logprobs(scores: &[f32], token: u32, n_top: usize) -> TokenLogprob {
     let highest = f64::from(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = scores.iter().map(|&score| math::exp(f64::from(score) - highest)).sum();

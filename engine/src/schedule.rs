@@ -427,7 +427,7 @@ impl Schedule {
             let sequence = &self.active[place];
             let left = sequence.tokens.len() - sequence.computed;
             let generates = sequence.computed >= sequence.prompt_len() + sequence.request.generated.len();
-            // What generates goes on in any case; tokens that its constraint appended count as prefill.
+            // What generates continues in any case; tokens that its constraint appended count as prefill.
             let ready = left.saturating_sub(sequence.is_held().into());
             let unscored = sequence.unscored();
             let most = if unscored > 0 { score_budget } else { ready };

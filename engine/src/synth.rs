@@ -54,7 +54,7 @@ impl Branch {
     /// The feed-forward parts of all L layers together add that of the logits: then a token's own embedding
     /// lifts its own logit by about one standard deviation and no more. Attention adds a quarter as much and
     /// looks at few positions: an average over a long context hardly changes from token to token, and with
-    /// more of it the model says one token for ever.
+    /// more of it the model says one token forever.
     fn deviation(self, n_layers: usize) -> f32 {
         let feed_forward = LOGIT_DEVIATION / (n_layers as f32).sqrt();
         match self {

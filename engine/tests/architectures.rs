@@ -1,5 +1,5 @@
 //! Every architecture and file type against references that transformers computed, and files that must be refused by name;
-//! the rules stand in `tests/golden/README.md`. Each folder of `tests/golden/architectures` is met by one of these tests.
+//! the rules are in `tests/golden/README.md`. Each folder of `tests/golden/architectures` is met by one of these tests.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 mod common;

@@ -25,7 +25,7 @@ use gate::Gate;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 
-/// Orders with at most so many switches away from a thread that could have gone on: all bugs known of barriers need fewer.
+/// Orders with at most so many switches away from a thread that could have continued: all bugs known of barriers need fewer.
 const PREEMPTIONS: usize = 3;
 
 fn check(model: impl Fn() + Sync + Send + 'static) {

@@ -1,4 +1,4 @@
-//! Outputs that are held to a grammar: they belong to it, they end where it ends, and where they cannot go on it is said.
+//! Outputs that are held to a grammar: they belong to it, they end where it ends, and where they cannot continue it is said.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 mod common;

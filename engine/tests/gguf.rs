@@ -179,7 +179,7 @@ fn weights_and_scales_that_are_no_numbers_are_refused() {
     let bytes = tiny();
     let file = File::from_bytes(bytes.clone()).unwrap();
     let place = |name: &str, at: usize| {
-        // Tensors lie in the file in the table's order, each padded to 32 bytes, the last one at its end.
+        // Tensors are in the file in the table's order, each padded to 32 bytes, the last one at its end.
         let from: usize = file
             .tensors()
             .skip_while(|tensor| tensor.name != name)

@@ -1,4 +1,4 @@
-//! The engine against outputs that Hugging Face transformers computed; the rules stand in `tests/golden/README.md`.
+//! The engine against outputs that Hugging Face transformers computed; the rules are in `tests/golden/README.md`.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 mod common;

@@ -98,7 +98,7 @@ fn on_rows_of_zeros_and_rows_with_one_outlier() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Rows of every awkward kind in any mixture, any sampling, and now and then no activations at all: every score a tie.
+    /// Rows of every awkward kind in any mixture, any sampling, and sometimes no activations at all: every score a tie.
     #[test]
     fn on_any_mixture_of_awkward_rows(
         kinds in prop::collection::vec(0..7u8, 48),

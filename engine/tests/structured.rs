@@ -1,4 +1,4 @@
-//! Answers of the storyteller under schemas from the wild, sampled at temperature 1 and held against their schemas by
+//! Answers of the storyteller under public schemas, sampled at temperature 1 and held against their schemas by
 //! Python's `jsonschema`. A few in the suite; `TERNFLEET_SCHEMAS=100` samples the number of schemas that the
 //! report in docs/structured.md has.
 

@@ -17,7 +17,7 @@ use crate::table::{ConsumerSpec, KvSpec, ObjectSpec, StreamSpec};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
     /// The subject already holds a message beyond the expected sequence (10071): somebody was first.
-    #[error("the subject holds another last sequence than expected")]
+    #[error("the last sequence of the subject is not the expected one")]
     WrongLastSequence,
     /// The stream is at its limit (10077): keep the message, try again, raise an alarm.
     #[error("the stream {stream} has no room: {reason}")]
@@ -59,20 +59,20 @@ pub struct Delivery {
     pub subject: String,
     pub sequence: u64,
     pub payload: Bytes,
-    /// As the server counts; wrong now and then when consumers die, so only ever a hint.
+    /// As counted by the server; sometimes wrong when consumers die, so only a hint.
     pub delivered: u64,
     /// Opaque: where the settlement goes.
     pub reply: String,
 }
 
-/// How a delivery ends, or goes on.
+/// How a delivery ends, or continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settle {
     /// Done. Waits for the server's word.
     Ack,
     /// Give it back, to be delivered again after the delay.
     Nak(Duration),
-    /// Still working: the ack wait starts anew.
+    /// Still working: the ack wait restarts.
     Progress,
     /// Never deliver again.
     Term,
@@ -202,7 +202,7 @@ pub trait Bus: Send + Sync + 'static {
     /// removes the value when nobody has replaced it in time: that is the leader's lease.
     async fn kv_create(&self, bucket: &str, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<u64>;
     /// Compare-and-set; [`BusError::WrongLastSequence`] when the revision moved on or the value has expired. A `ttl`
-    /// starts anew with the new value.
+    /// restarts with the new value.
     async fn kv_update(
         &self,
         bucket: &str,

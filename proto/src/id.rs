@@ -135,7 +135,7 @@ macro_rules! counter {
 }
 
 counter!(
-    /// How often a job was handed to a worker. A new one for each hand-over; it fences the old owner.
+    /// How often a job was handed to a worker. A new one for each assignment; it fences the old owner.
     Epoch(u32)
 );
 counter!(

@@ -59,7 +59,7 @@ pub struct ConnectOptions {
     pub token: Option<String>,
     /// Certificates to trust besides those of the system.
     pub root_certificates: Option<PathBuf>,
-    /// How long the first connection is tried. Later ones are tried for ever.
+    /// How long the first connection is tried. Later ones are tried forever.
     pub first_connect_ms: u64,
 }
 
@@ -91,7 +91,7 @@ impl std::fmt::Debug for ConnectOptions {
     }
 }
 
-/// Connects, trying for [`ConnectOptions::first_connect_ms`]; once connected it reconnects for ever.
+/// Connects, trying for [`ConnectOptions::first_connect_ms`]; once connected it reconnects forever.
 ///
 /// # Errors
 /// [`BusError::Unreachable`] when nothing answers in time, [`BusError::Refused`] when the address or the credentials

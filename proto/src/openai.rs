@@ -78,7 +78,7 @@ pub fn param(message: &str) -> Option<&str> {
     message.strip_prefix('`')?.split_once('`').map(|(name, _)| name)
 }
 
-/// The endpoint of this name, which stands in `field`.
+/// The endpoint of this name, which is in `field`.
 fn endpoint_of(field: &str, name: &str) -> Result<Endpoint, fields::Fault> {
     Endpoint::ALL.into_iter().find(|endpoint| endpoint.as_str() == name).ok_or_else(|| {
         let known = Endpoint::ALL.map(|endpoint| format!("\"{}\"", endpoint.as_str())).join(" or ");

@@ -34,11 +34,11 @@ pub const KV_FILES: &str = "files";
 /// Key-value bucket of who each worker is: its pod, host, class and price as they were when it came in; keys are worker
 /// ids. In fleets with permissions alone.
 pub const KV_GRANTS: &str = "grants";
-/// Key-value bucket of what the scaler must not forget: intents of pods, dials, ledger.
+/// Key-value bucket of what the scaler must not forget: intents of pods, settings, ledger.
 pub const KV_SCALE: &str = "scale";
 
 /// Object bucket of requests that are too large for a work message. Apart from the tenants' files, so that a worker
-/// reads what is handed out and nothing that a tenant has stored.
+/// reads assigned work and nothing that a tenant has stored.
 pub const LARGE_REQUESTS: &str = "requests";
 
 /// Version of this table: of the streams, consumers and buckets and what they are set to. It grows when an older

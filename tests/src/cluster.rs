@@ -135,7 +135,7 @@ impl Cluster {
         Ok(path)
     }
 
-    /// Has every server read its configuration anew, as `nats-server --signal reload` does.
+    /// Has every server read its configuration again, as `nats-server --signal reload` does.
     ///
     /// # Errors
     /// When a server is gone.

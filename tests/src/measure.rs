@@ -1,4 +1,4 @@
-//! Measurements of what the promises cost: hand-over, restart, takeover, large inputs, fairness. Each is a command of the
+//! Measurements of what the promises cost: assignment, restart, takeover, large inputs, fairness. Each is a command of the
 //! binary `measure`; docs/reliability/measurements.md holds what they said, and on which machine.
 //!
 //! Nothing here is asserted but that the work was done: speeds are reported.

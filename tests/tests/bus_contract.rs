@@ -1,6 +1,6 @@
 //! One contract for every bus: each fact is checked on a real nats-server and on the simulated one.
 //!
-//! What the fleet builds upon stands here as a test; if a newer server changes its mind, this tells.
+//! Each property of NATS on which the fleet depends is a test here, so a change in a newer server is detected.
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 

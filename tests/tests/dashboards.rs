@@ -222,10 +222,10 @@ fn the_commands_of_the_runbook_exist_with_their_flags() {
 #[test]
 fn the_table_of_metrics_in_the_docs_is_the_one_in_the_code() {
     let mut page = String::from(
-        "# Metrics\n\nThis page is made from the code. Labels have closed sets of values, but for `pod`, `class` and `batch`, which \
-         name what is live. Every series without one of those three is there from the start, at zero.\n\n## Coordinator\n\nWhat \
-         `/metrics` of a coordinator exposes. Rented pods sit behind NAT, so every worker's figures are here as well, as `ternfleet_pod_…`, \
-         out of its heartbeats. A standby exposes the same names; its `ternfleet_leader` is 0, and it shows no pods and no batches.\n\n\
+        "# Metrics\n\nThis page is generated from the code. Labels have fixed sets of values, except `pod`, `class` and `batch`, which name live objects. \
+         Every series without one of these three labels exists from the start, with the value 0.\n\n## Coordinator\n\nThese metrics are exposed at `/metrics` of a coordinator. Rented pods are behind NAT, \
+         so the figures of every worker are included as `ternfleet_pod_…`, from its heartbeats. \
+         A standby exposes the same names; its `ternfleet_leader` is 0, and it has no pods and no batches.\n\n\
          | name | kind | labels | help |\n|---|---|---|---|\n",
     );
     for metric in Metrics::default().described() {
@@ -233,8 +233,8 @@ fn the_table_of_metrics_in_the_docs_is_the_one_in_the_code() {
         page.push_str(&format!("| `{}` | {} | {labels} | {} |\n", metric.name, metric.kind, metric.help));
     }
     page.push_str(
-        "\n## Worker\n\nWhat `/metrics` of a worker exposes where it can be reached (`--http`), with histograms of its steps that are \
-         too much for a heartbeat.\n\n| name | kind | help |\n|---|---|---|\n",
+        "\n## Worker\n\nThese metrics are exposed at `/metrics` of a worker that can be reached (`--http`). \
+         They include histograms of its steps that are too large for a heartbeat.\n\n| name | kind | help |\n|---|---|---|\n",
     );
     for (name, kind, help) in ternfleet_worker::metrics::Metrics::new().table() {
         page.push_str(&format!("| `{name}` | {kind} | {help} |\n"));

@@ -50,9 +50,7 @@ fn fresh_seeds(part: u64) {
 
 fn first_fresh_seed() -> u64 {
     if let Some(named) = std::env::var("SIM_SEED").ok().filter(|named| !named.is_empty()) {
-        return named
-            .parse()
-            .unwrap_or_else(|_| panic!("SIM_SEED must be a number, not {named:?}"));
+        return named.parse().unwrap_or_else(|_| panic!("SIM_SEED must be a number, not {named:?}"));
     }
     let mut git = std::process::Command::new("git");
     git.args(["rev-parse", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -86,11 +84,11 @@ fn seeds_that_failed_once_pass() {
         let fenced = run_scenario(Scenario::of(seed).keeping(&[fault]));
         assert!(fenced.is_ok(), "seed {seed}: {fenced:?}");
     }
-    // RESULTS was full, the job was handed to its own worker anew, and then the first answer was stored: the checker did
+    // RESULTS was full, the job was handed to its own worker again, and then the first answer was stored: the checker did
     // not know that an audit's job was answered.
     let answered = run_scenario(Scenario::of(922_329).keeping(&[0]));
     assert!(answered.is_ok(), "seed 922329: {answered:?}");
-    // Told to drain while it was paused, a worker ended only after the simulation had meant to start it anew.
+    // Told to drain while it was paused, a worker ended only after the simulation had meant to restart it.
     for (seed, faults) in [(921_754, [4, 1]), (913_165, [0, 1])] {
         let back = run_scenario(Scenario::of(seed).keeping(&faults));
         assert!(back.is_ok(), "seed {seed}: {back:?}");

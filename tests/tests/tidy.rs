@@ -1,4 +1,4 @@
-//! House rules that no compiler keeps: who imports whom, where names may stand, how long files get, links that resolve.
+//! Style rules that no compiler checks: dependencies between crates, places of names, length of files, links, and language.
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+
+#[path = "tidy/words.rs"]
+mod words;
 
 const LINES_MAX: usize = 600;
 
@@ -78,7 +81,7 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[test]
-fn crates_import_only_what_the_house_allows() {
+fn crates_import_only_what_the_architecture_allows() {
     let all = dependencies();
     let forbidden: [(&str, &[&str]); 6] = [
         ("ternfleet-text", &["ternfleet-engine", "ternfleet-proto", "tokio", "async-nats"]),
@@ -93,7 +96,7 @@ fn crates_import_only_what_the_house_allows() {
     ];
     let mut faults = Vec::new();
     for (package, not_allowed) in forbidden {
-        let used = all.get(package).unwrap_or_else(|| panic!("{package} is gone: mend this table"));
+        let used = all.get(package).unwrap_or_else(|| panic!("{package} does not exist: correct this table"));
         faults.extend(
             not_allowed
                 .iter()
@@ -173,7 +176,7 @@ fn imports(folder: &str, absolute: &str) -> BTreeMap<String, BTreeSet<String>> {
 fn files_of_the_core_import_in_no_circles_and_commands_do_not_import_their_list() {
     let mut left = imports("coordinator/src/core", "crate::core::");
     assert!(left.len() > 15 && left.values().any(|used| used.len() > 3), "{left:?}");
-    // Whoever imports nobody that is left stands in no circle.
+    // Whoever imports nobody that is left is in no circle.
     while let Some((free, _)) = left.iter().find(|(_, used)| used.iter().all(|name| !left.contains_key(name)))
     {
         let free = free.clone();

@@ -57,7 +57,7 @@ struct World {
     account: Account,
     sequence: u64,
     lines: u32,
-    /// Hand-overs that are stored and never reach their worker.
+    /// Assignments that are stored and never reach their worker.
     lose: u32,
     spent: BTreeMap<BatchId, UsdMicro>,
     completions: u64,
@@ -422,7 +422,7 @@ fn a_hung_workers_jobs_move_within_fifteen_seconds_beside_a_hundred_completions_
     }
     let after = after.expect("its jobs go elsewhere");
     assert!(after < Duration::from_secs(15), "{after:?}");
-    // It gets nothing while it hangs, and work again when it goes on.
+    // It gets nothing while it hangs, and work again when it continues.
     world.run(Duration::from_secs(5), true);
     assert_eq!(world.at(0), []);
     world.nodes[0].hung = false;
@@ -456,7 +456,7 @@ fn steps_of_the_wall_clock_lose_no_worker_blame_no_job_and_stop_no_hand_out() {
         }
         world.run(Duration::from_secs(1), true);
         let now = world.core.counts.handed_jobs;
-        assert!(now > handed, "nothing was handed out in second {second}");
+        assert!(now > handed, "nothing was assigned in second {second}");
         handed = now;
     }
     let counts = world.core.counts;

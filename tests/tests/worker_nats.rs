@@ -255,7 +255,7 @@ async fn a_drain_leaves_released_checkpoints_and_messages_within_four_seconds() 
     }
     desk.until_the_queue_holds(SLOTS as u64).await?;
 
-    // Another worker goes on from there, and comes to the same text.
+    // Another worker continues from there, and comes to the same text.
     let (shutdown, running) = start_worker(server.bus().await?, options("instant"));
     let second = desk.welcome(std::slice::from_ref(&worker)).await?;
     for index in 0..SLOTS as u32 {

@@ -2,7 +2,7 @@
 //!
 //! What a user writes never becomes a control token. Before rendering, a mark (a code point that is no
 //! character and that no message contains) goes into each message wherever a control token begins in it or could begin,
-//! and before its first visible character if a token could go on there, so that none can straddle template and message.
+//! and before its first visible character if a token could continue there, so that none can straddle template and message.
 //! Control tokens are then looked for in the rendered text, where only the template can have written them,
 //! and the marks are taken out of what lies between. Trimming and capitalising in the template work as ever.
 
@@ -130,7 +130,7 @@ fn environment() -> Environment<'static> {
     environment.set_syntax(blocks.expect("because these are two switches"));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", json::write);
-    // Templates in the wild refuse odd conversations by calling this.
+    // Templates in use refuse odd conversations by calling this.
     environment.add_function("raise_exception", |reason: String| -> Result<String, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))
     });
@@ -152,7 +152,7 @@ fn unused_mark(messages: &[Message]) -> Result<char, Error> {
 }
 
 /// Puts `mark` into each control token that `content` holds or ends with a part of, and before its first visible character
-/// where a control token could go on with it.
+/// where a control token could continue with it.
 fn guard(tokenizer: &Tokenizer, mark: char, content: &str) -> String {
     let mut guarded = String::with_capacity(content.len() + 16);
     let mut visible = false;

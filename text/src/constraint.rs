@@ -77,7 +77,7 @@ pub enum Fault {
     /// Compiling it takes more work or memory than is allowed.
     #[error("it is too complex: {0}")]
     TooComplex(String),
-    /// A text that ends the output stands in every output, so none could be whole.
+    /// A text that ends the output is in every output, so none could be whole.
     #[error("the stop text {stop:?} contradicts it: {reason}")]
     Stop {
         /// The text.

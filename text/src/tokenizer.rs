@@ -64,7 +64,7 @@ pub(crate) struct Rules {
     template: Option<String>,
 }
 
-/// A tokenizer, and what should be said aloud about how it was chosen.
+/// A tokenizer, and what should be reported about its choice.
 #[derive(Debug)]
 pub struct Prepared {
     /// The tokenizer.

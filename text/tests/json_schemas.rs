@@ -1,6 +1,6 @@
-//! Schemas from the wild, each with instances that it takes and instances that it does not: what is compiled, and whether
+//! Public schemas, each with instances that it takes and instances that it does not: what is compiled, and whether
 //! every instance is told apart, its properties in the order of the schema where its own is not taken. A third of the corpus
-//! stands in the repository; the whole is read where `TERNFLEET_JSON_SCHEMAS` names a file of the same form.
+//! is in the repository; the whole is read where `TERNFLEET_JSON_SCHEMAS` names a file of the same form.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::collections::BTreeMap;

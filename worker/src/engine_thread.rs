@@ -225,7 +225,7 @@ impl<G: Generator + ?Sized> Drive<G> {
         };
         let broken = |event: &Event| matches!(event, Event::Finished { reason: StopReason::NotFinite, .. });
         if events.iter().any(broken) {
-            // The model's fault or the machine's? What runs goes on meanwhile, and is reported after it.
+            // The model's fault or the machine's? What runs continues meanwhile, and is reported after it.
             report.unsound = !self.generator.is_sound(&mut events);
         }
         for event in events.drain(..) {

@@ -20,7 +20,7 @@ pub trait Generator {
     fn head_counters(&self) -> HeadCounters {
         HeadCounters::default()
     }
-    /// Whether this machine still computes as it did at the start. Events of running sequences are appended: they go on
+    /// Whether this machine still computes as it did at the start. Events of running sequences are appended: they continue
     /// meanwhile.
     fn is_sound(&mut self, _events: &mut Vec<Event>) -> bool {
         true

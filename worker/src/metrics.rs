@@ -107,14 +107,14 @@ impl Metrics {
             ),
             state: register!(
                 r,
-                gauges("ternfleet_worker_state", "1 for the state that the worker is in.", "state")
+                gauges("ternfleet_worker_state", "1 for the current state of the worker.", "state")
             ),
-            slots: register!(r, gauge("ternfleet_worker_slots", "Jobs that may generate at once.")),
+            slots: register!(r, gauge("ternfleet_worker_slots", "Jobs that can run at the same time.")),
             slots_in_use: register!(r, gauge("ternfleet_worker_slots_in_use", "Jobs that hold a slot.")),
             kv_pages: register!(r, gauge("ternfleet_worker_kv_pages", "Key/value pages of the engine.")),
             kv_pages_free: register!(
                 r,
-                gauge("ternfleet_worker_kv_pages_free", "Key/value pages promised to no job.")
+                gauge("ternfleet_worker_kv_pages_free", "Key/value pages that are not reserved.")
             ),
             answering: register!(
                 r,
@@ -128,18 +128,15 @@ impl Metrics {
                 r,
                 Gauge::new(
                     "ternfleet_worker_price_usd_per_hour",
-                    "What an hour of this worker's pod costs, in US dollars."
+                    "Price of this worker's pod per hour, in US dollars."
                 )
             ),
-            load: register!(
-                r,
-                Gauge::new("ternfleet_worker_load_seconds", "Time that loading the model took.")
-            ),
+            load: register!(r, Gauge::new("ternfleet_worker_load_seconds", "Time to load the model.")),
             checkpoint_age: register!(
                 r,
                 Gauge::new(
                     "ternfleet_worker_checkpoint_age_seconds",
-                    "Age of the oldest output that no checkpoint holds."
+                    "Age of the oldest output that is not in a checkpoint."
                 )
             ),
             rates: register!(
@@ -152,11 +149,7 @@ impl Metrics {
             ),
             calibrated: register!(
                 r,
-                gauges(
-                    "ternfleet_worker_calibrated_tokens_per_second",
-                    "Speed measured at the start.",
-                    "phase"
-                )
+                gauges("ternfleet_worker_calibrated_tokens_per_second", "Speed measured at start.", "phase")
             ),
             tokens: register!(
                 r,
@@ -170,27 +163,27 @@ impl Metrics {
                     "reason"
                 )
             ),
-            jobs: register!(r, counters("ternfleet_worker_jobs_total", "Jobs that ended here.", "outcome")),
+            jobs: register!(
+                r,
+                counters("ternfleet_worker_jobs_total", "Jobs that ended on this worker.", "outcome")
+            ),
             dropped: register!(
                 r,
                 counters(
                     "ternfleet_worker_dropped_jobs_total",
-                    "Jobs that left without an answer of this worker.",
+                    "Jobs that left this worker without an answer.",
                     "reason"
                 )
             ),
             clock_steps: register!(
                 r,
-                counter(
-                    "ternfleet_worker_clock_steps_total",
-                    "Times that this machine's wall clock was stepped."
-                )
+                counter("ternfleet_worker_clock_steps_total", "Steps of this machine's wall clock.")
             ),
             stale_leader: register!(
                 r,
                 counters(
                     "ternfleet_worker_stale_leader_total",
-                    "Messages refused because a deposed leader had sent them.",
+                    "Messages ignored because an earlier leader sent them.",
                     "kind"
                 )
             ),
@@ -199,14 +192,14 @@ impl Metrics {
                 CounterVec::new(
                     Opts::new(
                         "ternfleet_worker_seconds_total",
-                        "Time the engine was busy, and time the cgroup held it back."
+                        "Time during which the engine was busy, and time during which the cgroup throttled it."
                     ),
                     &["kind"],
                 )
             ),
             checkpoints: register!(
                 r,
-                counter("ternfleet_worker_checkpoints_total", "Checkpoints stored, claims not counted.")
+                counter("ternfleet_worker_checkpoints_total", "Checkpoints stored, without claims.")
             ),
             checkpoints_skipped: register!(
                 r,
@@ -226,7 +219,7 @@ impl Metrics {
                 r,
                 counter(
                     "ternfleet_worker_duplicates_total",
-                    "Answers that had been stored under this worker's name before."
+                    "Answers that were already stored under this worker's name."
                 )
             ),
             divergences: register!(
@@ -240,7 +233,7 @@ impl Metrics {
                 r,
                 counter(
                     "ternfleet_worker_dead_man_failures_total",
-                    "Failed tries to end a pod that nobody commands any more: an alarm."
+                    "Failed attempts to terminate a pod without a coordinator. Should stay 0."
                 )
             ),
             undecodable: register!(
@@ -256,11 +249,11 @@ impl Metrics {
             ),
             faults: register!(
                 r,
-                counter("ternfleet_worker_faults_total", "Generations that could not start or go on.")
+                counter("ternfleet_worker_faults_total", "Generations that could not start or continue.")
             ),
             misrouted: register!(
                 r,
-                counter("ternfleet_worker_misrouted_total", "Jobs for another model or other arithmetic.")
+                counter("ternfleet_worker_misrouted_total", "Jobs for another model or numerics id.")
             ),
             head_fallbacks: register!(
                 r,
@@ -273,7 +266,7 @@ impl Metrics {
                 r,
                 counter(
                     "ternfleet_worker_head_screened_total",
-                    "Tokens drawn from the screened output head."
+                    "Tokens sampled from the screened output head."
                 )
             ),
             head_candidates: register!(
@@ -287,7 +280,7 @@ impl Metrics {
                 r,
                 counters(
                     "ternfleet_worker_speculation_tokens_total",
-                    "Tokens guessed ahead while few jobs run, and how many of them were right.",
+                    "Tokens drafted by speculative decoding, and how many of them were accepted.",
                     "outcome"
                 )
             ),
@@ -295,14 +288,14 @@ impl Metrics {
                 r,
                 counter(
                     "ternfleet_worker_prefix_cache_hits_total",
-                    "Jobs whose prompt began with cached pages."
+                    "Jobs whose prompt started with cached pages."
                 )
             ),
             first_token: register!(
                 r,
                 histogram(
                     "ternfleet_worker_time_to_first_token_seconds",
-                    "From the pull of a job to its first token.",
+                    "Time from the pull of a job to its first token.",
                     &LATENCY_S
                 )
             ),
@@ -310,7 +303,7 @@ impl Metrics {
                 r,
                 histogram(
                     "ternfleet_worker_job_duration_seconds",
-                    "From the pull of a job to its answer.",
+                    "Time from the pull of a job to its answer.",
                     &LATENCY_S
                 )
             ),
@@ -318,7 +311,7 @@ impl Metrics {
                 r,
                 histogram(
                     "ternfleet_worker_queue_wait_seconds",
-                    "From the pull of a job to its start.",
+                    "Time from the pull of a job to its start.",
                     &LATENCY_S
                 )
             ),

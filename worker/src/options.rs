@@ -13,7 +13,7 @@ use ternfleet_proto::{UsdMicro, WorkerId};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// The GGUF file; its manifest stands beside it.
+    /// The GGUF file; its manifest is next to it.
     pub model: PathBuf,
     /// Threads of the engine; none takes the usable cores, at most 16.
     pub threads: Option<usize>,

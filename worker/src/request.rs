@@ -36,7 +36,7 @@ pub struct PreparedChoice {
     pub first: usize,
 }
 
-/// Turns a generation into requests that go on from `kept`. `context` is the number of positions that a sequence
+/// Turns a generation into requests that continue from `kept`. `context` is the number of positions that a sequence
 /// may have. The failure is permanent.
 pub fn prepare(
     generation: &Generation,

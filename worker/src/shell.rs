@@ -42,7 +42,7 @@ pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToke
     run_then(bus, options, shutdown, || {}).await
 }
 
-/// Runs a worker until `shutdown` is cancelled and everything has been handed back, or until it cannot go on. The
+/// Runs a worker until `shutdown` is cancelled and everything has been handed back, or until it cannot continue. The
 /// caller ends the process at once on a second signal, and closes the bus. `ready_now` is called once it takes work.
 pub async fn run_then(
     bus: Arc<dyn Bus>,
@@ -76,7 +76,7 @@ pub async fn run_then(
     ready.store(false, Ordering::Relaxed);
     http_stop.cancel();
     if let Some(server) = server {
-        server.await.context("the HTTP server did not end well")?;
+        server.await.context("the HTTP server ended with an error")?;
     }
     outcome
 }

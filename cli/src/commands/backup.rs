@@ -40,14 +40,14 @@ pub(crate) struct Restore {
 impl Backup {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         if self.dir.exists() {
-            bail!("{} is there already: name a new folder", self.dir.display());
+            bail!("{} already exists: name a new folder", self.dir.display());
         }
         stop::block_on(async {
             let bus = NatsBus::connect(&client::connect_options(&self.connection)).await?;
             let mut names = bus.stream_names().await.context("the streams cannot be listed")?;
             names.retain(|name| table::is_truth(name));
             if names.is_empty() {
-                bail!("there is nothing of a fleet at {}", self.connection.address().url());
+                bail!("{} has no streams of a fleet", self.connection.address().url());
             }
             // Records before answers: a record is never newer than the answers that it counts.
             names.sort_by_key(|name| (name.as_str() == table::RESULTS, name.clone()));

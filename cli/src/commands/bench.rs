@@ -167,7 +167,10 @@ impl Bench {
         }
         if self.json { say_json(&report) } else { say(&show::tables(&report)) }?;
         if !report.quotable && !self.allow_throttled {
-            bail!("{} (--allow-throttled ends well all the same)", show::not_quotable(&report));
+            bail!(
+                "{} (with --allow-throttled the command succeeds nevertheless)",
+                show::not_quotable(&report)
+            );
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -45,7 +45,7 @@ pub(crate) struct Demo {
     /// File of prompts; those that ship unless given
     #[arg(long, value_name = "FILE.jsonl")]
     prompts: Option<PathBuf>,
-    /// What each worker is reckoned to cost
+    /// Price of each worker per hour, for the cost shown
     #[arg(long, value_name = "X", value_delimiter = ',', default_value = "0.34,0.50")]
     price_usd_per_hour: Vec<f64>,
 }

@@ -1,6 +1,6 @@
-//! `ternfleet doctor`: looks at everything a fleet stands on, and says what is wrong and how to mend it.
+//! `ternfleet doctor`: checks everything that a fleet depends on; each failed check includes a suggested fix.
 //!
-//! It changes nothing. Each look is one [`Finding`]; the checks themselves stand in `doctor/`.
+//! It changes nothing. Each look is one [`Finding`]; the checks themselves are in `doctor/`.
 
 mod fleet;
 mod machine;

@@ -1,4 +1,4 @@
-//! `ternfleet eval`: perplexity, last words, multiple choice, and how far two models' predictions lie apart.
+//! `ternfleet eval`: perplexity, last words, multiple choice, and how far two models' predictions differ.
 
 mod kl;
 mod perplexity;

@@ -24,10 +24,10 @@ pub(crate) struct Generate {
     /// Model file; the storyteller that ships unless given
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// The text to go on from
+    /// The text to continue
     #[arg(short, long, value_name = "TEXT", required_unless_present = "ids", conflicts_with = "ids")]
     prompt: Option<String>,
-    /// Token ids to go on from, taken as they are: no BOS is added
+    /// Token ids to continue, used as they are: no BOS is added
     #[arg(long, value_name = "1,2,3", value_parser = parse_ids)]
     ids: Option<IdList>,
     /// Most tokens to generate

@@ -114,7 +114,8 @@ fn nats_server(bundle: &Bundle, dir: &Path) -> anyhow::Result<PathBuf> {
         retries: RETRIES,
         quiet: true,
     };
-    let fetched = wanted.fetch(&dir.join("nats-server.part")).context("nats-server did not come")?;
+    let fetched =
+        wanted.fetch(&dir.join("nats-server.part")).context("nats-server could not be downloaded")?;
     ensure!(fetched.sha256 == bundle.nats_server_sha256, "nats-server is another than the bundle names");
     std::fs::set_permissions(&fetched.path, std::fs::Permissions::from_mode(0o755))
         .and_then(|()| std::fs::rename(&fetched.path, &path))

@@ -59,7 +59,7 @@ pub(crate) struct Launch {
     /// Where pods fetch `ternfleet`, `nats-server` and, with a model file, `model.gguf` and `manifest.toml` from
     #[arg(long, value_name = "URL", env = "TERNFLEET_FILES_URL")]
     files: Option<String>,
-    /// The static binary that lies there as `ternfleet`; this program unless given
+    /// The static binary that is there as `ternfleet`; this program unless given
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
     /// How long results that nobody fetches are kept by a rented head, which then ends itself
@@ -74,7 +74,7 @@ pub(crate) struct Launch {
     /// Another address than RunPod's own
     #[arg(long, value_name = "URL", env = "TERNFLEET_RUNPOD_BASE", hide = true)]
     runpod_base: Option<String>,
-    /// What a pod of this machine is reckoned to cost
+    /// Price of a pod on this machine, for quote and bill
     #[arg(long, value_name = "X", default_value_t = 0.34)]
     price_usd_per_hour: f64,
     /// File for the results, whole and in input order; PROMPTS.answers.jsonl here unless given
@@ -154,7 +154,7 @@ impl Launch {
             return Ok(Some(state));
         }
         if !std::io::stdin().is_terminal() {
-            bail!("nobody is there to ask whether to go on: add --yes");
+            bail!("this is not a terminal, so the plan cannot be confirmed: add --yes");
         }
         let answer = tokio::select! {
             answer = ask("go on? [y/N] ") => answer?,
@@ -319,7 +319,7 @@ async fn ask(question: &str) -> anyhow::Result<String> {
     let read =
         BufReader::new(tokio::io::stdin()).read_line(&mut line).await.context("cannot read the answer")?;
     if read == 0 {
-        bail!("nobody answers");
+        bail!("standard input has ended, so the question cannot be answered: add --yes");
     }
     Ok(line.trim().to_lowercase())
 }

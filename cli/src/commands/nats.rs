@@ -2,7 +2,7 @@
 //!
 //! `init` makes a folder: what each server gets (`servers/NAME`), what the coordinator gets (`coordinator`), and what
 //! stays with the operator (`site.json`, `ca.key`). `user` and `token` let somebody in, `revoke` and `rotate` shut
-//! somebody out. What the roles may do stands in `ternfleet_proto::table::permissions`.
+//! somebody out. What the roles may do is in `ternfleet_proto::table::permissions`.
 
 mod certificates;
 mod folder;

@@ -1,4 +1,4 @@
-//! `ternfleet scale`: what is rented, what would be, and the dials.
+//! `ternfleet scale`: what is rented, what would be, and the settings.
 
 use std::process::ExitCode;
 use std::time::Duration;

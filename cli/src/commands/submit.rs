@@ -1,7 +1,7 @@
 //! `ternfleet submit FILE.jsonl`: uploads the file, creates the batch, shows progress, writes the results.
 //!
 //! The creation carries an idempotency key, so that a question repeated over a restart of the coordinator makes one
-//! batch. Ctrl-C leaves a batch that was accepted running, and says how to go on.
+//! batch. Ctrl-C leaves a batch that was accepted running, and says how to continue.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

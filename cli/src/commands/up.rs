@@ -31,7 +31,7 @@ pub(crate) struct Up {
     /// Port of the coordinator's HTTP; the last one, 8080 or any free one unless given
     #[arg(long, value_name = "P")]
     http_port: Option<u16>,
-    /// What a worker is reckoned to cost; with several values, each worker has its own and the last holds for the rest
+    /// Price of a worker per hour; with several values, each worker has its own, and the last applies to the rest
     #[arg(long, value_name = "X", value_delimiter = ',', default_value = "0.34")]
     price_usd_per_hour: Vec<f64>,
     /// Threads of a worker, one value or one each, in place of an equal share of the cores
@@ -53,7 +53,7 @@ impl Up {
         let model = locate::model(self.model.as_deref())?;
         let workers = self.workers.unwrap_or(if self.scale.is_some() { 0 } else { 2 });
         if workers == 0 && self.scale.is_none() {
-            anyhow::bail!("--workers 0 leaves nobody to work: give --scale 0..2 as well, or a worker");
+            anyhow::bail!("--workers 0 starts no workers: add --scale 0..2, or start at least one worker");
         }
         let scale = self.scale;
         let plan = Plan {

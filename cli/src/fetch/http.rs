@@ -67,12 +67,13 @@ pub(super) enum Fault {
 impl Source {
     /// `may_be_plain`: whether `http://` beyond this machine is acceptable, because a digest tells what came.
     pub(crate) fn new(url: &str, token: Option<String>, may_be_plain: bool) -> anyhow::Result<Source> {
-        let uri: Uri = url.parse().map_err(|reason| anyhow::anyhow!("{url:?} is no address: {reason}"))?;
+        let uri: Uri =
+            url.parse().map_err(|reason| anyhow::anyhow!("{url:?} is not an address: {reason}"))?;
         let host = uri.host().unwrap_or_default().to_owned();
         let secure = uri.scheme_str() == Some("https");
         ensure!(
             secure || uri.scheme_str() == Some("http"),
-            "{url:?} is no address to fetch from: it must begin with https:// (or http://)"
+            "{url:?} is not an address to download from: it must begin with https:// (or http://)"
         );
         ensure!(!host.is_empty(), "{url:?} names no host");
         let is_here = matches!(host.as_str(), "127.0.0.1" | "localhost" | "[::1]");

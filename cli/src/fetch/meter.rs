@@ -1,4 +1,4 @@
-//! How far a transfer is, how fast and how long still: a bar on a terminal, a plain line now and then elsewhere.
+//! Progress of a transfer, with speed and time left: a bar on a terminal, a plain line at intervals elsewhere.
 
 use std::collections::VecDeque;
 use std::fmt;

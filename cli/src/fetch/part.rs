@@ -69,7 +69,7 @@ impl Journal {
 }
 
 impl Part {
-    /// Goes on with what is there if it is of a file of this size and state, and begins anew otherwise.
+    /// Continues with what is there if it is of a file of this size and state, and starts again otherwise.
     pub(super) fn open(
         path: &Path,
         bytes: u64,

@@ -22,7 +22,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often a pause looks whether it is still of use.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How many failures in a row are borne, and for how long each is waited out.
+/// How many failures in a row are tolerated, and for how long each is waited out.
 #[derive(Debug)]
 pub(super) struct Patience {
     borne: u32,
@@ -50,7 +50,9 @@ impl Patience {
         if self.borne == self.most {
             let tries =
                 if self.most == 0 { "one try".to_owned() } else { format!("{} tries", self.most + 1) };
-            bail!("{reason}; given up after {tries}. What came is kept: the same command goes on from there");
+            bail!(
+                "{reason}; given up after {tries}. The downloaded part is kept: the same command continues from there"
+            );
         }
         let doubled = PAUSE_MIN.saturating_mul(1 << self.borne.min(16)).min(PAUSE_MAX);
         let spread = f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX);
@@ -236,7 +238,7 @@ impl Work<'_> {
                 }
                 Ok(n) => {
                     self.part.write_at(&buffer[..n], *at).context(
-                        "cannot write to the disk (what came is kept: the same command goes on from there)",
+                        "cannot write to the disk (the downloaded part is kept: the same command continues from there)",
                     )?;
                     *at += n as u64;
                     self.meter.add(n as u64);

@@ -16,7 +16,7 @@ use runpod::RunpodHead;
 #[derive(Debug)]
 pub(crate) struct Reached {
     pub(crate) connection: Connection,
-    /// It has begun anew: what an earlier one knew is gone.
+    /// It has started again: what an earlier one knew is gone.
     pub(crate) fresh: bool,
 }
 
@@ -69,7 +69,7 @@ impl Head {
         }
     }
 
-    /// Minds it. One that can be started again on what it had stored is; returns when it has to begin anew.
+    /// Minds it. One that can be started again on what it had stored is; returns when it has to start again.
     pub(crate) async fn keep(&self) -> anyhow::Result<Lost> {
         match self {
             Head::Local(head) => match head.keep().await? {},

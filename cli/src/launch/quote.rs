@@ -33,7 +33,7 @@ pub(crate) struct Plan<'a> {
 pub(crate) async fn plan(asked: &Plan<'_>) -> anyhow::Result<(Quote, String)> {
     let sample = read(asked.prompts, SAMPLE).await?;
     let now = TimeMs::now();
-    // Without the model's file, prompts are reckoned from their bytes.
+    // Without the model's file, prompts are estimated from their bytes.
     let (work, context) = match ModelFile::open(Some(asked.model)) {
         Ok(model) => {
             let tokenizer = model.tokenizer()?;

@@ -256,7 +256,7 @@ impl Model {
         let known = models::named(&name, &Store::find(None)?)?;
         let source = known.manifest.source.as_ref().filter(|source| source.url.is_some());
         let Some(source) = source else {
-            bail!("{name} is fetched from nowhere: give its file with --model")
+            bail!("{name} has no download address: give its file with --model")
         };
         Ok((Model::Named(known.name().to_owned()), source.bytes.unwrap_or(EXAMPLE_MODEL_BYTES as u64)))
     }

@@ -66,7 +66,7 @@ pub(crate) struct State {
     /// Address of the coordinator's NATS, where it is not the fleet's own.
     pub(crate) nats: Option<String>,
     pub(crate) batch: Option<BatchId>,
-    /// The batch as it ended, once its results lie in `out`.
+    /// The batch as it ended, once its results are in `out`.
     pub(crate) fetched: Option<Box<BatchView>>,
     /// What may be rented, at RunPod.
     #[serde(default)]
@@ -166,12 +166,13 @@ impl Folders {
         let all = self.all()?;
         if let Some(name) = name {
             let found = all.into_iter().find(|state| state.name == name);
-            return found.with_context(|| format!("no fleet {name} was begun here: see `ternfleet fleets`"));
+            return found
+                .with_context(|| format!("no fleet {name} was launched from here: see `ternfleet fleets`"));
         }
         let mut open: Vec<State> = all.into_iter().filter(|state| state.ended_at.is_none()).collect();
         match (open.pop(), open.is_empty()) {
             (Some(state), true) => Ok(state),
-            (None, _) => bail!("every fleet that was begun here has ended; see `ternfleet fleets`"),
+            (None, _) => bail!("every fleet launched from here has ended; see `ternfleet fleets`"),
             (Some(last), false) => {
                 open.push(last);
                 let names: Vec<&str> = open.iter().map(|state| state.name.as_str()).collect();

@@ -66,7 +66,7 @@ pub(crate) struct Secured {
     pub(crate) server_name: String,
     pub(crate) monitor_port: u16,
     pub(crate) coordinator_config: PathBuf,
-    /// As whom the fleet itself looks at what goes on.
+    /// The user as which the fleet itself connects, for monitoring.
     pub(crate) connection: Connection,
 }
 

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Below the ports that the kernel hands out for outgoing connections, so that none of those takes one in between.
+/// Below the ports that the kernel assigns to outgoing connections, so that none of those takes one in between.
 const FIRST_PORT: u16 = 20_000;
 const LAST_PORT: u16 = 31_999;
 

@@ -46,7 +46,7 @@ impl Prometheus {
             }
         };
         if !program.is_file() {
-            bail!("{PROGRAM_VARIABLE} names {}, which is no file", program.display());
+            bail!("{PROGRAM_VARIABLE} names {}, which is not a file", program.display());
         }
         let rules = RULES.into_iter().filter_map(shipped::file).collect();
         Ok(Prometheus { program, port: free_port(&[USUAL_PORT])?, rules })

@@ -265,7 +265,7 @@ fn lies_about_lengths_are_found_out() {
         0 => Reply::Honest,
         _ => Reply::CutAfter(0),
     });
-    refused(&place.pull(&[]), &["given up after 3 tries", "the same command goes on"]);
+    refused(&place.pull(&[]), &["given up after 3 tries", "the same command continues"]);
     // Without a digest and a size, the server is believed, until the disk is too small.
     let server = Server::start(file(), |_| Reply::OfTotal(100_000_000_000_000));
     let place = Place::new(&server.url("/x"), without_digest);
@@ -351,10 +351,10 @@ fn without_a_digest_nothing_is_pulled_unless_told_so() {
     // What comes has to be a model, and the one that the manifest describes.
     let page = Server::start(vec![b'<'; 300_000], |_| Reply::Honest);
     let place = Place::new(&page.url("/x"), without_digest);
-    refused(&place.pull(&["--accept-unverified"]), &["no model file", "thrown away"]);
+    refused(&place.pull(&["--accept-unverified"]), &["not a model file", "deleted"]);
     let other =
         Place::new(&server.url("/x"), |text| without_digest(text).replace("n_layers = 6", "n_layers = 7"));
-    refused(&other.pull(&["--accept-unverified"]), &["another model", "n_layers", "thrown away"]);
+    refused(&other.pull(&["--accept-unverified"]), &["another model", "n_layers", "deleted"]);
     assert_eq!((place.left(), other.left()), (Vec::new(), Vec::new()));
 
     // And the same from the first byte to the last.

@@ -293,7 +293,7 @@ impl PodBody {
     }
 }
 
-/// A page of pods. Where a cursor stands in it is not documented, so all usual places are looked at.
+/// A page of pods. Where a cursor is in it is not documented, so all usual places are looked at.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct ListPods {
     pub pods: Vec<PodBody>,

@@ -41,7 +41,7 @@ pub(crate) struct State {
     /// Pods that show after the next list.
     pub(crate) late: Vec<Value>,
     pub(crate) page: Option<usize>,
-    /// Ignores the cursor and repeats the first page for ever.
+    /// Ignores the cursor and repeats the first page forever.
     pub(crate) deaf_to_cursors: bool,
     pub(crate) next: u32,
 }

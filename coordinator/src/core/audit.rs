@@ -197,7 +197,7 @@ impl Core {
         Some(Party { worker: worker.clone(), pod, host, ids_digest })
     }
 
-    /// Looks like any batch's id, and cannot be reckoned without the key.
+    /// Looks like any batch's id, and cannot be computed without the key.
     fn audit_id(&self, audit: &Audit) -> BatchId {
         let round = Epoch(1 + u32::from(audit.second.is_some()));
         let mark = self.key.sign(&audit.job, round, &coordinator_name()).0;

@@ -10,7 +10,7 @@ use super::Core;
 use super::event::{Action, JobRef};
 use crate::route::{self, EngineKind};
 
-/// A job is left alone this long after a hand-over, so that it does not travel to and fro.
+/// A job is not moved for this long after an assignment, so that it does not move back and forth.
 const REST: Duration = Duration::from_secs(1);
 
 impl Core {
@@ -27,7 +27,7 @@ impl Core {
                         .get(*job)
                         .is_some_and(|f| !f.running && f.is_handed() && now.since(f.since) >= REST)
                 };
-                // The last handed over is the last to be begun.
+                // The last assigned is the last to be begun.
                 let job = self.flights.of_worker(snapshot.slot(step.from)).rev().find(may_go);
                 if let Some(job) = job {
                     self.withdraw(job, false, actions);

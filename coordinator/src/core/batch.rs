@@ -40,7 +40,7 @@ pub struct Live {
     pub task: Option<Arc<Task>>,
     /// Which of the batch's queues it belongs to.
     pub queue: usize,
-    /// How often it was handed over by this leader.
+    /// How often it was assigned by this leader.
     pub handovers: u16,
     /// Attempts that ended in a fault.
     pub attempts: u32,
@@ -154,7 +154,7 @@ impl Batch {
         self.record.state.is_terminal()
     }
 
-    /// Jobs are handed out.
+    /// Jobs are assigned.
     pub fn runs(&self) -> bool {
         self.record.state == BatchState::InProgress && self.record.ending.is_none()
     }

@@ -148,7 +148,7 @@ impl Core {
         }
     }
 
-    /// A job handed out by an earlier leader is running: leave it where it is.
+    /// A job assigned by an earlier leader is running: leave it where it is.
     fn adopt(&mut self, now: Now, slot: WorkerSlot, job: JobRef, running: &Running, used: Used) {
         // Nothing is measured yet: then the bill alone keeps the budget.
         let kappa = self.kappa(slot).unwrap_or(0.0);

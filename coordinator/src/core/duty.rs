@@ -24,7 +24,7 @@ impl Duty {
         true
     }
 
-    /// The period begins anew.
+    /// The period starts again.
     pub(super) fn rest(&mut self, now: MonoMs) {
         self.due = now.plus(self.every);
     }

@@ -21,7 +21,7 @@ fn prompt_bytes(prompt: &Prompt) -> u64 {
     }
 }
 
-/// Tokens of a prompt, reckoned from its bytes.
+/// Tokens of a prompt, estimated from its bytes.
 pub fn prompt_tokens(prompt: &Prompt) -> u32 {
     u32::try_from(tokens_of_bytes(prompt_bytes(prompt))).unwrap_or(u32::MAX)
 }

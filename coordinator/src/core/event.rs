@@ -35,7 +35,7 @@ pub struct Lead {
     pub term: u32,
 }
 
-/// A request of the input, ready to be handed out.
+/// A request of the input, ready to be assigned.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
     pub line: Line,
@@ -70,7 +70,7 @@ pub struct Answer {
     pub worker: WorkerId,
     pub tag: AssignmentTag,
     pub verdict: Verdict,
-    /// Why the worker could not go on; of a fault alone.
+    /// Why the worker could not continue; of a fault alone.
     pub fault: Option<Box<str>>,
     pub prompt_tokens: u32,
     pub completion_tokens: u32,
@@ -89,7 +89,7 @@ pub enum Verdict {
     Good { ids_digest: u64 },
     /// An error line.
     Bad,
-    /// The worker could not go on: not an answer, the job goes elsewhere.
+    /// The worker could not continue: not an answer, the job goes elsewhere.
     Fault,
 }
 
@@ -185,7 +185,7 @@ pub enum Event {
         sequence: u64,
         answer: Box<Answer>,
     },
-    /// The hand-over is stored at this sequence of the shard's stream; `None`: it could not be stored.
+    /// The assignment is stored at this sequence of the shard's stream; `None`: it could not be stored.
     Handed {
         job: JobRef,
         epoch: Epoch,
@@ -229,7 +229,7 @@ pub enum Event {
     },
     /// Time has passed. The shell sends one every 200 ms.
     Tick,
-    /// All events at hand are in: hand out what can be handed out.
+    /// All available events are in: assign the jobs that can be assigned.
     Turn,
 }
 

@@ -128,7 +128,7 @@ impl Fair {
         self.ring.join(slot);
     }
 
-    /// The batch whose next job is to be handed out now; it has paid for it. `cost` is the size of a batch's next
+    /// The batch whose next job is to be assigned now; it has paid for it. `cost` is the size of a batch's next
     /// job in tokens, `None` when it has none.
     pub(super) fn next(
         &mut self,

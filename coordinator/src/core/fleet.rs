@@ -50,7 +50,7 @@ pub struct Worker {
     pub advanced_at: MonoMs,
     /// Its engine does not move: it gets no work until it does.
     pub hangs: bool,
-    /// Since when it runs nothing although jobs lie in its queue.
+    /// Since when it runs nothing although jobs are in its queue.
     pub stuck_since: Option<MonoMs>,
 }
 

@@ -1,4 +1,4 @@
-//! Which job is where: every hand-over from its publication to its end, with the sums that follow from it.
+//! Which job is where: every assignment from its publication to its end, with the sums that follow from it.
 //!
 //! A job moves to a worker by [`Flights::depart`] and from it by [`Flights::arrive`], and by nothing else. So what a
 //! worker holds, what a batch has in flight and what its budget has promised cannot disagree.
@@ -9,7 +9,7 @@ use ternfleet_proto::{Epoch, MonoMs, UsdMicro};
 
 use super::event::{BatchSlot, JobRef, WorkerSlot};
 
-/// Where a hand-over stands.
+/// Where an assignment stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Being published.
@@ -24,7 +24,7 @@ pub enum Stage {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Size {
     pub tokens: u32,
-    /// What it was reckoned to cost at this worker when it was handed over.
+    /// What it was estimated to cost at this worker when it was assigned.
     pub cost: UsdMicro,
 }
 
@@ -42,7 +42,7 @@ pub struct Flight {
     pub running: bool,
     /// Tokens generated, as last heard.
     pub generated: u32,
-    /// When `generated` last grew, or the hand-over.
+    /// When `generated` last grew, or the assignment.
     pub progress_at: MonoMs,
     /// What was billed of it.
     pub used: Used,
@@ -105,7 +105,7 @@ impl Flight {
         self.worker
     }
 
-    /// It lies in the worker's queue or runs there, and nobody takes it back.
+    /// It is in the worker's queue or runs there, and nobody takes it back.
     pub fn is_handed(&self) -> bool {
         self.stage == Stage::Handed
     }
@@ -123,7 +123,7 @@ struct Held {
 pub struct Committed {
     pub jobs: u32,
     pub tokens: u64,
-    /// What its jobs in flight are reckoned to cost, each at the price of its worker.
+    /// What its jobs in flight are estimated to cost, each at the price of its worker.
     pub cost: UsdMicro,
 }
 
@@ -205,7 +205,7 @@ impl Flights {
         self.flights.range(whole).map(|(job, flight)| (*job, flight))
     }
 
-    /// In the order in which they were handed over, batch by batch.
+    /// In the order in which they were assigned, batch by batch.
     pub fn of_worker(&self, worker: WorkerSlot) -> impl DoubleEndedIterator<Item = JobRef> {
         self.held.get(&worker).into_iter().flat_map(|held| held.jobs.iter().copied())
     }

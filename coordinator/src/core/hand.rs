@@ -1,4 +1,4 @@
-//! Handing out: fairness says whose job is next, the budget which workers may have it, the router which one gets it.
+//! Assigning: fairness says whose job is next, the budget which workers may have it, the router which one gets it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -333,7 +333,7 @@ impl Core {
         actions.push(Action::Hand(Box::new(hand)));
     }
 
-    /// The hand-over is stored, or could not be.
+    /// The assignment is stored, or could not be.
     pub(super) fn handed(
         &mut self,
         now: Now,
@@ -371,7 +371,7 @@ impl Core {
         Snapshot::take(&self.fleet, &self.flights, self.money.pod_numbers())
     }
 
-    /// The batch takes part in the next hand-outs.
+    /// The batch takes part in the next assignments.
     pub(super) fn join(&mut self, now: Now, slot: BatchSlot) {
         let Some(batch) = self.ledger.get(slot) else { return };
         if batch.runs() && !batch.is_interactive() && batch.waiting() > 0 {

@@ -22,7 +22,7 @@ const SINGLES_MAX: usize = 2000;
 pub enum Kept {
     /// It was known already, or answered.
     Known,
-    /// It is kept, and stands in no queue yet.
+    /// It is kept, and is in no queue yet.
     Kept,
     TooManyModels,
 }
@@ -202,7 +202,7 @@ impl Ledger {
         true
     }
 
-    /// Forgets what was kept of a line that is answered; `waits` if it may stand in a queue.
+    /// Forgets what was kept of a line that is answered; `waits` if it may be in a queue.
     pub fn close_line(&mut self, job: JobRef, waits: bool) {
         if waits {
             self.unqueue(job);

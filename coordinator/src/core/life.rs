@@ -17,7 +17,7 @@ impl Core {
         actions.push(Action::ClearWork);
         self.money.begin_to_tell(now);
         let slots = self.ledger.active_slots();
-        // Workers say within a second what they run; what nobody runs is handed out after that.
+        // Workers report within a second what they run; jobs that nobody runs are assigned after that.
         let settle = Duration::from_millis(if slots.is_empty() { 0 } else { self.limits.settle_ms });
         self.hand_after = now.mono.plus(settle);
         for slot in slots {
@@ -95,7 +95,7 @@ impl Core {
             self.interactive.push_back(job);
             return;
         }
-        // Whoever runs it says so within a second and keeps it; otherwise it is handed out anew.
+        // A worker that runs it reports it within a second and keeps it; otherwise it is assigned again.
         self.ledger.unqueue(job);
         self.ledger.defer(job, Some(now.mono.plus(Duration::from_millis(self.limits.settle_ms))));
         let found: Vec<(u64, Answer)> =

@@ -1,4 +1,4 @@
-//! Can this batch run its next job, and if not, why not? One answer for handing out and for pausing, so that no batch
+//! Can this batch run its next job, and if not, why not? One answer for assigning and for pausing, so that no batch
 //! lies between the two, neither run nor paused.
 //!
 //! It does not choose the worker: that is the router's ([`crate::route`]).
@@ -76,7 +76,7 @@ pub(super) fn cost_of(tokens: u32, kappa_usd_micro: f64) -> UsdMicro {
 }
 
 /// The lowest price among the workers of the kind that have not reported a fault on the job; among all of them when
-/// none is left, and then the hand-out counts a failed attempt.
+/// none is left, and then the assignment counts a failed attempt.
 fn cheapest(live: &Live, kind: EngineKind, snapshot: &Snapshot) -> f64 {
     let known = snapshot.kappa_min(kind);
     if live.faulted.is_empty() {

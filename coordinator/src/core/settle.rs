@@ -118,7 +118,7 @@ impl Core {
         }
     }
 
-    /// A worker says that it could not go on with a job.
+    /// A worker says that it could not continue with a job.
     fn fault_reported(&mut self, now: Now, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
         self.counts.worker_faults += 1;
         if !self.ledger.get(job.batch).is_some_and(|batch| batch.is_open(job.index)) {
@@ -214,7 +214,7 @@ impl Core {
             generated: trace.as_ref().map_or(0, |t| t.generated),
             reason: "its worker was lost while it ran".to_owned(),
         };
-        // A job that this leader hands out for the first time brings its attempts under earlier leaders with it.
+        // A job that this leader assigns for the first time includes its attempts under earlier leaders.
         if let Some(trace) = &trace
             && let Some(live) = self.ledger.live_mut(job).filter(|live| live.handovers <= 1)
         {

@@ -1,5 +1,5 @@
-//! The fleet as the router sees it, with the prices that budgets are held against. Taken when jobs are to be handed out,
-//! and thrown away after that.
+//! The fleet as the router sees it, with the prices that budgets are held against. Taken when jobs are to be assigned,
+//! and discarded after that.
 
 use ternfleet_proto::UsdMicro;
 
@@ -84,7 +84,7 @@ impl Snapshot {
         self.rate(kind) > 0.0
     }
 
-    /// Price at a worker; one that nobody has measured is taken to be as dear as the dearest known, and when none is
+    /// Price at a worker; one that nobody has measured is taken to be as expensive as the most expensive known, and when none is
     /// known, for nothing: somebody must try it, and the bill stops at the budget.
     pub(super) fn kappa(&self, place: usize) -> f64 {
         self.known_or_dearest(self.kappas[place])

@@ -39,7 +39,7 @@ impl Core {
         self.check_money();
     }
 
-    /// What the audit log says, the batches' records say too: a restarted coordinator goes on from there.
+    /// What the audit log says, the batches' records say too: a restarted coordinator continues from there.
     fn tell_spent(&mut self, told: Vec<Spent>, actions: &mut Vec<Action>) {
         if self.lead.is_none() {
             return;

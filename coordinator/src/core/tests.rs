@@ -174,7 +174,7 @@ fn a_batch_pauses_when_its_budget_is_spent_and_goes_on_with_more() {
     assert_eq!(world.state(slot), BatchState::Completed);
 }
 
-/// A worker of 100 tokens a second at this price makes a token for 10 micro-dollars, so a job is reckoned at 200.
+/// A worker of 100 tokens a second at this price makes a token for 10 micro-dollars, so a job is estimated at 200.
 const TEN_A_TOKEN: i64 = 3_600_000;
 
 fn budget(usd_micro: i64) -> BatchOptions {
@@ -359,7 +359,7 @@ proptest! {
         let one = world.submit("one", "t", lines, BatchOptions::default());
         let budget = BatchOptions { budget_usd_micro: Some(UsdMicro(50)), completion_window_ms: Some(120_000), ..BatchOptions::default() };
         let two = world.submit("two", "u", lines / 2 + 1, budget);
-        // A restarted coordinator numbers its batches anew.
+        // A restarted coordinator numbers its batches again.
         let ids = [one, two].map(|slot| world.core.batch(slot).unwrap().record.id.clone());
         for _ in 0..1_500 {
             let n = world.dice.below(4) as usize;

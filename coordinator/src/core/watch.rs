@@ -192,7 +192,7 @@ impl Core {
         }
     }
 
-    /// True if nothing of the batch is in flight and its next job is too dear at every worker there is: then no
+    /// True if nothing of the batch is in flight and its next job is too expensive at every worker there is: then no
     /// answer will change that, only more money.
     fn nothing_affordable(&mut self, slot: BatchSlot, snapshot: &mut Option<Snapshot>) -> bool {
         let committed = self.flights.committed(slot);

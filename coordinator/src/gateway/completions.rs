@@ -79,7 +79,7 @@ async fn run(
     single.line.model = models::chosen(&gateway, single.line.model.take()).await?;
     let wants_stream = single.generation.stream;
     let patience = Duration::from_secs(gateway.limits().completion_timeout_s);
-    // Both subscriptions stand before the job exists, so nothing can be missed.
+    // Both subscriptions exist before the job does, so nothing can be missed.
     let bus = gateway.bus_handle();
     let done = bus.subscribe(&table::done(&job)).await?;
     let tokens = if wants_stream { Some(bus.subscribe(&table::tokens(&job)).await?) } else { None };

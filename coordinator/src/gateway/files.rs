@@ -1,7 +1,7 @@
 //! `/v1/files`: upload (streamed into the object store), list, get, content (with Range), delete.
 //!
 //! A file is an object of the tenant's bucket; its id is the object's name. What OpenAI wants to know besides the
-//! content (file name, purpose, end) lies in the key-value bucket `files`; see `crate::files`.
+//! content (file name, purpose, end) is in the key-value bucket `files`; see `crate::files`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -29,7 +29,7 @@ impl Default for Leaders {
 }
 
 impl Leaders {
-    /// Listens for ever.
+    /// Listens forever.
     pub(super) async fn follow(&self, bus: &dyn Bus) {
         loop {
             if let Ok(mut notes) = bus.subscribe(table::control_all()).await {

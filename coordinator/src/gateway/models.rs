@@ -37,7 +37,7 @@ async fn served(gateway: &Gateway) -> ApiResult<BTreeMap<String, Value>> {
 /// How long a list of model names may be used again: a second is far below the time in which workers come and go.
 const KNOWN_FOR: Duration = Duration::from_secs(1);
 
-/// The names that are served, so that not every completion asks anew.
+/// The names that are served, so that not every completion asks again.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     names: Mutex<Option<(Instant, Vec<String>)>>,

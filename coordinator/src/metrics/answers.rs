@@ -55,14 +55,14 @@ impl AnswerSeries {
         Self {
             failed: maker.counters(
                 "answers_failed_total",
-                "Error answers by reason, as they are stored; a worker's fault ends an attempt, not the job.",
+                "Stored error answers by reason. A worker's fault ends an attempt, not the job.",
                 "code",
                 &FAILURES.map(code),
             ),
             attempts: histogram("job_attempts", "Attempts that an answered job took.", &ATTEMPTS),
             queue_wait: histogram(
                 "job_queue_wait_seconds",
-                "Time from a worker's pull to the job's admission to its batch.",
+                "Time from a worker's pull until the engine admits the job.",
                 &SECONDS,
             ),
             first_token: histogram(

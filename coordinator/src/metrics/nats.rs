@@ -40,20 +40,20 @@ impl NatsSeries {
             connected: maker.gauge("nats_connected", "1 while the connection to NATS is up."),
             round_trip: maker.histogram(
                 "nats_round_trip_seconds",
-                "Time that JetStream takes to answer a small question of the coordinator.",
+                "Time that JetStream takes to answer a probe request of the coordinator.",
                 &SECONDS,
             ),
             failures: maker
-                .counter("nats_questions_failed_total", "Small questions that JetStream did not answer."),
+                .counter("nats_questions_failed_total", "Probe requests that JetStream did not answer."),
             messages: maker.gauges(
                 "nats_stream_messages",
-                "Messages stored in a stream; those of the work streams added up.",
+                "Messages stored in a stream; the work streams are added up.",
                 "stream",
                 &streams,
             ),
             bytes: maker.gauges(
                 "nats_stream_bytes",
-                "Bytes stored in a stream; those of the work streams added up.",
+                "Bytes stored in a stream; the work streams are added up.",
                 "stream",
                 &streams,
             ),

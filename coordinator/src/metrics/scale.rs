@@ -45,38 +45,38 @@ impl ScaleSeries {
             pods: m.gauges("scale_pods", "Pods that the scaler rents, by state.", "state", &states),
             pods_wanted: m.gauges(
                 "scale_pods_limit",
-                "Least and largest number of rented pods, as set.",
+                "Minimum and maximum number of rented pods, as set.",
                 "limit",
                 &["min", "max"],
             ),
             spent: m.gauges(
                 "scale_spent_usd",
-                "Spent on rented pods in dollars, since midnight UTC and since the fleet began; kept over restarts.",
+                "Spent on rented pods in dollars, since midnight UTC and since the fleet was created; survives restarts.",
                 "since",
                 &["midnight", "begin"],
             ),
-            halted: m.gauge("scale_halted", "1 while nothing is ordered: no balance, a refused key, no list of pods."),
-            acts: m.counters("scale_acts_total", "What the scaler did.", "act", &ACTS),
+            halted: m.gauge("scale_halted", "1 while nothing is ordered: no balance, a rejected key, or no list of pods."),
+            acts: m.counters("scale_acts_total", "Actions of the scaler.", "act", &ACTS),
             faults: m.counters(
                 "provider_faults_total",
-                "Requests that the provider of pods refused or did not answer.",
+                "Requests that the pod provider rejected or did not answer.",
                 "fault",
                 &FAULTS,
             ),
-            plan_cost: m.gauge("plan_usd", "What the plan for all accepted batches costs, in dollars."),
+            plan_cost: m.gauge("plan_usd", "Cost of the plan for all accepted batches, in dollars."),
             plan_bound: m
-                .gauge("plan_bound_usd", "The least that any plan could cost, a boot for each pod included, in dollars."),
-            plan_regret: m.gauge("plan_regret_ratio", "How much dearer the plan is than the bound, as a share of it."),
+                .gauge("plan_bound_usd", "Lower bound of the cost of any plan, including one boot per pod, in dollars."),
+            plan_regret: m.gauge("plan_regret_ratio", "Cost of the plan above the bound, as a share of the bound."),
             batches_at_risk: m
-                .gauge("plan_batches_at_risk", "Batches whose deadline or budget the plan cannot keep for sure."),
+                .gauge("plan_batches_at_risk", "Batches whose deadline or budget the plan may not meet."),
             billing_drift: m.gauge(
                 "billing_drift_ratio",
-                "The provider's bill over ours, less one, for the pods that both know.",
+                "The provider's bill divided by ours, minus one, for the pods that both list.",
             ),
-            slow: m.gauge("workers_slow", "Workers that are much slower than they used to be."),
+            slow: m.gauge("workers_slow", "Workers that are much slower than before."),
             slowdowns: m.counter(
                 "worker_slowdowns_total",
-                "Times that a worker was suddenly much slower than usual: a noisy neighbour, mostly.",
+                "Times that a worker was suddenly much slower than usual, mostly because of other work on its host.",
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! Renting: which provider, within which limits. Which classes of pods there are, and how a pod is brought up, stands in
+//! Renting: which provider, within which limits. Which classes of pods there are, and how a pod is brought up, is in
 //! [`order`].
 
 mod order;
@@ -21,7 +21,7 @@ pub enum ProviderKind {
     Runpod,
 }
 
-/// The dials (`pods_min` to `idle_limit_s`) hold until `ternfleet scale set` changes them; what it set is kept by the
+/// The settings (`pods_min` to `idle_limit_s`) hold until `ternfleet scale set` changes them; what it set is kept by the
 /// fleet and wins over these.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -1,7 +1,7 @@
 //! The problem in the units of the sums: seconds from now, tokens per second that survive, and money in units of the
-//! dearest pod's hour.
+//! most expensive pod's hour.
 //!
-//! Pods stand in the order of their names and batches in that of their deadlines, whatever order they came in; and
+//! Pods are in the order of their names and batches in that of their deadlines, whatever order they came in; and
 //! money is relative. So equal problems have plans that are equal to the last bit, and scaling all prices changes
 //! none.
 

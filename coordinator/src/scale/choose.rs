@@ -7,7 +7,7 @@ use ternfleet_proto::UsdMicro;
 use super::{Act, Class, Decision, Intent, Intents, Seen, SeenPod, SeenWorker, Settings, Why};
 use crate::plan::{Care, Limits, Plan, Pod, PodClass, PodState, Problem, Step, plan};
 
-/// What a loss costs in time until the work goes on elsewhere.
+/// What a loss costs in time until the work continues elsewhere.
 const RESTART_S: f64 = 30.0;
 /// A pod's slots checkpoint every 32 tokens each.
 const CHECKPOINT_TOKENS: u32 = 512;
@@ -157,7 +157,7 @@ fn lease(settings: &Settings, price: UsdMicro) -> UsdMicro {
     price.over(Duration::from_secs_f64(settings.lease_s))
 }
 
-/// Gives back the dearest pods until what is spent today and a lease of all others is within the day's limit.
+/// Gives back the most expensive pods until what is spent today and a lease of all others is within the day's limit.
 fn keep_daily_limit(
     settings: &Settings,
     seen: &Seen,
@@ -289,7 +289,7 @@ fn problem(
             state: PodState::Running,
         })
         .collect();
-    // The fleet's limits bind what is rented; what stands here anyway comes on top.
+    // The fleet's limits bind what is rented; what is here anyway comes on top.
     let fixed_price: UsdMicro = fixed.iter().map(|pod| pod.price_usd_micro_per_hour).sum();
     let fixed_count = fixed.len();
     Problem {

@@ -12,7 +12,7 @@ const DEATHS_BORNE: u32 = 2;
 const UNPROVEN_MAX: u32 = 4;
 const REST_MAX: Duration = Duration::from_secs(6 * 3600);
 
-/// What is remembered of a class, in the bucket `scale`, so that a new leader does not begin anew.
+/// What is remembered of a class, in the bucket `scale`, so that a new leader does not start again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Health {

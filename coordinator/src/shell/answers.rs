@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 /// Newest answers kept in memory, in bytes.
 const RECENT_BYTES: usize = 48 << 20;
 
-/// The newest answers as they stand in the stream, by sequence. Callers that follow a batch read from here.
+/// The newest answers as they are in the stream, by sequence. Callers that follow a batch read from here.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Recent {
     kept: Arc<Mutex<Kept>>,
@@ -47,7 +47,7 @@ impl Recent {
     }
 }
 
-/// Feeds every answer from `from_sequence` on to the inbox, for ever; `CaughtUp` once in between.
+/// Feeds every answer from `from_sequence` on to the inbox, forever; `CaughtUp` once in between.
 pub(crate) async fn follow(
     bus: Arc<dyn Bus>,
     from_sequence: u64,
@@ -122,7 +122,7 @@ impl Committed {
         Self::among(bus, key, &filter, record.results_after + 1, record.lines.unwrap_or(0)).await
     }
 
-    /// Of a batch of so many lines whose answers stand under `filter`.
+    /// Of a batch of so many lines whose answers are under `filter`.
     pub(crate) async fn among(
         bus: &Arc<dyn Bus>,
         key: &AssignmentKey,

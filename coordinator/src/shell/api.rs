@@ -275,7 +275,7 @@ impl Api {
         self.answer(reply, &view_or_gone(now, slot, core));
     }
 
-    /// A single job of an earlier leader: if its answer is stored, whoever waits is told; otherwise it is begun anew.
+    /// A single job of an earlier leader: if its answer is stored, whoever waits is told; otherwise it is started again.
     fn revive(&self, job: JobCreate) {
         let (bus, key, inbox) = (Arc::clone(&self.bus), self.ground.key.clone(), self.inbox.clone());
         tokio::spawn(async move {
@@ -292,7 +292,9 @@ impl Api {
                     let _ = inbox.send(Input::Event(Event::JobCreated(Box::new(job)))).await;
                 }
                 // Whoever waits asks again.
-                Err(error) => tracing::debug!(error = format!("{error:#}"), "RESULTS cannot be looked at"),
+                Err(error) => {
+                    tracing::debug!(error = format!("{error:#}"), "the state of RESULTS cannot be read")
+                }
             }
         });
     }

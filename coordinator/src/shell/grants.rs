@@ -159,7 +159,7 @@ pub(super) async fn store(bus: &Arc<dyn Bus>, granted: &Granted) -> bool {
 /// Every stored grant, and the revision from which on the bucket is to be followed.
 pub(super) async fn load(bus: &Arc<dyn Bus>, has_permissions: bool) -> anyhow::Result<(Grants, u64)> {
     let end = bus.stream_facts(&table::kv_stream(table::KV_GRANTS)).await;
-    let end = end.context("the grants cannot be looked at")?.last_sequence;
+    let end = end.context("the grants cannot be counted")?.last_sequence;
     let mut grants = Grants::new(has_permissions);
     for entry in bus.kv_entries(table::KV_GRANTS).await.context("the grants cannot be read")? {
         if let Ok(granted) = codec::decode(&entry.value) {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::Input;
 use crate::core::{BatchRecord, Event, view_of};
 
-/// Waits between tries, about five hours in all. A new leader begins anew.
+/// Waits between tries, about five hours in all. A new leader starts again.
 const WAITS_S: [u64; 8] = [5, 30, 120, 600, 1800, 3600, 3600, 7200];
 
 /// Calls the batch's webhook; the outcome goes to the inbox.

@@ -17,7 +17,7 @@ use crate::core::{Action, Event, HandOut, JobRef, Trace};
 
 /// Operations on their way at a time.
 const IN_FLIGHT_MAX: usize = 4096;
-/// Hand-overs are given up, and begun anew with a new epoch, after so many attempts.
+/// Assignments are given up, and started again with a new epoch, after so many attempts.
 const HAND_ATTEMPTS: u32 = 20;
 const WAIT: Duration = Duration::from_millis(150);
 
@@ -180,7 +180,7 @@ async fn sweep(bus: &Arc<dyn Bus>, shard: u16, workers: &[WorkerId]) {
     }
 }
 
-/// The same message id for every attempt: a hand-over that was stored unheard is not stored twice.
+/// The same message id for every attempt: an assignment that was stored unheard is not stored twice.
 async fn hand_over(bus: &Arc<dyn Bus>, hand: HandOut) -> Event {
     let HandOut { job, shard, worker, mut work } = hand;
     let span = spans::hand_over(&mut work, &worker);

@@ -50,7 +50,7 @@ impl Question {
     pub(crate) async fn answer(self) -> Result<(Quote, Promise), Refusal> {
         let worked = ternfleet_proto::aside::run(move || self.work_out()).await;
         worked.unwrap_or_else(|_| {
-            Err(refuse(RefusalCode::Unavailable, "the quote could not be worked out".into()))
+            Err(refuse(RefusalCode::Unavailable, "the quote could not be computed".into()))
         })
     }
 

@@ -164,7 +164,7 @@ impl Reader {
         let Some(index) = self.index().await? else { anyhow::bail!("the file has too many lines") };
         let (near, offset) = index.before(from);
         let (mut stream, mut next) = match self.open.take() {
-            // Reading on, or skipping a little, is cheaper than opening anew.
+            // Reading on, or skipping a little, is cheaper than opening again.
             Some((stream, next)) if next <= from && from - next <= 2 * INDEX_EVERY => (stream, next),
             _ => (self.stream(offset).await?, near),
         };

@@ -35,7 +35,8 @@ pub(super) async fn load(
         }
     }
     records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-    let end = bus.stream_facts(table::RESULTS).await.context("RESULTS cannot be looked at")?.last_sequence;
+    let end =
+        bus.stream_facts(table::RESULTS).await.context("the state of RESULTS cannot be read")?.last_sequence;
     let live = records.iter().filter(|record| !record.state.is_terminal());
     let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
     for record in records {
@@ -45,7 +46,7 @@ pub(super) async fn load(
     Ok(from)
 }
 
-/// Feeds every value that is stored in the bucket from `from_revision` on to the inbox, in order, for ever.
+/// Feeds every value that is stored in the bucket from `from_revision` on to the inbox, in order, forever.
 pub(super) async fn follow(
     bus: Arc<dyn Bus>,
     bucket: &'static str,

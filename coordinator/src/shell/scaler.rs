@@ -1,7 +1,7 @@
 //! The scaler as a task of the leader: it looks at the provider's list and at the core's situation, asks
 //! [`crate::scale::decide`], and does what that says, intents first.
 //!
-//! What it must not forget stands in the bucket `scale` ([`store`]): intents, dials, the number of the next name, the
+//! What it must not forget is in the bucket `scale` ([`store`]): intents, settings, the number of the next name, the
 //! ledger of the day. A leader that dies at any point is followed by one that reads them and adopts what runs. The
 //! core is told of every lease, so that its bill runs from a pod's creation to its return.
 

@@ -1,6 +1,6 @@
-//! The coordinator's part of a trace, and its log of batches and workers: accepting, handing over, committing.
+//! The coordinator's part of a trace, and its log of batches and workers: accepting, assigning, committing.
 //!
-//! A context that came with a message goes on with the next one; when spans are exported, the span in between is its cause.
+//! A context that came with a message continues with the next one; when spans are exported, the span in between is its cause.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use tracing::Span;
 
 use crate::core::{Batch, Core};
 
-/// The log's lines about the fleet stand under the program's own name, wherever they are written.
+/// The log's lines about the fleet are under the program's own name, wherever they are written.
 const TARGET: &str = "ternfleet_coordinator";
 
 /// Hangs `span` under the context and makes itself the context of what follows.
@@ -27,7 +27,7 @@ pub(super) fn accepted(batch: &BatchId, traceparent: &mut Option<String>) {
     pass_through(&tracing::info_span!("accept", %batch), traceparent);
 }
 
-/// Lasts until the hand-over is stored. Without a trace there is none: thousands of jobs a second go this way.
+/// Lasts until the assignment is stored. Without a trace there is none: thousands of jobs a second go this way.
 pub(super) fn hand_over(work: &mut Work, worker: &WorkerId) -> Span {
     if work.traceparent.is_none() {
         return Span::none();

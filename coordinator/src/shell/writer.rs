@@ -22,7 +22,7 @@ use super::answers::Committed;
 use crate::core::{BatchRecord, Outputs};
 use crate::files::{self, FileRecord};
 
-/// Tries of a batch whose answers are not all there; anything else is tried for ever.
+/// Tries of a batch whose answers are not all there; anything else is tried forever.
 const ATTEMPTS: u32 = 20;
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// Files up to this many bytes are sent from memory.
@@ -36,7 +36,7 @@ struct Missing {
     expected: u32,
 }
 
-/// Where a line lies in the scratch file.
+/// Where a line is in the scratch file.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
     offset: u64,

@@ -9,7 +9,7 @@ use crate::plan::{Batch, Care, ClassSet, Limits, Plan, Pod, PodClass, PodState, 
 
 /// The simple policies take this much more speed than the arithmetic asks for.
 const SIMPLE_MARGIN: f64 = 1.1;
-/// Most fleets are planned anew this often; larger ones less often, since nothing hurries them.
+/// Most fleets are planned again this often; larger ones less often, since nothing hurries them.
 const REPLAN_S: f64 = 30.0;
 const LARGE_REPLAN_S: f64 = 300.0;
 const LARGE_PODS: usize = 2_000;

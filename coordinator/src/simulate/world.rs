@@ -8,7 +8,7 @@ use crate::plan::{Batch, ClassSet, Pod, PodClass, PodState, Problem, lower_bound
 use crate::random::Random;
 
 const DRAIN_S: f64 = 5.0;
-/// After the last deadline a run goes on for at most this many times as long, then what is left is given up.
+/// After the last deadline a run continues for at most this many times as long, then what is left is given up.
 const OVERTIME: f64 = 4.0;
 /// Without any deadline a run ends after so long.
 const OPEN_END_S: f64 = 14.0 * 86_400.0;
@@ -441,7 +441,7 @@ impl<'a> World<'a> {
     }
 
     /// Equal shares are dealt to the pods that run; a pod that is through with its share idles until all are, or
-    /// until the shares are dealt anew because a pod came or went.
+    /// until the shares are dealt again because a pod came or went.
     fn dealt_rate(&mut self, batch: usize, rates: &[f64]) -> f64 {
         let running = rates.iter().filter(|&&rate| rate > 0.0).count();
         let dealt =

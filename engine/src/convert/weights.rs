@@ -107,7 +107,7 @@ pub(super) fn unpack(tensor: &Tensor<'_>, n_columns: usize) -> Result<Vec<u8>, E
         ));
     }
     if let Err(reason) = i2s::check(tensor.data, tensor.data.len() * 4) {
-        return Err(fault(tensor, format!("it holds the code 3, which stands for nothing ({reason})")));
+        return Err(fault(tensor, format!("it has the code 3, which has no meaning ({reason})")));
     }
     let n_packed_rows = tensor.data.len() / n_columns;
     let mut codes = vec![0u8; tensor.data.len()];

@@ -1,4 +1,4 @@
-//! How far two engines' predictions lie apart, from their logits at the same positions.
+//! How far two engines' predictions differ, from their logits at the same positions.
 
 use super::{best, log_sum_exp};
 

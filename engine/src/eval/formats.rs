@@ -25,7 +25,7 @@ pub enum Format {
 
 /// A text that names no format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no format; hellaswag, winogrande, piqa, arc and plain are")]
+#[error("'{0}' is not a format; use hellaswag, winogrande, piqa, arc or plain")]
 pub struct UnknownFormat(String);
 
 impl FromStr for Format {
@@ -98,7 +98,7 @@ fn hellaswag(json: &Value) -> Result<Question, String> {
     Ok(after(&context, endings.iter().map(String::as_str), index(json, "label")?))
 }
 
-/// Both options stand in the gap in turn, and what follows the gap is scored.
+/// Both options are in the gap in turn, and what follows the gap is scored.
 fn winogrande(json: &Value) -> Result<Question, String> {
     let sentence = text(json, "sentence")?;
     let (before, behind) = sentence.split_once('_').ok_or("the sentence has no gap '_'")?;

@@ -22,7 +22,7 @@ pub struct Architecture {
     pub rounding: Rounding,
     /// Whether `rope_freqs.weight` may divide the rotary frequencies.
     pub rope_factors: bool,
-    /// Whether scales may stand in tensors of their own, `blk.N.attn_q.scale`.
+    /// Whether scales may be in tensors of their own, `blk.N.attn_q.scale`.
     pub scale_tensors: bool,
     /// The same graph as a Hugging Face checkpoint.
     pub hugging_face: HuggingFace,

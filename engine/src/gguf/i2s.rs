@@ -17,7 +17,7 @@ pub const TRAILER_BYTES: u64 = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// Code 3 was found.
-    #[error("weight {index} has the code 3, which stands for nothing (0, 1 and 2 are -1, 0 and +1)")]
+    #[error("weight {index} has the code 3, which has no meaning (0, 1 and 2 are -1, 0 and +1)")]
     CodeThree {
         /// Flat index of the first such weight.
         index: usize,

@@ -38,7 +38,7 @@ impl<'a> Block<'a> {
         self.find(part).expect("because every architecture has this part, and `check_model` found it")
     }
 
-    /// What the scales within a matrix are multiplied by: 1, or what stands in a tensor of its own.
+    /// What the scales within a matrix are multiplied by: 1, or what is in a tensor of its own.
     pub fn factor(&self, part: Part) -> f32 {
         self.scales[part as usize]
     }

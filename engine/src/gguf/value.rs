@@ -51,7 +51,7 @@ impl Element {
     }
 }
 
-/// A metadata array: where its elements lie in the file.
+/// A metadata array: where its elements are in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Array {
     /// The elements' type.

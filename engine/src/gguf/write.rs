@@ -108,7 +108,7 @@ impl Plan {
 }
 
 impl<'a, W: Write> Writer<'a, W> {
-    /// Goes on to the next tensor and returns it; `None` after the last.
+    /// Moves on to the next tensor and returns it; `None` after the last.
     ///
     /// # Panics
     /// If the tensor before is not complete.

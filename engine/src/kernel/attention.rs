@@ -79,7 +79,7 @@ pub(super) unsafe fn attend<L: Lanes, const WIDE: usize, const V: usize, const T
     }
 }
 
-/// Asks for what is read soon after the element at `at` of `part`, which may lie in what comes after that part.
+/// Asks for what is read soon after the element at `at` of `part`, which may be in what comes after that part.
 #[inline(always)]
 unsafe fn ask_ahead<L: Lanes>(part: (*const u16, usize), at: usize, then: *const u16) {
     let (start, len) = part;

@@ -1,7 +1,7 @@
 //! Float work around the ternary products, once for all instruction sets: norms, activation quantiser, epilogues, dots.
 //!
 //! Every function is generic over [`Lanes`] and stamped for each instruction set by `stamp!` in `kernel.rs`; the safe
-//! functions that check lengths stand there too. Lengths are multiples of 16 throughout: model widths are multiples of 128.
+//! functions that check lengths are there too. Lengths are multiples of 16 throughout: model widths are multiples of 128.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Vector loads by pointer; `kernel.rs` checks the lengths.
 
 use super::lanes::{Lanes, exp};

@@ -4,7 +4,7 @@
 //! register of AVX-512 is one such vector, AVX2 uses two, plain Rust an array; the bits are the same. No operation
 //! here differs between machines: no reciprocal estimates, no flush to zero, no contraction that is not written.
 //!
-//! The implementations stand in `scalar.rs`, `avx2.rs` and `avx512.rs`; `floats.rs` and `attention.rs` are written over them.
+//! The implementations are in `scalar.rs`, `avx2.rs` and `avx512.rs`; `floats.rs` and `attention.rs` are written over them.
 #![allow(unsafe_op_in_unsafe_fn)] // Each function's contract is that of its one intrinsic; see the trait.
 
 /// Sixteen f32.

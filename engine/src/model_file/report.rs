@@ -60,7 +60,7 @@ pub struct TokenizerFacts {
     pub eos: Option<u32>,
     /// Whether the file wants BOS put before a text.
     pub add_bos: Option<bool>,
-    /// Stop ids and what should be said aloud about the choice; or why text cannot be tokenized.
+    /// Stop ids and what should be reported about the choice; or why text cannot be tokenized.
     pub usable: Result<(Vec<u32>, Option<String>), String>,
 }
 

@@ -235,7 +235,7 @@ impl Ops<'_, '_> {
         }
     }
 
-    /// Asks for what a task will rotate, which may lie in another thread's cache, and for where it will store it.
+    /// Asks for what a task will rotate, which may be in another thread's cache, and for where it will store it.
     fn ask_for(&self, layer: usize, task: &Task) {
         let segment = &self.plan.segments[task.segment];
         if self.stored_first(segment) {

@@ -2,7 +2,7 @@
 //!
 //! Arrivals are counted within each cache group first and then across, so that on machines with several last-level caches
 //! one line a group goes between caches, not one a thread. Leaving is a gate that all watch. A member that panics poisons
-//! the barrier, so that the others give up instead of waiting for ever.
+//! the barrier, so that the others give up instead of waiting forever.
 
 use super::gate::Gate;
 use super::sync::{AtomicBool, AtomicUsize, Ordering};

@@ -35,7 +35,7 @@ impl Gate {
         }
     }
 
-    /// Waits until the generation is another than `seen`; true if `give_up` said so first. `give_up` is asked now and then.
+    /// Waits until the generation is another than `seen`; true if `give_up` said so first. `give_up` is called at intervals.
     pub(crate) fn wait_past(&self, seen: u64, spins: u32, give_up: impl Fn() -> bool) -> bool {
         for _ in 0..spins {
             if self.generation() != seen {

@@ -33,7 +33,7 @@ impl<T: Plain> Shared<T> {
     pub(crate) fn new(len: usize) -> Shared<T> {
         let bytes = len * size_of::<T>();
         let region = Region::new(bytes, bytes >= HUGE_FROM).unwrap_or_else(|_| {
-            // As a vector would: a process that has no room for its activations cannot go on.
+            // As a vector would: a process that has no room for its activations cannot continue.
             handle_alloc_error(Layout::array::<T>(len).unwrap_or(Layout::new::<T>()))
         });
         Shared { region, len, kind: std::marker::PhantomData }

@@ -20,7 +20,7 @@ pub struct Site {
     system: KeyPair,
     signers: Vec<(Role, KeyPair)>,
     revoked: Vec<(String, TimeMs)>,
-    /// The operator's token bears this time for ever: a server that runs takes no other in.
+    /// The operator's token bears this time forever: a server that runs takes no other in.
     made_at: TimeMs,
 }
 
@@ -131,7 +131,7 @@ impl Site {
     }
 
     /// Shuts a user out: tokens of this key issued up to now are void once the servers have read their configuration
-    /// anew.
+    /// again.
     ///
     /// # Errors
     /// When it is no user's public key.
@@ -144,7 +144,7 @@ impl Site {
         Ok(())
     }
 
-    /// New signing keys for a role: every token of it is void once the servers have read their configuration anew.
+    /// New signing keys for a role: every token of it is void once the servers have read their configuration again.
     pub fn rotate(&mut self, role: Role) {
         for (of, key) in &mut self.signers {
             if *of == role {

@@ -42,7 +42,7 @@ pub struct LineSize {
     pub max_tokens: Option<u32>,
 }
 
-/// Which limit stands in the way.
+/// The limiting factor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Binds {
@@ -70,7 +70,7 @@ impl Binds {
 pub struct PodsUsed {
     pub class: String,
     pub pods: u32,
-    /// Of these, to be rented anew.
+    /// Of these, to be rented again.
     pub started: u32,
     /// When the first of them can begin.
     pub from_ms: TimeMs,
@@ -95,7 +95,7 @@ pub struct Quote {
     pub work_tokens: f64,
     pub work_tokens_low: f64,
     pub work_tokens_high: f64,
-    /// False when a limit stands in the way.
+    /// False if a limit cannot be met.
     pub kept: bool,
     /// The limit; none when nothing binds.
     pub binds: Option<Binds>,
@@ -124,7 +124,7 @@ pub struct Promise {
     pub cost_p95_usd_micro: UsdMicro,
     pub finish_p50_ms: TimeMs,
     pub finish_p95_ms: TimeMs,
-    /// What stood in the way of a batch that was accepted all the same.
+    /// The limit that a batch accepted at risk may not meet.
     #[serde(default)]
     pub binds: Option<Binds>,
 }

@@ -1,4 +1,4 @@
-//! The scaler's dials, and what it tells of itself: `tf.api.scale_show`, `scale_set` and `scale_plan`.
+//! The scaler's settings, and what it tells of itself: `tf.api.scale_show`, `scale_set` and `scale_plan`.
 
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +61,7 @@ pub struct ScaleView {
     pub acts: Vec<ScaleAct>,
     /// What the plan holds for each batch.
     pub batches: Vec<ScaleBatch>,
-    /// How much dearer the plan is than the bound, as a share of it.
+    /// Cost of the plan above the bound, as a share of the bound.
     pub regret_ratio: f64,
     pub plan_usd_micro: UsdMicro,
     pub bound_usd_micro: UsdMicro,

@@ -13,7 +13,7 @@ pub struct Work {
     pub tenant: TenantId,
     pub lane: Lane,
     pub epoch: Epoch,
-    /// Attempts that had begun before this hand-over.
+    /// Attempts that had begun before this assignment.
     pub attempts_before: Attempt,
     pub leader: LeaderRevision,
     pub tag: AssignmentTag,
@@ -23,10 +23,10 @@ pub struct Work {
     pub numerics: String,
     /// The work is void after this; it never runs then.
     pub deadline: Option<TimeMs>,
-    /// What was left of that time at the hand-over: a worker whose wall clock is wrong drops nothing that may run.
+    /// What was left of that time at the assignment: a worker whose wall clock is wrong drops nothing that may run.
     #[serde(default)]
     pub left_ms: Option<u64>,
-    /// Tokens the coordinator reckons this job will take, prompt and output: sizes windows, pages and quotas.
+    /// Tokens the coordinator estimates for this job, prompt and output: sizes windows, pages and quotas.
     pub tokens_estimate: u32,
     pub line: Line,
     pub input: Input,
@@ -371,12 +371,12 @@ pub enum FailureCode {
     BatchCancelled,
     /// Every allowed attempt failed; the job is in the dead-letter stream.
     Poison,
-    /// The model cannot go on within the constraint: no token that it allows leads further, or finding one is too much work.
+    /// The model cannot continue within the constraint: no token that it allows leads further, or finding one is too much work.
     ConstraintDeadEnd,
     /// The model's scores for this job are no numbers (weights that overflow), and the worker's canary says that its machine
     /// computes as ever: so it would be anywhere.
     NotFinite,
-    /// The worker could not go on; another one may. A result with this code commits nothing: the coordinator counts a
+    /// The worker could not continue; another one may. A result with this code commits nothing: the coordinator counts a
     /// failed attempt and hands the job to another worker.
     WorkerFault,
 }
@@ -429,7 +429,7 @@ pub struct TokenChunk {
     /// Which of several choices it belongs to; `position` counts that one's tokens.
     #[serde(default)]
     pub choice: u32,
-    /// As [`Generated::prompt_logprobs`], with the first tokens of a choice. An echo stands before their text.
+    /// As [`Generated::prompt_logprobs`], with the first tokens of a choice. An echo precedes their text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prompt_logprobs: Vec<TokenLogprobs>,
     /// The model that answers, with the first tokens, where the job named none.

@@ -52,7 +52,7 @@ pub async fn join(
     Ok(Joined { credentials, pod, expires_at })
 }
 
-/// Has the token of a running worker signed anew; answers when that one runs out.
+/// Has the token of a running worker signed again; answers when that one runs out.
 ///
 /// # Errors
 /// As [`join`].

@@ -1,6 +1,6 @@
 //! Objects in the layout that every NATS client knows (stream `OBJ_<bucket>`, chunks on `$O.<bucket>.C.<nuid>`,
 //! metadata on `$O.<bucket>.M.<name in base64>`), with two additions: chunks are of equal size and each carries its
-//! byte offset in a header, so that a reader can begin at any byte without fetching what lies before.
+//! byte offset in a header, so that a reader can begin at any byte without fetching what is before.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

@@ -45,7 +45,7 @@ impl Position {
 }
 
 impl NatsBus {
-    /// One pull request with `no_wait` and an expiry: the server hands out what is there and closes the request, or
+    /// One pull request with `no_wait` and an expiry: the server delivers the available messages and closes the request, or
     /// waits for the first message. It never holds more for us than was asked for.
     pub(super) async fn fetch(
         &self,

@@ -1,7 +1,7 @@
-//! Reading a stream from a sequence on, in order, for ever: across reconnects and server restarts, with neither gap
+//! Reading a stream from a sequence on, in order, forever: across reconnects and server restarts, with neither gap
 //! nor repeat.
 //!
-//! An unacknowledged pull consumer is made for each replay and made anew, from the last sequence seen, at any doubt:
+//! An unacknowledged pull consumer is made for each replay and made again, from the last sequence seen, at any doubt:
 //! a gap in its own numbering, a missing heartbeat, its deletion.
 
 use std::time::Duration;
@@ -52,7 +52,7 @@ struct Fetch {
 /// What one turn of the loop brought.
 enum Turn {
     Message(Message, Position),
-    /// Nothing now; go on with this consumer.
+    /// Nothing now; continue with this consumer.
     Quiet,
     /// Go on with a new consumer.
     Doubt,
@@ -199,7 +199,7 @@ async fn pending(bus: &NatsBus, stream: &str, consumer: &str) -> Result<u64> {
     let info: Result<Pending> = bus.api(&call, &json!({}), &format!("consumer {consumer}")).await;
     match info {
         Ok(info) => Ok(info.num_pending),
-        // Not the stream: this consumer, which is then made anew.
+        // Not the stream: this consumer, which is then made again.
         Err(BusError::NotFound(what)) => Err(BusError::Unreachable(what)),
         Err(other) => Err(other),
     }

@@ -21,7 +21,7 @@ const EXPIRES_AFTER_S: std::ops::RangeInclusive<u64> = 3_600..=2_592_000;
 pub enum BatchInput {
     /// A file that was uploaded.
     File(String),
-    /// The lines themselves, as they would stand in a file.
+    /// The lines themselves, as they would be in a file.
     Inline(Vec<u8>),
 }
 

@@ -37,7 +37,7 @@ pub(super) fn constraint(fields: &mut Fields) -> Result<Option<Constraint>, Faul
     }
 }
 
-/// `text`, `json_object` or `json_schema` in the form of chat completions: the schema stands in an object of its own.
+/// `text`, `json_object` or `json_schema` in the form of chat completions: the schema is in an object of its own.
 fn response_format(mut format: Fields) -> Result<Option<Constraint>, Fault> {
     match format.text("type")?.as_deref() {
         Some("json_schema") => {
@@ -50,7 +50,7 @@ fn response_format(mut format: Fields) -> Result<Option<Constraint>, Fault> {
     }
 }
 
-/// The same in the form of responses: the schema stands beside its type.
+/// The same in the form of responses: the schema is next to its type.
 pub(super) fn text_format(mut format: Fields) -> Result<Option<Constraint>, Fault> {
     match format.text("type")?.as_deref() {
         Some("json_schema") => json_schema(format, "text.format").map(Some),

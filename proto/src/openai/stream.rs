@@ -52,7 +52,7 @@ impl Told {
         Told { single, job, begun: false, events: 0, choices }
     }
 
-    /// What is said of a chunk that goes on exactly where the caller stands; others are left to the ending.
+    /// What is said of a chunk that continues exactly where the caller stands; others are left to the ending.
     pub fn accept(&mut self, chunk: &TokenChunk) -> Vec<Spoken> {
         let place = chunk.choice as usize;
         let Some(choice) = self.choices.get_mut(place).filter(|choice| choice.tokens == chunk.position)

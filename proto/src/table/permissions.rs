@@ -14,7 +14,7 @@ use crate::id::{Lane, TenantId, WorkerId};
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// Makes streams and consumers, hands out work, reads everything.
+    /// Creates streams and consumers, assigns work, reads everything.
     Coordinator,
     /// Named by its worker id: pulls its own work, publishes under its own name.
     Worker,

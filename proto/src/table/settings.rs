@@ -17,13 +17,13 @@ pub const WORKERS_PER_SHARD: usize = 500;
 pub const ACK_WAIT: Duration = Duration::from_secs(20);
 /// Larger requests travel as an object, named in the message.
 pub const WORK_MESSAGE_BYTES_MAX: usize = 256 << 10;
-/// Outlives the longest completion window (7 days): a job that is handed out late still finds where it stood.
+/// Outlives the longest completion window (7 days): a job that is assigned late still finds its progress.
 pub const CHECKPOINT_AGE_MAX: Duration = Duration::from_secs(8 * DAY_S);
 /// After it a batch's answers are in its output objects alone, and its tombstone refuses late ones.
 pub const RESULT_AGE_MAX: Duration = Duration::from_secs(30 * DAY_S);
 
 const DAY_S: u64 = 86_400;
-/// The server's own default, named here because hand-overs rely on it.
+/// The server's own default, named here because assignments rely on it.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// Windows are two seconds of work a worker, so this is far above use and far below trouble.
 const WORK_MESSAGES_MAX: i64 = 1_000_000;
@@ -129,7 +129,11 @@ mod tests {
         let mut all = streams(3);
         all.push(work_stream_spec(0, 1));
         for spec in all {
-            assert!(spec.max_age.is_some() || spec.max_messages.is_some(), "{} grows for ever", spec.name);
+            assert!(
+                spec.max_age.is_some() || spec.max_messages.is_some(),
+                "{} grows without limit",
+                spec.name
+            );
         }
     }
 

@@ -26,7 +26,7 @@ pub fn parse_work_subject(subject: &str) -> Option<(u16, WorkerId, Lane)> {
     tokens.next().is_none().then_some((shard, worker, lane))
 }
 
-/// Message id of a hand-over. A new one for each epoch, since an id repeated on another subject of the stream would be
+/// Message id of an assignment. A new one for each epoch, since an id repeated on another subject of the stream would be
 /// taken for a duplicate and stored nowhere.
 pub fn work_message_id(job: &JobKey, epoch: crate::id::Epoch) -> String {
     format!("{job}.{epoch}")

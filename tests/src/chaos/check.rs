@@ -20,7 +20,7 @@ const BAD_EVERY: usize = 20;
 /// A batch's worth of complaints is enough.
 const BROKEN_MAX: usize = 20;
 
-/// A file of stories to tell, of different lengths, with a line now and then that is no request.
+/// A file of stories to tell, of different lengths, with an occasional line that is not a request.
 pub(super) fn input(lines: usize) -> String {
     let line = |n: usize| match n {
         n if n % BAD_EVERY == 7 => "{\"prompt\": \"no end".to_owned(),

@@ -104,7 +104,7 @@ impl Servers {
         true
     }
 
-    /// Gives the room back and starts the server anew, as its operator would: it may have turned JetStream off.
+    /// Gives the room back and starts the server again, as its operator would: it may have turned JetStream off.
     pub(super) fn free_disk(&mut self, place: usize) -> anyhow::Result<()> {
         let place = &mut self.places[place];
         let _ = std::fs::remove_file(place.store.join("ballast"));

@@ -2,7 +2,7 @@
 
 use crate::sim::Chance;
 
-/// One fault. Numbers are places; times are milliseconds until it is mended.
+/// One fault. Numbers are places; times are milliseconds until it is repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     KillWorker {
@@ -98,7 +98,7 @@ pub(super) struct Places {
     pub(super) coordinators: usize,
     pub(super) servers: usize,
     pub(super) small_disks: bool,
-    /// Now and then longer than the ack wait of 20 s.
+    /// Sometimes longer than the ack wait of 20 s.
     pub(super) long_stops: bool,
 }
 

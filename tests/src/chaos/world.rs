@@ -20,7 +20,7 @@ use crate::sim::Chance;
 const FAULTS_AT_ONCE: usize = 3;
 /// Batches under way at a time.
 const BATCHES_AT_ONCE: usize = 3;
-/// With every fault mended, everything must end within this time.
+/// After every fault is repaired, everything must end within this time.
 const END_WITHIN: Duration = Duration::from_secs(240);
 const SLOTS: usize = 4;
 
@@ -36,9 +36,9 @@ pub struct Plan {
     pub lines_a_batch: usize,
     /// Pause between faults, drawn between these.
     pub pause_ms: (u64, u64),
-    /// Put each server's store on a small tmpfs, where root may mount one, and fill it now and then.
+    /// Put each server's store on a small tmpfs, where root may mount one, and fill it sometimes.
     pub small_disks: bool,
-    /// Now and then stop a process for longer than the ack wait.
+    /// Sometimes stop a process for longer than the ack wait.
     pub long_stops: bool,
 }
 
@@ -86,7 +86,7 @@ struct World {
 /// Runs the plan in a folder of its own.
 ///
 /// # Errors
-/// When the fleet cannot even be started, or its results cannot be read: what is broken stands in the outcome.
+/// When the fleet cannot even be started, or its results cannot be read: what is broken is in the outcome.
 pub fn run(plan: &Plan, folder: &Path) -> anyhow::Result<Outcome> {
     let began = Instant::now();
     let mut world = World::start(plan, folder)?;
@@ -115,13 +115,13 @@ pub fn run(plan: &Plan, folder: &Path) -> anyhow::Result<Outcome> {
     for (_, fault) in lasting {
         world.mend(fault)?;
     }
-    let mended = Instant::now();
-    while !world.callers.is_empty() && mended.elapsed() < END_WITHIN {
+    let repaired = Instant::now();
+    while !world.callers.is_empty() && repaired.elapsed() < END_WITHIN {
         world.look_after_callers(0)?;
         world.raise_the_dead()?;
         std::thread::sleep(Duration::from_millis(50));
     }
-    world.outcome.settled_s = mended.elapsed().as_secs_f64();
+    world.outcome.settled_s = repaired.elapsed().as_secs_f64();
     for caller in &mut world.callers {
         let _ = caller.child.kill();
         let name = caller.out.display();
@@ -336,7 +336,7 @@ impl World {
             }
             Fault::FillDisk { place, .. } => self.servers.free_disk(place),
             Fault::KillAll { .. } => {
-                // In any order: workers and coordinators find no server at first, and go on trying or are restarted.
+                // In any order: workers and coordinators find no server at first, and keep trying or are restarted.
                 let parts = self.workers.iter_mut().chain(&mut self.coordinators);
                 for (part, _) in parts {
                     part.start_again()?;

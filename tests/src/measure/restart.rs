@@ -106,7 +106,7 @@ async fn answer_half(bus: &Arc<dyn Bus>, id: &BatchId, lines: u32) -> anyhow::Re
     Ok(())
 }
 
-/// The leader is killed with -9 in the middle of a batch: how long until the standby answers, and until work goes on.
+/// The leader is killed with -9 in the middle of a batch: how long until the standby answers, and until work continues.
 ///
 /// # Errors
 /// When the fleet does not work.

@@ -1,4 +1,4 @@
-//! A durable pull consumer: what it has handed out, until when, and what it will hand out again.
+//! A durable pull consumer: the messages that it has delivered, until when, and those that it will deliver again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use ternfleet_proto::table::ConsumerSpec;
 pub(super) struct Consumer {
     pub(super) spec: ConsumerSpec,
     next_sequence: u64,
-    /// Handed out: until when it may be settled.
+    /// Delivered: until when it may be acknowledged.
     pending: BTreeMap<u64, TimeMs>,
-    /// Came back: from when on it may be handed out again.
+    /// Returned: from when on it may be delivered again.
     returned: BTreeMap<u64, TimeMs>,
     delivered: BTreeMap<u64, u64>,
 }
@@ -70,7 +70,7 @@ impl Consumer {
         self.pending.values().chain(self.returned.values()).min().copied()
     }
 
-    /// True when the message was out, or back but not yet handed out again.
+    /// True when the message was delivered, or returned but not yet delivered again.
     pub(super) fn settle(&mut self, sequence: u64) -> bool {
         let known = self.pending.contains_key(&sequence) || self.returned.contains_key(&sequence);
         self.forget(sequence);

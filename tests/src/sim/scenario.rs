@@ -77,7 +77,7 @@ impl Scenario {
             rate_tok_s: chance.within(20, 400),
             price_usd_micro_per_hour: chance.within(50_000, 3_000_000) as i64,
             claims_percent: if chance.one_in(4) { chance.within(10, 1000) } else { 100 },
-            // Now and then two engines share a pod.
+            // Sometimes two engines share a pod.
             pod: if place > 0 && chance.one_in(4) { place - 1 } else { place },
             lies: false,
         });

@@ -264,7 +264,7 @@ fn show(shared: &Shared, id: &str) -> Response {
     }
 }
 
-/// The lines that there are; a real stream would go on.
+/// The lines that there are; a real stream would continue.
 fn logs(shared: &Shared, id: &str, query: &BTreeMap<String, String>) -> Response {
     let log = {
         let state = shared.state();

@@ -20,7 +20,7 @@ pub struct Image {
     pub user: (u32, u32),
     pub env: Vec<(String, String)>,
     pub workdir: String,
-    /// Files of this machine, and where they lie in the image.
+    /// Files of this machine, and where they are in the image.
     pub files: Vec<(PathBuf, String)>,
     /// Folders, with their owner.
     pub folders: Vec<(String, u32)>,

@@ -1,4 +1,4 @@
-//! Work queues: handing out, settling, redelivery, and what deletion does to each.
+//! Work queues: delivery, settling, redelivery, and what deletion does to each.
 
 use super::*;
 use ternfleet_proto::bus::Settle;

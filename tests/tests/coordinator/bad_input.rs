@@ -1,5 +1,5 @@
 //! Walks the tables of docs/reliability/bad-input.md: bad lines, bad files, bad messages, each with the answer that stands
-//! beside it. `TERNFLEET_BLESS=1` writes the answers anew.
+//! beside it. `TERNFLEET_BLESS=1` writes the answers again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ fn page() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reliability/bad-input.md")
 }
 
-/// Rows under a heading: what stands in the first column, and in the second.
+/// Rows under a heading: what is in the first column, and in the second.
 fn rows(heading: &str) -> Vec<(String, String)> {
     let text = std::fs::read_to_string(page()).unwrap();
     let part = text.split("\n## ").find(|part| part.starts_with(heading)).unwrap();

@@ -1,4 +1,4 @@
-//! What is kept, and how long: nothing is told before it is stored, nothing stays for ever.
+//! What is kept, and how long: nothing is told before it is stored, nothing stays forever.
 
 use std::time::Duration;
 
@@ -111,7 +111,7 @@ async fn an_old_batch_leaves_a_tombstone_and_a_new_one_keeps_everything() {
     assert_eq!((repeated.id, repeated.completed), (old.id.clone(), 20));
     assert!(!client.get(&running.id).await.state.is_terminal());
 
-    // A coordinator that begins anew reads the tombstone as it is.
+    // A coordinator that starts again reads the tombstone as it is.
     coordinator.stop().await;
     let coordinator = Coordinator::start(server.bus().await.unwrap());
     let view = client.get(&old.id).await;

@@ -133,7 +133,7 @@ fn a_pod_starts_with_the_right_model_and_with_no_other() {
         assert!(!refused.status.success() && said(&refused).contains(fault), "{fault}: {}", said(&refused));
     }
 
-    // By its name and an address; by an address with a digest and a manifest; by what lies there already.
+    // By its name and an address; by an address with a digest and a manifest; by what is there already.
     let shipped = ("TERNFLEET_MODEL", "storyteller");
     let fetched = pod(home.path(), &[shipped, ("TERNFLEET_MODEL_URL", &url), ("TERNFLEET_POD_DIR", dir)]);
     let configuration = String::from_utf8_lossy(&fetched.stdout).into_owned();
@@ -153,7 +153,7 @@ fn a_pod_starts_with_the_right_model_and_with_no_other() {
         ("TERNFLEET_POD_DIR", other.path().to_str().unwrap()),
     ];
     assert!(pod(home.path(), &unnamed).status.success());
-    // What lies at its place and is something else is left alone, and not run.
+    // What is at its place and is something else is left alone, and not run.
     std::fs::write(&file, "something else").unwrap();
     let refused = pod(home.path(), &[shipped, ("TERNFLEET_POD_DIR", dir)]);
     assert!(!refused.status.success());
@@ -306,7 +306,7 @@ fn a_start_that_fails_or_takes_too_long_ends_the_pod_by_the_api() {
     let worker = ["worker", "--nats", &address, "--set", "engine=instant"];
     ended("nobody answers", &start(&worker, &[("TERNFLEET_START_LIMIT_MS", "2000")]));
     assert!(begun.elapsed() < Duration::from_secs(9), "the limit holds: {:?}", begun.elapsed());
-    // Started again by a restart policy, it goes on with the time of its first start.
+    // Started again by a restart policy, it continues with the time of its first start.
     assert!(mark.exists(), "{}", mark.display());
     let begun = std::time::Instant::now();
     ended("started again", &start(&worker, &[("TERNFLEET_START_LIMIT_MS", "2000")]));

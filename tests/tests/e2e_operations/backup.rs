@@ -1,4 +1,4 @@
-//! A backup of a running fleet, restored into an empty server: every batch is there, and the fleet goes on.
+//! A backup of a running fleet, restored into an empty server: every batch is there, and the fleet continues.
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ use ternfleet_tests::standin::{Fault, Image, StandIn};
 use crate::stand_in;
 
 const PATIENCE: Duration = Duration::from_secs(240);
-/// A launch that was disturbed more often than this is not gone on with.
+/// A launch that was disturbed more often than this is not continued.
 const LIVES: usize = 12;
 
 /// A machine with a key, its folder of fleets, and the provider.
@@ -73,7 +73,7 @@ impl Laptop {
         Ended::of(&mut self.command(arguments)).unwrap()
     }
 
-    /// Begins a launch, or goes on with the one that was begun.
+    /// Begins a launch, or continues with the one that was begun.
     fn launch(&self, more: &[&str]) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(self.path("launch.log")).unwrap();
         let open = self.fleet().map(|fleet| fleet["name"].as_str().unwrap().to_owned());

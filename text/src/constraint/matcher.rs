@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use super::mask::Mask;
 
-/// Why a constrained sequence cannot go on.
+/// Why a constrained sequence cannot continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum DeadEnd {
     /// No token leads further.

@@ -88,7 +88,7 @@ pub(super) fn set_style(schema: &mut Value) {
     }
 }
 
-/// Where a schema stands in the caller's.
+/// Where a schema is in the caller's.
 #[derive(Debug, Clone)]
 struct Place {
     /// A JSON pointer.
@@ -165,7 +165,7 @@ impl<'a> Translator<'a> {
         let mut out = Map::new();
         // What must hold besides, as schemas of their own.
         let mut also: Vec<Value> = Vec::new();
-        // Up to draft 7, what stands beside a reference says nothing.
+        // Up to draft 7, what is next to a reference says nothing.
         let alone = self.references.stand_alone() && keywords.contains_key("$ref");
         for (keyword, value) in keywords.iter().filter(|(keyword, _)| !alone || *keyword == "$ref") {
             let here = place.at(keyword);

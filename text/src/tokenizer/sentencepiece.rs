@@ -92,7 +92,7 @@ impl SentencePiece {
         }
     }
 
-    /// Appends the ids of `text`; `begins` if nothing but control tokens stands before it.
+    /// Appends the ids of `text`; `begins` if nothing but control tokens is before it.
     pub(super) fn encode(&self, text: &str, begins: bool, ids: &mut Vec<u32>) -> Result<(), Error> {
         if text.is_empty() {
             return Ok(());

@@ -104,7 +104,7 @@ impl Core {
                 diverges
             }
             Read::Unreadable(_) => true,
-            // What lies under our own name is ours; whether it is right is for the coordinator's audits to find.
+            // What is under our own name is ours; whether it is right is for the coordinator's audits to find.
             Read::Withheld if slot.unheard => return self.stored(now, id, result, actions),
             Read::Withheld => false,
             Read::Nothing => {

@@ -153,7 +153,7 @@ pub enum PullOutcome {
 pub enum Read<T> {
     Found(T),
     Nothing,
-    /// What lies there cannot be decoded; its sequence, so that it can be written over.
+    /// What is there cannot be decoded; its sequence, so that it can be written over.
     Unreadable(u64),
     /// This worker may not read there.
     Withheld,
@@ -201,7 +201,7 @@ pub struct WorkIdentity {
     pub line: Line,
 }
 
-/// Output of an earlier attempt, to go on from.
+/// Output of an earlier attempt, to continue from.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Kept {
     pub ids: Vec<u32>,
@@ -258,9 +258,9 @@ pub enum End {
     Complete(Box<Completion>),
     /// As asked for by [`Action::CancelGeneration`].
     Cancelled,
-    /// No engine can go on with it: the answer of the job.
+    /// No engine can continue with it: the answer of the job.
     Failed(Failure),
-    /// The engine cannot go on with it.
+    /// The engine cannot continue with it.
     Fault(String),
     /// The machine is at fault, not the job.
     HostFault(String),
@@ -331,9 +331,9 @@ pub enum Note {
     StaleLeader { what: &'static str },
     /// Results cannot be stored: the stream is full.
     ResultsFull { job: JobKey },
-    /// A stored checkpoint was too large or had no room; the job goes on without.
+    /// A stored checkpoint was too large or had no room; the job continues without.
     CheckpointSkipped { job: JobKey },
-    /// A generation could not start or go on; it is tried again.
+    /// A generation could not start or continue; it is tried again.
     Fault { job: JobKey, reason: String },
     /// Somebody stepped this machine's wall clock.
     ClockStepped { by_ms: i64 },

@@ -89,7 +89,7 @@ impl Core {
     }
 
     /// A stream is in order: work of a lower revision that lies *behind* work of a higher one was sent by a leader
-    /// that had been deposed. Work that lies before it was in the queue already, and is as good as ever.
+    /// that had been deposed. Work that is before it was in the queue already, and is as good as ever.
     fn is_of_deposed_leader(&mut self, work: &Work, delivery: &Delivery) -> bool {
         let place = (delivery.stream.clone(), delivery.sequence);
         if work.leader > self.leader.revision {
@@ -127,7 +127,7 @@ impl Core {
             return false;
         }
         if work.epoch == slot.work.epoch {
-            // A redelivery: the old reply subject is void, the run goes on under the new one.
+            // A redelivery: the old reply subject is void, the run continues under the new one.
             if matches!(slot.phase, Phase::Ending) {
                 actions.push(drop);
                 return false;
@@ -222,7 +222,7 @@ impl Core {
             let fits = in_use < self.config.slots && (slot.pages <= pages_free || in_use == 0);
             if !fits || !alone {
                 waiting += 1;
-                // A large job at the head is not overtaken for ever by small ones; one that waits for its own
+                // A large job at the head is not overtaken forever by small ones; one that waits for its own
                 // earlier run blocks nobody.
                 if alone {
                     pages_free = 0;

@@ -171,7 +171,7 @@ impl Core {
                 actions
                     .push(Action::Note(Note::Fault { job: slot.work.job.clone(), reason: reason.clone() }));
                 self.answer_fault(now, id, reason, actions);
-                // Nothing that is computed here can be trusted: the others go back, and whoever watches starts anew.
+                // Nothing that is computed here can be trusted: the others go back, and whoever watches restarts.
                 self.drain(now, actions);
             }
             (Phase::Running | Phase::Starting, end) if !slot.give_back => {

@@ -1,4 +1,4 @@
-//! Trying again: when, and what each phase does anew.
+//! Trying again: when, and what each phase does again.
 
 use std::time::Duration;
 

@@ -82,7 +82,7 @@ impl Core {
         }
     }
 
-    /// Expired work stops; an answer that is already on its way goes on.
+    /// Expired work stops; an answer that is already on its way continues.
     pub(super) fn expire(&mut self, now: Now, actions: &mut Vec<Action>) {
         let ids: Vec<SlotId> = self
             .slots
@@ -121,7 +121,7 @@ impl Core {
         self.leave(id, Settle::Nak(Duration::ZERO), actions);
     }
 
-    /// The job cannot go on here. Its claim stays as it is, so that the attempt counts.
+    /// The job cannot continue here. Its claim stays as it is, so that the attempt counts.
     pub(super) fn hand_back_faulty(&mut self, id: SlotId, actions: &mut Vec<Action>) {
         self.leave(id, Settle::Nak(FAULTY_DELAY), actions);
     }

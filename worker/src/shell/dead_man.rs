@@ -3,7 +3,7 @@
 //! Orders and work are signs of life. When there have been none for a while, the worker asks the coordinator
 //! something cheap, and any answer will do; a fleet may be idle for hours with its coordinator well.
 //!
-//! A pod that cannot end itself goes on costing money while nobody looks. So it tries for ever, and says so each time
+//! A pod that cannot end itself keeps costing money while nobody looks. So it tries forever, and says so each time
 //! in a heartbeat that whoever leads by then makes an alarm of.
 
 use std::sync::Arc;
@@ -88,7 +88,7 @@ pub(super) async fn insist<E: Display>(
     }
 }
 
-/// The word of a worker that is gone and whose pod is not.
+/// The report of a worker that has ended while its pod still runs.
 pub(super) async fn tell(bus: Arc<dyn Bus>, at: TimeMs, profile: Heartbeat, failures: u64) {
     let counters = WorkerCounters { dead_man_failures: failures, ..WorkerCounters::default() };
     let beat = Heartbeat { state: WorkerState::Gone, counters, at, ..profile };

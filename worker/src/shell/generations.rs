@@ -295,7 +295,7 @@ impl Generations {
         self.end_choice((slot, number), finish, engine)
     }
 
-    /// One choice cannot go on, and so the job cannot.
+    /// One choice cannot continue, and so the job cannot.
     fn give_up(&mut self, slot: SlotId, end: End, engine: &EngineThread) -> Event {
         self.states.remove(&slot);
         engine.send(Command::Cancel { slot, choice: None });

@@ -23,7 +23,7 @@ impl Spans {
         Spans { worker, open: BTreeMap::new() }
     }
 
-    /// A job starts, or starts again after a fault: then its span goes on.
+    /// A job starts, or starts again after a fault: then its span continues.
     pub(super) fn start(&mut self, work: &Work) {
         while self.open.len() >= OPEN_MAX {
             self.open.pop_first();

@@ -38,7 +38,7 @@ fn cores(seen: &Topology) -> Finding {
         Some(cpus) if cpus.fract() > 0.01 => Finding::warning(
             "cpu",
             detail,
-            "the quota is no whole number, and what is left over is wasted: set the container's CPU limit to a whole number",
+            "the quota is not a whole number, and the fraction is wasted: set the container's CPU limit to a whole number",
         ),
         _ => Finding::ok("cpu", detail),
     }
@@ -99,7 +99,7 @@ fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
         Err(_) => {
             return vec![Finding::unknown(
                 "model",
-                "none named, and none ships beside the program",
+                "no model was named, and none is next to the program",
                 "--model PATH",
             )];
         }
@@ -107,7 +107,7 @@ fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
     let report = match model_file::inspect(&path) {
         Ok(report) => report,
         Err(reason) => {
-            let mend = format!("{} is no model file that can be read: get it again", path.display());
+            let mend = format!("{} cannot be read as a model file: download it again", path.display());
             return vec![Finding::fault("model", reason.to_string(), mend)];
         }
     };
@@ -115,14 +115,14 @@ fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
     if report.faults.is_empty() {
         found.push(Finding::ok("model", format!("{}, {:.1} MB", path.display(), report.bytes as f64 / 1e6)));
     } else {
-        let mend = format!("`ternfleet model inspect {}` tells all of it", path.display());
+        let mend = format!("`ternfleet model inspect {}` shows all of it", path.display());
         found.push(Finding::fault("model", report.faults.join("; "), mend));
     }
     found.push(match &report.manifest {
         None => Finding::warning(
             "manifest",
-            "no manifest.toml beside the model: tokenizer and chat template are guessed from the file",
-            "put the model's manifest beside it; models/ has those that are known",
+            "no manifest.toml next to the model: tokenizer and chat template are inferred from the file",
+            "put the model's manifest next to it; models/ has the known ones",
         ),
         Some(name) if report.disagreements.is_empty() => {
             Finding::ok("manifest", format!("{name} agrees with the file"))
@@ -130,7 +130,7 @@ fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
         Some(name) => Finding::fault(
             "manifest",
             format!("{name}: {}", report.disagreements.join("; ")),
-            "the file is not the one that the manifest describes: get it again from the place the manifest names",
+            "the file is not the one that the manifest describes: download it again from the address in the manifest",
         ),
     });
     let shown = |bytes: u64| match bytes {
@@ -143,7 +143,7 @@ fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
         Finding::warning(
             "memory",
             format!("{} for a model of {}", shown(usable), shown(report.bytes)),
-            "a worker may be ended for want of memory: raise the container's memory limit",
+            "a worker may be killed for lack of memory: raise the container's memory limit",
         )
     } else {
         Finding::ok("memory", format!("{} for a model of {}", shown(usable), shown(report.bytes)))

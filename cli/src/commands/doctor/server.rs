@@ -38,7 +38,7 @@ pub(super) async fn look(
             );
             let mut found = vec![Finding::fault("nats", format!("{reason:#}"), mend)];
             for check in ["streams", "clock", "durability"] {
-                found.push(Finding::unknown(check, NOT_REACHED, "mend NATS first"));
+                found.push(Finding::unknown(check, NOT_REACHED, "fix NATS first"));
             }
             return (found, None);
         }
@@ -98,7 +98,7 @@ async fn account(bus: &NatsBus) -> Finding {
         Err(reason) => Finding::unknown(
             "jetstream",
             reason.to_string(),
-            "this user may not ask for the account's facts ($JS.API.INFO); the coordinator's user may",
+            "this user may not request the account's state ($JS.API.INFO); the coordinator's user may",
         ),
     }
 }
@@ -123,7 +123,7 @@ async fn streams(bus: &NatsBus) -> Vec<Finding> {
             Ok(None) => found.push(Finding::fault(
                 "streams",
                 format!("{} does not exist", spec.name),
-                "start a coordinator on this NATS: it makes the streams",
+                "start a coordinator with this NATS server: it creates the streams",
             )),
             Err(reason) => found.push(Finding::unknown(
                 "streams",
@@ -159,7 +159,7 @@ async fn durability(monitoring: Option<&str>) -> Finding {
     let Some(url) = monitoring else {
         return Finding::unknown(
             "durability",
-            "how often NATS syncs to disk stands on its monitoring port alone",
+            "only the monitoring port of NATS shows how often it syncs to disk",
             "give --nats-monitoring-url http://HOST:8222",
         );
     };
@@ -176,7 +176,7 @@ async fn durability(monitoring: Option<&str>) -> Finding {
     let Some(facts) = sync else {
         return Finding::fault(
             "durability",
-            format!("{url}/varz tells nothing of JetStream"),
+            format!("{url}/varz contains nothing about JetStream"),
             "turn JetStream on",
         );
     };
@@ -185,7 +185,7 @@ async fn durability(monitoring: Option<&str>) -> Finding {
         Durability::Replicated => Finding::ok(
             "durability",
             format!(
-                "{} servers answer for each other; each syncs every {} s",
+                "replicated on {} servers, each of which syncs every {} s",
                 facts.cluster_size,
                 facts.interval_ns / 1_000_000_000
             ),

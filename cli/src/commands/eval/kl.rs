@@ -105,6 +105,6 @@ impl Kl {
 fn read_logits(path: &Path) -> anyhow::Result<Vec<f32>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let (logits, rest) = bytes.as_chunks::<4>();
-    ensure!(rest.is_empty(), "{} is no file of f32: it has {} bytes", path.display(), bytes.len());
+    ensure!(rest.is_empty(), "{} is not a file of f32: it has {} bytes", path.display(), bytes.len());
     Ok(logits.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }

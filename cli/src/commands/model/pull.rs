@@ -32,7 +32,7 @@ pub(crate) struct Pull {
     /// Connections at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     connections: u8,
-    /// Failures in a row that are borne
+    /// Failures in a row that are tolerated
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=100))]
     retries: u32,
     /// Fetch a file whose digest the manifest does not know: whatever comes is believed
@@ -135,7 +135,8 @@ impl Pull {
             quiet: self.json,
         };
         let part = store.part(known);
-        let fetched = wanted.fetch(&part).with_context(|| format!("{} did not come", known.name()))?;
+        let fetched =
+            wanted.fetch(&part).with_context(|| format!("{} could not be downloaded", known.name()))?;
         examine(known, &fetched, &store.file(known))?;
         self.settle(known, store, fetched)
     }
@@ -170,7 +171,7 @@ fn shipped(known: &Known, store: &Store) -> anyhow::Result<Here> {
                 "the storyteller ships with the sources of Ternfleet (models/storyteller), and is not fetched"
             )
         }
-        _ => bail!("the manifest of {} names no address to fetch it from", known.name()),
+        _ => bail!("the manifest of {} has no address to download it from", known.name()),
     }
 }
 
@@ -199,12 +200,12 @@ pub(crate) fn examine(known: &Known, fetched: &Fetched, path: &Path) -> anyhow::
     let forget = || crate::fetch::forget(&fetched.path);
     let file = gguf::File::open(&fetched.path)
         .inspect_err(|_| forget())
-        .with_context(|| format!("what came for {} is no model file, and was thrown away", known.name()))?;
+        .with_context(|| format!("the download for {} is not a model file, and was deleted", known.name()))?;
     let report = model_file::examine(path, &file, Some(&known.manifest));
     if !report.disagreements.is_empty() {
         forget();
         bail!(
-            "what came for {} is another model than its manifest says, and was thrown away: {}",
+            "the download for {} is another model than its manifest says, and was deleted: {}",
             known.name(),
             report.disagreements.join("; ")
         );
@@ -212,7 +213,7 @@ pub(crate) fn examine(known: &Known, fetched: &Fetched, path: &Path) -> anyhow::
     if known.manifest.not_runnable.is_none() && !report.faults.is_empty() {
         forget();
         bail!(
-            "what came for {} cannot be run, and was thrown away: {}",
+            "the download for {} cannot be run, and was deleted: {}",
             known.name(),
             report.faults.join("; ")
         );
@@ -224,7 +225,7 @@ pub(crate) fn examine(known: &Known, fetched: &Fetched, path: &Path) -> anyhow::
 fn at_endpoint(url: &str, endpoint: &str) -> anyhow::Result<String> {
     ensure!(
         endpoint.starts_with("https://") || endpoint.starts_with("http://"),
-        "--endpoint {endpoint:?} is no address: it must begin with https:// (or http://)"
+        "--endpoint {endpoint:?} is not an address: it must begin with https:// (or http://)"
     );
     let path = url.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
     Ok(format!("{}/{path}", endpoint.trim_end_matches('/')))

@@ -81,7 +81,7 @@ fn of_given(store: &Store, given: &str) -> anyhow::Result<Verdict> {
     let path = Path::new(given);
     if path.is_file() {
         let manifest = Manifest::beside(path)?
-            .with_context(|| format!("{given} has no manifest.toml beside it to be compared with"))?;
+            .with_context(|| format!("{given} has no manifest.toml next to it for the comparison"))?;
         return examine(&manifest, path);
     }
     let known = models::named(given, store)?;
@@ -104,7 +104,7 @@ fn compare_tokenizers(model: &Path, tokenizer_json: &Path) -> anyhow::Result<Vec
     Ok(differences.into_iter().map(fault).collect())
 }
 
-/// A model of the store is stamped anew when it is right. Where the manifest knows no digest, that of the first pull counts.
+/// A model of the store is stamped again when it is right. Where the manifest knows no digest, that of the first pull counts.
 fn of_known(store: &Store, known: &models::Known, path: &Path) -> anyhow::Result<Verdict> {
     let mut verdict = examine(&known.manifest, path)?;
     if let Some(pinned) =

@@ -11,7 +11,7 @@ use rcgen::{
 use super::folder::Folder;
 use crate::output::write_secret;
 
-/// Far off: certificates are replaced by running `init` anew, not by a clock.
+/// Far off: certificates are replaced by running `init` again, not by a clock.
 const LAST_YEAR: i32 = 2046;
 const MADE: &str = "certificates cannot be made";
 

@@ -22,7 +22,7 @@ pub(super) struct Folder {
     pub(super) folders: Folders,
 }
 
-/// What [`Folder::write`] needs to write the servers' configuration anew.
+/// What [`Folder::write`] needs to write the servers' configuration again.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Layout {

@@ -53,7 +53,8 @@ impl Pod {
         let known = match (name, &self.manifest_url) {
             (_, Some(url)) => {
                 let source = self.source(url)?;
-                let text = small(&source).with_context(|| format!("the manifest at {url} did not come"))?;
+                let text = small(&source)
+                    .with_context(|| format!("the manifest at {url} could not be downloaded"))?;
                 Some(Known::parse(&text, url)?)
             }
             // A folder of models may hold manifests of its own; the first writable place does as well as any.
@@ -102,11 +103,11 @@ impl Pod {
             retries: RETRIES,
             quiet: true,
         };
-        let fetched = wanted.fetch(&part).context("the model did not come")?;
+        let fetched = wanted.fetch(&part).context("the model could not be downloaded")?;
         match &target.known {
             Some(known) => examine(known, &fetched, &path)?,
             None => {
-                let file = gguf::File::open(&fetched.path).context("what came is no model file")?;
+                let file = gguf::File::open(&fetched.path).context("the download is not a model file")?;
                 let faults = model_file::examine(&path, &file, None).faults;
                 ensure!(faults.is_empty(), "the model cannot be run: {}", faults.join("; "));
             }
@@ -155,7 +156,7 @@ impl Target {
                     Ok(_) => {
                         tracing::warn!(file = %path.display(), "this is another file than the wanted model")
                     }
-                    Err(error) => tracing::warn!(error = format!("{error:#}"), "a file cannot be looked at"),
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "a file cannot be read"),
                 }
             }
         }

@@ -95,7 +95,8 @@ pub(super) async fn enter_for_all(
     let (worker, facts) = new_worker(options);
     let joined = nats::join(&connect, &way_in, worker, facts).await;
     let joined = joined.map_err(|error| not_let_in(error, &way_in, TimeMs::now()))?;
-    let pod = joined.pod.context("the coordinator lets this pod in once and not again")?;
+    let pod =
+        joined.pod.context("the coordinator admitted this pod once, without a pod file for the next time")?;
     let path = connection
         .nats_pod_file
         .clone()

@@ -151,7 +151,7 @@ impl RunpodHead {
                         self.rent.files
                     );
                 }
-                // What an earlier head rented does not find this one: it is ended, and the work begins anew.
+                // What an earlier head rented does not find this one: it is ended, and the work starts again.
                 for pod in &pods {
                     self.provider.terminate(&pod.id).await?;
                 }

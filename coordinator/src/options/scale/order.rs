@@ -111,7 +111,7 @@ pub struct PodOptions {
     /// Container disk; 0 takes what the model needs.
     pub disk_gb: u32,
     /// Values that begin with `env:` or `file:` are read from the coordinator's environment or from a file when a pod
-    /// is ordered, so that no secret stands here.
+    /// is ordered, so that no secret is here.
     pub env: BTreeMap<String, String>,
     /// Replaces the image's entry point when not empty.
     pub entrypoint: Vec<String>,
@@ -128,7 +128,7 @@ pub struct PodOptions {
     /// This program's static binary, for a stock image.
     pub binary_url: Option<String>,
     pub binary_sha256: Option<String>,
-    /// The coordinator's own address as pods reach it (`https://…`): it gives them its own binary and what lies in
+    /// The coordinator's own address as pods reach it (`https://…`): it gives them its own binary and what is in
     /// `dist_dir`.
     pub dist_url: Option<String>,
 }

@@ -293,7 +293,7 @@ impl Scaler {
         }
     }
 
-    /// Every pod that is rented is billed. After a change of leader the bill goes on from where the last one stopped.
+    /// Every pod that is rented is billed. After a change of leader the bill continues from where the last one stopped.
     async fn tell_leases(&mut self, now: TimeMs) {
         let mut leases = Vec::new();
         let mono = self.ties.clock.mono();

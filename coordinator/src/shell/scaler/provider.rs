@@ -88,7 +88,7 @@ impl Rental {
         self.options.classes.iter().find(|class| class.name == name)
     }
 
-    /// The scaler's settings under these dials.
+    /// The scaler's settings with these limits.
     pub(super) fn settings(&self, dials: &ScaleDials) -> Settings {
         let options = &self.options;
         let limit = |dial: Option<UsdMicro>, configured: f64| {

@@ -25,7 +25,7 @@ pub(super) struct Ledger {
     pub(super) day: u64,
     pub(super) spent_today_usd_micro: UsdMicro,
     pub(super) spent_usd_micro: UsdMicro,
-    /// Up to when pods have been billed; the next leader goes on from there.
+    /// Up to when pods have been billed; the next leader continues from there.
     pub(super) billed_to: TimeMs,
 }
 
@@ -105,7 +105,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Reads anew what somebody may have changed, and keeps what only this process knows.
+    /// Reads again what somebody may have changed, and keeps what only this process knows.
     pub(super) async fn reload(&mut self, ties: &Ties) {
         match Store::read(ties).await {
             Ok(fresh) => {

@@ -113,7 +113,7 @@ fn a_released_attempt_does_not_count() {
     let mut rig = Rig::assigned();
     let mut again = work(0, 1);
     again.attempts_before = Attempt(0);
-    // Not the first hand-over: the claim conflicts with what the last owner left.
+    // Not the first assignment: the claim conflicts with what the last owner left.
     let (slot, ..) = written(&rig.pulled(1, again)).expect("a claim");
     rig.on(Event::CheckpointWritten { slot, outcome: Write::Conflict });
     let mut found = rival_checkpoint(0, 0, 4);

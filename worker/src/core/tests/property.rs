@@ -85,7 +85,7 @@ struct World {
     sequence: u64,
     checkpoints: BTreeMap<JobKey, (u64, Checkpoint)>,
     results: BTreeMap<JobKey, JobResult>,
-    /// Hand-overs so far, by job.
+    /// Assignments so far, by job.
     epochs: BTreeMap<JobKey, u32>,
     delivered: Vec<(u64, Work)>,
     pending: Vec<Pending>,
