@@ -103,7 +103,11 @@ pub(super) async fn complete(line: Line, clock: Clock, number: usize, at_ms: u64
     let mut create = JobCreate {
         tenant: tenant(0),
         batch,
-        line: ternfleet_proto::message::Line { custom_id: None, endpoint: Endpoint::Completions, model: None },
+        line: ternfleet_proto::message::Line {
+            custom_id: None,
+            endpoint: Endpoint::Completions,
+            model: None,
+        },
         generation: Generation {
             prompt: Prompt::Text("tell me".to_owned()),
             max_tokens: Some(COMPLETION_TOKENS),
@@ -116,7 +120,8 @@ pub(super) async fn complete(line: Line, clock: Clock, number: usize, at_ms: u64
     };
     let began = tokio::time::Instant::now();
     while began.elapsed() < COMPLETION_WITHIN {
-        let asked = bus.request(&table::api(ApiVerb::JobCreate), codec::encode(&create), ASK_AGAIN * 10).await;
+        let asked =
+            bus.request(&table::api(ApiVerb::JobCreate), codec::encode(&create), ASK_AGAIN * 10).await;
         // A question that nobody answered may have been heard.
         create.again |= asked.is_ok();
         match tokio::time::timeout(ASK_AGAIN * 4, answers.next()).await {

@@ -8,9 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ternfleet_coordinator::core::{Answer, BatchRecord, Verdict, batch_id};
-use ternfleet_proto::message::{
-    BatchState, Checkpoint, Control, Generated, JobResult, Order, Work,
-};
+use ternfleet_proto::message::{BatchState, Checkpoint, Control, Generated, JobResult, Order, Work};
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, codec, table};
 

@@ -101,7 +101,8 @@ impl Generator for SimGenerator {
             }
             let is_killer = sequence.request.prompt.starts_with(&KILLER.map(u32::from));
             if is_killer && sequence.made >= KILLER_TOKENS.min(sequence.ids.len()) {
-                let mut killed_by = self.pace.killed_by.lock().expect("because no holder of this lock panics");
+                let mut killed_by =
+                    self.pace.killed_by.lock().expect("because no holder of this lock panics");
                 killed_by.get_or_insert(sequence.request.seed);
             }
             let reason = match sequence.cancelled {

@@ -49,23 +49,71 @@ pub struct BatchPlan {
 /// What goes wrong. Numbers of workers and coordinators are places, not names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    CrashWorker { place: usize, back_after: Duration },
-    PauseWorker { place: usize, lasting: Duration },
-    CutWorker { place: usize, lasting: Duration },
-    DrainWorker { place: usize, back_after: Duration },
-    SlowWorker { place: usize, factor: u64, lasting: Duration },
-    CrashCoordinator { place: usize, back_after: Duration },
-    PauseCoordinator { place: usize, lasting: Duration },
+    CrashWorker {
+        place: usize,
+        back_after: Duration,
+    },
+    PauseWorker {
+        place: usize,
+        lasting: Duration,
+    },
+    CutWorker {
+        place: usize,
+        lasting: Duration,
+    },
+    DrainWorker {
+        place: usize,
+        back_after: Duration,
+    },
+    SlowWorker {
+        place: usize,
+        factor: u64,
+        lasting: Duration,
+    },
+    CrashCoordinator {
+        place: usize,
+        back_after: Duration,
+    },
+    PauseCoordinator {
+        place: usize,
+        lasting: Duration,
+    },
     /// Stopped in the middle of an operation: when it has begun so many more.
-    StopCoordinator { place: usize, after_calls: u64, lasting: Duration },
-    CutCoordinator { place: usize, lasting: Duration },
-    ServerDown { lasting: Duration },
-    FullStream { results: bool, lasting: Duration },
-    LoseRequests { one_in: u64, lasting: Duration },
-    LoseAnswers { one_in: u64, lasting: Duration },
-    DoubleMessages { lasting: Duration },
-    StepWorkersClock { place: usize, by_ms: i64 },
-    StepCoordinatorsClock { place: usize, by_ms: i64 },
+    StopCoordinator {
+        place: usize,
+        after_calls: u64,
+        lasting: Duration,
+    },
+    CutCoordinator {
+        place: usize,
+        lasting: Duration,
+    },
+    ServerDown {
+        lasting: Duration,
+    },
+    FullStream {
+        results: bool,
+        lasting: Duration,
+    },
+    LoseRequests {
+        one_in: u64,
+        lasting: Duration,
+    },
+    LoseAnswers {
+        one_in: u64,
+        lasting: Duration,
+    },
+    DoubleMessages {
+        lasting: Duration,
+    },
+    StepWorkersClock {
+        place: usize,
+        by_ms: i64,
+    },
+    StepCoordinatorsClock {
+        place: usize,
+        by_ms: i64,
+    },
 }
 
 impl Scenario {
@@ -145,6 +193,8 @@ fn fault(chance: &mut Chance, workers: usize, coordinators: usize) -> Fault {
         14 => Fault::LoseAnswers { one_in, lasting },
         15 => Fault::DoubleMessages { lasting },
         16 => Fault::StepWorkersClock { place: worker, by_ms: chance.within(0, 20_000) as i64 - 10_000 },
-        _ => Fault::StepCoordinatorsClock { place: coordinator, by_ms: chance.within(0, 6_000) as i64 - 3_000 },
+        _ => {
+            Fault::StepCoordinatorsClock { place: coordinator, by_ms: chance.within(0, 6_000) as i64 - 3_000 }
+        }
     }
 }

@@ -193,7 +193,8 @@ impl World {
         }
         for place in order {
             let node = &mut self.nodes[place];
-            let Some(process) = node.process.as_mut().filter(|_| node.paused == 0 && node.goes_on_at_ms.is_none())
+            let Some(process) =
+                node.process.as_mut().filter(|_| node.paused == 0 && node.goes_on_at_ms.is_none())
             else {
                 continue;
             };
@@ -322,7 +323,10 @@ impl World {
 
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("World").field("now_ms", &self.now_ms).field("steps", &self.steps).finish_non_exhaustive()
+        f.debug_struct("World")
+            .field("now_ms", &self.now_ms)
+            .field("steps", &self.steps)
+            .finish_non_exhaustive()
     }
 }
 

@@ -88,12 +88,10 @@ impl Performer {
                     let (language, context) = (preparer.language.clone(), preparer.context);
                     let sampling = preparer.sampling.clone();
                     // Tokenizing a long prompt takes milliseconds: not on the threads that serve the network.
-                    aside::run(move || {
-                        prepare(&generation, kept, &language, &sampling, context)
-                    })
-                    .await
-                    .map_err(|fault| StartFailure::Transient(format!("the tokenizer failed: {fault}")))
-                    .and_then(|made| made.map(Box::new).map_err(StartFailure::Permanent))
+                    aside::run(move || prepare(&generation, kept, &language, &sampling, context))
+                        .await
+                        .map_err(|fault| StartFailure::Transient(format!("the tokenizer failed: {fault}")))
+                        .and_then(|made| made.map(Box::new).map_err(StartFailure::Permanent))
                 }
                 Err(why) => Err(why),
             };
