@@ -62,13 +62,17 @@ fn first_fresh_seed() -> u64 {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let steps = |seed| run_seed(seed).map(|tally| (tally.steps, tally.good, tally.duplicates)).ok();
+    let steps = |seed| {
+        let tally = run_seed(seed).unwrap_or_else(|failure| panic!("{failure}"));
+        (tally.steps, tally.good, tally.duplicates, tally.audits_agreed)
+    };
     for seed in [3, 17, 42] {
         assert_eq!(steps(seed), steps(seed));
     }
 }
 
-/// Seeds that once broke something, with the faults that it took.
+/// Seeds that once broke something, with the faults that it took. Those up to 922,329 did so in a simulation that had its
+/// own copies of the shells; with the shells that ship, other things happen at other times in them.
 #[test]
 fn seeds_that_failed_once_pass() {
     // A paused leader's record was overtaken and not repeated: a batch stayed `finalizing`.
