@@ -49,8 +49,13 @@ fn content(plan: &BatchPlan, index: u32) -> Content {
         seed: plan.at_ms << 32 | u64::from(plan.lines) << 16 | u64::from(index),
         ..Generation::default()
     };
-    let task =
-        Task { line, input: Input::Inline(generation), tokens_estimate: 12 + plan.tokens_max, bytes: 100 };
+    let task = Task {
+        line,
+        input: Input::Inline(generation),
+        constrained: false,
+        tokens_estimate: 12 + plan.tokens_max,
+        bytes: 100,
+    };
     Content::Good(Arc::new(task))
 }
 
