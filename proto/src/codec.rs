@@ -17,9 +17,14 @@ pub fn encode<T: Serialize>(message: &T) -> Bytes {
     rmp_serde::to_vec_named(message).expect("because messages hold no maps with non-string keys").into()
 }
 
+/// Values within values: no message has half as many, and a prompt that nests without end must not use up a stack.
+const DEPTH_MAX: usize = 64;
+
 /// Decodes and names what was expected when that fails.
 pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, DecodeError> {
-    rmp_serde::from_slice(payload).map_err(|reason| DecodeError {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
+    deserializer.set_max_depth(DEPTH_MAX);
+    T::deserialize(&mut deserializer).map_err(|reason| DecodeError {
         expected: std::any::type_name::<T>().rsplit("::").next().unwrap_or("message"),
         bytes: payload.len(),
         reason: reason.to_string(),

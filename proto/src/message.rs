@@ -6,6 +6,7 @@ mod event;
 mod fleet;
 mod quote;
 mod scale;
+mod tools;
 mod work;
 
 pub use api::*;
@@ -13,4 +14,5 @@ pub use event::*;
 pub use fleet::*;
 pub use quote::*;
 pub use scale::*;
+pub use tools::*;
 pub use work::*;

@@ -24,6 +24,7 @@ mod responses;
 mod shape;
 mod single;
 mod stream;
+mod tools;
 
 pub use batch::batch_object;
 pub use creation::{BatchBody, BatchInput, expires_after, parse_batch};

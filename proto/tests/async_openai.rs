@@ -86,6 +86,36 @@ fn view(state: BatchState, endpoint: Option<Endpoint>) -> BatchView {
 }
 
 #[test]
+fn calls_of_functions_are_read_whole_and_in_chunks() {
+    let calling = |endpoint| {
+        let calls = vec![Call { name: "f".into(), arguments: "{\"a\":1}".into() }];
+        let generated = Generated { calls, ..Generated::default() };
+        JobResult { outcome: Outcome::Text(generated), ..result(endpoint) }
+    };
+    let body = |endpoint| output_value(&calling(endpoint))["response"]["body"].take();
+    let chat: CreateChatCompletionResponse = serde_json::from_value(body(Endpoint::ChatCompletions)).unwrap();
+    assert_eq!(chat.choices[0].message.tool_calls.as_ref().map(Vec::len), Some(1));
+    let response: Response = serde_json::from_value(body(Endpoint::Responses)).unwrap();
+    assert_eq!(response.output.len(), 1);
+    for (endpoint, request) in [
+        (
+            Endpoint::ChatCompletions,
+            r#"{"messages":[{"role":"user","content":"x"}],"stream":true,"tools":[{"type":"function","function":{"name":"f"}}]}"#,
+        ),
+        (Endpoint::Responses, r#"{"input":"x","stream":true,"tools":[{"type":"function","name":"f"}]}"#),
+    ] {
+        let single = parse_single(endpoint, request.as_bytes(), &job()).unwrap();
+        for spoken in Told::new(single, job()).ending(&calling(endpoint)) {
+            let read = match endpoint {
+                Endpoint::Responses => serde_json::from_str::<ResponseStreamEvent>(&spoken.data).map(drop),
+                _ => serde_json::from_str::<CreateChatCompletionStreamResponse>(&spoken.data).map(drop),
+            };
+            read.unwrap_or_else(|error| panic!("{}: {error}", spoken.data));
+        }
+    }
+}
+
+#[test]
 fn batches_are_read_with_their_usage() {
     for state in [BatchState::Validating, BatchState::InProgress, BatchState::Failed, BatchState::Completed] {
         for endpoint in Endpoint::ALL.map(Some).into_iter().chain([None]) {

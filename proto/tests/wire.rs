@@ -49,7 +49,11 @@ fn logprobs() -> Vec<TokenLogprobs> {
 
 fn generation() -> Generation {
     Generation {
-        prompt: Prompt::Chat(vec![ChatMessage { role: "user".into(), content: "Wie geht's?\n".into() }]),
+        prompt: Prompt::Chat(vec![ChatMessage {
+            role: "user".into(),
+            content: "Wie geht's?\n".into(),
+            ..ChatMessage::default()
+        }]),
         max_tokens: Some(40),
         sampling: Sampling { logit_bias: vec![(3, -1.5)], ..Sampling::default() },
         seed: u64::MAX,
@@ -59,6 +63,17 @@ fn generation() -> Generation {
         stream: true,
         constraint: Some(Constraint::JsonSchema(r#"{"type":"object"}"#.into())),
     }
+}
+
+fn conversation() -> Conversation {
+    let call = PastCall { id: "c".into(), name: "f".into(), arguments: "{}".into() };
+    let asked = ChatMessage { role: "assistant".into(), calls: vec![call], ..ChatMessage::default() };
+    let answered = ChatMessage { role: "tool".into(), call_id: Some("c".into()), ..ChatMessage::default() };
+    let function =
+        Function { name: "f".into(), description: Some("d".into()), parameters: Some("{}".into()) };
+    let choice = ToolChoice::Function("f".into());
+    let tools = Some(Tools { functions: vec![function], choice, parallel: true });
+    Conversation { messages: vec![asked, answered], tools }
 }
 
 fn work() -> Work {
@@ -126,6 +141,7 @@ fn good() -> JobResult {
         ids_digest,
         logprobs: logprobs(),
         prompt_logprobs: logprobs(),
+        calls: vec![Call { name: "f".into(), arguments: "{}".into() }],
         more: vec![Generated::default()],
     }))
 }
@@ -253,6 +269,7 @@ macro_rules! every_message {
         with!(generation());
         let prompts = vec![Prompt::Text("a".into()), Prompt::Tokens(vec![1])];
         with!(Generation { prompt: Prompt::Several(Several { prompts, n: 2 }), ..generation() });
+        with!(Generation { prompt: Prompt::Conversation(conversation()), ..generation() });
         with!(FileRef { tenant: tenant(), object: "in".into() });
         with!(checkpoint());
         with!(good());
@@ -267,6 +284,7 @@ macro_rules! every_message {
             choice: 1,
             prompt_logprobs: logprobs(),
             model: Some("m".into()),
+            calls: vec![CallPiece { call: 1, name: Some("f".into()), arguments: "{".into() }],
         });
         with!(heartbeat());
         for order in [

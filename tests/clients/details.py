@@ -121,6 +121,24 @@ rule("and streams it", told == [c["message"]["content"] for c in answers["choice
 rule("usage is null in all chunks but the last", all("usage" in c and c["usage"] is None for c in chunks[:-1]) and chunks[-1]["usage"]["total_tokens"] > 0, chunks)
 rule("each chunk names the model that answers", all(c["model"] == model for c in chunks), chunks)
 
+parameters = {"type": "object", "properties": {"place": {"enum": ["Oslo", "Rome"]}}, "required": ["place"], "additionalProperties": False}
+asked = {**chat, "n": 2, "max_tokens": 100, "tools": [{"type": "function", "function": {"name": "weather", "parameters": parameters}}], "tool_choice": "required", "parallel_tool_calls": False}
+answers = shaped("CreateChatCompletionResponse", ask("/v1/chat/completions", asked).json())["choices"]
+calls = [c["message"]["tool_calls"][0] for c in answers]
+rule("each choice calls a function", all(c["finish_reason"] == "tool_calls" and json.loads(x["function"]["arguments"])["place"] in ("Oslo", "Rome") for c, x in zip(answers, calls)), answers)
+chunks = [shaped("CreateChatCompletionStreamResponse", c) for c in events("/v1/chat/completions", asked)]
+told = [[x for c in chunks for x in c["choices"] if x["index"] == i] for i in range(2)]
+deltas = [[d for x in one for d in x["delta"].get("tool_calls") or []] for one in told]
+rule("and a stream says the same", ["".join(d["function"]["arguments"] for d in one) for one in deltas] == [c["function"]["arguments"] for c in calls] and len({one[0]["id"] for one in deltas}) == 2 and all(one[-1]["finish_reason"] == "tool_calls" for one in told), (deltas, calls))
+asked = {"input": "Will it rain?", "max_output_tokens": 100, "seed": 3, "tools": [{"type": "function", "name": "weather", "parameters": parameters}], "tool_choice": "required", "parallel_tool_calls": False}
+whole = shaped("Response", ask("/v1/responses", asked).json())["output"]
+rule("a response calls a function", [item["type"] for item in whole] == ["function_call"] and json.loads(whole[0]["arguments"])["place"] in ("Oslo", "Rome"), whole)
+spoken = ask("/v1/responses", {**asked, "stream": True}).content.decode()
+told = [json.loads(line[6:]) for line in spoken.splitlines() if line.startswith("data: ")]
+for event in told:
+    shaped("".join(part.capitalize() for part in event["type"].replace(".", "_").split("_")) + "Event", event)
+rule("and tells it in events of their own shapes", told[-1]["response"]["output"][0]["arguments"] == whole[0]["arguments"] == "".join(e["delta"] for e in told if e["type"].endswith("arguments.delta")), told)
+
 echo = {**once, "echo": True}
 rule("an echo stands before the text", ask("/v1/completions", echo).json()["choices"][0]["text"] == once["prompt"] + text)
 told = "".join(x["text"] for c in events("/v1/completions", echo) for x in c["choices"])

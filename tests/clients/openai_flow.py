@@ -95,6 +95,61 @@ with client.responses.stream(model=model, input="Tell me a tale.", max_output_to
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
 rule("and streams it in events", text == response.output_text)
 
+parameters = {"type": "object", "properties": {"place": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["place", "days"], "additionalProperties": False}
+tools = [{"type": "function", "function": {"name": "weather", "description": "The weather at a place", "parameters": parameters, "strict": True}}, {"type": "function", "function": {"name": "now"}}]
+
+
+def valid(name, arguments):
+    read = json.loads(arguments)
+    return read == {} if name == "now" else name == "weather" and read["place"] in ("Oslo", "Rome") and 1 <= read["days"] <= 9 and len(read) == 2
+
+
+rain = [{"role": "user", "content": "Will it rain?"}]
+how = {"model": model, "messages": rain, "tools": tools, "max_tokens": 120, "temperature": 1, "seed": 3}
+named = {"type": "function", "function": {"name": "weather"}}
+# The package streams functions that are strict alone.
+strict = {**how, "tools": tools[:1], "tool_choice": named}
+called = client.chat.completions.create(**strict).choices[0]
+call = called.message.tool_calls[0]
+rule("a named function is called with valid arguments", called.finish_reason == "tool_calls" and called.message.content is None and call.function.name == "weather" and valid("weather", call.function.arguments))
+required = client.chat.completions.create(**how, tool_choice="required", parallel_tool_calls=False).choices[0]
+rule("a required call is valid", len(required.message.tool_calls) == 1 and all(valid(c.function.name, c.function.arguments) for c in required.message.tool_calls))
+with client.chat.completions.stream(**strict) as events:
+    kinds = {event.type for event in events}
+    final = events.get_final_completion().choices[0]
+rule("a stream builds up the same call", final.message.tool_calls[0].function.arguments == call.function.arguments and final.message.tool_calls[0].id and final.finish_reason == "tool_calls" and "tool_calls.function.arguments.delta" in kinds)
+several = client.chat.completions.create(**how, tool_choice=named, n=3)
+rule("each of several choices calls for itself", len({c.message.tool_calls[0].id for c in several.choices}) == 3 and all(valid("weather", c.message.tool_calls[0].function.arguments) for c in several.choices))
+answered = rain + [called.message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "Rain."}]
+told = client.chat.completions.create(**{**how, "messages": answered, "max_tokens": 12}).choices[0]
+rule("what a tool says goes back to the model", told.message.content or told.message.tool_calls)
+silent = client.chat.completions.create(**{**how, "max_tokens": 12}, tool_choice="none").choices[0]
+rule("and none are called where none may be", silent.message.tool_calls is None and silent.message.content)
+
+
+class Weather(pydantic.BaseModel, extra="forbid"):
+    place: Literal["Oslo", "Rome"]
+    days: int = pydantic.Field(ge=1, le=9)
+
+
+typed = client.chat.completions.parse(model=model, messages=rain, tools=[openai.pydantic_function_tool(Weather)], tool_choice="required", max_tokens=120, parallel_tool_calls=False)
+rule("a call is parsed into a model of pydantic", isinstance(typed.choices[0].message.tool_calls[0].function.parsed_arguments, Weather))
+flat = [{"type": "function", "name": "weather", "parameters": parameters, "strict": True}]
+how = {"model": model, "tools": flat, "tool_choice": {"type": "function", "name": "weather"}, "max_output_tokens": 120}
+asked = client.responses.create(input="Will it rain?", **how)
+item = asked.output[0]
+rule("a response calls a function", item.type == "function_call" and asked.status == "completed" and valid(item.name, item.arguments) and asked.tools[0].name == "weather")
+with client.responses.stream(input="Will it rain?", **how) as events:
+    seen = list(events)
+    final = events.get_final_response()
+deltas = "".join(event.delta for event in seen if event.type == "response.function_call_arguments.delta")
+rule("and streams the call in events", final.output[0].arguments == deltas and valid("weather", deltas))
+back = [{"role": "user", "content": "Will it rain?"}, item.to_dict(), {"type": "function_call_output", "call_id": item.call_id, "output": "Rain."}]
+rule("its output goes back as an item", client.responses.create(model=model, input=back, max_output_tokens=8).output_text)
+refused("a function that is not offered cannot be chosen", openai.BadRequestError, lambda: client.chat.completions.create(model=model, messages=rain, tools=tools, tool_choice={"type": "function", "function": {"name": "rain"}}))
+refused("parameters that cannot be kept to are refused", openai.BadRequestError, lambda: client.chat.completions.create(model=model, messages=rain, tools=[{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"uniqueItems": True}}}}}]))
+refused("OpenAI's own tools are refused by name", openai.BadRequestError, lambda: client.responses.create(model=model, input="x", tools=[{"type": "web_search"}]))
+
 refused("a schema that cannot be kept to is refused", openai.BadRequestError, lambda: client.completions.create(model=model, prompt="x", extra_body={"guided_regex": "("}))
 refused("an unsupported parameter is refused by name", openai.BadRequestError, lambda: client.completions.create(model=model, prompt="x", best_of=2))
 refused("an unknown batch is not found", openai.NotFoundError, lambda: client.batches.retrieve("batch_unknown"))

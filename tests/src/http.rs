@@ -17,16 +17,28 @@ pub fn options(options: Options) -> (Options, String) {
 
 /// Status and body.
 pub async fn request(address: &str, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
+    Ok(status_and_body(&answer(address, method, path, "", body).await?))
+}
+
+/// Status and headers of a request that has headers of its own, each ending its line.
+pub async fn headers(address: &str, method: &str, path: &str, own: &str) -> (u16, String) {
+    let answer = answer(address, method, path, own, "").await.unwrap();
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let head = text.split_once("\r\n\r\n").map_or(text.as_str(), |(head, _)| head);
+    (status_and_body(&answer).0, head.to_lowercase())
+}
+
+async fn answer(address: &str, method: &str, path: &str, own: &str, body: &str) -> std::io::Result<Vec<u8>> {
     let mut socket = TcpStream::connect(address).await?;
     let length = body.len();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
-         connection: close\r\n\r\n{body}"
+         {own}connection: close\r\n\r\n{body}"
     );
     socket.write_all(head.as_bytes()).await?;
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer).await?;
-    Ok(status_and_body(&answer))
+    Ok(answer)
 }
 
 fn status_and_body(answer: &[u8]) -> (u16, String) {

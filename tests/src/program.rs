@@ -142,6 +142,18 @@ impl LocalFleet {
         Ok(fleet)
     }
 
+    /// Starts one whose model calls functions: the storyteller with a manifest that says so.
+    ///
+    /// # Errors
+    /// When it does not come up in time.
+    pub fn start_with_tools(arguments: &[&str]) -> anyhow::Result<LocalFleet> {
+        let folder = tempfile::tempdir()?;
+        let model = model_with_tools(folder.path())?;
+        let mut fleet = Self::start_in(folder.path(), &[arguments, &["--model", &model]].concat())?;
+        fleet._folder = Some(folder);
+        Ok(fleet)
+    }
+
     /// Starts one in `dir`, which stays.
     ///
     /// # Errors
@@ -253,6 +265,27 @@ impl Drop for LocalFleet {
         let _ = self.up.kill();
         let _ = self.up.wait();
     }
+}
+
+/// Tools, calls and their answers, as briefly as a context of 512 tokens wants it.
+const TOOLS_TEMPLATE: &str = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% for m in messages %}\
+    {{ m.role | capitalize }}: {{ m.content | trim }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }} \
+    {{ c.function.arguments | tojson }}</tool_call>{% endfor %}<|eot_id|>{% endfor %}Assistant: ";
+
+/// The storyteller in `dir`, with a manifest that names a form of calls and a template that shows them. It was trained for
+/// neither: what it says is held to the form, and means nothing.
+fn model_with_tools(dir: &Path) -> anyhow::Result<String> {
+    let shipped = Path::new(STORYTELLER);
+    let folder = dir.join("model");
+    std::fs::create_dir_all(&folder)?;
+    let model = folder.join("storyteller.gguf");
+    std::fs::copy(shipped, &model)?;
+    let manifest = std::fs::read_to_string(shipped.with_file_name("manifest.toml"))?;
+    let (before, after) = manifest.split_once("[chat]").context("the storyteller chats")?;
+    let (_, sampling) = after.split_once("[sampling]").context("the storyteller has defaults")?;
+    let tools = format!("[chat]\ntemplate = '''{TOOLS_TEMPLATE}'''\n\n[tools]\nformat = \"hermes\"\n");
+    std::fs::write(folder.join("manifest.toml"), format!("{before}{tools}\n[sampling]{sampling}"))?;
+    Ok(model.display().to_string())
 }
 
 /// `ternfleet up` in `dir`, on free ports, with a short calibration; what it says goes to `dir/up.log`.

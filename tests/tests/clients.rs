@@ -19,6 +19,11 @@ fn fleet() -> LocalFleet {
     LocalFleet::start(&["--workers", "1"]).expect("because a fleet starts on this machine")
 }
 
+/// The same, with a model that calls functions.
+fn fleet_with_tools() -> LocalFleet {
+    LocalFleet::start_with_tools(&["--workers", "1"]).expect("because a fleet starts on this machine")
+}
+
 fn base(fleet: &LocalFleet) -> String {
     let http = &fleet.addresses.http;
     if http.starts_with("http") { http.clone() } else { format!("http://{http}") }
@@ -49,19 +54,19 @@ fn run_python(script: &str, arguments: &[&str]) {
 
 #[test]
 fn the_openai_package_runs_batches_streams_and_errors_unchanged() {
-    run_python("openai_flow.py", &[&base(&fleet())]);
+    run_python("openai_flow.py", &[&base(&fleet_with_tools())]);
 }
 
 #[test]
 fn small_things_that_break_clients_are_as_openai_has_them() {
-    run_python("details.py", &[&base(&fleet())]);
+    run_python("details.py", &[&base(&fleet_with_tools())]);
 }
 
 #[test]
 fn litellm_langchain_instructor_llm_and_lm_evaluation_harness_do_what_their_users_do_first() {
     let python = root().join("target/matrix/bin/python");
     assert!(python.exists(), "{} is missing: run scripts/fetch-matrix.sh", python.display());
-    let fleet = fleet();
+    let fleet = fleet_with_tools();
     let mut command = Command::new(python);
     command.arg(root().join("tests/clients/matrix/flow.py")).arg(base(&fleet));
     let said = run(command);
@@ -76,7 +81,7 @@ fn the_openai_npm_package_runs_batches_streams_and_errors_unchanged() {
         eprintln!("skipped: npm is not here, so the openai npm package could not be fetched");
         return;
     }
-    let fleet = fleet();
+    let fleet = fleet_with_tools();
     let mut command = Command::new("node");
     command.arg(root().join("tests/clients/npm/openai_flow.mjs")).arg(base(&fleet)).arg(modules);
     let said = run(command);

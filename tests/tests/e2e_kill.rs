@@ -14,24 +14,36 @@ use ternfleet_tests::program::{LocalFleet, json_lines, wait_for};
 
 const JOBS: usize = 40;
 
+fn choices(n: usize) -> usize {
+    if n.is_multiple_of(4) { 3 } else { 1 }
+}
+
 fn long_batch() -> String {
     let line = |n: usize| {
         json!({
             "custom_id": format!("job-{n}"),
             "method": "POST",
             "url": "/v1/completions",
-            "body": {"prompt": format!("There was once a king who had {n} sons"), "max_tokens": 180, "seed": n},
+            // Every fourth line wants several answers.
+            "body": {
+                "prompt": format!("There was once a king who had {n} sons"), "max_tokens": 180, "seed": n, "n": choices(n),
+            },
         })
     };
     (0..JOBS).map(|n| format!("{}\n", line(n))).collect()
 }
 
-/// Text by custom id; panics on an error line and on an id that comes twice.
-fn texts(file: &str) -> BTreeMap<String, String> {
+/// The texts of all choices by custom id; panics on an error line and on an id that comes twice.
+fn texts(file: &str) -> BTreeMap<String, Vec<String>> {
     let mut texts = BTreeMap::new();
     for line in json_lines(&std::fs::read_to_string(file).unwrap()).unwrap() {
         assert!(line["error"].is_null(), "{line}");
-        let text = line["response"]["body"]["choices"][0]["text"].as_str().unwrap().to_owned();
+        let choices = line["response"]["body"]["choices"].as_array().unwrap();
+        let text = choices.iter().enumerate().map(|(index, choice)| {
+            assert_eq!(choice["index"], index, "{line}");
+            choice["text"].as_str().unwrap().to_owned()
+        });
+        let text = text.collect();
         let doubled = texts.insert(line["custom_id"].as_str().unwrap().to_owned(), text);
         assert!(doubled.is_none(), "answered twice: {line}");
     }
@@ -67,6 +79,17 @@ fn survives_the_death_of(victim: &str) {
 
     let (calm, stormy) = (texts(&file("calm.jsonl")), texts(&file("stormy.jsonl")));
     assert_eq!(stormy.len(), JOBS, "nothing is lost");
+    for (id, texts) in &stormy {
+        let n: usize = id.trim_start_matches("job-").parse().unwrap();
+        let mut different = texts.clone();
+        different.sort_unstable();
+        different.dedup();
+        assert_eq!(
+            (texts.len(), different.len()),
+            (choices(n), choices(n)),
+            "{id} has all of its choices, each its own"
+        );
+    }
     assert_eq!(calm, stormy, "the texts are the same to the letter");
     let ended = fleet.run(&["status", &batch, "--json"]).unwrap().json().unwrap();
     assert_eq!(ended["request_counts"], json!({"total": JOBS, "completed": JOBS, "failed": 0}));

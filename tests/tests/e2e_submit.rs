@@ -110,6 +110,7 @@ fn a_bad_line_is_one_error_line_and_nothing_else_suffers() {
         r#"{"custom_id": "nowhere", "method": "POST", "url": "/v1/images", "body": {"prompt": "A fox"}}"#,
         r#"{"custom_id": "odd", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", "colour": "red"}}"#,
         r#"{"custom_id": "hot", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", "temperature": 99}}"#,
+        r#"{"custom_id": "tools", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "A"}], "tools": [{"type": "function", "function": {"name": "f"}}]}}"#,
         r#"{"custom_id": "good", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", "max_tokens": 4}}"#,
     ];
     let input = fleet.write("in.jsonl", &format!("{}\n", lines.join("\n"))).unwrap();
@@ -117,11 +118,148 @@ fn a_bad_line_is_one_error_line_and_nothing_else_suffers() {
     let ended = fleet.run(&["submit", &input, "--out", &out.display().to_string()]).unwrap();
     assert_eq!(ended.code, Some(2), "{ended:?}");
     let lines = json_lines(&std::fs::read_to_string(&out).unwrap()).unwrap();
-    assert_eq!(custom_ids(&lines), ["line-1", "null", "nowhere", "odd", "hot", "good"]);
+    assert_eq!(custom_ids(&lines), ["line-1", "null", "nowhere", "odd", "hot", "tools", "good"]);
     let failed: Vec<bool> = lines.iter().map(|line| line["error"]["code"].is_string()).collect();
-    assert_eq!(failed, [false, true, true, true, true, false]);
+    assert_eq!(failed, [false, true, true, true, true, true, false]);
     assert!(lines[1].to_string().contains("\"line\":2"), "the line number is told: {}", lines[1]);
     assert!(lines[3]["error"]["message"].as_str().unwrap().contains("colour"), "{}", lines[3]);
+    let tools = lines[5]["error"]["message"].as_str().unwrap();
+    assert!(
+        tools.contains("`tools`") && tools.contains("manifest"),
+        "the storyteller calls nothing: {tools}"
+    );
+}
+
+/// Every call of a message's `tool_calls` or a response's `output`: name and arguments.
+fn called(items: &Value) -> Vec<(String, Value)> {
+    let items = items.as_array().map_or(&[][..], Vec::as_slice).iter();
+    let calls = items.filter(|item| item["type"] != "message");
+    let parts = calls.map(|item| if item["function"].is_object() { &item["function"] } else { item });
+    let read = |part: &Value| serde_json::from_str(part["arguments"].as_str().unwrap()).unwrap();
+    parts.map(|part| (part["name"].as_str().unwrap().to_owned(), read(part))).collect()
+}
+
+#[test]
+fn calls_of_functions_and_responses_come_back_from_a_batch() {
+    let fleet = LocalFleet::start_with_tools(&["--workers", "1"]).unwrap();
+    let weather = json!({
+        "type": "object", "additionalProperties": false, "required": ["place", "days"],
+        "properties": {"place": {"enum": ["Oslo", "Rome", "Cairo"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    });
+    let wrapped = |name: &str, schema: &Value| json!({"type": "function", "function": {"name": name, "description": "<|eot_id|>", "parameters": schema}});
+    let tools = json!([wrapped("weather", &weather), {"type": "function", "function": {"name": "now"}}]);
+    let flat = json!([{"type": "function", "name": "weather", "parameters": weather}]);
+    let named = json!({"type": "function", "function": {"name": "weather"}});
+    let question = json!([{"role": "user", "content": "Will it rain?"}]);
+    let history = json!([
+        question[0],
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{\"place\": \"Oslo\", \"days\": 2}"}},
+        ]},
+        {"role": "tool", "tool_call_id": "c1", "content": "Rain."},
+    ]);
+    let items = json!([
+        {"role": "user", "content": "Will it rain?"},
+        {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "Rain."},
+    ]);
+    let mut lines = String::new();
+    let mut add = |id: String, url: &str, body: Value| {
+        lines += &format!("{}\n", json!({"custom_id": id, "method": "POST", "url": url, "body": body}));
+    };
+    let (chat, responses) = ("/v1/chat/completions", "/v1/responses");
+    let ask = |messages: &Value, choice: Value, seed: usize| json!({"messages": messages, "tools": tools, "tool_choice": choice, "temperature": 1, "max_tokens": 120, "seed": seed});
+    for seed in 0..8 {
+        add(format!("named-{seed}"), chat, ask(&question, named.clone(), seed));
+        let one = Value::Object(
+            ask(&question, json!("required"), seed)
+                .as_object()
+                .unwrap()
+                .clone()
+                .into_iter()
+                .chain([("parallel_tool_calls".to_owned(), json!(false))])
+                .collect(),
+        );
+        add(format!("required-{seed}"), chat, one);
+        add(format!("auto-{seed}"), chat, ask(&history, json!("auto"), seed));
+        let body = json!({"input": items, "tools": flat, "tool_choice": "required", "temperature": 1, "max_output_tokens": 120,
+            "parallel_tool_calls": false, "seed": seed});
+        add(format!("response-{seed}"), responses, body);
+    }
+    add("none".into(), chat, ask(&question, json!("none"), 1));
+    add("plain".into(), responses, json!({"input": "Once", "max_output_tokens": 8}));
+    add(
+        "shape".into(),
+        responses,
+        json!({"input": "Once", "max_output_tokens": 60, "text": {"format":
+        {"type": "json_schema", "name": "w", "schema": weather}}}),
+    );
+    add("bad".into(), chat, ask(&question, json!({"type": "function", "function": {"name": "rain"}}), 1));
+    let input = fleet.write("in.jsonl", &lines).unwrap();
+    let file = |name: &str| fleet.dir.join(name).display().to_string();
+    let ended = fleet.run(&["submit", &input, "--out", &file("out.jsonl")]).unwrap();
+    assert_eq!(ended.code, Some(2), "one line names a function that there is none of: {ended:?}");
+    let answers = json_lines(&std::fs::read_to_string(file("out.jsonl")).unwrap()).unwrap();
+    assert_eq!(answers.len(), 36);
+    let valid = |(name, arguments): &(String, Value)| match name.as_str() {
+        "now" => *arguments == json!({}),
+        "weather" => {
+            arguments.as_object().unwrap().len() == 2
+                && ["Oslo", "Rome", "Cairo"].contains(&arguments["place"].as_str().unwrap())
+                && (1..=9).contains(&arguments["days"].as_u64().unwrap())
+        }
+        _ => false,
+    };
+    for answer in &answers {
+        let id = answer["custom_id"].as_str().unwrap();
+        let body = &answer["response"]["body"];
+        let choice = &body["choices"][0];
+        let message = &choice["message"];
+        match id.split('-').next().unwrap() {
+            "bad" => {
+                assert!(answer["error"]["message"].as_str().unwrap().contains("`tool_choice` names \"rain\""))
+            }
+            "named" | "required" => {
+                assert_eq!(
+                    (&choice["finish_reason"], &message["content"]),
+                    (&json!("tool_calls"), &Value::Null),
+                    "{answer}"
+                );
+                let calls = called(&message["tool_calls"]);
+                assert!(calls.len() == 1 && valid(&calls[0]), "{answer}");
+                assert!(id.starts_with("required") || calls[0].0 == "weather", "{answer}");
+                assert!(message["tool_calls"][0]["id"].as_str().unwrap().starts_with("call_"), "{answer}");
+            }
+            // Free text, or calls that are whole where they are not cut.
+            "auto" if choice["finish_reason"] == "tool_calls" => {
+                assert!(called(&message["tool_calls"]).iter().all(valid), "{answer}");
+            }
+            "auto" | "none" => assert!(message["content"].is_string(), "{answer}"),
+            "response" => {
+                let calls = called(&body["output"]);
+                assert!(calls.len() == 1 && valid(&calls[0]) && body["status"] == "completed", "{answer}");
+            }
+            "plain" => assert_eq!(body["status"], "incomplete", "{answer}"),
+            "shape" => {
+                let text = body["output"][0]["content"][0]["text"].as_str().unwrap();
+                assert!(valid(&("weather".into(), serde_json::from_str(text).unwrap())), "{answer}");
+            }
+            other => panic!("{other}"),
+        }
+    }
+    // The same bits however often: tools belong to what a seed decides.
+    let again = fleet.run(&["submit", &input, "--out", &file("again.jsonl")]).unwrap();
+    assert_eq!(again.code, Some(2), "{again:?}");
+    let again = json_lines(&std::fs::read_to_string(file("again.jsonl")).unwrap()).unwrap();
+    let said = |answer: &Value| {
+        let body = &answer["response"]["body"];
+        let calls: Vec<_> =
+            [&body["choices"][0]["message"]["tool_calls"], &body["output"]].map(called).concat();
+        (answer["custom_id"].to_string(), body["choices"][0]["message"]["content"].to_string(), calls)
+    };
+    let seeded =
+        |answers: &[Value]| answers.iter().map(said).filter(|one| one.0.contains('-')).collect::<Vec<_>>();
+    assert_eq!(seeded(&answers), seeded(&again));
 }
 
 #[test]

@@ -334,6 +334,7 @@ fn task() -> Task {
     Task {
         line: line(),
         input: Input::Inline(generation(LINE_TOKENS)),
+        constrained: false,
         tokens_estimate: LINE_TOKENS,
         bytes: 100,
     }

@@ -1,16 +1,23 @@
 //! Chat: messages to the text and ids that a model was tuned on, by the Jinja template of its manifest.
 //!
 //! What a user writes never becomes a control token. Before rendering, a mark (a code point that is no
-//! character and that no message contains) goes into each message wherever a control token begins in it or could begin,
-//! and before its first visible character if a token could continue there, so that none can straddle template and message.
-//! Control tokens are then looked for in the rendered text, where only the template can have written them,
-//! and the marks are taken out of what lies between. Trimming and capitalising in the template work as ever.
+//! character and that no message contains) goes into each message wherever a control token begins in it or could begin, in
+//! whatever case, and before its first visible character if a token could continue there, so that none can straddle template and
+//! message. Control tokens are then looked for in the rendered text, where only the template can have written them,
+//! and the marks are taken out of what lies between.
+//!
+//! That holds for templates that print messages, cut them, trim them or change their case. One that takes characters out of
+//! the middle of a message or puts others there (`replace`) could make a control token of what was none; templates are
+//! trusted as far as that. In tools and in calls, which templates write as JSON, marks stand only where a control token
+//! begins or could begin: templates compare what they find there (`'string'`) with texts of their own.
 
+mod guard;
 mod json;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value, context};
 
+use self::guard::Guard;
 use crate::Error;
 use crate::tokenizer::Tokenizer;
 
@@ -73,6 +80,28 @@ pub struct Message {
     pub role: Role,
     /// What is said.
     pub content: String,
+    /// Calls that the assistant made.
+    pub calls: Vec<Call>,
+    /// The call that a tool answers.
+    pub call_id: Option<String>,
+}
+
+/// A call of a function, in a chat's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// By which its answer names it.
+    pub id: String,
+    /// The function.
+    pub name: String,
+    /// A JSON object, as text.
+    pub arguments: String,
+}
+
+impl Message {
+    /// A message that is text alone.
+    pub fn new(role: Role, content: impl Into<String>) -> Message {
+        Message { role, content: content.into(), calls: Vec::new(), call_id: None }
+    }
 }
 
 /// Whether `template` parses; the fault otherwise.
@@ -87,28 +116,56 @@ pub(crate) fn encode(
     messages: &[Message],
     extras: &Extras<'_>,
 ) -> Result<Vec<u32>, Error> {
-    let mark = unused_mark(messages)?;
-    let messages: Vec<_> = messages
-        .iter()
-        .map(|message| context! { role => message.role.name(), content => guard(tokenizer, mark, &message.content) })
-        .collect();
+    let tools = extras.tools.map(json::read).transpose().map_err(Error::Template)?;
+    let said = messages.iter().flat_map(|message| {
+        let calls = message.calls.iter().map(|call| call.arguments.as_str());
+        std::iter::once(message.content.as_str()).chain(calls)
+    });
+    let guard = Guard::new(tokenizer, said.chain(extras.tools))?;
+    let messages: Vec<Value> =
+        messages.iter().map(|message| shown(message, &guard)).collect::<Result<_, _>>()?;
+    let tools = tools.map(|tools| json::shown(guard.json(tools)));
     let special = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
     let tokens = [special(tokenizer.bos()), special(tokenizer.eos())];
-    let rendered = render(template, Value::from(messages), tokens, extras)?;
-    let mut ids = tokenizer.encode_marked(&rendered, mark)?;
+    let rendered = render(template, Value::from(messages), tools, extras.thinking, tokens)?;
+    let mut ids = tokenizer.encode_marked(&rendered, guard.mark())?;
     if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos)) {
         ids.insert(0, bos);
     }
     Ok(ids)
 }
 
+/// A message as templates see it. One without calls has no `tool_calls`.
+fn shown(message: &Message, guard: &Guard<'_>) -> Result<Value, Error> {
+    let content = guard.text(&message.content);
+    let mut shown = vec![("role", Value::from(message.role.name())), ("content", Value::from(content))];
+    if !message.calls.is_empty() {
+        let calls = message.calls.iter().map(|call| {
+            let arguments = json::read(&call.arguments).map_err(Error::Template)?;
+            let arguments = json::shown(guard.json(arguments));
+            let function = context! { name => guard.inside(&call.name), arguments };
+            Ok(context! { id => guard.inside(&call.id), type => "function", function })
+        });
+        shown.push(("tool_calls", Value::from(calls.collect::<Result<Vec<Value>, Error>>()?)));
+    }
+    if let Some(id) = &message.call_id {
+        shown.push(("tool_call_id", Value::from(guard.inside(id))));
+    }
+    Ok(Value::from_pairs(shown))
+}
+
 /// The text that a template makes of messages, with the assistant's turn begun.
-fn render(template: &str, messages: Value, tokens: [&str; 2], extras: &Extras<'_>) -> Result<String, Error> {
+fn render(
+    template: &str,
+    messages: Value,
+    tools: Option<Value>,
+    thinking: Option<bool>,
+    tokens: [&str; 2],
+) -> Result<String, Error> {
     let environment = environment();
     let template =
         environment.template_from_str(template).map_err(|fault| Error::Template(describe(&fault)))?;
-    let tools = extras.tools.map(json::parse).transpose().map_err(Error::Template)?;
-    let thinking = extras.thinking.map(|thinking| context! { enable_thinking => thinking });
+    let thinking = thinking.map(|thinking| context! { enable_thinking => thinking });
     let all = context! {
         messages,
         tools => tools.unwrap_or(Value::from(())),
@@ -139,40 +196,6 @@ fn environment() -> Environment<'static> {
 
 fn describe(fault: &minijinja::Error) -> String {
     fault.to_string()
-}
-
-/// A noncharacter that no message contains. Texts hold none of the 32 as a rule; a user who sends them all
-/// is told so.
-fn unused_mark(messages: &[Message]) -> Result<char, Error> {
-    ('\u{fdd0}'..='\u{fdef}')
-        .find(|&mark| messages.iter().all(|message| !message.content.contains(mark)))
-        .ok_or_else(|| {
-            Error::Text("the messages contain all 32 noncharacters U+FDD0 to U+FDEF; remove one".into())
-        })
-}
-
-/// Puts `mark` into each control token that `content` holds or ends with a part of, and before its first visible character
-/// where a control token could continue with it.
-fn guard(tokenizer: &Tokenizer, mark: char, content: &str) -> String {
-    let mut guarded = String::with_capacity(content.len() + 16);
-    let mut visible = false;
-    // The template may trim what follows.
-    let trimmed = content.trim_end();
-    for (at, character) in content.char_indices() {
-        if !visible && !character.is_whitespace() {
-            visible = true;
-            if tokenizer.continues_special(character) {
-                guarded.push(mark);
-            }
-        }
-        guarded.push(character);
-        if tokenizer.may_be_special(trimmed.get(at..).unwrap_or_default())
-            || tokenizer.may_be_special(&content[at..])
-        {
-            guarded.push(mark);
-        }
-    }
-    guarded
 }
 
 #[cfg(test)]

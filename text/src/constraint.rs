@@ -1,10 +1,12 @@
-//! Output that must belong to a language: JSON of a schema, a regular expression, a choice of texts, a grammar.
+//! Output that must belong to a language: JSON of a schema, a regular expression, a choice of texts, a grammar, calls of
+//! functions.
 //!
 //! [`Grammar`] is what a caller asks for, and [`Grammar::check`] says without a model whether it can be had; so requests
 //! are refused when they are made. [`Compiler`] belongs to one vocabulary: it compiles a grammar once for all who ask for
 //! it, into a [`Constraint`], of which each sequence takes a [`Matcher`]. The matching is the crate `llguidance`'s; here
 //! are its limits, the schemas that it understands, and what may be said about the rest.
 
+mod calls;
 mod compiler;
 mod limits;
 mod mask;
@@ -12,8 +14,9 @@ mod matcher;
 mod schema;
 mod vocabulary;
 
+pub use calls::{Callable, Calls};
 pub use compiler::{Compiler, Constraint, Recogniser};
-pub use limits::{MAX_CHOICES, MAX_DEPTH, MAX_GRAMMAR_BYTES, MAX_SCHEMA_BYTES};
+pub use limits::{MAX_CHOICES, MAX_DEPTH, MAX_FUNCTIONS, MAX_GRAMMAR_BYTES, MAX_SCHEMA_BYTES};
 pub use mask::Mask;
 pub use matcher::{DeadEnd, Matcher};
 
@@ -38,6 +41,8 @@ pub enum Grammar {
     Choice(Vec<String>),
     /// A grammar in Lark's syntax, whose first rule is `start`.
     Lark(String),
+    /// Calls of functions, in the form in which the model writes them.
+    Calls(Calls),
 }
 
 /// Why a grammar is refused.
@@ -96,6 +101,16 @@ fn reason(why: &str) -> String {
 }
 
 impl Fault {
+    /// The same of a part of what was asked for: its place is told with the part's.
+    pub(crate) fn within(mut self, part: &str) -> Fault {
+        if let Fault::TooMuch { path, .. } | Fault::Unsupported { path, .. } | Fault::Invalid { path, .. } =
+            &mut self
+        {
+            *path = format!("{part}{}{path}", if path.is_empty() { "" } else { ", " });
+        }
+        self
+    }
+
     pub(crate) fn invalid(reason: impl Into<String>) -> Fault {
         Fault::Invalid { reason: reason.into(), path: String::new() }
     }

@@ -12,6 +12,7 @@ pub mod manifest;
 mod stop;
 mod stream;
 pub mod tokenizer;
+pub mod tools;
 mod vocabulary;
 
 pub use chat::{Message, Role};
@@ -20,4 +21,5 @@ pub use manifest::{Manifest, Sampling};
 pub use stop::{Step, StopMatcher};
 pub use stream::Stream;
 pub use tokenizer::{Prepared, Tokenizer};
+pub use tools::ToolFormat;
 pub use vocabulary::{TokenType, Vocabulary};

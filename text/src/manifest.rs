@@ -13,6 +13,7 @@ use self::reader::Reader;
 use crate::Error;
 use crate::tokenizer::Normalizer;
 use crate::tokenizer::pre::{self, Pre};
+use crate::tools::ToolFormat;
 
 /// The name a manifest has beside its model file.
 pub const FILE_NAME: &str = "manifest.toml";
@@ -40,6 +41,8 @@ pub struct Manifest {
     pub tokenizer: Option<TokenizerFacts>,
     /// How it chats; `None` for a model that only continues text.
     pub chat: Option<Chat>,
+    /// How it calls functions; `None` for a model that calls none.
+    pub tools: Option<ToolFormat>,
     /// Sampling defaults.
     pub sampling: Sampling,
 }
@@ -243,6 +246,15 @@ fn read(root: &mut Reader) -> Option<Manifest> {
         }
         Some(Chat { template })
     });
+    let tools = root.section("tools", |section| {
+        let name = section.text("format")?;
+        let format = ToolFormat::named(&name);
+        if format.is_none() {
+            let known = ToolFormat::ALL.map(ToolFormat::name).join(", ");
+            section.fault("format", &format!("'{name}' is not known; use one of: {known}"));
+        }
+        format
+    });
     let sampling = root.section("sampling", |section| {
         let top_k = section.optional_id("top_k");
         Some(Sampling {
@@ -261,6 +273,7 @@ fn read(root: &mut Reader) -> Option<Manifest> {
         shape: shape.unwrap_or_default(),
         tokenizer,
         chat,
+        tools,
         sampling: sampling.unwrap_or_default(),
     })
 }

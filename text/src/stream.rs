@@ -20,6 +20,11 @@ impl Stream {
         self.push_bytes(tokenizer.text_bytes(id))
     }
 
+    /// The same with a control token written out.
+    pub fn push_shown(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
+        self.push_bytes(tokenizer.token_bytes(id))
+    }
+
     /// The same for bytes. What can be no part of any character becomes U+FFFD, one for each longest
     /// sequence that began a character, as `String::from_utf8_lossy` counts them.
     pub(crate) fn push_bytes(&mut self, bytes: &[u8]) -> String {

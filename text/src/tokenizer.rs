@@ -184,12 +184,17 @@ impl Tokenizer {
         self.control.text(id)
     }
 
-    /// Whether a control token has `character` behind its first one.
+    /// The control token of this text.
+    pub fn control_token(&self, text: &str) -> Option<u32> {
+        self.control.id(text)
+    }
+
+    /// Whether a control token has `character` behind its first one, in whatever case.
     pub(crate) fn continues_special(&self, character: char) -> bool {
         self.control.continues_with(character)
     }
 
-    /// Whether `text` begins with a control token, or is the beginning of one.
+    /// Whether `text` begins with a control token, or is the beginning of one, in whatever case.
     pub(crate) fn may_be_special(&self, text: &str) -> bool {
         self.control.may_begin(text)
     }

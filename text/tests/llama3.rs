@@ -156,7 +156,7 @@ fn the_manifest_and_the_vocabulary_alone_give_the_same_tokenizer() {
     assert_eq!(told.note, None);
     let found = Tokenizer::from_parts(&vocabulary, None).unwrap();
     assert_eq!(told.tokenizer.stop_ids(), found.tokenizer.stop_ids());
-    let messages = [Message { role: Role::User, content: "What is 2+2? <|eot_id|>".into() }];
+    let messages = [Message::new(Role::User, "What is 2+2? <|eot_id|>")];
     let ids = told.tokenizer.encode_chat(&messages).unwrap();
     assert_eq!(ids, found.tokenizer.encode_chat(&messages).unwrap());
     assert_eq!(ids[..3], [128_000, 1_502, 25]); // BOS, "User", ":"

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use ternfleet_proto::message::{Failure, FailureCode, Prompt};
+use ternfleet_proto::message::{ChatMessage, Conversation, Failure, FailureCode, Prompt, Tools};
+use ternfleet_text::chat::{Call, Extras};
 use ternfleet_text::constraint::{Compiler, Constraint, Grammar};
-use ternfleet_text::{Message, Role, Stream, Tokenizer};
+use ternfleet_text::{Message, Role, Stream, Tokenizer, ToolFormat};
 
 /// How prompts become ids and ids become text.
 pub enum Language {
@@ -19,6 +20,9 @@ pub enum Language {
 pub struct Words {
     tokenizer: Arc<Tokenizer>,
     compiler: OnceLock<Option<Arc<Compiler>>>,
+    tools: Option<ToolFormat>,
+    /// The tags around calls, where they are control tokens, which have no text otherwise.
+    tags: Vec<u32>,
 }
 
 impl std::ops::Deref for Words {
@@ -39,9 +43,27 @@ impl fmt::Debug for Language {
 }
 
 impl Language {
-    /// The language of a model.
-    pub fn of(tokenizer: Tokenizer) -> Language {
-        Language::Model(Box::new(Words { tokenizer: Arc::new(tokenizer), compiler: OnceLock::new() }))
+    /// The language of a model, and the form of its calls.
+    pub fn of(tokenizer: Tokenizer, tools: Option<ToolFormat>) -> Language {
+        let texts = tools.iter().flat_map(|format| [format.open(), format.close()]);
+        let tags = texts.filter_map(|text| tokenizer.control_token(text)).collect();
+        let (tokenizer, compiler) = (Arc::new(tokenizer), OnceLock::new());
+        Language::Model(Box::new(Words { tokenizer, compiler, tools, tags }))
+    }
+
+    /// How the model calls functions; the failure says that it calls none.
+    pub fn tools(&self) -> Result<ToolFormat, Failure> {
+        let format = match self {
+            Self::Model(words) => words.tools,
+            Self::Bytes => None,
+        };
+        let without = || {
+            invalid(
+                "`tools` are not served by this model: its manifest says nothing of how it calls functions"
+                    .into(),
+            )
+        };
+        format.ok_or_else(without)
     }
 
     /// The constraint of a grammar over this vocabulary. The first one takes some hundred milliseconds.
@@ -65,18 +87,12 @@ impl Language {
             (Self::Model(words), Prompt::Text(text)) => {
                 words.encode(text, words.adds_bos()).map_err(|fault| invalid(fault.to_string()))
             }
-            (Self::Model(words), Prompt::Chat(messages)) => {
-                let messages: Result<Vec<Message>, Failure> = messages
-                    .iter()
-                    .map(|message| match Role::parse(&message.role) {
-                        Some(role) => Ok(Message { role, content: message.content.clone() }),
-                        None => {
-                            Err(invalid(format!("role {:?}: use system, user or assistant", message.role)))
-                        }
-                    })
-                    .collect();
-                words.encode_chat(&messages?).map_err(|fault| invalid(fault.to_string()))
-            }
+            (Self::Model(words), Prompt::Chat(messages)) => encode_chat(words, messages, None),
+            // Calls in the history want a template that knows them, as tools do.
+            (_, Prompt::Conversation(Conversation { messages, tools })) => match (self.tools()?, self) {
+                (_, Self::Model(words)) => encode_chat(words, messages, tools.as_ref()),
+                (_, Self::Bytes) => Ok(Vec::new()),
+            },
             // Whoever runs several prompts encodes each.
             (_, Prompt::Several(several)) => {
                 let each: Result<Vec<_>, _> =
@@ -122,10 +138,34 @@ impl Language {
     /// The text that is certain after one more id.
     pub(crate) fn push(&self, stream: &mut Stream, id: u32) -> String {
         match self {
+            Self::Model(words) if words.tags.contains(&id) => stream.push_shown(words, id),
             Self::Model(words) => stream.push(words, id),
             Self::Bytes => byte_text(id),
         }
     }
+}
+
+/// The ids of a chat as a tokenizer's template writes it.
+pub fn encode_chat(
+    tokenizer: &Tokenizer,
+    messages: &[ChatMessage],
+    tools: Option<&Tools>,
+) -> Result<Vec<u32>, Failure> {
+    let messages: Vec<Message> = messages.iter().map(message).collect::<Result<_, _>>()?;
+    let tools = tools.map(Tools::shown);
+    let extras = Extras { tools: tools.as_deref(), thinking: None };
+    tokenizer.encode_chat_with(&messages, &extras).map_err(|fault| invalid(fault.to_string()))
+}
+
+fn message(said: &ChatMessage) -> Result<Message, Failure> {
+    let role = Role::parse(&said.role)
+        .ok_or_else(|| invalid(format!("role {:?}: use system, user, assistant or tool", said.role)))?;
+    let calls = said.calls.iter().map(|call| Call {
+        id: call.id.clone(),
+        name: call.name.clone(),
+        arguments: call.arguments.clone(),
+    });
+    Ok(Message { calls: calls.collect(), call_id: said.call_id.clone(), ..Message::new(role, &said.content) })
 }
 
 fn byte_text(id: u32) -> String {

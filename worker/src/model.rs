@@ -93,10 +93,10 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
         || path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let loaded = LoadedModel {
         sampling: manifest.as_ref().map_or_else(Default::default, |manifest| manifest.sampling.clone()),
+        language: Language::of(prepared.tokenizer, manifest.as_ref().and_then(|manifest| manifest.tools)),
         name: manifest.map_or_else(stem, |manifest| manifest.name),
         digest,
         numerics: info.numerics.to_owned(),
-        language: Language::of(prepared.tokenizer),
         context: info.max_context,
         kv_pages: info.kv_pages,
         page_tokens: info.page_tokens,

@@ -1,8 +1,11 @@
 //! The one place where a message of the wire becomes a request of the engine.
 
 use ternfleet_engine::{Refused, Request, Sampling};
-use ternfleet_proto::message::{self as wire, Constraint, Failure, FailureCode, Finish, Generation, Prompt};
-use ternfleet_text::constraint::Grammar;
+use ternfleet_proto::message::{
+    self as wire, Constraint, Failure, FailureCode, Finish, Generation, Prompt, ToolChoice, Tools,
+};
+use ternfleet_text::ToolFormat;
+use ternfleet_text::constraint::{Callable, Calls, Grammar};
 
 use crate::core::Kept;
 use crate::language::Language;
@@ -108,7 +111,9 @@ fn choice(
         (Prompt::Tokens(ids), true) => language.decode(ids),
         _ => String::new(),
     };
-    let mut transcript = Transcript::new(&generation.stop, echo);
+    let tools = generation.prompt.tools().map(|tools| language.tools().map(|format| (tools, format)));
+    let tools = tools.transpose()?;
+    let mut transcript = Transcript::new(&generation.stop, echo, tools.map(|(_, format)| format));
     for &id in &generated {
         transcript.push(language, id);
     }
@@ -123,7 +128,12 @@ fn choice(
         None
     };
     let done = done.filter(|_| prompt_logprobs.is_none());
-    let constraint = generation.constraint.as_ref().map(grammar).map(|grammar| language.constraint(grammar));
+    let shape = generation.constraint.as_ref().map(grammar);
+    let held_to = match tools {
+        Some((tools, format)) => Some(Grammar::Calls(calls(tools, format, shape))),
+        None => shape,
+    };
+    let constraint = held_to.map(|grammar| language.constraint(grammar));
     let sampling = resolved(&generation.sampling, defaults);
     Ok(PreparedChoice {
         done,
@@ -162,6 +172,20 @@ fn grammar(constraint: &Constraint) -> Grammar {
         Constraint::Regex(text) => Grammar::Regex(text),
         Constraint::Choice(texts) => Grammar::Choice(texts),
         Constraint::Lark(text) => Grammar::Lark(text),
+    }
+}
+
+/// What may be called, and the JSON that a text in place of calls must be.
+fn calls(tools: &Tools, format: ToolFormat, text: Option<Grammar>) -> Calls {
+    let function =
+        |one: &wire::Function| Callable { name: one.name.clone(), parameters: one.parameters.clone() };
+    let one = matches!(tools.choice, ToolChoice::Function(_));
+    Calls {
+        format,
+        functions: tools.callable().map(function).collect(),
+        must: tools.choice != ToolChoice::Auto,
+        several: tools.parallel && !one,
+        text: text.map(Box::new),
     }
 }
 

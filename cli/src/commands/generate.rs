@@ -213,7 +213,7 @@ impl Generate {
         let text = self.prompt.as_deref().context("give a prompt with -p TEXT")?;
         let tokenizer = model.tokenizer()?;
         let ids = if self.chat {
-            tokenizer.encode_chat(&[Message { role: Role::User, content: text.to_owned() }])?
+            tokenizer.encode_chat(&[Message::new(Role::User, text)])?
         } else {
             tokenizer.encode(text, tokenizer.adds_bos())?
         };

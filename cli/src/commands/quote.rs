@@ -11,10 +11,11 @@ use clap::Args;
 use tokio::io::BufReader;
 
 use ternfleet_coordinator::sample::{self, Sample};
-use ternfleet_proto::message::{Prompt, Quote as Answer, QuoteAsk, WorkSample};
+use ternfleet_proto::message::{Conversation, Prompt, Quote as Answer, QuoteAsk, WorkSample};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
-use ternfleet_text::{Message, Role, Tokenizer};
+use ternfleet_text::Tokenizer;
+use ternfleet_worker::language;
 
 use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
@@ -141,12 +142,9 @@ pub(crate) fn count(prompt: &Prompt, tokenizer: &Tokenizer) -> Option<u32> {
     let ids = match prompt {
         Prompt::Tokens(ids) => Some(ids.clone()),
         Prompt::Text(text) => tokenizer.encode(text, true).ok(),
-        Prompt::Chat(messages) => {
-            let known: Option<Vec<Message>> = messages
-                .iter()
-                .map(|said| Some(Message { role: Role::parse(&said.role)?, content: said.content.clone() }))
-                .collect();
-            known.and_then(|messages| tokenizer.encode_chat(&messages).ok())
+        Prompt::Chat(messages) => language::encode_chat(tokenizer, messages, None).ok(),
+        Prompt::Conversation(Conversation { messages, tools }) => {
+            language::encode_chat(tokenizer, messages, tools.as_ref()).ok()
         }
         Prompt::Several(several) => {
             return several.prompts.iter().map(|prompt| count(prompt, tokenizer)).sum();

@@ -1,6 +1,6 @@
 //! How large a job will be, before anybody has tokenized it.
 
-use ternfleet_proto::message::{Generation, Prompt};
+use ternfleet_proto::message::{ChatMessage, Constraint, Conversation, Generation, Prompt};
 
 /// Bytes of English that make a token, about.
 const BYTES_PER_TOKEN: u64 = 4;
@@ -12,11 +12,24 @@ pub fn tokens_of_bytes(bytes: u64) -> u64 {
     bytes.div_ceil(BYTES_PER_TOKEN)
 }
 
+fn message_bytes(message: &ChatMessage) -> u64 {
+    let calls = message.calls.iter().map(|call| call.name.len() + call.arguments.len() + 48);
+    (message.role.len() + message.content.len() + 16 + calls.sum::<usize>()) as u64
+}
+
 fn prompt_bytes(prompt: &Prompt) -> u64 {
     match prompt {
         Prompt::Text(text) => text.len() as u64,
         Prompt::Tokens(ids) => ids.len() as u64 * BYTES_PER_TOKEN,
-        Prompt::Chat(messages) => messages.iter().map(|m| (m.role.len() + m.content.len() + 16) as u64).sum(),
+        Prompt::Chat(messages) => messages.iter().map(message_bytes).sum(),
+        Prompt::Conversation(Conversation { messages, tools }) => {
+            let tools = tools.iter().flat_map(|tools| &tools.functions).map(|function| {
+                let texts = [function.description.as_deref(), function.parameters.as_deref()];
+                let texts: usize = texts.iter().flatten().map(|text| text.len()).sum();
+                (function.name.len() + texts + 64) as u64
+            });
+            messages.iter().map(message_bytes).sum::<u64>() + tools.sum::<u64>()
+        }
         Prompt::Several(several) => several.prompts.iter().map(prompt_bytes).sum(),
     }
 }
@@ -36,5 +49,10 @@ pub fn tokens(generation: &Generation) -> u32 {
 
 /// What the request occupies in memory, about.
 pub fn bytes(generation: &Generation) -> u32 {
-    u32::try_from(prompt_bytes(&generation.prompt) + 400).unwrap_or(u32::MAX)
+    let constraint = match &generation.constraint {
+        None | Some(Constraint::JsonObject) => 0,
+        Some(Constraint::JsonSchema(text) | Constraint::Regex(text) | Constraint::Lark(text)) => text.len(),
+        Some(Constraint::Choice(texts)) => texts.iter().map(|text| text.len() + 8).sum(),
+    };
+    u32::try_from(prompt_bytes(&generation.prompt) + constraint as u64 + 400).unwrap_or(u32::MAX)
 }

@@ -40,6 +40,8 @@ pub struct Lead {
 pub struct Task {
     pub line: Line,
     pub input: Input,
+    /// Its output must belong to a language, so that its arithmetic is that of constraints too.
+    pub constrained: bool,
     /// Prompt and expected output, in tokens.
     pub tokens_estimate: u32,
     /// What the task occupies in memory, about.

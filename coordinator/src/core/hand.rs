@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ternfleet_proto::message::{FailedAttempt, FailureCode, Input, Work};
+use ternfleet_proto::message::{FailedAttempt, FailureCode, Work};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, Now};
 
 use super::event::{Action, BatchSlot, HandOut, JobRef, WorkerSlot};
@@ -319,7 +319,7 @@ impl Core {
             attempts_before,
             leader: lead.revision,
             model_digest: kind.digest.clone(),
-            numerics: numerics(&kind.numerics, &task.input),
+            numerics: numerics(&kind.numerics, task.constrained),
             deadline: Some(batch.record.expires_at),
             left_ms: Some(batch.expiry.left(now).as_millis() as u64),
             tokens_estimate: drawn.size.tokens,
@@ -382,11 +382,6 @@ impl Core {
 }
 
 /// The arithmetic that must run a task. A worker that knows no constraints, or other ones, does not take a constrained one.
-fn numerics(engine: &str, input: &Input) -> String {
-    match input {
-        Input::Inline(generation) if generation.constraint.is_some() => {
-            ternfleet_text::constraint::numerics(engine)
-        }
-        _ => engine.to_owned(),
-    }
+fn numerics(engine: &str, constrained: bool) -> String {
+    if constrained { ternfleet_text::constraint::numerics(engine) } else { engine.to_owned() }
 }

@@ -84,6 +84,7 @@ impl Core {
             tokens_estimate: estimate::tokens(&job.generation),
             bytes: estimate::bytes(&job.generation),
             line: job.line,
+            constrained: job.generation.is_constrained(),
             input: Input::Inline(job.generation),
         };
         self.batch_known(now, record, actions);

@@ -25,6 +25,28 @@ fn a_batch_runs_to_its_end() {
 }
 
 #[test]
+fn constrained_work_names_its_arithmetic_wherever_its_request_lies() {
+    use ternfleet_proto::message::Input;
+    let mut world = World::new(4);
+    world.add_worker("a", "host-a", 340_000);
+    let large = Task { constrained: true, input: Input::Object("job-1".into()), ..task(0) };
+    let small = Task { constrained: true, ..task(1) };
+    let lines = [large, small, task(2)].map(|task| Content::Good(Arc::new(task)));
+    world.submit_content("in", "t", lines.to_vec(), BatchOptions::default());
+    world.perform_all();
+    world.beat(0);
+    for _ in 0..2 {
+        world.tell(Event::Turn);
+        world.perform_all();
+    }
+    let named =
+        |work: &ternfleet_proto::message::Work| (work.job.index, work.numerics.contains("+llguidance-"));
+    let mut found: Vec<(u32, bool)> = world.work.values().map(|(_, work)| named(work)).collect();
+    found.sort_unstable();
+    assert_eq!(found, [(0, true), (1, true), (2, false)]);
+}
+
+#[test]
 fn an_answer_that_was_never_assigned_commits_nothing() {
     let mut world = World::new(2);
     let slot = world.submit_content("in", "t", good_lines(3), BatchOptions::default());

@@ -212,9 +212,9 @@ impl Reader {
             let failure = Failure { message: format!("line {number}: {}", failure.message), ..failure };
             return Ok(Content::Bad(Box::new((line, failure))));
         }
-        let tokens_estimate = estimate::tokens(&generation);
+        let (tokens_estimate, constrained) = (estimate::tokens(&generation), generation.is_constrained());
         let (input, bytes) = self.input(&job, generation).await?;
-        Ok(Content::Good(Arc::new(Task { line, input, tokens_estimate, bytes })))
+        Ok(Content::Good(Arc::new(Task { line, input, constrained, tokens_estimate, bytes })))
     }
 
     /// What is wrong with a line that is a request in itself.

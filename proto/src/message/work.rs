@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::tools::{Call, CallPiece, Conversation, PastCall, Tools};
 use crate::id::{Attempt, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, WorkerId};
 use crate::openai::Endpoint;
 use crate::tag::AssignmentTag;
@@ -94,6 +95,13 @@ pub enum Constraint {
     Lark(String),
 }
 
+impl Generation {
+    /// Whether the output must belong to a language, so that its arithmetic is that of constraints too.
+    pub fn is_constrained(&self) -> bool {
+        self.constraint.is_some() || self.prompt.tools().is_some()
+    }
+}
+
 impl Default for Generation {
     /// An empty prompt and OpenAI's defaults.
     fn default() -> Self {
@@ -117,6 +125,8 @@ pub enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
     Chat(Vec<ChatMessage>),
+    /// A chat with tools or calls. A variant of its own, so that a worker that knows neither refuses the job by name.
+    Conversation(Conversation),
     /// More than one choice. A variant and no fields beside the others: a worker that does not know it refuses the job
     /// by name, instead of giving one choice for several.
     Several(Several),
@@ -147,6 +157,14 @@ impl Prompt {
         }
     }
 
+    /// What may be called, where something may.
+    pub fn tools(&self) -> Option<&Tools> {
+        self.each().iter().find_map(|prompt| match prompt {
+            Prompt::Conversation(conversation) => conversation.tools.as_ref(),
+            _ => None,
+        })
+    }
+
     /// Choices in all.
     pub fn choices(&self) -> u32 {
         self.each().len() as u32 * self.n()
@@ -157,6 +175,12 @@ impl Prompt {
 pub struct ChatMessage {
     pub role: String,
     pub content: String,
+    /// Calls that the assistant made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<PastCall>,
+    /// The call that a tool answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call_id: Option<String>,
 }
 
 /// Sampling parameters in OpenAI's terms, with top-k and min-p as most servers add them.
@@ -282,6 +306,9 @@ pub struct Generated {
     /// and its log-probability means nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// Calls that come after the text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<Call>,
     /// The choices after the first; they have none themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more: Vec<Generated>,
@@ -435,4 +462,7 @@ pub struct TokenChunk {
     /// The model that answers, with the first tokens, where the job named none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Parts of calls, after the text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<CallPiece>,
 }

@@ -1,9 +1,10 @@
-//! Chat messages: roles and text, nothing else.
+//! Chat messages: roles, text, calls and their answers.
 
 use serde_json::Value;
 
 use super::fields::{Fault, Fields, clipped, shown};
-use crate::message::ChatMessage;
+use super::tools;
+use crate::message::{ChatMessage, Conversation, Prompt, Tools};
 
 pub(super) fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Fault> {
     if fields.has("prompt") {
@@ -38,9 +39,10 @@ impl Speaker {
             Some("system" | "developer") => Ok(Speaker::System),
             Some("user") => Ok(Speaker::User),
             Some("assistant") => Ok(Speaker::Assistant),
-            Some(other) => {
-                Err(format!("`role` {:?} is not supported: use system, user or assistant", clipped(other)))
-            }
+            Some(other) => Err(format!(
+                "`role` {:?} is not supported: use system, user, assistant or tool",
+                clipped(other)
+            )),
         }
     }
 
@@ -50,7 +52,21 @@ impl Speaker {
             Speaker::User => "user",
             Speaker::Assistant => "assistant",
         };
-        ChatMessage { role: role.to_owned(), content }
+        ChatMessage { role: role.to_owned(), content, ..ChatMessage::default() }
+    }
+}
+
+/// What a tool said to a call.
+pub(super) fn answers(call_id: String, content: String) -> ChatMessage {
+    ChatMessage { role: "tool".to_owned(), content, call_id: Some(call_id), ..ChatMessage::default() }
+}
+
+/// The chat as a prompt: one with tools or calls is a conversation.
+pub(super) fn prompt(messages: Vec<ChatMessage>, tools: Option<Tools>) -> Prompt {
+    let plain = |message: &ChatMessage| message.calls.is_empty() && message.call_id.is_none();
+    match tools.is_none() && messages.iter().all(plain) {
+        true => Prompt::Chat(messages),
+        false => Prompt::Conversation(Conversation { messages, tools }),
     }
 }
 
@@ -59,6 +75,14 @@ fn message(item: Value) -> Result<ChatMessage, Fault> {
         return Err(format!("must be an object with `role` and `content`, not {}", shown(&item)));
     };
     let mut fields = Fields::new(map);
+    if fields.get("role").is_some_and(|role| role == "tool") {
+        fields.take("role");
+        let id = fields.text("tool_call_id")?.ok_or("`tool_call_id` is missing")?;
+        fields.text("name")?;
+        let content = content(&mut fields, part)?;
+        fields.finish("a message of a tool")?;
+        return Ok(answers(id, content));
+    }
     let speaker = Speaker::read(&mut fields)?;
     // Who of several users spoke changes nothing: templates have no place for it.
     fields.text("name")?;
@@ -66,9 +90,12 @@ fn message(item: Value) -> Result<ChatMessage, Fault> {
     {
         return Err("`annotations` are not supported here: leave them out".into());
     }
-    let content = content(&mut fields, part)?;
+    let calls = if speaker == Speaker::Assistant { tools::past_calls(&mut fields)? } else { Vec::new() };
+    // Whoever calls need not speak.
+    let silent = !calls.is_empty() && fields.get("content").is_none();
+    let content = if silent { String::new() } else { content(&mut fields, part)? };
     fields.finish("a message")?;
-    Ok(speaker.says(content))
+    Ok(ChatMessage { calls, ..speaker.says(content) })
 }
 
 /// What a message says: a text, or parts, each of which `part` reads.

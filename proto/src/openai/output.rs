@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::logprobs::{chat_logprobs, completion_logprobs};
 use super::{Endpoint, json_line, responses};
 use crate::id::JobKey;
-use crate::message::{Finish, Generated, JobResult, Line, Outcome, Usage};
+use crate::message::{Call, Finish, Generated, JobResult, Line, Outcome, Usage};
 
 /// One line of an output or error file, without its line ending.
 pub fn output_line(result: &JobResult) -> String {
@@ -76,8 +76,7 @@ pub(super) fn body(result: &JobResult, generated: &Generated) -> Value {
         // The request's own settings are not in its answer.
         Endpoint::Responses => return responses::body(result, generated, &Map::new()),
     };
-    let choices =
-        generated.choices().enumerate().map(|(index, one)| choice(result.line.endpoint, index, one));
+    let choices = generated.choices().enumerate().map(|(index, one)| choice(result, index, one));
     json!({
         "id": body_id(result.line.endpoint, &result.job),
         "object": object,
@@ -88,15 +87,23 @@ pub(super) fn body(result: &JobResult, generated: &Generated) -> Value {
     })
 }
 
-fn choice(endpoint: Endpoint, index: usize, one: &Generated) -> Value {
-    let finish = finish_reason(one.finish);
-    match endpoint {
+fn choice(result: &JobResult, index: usize, one: &Generated) -> Value {
+    let finish = finish_reason(one);
+    match result.line.endpoint {
         Endpoint::Completions => {
             let logprobs = completion_logprobs(&one.prompt_logprobs, &one.logprobs, &one.text, 0);
             json!({ "index": index, "text": one.text, "logprobs": logprobs, "finish_reason": finish })
         }
         Endpoint::ChatCompletions | Endpoint::Responses => {
-            let message = json!({ "role": "assistant", "content": one.text, "refusal": null });
+            let mut message = json!({ "role": "assistant", "content": one.text, "refusal": null });
+            if !one.calls.is_empty() {
+                if one.text.is_empty() {
+                    message["content"] = Value::Null;
+                }
+                let calls = one.calls.iter().enumerate();
+                message["tool_calls"] =
+                    calls.map(|(at, call)| tool_call(&result.job, index, at, call)).collect();
+            }
             let logprobs = chat_logprobs(&one.logprobs);
             json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": finish })
         }
@@ -108,11 +115,25 @@ pub(super) fn model_name(line: &Line) -> &str {
     line.model.as_deref().unwrap_or_default()
 }
 
-pub(super) fn finish_reason(finish: Finish) -> &'static str {
-    match finish {
+pub(super) fn finish_reason(one: &Generated) -> &'static str {
+    match one.finish {
+        Finish::Stop if !one.calls.is_empty() => "tool_calls",
         Finish::Stop => "stop",
         Finish::Length => "length",
     }
+}
+
+/// The id of a call: choice and number within it belong to it, where they are not the first.
+pub(super) fn call_id(job: &JobKey, choice: usize, call: usize) -> String {
+    let name = name("call", job);
+    if (choice, call) == (0, 0) { name } else { format!("{name}_{choice}_{call}") }
+}
+
+fn tool_call(job: &JobKey, choice: usize, at: usize, call: &Call) -> Value {
+    json!({
+        "id": call_id(job, choice, at), "type": "function",
+        "function": { "name": call.name, "arguments": call.arguments },
+    })
 }
 
 pub(super) fn usage(usage: &Usage) -> Value {

@@ -4,10 +4,10 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
-use super::chat::messages;
 use super::fields::{Fault, Fields, clipped, shown};
-use super::{Endpoint, ModelDefaults, choices, inert, responses, shape};
-use crate::message::{Generation, OpenSampling, Prompt, Sampling};
+use super::tools::{self, Form};
+use super::{Endpoint, ModelDefaults, chat, choices, inert, responses, shape};
+use crate::message::{Generation, OpenSampling, Sampling};
 
 /// Where a request comes from decides whether it may stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,10 @@ pub(super) fn request(
     }
     let prompts = match endpoint {
         Endpoint::Completions => choices::prompts(&mut fields, served)?,
-        Endpoint::ChatCompletions | Endpoint::Responses => vec![Prompt::Chat(messages(&mut fields)?)],
+        Endpoint::ChatCompletions | Endpoint::Responses => {
+            let messages = chat::messages(&mut fields)?;
+            vec![chat::prompt(messages, tools::tools(&mut fields, Form::Wrapped)?)]
+        }
     };
     let prompt = choices::several(prompts, choices::n(&mut fields)?)?;
     let echo = endpoint == Endpoint::Completions && fields.boolean("echo")?.unwrap_or(false);
@@ -60,6 +63,7 @@ pub(super) fn request(
     let logprobs = logprobs(endpoint, &mut fields)?;
     let (stream, include_usage) = stream(&mut fields, origin)?;
     let constraint = shape::constraint(&mut fields)?;
+    tools::with_constraint(prompt.tools(), constraint.as_ref())?;
     inert::take(&mut fields)?;
     fields.finish(match endpoint {
         Endpoint::Completions => "a completion request",
@@ -88,12 +92,18 @@ fn response(
             settings.insert("text".into(), serde_json::json!({ "format": format.shown() }));
             constraint = shape::text_format(format)?;
         }
-        inert::take(&mut text)?;
+        if let Some(verbosity) = text.text("verbosity")?.filter(|how| how != "medium") {
+            return Err(format!(
+                "`text.verbosity` {:?} is not supported here: leave it out",
+                clipped(&verbosity)
+            ));
+        }
         text.finish("`text`")?;
     }
     inert::take(&mut fields)?;
     fields.finish("a request for a response")?;
-    let prompt = Prompt::Chat(asked.messages);
+    tools::with_constraint(asked.tools.as_ref(), constraint.as_ref())?;
+    let prompt = chat::prompt(asked.messages, asked.tools);
     let (max_tokens, logprobs) = (asked.max_tokens, asked.logprobs);
     let generation = Generation {
         prompt,

@@ -3,14 +3,17 @@
 //! Chunks of tokens are hints: they may be lost, doubled by a resumed job, or come late. The committed answer mends each of
 //! these.
 
+mod response;
+
 use serde_json::{Value, json};
 
 use super::logprobs::{chat_logprobs, completion_logprobs};
-use super::output::{body_id, finish_reason, model_name, usage};
-use super::single::{Single, effort, single_body};
-use super::{Endpoint, json_line, responses};
+use super::output::{body_id, call_id, finish_reason, model_name, usage};
+use super::responses::{self, Place};
+use super::single::{Single, effort};
+use super::{Endpoint, json_line};
 use crate::id::JobKey;
-use crate::message::{Generated, JobResult, Outcome, TokenChunk, TokenLogprobs};
+use crate::message::{Call, CallPiece, Generated, JobResult, Outcome, TokenChunk, TokenLogprobs};
 
 /// One server-sent event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct Told {
     begun: bool,
     /// Events so far, of the endpoint that counts them.
     events: u64,
+    /// The item of the response that is being told.
+    open: Option<Place>,
     choices: Vec<Choice>,
 }
 
@@ -36,6 +41,9 @@ struct Choice {
     tokens: u32,
     text: String,
     chars: usize,
+    calls: Vec<Call>,
+    /// Of the text, where a response repeats them at its end.
+    logprobs: Vec<TokenLogprobs>,
 }
 
 /// Some tokens of one choice.
@@ -44,12 +52,13 @@ struct Piece<'a> {
     text: &'a str,
     prompt_logprobs: &'a [TokenLogprobs],
     logprobs: &'a [TokenLogprobs],
+    calls: &'a [CallPiece],
 }
 
 impl Told {
     pub fn new(single: Single, job: JobKey) -> Told {
         let choices = vec![Choice::default(); single.generation.prompt.choices() as usize];
-        Told { single, job, begun: false, events: 0, choices }
+        Told { single, job, begun: false, events: 0, open: None, choices }
     }
 
     /// What is said of a chunk that continues exactly where the caller stands; others are left to the ending.
@@ -64,11 +73,12 @@ impl Told {
             self.single.line.model.clone_from(&chunk.model);
         }
         let mut spoken = self.begin();
-        spoken.push(self.piece(&Piece {
+        spoken.extend(self.piece(&Piece {
             choice: place,
             text: &chunk.text,
             prompt_logprobs: &chunk.prompt_logprobs,
             logprobs: &chunk.logprobs,
+            calls: &chunk.calls,
         }));
         spoken
     }
@@ -83,9 +93,7 @@ impl Told {
         let mut spoken = self.begin();
         if self.single.line.endpoint == Endpoint::Responses {
             spoken.extend(self.rest(0, generated));
-            let whole = single_body(result, &self.single);
-            let events = responses::closing(result, &whole);
-            spoken.extend(events.into_iter().map(|event| self.numbered(event)));
+            spoken.extend(self.end_response(result, generated));
             return spoken;
         }
         for (place, one) in generated.choices().enumerate().take(self.choices.len()) {
@@ -134,16 +142,48 @@ impl Told {
         Spoken { event: named, data: json_line(&event) }
     }
 
-    fn rest(&mut self, place: usize, one: &Generated) -> Option<Spoken> {
+    fn rest(&mut self, place: usize, one: &Generated) -> Vec<Spoken> {
         let told = &self.choices[place];
         let text = one.text.strip_prefix(told.text.as_str()).unwrap_or_default();
         let logprobs = one.logprobs.get(told.tokens as usize..).unwrap_or_default();
         let prompt_logprobs = if told.tokens == 0 { one.prompt_logprobs.as_slice() } else { &[] };
-        let untold = !text.is_empty() || !logprobs.is_empty() || !prompt_logprobs.is_empty();
-        untold.then(|| self.piece(&Piece { choice: place, text, prompt_logprobs, logprobs }))
+        let calls: Vec<CallPiece> = one
+            .calls
+            .iter()
+            .enumerate()
+            .filter_map(|(number, call)| rest_of_call(number as u32, call, told.calls.get(number)))
+            .collect();
+        let nothing =
+            text.is_empty() && logprobs.is_empty() && prompt_logprobs.is_empty() && calls.is_empty();
+        if nothing {
+            return Vec::new();
+        }
+        self.piece(&Piece { choice: place, text, prompt_logprobs, logprobs, calls: &calls })
     }
 
-    fn piece(&mut self, piece: &Piece<'_>) -> Spoken {
+    fn piece(&mut self, piece: &Piece<'_>) -> Vec<Spoken> {
+        // While a call may be beginning there is nothing to say.
+        let silent = piece.text.is_empty() && (!piece.calls.is_empty() || self.offers_tools());
+        let scored = !piece.logprobs.is_empty() || !piece.prompt_logprobs.is_empty();
+        if self.single.line.endpoint == Endpoint::Responses {
+            return self.piece_of_response(piece, silent);
+        }
+        let mut spoken = Vec::new();
+        if !silent || scored {
+            spoken.push(self.text(piece));
+        }
+        for call in piece.calls {
+            let first = self.take(piece.choice, call);
+            spoken.push(self.call(piece.choice, call, first));
+        }
+        spoken
+    }
+
+    fn offers_tools(&self) -> bool {
+        self.single.generation.prompt.tools().is_some()
+    }
+
+    fn text(&mut self, piece: &Piece<'_>) -> Spoken {
         let offset = self.choices[piece.choice].chars;
         let told = &mut self.choices[piece.choice];
         told.text.push_str(piece.text);
@@ -153,11 +193,7 @@ impl Told {
                 let logprobs = completion_logprobs(piece.prompt_logprobs, piece.logprobs, piece.text, offset);
                 json!({ "index": piece.choice, "text": piece.text, "logprobs": logprobs, "finish_reason": null })
             }
-            Endpoint::Responses => {
-                let delta = responses::delta(&self.job, piece.text, piece.logprobs);
-                return self.numbered(delta);
-            }
-            Endpoint::ChatCompletions => {
+            Endpoint::ChatCompletions | Endpoint::Responses => {
                 let (delta, logprobs) = (json!({ "content": piece.text }), chat_logprobs(piece.logprobs));
                 json!({ "index": piece.choice, "delta": delta, "logprobs": logprobs, "finish_reason": null })
             }
@@ -165,9 +201,35 @@ impl Told {
         said(&self.chunk(vec![choice]))
     }
 
+    /// Notes a part of a call; true for the first one of its call.
+    fn take(&mut self, choice: usize, piece: &CallPiece) -> bool {
+        let calls = &mut self.choices[choice].calls;
+        let first = piece.call as usize == calls.len();
+        if first {
+            calls.push(Call { name: piece.name.clone().unwrap_or_default(), arguments: String::new() });
+        }
+        if let Some(call) = calls.get_mut(piece.call as usize) {
+            call.arguments.push_str(&piece.arguments);
+        }
+        first
+    }
+
+    fn call(&self, choice: usize, piece: &CallPiece, first: bool) -> Spoken {
+        let mut call = json!({ "index": piece.call, "function": { "arguments": piece.arguments } });
+        if first {
+            call = json!({
+                "index": piece.call, "id": call_id(&self.job, choice, piece.call as usize), "type": "function",
+                "function": { "name": piece.name, "arguments": piece.arguments },
+            });
+        }
+        let delta = json!({ "tool_calls": [call] });
+        let choice = json!({ "index": choice, "delta": delta, "logprobs": null, "finish_reason": null });
+        said(&self.chunk(vec![choice]))
+    }
+
     /// The end of one choice, with its reason.
     fn last(&self, place: usize, one: &Generated) -> Spoken {
-        let reason = finish_reason(one.finish);
+        let reason = finish_reason(one);
         let choice = match self.single.line.endpoint {
             Endpoint::Completions => {
                 json!({ "index": place, "text": "", "logprobs": null, "finish_reason": reason })
@@ -199,151 +261,19 @@ impl Told {
     }
 }
 
+/// What is still to be said of a call; nothing, if all is told.
+fn rest_of_call(number: u32, call: &Call, told: Option<&Call>) -> Option<CallPiece> {
+    let Some(told) = told else {
+        let (name, arguments) = (Some(call.name.clone()), call.arguments.clone());
+        return Some(CallPiece { call: number, name, arguments });
+    };
+    let rest = call.arguments.strip_prefix(told.arguments.as_str()).filter(|rest| !rest.is_empty())?;
+    Some(CallPiece { call: number, name: None, arguments: rest.to_owned() })
+}
+
 fn said(value: &Value) -> Spoken {
     Spoken { event: None, data: json_line(value) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::parse_single;
-    use super::*;
-    use crate::id::{Attempt, Epoch, TenantId, TimeMs};
-    use crate::message::{Finish, Timing, Usage};
-    use crate::tag::AssignmentTag;
-
-    fn job() -> JobKey {
-        JobKey { batch: "cmpl-1".parse().unwrap(), index: 0 }
-    }
-
-    fn told(endpoint: Endpoint, body: &str) -> Told {
-        Told::new(parse_single(endpoint, body.as_bytes(), &job()).unwrap(), job())
-    }
-
-    fn chunk(choice: u32, position: u32, count: u32, text: &str) -> TokenChunk {
-        TokenChunk {
-            job: job(),
-            epoch: Epoch(1),
-            position,
-            count,
-            text: text.into(),
-            logprobs: Vec::new(),
-            choice,
-            prompt_logprobs: Vec::new(),
-            model: Some("storyteller".into()),
-        }
-    }
-
-    fn result(endpoint: Endpoint, texts: &[&str]) -> JobResult {
-        let one = |text: &&str| Generated {
-            text: (*text).to_owned(),
-            finish: Finish::Length,
-            ..Generated::default()
-        };
-        let mut choices = texts.iter().map(one);
-        let mut first = choices.next().unwrap();
-        first.more = choices.collect();
-        JobResult {
-            job: job(),
-            tenant: TenantId::default_tenant(),
-            epoch: Epoch(1),
-            attempt: Attempt(1),
-            worker: "w".parse().unwrap(),
-            tag: AssignmentTag(0),
-            line: crate::message::Line { custom_id: None, endpoint, model: Some("storyteller".into()) },
-            outcome: Outcome::Text(first),
-            usage: Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() },
-            timing: Timing::default(),
-            finished_at: TimeMs(5),
-            traceparent: None,
-        }
-    }
-
-    fn values(spoken: &[Spoken]) -> Vec<Value> {
-        spoken.iter().map(|spoken| serde_json::from_str(&spoken.data).unwrap()).collect()
-    }
-
-    fn text_of(chunks: &[Value], index: usize) -> String {
-        let choices = chunks.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap());
-        choices
-            .filter(|choice| choice["index"] == index)
-            .map(|choice| choice["text"].as_str().unwrap())
-            .collect()
-    }
-
-    #[test]
-    fn a_stream_shows_no_gap_and_no_repeat() {
-        let mut told = told(Endpoint::Completions, r#"{"prompt":"x","stream":true}"#);
-        let mut spoken = told.accept(&chunk(0, 0, 2, "Once upon"));
-        assert!(told.accept(&chunk(0, 0, 2, "Once upon")).is_empty(), "a repeat after resumption");
-        assert!(told.accept(&chunk(0, 5, 1, " lived")).is_empty(), "a gap waits for the committed text");
-        spoken.extend(told.accept(&chunk(0, 2, 1, " a")));
-        spoken.extend(told.ending(&result(Endpoint::Completions, &["Once upon a time"])));
-        let chunks = values(&spoken);
-        assert_eq!(text_of(&chunks, 0), "Once upon a time");
-        assert!(chunks.iter().all(|chunk| chunk["model"] == "storyteller" && chunk.get("usage").is_none()));
-        assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "length");
-    }
-
-    #[test]
-    fn each_choice_is_told_by_its_index_and_ends_with_its_reason() {
-        let mut told = told(Endpoint::Completions, r#"{"prompt":["x","y"],"n":2,"stream":true}"#);
-        let mut spoken = told.accept(&chunk(3, 0, 1, "d"));
-        spoken.extend(told.accept(&chunk(1, 0, 1, "b")));
-        spoken.extend(told.accept(&chunk(3, 1, 1, "dd")));
-        assert!(told.accept(&chunk(4, 0, 1, "e")).is_empty(), "there is no such choice");
-        spoken.extend(told.ending(&result(Endpoint::Completions, &["a", "b", "c", "ddd"])));
-        let chunks = values(&spoken);
-        for (index, text) in ["a", "b", "c", "ddd"].into_iter().enumerate() {
-            assert_eq!(text_of(&chunks, index), text);
-        }
-        let ends = chunks.iter().filter(|chunk| chunk["choices"][0]["finish_reason"] == "length");
-        assert_eq!(ends.count(), 4);
-    }
-
-    #[test]
-    fn usage_is_null_in_all_chunks_but_the_last() {
-        let body = r#"{"messages":[{"role":"user","content":"x"}],"stream":true,"stream_options":{"include_usage":true}}"#;
-        let mut told = told(Endpoint::ChatCompletions, body);
-        let mut spoken = told.accept(&chunk(0, 0, 1, "a\u{2028}"));
-        assert!(spoken.iter().all(|spoken| !spoken.data.contains('\u{2028}')));
-        spoken.extend(told.ending(&result(Endpoint::ChatCompletions, &["a\u{2028}b"])));
-        let chunks = values(&spoken);
-        let (last, others) = chunks.split_last().unwrap();
-        assert!(
-            others.iter().all(|chunk| chunk["usage"].is_null() && chunk.get("usage").is_some()),
-            "{others:?}"
-        );
-        assert_eq!((&last["choices"], &last["usage"]["total_tokens"]), (&json!([]), &json!(7)));
-        assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
-    }
-
-    #[test]
-    fn a_response_is_told_in_named_and_numbered_events() {
-        let body = r#"{"input":"x","instructions":"Be brief.","stream":true,"temperature":0}"#;
-        let mut told = told(Endpoint::Responses, body);
-        let mut spoken = told.accept(&chunk(0, 0, 1, "a"));
-        spoken.extend(told.ending(&result(Endpoint::Responses, &["ab"])));
-        assert!(!told.says_done());
-        let events = values(&spoken);
-        let kinds: Vec<&str> = spoken.iter().map(|spoken| spoken.event.as_deref().unwrap()).collect();
-        let expected = [
-            "response.created",
-            "response.in_progress",
-            "response.output_item.added",
-            "response.content_part.added",
-            "response.output_text.delta",
-            "response.output_text.delta",
-            "response.output_text.done",
-            "response.content_part.done",
-            "response.output_item.done",
-            "response.incomplete",
-        ];
-        assert_eq!(kinds, expected);
-        assert!(events.iter().enumerate().all(|(at, event)| event["sequence_number"] == at), "{events:?}");
-        assert_eq!((&events[4]["delta"], &events[5]["delta"]), (&json!("a"), &json!("b")));
-        let response = &events[9]["response"];
-        assert_eq!(response["output"][0]["content"][0]["text"], "ab");
-        assert_eq!((&response["instructions"], &response["temperature"]), (&json!("Be brief."), &json!(0)));
-        assert_eq!(response["incomplete_details"]["reason"], "max_output_tokens");
-    }
-}
+mod tests;

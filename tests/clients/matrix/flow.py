@@ -36,6 +36,9 @@ class King(pydantic.BaseModel, extra="forbid"):
     sons: int = pydantic.Field(ge=0, le=9)
 
 
+TOOLS = [{"type": "function", "function": {"name": "King", "description": "A king", "parameters": King.model_json_schema()}}]
+
+
 def with_litellm():
     import litellm
 
@@ -46,6 +49,8 @@ def with_litellm():
     rule("LiteLLM streams it", told == whole.choices[0].message.content, told)
     shaped = litellm.completion(model="openai/storyteller", messages=tale, response_format=King, **{**how, "max_tokens": 60})
     rule("LiteLLM gets an answer of a schema", King.model_validate_json(shaped.choices[0].message.content), shaped)
+    asked = litellm.completion(model="openai/storyteller", messages=tale, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, **{**how, "max_tokens": 120, "temperature": 1})
+    rule("LiteLLM gets a call of a function", asked.choices[0].finish_reason == "tool_calls" and King.model_validate_json(asked.choices[0].message.tool_calls[0].function.arguments), asked)
     text = litellm.text_completion(model="text-completion-openai/storyteller", prompt="Once upon a time", **how)
     rule("LiteLLM completes a text", text.choices[0].text, text)
     try:
@@ -70,6 +75,14 @@ def with_langchain():
     roomy = ChatOpenAI(model="storyteller", base_url=v1, api_key="unused", max_tokens=60)
     king = roomy.with_structured_output(King, method="json_schema").invoke("Describe a king.")
     rule("LangChain's structured output is a model of pydantic", isinstance(king, King), king)
+    caller = ChatOpenAI(model="storyteller", base_url=v1, api_key="unused", max_tokens=120).bind_tools([King], tool_choice="King")
+    rule("LangChain binds a tool and reads its call", King.model_validate(caller.invoke("Describe a king.").tool_calls[0]["args"]))
+    streamed = None
+    for part in caller.stream("Describe a king."):
+        streamed = part if streamed is None else streamed + part
+    rule("and puts it together from a stream", King.model_validate(streamed.tool_calls[0]["args"]), streamed)
+    by_call = ChatOpenAI(model="storyteller", base_url=v1, api_key="unused", max_tokens=120).with_structured_output(King, method="function_calling")
+    rule("LangChain's structured output by a call, too", isinstance(by_call.invoke("Describe a king."), King))
     rule("LangChain uses responses", responses.invoke("Tell me a tale.").text == whole.content)
 
 
@@ -80,6 +93,9 @@ def with_instructor():
     client = instructor.from_openai(openai.OpenAI(base_url=v1, api_key="unused"), mode=instructor.Mode.JSON_SCHEMA)
     king = client.chat.completions.create(model="storyteller", messages=[{"role": "user", "content": "Describe a king."}], response_model=King, max_tokens=60, max_retries=1)
     rule("instructor answers with a model of pydantic", isinstance(king, King), king)
+    by_call = instructor.from_openai(openai.OpenAI(base_url=v1, api_key="unused"), mode=instructor.Mode.TOOLS)
+    king = by_call.chat.completions.create(model="storyteller", messages=[{"role": "user", "content": "Describe a king."}], response_model=King, max_tokens=120, max_retries=1)
+    rule("instructor does so by a call as well", isinstance(king, King), king)
 
 
 def with_llm():

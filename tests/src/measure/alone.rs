@@ -158,5 +158,5 @@ fn task(index: u32) -> Task {
         ..Generation::default()
     };
     let line = Line { custom_id: Some(format!("c{index}")), endpoint: Endpoint::Completions, model: None };
-    Task { line, input: Input::Inline(generation), tokens_estimate: 20, bytes: 420 }
+    Task { line, input: Input::Inline(generation), constrained: false, tokens_estimate: 20, bytes: 420 }
 }

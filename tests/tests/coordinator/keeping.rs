@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use ternfleet_coordinator::{Quotas, Retention};
 use ternfleet_proto::message::{BatchRef, JobResult, ResultsPage, ResultsRequest};
-use ternfleet_proto::{BatchId, codec};
+use ternfleet_proto::{BatchId, TimeMs, codec};
+use ternfleet_tests::http;
 
 use super::*;
 
@@ -116,6 +117,63 @@ async fn an_old_batch_leaves_a_tombstone_and_a_new_one_keeps_everything() {
     let coordinator = Coordinator::start(server.bus().await.unwrap());
     let view = client.get(&old.id).await;
     assert_eq!((view.state, view.completed, view.output_object), (BatchState::Completed, 20, None));
+    coordinator.stop().await;
+}
+
+/// Says of a file that its time is up then.
+async fn expire_at(client: &Client, name: &str, at: TimeMs) {
+    let record = json!({
+        "filename": name, "purpose": "batch", "bytes": 1, "created_at": TimeMs::now(), "expires_at": at,
+    });
+    let key = table::file_key(&client.tenant, name);
+    client.bus.kv_put(table::KV_FILES, &key, record.to_string().into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_go_when_their_time_is_up_and_inputs_not_before_their_batches_have_ended() {
+    let server = NatsServer::start().unwrap();
+    // So long that it plays no part; the leader looks each second for a time below ten seconds, and each hour else.
+    let retention = Retention { files_ms: 9_000, ..Retention::default() };
+    let options = Options { retention, ..Options::default() };
+    let (options, address) = http::options(options);
+    let coordinator = Coordinator::start_with(server.bus().await.unwrap(), options);
+    http::wait_ready(&address).await;
+    let client = Client::new(server.bus().await.unwrap());
+    // Nobody runs it: there is no worker yet.
+    let held = client.submit("held", prompts(3)).await;
+    client.upload("loose", prompts(1)).await;
+    client.upload("later", prompts(1)).await;
+    let soon = TimeMs::now().plus(Duration::from_millis(1_500));
+    for (name, at) in [("held", soon), ("loose", soon), ("later", soon.plus(Duration::from_secs(3_600)))] {
+        expire_at(&client, name, at).await;
+    }
+    let status = async |name: &str| http::get(&address, &format!("/v1/files/{name}")).await.0;
+    assert_eq!((status("loose").await, status("held").await), (200, 200));
+    let files = table::files_bucket(&client.tenant);
+    let gone = async |name: &str| client.bus.object_length(&files, name).await.unwrap().is_none();
+    let wait_gone = async |name: &str| {
+        let began = std::time::Instant::now();
+        while !gone(name).await {
+            assert!(began.elapsed() < Duration::from_secs(60), "{name} is still there");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    wait_gone("loose").await;
+    // Its time is up and nobody reads it any more, but its batch does.
+    assert_eq!((status("held").await, status("later").await), (404, 200));
+    assert!(!gone("held").await);
+    let options = BatchOptions { output_expires_after_s: Some(1), ..BatchOptions::default() };
+    let short: BatchView =
+        client.ask(ApiVerb::BatchCreate, &client.creation("later", options)).await.unwrap();
+    let _worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
+    let held = client.wait_end(&held.id).await;
+    assert_eq!((held.state, held.completed), (BatchState::Completed, 3), "accepted means answered");
+    wait_gone("held").await;
+    let output = client.wait_end(&short.id).await.output_object;
+    if let Some(output) = output {
+        wait_gone(&output).await;
+    }
+    assert!(!gone("later").await, "its time is not up");
     coordinator.stop().await;
 }
 

@@ -156,3 +156,54 @@ async fn a_tenant_has_so_many_completions_at_a_time() {
     waiting.iter().for_each(|task| task.abort());
     coordinator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_listed_origins_may_call_and_others_may_not() {
+    let server = NatsServer::start().unwrap();
+    let (mut options, address) = http::options(Options::default());
+    options.gateway.cors_origins = vec!["https://app.example.com".into(), "http://localhost:3000".into()];
+    let coordinator = Coordinator::start_with(server.bus().await.unwrap(), options);
+    http::wait_ready(&address).await;
+    let chats = "/v1/chat/completions";
+    let preflight = |origin: &str| {
+        format!(
+            "origin: {origin}\r\naccess-control-request-method: POST\r\n\
+             access-control-request-headers: authorization, x-stainless-lang\r\n"
+        )
+    };
+    for origin in ["https://app.example.com", "http://localhost:3000"] {
+        let (status, head) = http::headers(&address, "OPTIONS", chats, &preflight(origin)).await;
+        assert_eq!(status, 204, "{head}");
+        for part in [
+            &format!("access-control-allow-origin: {origin}\r\n")[..],
+            "access-control-allow-methods: get, post, delete, options",
+            "access-control-allow-headers: authorization, x-stainless-lang",
+            "access-control-max-age: 600",
+            "vary: origin",
+        ] {
+            assert!(head.contains(part), "{part}: {head}");
+        }
+        // What is asked then may be read, refusals too.
+        let own = format!("origin: {origin}\r\n");
+        for (method, path, wanted) in
+            [("GET", "/v1/models", 200), ("POST", chats, 400), ("GET", "/v1/none", 404)]
+        {
+            let (status, head) = http::headers(&address, method, path, &own).await;
+            assert_eq!(status, wanted, "{head}");
+            assert!(head.contains(&format!("access-control-allow-origin: {origin}\r\n")), "{head}");
+            assert!(head.contains("access-control-expose-headers: x-request-id"), "{head}");
+        }
+    }
+    for origin in
+        ["https://evil.example.com", "https://app.example.com.evil.org", "http://app.example.com", "null"]
+    {
+        let (status, head) = http::headers(&address, "OPTIONS", chats, &preflight(origin)).await;
+        assert_eq!(status, 405, "{head}");
+        assert!(!head.contains("access-control"), "{origin}: {head}");
+        let (status, head) =
+            http::headers(&address, "GET", "/v1/models", &format!("origin: {origin}\r\n")).await;
+        assert_eq!(status, 200, "callers that are no browsers send what they want");
+        assert!(!head.contains("access-control") && head.contains("vary: origin"), "{origin}: {head}");
+    }
+    coordinator.stop().await;
+}

@@ -7,9 +7,14 @@ use serde::Serialize as _;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use std::io;
 
-/// A template's value of a JSON text.
-pub(super) fn parse(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|fault| format!("the tools are no JSON: {fault}"))
+/// The JSON of tools and of the arguments of calls, with its keys in their order.
+pub(super) fn read(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text).map_err(|fault| format!("tools and calls are JSON, and this is none: {fault}"))
+}
+
+/// The same as templates see it.
+pub(super) fn shown(json: serde_json::Value) -> Value {
+    serde_json::from_value(json).expect("because templates have every kind of JSON value")
 }
 
 /// The filter `tojson`, with `indent` as in Python's `json.dumps`.

@@ -10,9 +10,9 @@ use std::time::Duration;
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::toktrie::{InferenceCapabilities, TokEnv};
 use llguidance::{ParserFactory, TokenParser};
-use serde_json::json;
 
 use super::matcher::{DeadEnd, Matcher};
+use super::schema::Style;
 use super::{Fault, Grammar, limits, schema, vocabulary};
 use crate::Tokenizer;
 
@@ -28,8 +28,8 @@ pub struct Compiler {
 pub struct Constraint {
     grammar: Grammar,
     compiler: Arc<Compiler>,
-    /// A parser that has taken nothing yet; all matchers share its automata.
-    compiled: OnceLock<Result<TokenParser, Fault>>,
+    /// A matcher at the start and the tokens that must come first, of which all others are clones.
+    compiled: OnceLock<Result<(Matcher, VecDeque<u32>), DeadEnd>>,
 }
 
 impl std::fmt::Debug for Compiler {
@@ -88,7 +88,8 @@ impl Compiler {
     }
 
     fn compile(&self, grammar: &Grammar) -> Result<TokenParser, Fault> {
-        let grammar = translate(grammar)?;
+        let trie = self.factory.tok_env().tok_trie();
+        let grammar = translate(grammar, |text| trie.get_special_token(text))?;
         let parser = self.factory.create_parser(TopLevelGrammar::from_grammar(grammar));
         parser.map_err(|error| fault_of(&format!("{error:#}")))
     }
@@ -98,19 +99,19 @@ impl Constraint {
     /// A matcher that has taken `output`, and the tokens that must come next. The first one compiles, which takes up to
     /// some hundred milliseconds.
     pub fn matcher(&self, output: &[u32]) -> Result<(Matcher, VecDeque<u32>), DeadEnd> {
-        let compiled = self.compiled.get_or_init(|| self.compile());
-        let parser = compiled.as_ref().map_err(|_| DeadEnd::Uncompiled)?;
-        Matcher::new(parser.clone(), self.compiler.end, output)
+        let (start, forced) = self.compiled.get_or_init(|| self.compile()).clone()?;
+        start.follow(forced, output)
     }
 
     /// The same with automata of its own, where the shared ones have grown too large.
     pub fn matcher_alone(&self, output: &[u32]) -> Result<(Matcher, VecDeque<u32>), DeadEnd> {
-        let parser = self.compile().map_err(|_| DeadEnd::Uncompiled)?;
-        Matcher::new(parser, self.compiler.end, output)
+        let (start, forced) = self.compile()?;
+        start.follow(forced, output)
     }
 
-    fn compile(&self) -> Result<TokenParser, Fault> {
-        compiled(Arc::clone(&self.compiler), &self.grammar, limits::COMPILE_HERE)
+    fn compile(&self) -> Result<(Matcher, VecDeque<u32>), DeadEnd> {
+        let parser = compiled(Arc::clone(&self.compiler), &self.grammar, limits::COMPILE_HERE);
+        Matcher::new(parser.map_err(|_| DeadEnd::Uncompiled)?, self.compiler.end)
     }
 
     /// Whether an output ends with this token.
@@ -130,12 +131,14 @@ impl Grammar {
             Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
             Grammar::Choice(texts) => texts.iter().map(String::len).sum(),
             Grammar::JsonObject => 0,
+            Grammar::Calls(calls) => calls.bytes(),
         }
     }
 }
 
-/// The grammar in the form that the crate compiles, within this program's limits.
-fn translate(grammar: &Grammar) -> Result<GrammarWithLexer, Fault> {
+/// The grammar in the form that the crate compiles, within this program's limits. `control` finds a control token by its
+/// text.
+fn translate(grammar: &Grammar, control: impl Fn(&str) -> Option<u32>) -> Result<GrammarWithLexer, Fault> {
     let limited = |what, found: usize, most: usize| match found > most {
         true => Err(Fault::TooMuch { what, found, most, path: String::new() }),
         false => Ok(()),
@@ -143,13 +146,10 @@ fn translate(grammar: &Grammar) -> Result<GrammarWithLexer, Fault> {
     match grammar {
         Grammar::JsonSchema(text) => {
             limited("the schema's size in bytes", text.len(), limits::MAX_SCHEMA_BYTES)?;
-            Ok(GrammarWithLexer::from_json_schema(schema::translate(text)?))
+            Ok(GrammarWithLexer::from_json_schema(schema::translate(text, Style::Compact)?))
         }
-        Grammar::JsonObject => {
-            let mut schema = json!({ "type": "object" });
-            schema::set_style(&mut schema);
-            Ok(GrammarWithLexer::from_json_schema(schema))
-        }
+        Grammar::JsonObject => Ok(GrammarWithLexer::from_json_schema(schema::any_object())),
+        Grammar::Calls(calls) => calls.translate(control),
         Grammar::Regex(text) => {
             limited("the expression's size in bytes", text.len(), limits::MAX_GRAMMAR_BYTES)?;
             Ok(GrammarWithLexer::from_regex(text))
@@ -293,7 +293,7 @@ impl Recogniser {
             DeadEnd::NoToken => Fault::invalid("no output belongs to it"),
             other => Fault::TooComplex(other.to_string()),
         };
-        let (mut matcher, forced) = Matcher::new(self.parser.clone(), self.end, &[]).map_err(fault)?;
+        let (mut matcher, forced) = Matcher::new(self.parser.clone(), self.end).map_err(fault)?;
         matcher.mask().map_err(fault)?;
         let bytes: Vec<u8> = forced.iter().filter_map(|&token| u8::try_from(token).ok()).collect();
         Ok((matcher, String::from_utf8_lossy(&bytes).into_owned()))
@@ -302,7 +302,9 @@ impl Recogniser {
     /// Whether `text` is a whole output.
     pub fn takes(&self, text: &str) -> bool {
         let bytes = text.bytes().map(u32::from).chain([self.end]).collect::<Vec<u32>>();
-        let Ok((matcher, forced)) = Matcher::new(self.parser.clone(), self.end, &bytes) else { return false };
+        let start = Matcher::new(self.parser.clone(), self.end);
+        let followed = start.and_then(|(matcher, forced)| matcher.follow(forced, &bytes));
+        let Ok((matcher, forced)) = followed else { return false };
         forced.is_empty() && matcher.taken().last() == Some(&self.end)
     }
 }

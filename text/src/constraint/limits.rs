@@ -10,6 +10,8 @@ pub const MAX_SCHEMA_BYTES: usize = 256 << 10;
 pub const MAX_GRAMMAR_BYTES: usize = 64 << 10;
 /// Texts of a choice.
 pub const MAX_CHOICES: usize = 4096;
+/// Functions that may be called.
+pub const MAX_FUNCTIONS: usize = 128;
 /// Schemas within schemas.
 pub const MAX_DEPTH: usize = 64;
 /// Schemas of a schema that are referred to: each may refer to the next.

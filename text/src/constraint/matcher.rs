@@ -28,7 +28,8 @@ pub enum DeadEnd {
     Uncompiled,
 }
 
-/// One sequence's place in a grammar.
+/// One sequence's place in a grammar. A clone stands at the same place, and shares the automata.
+#[derive(Clone)]
 pub struct Matcher {
     parser: TokenParser,
     n_vocab: usize,
@@ -48,24 +49,29 @@ impl std::fmt::Debug for Matcher {
 }
 
 impl Matcher {
-    /// A matcher that has taken `output`, and the tokens that must come next, which it has taken too.
-    pub(super) fn new(
-        mut parser: TokenParser,
-        end: u32,
-        output: &[u32],
-    ) -> Result<(Matcher, VecDeque<u32>), DeadEnd> {
+    /// A matcher at the start, and the tokens that must come first, which it has taken.
+    pub(super) fn new(mut parser: TokenParser, end: u32) -> Result<(Matcher, VecDeque<u32>), DeadEnd> {
         let n_vocab = parser.token_env.tok_trie().vocab_size();
         parser.start_without_prompt();
         let mut matcher = Matcher { parser, n_vocab, end, taken: Vec::new(), complete: false, ended: false };
-        let mut forced = VecDeque::from(matcher.guarded(Matcher::look_ahead)?);
+        let forced = matcher.guarded(Matcher::look_ahead)?;
+        Ok((matcher, forced.into()))
+    }
+
+    /// Takes the tokens of an interrupted run, of which `forced` must come first; answers those that must come next.
+    pub(super) fn follow(
+        mut self,
+        mut forced: VecDeque<u32>,
+        output: &[u32],
+    ) -> Result<(Matcher, VecDeque<u32>), DeadEnd> {
         for &token in output {
             match forced.pop_front() {
                 Some(only) if only != token => return Err(DeadEnd::Foreign),
                 Some(_) => {}
-                None => forced = matcher.take(token)?.into(),
+                None => forced = self.take(token)?.into(),
             }
         }
-        Ok((matcher, forced))
+        Ok((self, forced))
     }
 
     /// Takes a token that was drawn, and those that must come next, which are returned; the last may be the end.

@@ -51,8 +51,24 @@ const OTHER_FORMATS: [&str; 9] = [
     "regex",
 ];
 
+/// What stands between the parts of JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Style {
+    /// Nothing.
+    Compact,
+    /// A space after each comma and colon, as Python writes JSON and templates show calls to models.
+    Spaced,
+}
+
+/// Any object.
+pub(super) fn any_object() -> Value {
+    let mut schema = json!({ "type": "object" });
+    set_style(&mut schema, Style::Compact);
+    schema
+}
+
 /// The schema that the crate compiles.
-pub(super) fn translate(text: &str) -> Result<Value, Fault> {
+pub(super) fn translate(text: &str, style: Style) -> Result<Value, Fault> {
     let root: Value = serde_json::from_str(text).map_err(|error| match error.to_string() {
         deep if deep.contains("recursion limit") => too_deep("", 128),
         other => Fault::invalid(format!("the schema is no JSON: {other}")),
@@ -71,17 +87,21 @@ pub(super) fn translate(text: &str) -> Result<Value, Fault> {
     if let Some(schema) = schema.as_object_mut() {
         schema.insert("$defs".to_owned(), Value::Object(definitions));
     }
-    set_style(&mut schema);
+    set_style(&mut schema, style);
     Ok(schema)
 }
 
-/// How JSON is written: no white space between its parts. The key is the crate's own, and a caller's is written over.
-pub(super) fn set_style(schema: &mut Value) {
+/// How JSON is written. The key is the crate's own, and a caller's is written over.
+pub(super) fn set_style(schema: &mut Value, style: Style) {
     if let Some(schema) = schema.as_object_mut() {
+        let (item_separator, key_separator) = match style {
+            Style::Compact => (",", ":"),
+            Style::Spaced => (", ", ": "),
+        };
         let style = json!({
             "whitespace_flexible": false,
-            "item_separator": ",",
-            "key_separator": ":",
+            "item_separator": item_separator,
+            "key_separator": key_separator,
             "coerce_one_of": true,
         });
         schema.insert("x-guidance".to_owned(), style);

@@ -61,6 +61,7 @@ fn what_is_not_kept_to_is_refused_by_name_and_place() {
             ["`contains`", "#/$defs/x"],
         ),
         (r#"{"not":{"pattern":"a"}}"#, ["`not`", "`pattern`"]),
+        (r#"{"items":{"not":{"type":["null","text"]}}}"#, ["no type \"text\"", "#/items/not/type"]),
         (r#"{"anyOf":[{},{"format":"iri"}]}"#, ["`format`", "#/anyOf/1/format"]),
         (r#"{"properties":{"a":{"$ref":"other.json#/b"}}}"#, ["`$ref`", "another document"]),
         (r##"{"properties":{"a":{"$ref":"#/b"}}}"##, ["points to nothing", "#/properties/a/$ref"]),
@@ -171,4 +172,101 @@ fn negations_conditions_and_dependencies_hold() {
             assert!(!recogniser.takes(answer), "{text} does not take {answer}");
         }
     }
+}
+
+fn calls(must: bool, several: bool, text: Option<Grammar>) -> Calls {
+    let function = |name: &str, parameters: Option<&str>| Callable {
+        name: name.to_owned(),
+        parameters: parameters.map(str::to_owned),
+    };
+    let weather = r##"{"type":"object","properties":{"place":{"type":"string"},"days":{"$ref":"#/$defs/n"}},
+        "required":["place"],"additionalProperties":false,"$defs":{"n":{"type":"integer","minimum":1,"maximum":9}}}"##;
+    let functions = vec![function("weather", Some(weather)), function("weather_now", None)];
+    Calls { format: crate::ToolFormat::Hermes, functions, must, several, text: text.map(Box::new) }
+}
+
+fn call(name: &str, arguments: &str) -> String {
+    format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
+}
+
+#[test]
+fn calls_keep_to_their_frame_and_to_the_schema_of_their_function() {
+    let good = [
+        call("weather", r#"{"place": "Köln }\"<tool_call>", "days": 3}"#),
+        call("weather", r#"{"place": ""}"#),
+        call("weather_now", "{}"),
+    ];
+    let bad = [
+        call("weather", "{}"),
+        call("weather", r#"{"place": "a", "days": 10}"#),
+        call("weather", r#"{"place":"a"}"#),
+        call("weather_now", r#"{"place": "a"}"#),
+        call("rain", "{}"),
+        "<tool_call>\n".to_owned(),
+        "<tool_call>{}".to_owned(),
+    ];
+    for (must, several) in [(true, true), (true, false), (false, true), (false, false)] {
+        let recogniser = Grammar::Calls(calls(must, several, None)).recogniser().unwrap();
+        let takes = |text: &str| recogniser.takes(text);
+        for one in &good {
+            assert!(takes(one), "{one}");
+            assert!(!takes(&format!("{one}\n")) && !takes(&format!("{one} and more")), "{one}");
+            assert_eq!(takes(&format!("Let me look: < <tool\n{one}")), !must, "{one}");
+            assert_eq!(takes(&format!("{one}\n{}", good[2])), several, "{one}");
+            assert_eq!(takes(&format!("{one}\n{}\n{one}", good[2])), several, "{one}");
+        }
+        for one in &bad {
+            assert!(
+                !takes(one) && !takes(&format!("a {one}")) && !takes(&format!("{}\n{one}", good[0])),
+                "{one}"
+            );
+        }
+        for text in ["", "No tool is needed.", "a < b\n<tool_call", "größe <tool_call\n>"] {
+            assert_eq!(takes(text), !must, "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn a_text_beside_calls_may_be_held_to_json() {
+    let text = schema(
+        r#"{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"],"additionalProperties":false}"#,
+    );
+    let recogniser = Grammar::Calls(calls(false, true, Some(text))).recogniser().unwrap();
+    for (answer, takes) in [
+        (r#"{"a":1}"#.to_owned(), true),
+        (call("weather_now", "{}"), true),
+        (format!(r#"{{"a":1}}{}"#, call("weather_now", "{}")), false),
+        ("words".to_owned(), false),
+        (String::new(), false),
+    ] {
+        assert_eq!(recogniser.takes(&answer), takes, "{answer}");
+    }
+}
+
+#[test]
+fn functions_that_cannot_be_kept_to_are_refused_by_name_and_place() {
+    let of = |parameters: &str| {
+        let functions = vec![Callable { name: "f".into(), parameters: Some(parameters.to_owned()) }];
+        Grammar::Calls(Calls { functions, ..calls(true, false, None) })
+    };
+    for (parameters, wanted) in [
+        (
+            r#"{"properties":{"a":{"uniqueItems":true}}}"#,
+            &["`uniqueItems`", "the parameters of \"f\", #/properties/a"][..],
+        ),
+        (r#"{"type":"string"}"#, &["the parameters of \"f\" must be of the type object"]),
+        ("false", &["\"f\""]),
+        (r#"{"properties":{"a":{"type":"text"}}}"#, &["no type \"text\"", "the parameters of \"f\""]),
+    ] {
+        let fault = of(parameters).check().unwrap_err().to_string();
+        assert!(wanted.iter().all(|part| fault.contains(part)), "{parameters}: {fault}");
+    }
+    assert_eq!(of(r##"{"$ref":"#/$defs/o","$defs":{"o":{"type":"object"}}}"##).check(), Ok(()));
+    assert_eq!(of("{}").check(), Ok(()));
+    let many = (0..129).map(|n| Callable { name: format!("f{n}"), parameters: None }).collect();
+    assert!(matches!(
+        Grammar::Calls(Calls { functions: many, ..calls(true, true, None) }).check(),
+        Err(Fault::TooMuch { most: 128, .. })
+    ));
 }

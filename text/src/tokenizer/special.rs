@@ -9,9 +9,17 @@ pub(super) struct Specials {
     texts: BTreeMap<u32, String>,
     /// Their lengths in bytes, longest first.
     lengths: Vec<usize>,
-    /// Their first characters, and all others, sorted.
+    /// Their first characters, sorted.
     firsts: Vec<char>,
-    others: Vec<char>,
+    /// The tokens without their case, what these begin with, and all of their other characters, sorted.
+    folded: Vec<String>,
+    folded_firsts: Vec<char>,
+    folded_others: Vec<char>,
+}
+
+/// A text without its case: whatever changes that leaves this alone.
+fn folded(text: &str) -> impl Iterator<Item = char> {
+    text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase)
 }
 
 /// A part of a text.
@@ -28,17 +36,20 @@ impl Specials {
         for (id, text) in tokens {
             if let Some(first) = text.chars().next() {
                 set.firsts.push(first);
-                set.others.extend(text.chars().skip(1));
+                let folded: String = folded(&text).collect();
+                set.folded_firsts.extend(folded.chars().next());
+                set.folded_others.extend(folded.chars().skip(1));
+                set.folded.push(folded);
                 set.lengths.push(text.len());
                 // Of two tokens with one text the first is found.
                 set.ids.entry(text.clone()).or_insert(id);
             }
             set.texts.insert(id, text);
         }
-        set.firsts.sort_unstable();
-        set.firsts.dedup();
-        set.others.sort_unstable();
-        set.others.dedup();
+        for characters in [&mut set.firsts, &mut set.folded_firsts, &mut set.folded_others] {
+            characters.sort_unstable();
+            characters.dedup();
+        }
         set.lengths.sort_unstable_by(|a, b| b.cmp(a));
         set.lengths.dedup();
         set
@@ -52,15 +63,24 @@ impl Specials {
         self.firsts.binary_search(&character).is_ok()
     }
 
-    pub(super) fn continues_with(&self, character: char) -> bool {
-        self.others.binary_search(&character).is_ok()
+    /// The id of the token with this text.
+    pub(super) fn id(&self, text: &str) -> Option<u32> {
+        self.ids.get(text).copied()
     }
 
-    /// Whether `text` begins with one of the tokens, or one of them begins with `text`.
+    /// Whether a token has `character` behind its first one, in whatever case.
+    pub(super) fn continues_with(&self, character: char) -> bool {
+        let mut buffer = [0; 4];
+        folded(character.encode_utf8(&mut buffer)).any(|one| self.folded_others.binary_search(&one).is_ok())
+    }
+
+    /// Whether `text` begins with one of the tokens, or one of them begins with `text`, in whatever case.
     pub(super) fn may_begin(&self, text: &str) -> bool {
-        let Some(first) = text.chars().next() else { return false };
-        self.begins_with(first)
-            && self.ids.keys().any(|token| text.starts_with(token.as_str()) || token.starts_with(text))
+        let first = folded(text).next();
+        if first.is_none_or(|first| self.folded_firsts.binary_search(&first).is_err()) {
+            return false;
+        }
+        self.folded.iter().any(|token| folded(text).zip(token.chars()).all(|(one, other)| one == other))
     }
 
     /// Cuts `text` at the tokens in it. Texts between them are never empty.

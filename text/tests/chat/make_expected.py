@@ -24,8 +24,12 @@ TOOLS = [
 ]
 
 
-def message(role, content):
-    return {"role": role, "content": content}
+def message(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
+def call(id, name, arguments):
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 CONVERSATIONS = [
@@ -34,6 +38,16 @@ CONVERSATIONS = [
     [message("system", "Be brief."), message("user", "Hi"), message("assistant", "Hello."), message("user", "Größe? 日本語 <b>&'\"</b>")],
     [message("user", "a"), message("assistant", "<think>\nwhy not\n</think>\n\nb"), message("user", "c")],
     [message("user", "Rain?"), message("assistant", "<think>\nask\n</think>\n\nOne moment."), message("tool", '{"rain": true}'), message("tool", "5 °C")],
+    [
+        message("user", "Rain in Köln, and 1 + 2?"),
+        message("assistant", "One moment.", tool_calls=[call("call_1", "weather", {"place": "Köln \"am Rhein\"", "days": 3})]),
+        message("tool", "5 °C", tool_call_id="call_1"),
+        message("assistant", "", tool_calls=[call("call_2", "add", {"b": [1, 2.5, None], "a": {}}), call("call_3", "add", {})]),
+        message("tool", "3", tool_call_id="call_2"),
+        message("tool", "0", tool_call_id="call_3"),
+        message("assistant", "Rain, and 3."),
+        message("user", "Thanks!"),
+    ],
     [message("user", "{{ messages }} {% raw %}"), message("assistant", "\n\nline\n"), message("user", "<tool_response>x</tool_response>")],
 ]
 TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|endoftext|>"}

@@ -8,7 +8,8 @@ use std::time::Duration;
 use ternfleet_engine::{HeadCounters, SpeculationCounters};
 use ternfleet_proto::bus::{Delivery, Settle};
 use ternfleet_proto::message::{
-    Checkpoint, Control, Failure, Finish, Heartbeat, JobResult, Line, TokenChunk, TokenLogprobs, Work,
+    Call, CallPiece, Checkpoint, Control, Failure, Finish, Heartbeat, JobResult, Line, TokenChunk,
+    TokenLogprobs, Work,
 };
 use ternfleet_proto::tag::AssignmentTag;
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TenantId};
@@ -243,6 +244,8 @@ pub struct Tokens {
     pub ids: Vec<u32>,
     /// Text that is certain by now; it may lag behind the ids.
     pub text: String,
+    /// Parts of calls, after the text.
+    pub calls: Vec<CallPiece>,
     pub logprobs: Vec<TokenLogprobs>,
     /// Of the prompt, before a choice's first tokens, where the caller asked for them.
     pub prompt_logprobs: Vec<TokenLogprobs>,
@@ -279,6 +282,7 @@ pub struct Completion {
 pub struct Output {
     /// All of it, that of earlier attempts included.
     pub text: String,
+    pub calls: Vec<Call>,
     pub finish: Finish,
     pub prompt_logprobs: Vec<TokenLogprobs>,
 }

@@ -31,6 +31,7 @@ impl Core {
                 choice: tokens.choice.map_or(0, u32::from),
                 prompt_logprobs: tokens.prompt_logprobs,
                 model: unnamed.then(|| self.config.profile.model.clone()),
+                calls: tokens.calls,
             })));
         }
         if let Some(choice) = tokens.choice {

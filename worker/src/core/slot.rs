@@ -228,6 +228,7 @@ impl Slot {
             ids_digest: Generated::digest_of(ids),
             logprobs: logprobs.next().unwrap_or_default(),
             prompt_logprobs: output.prompt_logprobs,
+            calls: output.calls,
             more: Vec::new(),
         });
         let mut generated = choices.next().unwrap_or_default();

@@ -154,7 +154,7 @@ fn an_echo_repeats_the_prompt_before_the_output() {
         prepare(&wanted, kept("abc"), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
     let choice = prepared.choices.remove(0);
     assert!(choice.request.prompt_logprobs.is_none());
-    assert_eq!(choice.transcript.finish(Finish::Length).0, "ten bytes.abc");
+    assert_eq!(choice.transcript.finish(Finish::Length).text, "ten bytes.abc");
 }
 
 #[test]
@@ -214,4 +214,21 @@ fn each_choice_goes_on_from_its_own_tokens_with_its_own_draws() {
             prepare(&several, kept(unusable), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap();
         assert_eq!(prepared.kept, 0, "what belongs to no choice is begun anew");
     }
+}
+
+#[test]
+fn a_model_without_a_form_of_calls_refuses_tools_by_name() {
+    let function = wire::Function { name: "f".into(), description: None, parameters: None };
+    let tools = Tools { functions: vec![function], choice: ToolChoice::Auto, parallel: true };
+    let conversation = wire::Conversation { messages: Vec::new(), tools: Some(tools) };
+    let prompt = Prompt::Conversation(conversation);
+    let asked = Generation { prompt, ..generation() };
+    let failure =
+        prepare(&asked, Kept::default(), &Language::Bytes, &Defaults::default(), CONTEXT).unwrap_err();
+    assert_eq!(failure.code, FailureCode::InvalidRequest);
+    assert!(
+        failure.message.starts_with("`tools`") && failure.message.contains("manifest"),
+        "{}",
+        failure.message
+    );
 }

@@ -13,7 +13,7 @@ use crate::core::{Completion, End, Event, Output, SlotId, StartFailure, Tokens};
 use crate::engine_thread::{Command, EngineThread, Place, Report};
 use crate::language::Language;
 use crate::request::{Prepared, PreparedChoice, failure_of};
-use crate::transcript::{Transcript, logprobs_of, prompt_logprobs_of};
+use crate::transcript::{Transcript, Whole, logprobs_of, prompt_logprobs_of};
 
 /// A request that was fetched and tokenized, or why it was not.
 pub(super) type Preparation = (SlotId, Result<Box<Prepared>, StartFailure>);
@@ -233,7 +233,7 @@ impl Generations {
         if transcript.stopped() || choice.scores_only {
             return;
         }
-        let text = transcript.push(&self.language, id);
+        let said = transcript.push(&self.language, id);
         let found = found.entry(slot).or_default();
         // A step may bring several tokens of a choice: they make one entry.
         let at = found.tokens.iter().rposition(|(other, _)| *other == number).unwrap_or_else(|| {
@@ -247,7 +247,8 @@ impl Generations {
             tokens.prompt_logprobs.clone_from(&choice.prompt_logprobs);
         }
         tokens.ids.push(id);
-        tokens.text.push_str(&text);
+        tokens.text.push_str(&said.text);
+        tokens.calls.extend(said.calls);
         tokens.logprobs.extend(logprob.map(|logprob| logprobs_of(&self.language, id, &logprob)));
         if transcript.stopped() {
             found.stopped.push(number);
@@ -315,11 +316,11 @@ impl Generations {
             choice.stage = stage;
             return events;
         };
-        let (text, tail, finish) = transcript.finish(finish);
-        choice.stage = Stage::Done(Output { text, finish, prompt_logprobs });
+        let Whole { text, calls, finish, tail } = transcript.finish(finish);
+        choice.stage = Stage::Done(Output { text, calls, finish, prompt_logprobs });
         if stream && !tail.is_empty() && !choice.untold {
             let choice = several.then_some(number);
-            let tokens = Tokens { text: tail, stream, choice, ..Tokens::default() };
+            let tokens = Tokens { text: tail.text, calls: tail.calls, stream, choice, ..Tokens::default() };
             events.push(Event::Tokens { slot, tokens });
         }
         self.follow_up(slot, number, engine);
@@ -379,8 +380,8 @@ impl Choice {
         let transcript = Box::new(transcript);
         let stage = match done {
             Some(finish) => {
-                let (text, _, finish) = transcript.finish(finish);
-                Stage::Done(Output { text, finish, prompt_logprobs: Vec::new() })
+                let Whole { text, calls, finish, .. } = transcript.finish(finish);
+                Stage::Done(Output { text, calls, finish, prompt_logprobs: Vec::new() })
             }
             None if shares && first != number => {
                 Stage::Waiting { first, request: Box::new(request), transcript }

@@ -522,7 +522,13 @@ pub(super) fn task(n: u32) -> Task {
         stream: false,
         constraint: None,
     };
-    Task { line: line(n), input: Input::Inline(generation), tokens_estimate: 20, bytes: 100 }
+    Task {
+        line: line(n),
+        input: Input::Inline(generation),
+        constrained: false,
+        tokens_estimate: 20,
+        bytes: 100,
+    }
 }
 
 pub(super) fn good_lines(count: u32) -> Vec<Content> {

@@ -1,7 +1,7 @@
 //! Good lines read as they should; each bad line gets the answer written beside it.
 
 use super::*;
-use crate::message::{ChatMessage, OpenSampling, Prompt, Sampling};
+use crate::message::{ChatMessage, Conversation, OpenSampling, PastCall, Prompt, Sampling, ToolChoice};
 
 fn job() -> JobKey {
     JobKey { batch: "batch_1".parse().unwrap(), index: 6 }
@@ -72,7 +72,11 @@ fn chat_content_is_a_string_or_text_parts() {
     );
     let (line, generation) = good(&text.replace('\n', " "));
     assert_eq!(line.endpoint, Endpoint::ChatCompletions);
-    let said = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
+    let said = |role: &str, content: &str| ChatMessage {
+        role: role.into(),
+        content: content.into(),
+        ..ChatMessage::default()
+    };
     assert_eq!(generation.prompt, Prompt::Chat(vec![said("system", "Be brief."), said("user", "ab")]));
     assert_eq!((generation.max_tokens, generation.logprobs), (Some(9), Some(20)));
 }
@@ -211,8 +215,8 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
         (chat(r#""messages":["hi"]"#), "`messages[0]`: must be an object with `role` and `content`"),
         (chat(r#""messages":[{"content":"x"}]"#), "`messages[0]`: `role` is missing"),
         (
-            chat(r#""messages":[{"role":"tool","content":"x"}]"#),
-            "`messages[0]`: `role` \"tool\" is not supported",
+            chat(r#""messages":[{"role":"critic","content":"x"}]"#),
+            "`messages[0]`: `role` \"critic\" is not supported",
         ),
         (chat(r#""messages":[{"role":"user"}]"#), "`messages[0]`: `content` is missing"),
         (
@@ -228,7 +232,7 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
             "`messages[0]`: `name` must be a string, not 7",
         ),
         (chat(&format!(r#"{user},"prompt":"x""#)), "`prompt` belongs to /v1/completions"),
-        (chat(&format!(r#"{user},"tools":[{{}}]"#)), "`tools` is not supported here"),
+        (chat(&format!(r#"{user},"tools":[{{}}]"#)), "`tools[0]`: `type` is missing"),
         (chat(&format!(r#"{user},"top_logprobs":3"#)), "`top_logprobs` needs `logprobs` to be true"),
         (
             chat(&format!(r#"{user},"logprobs":true,"top_logprobs":21"#)),
@@ -320,7 +324,11 @@ fn a_response_is_a_chat_by_another_name() {
     );
     let (line, generation) = good(&text.replace('\n', " "));
     assert_eq!(line.endpoint, Endpoint::Responses);
-    let said = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
+    let said = |role: &str, content: &str| ChatMessage {
+        role: role.into(),
+        content: content.into(),
+        ..ChatMessage::default()
+    };
     let wanted =
         vec![said("system", "Be brief."), said("user", "a"), said("assistant", "b"), said("user", "c")];
     assert_eq!(generation.prompt, Prompt::Chat(wanted));
@@ -338,7 +346,10 @@ fn a_response_is_a_chat_by_another_name() {
     refused(r#""store":true"#, "`store` cannot be true");
     refused(r#""background":true"#, "`background` cannot be true");
     refused(r#""previous_response_id":"resp_1""#, "`previous_response_id` is not supported here");
-    refused(r#""tools":[{"type":"web_search"}]"#, "`tools` holds one of type \"web_search\"");
+    refused(r#""tools":[{"type":"web_search"}]"#, "`tools[0]`: a tool of type \"web_search\" is not served");
+    refused(r#""text":{"format":{"type":"text"},"user":"me"}"#, "`user` is not a field of `text`");
+    refused(r#""text":{"store":false}"#, "`store` is not a field of `text`");
+    refused(r#""text":{"verbosity":"low"}"#, "`text.verbosity` \"low\" is not supported");
     refused(r#""max_tokens":3"#, "`max_tokens` is not a field of a request for a response");
     refused(
         r#""input":[{"type":"reasoning"}]"#,
@@ -349,4 +360,87 @@ fn a_response_is_a_chat_by_another_name() {
         "`include` \"file_search_call.results\" is not supported",
     );
     refused(r#""stream":true"#, "`stream` cannot be true in a batch");
+}
+
+fn call(id: &str, arguments: &str) -> PastCall {
+    PastCall { id: id.into(), name: "f".into(), arguments: arguments.into() }
+}
+
+#[test]
+fn calls_and_their_answers_are_read_from_chats_and_from_responses() {
+    let said = |role: &str, content: &str| ChatMessage {
+        role: role.into(),
+        content: content.into(),
+        ..ChatMessage::default()
+    };
+    let answer = |id: &str, text: &str| ChatMessage { call_id: Some(id.into()), ..said("tool", text) };
+    let wanted = vec![
+        said("user", "a"),
+        ChatMessage {
+            calls: vec![call("1", r#"{"z":1,"a":2}"#), call("2", "{}")],
+            ..said("assistant", "one moment")
+        },
+        answer("1", "x"),
+        answer("2", "yy"),
+        ChatMessage { calls: vec![call("3", "{}")], ..said("assistant", "") },
+        answer("3", "z"),
+    ];
+    let chat = r#"{"messages":[{"role":"user","content":"a"},
+        {"role":"assistant","content":"one moment","tool_calls":[
+            {"id":"1","type":"function","function":{"name":"f","arguments":"{\"z\":1,\"a\":2}"}},
+            {"id":"2","type":"function","function":{"name":"f","arguments":""}}]},
+        {"role":"tool","tool_call_id":"1","content":"x"},
+        {"role":"tool","tool_call_id":"2","content":[{"type":"text","text":"y"},{"type":"text","text":"y"}]},
+        {"role":"assistant","content":null,"tool_calls":[{"id":"3","type":"function","function":{"name":"f","arguments":"{}"}}]},
+        {"role":"tool","tool_call_id":"3","content":"z"}]}"#;
+    let response = r#"{"input":[{"role":"user","content":"a"},{"role":"assistant","content":"one moment"},
+        {"type":"function_call","id":"fc_1","call_id":"1","name":"f","arguments":"{\"z\":1,\"a\":2}","status":"completed"},
+        {"type":"function_call","call_id":"2","name":"f","arguments":"{}"},
+        {"type":"function_call_output","call_id":"1","output":"x"},
+        {"type":"function_call_output","call_id":"2","output":[{"type":"input_text","text":"yy"}]},
+        {"type":"function_call","call_id":"3","name":"f","arguments":"{}"},
+        {"type":"function_call_output","call_id":"3","output":"z"}]}"#;
+    for (url, text) in [("chat/completions", chat), ("responses", response)] {
+        let (_, read) = good(&body(url, &text.replace('\n', " ")));
+        let conversation = Conversation { messages: wanted.clone(), tools: None };
+        assert_eq!(read.prompt, Prompt::Conversation(conversation), "{url}");
+        assert!(!read.is_constrained());
+    }
+    for (message, expected) in [
+        (r#"{"role":"tool","content":"x"}"#, "`tool_call_id` is missing"),
+        (r#"{"role":"tool","tool_call_id":"1"}"#, "`content` is missing"),
+        (r#"{"role":"assistant"}"#, "`content` is missing"),
+        (r#"{"role":"user","content":"a","tool_calls":[]}"#, "`tool_calls` is not a field of a message"),
+        (
+            r#"{"role":"assistant","tool_calls":[{"type":"function","function":{"name":"f","arguments":"{}"}}]}"#,
+            "`tool_calls[0]`: `id` is missing",
+        ),
+        (
+            r#"{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f","arguments":"[]"}}]}"#,
+            "`arguments` must be a JSON object as text",
+        ),
+        (r#"{"role":"assistant","tool_calls":[{"id":"1","type":"custom"}]}"#, "a call of type \"custom\""),
+    ] {
+        let text = body("chat/completions", &format!(r#"{{"messages":[{message}]}}"#));
+        let found = read_line(text.as_bytes()).unwrap_err().1.message;
+        assert!(found.contains("`messages[0]`") && found.contains(expected), "{message}: {found}");
+    }
+}
+
+#[test]
+fn tools_make_a_constrained_request_and_stand_beside_json_alone() {
+    let tools =
+        r#""messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"name":"f"}}]"#;
+    let (_, read) = good(&body("chat/completions", &format!("{{{tools}}}")));
+    assert!(read.is_constrained() && read.constraint.is_none());
+    assert_eq!(read.prompt.tools().unwrap().choice, ToolChoice::Auto);
+    let (_, read) =
+        good(&body("chat/completions", &format!(r#"{{{tools},"n":2,"tool_choice":"required"}}"#)));
+    assert_eq!((read.prompt.choices(), &read.prompt.tools().unwrap().choice), (2, &ToolChoice::Required));
+    let (_, read) = good(&body("chat/completions", &format!(r#"{{{tools},"tool_choice":"none"}}"#)));
+    assert!(matches!(read.prompt, Prompt::Chat(_)) && !read.is_constrained());
+    good(&body("chat/completions", &format!(r#"{{{tools},"response_format":{{"type":"json_object"}}}}"#)));
+    let text = body("chat/completions", &format!(r#"{{{tools},"guided_regex":"a"}}"#));
+    let found = read_line(text.as_bytes()).unwrap_err().1.message;
+    assert!(found.contains("`tools` cannot stand beside a regular expression"), "{found}");
 }

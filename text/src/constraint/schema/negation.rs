@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Place, TYPES, Translator, absent, joined, says_something};
+use super::{Place, TYPES, Translator, absent, joined, says_something, types};
 use crate::constraint::Fault;
 
 /// Cases of a `oneOf` whose contrary is written out.
@@ -43,6 +43,7 @@ impl<'a> Translator<'a> {
         };
         Ok(match keyword {
             "type" => {
+                types(value, &here)?;
                 let named: Vec<&str> = match value {
                     Value::String(name) => vec![name.as_str()],
                     _ => here.names(value)?,
