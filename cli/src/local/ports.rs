@@ -39,7 +39,7 @@ impl Port {
     }
 
     /// Changes to a free port if another process has taken it in the meantime; called before each start of its server.
-    pub(crate) fn choose(&self) -> anyhow::Result<u16> {
+    pub(crate) fn confirm(&self) -> anyhow::Result<u16> {
         if !self.fixed.get() && !is_free(self.number()) {
             self.number.set(free_port(&[])?);
         }
