@@ -98,6 +98,28 @@ fn generate_prints_one_object_with_its_fields() {
     assert_eq!(by_ids["generated_ids"], first["generated_ids"]);
 }
 
+/// The largest number of times that four words in a row occur in a text.
+fn repetitions(text: &str) -> usize {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let mut counts = std::collections::BTreeMap::new();
+    words.windows(4).for_each(|four| *counts.entry(four).or_insert(0) += 1);
+    counts.into_values().max().unwrap_or(0)
+}
+
+#[test]
+fn the_storyteller_does_not_loop_at_temperature_0() {
+    let model = storyteller();
+    for prompt in ["Once upon a time", "The princess opened the door and saw", "A fox saw a crow in a tree."]
+    {
+        let greedy = ["generate", "--model", &model, "-p", prompt, "-n", "120", "--temp", "0"];
+        let told = run(&greedy).stdout;
+        assert!(repetitions(&told) < 4, "{told}");
+    }
+    let without = ["--frequency-penalty", "0", "-p", "Once upon a time", "-n", "120", "--temp", "0"];
+    let looped = run(&[&["generate", "--model", &model][..], &without].concat()).stdout;
+    assert!(repetitions(&looped) >= 4, "the default does something: {looped}");
+}
+
 #[test]
 fn generate_streams_text_and_seeds_repeat() {
     let model = storyteller();

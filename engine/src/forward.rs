@@ -55,18 +55,18 @@ pub(crate) fn pass(ops: &mut Ops<'_, '_>) {
     let gate = Then::Gate(model.hyper.graph.activation);
     ops.embed();
     for (index, layer) in model.layers.iter().enumerate() {
-        ops.expect(&layer.qkv);
+        ops.prefetch_weights(&layer.qkv);
         ops.round_x(&layer.attn_norm);
         ops.product(&layer.qkv, Then::Store);
-        ops.expect(&layer.output);
+        ops.prefetch_weights(&layer.output);
         ops.attention(index);
         ops.round_attended(layer.attn_sub_norm.as_deref());
         ops.product(&layer.output, Then::Add);
 
-        ops.expect(&layer.gate_up);
+        ops.prefetch_weights(&layer.gate_up);
         ops.round_x(&layer.ffn_norm);
         ops.product(&layer.gate_up, gate);
-        ops.expect(&layer.down);
+        ops.prefetch_weights(&layer.down);
         ops.round_gated(layer.ffn_sub_norm.as_deref());
         ops.product(&layer.down, Then::Add);
     }

@@ -25,7 +25,7 @@ mod tl2;
 
 use crate::Isa;
 use crate::gguf::ternary::GROUP;
-pub(crate) use ahead::ask_for;
+pub(crate) use ahead::prefetch;
 use attention::Page;
 pub(crate) use attention::{Query, State};
 pub(crate) use floats::{Bounds, Epilogue, Then};

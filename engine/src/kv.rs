@@ -5,7 +5,7 @@
 #![allow(unsafe_code)] // Members of the pool write disjoint heads of one region.
 
 use crate::gguf::Hyper;
-use crate::kernel::{KEY_BLOCK, PAGE, ask_for};
+use crate::kernel::{KEY_BLOCK, PAGE, prefetch};
 use crate::memory::Region;
 
 /// One page's number.
@@ -103,11 +103,11 @@ impl Cache {
     }
 
     /// Asks for the cache lines that [`Cache::write`] will write to.
-    pub(crate) fn ask_for(&self, page: PageId, layer: usize, head: usize, slot: usize) {
+    pub(crate) fn prefetch(&self, page: PageId, layer: usize, head: usize, slot: usize) {
         let block_len = KEY_BLOCK * self.head_dim;
         let keys = self.place(page, layer, head);
-        ask_for(keys.wrapping_add(slot / KEY_BLOCK * block_len), block_len * size_of::<u16>());
-        ask_for(keys.wrapping_add((PAGE + slot) * self.head_dim), self.head_dim * size_of::<u16>());
+        prefetch(keys.wrapping_add(slot / KEY_BLOCK * block_len), block_len * size_of::<u16>());
+        prefetch(keys.wrapping_add((PAGE + slot) * self.head_dim), self.head_dim * size_of::<u16>());
     }
 
     /// Writes one position of one head; other positions may be written by other threads meanwhile.

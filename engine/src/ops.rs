@@ -10,7 +10,7 @@ mod attention;
 use crate::forward::Plan;
 use crate::head::{self, Drawn, HeadWork, Slots};
 use crate::kernel::{
-    Acts, Epilogue, Kernels, MAX_TOKENS, PAGE, Quantised, ROWS, Scratch, State, Then, ask_for,
+    Acts, Epilogue, Kernels, MAX_TOKENS, PAGE, Quantised, ROWS, Scratch, State, Then, prefetch,
 };
 use crate::kv::Cache;
 use crate::model::{Matrix, Model};
@@ -288,12 +288,12 @@ impl<'a, 'm> Ops<'a, 'm> {
         }
     }
 
-    /// Asks for the first of this member's weights of a product that comes soon, so that memory does not rest meanwhile.
-    pub(crate) fn expect(&self, matrix: &Matrix) {
+    /// Prefetches the first of this thread's weights of the next product, so that memory is not idle meanwhile.
+    pub(crate) fn prefetch_weights(&self, matrix: &Matrix) {
         let pairs = matrix.pairs(self.member.index, self.member.count());
         let groups = (2 * pairs.start).min(matrix.n_groups)..(2 * pairs.end).min(matrix.n_groups);
         let packed = self.model.groups(matrix, groups);
-        ask_for(packed.as_ptr(), packed.len().min(HEAD_START));
+        prefetch(packed.as_ptr(), packed.len().min(HEAD_START));
     }
 
     /// A ternary product of acts: stored in qkv, added to x, or gated, as `then` says.
@@ -321,7 +321,7 @@ impl<'a, 'm> Ops<'a, 'm> {
             // What other members rounded is in their caches; all of it is on its way before the first tile wants it.
             for member in (0..self.member.count()).filter(|&member| member != self.member.index) {
                 let theirs = self.member.share_of(member, n_columns);
-                ask_for(rows[theirs.start * width..].as_ptr(), theirs.len() * width);
+                prefetch(rows[theirs.start * width..].as_ptr(), theirs.len() * width);
             }
         }
         let stock = &self.work.stocks[self.products % 2];

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{RECORD, load, prompt, run, tokenizer};
+use common::{RECORD, calls, load, prompt, run, tokenizer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use ternfleet_engine::{Engine, Options, Request, Sampling, StopReason};
@@ -51,6 +51,7 @@ fn outputs_belong_to_their_grammars_and_end_with_them() {
         Grammar::Regex("[a-c]{2,5}( [x-z]+){1,2}!".into()),
         Grammar::Choice(vec!["yes".into(), "no".into(), "yes, but not today".into()]),
         Grammar::Lark("start: \"<\" start \">\" | /[0-9]{1,3}/".into()),
+        calls(true, false),
     ];
     let requests: Vec<Request> = (0..4)
         .flat_map(|seed| grammars.iter().map(|grammar| (grammar, seed)).collect::<Vec<_>>())
@@ -67,7 +68,7 @@ fn outputs_belong_to_their_grammars_and_end_with_them() {
     }
     println!("{texts:#?}");
     let whole = outcomes.iter().filter(|outcome| outcome.end == Some(StopReason::StopToken)).count();
-    assert!(whole >= 16, "{whole} of 20 came to their end");
+    assert!(whole >= 16, "{whole} of 24 came to their end");
 }
 
 #[test]

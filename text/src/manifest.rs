@@ -144,6 +144,8 @@ pub struct Sampling {
     pub top_p: Option<f32>,
     /// Candidates kept.
     pub top_k: Option<u32>,
+    /// Subtracted from a token's score for each time that it was generated before.
+    pub frequency_penalty: Option<f32>,
 }
 
 impl Manifest {
@@ -261,6 +263,7 @@ fn read(root: &mut Reader) -> Option<Manifest> {
             temperature: section.optional_float("temperature", 0.0..=100.0),
             top_p: section.optional_float("top_p", 0.0..=1.0),
             top_k,
+            frequency_penalty: section.optional_float("frequency_penalty", -2.0..=2.0),
         })
     });
     Some(Manifest {

@@ -189,7 +189,7 @@ fn calls(tools: &Tools, format: ToolFormat, text: Option<Grammar>) -> Calls {
     }
 }
 
-/// What the caller left open is as the model's manifest says, as far as it says anything.
+/// Parameters that the request does not set have the defaults of the model's manifest, if it has any.
 fn resolved(asked: &wire::Sampling, defaults: &ternfleet_text::Sampling) -> wire::Sampling {
     let mut sampling = asked.clone();
     if asked.open.temperature {
@@ -200,6 +200,9 @@ fn resolved(asked: &wire::Sampling, defaults: &ternfleet_text::Sampling) -> wire
     }
     if asked.open.top_k {
         sampling.top_k = defaults.top_k.unwrap_or(asked.top_k);
+    }
+    if asked.open.frequency_penalty {
+        sampling.frequency_penalty = defaults.frequency_penalty.unwrap_or(asked.frequency_penalty);
     }
     sampling
 }

@@ -1,6 +1,6 @@
-//! `ternfleet demo`: the whole way of a batch on this machine, from a file of prompts to texts and their price.
+//! `ternfleet demo`: a batch on this machine, from a file of prompts to answers and their cost.
 //!
-//! It runs `ternfleet up` as a child, which takes NATS, coordinator and workers down with it, whatever happens here.
+//! It runs `ternfleet up` as a child process, which ends NATS, coordinator and workers in every case.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,6 +10,7 @@ use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::process::Child;
 
 use crate::client::Fleet;
@@ -21,18 +22,15 @@ use crate::report::{pod_table, pods, printable};
 use crate::stop::Stops;
 use crate::{exit, shipped, stop};
 
-/// The prompts that ship, relative to the repository.
+/// The included prompts, relative to the repository.
 const PROMPTS: &str = "models/storyteller/prompts.jsonl";
+/// How often the included prompts are submitted: enough work for all workers of a small machine.
+const ROUNDS: usize = 6;
 /// Answers shown, and lines of each.
 const ANSWERS_SHOWN: usize = 3;
 const LINES_SHOWN: usize = 3;
 /// Columns of an answer.
-const WIDTH: usize = 78;
-const NEXT: &str = "
-next:
-  ternfleet up                                        a fleet that stays, in one terminal
-  ternfleet submit prompts.jsonl --out answers.jsonl  a batch of your own, in another
-  ternfleet model list                                larger models, and how to get them";
+const WIDTH: usize = 70;
 
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
@@ -42,7 +40,7 @@ pub(crate) struct Demo {
     /// Worker processes
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: u16,
-    /// File of prompts; those that ship unless given
+    /// File of prompts [default: the included ones, each several times]
     #[arg(long, value_name = "FILE.jsonl")]
     prompts: Option<PathBuf>,
     /// Price of each worker per hour, for the cost shown
@@ -52,9 +50,9 @@ pub(crate) struct Demo {
 
 impl Demo {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let prompts = match self.prompts.clone().or_else(|| shipped::file(PROMPTS)) {
-            Some(prompts) => prompts,
-            None => bail!("{PROMPTS} was not found here or beside the program: name a file with --prompts"),
+        let prompts = match &self.prompts {
+            Some(prompts) => prompts.clone(),
+            None => self.included_prompts()?,
         };
         stop::block_on(async {
             let mut stops = Stops::listen()?;
@@ -70,6 +68,20 @@ impl Demo {
             }
             outcome
         })
+    }
+
+    /// Writes the included prompts several times into one file.
+    fn included_prompts(&self) -> anyhow::Result<PathBuf> {
+        let Some(included) = shipped::file(PROMPTS) else {
+            bail!("{PROMPTS} was not found here or next to the program: name a file with --prompts");
+        };
+        let text = std::fs::read_to_string(&included)
+            .with_context(|| format!("cannot read {}", included.display()))?;
+        let path = self.dir.join("prompts.jsonl");
+        std::fs::create_dir_all(&self.dir)
+            .and_then(|()| std::fs::write(&path, repeated(&text, ROUNDS)?))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
     }
 
     fn start_fleet(&self) -> anyhow::Result<Child> {
@@ -105,12 +117,49 @@ impl Demo {
         print_answers(prompts, &results)?;
         let fleet = Fleet::connect(&connection).await?;
         say(&format!("\n{}", pod_table(&pods(&fleet).await?)))?;
-        say("(prices are what --price-usd-per-hour says; tok/s are measured)")?;
+        say("tok/s is measured; the price per hour is an example (--price-usd-per-hour)")?;
         let results = std::fs::canonicalize(&results).unwrap_or(results);
         say(&format!("\nall answers: {}", results.display()))?;
-        say(NEXT)?;
+        say(&next_steps(&program()))?;
         Ok(code)
     }
+}
+
+/// The lines of a batch several times over. Repetitions have other ids, and no seeds, so their answers differ.
+fn repeated(lines: &str, rounds: usize) -> std::io::Result<String> {
+    let mut all = String::new();
+    for round in 1..=rounds {
+        for line in lines.lines().filter(|line| !line.trim().is_empty()) {
+            let mut line: serde_json::Map<String, Value> = serde_json::from_str(line)?;
+            if round > 1 {
+                line.remove("seed");
+                line.get_mut("body").and_then(Value::as_object_mut).and_then(|body| body.remove("seed"));
+                if let Some(Value::String(id)) = line.get_mut("custom_id") {
+                    *id = format!("{id}-{round}");
+                }
+            }
+            all += &format!("{}\n", Value::Object(line));
+        }
+    }
+    Ok(all)
+}
+
+/// How this program is called from the current folder.
+fn program() -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    let program = std::env::current_exe().unwrap_or_default();
+    program.strip_prefix(here).map_or_else(|_| "ternfleet".to_owned(), |path| path.display().to_string())
+}
+
+fn next_steps(program: &str) -> String {
+    let steps = [
+        ("up", "a fleet on this machine, in one terminal"),
+        ("submit prompts.jsonl --out answers.jsonl", "a batch of your own, in another terminal"),
+        ("model list", "larger models, and how to get them"),
+    ];
+    let wide = steps.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    let lines = steps.map(|(command, what)| format!("\n  {program} {command:wide$}  {what}"));
+    format!("\nnext:{}", lines.concat())
 }
 
 /// Asks the fleet to end and waits for it.
@@ -126,7 +175,6 @@ async fn end(fleet: &mut Child) {
 /// As much of an output line as showing it takes.
 #[derive(Deserialize)]
 struct OutputLine {
-    custom_id: Option<String>,
     response: Option<Response>,
     error: Option<LineError>,
 }
@@ -177,7 +225,7 @@ struct InputBody {
     prompt: Option<String>,
 }
 
-/// The first answers, each below its prompt; the file holds the rest.
+/// The first answers, each with its input; the file contains the rest.
 fn print_answers(prompts: &Path, results: &Path) -> anyhow::Result<()> {
     let read = |path: &Path| {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
@@ -196,10 +244,15 @@ fn print_answers(prompts: &Path, results: &Path) -> anyhow::Result<()> {
             }
             OutputLine { .. } => String::new(),
         };
-        say(&format!("\n[{}] {}", printable(line.custom_id.as_deref().unwrap_or("?")), printable(&asked)))?;
-        say(&shorten(&wrap(&printable(&answer), WIDTH), LINES_SHOWN))?;
+        say(&format!("\ninput   {}", indented(&printable(&asked))))?;
+        say(&format!("answer  {}", indented(&printable(&answer))))?;
     }
     Ok(())
+}
+
+/// The beginning of a text as some short lines, each after the first below the first one's beginning.
+fn indented(text: &str) -> String {
+    shorten(&wrap(text, WIDTH), LINES_SHOWN).replace('\n', "\n        ")
 }
 
 /// The first lines of a text, with an ellipsis where there are more.
@@ -208,7 +261,7 @@ fn shorten(text: &str, lines: usize) -> String {
     if text.lines().nth(lines).is_some() {
         kept.push("…");
     }
-    kept.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    kept.join("\n")
 }
 
 /// Breaks a text into lines of at most `width` characters, between words where that is possible.
@@ -240,7 +293,19 @@ mod tests {
 
     #[test]
     fn long_answers_are_cut_with_an_ellipsis() {
-        assert_eq!(shorten("a\nb\nc", 2), "  a\n  b\n  …");
-        assert_eq!(shorten("a\nb", 2), "  a\n  b");
+        assert_eq!(shorten("a\nb\nc", 2), "a\nb\n…");
+        assert_eq!(shorten("a\nb", 2), "a\nb");
+    }
+
+    #[test]
+    fn repeated_lines_have_other_ids_and_no_seeds() {
+        let lines =
+            "{\"custom_id\":\"a\",\"body\":{\"prompt\":\"x\",\"seed\":1}}\n\n{\"prompt\":\"y\",\"seed\":2}\n";
+        let all: Vec<Value> =
+            repeated(lines, 2).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(all.len(), 4);
+        assert_eq!((&all[0]["custom_id"], &all[0]["body"]["seed"]), (&"a".into(), &1.into()));
+        assert_eq!((&all[2]["custom_id"], &all[2]["body"]["seed"]), (&"a-2".into(), &Value::Null));
+        assert_eq!((&all[3]["prompt"], &all[3]["seed"]), (&"y".into(), &Value::Null));
     }
 }

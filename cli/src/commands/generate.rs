@@ -36,15 +36,18 @@ pub(crate) struct Generate {
     /// Threads; the usable cores up to 16 unless given
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// 0 takes the most likely token each time
-    #[arg(long, value_name = "X", default_value_t = 0.7)]
-    temp: f32,
-    /// Keep the most likely tokens up to this probability
-    #[arg(long, value_name = "X", default_value_t = 0.9)]
-    top_p: f32,
-    /// Keep this many most likely tokens; 0 keeps all
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    top_k: u32,
+    /// Temperature; 0 always takes the most likely token [default: the model's, or else 0.7]
+    #[arg(long, value_name = "X")]
+    temp: Option<f32>,
+    /// Keep the most likely tokens up to this probability [default: the model's, or else 0.9]
+    #[arg(long, value_name = "X")]
+    top_p: Option<f32>,
+    /// Keep this many most likely tokens; 0 keeps all [default: the model's, or else 40]
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+    /// Lower the score of a token for each time that it was generated [default: the model's, or else 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
     /// Keep tokens at least this probable relative to the best
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     min_p: f32,
@@ -111,6 +114,7 @@ impl Generate {
         }
         let tokenizer = tokenizer.map(Arc::new);
         let constraint = self.constraint(tokenizer.as_ref())?;
+        let defaults = model.manifest()?.map_or_else(Default::default, |manifest| manifest.sampling);
         let room = prompt_ids.len() + self.tokens as usize + 1;
         let options = Options {
             threads: Some(threads(self.threads.map(usize::from))),
@@ -130,10 +134,11 @@ impl Generate {
             prompt: prompt_ids.clone(),
             max_new_tokens: self.tokens as usize,
             sampling: Sampling {
-                temperature: self.temp,
-                top_k: self.top_k,
-                top_p: self.top_p,
+                temperature: self.temp.or(defaults.temperature).unwrap_or(0.7),
+                top_k: self.top_k.or(defaults.top_k).unwrap_or(40),
+                top_p: self.top_p.or(defaults.top_p).unwrap_or(0.9),
                 min_p: self.min_p,
+                frequency_penalty: self.frequency_penalty.or(defaults.frequency_penalty).unwrap_or(0.0),
                 ..Sampling::default()
             },
             seed: self.seed,

@@ -217,7 +217,7 @@ impl Launch {
             model: &state.model,
             binary: self.binary.as_deref(),
         };
-        Rent::settle(&wishes, &Runpod::new(options)?).await
+        Rent::choose(&wishes, &Runpod::new(options)?).await
     }
 }
 

@@ -102,8 +102,8 @@ impl Rent {
         self.scale.classes.iter().map(spec).collect()
     }
 
-    /// Asks the provider for its prices, and settles what may be rented.
-    pub(crate) async fn settle(wishes: &Wishes<'_>, provider: &Runpod) -> anyhow::Result<Rent> {
+    /// Reads the provider's prices, and chooses the classes that may be rented.
+    pub(crate) async fn choose(wishes: &Wishes<'_>, provider: &Runpod) -> anyhow::Result<Rent> {
         let offers = provider.offers().await.context("the provider's prices cannot be read")?;
         let example: Example = toml::from_str(EXAMPLE).context("the classes that ship are not understood")?;
         let mut scale = example.scale;

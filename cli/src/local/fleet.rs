@@ -353,8 +353,8 @@ fn nats_part(
             let words = [program.display().to_string(), "--config".to_owned(), config.display().to_string()];
             return Ok(words.into());
         }
-        let port = ports.nats.settle()?;
-        let monitor_port = ports.monitor.settle()?;
+        let port = ports.nats.confirm()?;
+        let monitor_port = ports.monitor.confirm()?;
         nats_server::configure(&dir, &nats_server::Settings { name: name.clone(), port, monitor_port })?;
         let config = dir.nats_config();
         Ok(vec![program.display().to_string(), "--config".to_owned(), config.display().to_string()])
@@ -365,7 +365,7 @@ fn nats_part(
 fn coordinator_part(ports: &Rc<Ports>, nats: Option<String>, config: Option<PathBuf>) -> Part {
     let ports = ports.clone();
     let command = move || {
-        let http = format!("127.0.0.1:{}", ports.http.settle()?);
+        let http = format!("127.0.0.1:{}", ports.http.confirm()?);
         let monitoring = format!("http://127.0.0.1:{}", ports.monitor.number());
         let nats = nats.clone().unwrap_or_else(|| addresses(&ports).nats);
         let mut words =

@@ -38,8 +38,8 @@ impl Port {
         self.number.get()
     }
 
-    /// Moves on if somebody else has taken it in the meantime; asked before each start of its server.
-    pub(crate) fn settle(&self) -> anyhow::Result<u16> {
+    /// Changes to a free port if another process has taken it in the meantime; called before each start of its server.
+    pub(crate) fn confirm(&self) -> anyhow::Result<u16> {
         if !self.fixed.get() && !is_free(self.number()) {
             self.number.set(free_port(&[])?);
         }

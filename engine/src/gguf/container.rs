@@ -327,7 +327,7 @@ fn read_tensors(cursor: &mut Cursor<'_>, n_tensors: u64, alignment: u64) -> Resu
     let start = cursor.position() as u64;
     let start = start.checked_next_multiple_of(alignment).expect("because both are far below 2^63");
     let end = cursor.position() as u64 + cursor.remaining() as u64;
-    spans::settle(&mut rows, end.saturating_sub(start), alignment)?;
+    spans::resolve(&mut rows, end.saturating_sub(start), alignment)?;
     let tensors = rows
         .into_iter()
         .enumerate()

@@ -1,15 +1,15 @@
-//! Types that share a number with another owner's: the bytes between a tensor and the next one tell which it is.
+//! Types of different projects with the same number: the distance between a tensor and the next one decides.
 //!
-//! The byte length of a tensor is not in a GGUF, and neither is who made up its type. A type is taken only if every tensor
-//! under that number takes just as many bytes as it needs; neither reading, or one for some and another for others, is refused.
+//! A GGUF contains neither the byte length of a tensor nor the origin of its type. A type is chosen only if every tensor
+//! with that number has exactly the size that the type needs. Otherwise the file is rejected.
 
 use std::collections::BTreeMap;
 
 use super::container::Row;
 use super::{Error, Kind};
 
-/// Settles the types of all rows under shared numbers; `end` is where the data ends, from its start.
-pub(super) fn settle(rows: &mut [Row], end: u64, alignment: u64) -> Result<(), Error> {
+/// Resolves the types of all rows with shared numbers; `end` is where the data ends, from its start.
+pub(super) fn resolve(rows: &mut [Row], end: u64, alignment: u64) -> Result<(), Error> {
     let mut offsets: Vec<u64> = rows.iter().map(|row| row.offset).collect();
     offsets.sort_unstable();
     // By number, the candidates that are left.

@@ -27,7 +27,7 @@ pub(super) fn ask_ahead(at: *const u8) {
 }
 
 /// Asks for `bytes` from `start` on into the second-level cache, where the CPU can do that. Any address will do.
-pub(crate) fn ask_for<T>(start: *const T, bytes: usize) {
+pub(crate) fn prefetch<T>(start: *const T, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
     for at in (0..bytes).step_by(64) {
         // SAFETY: as above.

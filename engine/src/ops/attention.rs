@@ -4,7 +4,7 @@
 use super::{Ops, Work};
 use crate::forward::{Plan, Segment};
 use crate::gguf::Hyper;
-use crate::kernel::{KEY_BLOCK, Kernels, MAX_HEAD_DIM, PAGE, Query, State, ask_for};
+use crate::kernel::{KEY_BLOCK, Kernels, MAX_HEAD_DIM, PAGE, Query, State, prefetch};
 use crate::pool::Member;
 use crate::profile::Operation;
 use std::ops::Range;
@@ -112,7 +112,7 @@ impl Ops<'_, '_> {
             let task = self.tasks[number].clone();
             let next = self.tasks.get(number + 1).cloned();
             if let Some(next) = &next {
-                self.ask_for(layer, next);
+                self.prefetch(layer, next);
             }
             if !self.stored_first(&plan.segments[task.segment]) {
                 self.rotate_and_store(layer, task.columns.start, task.kv_head);
@@ -235,8 +235,8 @@ impl Ops<'_, '_> {
         }
     }
 
-    /// Asks for what a task will rotate, which may be in another thread's cache, and for where it will store it.
-    fn ask_for(&self, layer: usize, task: &Task) {
+    /// Prefetches what a task will rotate, which may be in another thread's cache, and where it will store it.
+    fn prefetch(&self, layer: usize, task: &Task) {
         let segment = &self.plan.segments[task.segment];
         if self.stored_first(segment) {
             return;
@@ -247,10 +247,10 @@ impl Ops<'_, '_> {
         let value = hyper.n_heads + hyper.n_kv_heads + task.kv_head;
         for (head, n_heads) in [(first[0], self.group()), (first[1], 1), (value, 1)] {
             let start = self.work.qkv.pointer().wrapping_add((column * heads + head) * size);
-            ask_for(start, n_heads * size * size_of::<f32>());
+            prefetch(start, n_heads * size * size_of::<f32>());
         }
         let position = self.plan.columns[column].position;
-        self.cache.ask_for(segment.pages[position / PAGE], layer, task.kv_head, position % PAGE);
+        self.cache.prefetch(segment.pages[position / PAGE], layer, task.kv_head, position % PAGE);
     }
 
     /// The query heads of one key head, for a few columns of one segment; `next` is what this member does afterwards.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use ternfleet_engine::gguf;
 use ternfleet_engine::synth::{self, Shape};
 use ternfleet_engine::{Engine, Event, Options, Request, Sampling, SequenceId, StopReason, TokenLogprob};
-use ternfleet_text::constraint::{Compiler, Grammar};
-use ternfleet_text::{Manifest, Tokenizer};
+use ternfleet_text::constraint::{Callable, Calls, Compiler, Grammar};
+use ternfleet_text::{Manifest, Tokenizer, ToolFormat};
 
 /// A synthetic model in a folder that lives as long as the returned guard.
 pub fn synthetic(shape: &Shape, seed: u64) -> (tempfile::TempDir, PathBuf) {
@@ -150,12 +150,14 @@ pub fn constrained(path: &Path, vocab: usize, max_new_tokens: usize) -> Vec<Requ
         (Grammar::Regex("[a-z]{3,9}( [a-z]{2,5}){2,4}\\.".to_owned()), warm(0, 0.95)),
         (Grammar::Choice(vec!["a fox in the henhouse".to_owned(), "a fox".to_owned()]), Sampling::default()),
         (Grammar::Lark("start: \"(\" start \")\" | /[^()]{1,8}/".to_owned()), Sampling::default()),
+        (calls(true, true), Sampling::default()),
+        (calls(false, false), warm(0, 0.95)),
     ];
     let mut requests: Vec<Request> = kinds
         .into_iter()
         .enumerate()
         .map(|(i, (grammar, sampling))| Request {
-            prompt: prompt(50 + i as u32, [5, 33, 140, 9, 70, 2, 17, 200][i], vocab),
+            prompt: prompt(50 + i as u32, [5, 33, 140, 9, 70, 2, 17, 200, 12, 60][i], vocab),
             max_new_tokens,
             sampling,
             seed: 77 + i as u64,
@@ -165,6 +167,16 @@ pub fn constrained(path: &Path, vocab: usize, max_new_tokens: usize) -> Vec<Requ
         .collect();
     requests[1].top_logprobs = Some(2);
     requests
+}
+
+/// Calls of functions: one at least, or a text and then calls; several, or one alone.
+pub fn calls(must: bool, several: bool) -> Grammar {
+    let function = |name: &str, parameters: Option<&str>| Callable {
+        name: name.to_owned(),
+        parameters: parameters.map(str::to_owned),
+    };
+    let functions = vec![function("record", Some(RECORD)), function("now", None)];
+    Grammar::Calls(Calls { format: ToolFormat::Hermes, functions, must, several, text: None })
 }
 
 /// The tokens of one request that runs alone to its length.

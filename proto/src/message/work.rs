@@ -195,19 +195,21 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     #[serde(default)]
     pub logit_bias: Vec<(u32, f32)>,
-    /// Of `temperature`, `top_p` and `top_k`, those that the caller left open: a model that has defaults of its own is run
-    /// with them. Nothing is open in messages of coordinators up to 0.1.0.
+    /// The parameters that the request does not set: the worker uses the model's own defaults, if it has any. Nothing is
+    /// open in messages of coordinators up to 0.1.0.
     #[serde(default, skip_serializing_if = "OpenSampling::is_empty")]
     pub open: OpenSampling,
 }
 
-/// Which sampling parameters the caller left open.
+/// The sampling parameters that a request does not set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OpenSampling {
     pub temperature: bool,
     pub top_p: bool,
     pub top_k: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub frequency_penalty: bool,
 }
 
 impl OpenSampling {

@@ -146,6 +146,7 @@ fn sampling(fields: &mut Fields, served: &ModelDefaults) -> Result<Sampling, Fau
     let temperature = fields.number("temperature", 0.0..=2.0)?;
     let top_p = fields.number("top_p", 0.0..=1.0)?;
     let top_k = top_k(fields)?;
+    let frequency_penalty = fields.number("frequency_penalty", PENALTY)?;
     let sampling = Sampling {
         temperature: temperature.unwrap_or(usual.temperature),
         top_p: top_p.unwrap_or(usual.top_p),
@@ -154,10 +155,11 @@ fn sampling(fields: &mut Fields, served: &ModelDefaults) -> Result<Sampling, Fau
             temperature: temperature.is_none(),
             top_p: top_p.is_none(),
             top_k: top_k.is_none(),
+            frequency_penalty: frequency_penalty.is_none(),
         },
         min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(usual.min_p),
         presence_penalty: fields.number("presence_penalty", PENALTY)?.unwrap_or(usual.presence_penalty),
-        frequency_penalty: fields.number("frequency_penalty", PENALTY)?.unwrap_or(usual.frequency_penalty),
+        frequency_penalty: frequency_penalty.unwrap_or(usual.frequency_penalty),
         logit_bias: logit_bias(fields, served)?,
     };
     if sampling.top_p <= 0.0 {

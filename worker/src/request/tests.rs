@@ -131,8 +131,9 @@ fn every_sampling_parameter_reaches_the_engine() {
 
 #[test]
 fn what_the_caller_leaves_open_is_as_the_models_manifest_says() {
-    let defaults = Defaults { temperature: Some(0.0), top_p: Some(0.5), top_k: None };
-    let open = OpenSampling { temperature: true, top_p: true, top_k: true };
+    let defaults =
+        Defaults { temperature: Some(0.0), top_p: Some(0.5), top_k: None, frequency_penalty: Some(0.6) };
+    let open = OpenSampling { temperature: true, top_p: true, top_k: true, frequency_penalty: true };
     let run = |sampling: WireSampling| {
         let asked = Generation { sampling, ..generation() };
         let sampling = prepare(&asked, Kept::default(), &Language::Bytes, &defaults, CONTEXT)
@@ -141,10 +142,10 @@ fn what_the_caller_leaves_open_is_as_the_models_manifest_says() {
             .remove(0)
             .request
             .sampling;
-        (sampling.temperature, sampling.top_p, sampling.top_k)
+        (sampling.temperature, sampling.top_p, sampling.top_k, sampling.frequency_penalty)
     };
-    assert_eq!(run(WireSampling { open, ..WireSampling::default() }), (0.0, 0.5, 0));
-    assert_eq!(run(WireSampling::default()), (1.0, 1.0, 0), "what was asked for stays");
+    assert_eq!(run(WireSampling { open, ..WireSampling::default() }), (0.0, 0.5, 0, 0.6));
+    assert_eq!(run(WireSampling::default()), (1.0, 1.0, 0, 0.0), "parameters of the request are kept");
 }
 
 #[test]

@@ -138,11 +138,11 @@ impl Pull {
         let fetched =
             wanted.fetch(&part).with_context(|| format!("{} could not be downloaded", known.name()))?;
         examine(known, &fetched, &store.file(known))?;
-        self.settle(known, store, fetched)
+        self.install(known, store, fetched)
     }
 
-    /// Moves a checked file into its place, manifest first: a file without its manifest would split text by guessing.
-    fn settle(&self, known: &Known, store: &Store, fetched: Fetched) -> anyhow::Result<Here> {
+    /// Moves a checked file into its place, manifest first: without its manifest, the pre-tokenizer would be a guess.
+    fn install(&self, known: &Known, store: &Store, fetched: Fetched) -> anyhow::Result<Here> {
         let path = store.file(known);
         store.put_manifest(known)?;
         std::fs::rename(&fetched.path, &path)

@@ -25,7 +25,7 @@ fn the_short_form_takes_openais_defaults() {
     let (line, generation) = good(r#"{"prompt":"Once"}"#);
     assert_eq!(line, Line { custom_id: Some("line-7".into()), endpoint: Endpoint::Completions, model: None });
     assert_eq!(generation.prompt, Prompt::Text("Once".into()));
-    let open = OpenSampling { temperature: true, top_p: true, top_k: true };
+    let open = OpenSampling { temperature: true, top_p: true, top_k: true, frequency_penalty: true };
     assert_eq!(
         (generation.max_tokens, generation.sampling),
         (Some(16), Sampling { open, ..Sampling::default() })
