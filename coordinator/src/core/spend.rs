@@ -18,9 +18,16 @@ impl Core {
         if self.lead.is_none() || engine_us == 0 {
             return;
         }
-        let room = batch.budget_left();
+        let single = batch.is_interactive().then(|| batch.record.tenant.clone());
+        let room = match &single {
+            Some(tenant) => self.allowances.left(now, tenant),
+            None => batch.budget_left(),
+        };
         let claim = self.money.used(now.mono, worker.pod_name(), &batch.record.id, engine_us, room);
         self.ledger.charge(slot, claim);
+        if let Some(tenant) = single {
+            self.allowances.spend(now, &tenant, claim.cost);
+        }
     }
 
     /// Bills every pod up to now.

@@ -183,6 +183,7 @@ impl JetStream {
             max_consumers: None,
             duplicate_window: Duration::from_secs(120),
             discard_new: true,
+            discard_new_per_subject: false,
             unsynced: false,
         };
         self.ensure_stream(&stream).map(drop)

@@ -16,6 +16,8 @@ pub struct Scenario {
     pub batches: Vec<BatchPlan>,
     /// Each keeps its number when others are left out, so that a shrunk list names the same faults.
     pub faults: Vec<(usize, u64, Fault)>,
+    /// Somebody with a worker's key writes checkpoints of jobs that it was not given. No seed does that; a test does.
+    pub forges: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -89,7 +91,7 @@ impl Scenario {
             })
             .collect();
         faults.sort_by_key(|(number, at, _)| (*at, *number));
-        Scenario { seed, workers, coordinators, batches, faults }
+        Scenario { seed, workers, coordinators, batches, faults, forges: false }
     }
 
     /// Only the faults with these numbers.

@@ -31,6 +31,8 @@ use workers::{Call, WorkerNode};
 pub(super) use coordinators::stored_record;
 pub(super) use inputs::blanks;
 
+/// Steps between two forged checkpoints, where there are any.
+const FORGED_EVERY: u64 = 24;
 /// Virtual time begins here rather than at zero, so that skewed clocks stay positive.
 const BEGIN: TimeMs = TimeMs(1_000_000_000);
 /// Virtual time from the last fault's end until everything must have ended.
@@ -220,6 +222,9 @@ impl World {
             self.now = self.now.max(at);
             self.steps += 1;
             self.happen(what);
+            if self.scenario.forges && self.steps.is_multiple_of(FORGED_EVERY) {
+                self.forge();
+            }
             self.check.verdict().map_err(|broken| self.told(&broken))?;
             if self.faults_open > 0 {
                 self.calm_since = self.now;

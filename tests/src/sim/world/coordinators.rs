@@ -6,7 +6,7 @@ use ternfleet_coordinator::core::{
     Action, Answer, Batch, BatchRecord, BatchSlot, Core, Event, HandOut, JobRef, Limits, Outputs,
 };
 use ternfleet_proto::bus::{BusError, Publish};
-use ternfleet_proto::message::{Checkpoint, Control, Heartbeat, JobResult, Order};
+use ternfleet_proto::message::{Control, Heartbeat, JobResult, Order};
 use ternfleet_proto::{BatchId, LeaderRevision, TimeMs, codec, table};
 
 use super::super::JetStream;
@@ -362,7 +362,7 @@ impl World {
                     net.last_on_subject(now, table::CHECKPOINTS, &subject)
                 });
                 read.map(|last| {
-                    let trace = last.and_then(|message| codec::decode::<Checkpoint>(&message.payload).ok());
+                    let trace = last.and_then(|message| self.key.checkpoint_key(key).open(&message.payload));
                     let trace = trace.map(trace_of);
                     self.answer_to(life, Event::Withdrawn { job: *job, epoch: *epoch, trace });
                 })
@@ -377,6 +377,9 @@ impl World {
                     Err(BusError::WrongLastSequence) => Ok(()),
                     other => other.map(drop),
                 }
+            }
+            Action::Discard { sequence } => {
+                self.attempt(cut, |net, _| net.delete_message(table::RESULTS, *sequence)).map(drop)
             }
             Action::Register { worker, shard } => {
                 let consumers = table::work_consumers(*shard, worker);

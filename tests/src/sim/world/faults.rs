@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use ternfleet_coordinator::core::{BatchRecord, Change, Event, Ground};
-use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchState, Durability};
+use ternfleet_proto::bus::Publish;
+use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchState, Checkpoint, Durability};
 use ternfleet_proto::{MonoMs, Now, TimeMs, UsdMicro, codec, table};
 use ternfleet_worker::core as worker;
 
@@ -11,6 +12,24 @@ use super::super::scenario::Fault;
 use super::{Occurrence, Submitted, World, stored_record};
 
 impl World {
+    /// Writes the last checkpoint of some job back with other ids, as somebody can who reads it and was not given the job.
+    pub(super) fn forge(&mut self) {
+        let jobs = self.check.claimed_jobs();
+        if jobs.is_empty() {
+            return;
+        }
+        let job = jobs[self.chance.within(0, jobs.len() as u64 - 1) as usize].clone();
+        let subject = table::checkpoint(&job);
+        let Ok(Some(last)) = self.net.last_on_subject(self.now, table::CHECKPOINTS, &subject) else { return };
+        let Ok(mut found) = codec::decode::<Checkpoint>(&last.payload) else { return };
+        found.generated = vec![u32::MAX; found.generated.len() + 3];
+        (found.attempt.0, found.epoch.0) = (found.attempt.0 + 4, found.epoch.0 + 1);
+        let seal = &last.payload[last.payload.len().saturating_sub(16)..];
+        let payload = [&codec::encode(&found)[..], seal].concat();
+        // Where the stream is full, it has tried.
+        let _ = self.net.publish(self.now, &subject, payload.into(), &Publish::default());
+    }
+
     pub(super) fn begin_fault(&mut self, at: usize) {
         let (_, _, fault) = self.scenario.faults[at];
         let ms = |span: Duration| span.as_millis() as u64;

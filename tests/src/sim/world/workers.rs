@@ -9,6 +9,7 @@ use ternfleet_proto::bus::{BusError, Delivery, Publish, Result, Settle};
 use ternfleet_proto::message::{
     Checkpoint, Control, Finish, Heartbeat, Input, JobResult, Work, WorkerCounters, WorkerState,
 };
+use ternfleet_proto::tag::CheckpointKey;
 use ternfleet_proto::{JobKey, Lane, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId, codec, table};
 use ternfleet_worker::core::{
     Action, Completion, Config, Core, End, Event, HostFacts, Kept, Note, Output, PullOutcome, Read, Settled,
@@ -30,8 +31,8 @@ const KILLER_TOKENS: usize = 2;
 #[derive(Debug)]
 pub(super) enum Call {
     Pull { lane: Lane, stream: String, consumer: String, max: usize, until: TimeMs },
-    ReadCheckpoint { slot: SlotId, job: JobKey },
-    WriteCheckpoint { slot: SlotId, checkpoint: Box<Checkpoint>, expect: u64 },
+    ReadCheckpoint { slot: SlotId, job: JobKey, key: CheckpointKey },
+    WriteCheckpoint { slot: SlotId, checkpoint: Box<Checkpoint>, key: CheckpointKey, expect: u64 },
     PublishResult { slot: SlotId, result: Box<JobResult> },
     ReadResult { slot: SlotId, tenant: TenantId, job: JobKey },
     Settle { slot: Option<SlotId>, delivery: Delivery, how: Settle },
@@ -226,9 +227,9 @@ impl World {
             Action::Pull { lane, stream, consumer, max, expires } => {
                 Call::Pull { lane, stream, consumer, max, until: self.now.plus(expires) }
             }
-            Action::ReadCheckpoint { slot, job } => Call::ReadCheckpoint { slot, job },
-            Action::WriteCheckpoint { slot, checkpoint, expect } => {
-                Call::WriteCheckpoint { slot, checkpoint, expect }
+            Action::ReadCheckpoint { slot, job, key } => Call::ReadCheckpoint { slot, job, key },
+            Action::WriteCheckpoint { slot, checkpoint, key, expect } => {
+                Call::WriteCheckpoint { slot, checkpoint, key, expect }
             }
             Action::PublishResult { slot, result } => Call::PublishResult { slot, result },
             Action::ReadResult { slot, tenant, job } => Call::ReadResult { slot, tenant, job },
@@ -420,22 +421,23 @@ impl World {
                 };
                 Some((delay, vec![Event::PullEnded { lane, outcome }]))
             }
-            Call::ReadCheckpoint { slot, job } => {
+            Call::ReadCheckpoint { slot, job, key } => {
                 let subject = table::checkpoint(&job);
                 let found =
                     self.attempt(cut, |net, now| net.last_on_subject(now, table::CHECKPOINTS, &subject));
                 let delay = self.answer_delay(&found);
                 let outcome = match found {
-                    Ok(Some(message)) => codec::decode::<Checkpoint>(&message.payload)
+                    Ok(Some(message)) => key
+                        .open(&message.payload)
                         .map_or(Read::Unreadable(message.sequence), |c| Read::Found((message.sequence, c))),
                     Ok(None) => Read::Nothing,
                     Err(_) => Read::Unreachable,
                 };
                 Some((delay, vec![Event::CheckpointRead { slot, outcome }]))
             }
-            Call::WriteCheckpoint { slot, checkpoint, expect } => {
+            Call::WriteCheckpoint { slot, checkpoint, key, expect } => {
                 let subject = table::checkpoint(&checkpoint.job);
-                let (delay, outcome) = self.publish(cut, &subject, codec::encode(&*checkpoint), expect);
+                let (delay, outcome) = self.publish(cut, &subject, key.seal(&checkpoint), expect);
                 self.check.checkpoints(&self.net);
                 Some((delay, vec![Event::CheckpointWritten { slot, outcome }]))
             }
