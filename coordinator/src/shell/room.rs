@@ -23,7 +23,7 @@ fn refusal(results: StreamFacts) -> Option<Refusal> {
         results.bytes
     );
     let full = results.bytes as f64 >= NEARLY_FULL_RATIO * max as f64;
-    full.then_some(Refusal { code: RefusalCode::Unavailable, message, retry_after_ms: Some(60_000) })
+    full.then_some(Refusal { code: RefusalCode::Busy, message, retry_after_ms: Some(60_000) })
 }
 
 /// Looks for as long as the inbox is open, and says what changes.

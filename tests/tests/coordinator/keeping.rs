@@ -292,11 +292,11 @@ async fn nothing_new_is_accepted_while_answers_have_no_room_and_nothing_is_lost(
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
-    assert_eq!(refused.code, RefusalCode::Unavailable);
+    assert_eq!(refused.code, RefusalCode::Busy);
     assert!(refused.message.contains("results_bytes_max"), "{refused}");
     let (status, body) =
         ternfleet_tests::http::post(&address, "/v1/completions", "{\"prompt\": \"x\"}").await;
-    assert_eq!(status, 503, "{body}");
+    assert_eq!(status, 429, "{body}");
     let (_, metrics) = ternfleet_tests::http::get(&address, "/metrics").await;
     assert!(metrics.contains("ternfleet_nats_stream_bytes_max{stream=\"results\"} 200000"), "{metrics}");
 
