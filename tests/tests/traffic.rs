@@ -365,18 +365,15 @@ fn a_batchs_bill_is_within_one_percent_of_an_independent_account_beside_a_hundre
     let owed = world.account.owed(&id);
     // What was made since the last heartbeats is pending, a second at most.
     let drift = Account::drift(owed, billed);
-    eprintln!("DRIFT 60s {drift:.5}");
     assert!(owed > 50_000.0 && drift < 0.01 + 1.0 / 60.0, "{owed:.0} owed, {billed} billed");
     world.run(Duration::from_secs(240), true);
     let billed = world.core.batch(batch).unwrap().totals.cost_usd_micro;
     let owed = world.account.owed(&id);
-    eprintln!("DRIFT {:.5}", Account::drift(owed, billed));
     assert!(Account::drift(owed, billed) < 0.01, "{owed:.0} owed, {billed} billed");
 
     let single = |id: &BatchId| id.as_str().starts_with("cmpl-");
     let singles: UsdMicro = world.spent.iter().filter(|(id, _)| single(id)).map(|(_, cost)| *cost).sum();
     let owed = world.account.owed_by(single);
-    eprintln!("DRIFT singles {:.5}", Account::drift(owed, singles));
     assert!(Account::drift(owed, singles) < 0.01, "completions: {owed:.0} owed, {singles} billed");
     world.check();
 }
@@ -395,7 +392,6 @@ fn a_bill_at_the_end_of_a_batch_has_what_its_last_jobs_cost() {
     assert!(ended.is_ended());
     let owed = world.account.owed(&ended.record.id);
     let billed = ended.record.totals.cost_usd_micro;
-    eprintln!("DRIFT {:.5}", Account::drift(owed, billed));
     assert!(Account::drift(owed, billed) < 0.01, "{owed:.0} owed, {billed} billed");
     world.check();
 }
