@@ -156,9 +156,8 @@ pub struct Core {
     money: Money,
     audits: audit::Audits,
     lengths: lengths::Lengths,
-    fair: fair::Fair,
-    /// Single jobs that somebody waits for.
-    interactive: VecDeque<JobRef>,
+    orders: fair::Orders,
+    allowances: quota::Allowances,
     /// Newest answers to jobs that nobody knows: single jobs of an earlier leader, mostly.
     strays: VecDeque<(u64, Answer)>,
     /// Something has changed that may let a job be assigned.
@@ -175,6 +174,7 @@ impl Core {
     pub fn new(key: AssignmentKey, limits: Limits) -> Self {
         Self {
             key,
+            allowances: quota::Allowances::new(&limits.quotas),
             limits,
             lead: None,
             ledger: Ledger::default(),
@@ -183,8 +183,7 @@ impl Core {
             money: Money::default(),
             audits: audit::Audits::default(),
             lengths: lengths::Lengths::default(),
-            fair: fair::Fair::default(),
-            interactive: VecDeque::new(),
+            orders: fair::Orders::default(),
             strays: VecDeque::new(),
             work_changed: false,
             handed_at: MonoMs(0),

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use metrics::{Described, Metrics};
 pub use options::{
     ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, Retention, RunpodOptions,
-    ScaleOptions, VolumeOptions, Webhooks,
+    ScaleOptions, Streams, VolumeOptions, Webhooks,
 };
 
 /// Serves until `shutdown`: as a warm standby, and as the leader while it holds the lease.

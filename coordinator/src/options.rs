@@ -27,6 +27,8 @@ pub struct Quotas {
     pub queued_lines_max: u32,
     /// Single completions without an answer.
     pub completions_max: u32,
+    /// What single completions may cost an hour; 0 is no limit.
+    pub completions_usd_per_hour_max: f64,
     /// Bytes of all files, inputs and outputs, until they age out or are deleted.
     pub stored_bytes_max: u64,
 }
@@ -39,8 +41,26 @@ impl Default for Quotas {
             queued_tokens_max: 4 << 30,
             queued_lines_max: 10_000_000,
             completions_max: 512,
+            completions_usd_per_hour_max: 0.0,
             stored_bytes_max: 256 << 30,
         }
+    }
+}
+
+/// What streams may take of the server's disk. JetStream sets that aside when it makes them; where it has no room for a
+/// default, less is taken. 0 is no limit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Streams {
+    /// Answers. When it is nearly full nothing new is accepted; when it is full workers keep their answers and try again.
+    pub results_bytes_max: u64,
+    /// Checkpoints. When it is full the oldest go: their jobs begin anew, should they move.
+    pub checkpoints_bytes_max: u64,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self { results_bytes_max: 16 << 30, checkpoints_bytes_max: 2 << 30 }
     }
 }
 
@@ -103,6 +123,7 @@ pub struct Options {
     /// Where output files are put together before they go to the object store.
     pub scratch_dir: Option<PathBuf>,
     pub quotas: Quotas,
+    pub streams: Streams,
     pub retention: Retention,
     pub webhooks: Webhooks,
     pub gateway: GatewayOptions,
@@ -127,6 +148,7 @@ impl Default for Options {
             text_bytes_max: 256 << 20,
             scratch_dir: None,
             quotas: Quotas::default(),
+            streams: Streams::default(),
             retention: Retention::default(),
             webhooks: Webhooks::default(),
             gateway: GatewayOptions::default(),

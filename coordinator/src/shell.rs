@@ -23,6 +23,7 @@ mod quotes;
 mod reader;
 mod records;
 mod retention;
+mod room;
 mod scaler;
 mod setup;
 mod spans;
@@ -108,6 +109,10 @@ pub(crate) enum Input {
     Leading(Lead),
     Deposed(String),
     Undecodable,
+    /// Nobody's answer lies at this sequence of RESULTS.
+    Garbage(u64),
+    /// Why nothing is accepted now, if that is so.
+    Room(Option<Refusal>),
     /// What can be rented, read again.
     Footing(Arc<quotes::Footing>),
 }
@@ -170,7 +175,7 @@ async fn serve_once(
     let mut actions = Vec::new();
     let records_end = bus.stream_facts(&table::kv_stream(table::KV_BATCHES)).await;
     let records_end = records_end.context("the stored batches cannot be counted")?.last_sequence;
-    let (grants, grants_from) = grants::load(bus, admission.has_permissions()).await?;
+    let (grants, grants_from) = grants::load(bus, admission.has_permissions(), clock.mono()).await?;
     let mut stored = records::Stored::default();
     let results_from = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
 
@@ -180,6 +185,7 @@ async fn serve_once(
     let results =
         answers::follow(Arc::clone(bus), results_from, recent.clone(), Arc::clone(metrics), inbox.clone());
     tasks.spawn(results);
+    tasks.spawn(room::watch(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::workers(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::callers(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::pings(Arc::clone(bus), inbox.clone()));
@@ -258,7 +264,7 @@ async fn serve_once(
         for action in actions.drain(..) {
             service.perform(now, action);
         }
-        service.api.serve_pollers(now, &service.core);
+        service.api.pages().serve_pollers(now, &service.core);
         metrics.observe(now, &service.core);
     };
     service.close(cancel).await;
@@ -342,7 +348,7 @@ impl Service {
                     self.book(books::Entry::Answer { batch, reply, payload });
                 }
             }
-            Input::PastCommits { batch, commits } => self.api.past_commits(batch, commits),
+            Input::PastCommits { batch, commits } => self.api.pages().past_commits(batch, commits),
             Input::Recorded(record) => {
                 self.stored.note(&record);
                 // What has ended and left memory, as a tombstone for one, stays where it is.
@@ -356,6 +362,13 @@ impl Service {
             Input::Leading(lead) => self.lead(now, lead, actions).await,
             Input::StandingBy => self.metrics.set_role(true, false),
             Input::Undecodable => self.metrics.undecodable(),
+            Input::Garbage(sequence) => {
+                self.metrics.undecodable();
+                if self.core.is_leading() {
+                    actions.push(Action::Discard { sequence });
+                }
+            }
+            Input::Room(refusal) => self.api.set_room(refusal),
             Input::Footing(footing) => self.footing = footing,
             Input::CaughtUp | Input::Deposed(_) => {}
         }

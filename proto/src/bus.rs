@@ -118,6 +118,7 @@ pub struct StreamFacts {
     pub last_sequence: u64,
     pub messages: u64,
     pub bytes: u64,
+    pub bytes_max: Option<u64>,
 }
 
 /// An item of a replay: the stream's content up to its end at the time of asking, then `CaughtUp` once, then what

@@ -84,6 +84,8 @@ pub struct StreamSpec {
     pub duplicate_window: Duration,
     /// Refuse new messages when full, rather than drop old ones.
     pub discard_new: bool,
+    /// The same for a subject that holds `max_messages_per_subject`.
+    pub discard_new_per_subject: bool,
     /// Acknowledged before it is written, even where the server syncs always: for caches alone. Chosen when the stream
     /// is made.
     pub unsynced: bool,

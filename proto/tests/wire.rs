@@ -89,6 +89,7 @@ fn work() -> Work {
         numerics: "n".into(),
         deadline: Some(TimeMs(99)),
         left_ms: Some(5),
+        checkpoint_key: AssignmentKey([3; 32]).checkpoint_key(&job()),
         tokens_estimate: 52,
         line: line(),
         input: Input::Inline(generation()),

@@ -277,7 +277,7 @@ async fn claim_after(
     work: &Work,
     last: Option<ternfleet_proto::bus::Message>,
 ) -> bool {
-    let before: Option<Checkpoint> = last.as_ref().and_then(|m| codec::decode(&m.payload).ok());
+    let before = last.as_ref().and_then(|m| work.checkpoint_key.open(&m.payload));
     if before.as_ref().is_some_and(|before| before.epoch > work.epoch) {
         return false;
     }
@@ -299,7 +299,7 @@ async fn claim_after(
         at: TimeMs::now(),
     };
     let how = Publish { expect_last_on_subject: Some(last.map_or(0, |m| m.sequence)), ..Publish::default() };
-    bus.publish(&table::checkpoint(&work.job), codec::encode(&checkpoint), how).await.is_ok()
+    bus.publish(&table::checkpoint(&work.job), work.checkpoint_key.seal(&checkpoint), how).await.is_ok()
 }
 
 /// The prompt, backwards: the same on every worker.

@@ -66,6 +66,7 @@ fn plain(name: &str, subject: &str) -> StreamSpec {
         max_consumers: None,
         duplicate_window: Duration::from_secs(120),
         discard_new: true,
+        discard_new_per_subject: false,
         unsynced: false,
     }
 }

@@ -99,6 +99,16 @@ fn seeds_that_failed_once_pass() {
     }
 }
 
+/// In whole fleets under faults: whoever writes checkpoints of jobs that it was not given fences nobody, blames nobody and
+/// changes no answer.
+#[test]
+fn checkpoints_of_somebody_who_was_not_given_the_job_count_for_nothing() {
+    for seed in 1..=60 {
+        let scenario = Scenario { forges: true, ..Scenario::of(seed) };
+        run_scenario(scenario).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
+    }
+}
+
 /// In whole fleets under faults: wherever three pods can be asked, whoever answers wrongly is found out.
 #[test]
 fn a_lying_worker_is_found_out_and_shut_out() {

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ternfleet_coordinator::Quotas;
 use ternfleet_coordinator::core::{
     Action, Answer, BatchRecord, BatchSlot, Content, Core, Event, Fed, Ground, JobRef, Lead, Limits, Outputs,
     Task, Trace, Verdict,
 };
 use ternfleet_proto::message::{
-    BatchCreate, BatchOptions, Durability, EventKind, Generation, Input, JobCreate, Line, Prompt, Running,
-    Work,
+    BatchCreate, BatchOptions, Durability, EventKind, Generation, Input, JobCreate, Line, Prompt, Refusal,
+    Running, Work,
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
@@ -64,9 +65,9 @@ struct World {
 }
 
 impl World {
-    fn new(nodes: &[(usize, f64)]) -> World {
+    fn new(nodes: &[(usize, f64)], limits: Limits) -> World {
         let mut world = World {
-            core: Core::new(AssignmentKey([7; 32]), Limits::default()),
+            core: Core::new(AssignmentKey([7; 32]), limits),
             now: Now { mono: MonoMs(5_000), wall: TimeMs(1_000_000_000) },
             steps: 0,
             actions: Vec::new(),
@@ -133,18 +134,7 @@ impl World {
         self.now = self.now.plus(STEP);
         self.steps += 1;
         if traffic {
-            self.completions += 1;
-            let batch = format!("cmpl-{}", self.completions).parse().unwrap();
-            let job = JobCreate {
-                tenant: TenantId::default_tenant(),
-                batch,
-                line: line(),
-                generation: generation(COMPLETION_TOKENS),
-                deadline: self.now.wall.plus(Duration::from_secs(60)),
-                traceparent: None,
-                again: false,
-            };
-            self.tell(Event::JobCreated(Box::new(job)));
+            let _ = self.complete(&TenantId::default_tenant());
         }
         for n in 0..self.nodes.len() {
             self.compute(n);
@@ -162,6 +152,24 @@ impl World {
                 self.perform(action);
             }
         }
+    }
+
+    /// A completion comes, and is taken if there is no reason to refuse it.
+    fn complete(&mut self, tenant: &TenantId) -> Result<BatchId, Refusal> {
+        let batch: BatchId = format!("cmpl-{}", self.completions).parse().unwrap();
+        let job = JobCreate {
+            tenant: tenant.clone(),
+            batch: batch.clone(),
+            line: line(),
+            generation: generation(COMPLETION_TOKENS),
+            deadline: self.now.wall.plus(Duration::from_secs(60)),
+            traceparent: None,
+            again: false,
+        };
+        self.core.admit_single(self.now, &job)?;
+        self.completions += 1;
+        self.tell(Event::JobCreated(Box::new(job)));
+        Ok(batch)
     }
 
     fn run(&mut self, span: Duration, traffic: bool) {
@@ -342,7 +350,7 @@ fn task() -> Task {
 
 /// A slow pod, and a fast one that most completions go to.
 fn two_pods() -> World {
-    let mut world = World::new(&[(8, 200.0), (16, 2_000.0)]);
+    let mut world = World::new(&[(8, 200.0), (16, 2_000.0)], Limits::default());
     world.run(Duration::from_secs(1), false);
     world
 }
@@ -480,4 +488,58 @@ fn a_step_forward_ends_no_batch_before_as_much_time_has_passed_as_it_had_left() 
     assert!(world.core.batch(batch).unwrap().record.ending.is_none());
     world.run(Duration::from_secs(2), false);
     assert!(world.core.batch(batch).unwrap().record.ending.is_some());
+}
+
+#[test]
+fn one_tenants_flood_of_completions_keeps_no_other_tenant_waiting() {
+    let mut world = World::new(&[(2, 100.0)], Limits::default());
+    world.run(Duration::from_secs(1), false);
+    let (flood, other) = ("flood".parse().unwrap(), "other".parse().unwrap());
+    // Twenty seconds of work.
+    for _ in 0..400 {
+        world.complete(&flood).unwrap();
+    }
+    world.run(Duration::from_secs(1), false);
+    let wanted = world.complete(&other).unwrap();
+    let answered = |world: &World| {
+        let slot = world.core.find(&wanted).unwrap();
+        world.core.batch(slot).unwrap().is_ended()
+    };
+    let mut steps = 0;
+    while !answered(&world) {
+        world.step(false);
+        steps += 1;
+        assert!(steps < 3_000, "never answered");
+    }
+    // What lay at the worker already, a window of two seconds, goes first.
+    assert!(STEP * steps < Duration::from_secs(4), "{:?}", STEP * steps);
+    world.run(Duration::from_secs(25), false);
+    assert_eq!(world.core.counts.committed, [401, 0]);
+    world.check();
+}
+
+#[test]
+fn completions_cost_their_tenant_no_more_than_its_hour_allows() {
+    let quotas = Quotas { completions_usd_per_hour_max: 0.01, ..Quotas::default() };
+    let mut world = World::new(&[(4, 200.0)], Limits { quotas, audit_share_ppm: 0, ..Limits::default() });
+    world.run(Duration::from_secs(1), false);
+    let (greedy, modest) = ("greedy".parse().unwrap(), "modest".parse().unwrap());
+    let mut refused = None;
+    for step in 0..6_000 {
+        if step % 3 == 0
+            && let Err(refusal) = world.complete(&greedy)
+        {
+            refused = Some(refusal);
+        }
+        world.step(false);
+    }
+    // A minute of the pod costs 60,000; the hour's 10,000 grow back by 167 a minute.
+    let spent: UsdMicro = world.spent.values().copied().sum();
+    assert!((9_000..=10_200).contains(&spent.0), "{spent}");
+    let refused = refused.expect("the allowance is used up");
+    assert!(refused.retry_after_ms.is_some_and(|wait| wait > 0), "{refused:?}");
+    assert!(refused.message.contains("greedy") && refused.message.contains("an hour"), "{refused}");
+    world.complete(&modest).unwrap();
+    world.run(Duration::from_secs(2), false);
+    world.check();
 }

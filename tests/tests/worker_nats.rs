@@ -160,6 +160,7 @@ fn work(worker: &WorkerId, index: u32, epoch: u32, tokens: u32, lane: Lane) -> W
         numerics: "instant".to_owned(),
         deadline: None,
         left_ms: None,
+        checkpoint_key: KEY.checkpoint_key(&job),
         tokens_estimate: tokens + 4,
         line: Line { custom_id: Some(format!("line-{index}")), endpoint: Endpoint::Completions, model: None },
         input: Input::Inline(Generation {

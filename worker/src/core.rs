@@ -174,6 +174,7 @@ impl Core {
             Event::Steps { steps, made } => self.on_steps(steps, &made),
             Event::Order(control) => self.on_order(now, control, actions),
             Event::Tick { host } => self.on_tick(now, host, actions),
+            Event::HostFault { reason } => self.host_fault(now, &reason, actions),
             Event::Signal => self.on_signal(now, actions),
             Event::Bus { up } => self.on_bus(now, up, actions),
         }

@@ -1,6 +1,7 @@
 //! Loading: the engine, its language, its digest, and its measured speed, on the engine's thread.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -41,6 +42,34 @@ pub struct LoadedModel {
     pub canary: String,
     /// What a person should know.
     pub notes: Vec<String>,
+}
+
+/// The file that a running engine has mapped: what is cut off of it is gone from memory, too, and what is deleted cannot be
+/// started from again.
+#[derive(Debug)]
+pub(crate) struct MappedFile {
+    path: PathBuf,
+    inode: u64,
+    bytes: u64,
+}
+
+impl MappedFile {
+    /// `None` for an engine without a file.
+    pub(crate) fn of(options: &Options, kind: EngineKind) -> Option<MappedFile> {
+        let path = (kind == EngineKind::Model).then(|| options.model.clone())?;
+        let found = std::fs::metadata(&path).ok()?;
+        Some(MappedFile { path, inode: found.ino(), bytes: found.len() })
+    }
+
+    /// What is wrong with it by now. Another file in its place is a new version, and this one stays mapped.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let what = match std::fs::metadata(&self.path) {
+            Ok(found) if found.ino() == self.inode && found.len() < self.bytes => "was cut short",
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => "has vanished",
+            _ => return None,
+        };
+        Some(format!("the model {} {what}", self.path.display()))
+    }
 }
 
 /// BLAKE3 of a model file, by all cores over a mapping of it. SHA-256, with which models are published, would take

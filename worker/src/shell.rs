@@ -19,7 +19,7 @@ use futures::{FutureExt, StreamExt};
 use ternfleet_engine::host;
 use ternfleet_proto::bus::{Bus, BusStream, Note as BusNote};
 use ternfleet_proto::message::Control;
-use ternfleet_proto::{Clock, codec, table};
+use ternfleet_proto::{Clock, MonoMs, codec, table};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +34,8 @@ use perform::{Performer, Preparer};
 use spans::Spans;
 
 const TICK: Duration = Duration::from_millis(100);
+/// How often the model's file is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is still on its way when the core has ended may take this long.
 const FINISH_MAX: Duration = Duration::from_millis(400);
 
@@ -158,6 +160,8 @@ async fn work(
         clock: clock.clone(),
         alive: Arc::new(Notify::new()),
         orphaned: false,
+        mapped: model::MappedFile::of(&options, kind),
+        looked_at: clock.mono(),
     };
     ready_now();
     let stopped = shutdown.clone();
@@ -222,6 +226,9 @@ struct Shell {
     /// An answer to the dead-man timer's question.
     alive: Arc<Notify>,
     orphaned: bool,
+    /// Until something is wrong with it.
+    mapped: Option<model::MappedFile>,
+    looked_at: MonoMs,
 }
 
 impl Shell {
@@ -335,7 +342,7 @@ impl Shell {
         let throttled_us =
             host::throttling().map_or(0, |t| t.throttled_us).saturating_sub(self.throttled_at_start);
         let host = HostFacts { throttled_ms: throttled_us / 1000 };
-        let going_on = self.handle(Event::Tick { host });
+        let going_on = self.handle(Event::Tick { host }) && self.look_at_model();
         let age = self.core.checkpoint_age(self.clock.now());
         self.metrics.copy(&self.core, age, Duration::from_micros(throttled_us), up);
         match self.dead_man.due(self.clock.mono()) {
@@ -348,6 +355,21 @@ impl Shell {
             Due::End | Due::Nothing => {}
         }
         going_on
+    }
+
+    fn look_at_model(&mut self) -> bool {
+        let now = self.clock.mono();
+        if now.since(self.looked_at) < LOOK_EVERY {
+            return true;
+        }
+        self.looked_at = now;
+        let Some(reason) = self.mapped.as_ref().and_then(model::MappedFile::fault) else { return true };
+        tracing::error!(
+            reason,
+            "this machine cannot be relied on: its jobs go elsewhere, and this worker ends"
+        );
+        self.mapped = None;
+        self.handle(Event::HostFault { reason })
     }
 
     fn ask_whether_anybody_is_there(&self) {

@@ -115,7 +115,7 @@ impl Core {
         self.close_audit(now, job, actions);
         let party = match answer.verdict {
             Verdict::Good { ids_digest } => self.party(&answer.worker, ids_digest),
-            Verdict::Bad | Verdict::Fault => None,
+            Verdict::Bad | Verdict::Fault | Verdict::HostFault => None,
         };
         // The pod that is to be checked may have come back under another name of a worker.
         let party = party.filter(|party| party.pod != audit.first.pod);

@@ -93,6 +93,14 @@ pub enum Verdict {
     Bad,
     /// The worker could not continue: not an answer, the job goes elsewhere.
     Fault,
+    /// The same, and its machine is to blame.
+    HostFault,
+}
+
+impl Verdict {
+    pub fn is_answer(self) -> bool {
+        matches!(self, Verdict::Good { .. } | Verdict::Bad)
+    }
 }
 
 /// Drops the text of a result, keeps what decides: the ledger's reading of RESULTS, in the shell and in the simulation.
@@ -101,10 +109,11 @@ impl From<&JobResult> for Answer {
         let verdict = match &result.outcome {
             Outcome::Text(generated) => Verdict::Good { ids_digest: generated.ids_digest },
             Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault => Verdict::Fault,
+            Outcome::Failed(failure) if failure.code == FailureCode::HostFault => Verdict::HostFault,
             Outcome::Failed(_) => Verdict::Bad,
         };
         let fault = match &result.outcome {
-            Outcome::Failed(failure) if verdict == Verdict::Fault => Some(&failure.message),
+            Outcome::Failed(failure) if !verdict.is_answer() => Some(&failure.message),
             _ => None,
         };
         Answer {
@@ -287,6 +296,10 @@ pub enum Action {
     },
     /// Publish an answer of the coordinator's own.
     Answer(Box<JobResult>),
+    /// Remove what lies at this sequence of RESULTS: nobody's answer.
+    Discard {
+        sequence: u64,
+    },
     /// Make the worker's consumers.
     Register {
         worker: WorkerId,

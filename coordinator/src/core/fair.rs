@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ternfleet_proto::{MonoMs, TenantId};
 
+use super::batch::Batch;
 use super::event::BatchSlot;
 
 /// Tokens that a turn of the ring is worth. About one job, so that a short batch is never a long turn away.
@@ -95,7 +96,28 @@ impl Tenant {
     }
 }
 
-/// The order of all waiting batches.
+/// Two orders: of the jobs that somebody waits for, which go first, and of all other batches.
+#[derive(Debug, Default)]
+pub(super) struct Orders {
+    interactive: Fair,
+    patient: Fair,
+}
+
+impl Orders {
+    pub(super) fn of(&mut self, interactive: bool) -> &mut Fair {
+        if interactive { &mut self.interactive } else { &mut self.patient }
+    }
+
+    /// The batch takes part if it has something to hand out.
+    pub(super) fn join(&mut self, now: MonoMs, slot: BatchSlot, batch: &Batch) {
+        if batch.runs() && batch.waiting() > 0 {
+            let order = self.of(batch.is_interactive());
+            order.join(now, &batch.record.tenant, batch.record.options.priority, slot);
+        }
+    }
+}
+
+/// The order of waiting batches.
 #[derive(Debug)]
 pub(super) struct Fair {
     tenants: Vec<Tenant>,

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ternfleet_proto::message::{FailedAttempt, FailureCode, Work};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, Now};
 
+use super::batch::Live;
 use super::event::{Action, BatchSlot, HandOut, JobRef, WorkerSlot};
 use super::flights::{Flight, Size, Stage};
-use super::next::{Next, Ready, cost_of, next_job};
+use super::next::{cost_of, next_job};
 use super::snapshot::Snapshot;
 use super::{Core, EPOCH_TERM_SHIFT, HANDOVERS_MAX};
 use crate::route::{self, Demand, EngineKind, FleetSnapshot, JobSize, Urgency};
@@ -35,12 +36,6 @@ enum Choice {
     Later,
     /// Every worker has reported a fault on it.
     Nobody,
-}
-
-impl Drawn {
-    fn of(job: JobRef, ready: Ready, interactive: bool) -> Self {
-        Self { job, kind: ready.kind, size: ready.size, interactive }
-    }
 }
 
 impl Core {
@@ -81,48 +76,33 @@ impl Core {
     /// is asked again each time.
     fn everybody_joins(&mut self, now: Now) {
         for (slot, batch) in self.ledger.active() {
-            if batch.runs() && !batch.is_interactive() && batch.waiting() > 0 {
-                self.fair.join(now.mono, &batch.record.tenant, batch.record.options.priority, slot);
-            }
+            self.orders.join(now.mono, slot, batch);
         }
     }
 
-    /// Up to `room` jobs in the order that fairness wants; they have left their queues.
+    /// Up to `room` jobs in the order that fairness wants, first those that somebody waits for; they have left their
+    /// queues.
     fn draw(&mut self, now: Now, room: usize, snapshot: &Snapshot, held: &BTreeSet<BatchSlot>) -> Vec<Drawn> {
         let mut drawn = Vec::new();
-        let Self { fair, ledger, flights, interactive, fleet, .. } = self;
-        let mut waiting_on = Vec::new();
-        while let Some(job) = interactive.pop_front() {
-            let Some(batch) = ledger.get_mut(job.batch) else { continue };
-            let promised = flights.committed(job.batch).cost;
-            let Next::Ready(ready) = next_job(batch, promised, fleet, snapshot) else {
-                if batch.waiting() > 0 {
-                    waiting_on.push(job);
-                }
-                continue;
-            };
-            batch.queues[ready.queue].jobs.pop_front();
-            drawn.push(Drawn::of(job, ready, true));
-            flights.reserve(job.batch, ready.size);
-        }
-        interactive.extend(waiting_on);
-        while drawn.len() < room {
-            let next = fair.next(now.mono, |slot| {
-                if held.contains(&slot) {
-                    return None;
-                }
-                match next_job(ledger.get_mut(slot)?, flights.committed(slot).cost, fleet, snapshot) {
-                    Next::Ready(ready) => Some(ready.size.tokens),
-                    Next::Nothing | Next::NoWorker | Next::TooDear => None,
-                }
-            });
-            let Some(slot) = next else { break };
-            let Some(batch) = ledger.get_mut(slot) else { continue };
-            let promised = flights.committed(slot).cost;
-            let Next::Ready(ready) = next_job(batch, promised, fleet, snapshot) else { continue };
-            let Some(index) = batch.queues[ready.queue].jobs.pop_front() else { continue };
-            drawn.push(Drawn::of(JobRef { batch: slot, index }, ready, false));
-            flights.reserve(slot, ready.size);
+        let Self { orders, ledger, flights, fleet, .. } = self;
+        for interactive in [true, false] {
+            let order = orders.of(interactive);
+            while drawn.len() < room {
+                // The batch that is asked last is the one that is chosen.
+                let mut ready = None;
+                let next = order.next(now.mono, |slot| {
+                    let batch = ledger.get_mut(slot).filter(|_| !held.contains(&slot))?;
+                    let next = next_job(batch, flights.committed(slot).cost, fleet, snapshot);
+                    ready = next.ready();
+                    ready.map(|ready| ready.size.tokens)
+                });
+                let (Some(slot), Some(ready)) = (next, ready) else { break };
+                let Some(batch) = ledger.get_mut(slot) else { continue };
+                let Some(index) = batch.queues[ready.queue].jobs.pop_front() else { continue };
+                let job = JobRef { batch: slot, index };
+                drawn.push(Drawn { job, kind: ready.kind, size: ready.size, interactive });
+                flights.reserve(slot, ready.size);
+            }
         }
         drawn
     }
@@ -239,11 +219,7 @@ impl Core {
             .filter(|&n| loads[n].kind == drawn.kind && !live.faulted.contains(&snapshot.slot(n)))
             .filter(|&n| self.can_pay(drawn, snapshot.kappa(n)))
             .collect();
-        let failed_at = |n: usize| {
-            self.fleet
-                .get(snapshot.slot(n))
-                .is_some_and(|worker| live.hosts.iter().any(|host| host == worker.host()))
-        };
+        let failed_at = |n: usize| self.has_failed_at(live, snapshot.slot(n));
         if payable.iter().any(|&n| !failed_at(n)) {
             payable.retain(|&n| !failed_at(n));
         }
@@ -262,11 +238,7 @@ impl Core {
         // Worse is larger: a worker that cannot answer, a host where it failed.
         let doubt = |n: usize| {
             let slot = snapshot.slot(n);
-            let failed_here = self
-                .fleet
-                .get(slot)
-                .is_some_and(|worker| live.hosts.iter().any(|host| host == worker.host()));
-            (live.faulted.contains(&slot), failed_here)
+            (live.faulted.contains(&slot), self.has_failed_at(live, slot))
         };
         if doubt(place) == (false, false) {
             return Some(place);
@@ -277,16 +249,17 @@ impl Core {
         (!doubt(best).0).then_some(best)
     }
 
+    /// An attempt of the job has failed on this worker's host.
+    fn has_failed_at(&self, live: &Live, slot: WorkerSlot) -> bool {
+        self.fleet.get(slot).is_some_and(|worker| live.hosts.iter().any(|host| host == worker.host()))
+    }
+
     fn give_back(&mut self, now: Now, drawn: &Drawn) {
         self.flights.release(drawn.job.batch, drawn.size);
         self.ledger.queue(drawn.job, true);
-        if drawn.interactive {
-            self.interactive.push_front(drawn.job);
-            return;
-        }
         let Some(batch) = self.ledger.get(drawn.job.batch) else { return };
-        let priority = batch.record.options.priority;
-        self.fair.refund(&batch.record.tenant, priority, drawn.job.batch, drawn.size.tokens);
+        let (order, priority) = (self.orders.of(drawn.interactive), batch.record.options.priority);
+        order.refund(&batch.record.tenant, priority, drawn.job.batch, drawn.size.tokens);
         self.join(now, drawn.job.batch);
     }
 
@@ -312,6 +285,7 @@ impl Core {
         let kind = &self.fleet.kinds[usize::from(drawn.kind.0)];
         let work = Work {
             tag: self.key.sign(&key, epoch, &worker.beat.worker),
+            checkpoint_key: self.key.checkpoint_key(&key),
             job: key,
             tenant: batch.record.tenant.clone(),
             lane,
@@ -374,9 +348,7 @@ impl Core {
     /// The batch takes part in the next assignments.
     pub(super) fn join(&mut self, now: Now, slot: BatchSlot) {
         let Some(batch) = self.ledger.get(slot) else { return };
-        if batch.runs() && !batch.is_interactive() && batch.waiting() > 0 {
-            self.fair.join(now.mono, &batch.record.tenant, batch.record.options.priority, slot);
-        }
+        self.orders.join(now.mono, slot, batch);
         self.work_changed = true;
     }
 }

@@ -221,7 +221,7 @@ impl Ledger {
         let batch = self.batches.get_mut(&job.batch)?;
         let digest = match answer.verdict {
             Verdict::Good { ids_digest } => ids_digest as u32,
-            Verdict::Bad | Verdict::Fault => 0,
+            Verdict::Bad | Verdict::Fault | Verdict::HostFault => 0,
         };
         if !batch.is_open(job.index) {
             batch.totals.wasted_tokens += u64::from(answer.completion_tokens);

@@ -91,12 +91,11 @@ impl Core {
         let Some(slot) = self.ledger.find(&job.batch) else { return };
         let fed = Fed { index: 0, content: Content::Good(task.into()) };
         self.lines_read(now, slot, vec![fed], 1, true, actions);
-        let job = JobRef { batch: slot, index: 0 };
         if !again {
-            self.interactive.push_back(job);
             return;
         }
         // A worker that runs it reports it within a second and keeps it; otherwise it is assigned again.
+        let job = JobRef { batch: slot, index: 0 };
         self.ledger.unqueue(job);
         self.ledger.defer(job, Some(now.mono.plus(Duration::from_millis(self.limits.settle_ms))));
         let found: Vec<(u64, Answer)> =

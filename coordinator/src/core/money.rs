@@ -24,7 +24,7 @@ const GRACE: Duration = Duration::from_secs(3);
 const AUDIT_EVERY: Duration = Duration::from_secs(1);
 const AUDIT_EVERY_LARGE: Duration = Duration::from_secs(10);
 const LARGE_FLEET_PODS: usize = 50;
-/// Batches whose fractions of a micro-dollar a bill keeps.
+/// Payers whose fractions of a micro-dollar a bill keeps.
 const RESTS_MAX: usize = 1024;
 /// Whole bills of ended pods that are kept.
 const LATEST_MAX: usize = 256;
@@ -41,10 +41,11 @@ pub struct Claim {
 pub struct Bill {
     price_usd_micro_per_hour: UsdMicro,
     accrued_to: MonoMs,
-    /// What the rounding down has left over: in micro-dollars × milliseconds per hour of what accrues; for each batch, in
-    /// micro-dollars × microseconds per hour, of what it has claimed.
+    /// What the rounding down has left over: in micro-dollars × milliseconds per hour of what accrues; for each payer, in
+    /// micro-dollars × microseconds per hour, of what it has claimed. A batch pays for itself; a tenant pays for all of its
+    /// completions, each of which costs a few micro-dollars: rounded down one by one, a tenth of that would be lost.
     accrued_rest: i128,
-    claimed_rest: BTreeMap<BatchId, i128>,
+    claimed_rest: BTreeMap<String, i128>,
     pub billed: UsdMicro,
     pub attributed: UsdMicro,
     /// Used by batches whose budget had no room for their last tokens.
@@ -107,11 +108,11 @@ impl Bill {
         self.pending += cost;
     }
 
-    /// So much time of one of the pod's engines went to a batch that may still pay `room`.
+    /// So much time of one of the pod's engines went to somebody who may still pay `room`.
     pub fn claim(
         &mut self,
         now: MonoMs,
-        batch: &BatchId,
+        payer: &str,
         engine_us: u64,
         engines: usize,
         room: UsdMicro,
@@ -119,10 +120,10 @@ impl Bill {
         self.accrue(now);
         let per_unit = US_PER_HOUR * engines.max(1) as i128;
         // A rest is worth less than a micro-dollar, so those of batches that ended long ago may be forgotten.
-        if self.claimed_rest.len() >= RESTS_MAX && !self.claimed_rest.contains_key(batch) {
+        if self.claimed_rest.len() >= RESTS_MAX && !self.claimed_rest.contains_key(payer) {
             self.claimed_rest.clear();
         }
-        let rest = self.claimed_rest.entry(batch.clone()).or_default();
+        let rest = self.claimed_rest.entry(payer.to_owned()).or_default();
         let due = i128::from(self.price_usd_micro_per_hour.0) * i128::from(engine_us) + *rest;
         *rest = due % per_unit;
         let part = UsdMicro(i64::try_from(due / per_unit).unwrap_or(i64::MAX)).min(self.pending);
@@ -331,17 +332,18 @@ impl Money {
         })
     }
 
-    /// So much time of one of the pod's engines went to this batch, which may still pay `room`.
+    /// So much time of one of the pod's engines went to this batch, whose payer may still pay `room`.
     pub(super) fn used(
         &mut self,
         now: MonoMs,
         pod: &str,
+        payer: &str,
         batch: &BatchId,
         engine_us: u64,
         room: UsdMicro,
     ) -> Claim {
         let Some(pod) = self.pods.get_mut(pod) else { return Claim::default() };
-        let claim = pod.bill.claim(now, batch, engine_us, pod.workers.len(), room);
+        let claim = pod.bill.claim(now, payer, engine_us, pod.workers.len(), room);
         if claim.cost > UsdMicro::ZERO {
             *pod.untold.by_batch.entry(batch.clone()).or_default() += claim.cost;
         }

@@ -23,6 +23,15 @@ pub(super) enum Next {
     Ready(Ready),
 }
 
+impl Next {
+    pub(super) fn ready(self) -> Option<Ready> {
+        match self {
+            Next::Ready(ready) => Some(ready),
+            Next::Nothing | Next::NoWorker | Next::TooDear => None,
+        }
+    }
+}
+
 /// The next job of a batch, which at least one worker can be paid for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ready {

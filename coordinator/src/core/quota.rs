@@ -1,19 +1,54 @@
 //! What may be accepted: settings that make sense, durability that is there, a tenant's quota of queued work.
 
-use ternfleet_proto::TenantId;
+use std::collections::BTreeMap;
+
 use ternfleet_proto::message::{BatchCreate, JobCreate, Refusal, RefusalCode};
+use ternfleet_proto::{MonoMs, Now, TenantId, UsdMicro};
 
 use super::batch::{Batch, Origin};
+use super::event::BatchSlot;
 use super::record::Ground;
 use super::{Core, estimate};
+use crate::options::Quotas;
 
 /// What a tenant has that is not answered yet.
 #[derive(Debug, Default)]
 struct Queued {
     batches: u32,
     singles: u32,
+    /// What singles in flight are reckoned to cost.
+    promised: UsdMicro,
     bytes: u64,
     tokens: u64,
+}
+
+/// What tenants may still spend on completions: each has an hour's money, which grows back evenly over an hour. It begins
+/// full under each coordinator. No limit when that is nothing.
+#[derive(Debug)]
+pub(super) struct Allowances {
+    an_hour: UsdMicro,
+    spent: BTreeMap<TenantId, (UsdMicro, MonoMs)>,
+}
+
+impl Allowances {
+    pub(super) fn new(quotas: &Quotas) -> Self {
+        Self { an_hour: UsdMicro::from_dollars(quotas.completions_usd_per_hour_max), spent: BTreeMap::new() }
+    }
+
+    pub(super) fn left(&self, now: Now, tenant: &TenantId) -> UsdMicro {
+        if self.an_hour <= UsdMicro::ZERO {
+            return UsdMicro(i64::MAX);
+        }
+        let (spent, at) = self.spent.get(tenant).copied().unwrap_or_default();
+        self.an_hour - (spent - self.an_hour.over(now.since(at))).max(UsdMicro::ZERO)
+    }
+
+    pub(super) fn spend(&mut self, now: Now, tenant: &TenantId, cost: UsdMicro) {
+        if self.an_hour > UsdMicro::ZERO && cost > UsdMicro::ZERO {
+            let left = self.left(now, tenant);
+            self.spent.insert(tenant.clone(), (self.an_hour - left + cost, now.mono));
+        }
+    }
 }
 
 impl Core {
@@ -40,12 +75,24 @@ impl Core {
     }
 
     /// May this single job be accepted now? It counts towards its tenant's quota like the lines of a batch.
-    pub fn admit_single(&self, job: &JobCreate) -> Result<(), Refusal> {
+    pub fn admit_single(&self, now: Now, job: &JobCreate) -> Result<(), Refusal> {
         let max = self.limits.quotas.completions_max;
         let queued = self.queued(&job.tenant);
         if queued.singles >= max {
             let message = format!("{max} completions of tenant {} are waiting, the limit", job.tenant);
             return Err(Refusal { code: RefusalCode::Busy, message, retry_after_ms: Some(1_000) });
+        }
+        let an_hour = self.allowances.an_hour;
+        let left = self.allowances.left(now, &job.tenant) - queued.promised;
+        if left <= UsdMicro::ZERO {
+            let message =
+                format!("the completions of tenant {} may cost {an_hour} an hour, and they have", job.tenant);
+            let wait_ms = 3_600_000.0 * (1 - left.0) as f64 / an_hour.0 as f64;
+            return Err(Refusal {
+                code: RefusalCode::Busy,
+                message,
+                retry_after_ms: Some(wait_ms.ceil() as u64),
+            });
         }
         let bytes = u64::from(estimate::bytes(&job.generation));
         self.fits(&job.tenant, &queued, bytes, u64::from(estimate::tokens(&job.generation)))
@@ -72,8 +119,8 @@ impl Core {
 
     fn queued(&self, tenant: &TenantId) -> Queued {
         let mut queued = Queued::default();
-        let theirs = |batch: &&Batch| batch.record.tenant == *tenant;
-        for batch in self.ledger.active().map(|(_, batch)| batch).filter(theirs) {
+        let theirs = |(_, batch): &(BatchSlot, &Batch)| batch.record.tenant == *tenant;
+        for (slot, batch) in self.ledger.active().filter(theirs) {
             match batch.origin {
                 Origin::File => {
                     let left = batch.bytes_left();
@@ -83,6 +130,7 @@ impl Core {
                 }
                 Origin::Caller => {
                     queued.singles += 1;
+                    queued.promised += self.flights.committed(slot).cost;
                     queued.bytes += batch.bytes_left();
                     let tasks = batch.live.values().filter_map(|live| live.task.as_ref());
                     queued.tokens += tasks.map(|task| u64::from(task.tokens_estimate)).sum::<u64>();

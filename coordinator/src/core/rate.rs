@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// After this much busy time an old measurement weighs 1/e.
+/// After this much busy time an old measurement weighs about 1/e.
 const MEMORY_S: f64 = 10.0;
 /// A slowdown is told against what the worker did over this much busy time before.
 const USUAL_MEMORY_S: f64 = 120.0;
@@ -16,6 +16,12 @@ const MEAN_VARIANCE_SHARE: f64 = 0.05;
 const DRIFT_RATIO: f64 = 0.03;
 /// One-sided 95 % of a normal distribution.
 const Z_LOW: f64 = 1.645;
+
+/// About e^-x, by operations whose bits are the same on every machine: `exp` is not, and then a replay of the same events
+/// would make other choices elsewhere.
+fn decay(x: f64) -> f64 {
+    1.0 / (1.0 + x + 0.5 * x * x)
+}
 
 /// Tokens per second over busy time, exponentially weighted.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -47,8 +53,8 @@ impl Rate {
         }
         let observed = tokens as f64 / busy_s;
         let slowed = self.watch(observed, busy_s);
-        let kept = (-busy_s / MEMORY_S).exp() * self.weight;
-        let added = 1.0 - (-busy_s / MEMORY_S).exp();
+        let kept = decay(busy_s / MEMORY_S) * self.weight;
+        let added = 1.0 - decay(busy_s / MEMORY_S);
         let weight = kept + added;
         let share = added / weight;
         let difference = observed - self.mean_tok_s;
@@ -68,8 +74,8 @@ impl Rate {
         } else {
             self.slow_count = 0;
         }
-        let kept = (-busy_s / USUAL_MEMORY_S).exp() * self.usual_weight;
-        let added = 1.0 - (-busy_s / USUAL_MEMORY_S).exp();
+        let kept = decay(busy_s / USUAL_MEMORY_S) * self.usual_weight;
+        let added = 1.0 - decay(busy_s / USUAL_MEMORY_S);
         self.usual_weight = kept + added;
         self.usual_tok_s += added / self.usual_weight * (observed - self.usual_tok_s);
         self.is_slow() && !was_slow

@@ -32,7 +32,9 @@ impl Core {
     pub(super) fn answer(&mut self, now: Now, sequence: u64, answer: &Answer, actions: &mut Vec<Action>) {
         self.results_read_to = self.results_read_to.max(sequence);
         if !self.key.verifies(answer.tag, &answer.job, answer.epoch, &answer.worker) {
+            // It takes room from answers that count.
             self.counts.forged_answers += 1;
+            self.act(actions, Action::Discard { sequence });
             return;
         }
         let found = self.ledger.find(&answer.job.batch).and_then(|slot| Some((slot, self.ledger.get(slot)?)));
@@ -45,7 +47,7 @@ impl Core {
             return;
         };
         let job = JobRef { batch: slot, index: answer.job.index };
-        if answer.verdict == Verdict::Fault {
+        if !answer.verdict.is_answer() {
             self.fault_reported(now, job, answer, actions);
             return;
         }
@@ -147,9 +149,12 @@ impl Core {
             live.faulted.push(slot);
         }
         self.take_off(job);
-        if let Some(host) = &failed.host {
-            self.blame_host(job, &host.clone());
+        let host = failed.host.clone().unwrap_or_default();
+        if answer.verdict == Verdict::HostFault && self.shut_out(&host) {
+            self.requeue(now, job, 0, actions);
+            return;
         }
+        self.blame_host(job, &host);
         self.failed_once(now, job, failed, actions);
     }
 
@@ -296,12 +301,6 @@ impl Core {
         }
         let until = (delay_ms > 0).then(|| now.mono.plus(Duration::from_millis(delay_ms)));
         self.ledger.defer(job, until);
-        if until.is_none()
-            && self.ledger.get(job.batch).is_some_and(|batch| batch.is_interactive())
-            && self.ledger.live(job).is_some()
-        {
-            self.interactive.push_back(job);
-        }
         self.join(now, job.batch);
     }
 
@@ -345,25 +344,16 @@ impl Core {
 
     /// A job failed on this host. Many different ones make the host suspect, not the jobs.
     fn blame_host(&mut self, job: JobRef, name: &str) {
-        let healthy = self.fleet.healthy_hosts();
         let Some(host) = self.fleet.hosts.get_mut(name) else { return };
         host.failed.insert(job);
-        if host.quarantined
-            || host.failed.len() < HOST_FAILURES
-            || host.failed.len() < host.succeeded as usize / 4
-        {
-            return;
+        let failed = host.failed.len();
+        if !host.quarantined && failed >= HOST_FAILURES && failed >= host.succeeded as usize / 4 {
+            self.shut_out(name);
         }
-        if healthy <= 1 {
-            self.counts.last_host_suspect += 1;
-            return;
-        }
-        self.quarantine(name);
     }
 
     /// A worker died with this job. True if that counts against its host alone, which is shut out.
     fn died_of_its_host(&mut self, job: JobRef, worker: WorkerSlot) -> bool {
-        let healthy = self.fleet.healthy_hosts();
         let Some(name) = self.fleet.get(worker).map(|worker| worker.host().to_owned()) else { return false };
         let Some(host) = self.fleet.hosts.get_mut(&name) else { return false };
         if host.quarantined {
@@ -373,19 +363,27 @@ impl Core {
         if host.jobs_behind_crashes() < HOST_CRASHES {
             return false;
         }
-        if healthy <= 1 {
-            self.counts.last_host_suspect += 1;
-            return false;
-        }
-        // This attempt was not counted yet.
+        // This attempt was not counted yet, so it is not given back either.
         if let Some(crash) = host.crashes.get_mut(&worker) {
             crash.remove(&job);
         }
-        self.quarantine(&name);
+        self.shut_out(&name)
+    }
+
+    /// The host gets nothing more, unless it is the last that is left.
+    fn shut_out(&mut self, name: &str) -> bool {
+        if self.fleet.hosts.get(name).is_some_and(|host| host.quarantined) {
+            return true;
+        }
+        if self.fleet.healthy_hosts() <= 1 {
+            self.counts.last_host_suspect += 1;
+            return false;
+        }
+        self.quarantine(name);
         true
     }
 
-    /// The host gets nothing more, and jobs that failed there get their attempts back.
+    /// Jobs that failed there get their attempts back.
     fn quarantine(&mut self, name: &str) {
         let Some(host) = self.fleet.hosts.get_mut(name) else { return };
         host.quarantined = true;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use ternfleet_proto::message::EventKind;
-use ternfleet_proto::{Now, UsdMicro};
+use ternfleet_proto::{Now, TenantId, UsdMicro};
 
 use super::Core;
 use super::event::{Action, BatchSlot, WorkerSlot};
@@ -18,9 +18,18 @@ impl Core {
         if self.lead.is_none() || engine_us == 0 {
             return;
         }
-        let room = batch.budget_left();
-        let claim = self.money.used(now.mono, worker.pod_name(), &batch.record.id, engine_us, room);
+        let single = batch.is_interactive().then(|| batch.record.tenant.clone());
+        let room = match &single {
+            Some(tenant) => self.allowances.left(now, tenant),
+            None => batch.budget_left(),
+        };
+        let id = &batch.record.id;
+        let payer = single.as_ref().map_or(id.as_str(), TenantId::as_str);
+        let claim = self.money.used(now.mono, worker.pod_name(), payer, id, engine_us, room);
         self.ledger.charge(slot, claim);
+        if let Some(tenant) = single {
+            self.allowances.spend(now, &tenant, claim.cost);
+        }
     }
 
     /// Bills every pod up to now.

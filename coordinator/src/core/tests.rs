@@ -154,6 +154,20 @@ fn a_host_on_which_everything_fails_is_quarantined_and_its_jobs_get_their_attemp
 }
 
 #[test]
+fn a_host_that_says_it_is_at_fault_gets_nothing_more_and_no_job_is_to_blame() {
+    let mut world = World::new(4);
+    world.add_worker("broken", "host-b", 1);
+    world.add_worker("well", "host-w", 1);
+    world.workers[0].broken = true;
+    let slot = world.submit_content("in", "t", good_lines(60), BatchOptions::default());
+    world.run_to_the_end();
+    world.check(slot);
+    let counts = &world.core.counts;
+    assert_eq!((counts.quarantined_hosts, counts.failed_attempts), (1, 0), "{counts:?}");
+    assert_eq!(world.core.batch(slot).unwrap().record.totals.completed, 60);
+}
+
+#[test]
 fn the_last_healthy_host_is_never_quarantined() {
     let mut world = World::new(5);
     world.add_worker("only", "host-o", 1);

@@ -140,7 +140,7 @@ impl From<Failure> for ApiError {
             FailureCode::BatchCancelled => (StatusCode::CONFLICT, "cancelled"),
             FailureCode::ConstraintDeadEnd => (StatusCode::UNPROCESSABLE_ENTITY, "constraint_dead_end"),
             FailureCode::NotFinite => (StatusCode::INTERNAL_SERVER_ERROR, "not_finite"),
-            FailureCode::Poison | FailureCode::WorkerFault => {
+            FailureCode::Poison | FailureCode::WorkerFault | FailureCode::HostFault => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "worker_fault")
             }
         };

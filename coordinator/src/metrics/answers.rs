@@ -25,10 +25,11 @@ fn code(failure: FailureCode) -> &'static str {
         FailureCode::Poison => "poison",
         FailureCode::NotFinite => "not_finite",
         FailureCode::WorkerFault => "worker_fault",
+        FailureCode::HostFault => "host_fault",
     }
 }
 
-const FAILURES: [FailureCode; 9] = [
+const FAILURES: [FailureCode; 10] = [
     FailureCode::InvalidRequest,
     FailureCode::PromptTooLong,
     FailureCode::ModelNotFound,
@@ -38,6 +39,7 @@ const FAILURES: [FailureCode; 9] = [
     FailureCode::Poison,
     FailureCode::NotFinite,
     FailureCode::WorkerFault,
+    FailureCode::HostFault,
 ];
 
 pub(super) struct AnswerSeries {

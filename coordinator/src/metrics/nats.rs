@@ -31,6 +31,7 @@ pub(super) struct NatsSeries {
     failures: Counter,
     messages: GaugeVec,
     bytes: GaugeVec,
+    bytes_max: GaugeVec,
 }
 
 impl NatsSeries {
@@ -57,12 +58,19 @@ impl NatsSeries {
                 "stream",
                 &streams,
             ),
+            bytes_max: maker.gauges(
+                "nats_stream_bytes_max",
+                "Bytes that a stream may hold; 0 when the disk alone bounds it.",
+                "stream",
+                &streams,
+            ),
         }
     }
 
     fn show(&self, label: &str, facts: StreamFacts) {
         self.messages.with_label_values(&[label]).set(facts.messages as f64);
         self.bytes.with_label_values(&[label]).set(facts.bytes as f64);
+        self.bytes_max.with_label_values(&[label]).set(facts.bytes_max.unwrap_or(0) as f64);
     }
 
     async fn ask(&self, bus: &dyn Bus, stream: &str) -> Result<StreamFacts, BusError> {

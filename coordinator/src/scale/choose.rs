@@ -9,6 +9,8 @@ use crate::plan::{Care, Limits, Plan, Pod, PodClass, PodState, Problem, Step, pl
 
 /// What a loss costs in time until the work continues elsewhere.
 const RESTART_S: f64 = 30.0;
+/// A provider's list holds a pod that it has made after so long at the latest.
+const LIST_LAG_S: f64 = 15.0;
 /// A pod's slots checkpoint every 32 tokens each.
 const CHECKPOINT_TOKENS: u32 = 512;
 
@@ -93,7 +95,13 @@ fn stand(settings: &Settings, intent: &Intent, seen: &Seen, acts: &mut Vec<Act>)
                 None => pod.name == intent.name,
             };
             let found = listed.iter().find(own);
-            if found.is_none() && (intent.provider_id.is_some() || age_s > settings.order_limit_s) {
+            // A list may lag behind the order that made the pod, and behind its worker.
+            let counted_on = match intent.provider_id {
+                Some(_) if intent.ending.is_some() => false,
+                Some(_) => worker.map_or(age_s <= LIST_LAG_S, |worker| worker.live && !seen.deaf),
+                None => age_s <= settings.order_limit_s,
+            };
+            if found.is_none() && !counted_on {
                 let why = if intent.provider_id.is_some() { Why::Vanished } else { Why::NeverCame };
                 acts.push(Act::Close { name: intent.name.clone(), why: intent.ending.unwrap_or(why) });
                 return None;

@@ -199,7 +199,13 @@ fn pods_that_never_come_never_get_ready_fall_silent_stop_or_vanish_are_let_go() 
     assert_eq!(why(&intent, vec![listed.clone()], vec![]), Some(Why::NeverReady));
     assert_eq!(why(&intent, vec![listed.clone()], vec![worker(late.0 - 120_000)]), Some(Why::Silent));
     assert_eq!(why(&intent, vec![stopped], vec![worker(late.0)]), Some(Why::Stopped));
-    assert_eq!(why(&intent, vec![], vec![worker(late.0)]), Some(Why::Vanished));
+    let dead = SeenWorker { live: false, ..worker(late.0 - 5_000) };
+    assert_eq!(why(&intent, vec![], vec![dead]), Some(Why::Vanished));
+    assert_eq!(why(&intent, vec![], vec![]), Some(Why::Vanished));
+    // A list that lags is no death: the pod was made a moment ago, or its worker is there.
+    let young = Intent { written_at: TimeMs(late.0 - 10_000), ..intent.clone() };
+    assert_eq!(why(&young, vec![], vec![]), None);
+    assert_eq!(why(&intent, vec![], vec![worker(late.0)]), None);
     assert_eq!(why(&unanswered, vec![], vec![]), Some(Why::NeverCame));
 }
 

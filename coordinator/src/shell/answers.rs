@@ -13,7 +13,7 @@ use ternfleet_proto::{codec, table};
 use tokio::sync::mpsc;
 
 use super::Input;
-use crate::core::{Answer, BatchRecord, Event, Verdict};
+use crate::core::{Answer, BatchRecord, Event};
 use crate::metrics::Metrics;
 
 /// Newest answers kept in memory, in bytes.
@@ -81,7 +81,7 @@ pub(crate) async fn follow(
                                 }
                                 Err(error) => {
                                     tracing::warn!(subject = message.subject, %error, "dropped");
-                                    Input::Undecodable
+                                    Input::Garbage(message.sequence)
                                 }
                             }
                         }
@@ -142,7 +142,7 @@ impl Committed {
                 Replayed::Message(message) => message,
             };
             let Ok(result) = codec::decode::<JobResult>(&message.payload) else { continue };
-            if Answer::from(&result).verdict == Verdict::Fault
+            if !Answer::from(&result).verdict.is_answer()
                 || result.job.index >= self.lines
                 || !self.key.verifies(result.tag, &result.job, result.epoch, &result.worker)
             {

@@ -1,39 +1,32 @@
 //! The callers' verbs: requests on `tf.api.*`, answered by the leader alone.
 
-use std::collections::BTreeMap;
+mod creation;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
-    BatchCreate, BatchList, BatchRef, BatchSet, BatchView, CountTokens, FileRef, JobCreate, Quote, QuoteAsk,
-    Refusal, RefusalCode, Reply, ResultsPage, ResultsRequest, TenantOpen,
+    BatchList, BatchRef, BatchSet, BatchView, CountTokens, FileRef, JobCreate, Quote, QuoteAsk, Refusal,
+    RefusalCode, Reply, ResultsRequest, TenantOpen,
 };
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, Now, TenantId, TimeMs, codec};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
-
-use ternfleet_cloud::webhook::Webhook;
 
 use super::Input;
 use super::answers::{Committed, Recent};
-use super::deletion::{Reserved, Reserves};
-use super::pages::{past_page, send_page};
-use super::quotes::{Footing, Question, asked, quoted};
+use super::deletion::Reserves;
+use super::pages::Pages;
+use super::quotes::{Footing, Question};
 use super::records::Stored;
 use super::{bounds, count, dead, deletion, setup, spans};
 use crate::Options;
-use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, Ground, batch_id, creation_digest, view_of};
+use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, view_of};
 
-pub(super) const PAGE_LINES_MAX: u32 = 1000;
-const WAIT_MS_MAX: u32 = 30_000;
 const LIST_MAX: u32 = 200;
-/// Callers who may wait for results at a time.
-const POLLERS_MAX: usize = 4096;
 
 /// A request as it came.
 #[derive(Debug)]
@@ -45,28 +38,19 @@ pub(crate) struct Call {
     pub(crate) reply: String,
 }
 
-/// Somebody who waits for more results.
-#[derive(Debug)]
-struct Poller {
-    request: ResultsRequest,
-    reply: String,
-    until: Instant,
-}
-
 /// Serves callers. Owned by the main loop; what takes time goes to tasks of its own.
 pub(crate) struct Api {
     bus: Arc<dyn Bus>,
     inbox: mpsc::Sender<Input>,
-    recent: Recent,
     ground: setup::Ground,
-    pollers: BTreeMap<BatchSlot, Vec<Poller>>,
+    pages: Pages,
     /// Inputs of batches that are being created.
     reserves: Reserves,
     /// Hosts that webhooks may name although they are private.
     webhooks_allow: Arc<[String]>,
     lines_max: u32,
-    /// Committed sequences of batches whose ledger is not in memory any more.
-    past: BTreeMap<BatchId, Arc<Vec<u64>>>,
+    /// Why nothing is accepted now, if that is so.
+    full: Option<Refusal>,
 }
 
 pub(super) fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
@@ -100,8 +84,17 @@ impl Api {
     ) -> Self {
         let webhooks_allow = options.webhooks.allow.clone().into();
         let lines_max = options.quotas.queued_lines_max;
-        let (pollers, past, reserves) = (BTreeMap::new(), BTreeMap::new(), Reserves::default());
-        Self { bus, inbox, recent, ground, webhooks_allow, lines_max, pollers, reserves, past }
+        let pages = Pages::new(Arc::clone(&bus), ground.key.clone(), recent, inbox.clone());
+        let (reserves, full) = (Reserves::default(), None);
+        Self { bus, inbox, ground, pages, reserves, webhooks_allow, lines_max, full }
+    }
+
+    pub(crate) fn pages(&mut self) -> &mut Pages {
+        &mut self.pages
+    }
+
+    pub(super) fn set_room(&mut self, refusal: Option<Refusal>) {
+        self.full = refusal;
     }
 
     /// One call. Events for the core are returned; replies are sent from here or from tasks.
@@ -176,8 +169,9 @@ impl Api {
                 api.later(reply, slot);
                 vec![Event::Change { batch: slot, change }]
             }),
-            ApiVerb::Results => self.with(&payload, reply, |api, request, reply| {
-                api.results(now, request, reply, core);
+            ApiVerb::Results => self.with(&payload, reply, |api, request: ResultsRequest, reply| {
+                let slot = find(core, &request.tenant, &request.id);
+                api.pages.ask(now, slot, request, reply, core);
                 Vec::new()
             }),
             ApiVerb::DeadList => self.with(&payload, reply, |api, list, reply| {
@@ -223,7 +217,9 @@ impl Api {
                 let admitted = match job.again {
                     // It was admitted before.
                     true => bounds::job(&job),
-                    false => bounds::job(&job).and_then(|()| core.admit_single(&job)),
+                    false => bounds::job(&job)
+                        .and_then(|()| api.full.clone().map_or(Ok(()), Err))
+                        .and_then(|()| core.admit_single(now, &job)),
                 };
                 if let Err(refused) = admitted {
                     api.answer::<()>(reply, &Err(refused));
@@ -355,166 +351,6 @@ impl Api {
             let _ = bus.send(&reply, codec::encode(&deletion::delete(&*bus, &file, now).await)).await;
         });
     }
-
-    /// First half of a creation: find out what it stands on.
-    fn create(&mut self, create: BatchCreate, reply: String) -> Vec<Event> {
-        let reserved = self.reserves.reserve(&create.tenant, &create.input_object);
-        let (bus, inbox, ground) = (Arc::clone(&self.bus), self.inbox.clone(), self.ground.clone());
-        let (allow, lines_max) = (Arc::clone(&self.webhooks_allow), self.lines_max);
-        tokio::spawn(async move {
-            let found = match bounds::creation(&create).and_then(|()| check_webhook(&create, &allow)) {
-                Ok(()) => survey(&bus, &create, &ground, lines_max).await,
-                Err(refused) => Err(refused),
-            };
-            let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply, reserved }).await;
-        });
-        Vec::new()
-    }
-
-    /// Second half: admit, store, then tell.
-    pub(crate) fn surveyed(
-        &mut self,
-        now: Now,
-        create: BatchCreate,
-        found: Result<Ground, Refusal>,
-        reply: String,
-        reserved: Reserved,
-        core: &Core,
-        footing: &Footing,
-    ) {
-        let id = batch_id(&create.tenant, &create.idempotency_key);
-        if let Some(batch) = core.find(&id).and_then(|slot| core.batch(slot)) {
-            let same = batch.record.creation_digest == creation_digest(&create);
-            let slot = core.find(&id).and_then(|slot| core.batch_view(now, slot));
-            match slot.filter(|_| same) {
-                Some(view) => self.answer(reply, &Ok(view)),
-                None => self.answer::<()>(reply, &Err(other_content(&create))),
-            }
-            return;
-        }
-        let admitted = found.and_then(|ground| {
-            core.admit(&create, &ground)?;
-            Ok(ground)
-        });
-        let ground = match admitted {
-            Ok(ground) => ground,
-            Err(refused) => return self.answer::<()>(reply, &Err(refused)),
-        };
-        let mut record = BatchRecord::new(now.wall, &create, ground);
-        spans::accepted(&record.id, &mut record.traceparent);
-        let (bus, inbox) = (Arc::clone(&self.bus), self.inbox.clone());
-        let question = asked(&create).map(|ask| Question::new(now, core, footing, ask));
-        tokio::spawn(async move {
-            match quoted(question, &create).await {
-                Ok(promise) => record.quote = promise,
-                Err(refused) => {
-                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
-                    return;
-                }
-            }
-            let answer =
-                match bus.kv_create(table::KV_BATCHES, id.as_str(), codec::encode(&record), None).await {
-                    Ok(_) => Ok(record),
-                    Err(BusError::Exists(_)) => match stored_record(&bus, &id).await {
-                        Ok(Some(before)) if before.creation_digest == record.creation_digest => Ok(before),
-                        Ok(_) => Err(other_content(&create)),
-                        Err(error) => Err(unreachable(&error)),
-                    },
-                    Err(error) => Err(unreachable(&error)),
-                };
-            let input = match answer {
-                Ok(record) => Input::Created { record: Box::new(record), reply, reserved },
-                Err(refused) => {
-                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
-                    return;
-                }
-            };
-            let _ = inbox.send(input).await;
-        });
-    }
-
-    fn results(&mut self, now: Now, request: ResultsRequest, reply: String, core: &Core) {
-        let Some(slot) = find(core, &request.tenant, &request.id) else {
-            return self.page_of_past(request, reply);
-        };
-        let wait = Duration::from_millis(u64::from(request.wait_ms.min(WAIT_MS_MAX)));
-        let poller = Poller { request, reply, until: Instant::now() + wait };
-        // Where very many wait, one more is answered at once and asks again.
-        let crowded = self.pollers.values().map(Vec::len).sum::<usize>() >= POLLERS_MAX;
-        let poller = if crowded { Poller { until: Instant::now(), ..poller } } else { poller };
-        if !self.try_page(now, slot, &poller, core) {
-            self.pollers.entry(slot).or_default().push(poller);
-        }
-    }
-
-    /// Serves those who waited long enough, or whose batch has moved.
-    pub(crate) fn serve_pollers(&mut self, now: Now, core: &Core) {
-        if self.pollers.is_empty() {
-            return;
-        }
-        let mut waiting = std::mem::take(&mut self.pollers);
-        for (slot, pollers) in &mut waiting {
-            pollers.retain(|poller| !self.try_page(now, *slot, poller, core));
-        }
-        waiting.retain(|_, pollers| !pollers.is_empty());
-        self.pollers = waiting;
-    }
-
-    fn try_page(&mut self, now: Now, slot: BatchSlot, poller: &Poller, core: &Core) -> bool {
-        let (Some(batch), Some(view)) = (core.batch(slot), core.batch_view(now, slot)) else {
-            self.page_of_past(poller.request.clone(), poller.reply.clone());
-            return true;
-        };
-        let total = batch.commits.len() as u64;
-        let ended = batch.is_ended();
-        if ended && total < u64::from(view.completed) + u64::from(view.failed) {
-            self.page_of_past(poller.request.clone(), poller.reply.clone());
-            return true;
-        }
-        let after = poller.request.after.min(total);
-        if after == total && !ended && Instant::now() < poller.until {
-            return false;
-        }
-        let limit = u64::from(poller.request.limit.clamp(1, PAGE_LINES_MAX));
-        let upto = total.min(after + limit);
-        let sequences = batch.commits[after as usize..upto as usize].to_vec();
-        let page = ResultsPage { lines: Vec::new(), next: after, end: ended && upto == total, batch: view };
-        tokio::spawn(send_page(
-            Arc::clone(&self.bus),
-            self.recent.clone(),
-            sequences,
-            page,
-            poller.reply.clone(),
-        ));
-        true
-    }
-
-    /// A batch that ended before this process began, or long ago: its commits are read from the stream.
-    fn page_of_past(&mut self, request: ResultsRequest, reply: String) {
-        let (bus, key, recent, inbox) =
-            (Arc::clone(&self.bus), self.ground.key.clone(), self.recent.clone(), self.inbox.clone());
-        let known = self.past.get(&request.id).cloned();
-        tokio::spawn(async move {
-            let page = match past_page(&bus, &key, &request, known).await {
-                Ok(page) => page,
-                Err(refused) => {
-                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
-                    return;
-                }
-            };
-            let (commits, sequences, page) = page;
-            let _ = inbox.send(Input::PastCommits { batch: request.id, commits }).await;
-            send_page(bus, recent, sequences, page, reply).await;
-        });
-    }
-
-    pub(crate) fn past_commits(&mut self, batch: BatchId, commits: Arc<Vec<u64>>) {
-        // A handful of old batches is read at a time.
-        if self.past.len() >= 8 {
-            self.past.pop_first();
-        }
-        self.past.insert(batch, commits);
-    }
 }
 
 /// What a caller is answered who asked for a batch, or changed it.
@@ -527,50 +363,7 @@ fn find(core: &Core, tenant: &TenantId, id: &BatchId) -> Option<BatchSlot> {
     core.batch(slot).filter(|batch| batch.record.tenant == *tenant).map(|_| slot)
 }
 
-fn other_content(create: &BatchCreate) -> Refusal {
-    let message = format!("the idempotency key {:?} was used for another batch", create.idempotency_key);
-    refusal(RefusalCode::Conflict, message)
-}
-
 pub(super) async fn stored_record(bus: &Arc<dyn Bus>, id: &BatchId) -> Result<Option<BatchRecord>, BusError> {
     let entry = bus.kv_get(table::KV_BATCHES, id.as_str()).await?;
     Ok(entry.and_then(|entry| codec::decode(&entry.value).ok()))
-}
-
-fn check_webhook(create: &BatchCreate, allow: &[String]) -> Result<(), Refusal> {
-    let options = &create.options;
-    let refused = match &options.webhook_url {
-        Some(url) => Webhook::new(url, options.webhook_secret.as_deref(), allow).err(),
-        None => None,
-    };
-    refused.map_or(Ok(()), |error| Err(refusal(RefusalCode::Invalid, error.to_string())))
-}
-
-async fn survey(
-    bus: &Arc<dyn Bus>,
-    create: &BatchCreate,
-    ground: &setup::Ground,
-    lines_max: u32,
-) -> Result<Ground, Refusal> {
-    let bucket = table::files_bucket(&create.tenant);
-    let length = match bus.object_length(&bucket, &create.input_object).await {
-        Ok(length) => length,
-        Err(BusError::NotFound(_)) => None,
-        Err(error) => return Err(unreachable(&error)),
-    };
-    let Some(input_bytes) = length else {
-        let message = format!("there is no file {:?}: upload it first", create.input_object);
-        return Err(refusal(RefusalCode::NotFound, message));
-    };
-    bounds::lines(bus, &bucket, &create.input_object, input_bytes, lines_max).await?;
-    let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
-    let files =
-        bus.stream_facts(&table::object_stream(&bucket)).await.map_err(|error| unreachable(&error))?;
-    Ok(Ground {
-        input_bytes,
-        stored_bytes: files.bytes,
-        results_after: facts.last_sequence,
-        durability: ground.durability,
-        replicas: ground.replicas,
-    })
 }

@@ -9,7 +9,7 @@ use ternfleet_proto::access::{Issuer, Joiner};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{JoinGrant, JoinRequest, RefusalCode, Reply, StartFailed, WorkerFacts};
 use ternfleet_proto::table::Role;
-use ternfleet_proto::{TimeMs, codec, table};
+use ternfleet_proto::{Now, codec, table};
 
 use super::api::refusal;
 use super::grants::{Granted, Grants};
@@ -111,7 +111,7 @@ impl Admission {
     /// lease lasts.
     pub(super) fn answer(
         &self,
-        now: TimeMs,
+        now: Now,
         asker: &str,
         request: &JoinRequest,
         fleet: &Fleet,
@@ -155,7 +155,8 @@ impl Admission {
                 price_usd_micro_per_hour: pod.bill.price(),
             });
         }
-        let signed = issuer.token(Role::Worker, worker.as_str(), &request.worker_key, now, self.worker_life);
+        let signed =
+            issuer.token(Role::Worker, worker.as_str(), &request.worker_key, now.wall, self.worker_life);
         // A worker does not get a second way in: only whoever had one keeps one.
         let pod_file = request.pod_key.as_ref().map(|key| match joiner.pod() {
             Some(name) => Joiner::rented_name(name),
@@ -166,14 +167,18 @@ impl Admission {
             .as_ref()
             .zip(pod_file.as_ref())
             .filter(|_| !renews)
-            .map(|(key, name)| issuer.token(Role::Joiner, name, key, now, self.pod_life));
+            .map(|(key, name)| issuer.token(Role::Joiner, name, key, now.wall, self.pod_life));
         match (signed, pod.transpose()) {
             (Ok(worker_token), Ok(pod_token)) => {
                 tracing::info!(%worker, asker, key = request.worker_key, renews, "credentials issued");
                 let pod_file = pod_token.is_some().then_some(pod_file).flatten();
-                let granted =
-                    if renews { None } else { grants.grant(asker, request, pod_file, fleet, ordered) };
-                let grant = JoinGrant { worker_token, pod_token, expires_at: now.plus(self.worker_life) };
+                let granted = if renews {
+                    None
+                } else {
+                    grants.grant(now.mono, asker, request, pod_file, fleet, ordered)
+                };
+                let grant =
+                    JoinGrant { worker_token, pod_token, expires_at: now.wall.plus(self.worker_life) };
                 let once = matches!(joiner, Joiner::Order { .. }).then(|| UsedToken {
                     name: asker.to_owned(),
                     worker_key: request.worker_key.clone(),
@@ -204,7 +209,7 @@ impl super::Service {
 #[cfg(test)]
 mod tests {
     use ternfleet_proto::access::{Asking, Site};
-    use ternfleet_proto::{MonoMs, Now, UsdMicro};
+    use ternfleet_proto::{MonoMs, TimeMs, UsdMicro};
 
     use super::*;
     use crate::core::{Lease, WorkerSlot};
@@ -220,7 +225,8 @@ mod tests {
     }
 
     /// What a coordinator answers that has heard of no worker and rents nothing.
-    fn answer(now: TimeMs, asker: &str, request: &JoinRequest, grants: &Grants) -> Reply<LetIn> {
+    fn answer(wall: TimeMs, asker: &str, request: &JoinRequest, grants: &Grants) -> Reply<LetIn> {
+        let now = Now { wall, mono: MonoMs(0) };
         admission().answer(now, asker, request, &Fleet::default(), &Money::default(), grants)
     }
 
@@ -229,9 +235,9 @@ mod tests {
         let (admission, asking) = (admission(), Asking::new("f-a-0-x".parse().unwrap()));
         let fleet = Fleet::default();
         let mut money = Money::default();
-        let grants = Grants::new(true);
+        let grants = Grants::new(true, MonoMs(0));
         let answer = |asker: &str, asking: &Asking, money: &Money| {
-            admission.answer(TimeMs(0), asker, &asking.request(), &fleet, money, &grants)
+            admission.answer(Now::default(), asker, &asking.request(), &fleet, money, &grants)
         };
         let refused = answer("order-f-a-0", &asking, &money).unwrap_err();
         assert_eq!(refused.code, RefusalCode::Unavailable, "the order may be known in a moment");
@@ -262,7 +268,7 @@ mod tests {
     #[test]
     fn a_new_pod_gets_a_workers_token_and_one_to_come_back_with() {
         let asking = Asking::new("w-1".parse().unwrap());
-        let let_in = answer(TimeMs(5_000), "token-a", &asking.request(), &Grants::new(true));
+        let let_in = answer(TimeMs(5_000), "token-a", &asking.request(), &Grants::new(true, MonoMs(0)));
         let grant = let_in.unwrap().grant;
         assert_eq!(grant.expires_at, TimeMs(65_000));
         let (worker, pod) = asking.granted(grant).unwrap();
@@ -274,20 +280,21 @@ mod tests {
     #[test]
     fn a_worker_that_renews_gets_no_second_way_in() {
         let asking = Asking::new("w-1".parse().unwrap());
-        let let_in = answer(TimeMs(0), "w-1", &asking.request(), &Grants::new(true));
+        let let_in = answer(TimeMs(0), "w-1", &asking.request(), &Grants::new(true, MonoMs(0)));
         assert_eq!(let_in.unwrap().grant.pod_token, None);
     }
 
     #[test]
     fn nobody_becomes_the_coordinator() {
         let asking = Asking::new("coordinator".parse().unwrap());
-        let refused = answer(TimeMs(0), "token-a", &asking.request(), &Grants::new(true)).unwrap_err();
+        let refused =
+            answer(TimeMs(0), "token-a", &asking.request(), &Grants::new(true, MonoMs(0))).unwrap_err();
         assert!(refused.message.contains("coordinator"), "{refused}");
     }
 
     #[test]
     fn a_name_that_was_granted_is_not_given_again_even_if_nobody_was_heard_of() {
-        let mut grants = Grants::new(true);
+        let mut grants = Grants::new(true, MonoMs(0));
         let facts = WorkerFacts {
             pod: "pod-1".to_owned(),
             host: "host-1".to_owned(),

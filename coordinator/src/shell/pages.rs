@@ -1,24 +1,153 @@
-//! Pages of committed answers: of batches that have left memory, and how any page is fetched and sent.
+//! Pages of committed answers: who waits for more of them, those of batches that have left memory, and how any page is
+//! fetched and sent.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{JobResult, Refusal, RefusalCode, Reply, ResultsPage, ResultsRequest};
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{codec, table};
+use ternfleet_proto::{BatchId, Now, codec, table};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::Input;
 use super::answers::{Committed, Recent};
-use super::api::{PAGE_LINES_MAX, refusal, stored_record, unknown, unreachable};
-use crate::core::view_of;
+use super::api::{refusal, stored_record, unknown, unreachable};
+use crate::core::{BatchSlot, Core, view_of};
 
+const PAGE_LINES_MAX: u32 = 1000;
 /// Replies stay well under the server's largest message.
 const PAGE_BYTES_MAX: usize = 700 << 10;
+const WAIT_MS_MAX: u32 = 30_000;
+/// Callers who may wait for results at a time.
+const POLLERS_MAX: usize = 4096;
 
-pub(super) type PastPage = (Arc<Vec<u64>>, Vec<u64>, ResultsPage);
+/// Somebody who waits for more results.
+#[derive(Debug)]
+struct Poller {
+    request: ResultsRequest,
+    reply: String,
+    until: Instant,
+}
 
-pub(super) async fn past_page(
+/// Serves who reads results. Owned by the main loop; what takes time goes to tasks of its own.
+pub(crate) struct Pages {
+    bus: Arc<dyn Bus>,
+    key: AssignmentKey,
+    recent: Recent,
+    inbox: mpsc::Sender<Input>,
+    pollers: BTreeMap<BatchSlot, Vec<Poller>>,
+    /// Committed sequences of batches whose ledger is not in memory any more.
+    past: BTreeMap<BatchId, Arc<Vec<u64>>>,
+}
+
+impl Pages {
+    pub(super) fn new(
+        bus: Arc<dyn Bus>,
+        key: AssignmentKey,
+        recent: Recent,
+        inbox: mpsc::Sender<Input>,
+    ) -> Self {
+        Self { bus, key, recent, inbox, pollers: BTreeMap::new(), past: BTreeMap::new() }
+    }
+
+    /// Somebody asks for results of a batch, which is in memory if it has a slot.
+    pub(super) fn ask(
+        &mut self,
+        now: Now,
+        slot: Option<BatchSlot>,
+        request: ResultsRequest,
+        reply: String,
+        core: &Core,
+    ) {
+        let Some(slot) = slot else { return self.page_of_past(request, reply) };
+        let wait = Duration::from_millis(u64::from(request.wait_ms.min(WAIT_MS_MAX)));
+        let poller = Poller { request, reply, until: Instant::now() + wait };
+        // Where very many wait, one more is answered at once and asks again.
+        let crowded = self.pollers.values().map(Vec::len).sum::<usize>() >= POLLERS_MAX;
+        let poller = if crowded { Poller { until: Instant::now(), ..poller } } else { poller };
+        if !self.try_page(now, slot, &poller, core) {
+            self.pollers.entry(slot).or_default().push(poller);
+        }
+    }
+
+    /// Serves those who waited long enough, or whose batch has moved.
+    pub(crate) fn serve_pollers(&mut self, now: Now, core: &Core) {
+        if self.pollers.is_empty() {
+            return;
+        }
+        let mut waiting = std::mem::take(&mut self.pollers);
+        for (slot, pollers) in &mut waiting {
+            pollers.retain(|poller| !self.try_page(now, *slot, poller, core));
+        }
+        waiting.retain(|_, pollers| !pollers.is_empty());
+        self.pollers = waiting;
+    }
+
+    fn try_page(&self, now: Now, slot: BatchSlot, poller: &Poller, core: &Core) -> bool {
+        let (Some(batch), Some(view)) = (core.batch(slot), core.batch_view(now, slot)) else {
+            self.page_of_past(poller.request.clone(), poller.reply.clone());
+            return true;
+        };
+        let total = batch.commits.len() as u64;
+        let ended = batch.is_ended();
+        if ended && total < u64::from(view.completed) + u64::from(view.failed) {
+            self.page_of_past(poller.request.clone(), poller.reply.clone());
+            return true;
+        }
+        let after = poller.request.after.min(total);
+        if after == total && !ended && Instant::now() < poller.until {
+            return false;
+        }
+        let limit = u64::from(poller.request.limit.clamp(1, PAGE_LINES_MAX));
+        let upto = total.min(after + limit);
+        let sequences = batch.commits[after as usize..upto as usize].to_vec();
+        let page = ResultsPage { lines: Vec::new(), next: after, end: ended && upto == total, batch: view };
+        tokio::spawn(send_page(
+            Arc::clone(&self.bus),
+            self.recent.clone(),
+            sequences,
+            page,
+            poller.reply.clone(),
+        ));
+        true
+    }
+
+    /// A batch that ended before this process began, or long ago: its commits are read from the stream.
+    fn page_of_past(&self, request: ResultsRequest, reply: String) {
+        let (bus, key, recent, inbox) =
+            (Arc::clone(&self.bus), self.key.clone(), self.recent.clone(), self.inbox.clone());
+        let known = self.past.get(&request.id).cloned();
+        tokio::spawn(async move {
+            let page = match past_page(&bus, &key, &request, known).await {
+                Ok(page) => page,
+                Err(refused) => {
+                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
+                    return;
+                }
+            };
+            let (commits, sequences, page) = page;
+            let _ = inbox.send(Input::PastCommits { batch: request.id, commits }).await;
+            send_page(bus, recent, sequences, page, reply).await;
+        });
+    }
+
+    pub(crate) fn past_commits(&mut self, batch: BatchId, commits: Arc<Vec<u64>>) {
+        // A handful of old batches is read at a time.
+        if self.past.len() >= 8 {
+            self.past.pop_first();
+        }
+        self.past.insert(batch, commits);
+    }
+}
+
+type PastPage = (Arc<Vec<u64>>, Vec<u64>, ResultsPage);
+
+async fn past_page(
     bus: &Arc<dyn Bus>,
     key: &AssignmentKey,
     request: &ResultsRequest,
@@ -53,7 +182,7 @@ pub(super) async fn past_page(
 }
 
 /// Fetches the answers and replies; a page that would grow too large ends early.
-pub(super) async fn send_page(
+async fn send_page(
     bus: Arc<dyn Bus>,
     recent: Recent,
     sequences: Vec<u64>,

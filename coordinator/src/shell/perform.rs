@@ -94,6 +94,10 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
             store_once(bus, &subject, codec::encode(&*result)).await;
             None
         }
+        Action::Discard { sequence } => {
+            retry(|| bus.delete_message(table::RESULTS, sequence)).await;
+            None
+        }
         Action::Register { worker, shard } => {
             let spec = table::work_stream_spec(shard, 1).at(under.syncs_always);
             retry(|| bus.ensure_stream(&spec)).await?;
@@ -262,7 +266,7 @@ pub(crate) async fn retry<T, F: Future<Output = Result<T, BusError>>>(
 
 /// A checkpoint that counts: of this job, by a worker whom a coordinator had given this epoch of it.
 fn assigned(key: &AssignmentKey, job: &JobKey, payload: &[u8]) -> Option<Checkpoint> {
-    let checkpoint: Checkpoint = codec::decode(payload).ok()?;
+    let checkpoint = key.checkpoint_key(job).open(payload)?;
     let shown = checkpoint.tag.is_some_and(|tag| key.verifies(tag, job, checkpoint.epoch, &checkpoint.owner));
     (shown && checkpoint.job == *job).then_some(checkpoint)
 }

@@ -7,12 +7,15 @@ use anyhow::{Context, bail};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::codec;
 use ternfleet_proto::message::Durability;
-use ternfleet_proto::table::{self, SyncFacts};
+use ternfleet_proto::table::{self, StreamSpec, SyncFacts};
 use ternfleet_proto::tag::AssignmentKey;
 
 use crate::Options;
+use crate::options::Streams;
 
 const KEY_NAME: &str = "assignment_key";
+/// A stream that has room for less is of no use.
+const STREAM_BYTES_MIN: u64 = 64 << 20;
 
 /// What was found and made.
 #[derive(Debug, Clone)]
@@ -44,9 +47,7 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
     };
     let syncs_always = sync.is_some_and(|sync| sync.always);
     for spec in table::streams(replicas) {
-        bus.ensure_stream(&spec.clone().at(syncs_always))
-            .await
-            .with_context(|| format!("stream {} cannot be made", spec.name))?;
+        ensure_bounded(bus, spec.at(syncs_always), &options.streams).await?;
     }
     bus.ensure_stream(&table::work_stream_spec(0, 1).at(syncs_always))
         .await
@@ -72,6 +73,42 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
         );
     }
     Ok(Ground { key, durability, replicas: replicas as u32, syncs_always })
+}
+
+/// Makes a stream with as many bytes as are configured for it. Of a default, half as often as it takes, where the server
+/// has no room for all of it; but never less than is there.
+async fn ensure_bounded(bus: &Arc<dyn Bus>, spec: StreamSpec, streams: &Streams) -> anyhow::Result<()> {
+    let usual = Streams::default();
+    let (option, mut bytes_max, usual) = match spec.name.as_str() {
+        table::RESULTS => ("results_bytes_max", streams.results_bytes_max, usual.results_bytes_max),
+        table::CHECKPOINTS => {
+            ("checkpoints_bytes_max", streams.checkpoints_bytes_max, usual.checkpoints_bytes_max)
+        }
+        _ => ("", 0, 0),
+    };
+    let is_usual = bytes_max == usual;
+    if is_usual
+        && bytes_max > 0
+        && let Ok(facts) = bus.stream_facts(&spec.name).await
+    {
+        bytes_max = bytes_max.max(2 * facts.bytes);
+    }
+    loop {
+        let max_bytes = i64::try_from(bytes_max).ok().filter(|max| *max > 0);
+        match bus.ensure_stream(&StreamSpec { max_bytes, ..spec.clone() }).await {
+            Err(BusError::Full { .. }) if is_usual && bytes_max >= 2 * STREAM_BYTES_MIN => bytes_max /= 2,
+            made => {
+                let facts = made.with_context(|| match option {
+                    "" => format!("stream {} cannot be made", spec.name),
+                    _ => format!("stream {} cannot be made with streams.{option} = {bytes_max}", spec.name),
+                })?;
+                if is_usual && facts.bytes_max.is_some_and(|max| max < usual) {
+                    tracing::warn!(stream = spec.name, bytes_max, "NATS has room for no more than this");
+                }
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// An old server is refused, or worked with under protest.

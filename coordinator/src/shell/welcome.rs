@@ -6,13 +6,13 @@ use ternfleet_proto::message::{Heartbeat, JoinGrant, JoinRequest, Reply};
 use ternfleet_proto::{Now, codec};
 
 use super::join::LetIn;
-use super::{Service, grants};
+use super::{Input, Service, grants};
 use crate::core::{Action, Event};
 
 impl Service {
     /// The core is told who a worker is by its grant, and the rest by its heartbeat.
     pub(super) fn hear_beat(&mut self, now: Now, mut beat: Box<Heartbeat>, actions: &mut Vec<Action>) {
-        match self.grants.vouch(&mut beat, self.core.is_leading(), self.core.fleet()) {
+        match self.grants.vouch(now.mono, &mut beat, self.core.is_leading(), self.core.fleet()) {
             Ok(fresh) => {
                 if let Some(fresh) = fresh {
                     let bus = Arc::clone(&self.bus);
@@ -26,25 +26,23 @@ impl Service {
 
     pub(super) fn let_in(&mut self, now: Now, asker: &str, request: &JoinRequest, reply: String) {
         let (fleet, money) = (self.core.fleet(), self.core.money());
-        let answer = self.admission.answer(now.wall, asker, request, fleet, money, &self.grants);
+        let answer = self.admission.answer(now, asker, request, fleet, money, &self.grants);
         let LetIn { grant, granted, once } = match answer {
             Ok(let_in) => let_in,
             Err(refusal) => return self.send(reply, codec::encode(&Reply::<JoinGrant>::Err(refusal))),
         };
-        // Whether the token of an order is good is not known before it is claimed.
-        if let (Some(granted), None) = (&granted, &once) {
-            self.grants.note(granted.clone());
-        }
-        let bus = Arc::clone(&self.bus);
+        let (bus, inbox) = (Arc::clone(&self.bus), self.inbox.clone());
         tokio::spawn(async move {
             let answer: Reply<JoinGrant> = match once {
                 Some(token) => token.claim(&bus, grant).await,
                 None => Ok(grant),
             };
-            if let (Ok(_), Some(granted)) = (&answer, &granted)
-                && !grants::store(&bus, granted).await
-            {
-                return;
+            if let (Ok(_), Some(granted)) = (&answer, granted) {
+                if !grants::store(&bus, &granted).await {
+                    return;
+                }
+                // Before the worker has its credentials, so that no heartbeat overtakes it.
+                let _ = inbox.send(Input::Granted(Box::new(granted))).await;
             }
             // The pod asks again if this is lost.
             let _ = bus.send(&reply, codec::encode(&answer)).await;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::tools::{Call, CallPiece, Conversation, PastCall, Tools};
 use crate::id::{Attempt, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, WorkerId};
 use crate::openai::Endpoint;
-use crate::tag::AssignmentTag;
+use crate::tag::{AssignmentTag, CheckpointKey};
 
 /// What a worker is asked to do. Subject `tf.work.<shard>.<worker>.<lane>`, message id `<job>.<epoch>`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +18,9 @@ pub struct Work {
     pub attempts_before: Attempt,
     pub leader: LeaderRevision,
     pub tag: AssignmentTag,
+    /// Seals the job's checkpoints.
+    #[serde(default)]
+    pub checkpoint_key: CheckpointKey,
     /// Digest of the model that must run it (`Heartbeat::model_digest`).
     pub model_digest: String,
     /// Numerics id that must run it (`Heartbeat::numerics`).
@@ -235,11 +238,12 @@ impl Default for Sampling {
 }
 
 /// Where a generation stood. Subject `tf.ckpt.<batch>.<index>`, written by compare-and-set: the zeroth is the claim.
+/// [`CheckpointKey::seal`] encodes it; without a seal it counts for nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checkpoint {
     pub job: JobKey,
     pub epoch: Epoch,
-    /// Of the assignment, as it came with the work message: without it a checkpoint counts for nothing.
+    /// Of the assignment, as it came with the work message: proves epoch and owner to the coordinator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<AssignmentTag>,
     /// Which attempt this is: one more than any claim before it.
@@ -408,12 +412,15 @@ pub enum FailureCode {
     /// The worker could not continue; another one may. A result with this code commits nothing: the coordinator counts a
     /// failed attempt and hands the job to another worker.
     WorkerFault,
+    /// The worker's machine cannot be relied on: it computes something else than it did, or what it runs from is gone. Commits
+    /// nothing either; the job is not to blame and goes elsewhere, and the host gets no more work.
+    HostFault,
 }
 
 impl FailureCode {
     /// Transient faults are tried again elsewhere, permanent ones become an error line at once.
     pub fn is_permanent(self) -> bool {
-        !matches!(self, FailureCode::WorkerFault)
+        !matches!(self, FailureCode::WorkerFault | FailureCode::HostFault)
     }
 }
 

@@ -72,7 +72,9 @@ impl NatsBus {
             .as_object()
             .into_iter()
             .flatten()
-            .filter(|(name, want)| *name != "num_replicas" && !same(found.get(name.as_str()), want))
+            // How often it is stored, and how much of the disk it may take, is the operator's to say.
+            .filter(|(name, _)| !["num_replicas", "max_bytes"].contains(&name.as_str()))
+            .filter(|(name, want)| !same(found.get(name.as_str()), want))
             .map(|(name, want)| {
                 (name.clone(), found.get(name.as_str()).cloned().unwrap_or(Value::Null), want.clone())
             })

@@ -14,6 +14,13 @@ const PERSIST_MODE: &str = "persist_mode";
 #[derive(Deserialize)]
 struct Info {
     state: State,
+    config: Limits,
+}
+
+#[derive(Deserialize)]
+struct Limits {
+    #[serde(default)]
+    max_bytes: i64,
 }
 
 #[derive(Deserialize)]
@@ -52,6 +59,7 @@ pub(super) fn configuration(spec: &StreamSpec) -> Value {
         "max_msgs": spec.max_messages.unwrap_or(-1),
         "max_msgs_per_subject": spec.max_messages_per_subject.unwrap_or(-1),
         "max_msg_size": spec.max_message_bytes.unwrap_or(-1),
+        "discard_new_per_subject": spec.discard_new_per_subject,
         "max_consumers": spec.max_consumers.unwrap_or(-1),
         "duplicate_window": spec.duplicate_window.as_nanos() as u64,
         "allow_direct": true,
@@ -195,5 +203,6 @@ fn facts_of(info: &Info) -> StreamFacts {
         last_sequence: info.state.last_seq,
         messages: info.state.messages,
         bytes: info.state.bytes,
+        bytes_max: u64::try_from(info.config.max_bytes).ok().filter(|max| *max > 0),
     }
 }

@@ -1,7 +1,8 @@
 //! What each stream, consumer, bucket and object store is set to.
 //!
-//! Limits are counts and ages rather than bytes: JetStream sets aside a stream's `max_bytes` on disk when the stream is
-//! made. What bounds bytes is the tenants' quotas, which the coordinator keeps.
+//! Limits here are counts and ages. JetStream sets aside a stream's `max_bytes` on disk when the stream is made, so what
+//! CHECKPOINTS and RESULTS may take is the operator's to say (`streams` in the coordinator's configuration); the other
+//! bytes are bounded by the tenants' quotas, which the coordinator keeps.
 
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ pub fn streams(replicas: usize) -> Vec<StreamSpec> {
         max_consumers: None,
         duplicate_window: DUPLICATE_WINDOW,
         discard_new: false,
+        discard_new_per_subject: false,
         unsynced: false,
     };
     vec![
@@ -52,8 +54,11 @@ pub fn streams(replicas: usize) -> Vec<StreamSpec> {
             max_messages_per_subject: Some(1),
             ..plain(CHECKPOINTS, subjects::checkpoints_all(), Keeps::Cache, CHECKPOINT_AGE_MAX)
         },
+        // A worker has one answer for a job.
         StreamSpec {
+            max_messages_per_subject: Some(1),
             discard_new: true,
+            discard_new_per_subject: true,
             ..plain(RESULTS, subjects::results_all(), Keeps::Truth, RESULT_AGE_MAX)
         },
         // Money is kept for a fiscal year and the month after it.
@@ -83,6 +88,7 @@ pub fn work_stream_spec(shard: u16, replicas: usize) -> StreamSpec {
         max_consumers: Some(2 * WORKERS_PER_SHARD as i32),
         duplicate_window: DUPLICATE_WINDOW,
         discard_new: true,
+        discard_new_per_subject: false,
         unsynced: false,
     }
 }

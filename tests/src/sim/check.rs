@@ -189,12 +189,12 @@ impl Checker {
         self.answered_epochs.insert((result.job.clone(), result.epoch));
         self.repeated_tokens += u64::from(result.usage.repeated_tokens);
         let verdict = Answer::from(result).verdict;
-        if verdict != Verdict::Fault {
+        if verdict.is_answer() {
             self.answered_jobs.insert(result.job.clone());
         }
         let Some(batch) = self.batches.get_mut(&result.job.batch) else { return };
         let is_early = batch.results_after.is_none_or(|after| sequence <= after);
-        if verdict == Verdict::Fault || is_early || result.job.index >= batch.lines {
+        if !verdict.is_answer() || is_early || result.job.index >= batch.lines {
             return;
         }
         if let Verdict::Good { ids_digest } = verdict {
@@ -231,7 +231,9 @@ impl Checker {
             net.next_message(table::CHECKPOINTS, table::checkpoints_all(), self.checkpoints_read + 1)
         {
             self.checkpoints_read = message.sequence;
-            let Ok(checkpoint) = codec::decode::<Checkpoint>(&message.payload) else { continue };
+            let Some(job) = table::parse_checkpoint_subject(&message.subject) else { continue };
+            // Anybody may write there; what counts is sealed.
+            let Some(checkpoint) = self.key.checkpoint_key(&job).open(&message.payload) else { continue };
             let before = self.claimed.get(&checkpoint.job).copied().unwrap_or_default();
             let over = self.ending.contains(&checkpoint.job.batch);
             if checkpoint.epoch < before && !over {
@@ -246,6 +248,11 @@ impl Checker {
             self.moved += u64::from(before != Epoch(0) && checkpoint.epoch > before);
             self.claimed.insert(checkpoint.job.clone(), checkpoint.epoch.max(before));
         }
+    }
+
+    /// Jobs that somebody has claimed.
+    pub(super) fn claimed_jobs(&self) -> Vec<JobKey> {
+        self.claimed.keys().cloned().collect()
     }
 
     /// A job, named by its seed, has killed its worker.

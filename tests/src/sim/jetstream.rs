@@ -48,6 +48,7 @@ impl JetStream {
                 last_sequence: objects.len() as u64,
                 messages: objects.len() as u64,
                 bytes: objects.values().map(|(content, _)| content.len() as u64).sum(),
+                bytes_max: None,
             }),
             None => self.stream(stream).map(Stream::facts),
         }
@@ -192,6 +193,7 @@ impl JetStream {
             max_consumers: None,
             duplicate_window: Duration::from_secs(120),
             discard_new: true,
+            discard_new_per_subject: false,
             unsynced: false,
         };
         self.ensure_stream(&stream).map(drop)

@@ -18,6 +18,8 @@ pub struct Scenario {
     pub completions: Vec<u64>,
     /// Each keeps its number when others are left out, so that a shrunk list names the same faults.
     pub faults: Vec<(usize, u64, Fault)>,
+    /// Somebody with a worker's key writes checkpoints of jobs that it was not given. No seed does that; a test does.
+    pub forges: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -141,7 +143,7 @@ impl Scenario {
             .collect();
         faults.sort_by_key(|(number, at, _)| (*at, *number));
         let completions = (0..chance.within(0, 6)).map(|_| chance.within(1_000, 50_000)).collect();
-        Scenario { seed, workers, coordinators, batches, completions, faults }
+        Scenario { seed, workers, coordinators, batches, completions, faults, forges: false }
     }
 
     /// Only the faults with these numbers.

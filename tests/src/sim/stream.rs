@@ -61,6 +61,7 @@ impl Stream {
             last_sequence: self.last_sequence,
             messages: self.messages.len() as u64,
             bytes: self.bytes,
+            bytes_max: self.spec.max_bytes.map(|max| max as u64),
         }
     }
 
@@ -85,7 +86,7 @@ impl Stream {
         if let Some(sequence) = how.message_id.as_ref().and_then(|id| self.stored_as.get(id)) {
             return Ok(Stored { sequence: *sequence, duplicate: true });
         }
-        self.make_room(payload.len() as u64)?;
+        self.make_room(subject, payload.len() as u64)?;
         self.last_sequence += 1;
         let sequence = self.last_sequence;
         self.bytes += payload.len() as u64;
@@ -109,11 +110,17 @@ impl Stream {
         Ok(Stored { sequence, duplicate: false })
     }
 
-    fn make_room(&mut self, more_bytes: u64) -> Result<()> {
+    fn make_room(&mut self, subject: &str, more_bytes: u64) -> Result<()> {
         let name = self.spec.name.clone();
         let full = |reason: &str| BusError::Full { stream: name.clone(), reason: reason.to_owned() };
         if self.no_room {
             return Err(full("no space left on device (10077)"));
+        }
+        let there = self.by_subject.get(subject).map_or(0, |all| all.len() as i64);
+        if self.spec.discard_new_per_subject
+            && self.spec.max_messages_per_subject.is_some_and(|max| there >= max)
+        {
+            return Err(full("maximum messages per subject exceeded (10077)"));
         }
         let messages_max = self.spec.max_messages.map_or(u64::MAX, |max| max as u64);
         let bytes_max = self.spec.max_bytes.map_or(u64::MAX, |max| max as u64);

@@ -31,6 +31,8 @@ const TURN_MS: (u64, u64) = (4, 24);
 const RESTART_MS: u64 = 500;
 /// A worker that a job has killed comes back after so long.
 const REVIVE_MS: u64 = 2_000;
+/// Turns between two forged checkpoints, where there are any.
+const FORGED_EVERY: u64 = 4;
 /// Far more than in production, so that audits meet every fault.
 const AUDIT_SHARE: f64 = 0.2;
 
@@ -140,6 +142,9 @@ impl World {
             let length = self.network.chance(|chance| chance.within(TURN_MS.0, TURN_MS.1));
             self.turn(self.now_ms + length);
             self.steps += 1;
+            if self.scenario.forges && self.steps.is_multiple_of(FORGED_EVERY) {
+                self.forge();
+            }
             let verdict = self.network.check().verdict();
             verdict.map_err(|broken| self.told(&broken))?;
             if !self.to_come.is_empty() || !self.open.is_empty() {

@@ -13,6 +13,7 @@ on_both!(
     a_claim_by_another_fences_the_old_owner,
     a_subject_whose_message_was_deleted_expects_none,
     only_the_last_message_of_a_subject_is_kept,
+    a_subject_that_holds_all_it_may_refuses_until_a_deletion,
     a_message_over_the_limit_is_refused_for_good,
     a_subject_of_no_stream_is_not_found,
     many_in_flight_are_stored_in_order,
@@ -110,6 +111,19 @@ async fn only_the_last_message_of_a_subject_is_kept(bus: Shared) {
     assert_eq!((last.sequence, last.payload.as_ref(), last.subject.as_str()), (3, &b"3"[..], "c.job"));
     assert_eq!(bus.stream_facts("C").await.unwrap().messages, 2);
     assert_eq!(bus.message("C", 1).await.unwrap(), None);
+}
+
+async fn a_subject_that_holds_all_it_may_refuses_until_a_deletion(bus: Shared) {
+    let spec =
+        StreamSpec { max_messages_per_subject: Some(1), discard_new_per_subject: true, ..plain("R", "r.>") };
+    bus.ensure_stream(&spec).await.unwrap();
+    let first = bus.publish("r.a", "1".into(), Publish::default()).await.unwrap();
+    let second = bus.publish("r.a", "2".into(), Publish::default()).await;
+    assert!(matches!(second, Err(BusError::Full { .. })), "{second:?}");
+    assert_eq!(put_expecting(&bus, "r.a", 0).await, Err(BusError::WrongLastSequence));
+    bus.publish("r.b", "1".into(), Publish::default()).await.unwrap();
+    assert!(bus.delete_message("R", first.sequence).await.unwrap());
+    put_expecting(&bus, "r.a", 0).await.unwrap();
 }
 
 async fn a_message_over_the_limit_is_refused_for_good(bus: Shared) {

@@ -7,7 +7,8 @@ use ternfleet_engine::gguf;
 use ternfleet_proto::message::{BatchState, FailureCode, Outcome, PodView};
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_tests::caller::{Client, prompts};
-use ternfleet_tests::program::STORYTELLER;
+use ternfleet_tests::instant::{InstantWorker, Manner};
+use ternfleet_tests::program::{STORYTELLER, Service};
 use ternfleet_tests::server::NatsServer;
 use ternfleet_worker::Options;
 use tokio_util::sync::CancellationToken;
@@ -57,5 +58,51 @@ async fn weights_that_overflow_fail_their_jobs_by_name_and_the_worker_lives() {
     assert!(pods.len() == 1 && pods[0].live, "{pods:?}");
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(20), worker).await.unwrap().unwrap().unwrap();
+    coordinator.stop().await;
+}
+
+/// The program itself runs a model; while it does, the model's file goes away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_model_vanishes_says_so_its_host_is_quarantined_and_no_job_is_to_blame() {
+    let server = NatsServer::start().unwrap();
+    let options = ternfleet_coordinator::Options { audit_share: 0.0, ..Default::default() };
+    let (options, address) = ternfleet_tests::http::options(options);
+    let coordinator = Coordinator::start_with(server.bus().await.unwrap(), options);
+    let folder = tempfile::tempdir().unwrap();
+    let (model, log) = (folder.path().join("model.gguf"), folder.path().join("worker.log"));
+    std::fs::copy(STORYTELLER, &model).unwrap();
+    let (url, path) = (server.url(), model.display().to_string());
+    let arguments = ["worker", "--nats", &url, "--model", &path, "--slots", "4", "--set", "calibrate_ms=0"];
+    let mut worker = Service::start(&arguments, &log).unwrap();
+    let client = Client::new(server.bus().await.unwrap());
+    let lines: String = (0..120)
+        .map(|n| {
+            format!(
+                "{{\"custom_id\": \"c{n}\", \"prompt\": \"Once {n}\", \"max_tokens\": 150, \"seed\": {n}}}\n"
+            )
+        })
+        .collect();
+    let view = client.submit("in", lines.into_bytes()).await;
+    client.wait(&view.id, "a first answer", |view| view.completed > 0).await;
+    let manner = Manner { host: "other".to_owned(), ..Manner::default() };
+    let _other = InstantWorker::start(server.bus().await.unwrap(), "other", manner).await;
+    std::fs::remove_file(&model).unwrap();
+    let view = client.wait_end(&view.id).await;
+    let said = std::fs::read_to_string(&log).unwrap_or_default();
+    assert_eq!((view.completed, view.failed), (120, 0), "{said}");
+    assert!(said.contains("has vanished"), "{said}");
+    let (_, metrics) = ternfleet_tests::http::get(&address, "/metrics").await;
+    for (name, wanted) in [
+        ("ternfleet_hosts_quarantined_total", "1"),
+        ("ternfleet_attempts_failed_total", "0"),
+        ("ternfleet_jobs_dead_total", "0"),
+    ] {
+        assert!(metrics.contains(&format!("{name} {wanted}\n")), "{name}: {metrics}\n{said}");
+    }
+    let began = std::time::Instant::now();
+    while worker.is_alive() {
+        assert!(began.elapsed() < Duration::from_secs(10), "it goes on: {said}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     coordinator.stop().await;
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use ternfleet_coordinator::{Quotas, Retention};
+use ternfleet_coordinator::{Quotas, Retention, Streams};
+use ternfleet_proto::bus::Publish;
 use ternfleet_proto::message::{BatchRef, JobResult, ResultsPage, ResultsRequest};
 use ternfleet_proto::{BatchId, TimeMs, codec};
 use ternfleet_tests::http;
@@ -256,4 +257,83 @@ async fn a_lease_that_the_server_never_removes_is_taken_over_after_its_time() {
     assert_eq!(term().await, 1);
     one.stop().await;
     two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_new_is_accepted_while_answers_have_no_room_and_nothing_is_lost() {
+    let server = NatsServer::start().unwrap();
+    let bus = server.bus().await.unwrap();
+    let streams = Streams { results_bytes_max: 200_000, checkpoints_bytes_max: 50_000 };
+    let options = Options { streams, audit_share: 0.0, ..Options::default() };
+    let (options, address) = ternfleet_tests::http::options(options);
+    let coordinator = Coordinator::start_with(server.bus().await.unwrap(), options);
+    let _worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
+    let client = Client::new(Arc::clone(&bus));
+    let small = client.submit("small", prompts(20)).await;
+    client.wait_end(&small.id).await;
+    let limits = async || {
+        let results = bus.stream_facts(table::RESULTS).await.unwrap().bytes_max;
+        (results, bus.stream_facts(table::CHECKPOINTS).await.unwrap().bytes_max)
+    };
+    assert_eq!(limits().await, (Some(200_000), Some(50_000)));
+
+    // More answers than there is room for: the checkpoints lose the oldest, the answers wait.
+    let large = client.submit("large", prompts(1_000)).await;
+    client.upload("more", prompts(1)).await;
+    let began = std::time::Instant::now();
+    let refused = loop {
+        let key = format!("more-{}", began.elapsed().as_millis());
+        let creation =
+            BatchCreate { idempotency_key: key, ..client.creation("more", BatchOptions::default()) };
+        match client.ask::<BatchView>(ApiVerb::BatchCreate, &creation).await {
+            Err(refused) => break refused,
+            // It was faster than the answers.
+            Ok(_) => assert!(began.elapsed() < Duration::from_secs(30), "nothing fills the stream"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert_eq!(refused.code, RefusalCode::Busy);
+    assert!(refused.message.contains("results_bytes_max"), "{refused}");
+    let (status, body) =
+        ternfleet_tests::http::post(&address, "/v1/completions", "{\"prompt\": \"x\"}").await;
+    assert_eq!(status, 429, "{body}");
+    let (_, metrics) = ternfleet_tests::http::get(&address, "/metrics").await;
+    assert!(metrics.contains("ternfleet_nats_stream_bytes_max{stream=\"results\"} 200000"), "{metrics}");
+
+    limit(&bus, table::RESULTS, -1).await;
+    let view = client.wait_end(&large.id).await;
+    assert_eq!((view.completed, view.failed), (1_000, 0));
+    assert!(bus.stream_facts(table::CHECKPOINTS).await.unwrap().bytes <= 50_000);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_nobodys_answer_does_not_stay_in_results() {
+    let server = NatsServer::start().unwrap();
+    let bus = server.bus().await.unwrap();
+    let coordinator = Coordinator::start(server.bus().await.unwrap());
+    let _worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
+    let client = Client::new(Arc::clone(&bus));
+    let view = client.submit("in", prompts(20)).await;
+    client.wait_end(&view.id).await;
+    let stored = bus.stream_facts(table::RESULTS).await.unwrap().messages;
+    let job = ternfleet_proto::JobKey { batch: view.id.clone(), index: 3 };
+    let subject = table::result(&client.tenant, &job, &"one".parse().unwrap());
+    let real = bus.last_on_subject(table::RESULTS, &subject).await.unwrap().unwrap();
+    let mut forged: JobResult = codec::decode(&real.payload).unwrap();
+    forged.worker = "thief".parse().unwrap();
+    for (index, payload) in [(3, codec::encode(&forged)), (4, "no answer".into())] {
+        let job = ternfleet_proto::JobKey { index, ..job.clone() };
+        let subject = table::result(&client.tenant, &job, &forged.worker);
+        bus.publish(&subject, payload, Publish::default()).await.unwrap();
+        // Nor is a second one taken under the subject of an answer.
+        let again = bus.publish(&real.subject, "another".into(), Publish::default()).await;
+        assert!(matches!(again, Err(ternfleet_proto::bus::BusError::Full { .. })), "{again:?}");
+    }
+    let began = std::time::Instant::now();
+    while bus.stream_facts(table::RESULTS).await.unwrap().messages > stored {
+        assert!(began.elapsed() < Duration::from_secs(10), "it stays");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    coordinator.stop().await;
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use ternfleet_proto::bus::{Bus, Publish};
 use ternfleet_proto::message::{Checkpoint, Heartbeat, PodView, Reply, Running, WorkerState};
 use ternfleet_proto::table::{self, ApiVerb};
@@ -14,6 +15,8 @@ use ternfleet_tests::program::wait_for;
 use crate::fleet::{as_tenant, coordinator, prompts, wait_for_pods, worker};
 
 const JOBS: usize = 40;
+/// An id that no answer is made of.
+const WRONG: u32 = 35;
 /// More than any budget.
 const RUINOUS: UsdMicro = UsdMicro(1_000_000_000_000_000);
 
@@ -75,7 +78,7 @@ async fn a_stolen_workers_key_pins_no_job_spends_no_money_and_shuts_nobody_out()
     let cluster = Cluster::start(1).unwrap();
     let _coordinator = coordinator(&cluster, "c-1", &[]);
     let token = cluster.nats(&["token"]).unwrap();
-    let _honest = ["pod-1", "pod-2"].map(|pod| worker(&cluster, pod, token.trim(), &[]));
+    let mut honest = ["pod-1", "pod-2"].map(|pod| Some(worker(&cluster, pod, token.trim(), &[])));
     wait_for_pods(&cluster, "acme", 2);
     let tenant: TenantId = "acme".parse().unwrap();
     let client = cluster.bus(&cluster.user("tenant", "acme").unwrap()).await.unwrap();
@@ -95,6 +98,30 @@ async fn a_stolen_workers_key_pins_no_job_spends_no_money_and_shuts_nobody_out()
         let payload = codec::encode(&forged(&me, job));
         thief.publish(&subject, payload, Publish::default()).await.unwrap();
     }
+    // What others have written it can read, and so write back with other ids under their own names and tags.
+    let rewriting = tokio::spawn({
+        let (thief, batch) =
+            (cluster.bus(&cluster.user("worker", "stolen").unwrap()).await.unwrap(), batch.clone());
+        async move {
+            loop {
+                for index in 0..JOBS as u32 {
+                    let subject = table::checkpoint(&JobKey { batch: batch.parse().unwrap(), index });
+                    let Ok(Some(last)) = thief.last_on_subject(table::CHECKPOINTS, &subject).await else {
+                        continue;
+                    };
+                    let Ok(mut found) = codec::decode::<Checkpoint>(&last.payload) else { continue };
+                    if found.generated.is_empty() || found.generated.iter().all(|id| *id == WRONG) {
+                        continue;
+                    }
+                    found.generated.fill(WRONG);
+                    let seal = &last.payload[last.payload.len() - 16..];
+                    let payload = [&codec::encode(&found)[..], seal].concat();
+                    let _ = thief.publish(&subject, payload.into(), Publish::default()).await;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    });
     let lying = tokio::spawn({
         let (me, victim, batch) = (me.clone(), victim.clone(), batch.clone());
         async move {
@@ -105,6 +132,15 @@ async fn a_stolen_workers_key_pins_no_job_spends_no_money_and_shuts_nobody_out()
             }
         }
     });
+
+    // A worker dies, and its jobs go on elsewhere from what counts of their checkpoints.
+    let ended = |at_least: u64| {
+        let done = as_tenant(&cluster, "acme", &["status", &batch, "--json"]).json()?;
+        Ok((done["request_counts"]["completed"].as_u64() >= Some(at_least)).then_some(()))
+    };
+    tokio::task::block_in_place(|| wait_for(Duration::from_secs(60), || ended(4))).unwrap();
+    let other = usize::from(victim.pod.starts_with("pod-1"));
+    honest[other].take().unwrap().signal(Signal::SIGKILL).unwrap();
 
     let status = || as_tenant(&cluster, "acme", &["status", &batch, "--json"]).json();
     let ended = tokio::task::block_in_place(|| {
@@ -136,4 +172,13 @@ async fn a_stolen_workers_key_pins_no_job_spends_no_money_and_shuts_nobody_out()
     let by_victim = lines.iter().filter(|line| line["ternfleet"]["worker"] == victim.worker.as_str()).count();
     assert!(by_victim > 0, "the victim's host got nothing: {}", lines[0]);
     lying.abort();
+    rewriting.abort();
+    let texts = |lines: Vec<serde_json::Value>| -> std::collections::BTreeMap<String, String> {
+        let text = |line: &serde_json::Value| {
+            line["response"]["body"]["choices"][0]["text"].as_str().unwrap().to_owned()
+        };
+        lines.iter().map(|line| (line["custom_id"].as_str().unwrap().to_owned(), text(line))).collect()
+    };
+    let disturbed = as_tenant(&cluster, "acme", &["results", &batch, "--out", "-"]);
+    assert_eq!(texts(disturbed.json_lines().unwrap()), texts(lines), "a forged checkpoint was gone on from");
 }

@@ -5,7 +5,7 @@ use ternfleet_proto::message::{Failure, FailureCode, JobResult, Outcome};
 use ternfleet_proto::{JobKey, Now};
 
 use super::event::{Action, Note, Read, Settled, SlotId, Write};
-use super::slot::Phase;
+use super::slot::{Phase, Slot};
 use super::{ANSWERED_MAX, Core};
 
 /// Tries of an ack; after that the redelivery is acknowledged, since the answer is remembered.
@@ -35,6 +35,25 @@ impl Core {
     pub(super) fn answer_fault(&mut self, now: Now, id: SlotId, reason: String, actions: &mut Vec<Action>) {
         let failure = Failure { code: FailureCode::WorkerFault, message: reason };
         self.answer_failure(now, id, failure, actions);
+    }
+
+    /// Nothing that is computed here can be trusted: what runs is told to be the host's fault, the rest goes back, and whoever
+    /// watches starts anew.
+    pub(super) fn host_fault(&mut self, now: Now, reason: &str, actions: &mut Vec<Action>) {
+        let running = |slot: &Slot| matches!(slot.phase, Phase::Running | Phase::Starting);
+        let ids: Vec<SlotId> =
+            self.slots.iter().filter(|(_, slot)| running(slot)).map(|(&id, _)| id).collect();
+        for id in ids {
+            if let Some(slot) = self.slots.get_mut(&id)
+                && slot.generating
+                && !std::mem::replace(&mut slot.cancelling, true)
+            {
+                actions.push(Action::CancelGeneration { slot: id });
+            }
+            let failure = Failure { code: FailureCode::HostFault, message: reason.to_owned() };
+            self.answer_failure(now, id, failure, actions);
+        }
+        self.drain(now, actions);
     }
 
     pub(super) fn on_result_written(

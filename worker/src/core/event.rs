@@ -11,7 +11,7 @@ use ternfleet_proto::message::{
     Call, CallPiece, Checkpoint, Control, Failure, Finish, Heartbeat, JobResult, Line, TokenChunk,
     TokenLogprobs, Work,
 };
-use ternfleet_proto::tag::AssignmentTag;
+use ternfleet_proto::tag::{AssignmentTag, CheckpointKey};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TenantId};
 
 /// One stay of a job in this worker, from its delivery to its settlement. Never used twice.
@@ -81,6 +81,10 @@ pub enum Event {
     Tick {
         host: HostFacts,
     },
+    /// The machine is at fault: what runs here goes elsewhere, and nothing more is taken.
+    HostFault {
+        reason: String,
+    },
     /// The process was asked to end: the first time in good order, the second at once.
     Signal,
     Bus {
@@ -101,11 +105,13 @@ pub enum Action {
     ReadCheckpoint {
         slot: SlotId,
         job: JobKey,
+        key: CheckpointKey,
     },
     /// Compare-and-set on the job's checkpoint subject.
     WriteCheckpoint {
         slot: SlotId,
         checkpoint: Box<Checkpoint>,
+        key: CheckpointKey,
         expect: u64,
     },
     StartGeneration {
@@ -154,7 +160,8 @@ pub enum PullOutcome {
 pub enum Read<T> {
     Found(T),
     Nothing,
-    /// What is there cannot be decoded; its sequence, so that it can be written over.
+    /// What is there cannot be decoded, or was written by a worker that was not assigned the job; its sequence, so that it can
+    /// be written over.
     Unreadable(u64),
     /// This worker may not read there.
     Withheld,

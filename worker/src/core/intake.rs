@@ -419,6 +419,7 @@ fn shell_of(identity: WorkIdentity) -> Box<Work> {
         attempts_before: identity.attempts_before,
         leader: Default::default(),
         tag: identity.tag,
+        checkpoint_key: Default::default(),
         model_digest: String::new(),
         numerics: String::new(),
         deadline: None,

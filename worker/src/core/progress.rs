@@ -53,16 +53,15 @@ impl Core {
         }
     }
 
-    /// Writes the next checkpoint of a running job, or reads again what an earlier, unheard write may have left.
+    /// Writes the next checkpoint of a running job, or reads again what somebody else has written.
     pub(super) fn write_checkpoint(&mut self, now: Now, id: SlotId, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         slot.retry_at = None;
         if slot.writing == Writing::Rereading {
-            return actions.push(Action::ReadCheckpoint { slot: id, job: slot.work.job.clone() });
+            return actions.push(slot.read_checkpoint(id));
         }
         slot.writing = Writing::InFlight(slot.ids.len());
-        let checkpoint = slot.checkpoint(now, &self.config.profile, false, false);
-        actions.push(Action::WriteCheckpoint { slot: id, checkpoint, expect: slot.sequence });
+        actions.push(slot.write_checkpoint(now, id, &self.config.profile, false, false));
     }
 
     pub(super) fn on_checkpoint_written(
@@ -84,7 +83,6 @@ impl Core {
                 slot.sequence = sequence;
                 slot.stored_tokens = tokens;
                 slot.stored_at = now.mono;
-                slot.uncertain = false;
                 slot.tries = 0;
                 self.counters.checkpoints += 1;
                 if releasing && slot.released_with == Some(tokens) {
@@ -95,12 +93,13 @@ impl Core {
                 }
                 self.checkpoint_if_due(now, id, actions);
             }
-            Write::Conflict if slot.uncertain && !slot.phase.is_answering() => {
+            // An answer that is on its way is compared with whatever else is there.
+            Write::Conflict if slot.phase.is_answering() => {}
+            // A later owner, an earlier write of our own, or somebody who was never given the job.
+            Write::Conflict => {
                 slot.writing = Writing::Rereading;
-                actions.push(Action::ReadCheckpoint { slot: id, job: slot.work.job.clone() });
+                actions.push(slot.read_checkpoint(id));
             }
-            Write::Conflict if slot.uncertain => {}
-            Write::Conflict => self.fenced(id, actions),
             Write::Full | Write::TooLarge { .. } => {
                 slot.stored_at = now.mono;
                 actions.push(Action::Note(Note::CheckpointSkipped { job: slot.work.job.clone() }));
@@ -112,7 +111,6 @@ impl Core {
                 if slot.phase.is_answering() {
                     return;
                 }
-                slot.uncertain = true;
                 if slot.give_back && !releasing {
                     return self.release(now, id, actions);
                 }
@@ -121,7 +119,7 @@ impl Core {
         }
     }
 
-    /// The subject was read again because a write may have been stored unheard.
+    /// The subject was read again because somebody has written there.
     pub(super) fn on_checkpoint_reread(
         &mut self,
         now: Now,
@@ -136,20 +134,20 @@ impl Core {
         match outcome {
             Read::Found((sequence, found)) => {
                 let own = found.owner == self.config.profile.worker && found.epoch == slot.work.epoch;
-                if !own {
+                // An earlier owner's: it was written back by somebody who could read it.
+                if !own && found.epoch >= slot.work.epoch {
                     slot.writing = Writing::No;
                     return self.fenced(id, actions);
                 }
                 slot.sequence = sequence;
-                slot.stored_tokens = found.generated.len().min(slot.ids.len());
+                slot.stored_tokens = if own { found.generated.len().min(slot.ids.len()) } else { 0 };
             }
-            // Purged: nobody has claimed it since.
-            Read::Nothing => slot.sequence = 0,
-            Read::Unreadable(_) => return self.fenced(id, actions),
+            // Purged, or dropped by a full stream: nobody has claimed it since.
+            Read::Nothing => (slot.sequence, slot.stored_tokens) = (0, 0),
+            Read::Unreadable(sequence) => (slot.sequence, slot.stored_tokens) = (sequence, 0),
             Read::Withheld | Read::Unreachable => return self.fail(now, id),
         }
         slot.writing = Writing::No;
-        slot.uncertain = false;
         slot.stored_at = now.mono;
         if matches!(slot.phase, Phase::Releasing) || slot.give_back {
             self.release(now, id, actions);
@@ -171,9 +169,7 @@ impl Core {
             (Phase::Running, End::HostFault(reason)) => {
                 actions
                     .push(Action::Note(Note::Fault { job: slot.work.job.clone(), reason: reason.clone() }));
-                self.answer_fault(now, id, reason, actions);
-                // Nothing that is computed here can be trusted: the others go back, and whoever watches restarts.
-                self.drain(now, actions);
+                self.host_fault(now, &reason, actions);
             }
             (Phase::Running | Phase::Starting, end) if !slot.give_back => {
                 let reason = match end {

@@ -47,14 +47,10 @@ impl Core {
         let profile = &self.config.profile;
         let Some(slot) = self.slots.get_mut(&id) else { return };
         slot.retry_at = None;
-        let job = slot.work.job.clone();
         match &slot.phase {
             Phase::Held | Phase::Ending => {}
-            Phase::Reading => actions.push(Action::ReadCheckpoint { slot: id, job }),
-            Phase::Claiming => {
-                let checkpoint = slot.checkpoint(now, profile, true, false);
-                actions.push(Action::WriteCheckpoint { slot: id, checkpoint, expect: slot.sequence });
-            }
+            Phase::Reading => actions.push(slot.read_checkpoint(id)),
+            Phase::Claiming => actions.push(slot.write_checkpoint(now, id, profile, true, false)),
             Phase::Starting => {
                 slot.generating = true;
                 actions.push(Action::StartGeneration {
@@ -66,18 +62,17 @@ impl Core {
             Phase::Running => self.write_checkpoint(now, id, actions),
             Phase::Releasing => {
                 if slot.writing == Writing::Rereading {
-                    actions.push(Action::ReadCheckpoint { slot: id, job });
+                    actions.push(slot.read_checkpoint(id));
                 } else {
                     slot.writing = Writing::InFlight(slot.ids.len());
-                    let checkpoint = slot.checkpoint(now, profile, false, true);
-                    actions.push(Action::WriteCheckpoint { slot: id, checkpoint, expect: slot.sequence });
+                    actions.push(slot.write_checkpoint(now, id, profile, false, true));
                 }
             }
             Phase::Answering(result) => {
                 actions.push(Action::PublishResult { slot: id, result: result.clone() });
             }
             Phase::Comparing(_) | Phase::Recalling => {
-                let tenant = slot.work.tenant.clone();
+                let (tenant, job) = (slot.work.tenant.clone(), slot.work.job.clone());
                 actions.push(Action::ReadResult { slot: id, tenant, job });
             }
             Phase::Acking => {

@@ -8,7 +8,7 @@ use ternfleet_proto::message::{
 };
 use ternfleet_proto::{Attempt, Deadline, MonoMs, Now};
 
-use super::event::{Completion, Kept, split};
+use super::event::{Action, Completion, Kept, SlotId, split};
 
 /// Where a job stands. The names say what is being waited for.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ pub(super) enum Writing {
     No,
     /// With so many tokens in it.
     InFlight(usize),
-    /// An earlier write may have been stored unheard: the subject is being read again.
+    /// Somebody has written meanwhile, ourselves unheard perhaps: the subject is being read again.
     Rereading,
 }
 
@@ -86,9 +86,7 @@ pub(super) struct Slot {
     /// The subject has been read in this stay; until then a claim may be tried blindly.
     pub(super) has_read: bool,
     pub(super) writing: Writing,
-    /// The outcome of a write is unknown: a conflict may be with ourselves.
-    pub(super) uncertain: bool,
-    /// The same for the result.
+    /// The outcome of publishing the result is unknown: a conflict may be with ourselves.
     pub(super) unheard: bool,
     pub(super) stored_tokens: usize,
     pub(super) stored_at: MonoMs,
@@ -145,7 +143,6 @@ impl Slot {
             sequence: 0,
             has_read: false,
             writing: Writing::No,
-            uncertain: false,
             unheard: false,
             stored_tokens: 0,
             stored_at: now.mono,
@@ -190,14 +187,20 @@ impl Slot {
         Kept { ids: self.ids.clone(), logprobs: self.logprobs.clone(), choices: self.choices.clone() }
     }
 
-    pub(super) fn checkpoint(
+    pub(super) fn read_checkpoint(&self, slot: SlotId) -> Action {
+        Action::ReadCheckpoint { slot, job: self.work.job.clone(), key: self.work.checkpoint_key }
+    }
+
+    /// The next checkpoint, if nobody has written since the last that is known.
+    pub(super) fn write_checkpoint(
         &self,
         now: Now,
+        slot: SlotId,
         profile: &Heartbeat,
         claim: bool,
         released: bool,
-    ) -> Box<Checkpoint> {
-        Box::new(Checkpoint {
+    ) -> Action {
+        let checkpoint = Box::new(Checkpoint {
             job: self.work.job.clone(),
             epoch: self.work.epoch,
             tag: Some(self.work.tag),
@@ -213,7 +216,8 @@ impl Slot {
             claim,
             released,
             at: now.wall,
-        })
+        });
+        Action::WriteCheckpoint { slot, checkpoint, key: self.work.checkpoint_key, expect: self.sequence }
     }
 
     /// The answer of a finished generation.

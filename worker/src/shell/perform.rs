@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ternfleet_proto::bus::{Bus, BusError, Delivery, Publish};
-use ternfleet_proto::message::{Checkpoint, Generation, Input, JobResult, Work};
+use ternfleet_proto::message::{Generation, Input, JobResult, Work};
 use ternfleet_proto::{Lane, WorkerId, aside, codec, table, trace};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
@@ -106,13 +106,13 @@ impl Performer {
             Action::Pull { lane, stream, consumer, max, expires } => {
                 self.pull(lane, stream, consumer, max, expires);
             }
-            Action::ReadCheckpoint { slot, job } => self.answering(move |bus| async move {
+            Action::ReadCheckpoint { slot, job, key } => self.answering(move |bus| async move {
                 let found = bus.last_on_subject(table::CHECKPOINTS, &table::checkpoint(&job)).await;
                 let outcome = match found {
-                    Ok(Some(message)) => match codec::decode::<Checkpoint>(&message.payload) {
-                        Ok(checkpoint) => Read::Found((message.sequence, checkpoint)),
-                        Err(fault) => {
-                            tracing::warn!(%job, %fault, "a checkpoint could not be read; it will be written over");
+                    Ok(Some(message)) => match key.open(&message.payload) {
+                        Some(checkpoint) => Read::Found((message.sequence, checkpoint)),
+                        None => {
+                            tracing::warn!(%job, "a checkpoint is of nobody who was given the job; it will be written over");
                             Read::Unreadable(message.sequence)
                         }
                     },
@@ -121,11 +121,13 @@ impl Performer {
                 };
                 Event::CheckpointRead { slot, outcome }
             }),
-            Action::WriteCheckpoint { slot, checkpoint, expect } => self.answering(move |bus| async move {
-                let subject = table::checkpoint(&checkpoint.job);
-                let outcome = publish(&*bus, &subject, codec::encode(&*checkpoint), expect, None).await;
-                Event::CheckpointWritten { slot, outcome }
-            }),
+            Action::WriteCheckpoint { slot, checkpoint, key, expect } => {
+                self.answering(move |bus| async move {
+                    let subject = table::checkpoint(&checkpoint.job);
+                    let outcome = publish(&*bus, &subject, key.seal(&checkpoint), expect, None).await;
+                    Event::CheckpointWritten { slot, outcome }
+                });
+            }
             Action::PublishResult { slot, result } => self.answering(move |bus| async move {
                 let subject = table::result(&result.tenant, &result.job, &result.worker);
                 let cause = result.traceparent.as_deref();

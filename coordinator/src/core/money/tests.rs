@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn id(number: u32) -> BatchId {
-    format!("batch_{number}").parse().expect("because these are id characters")
+fn id(number: u32) -> String {
+    format!("batch_{number}")
 }
 
 const HOUR_US: u64 = 3_600_000_000;
@@ -82,4 +82,13 @@ fn a_clock_that_goes_back_bills_nothing_twice() {
         bill.accrue(MonoMs(now));
     }
     assert_eq!(bill.billed, UsdMicro(10_000));
+}
+
+#[test]
+fn many_small_claims_of_one_payer_lose_nothing_to_rounding() {
+    let mut bill = Bill::new(MonoMs(0), UsdMicro(3_600_000));
+    // Two and a half micro-dollars each.
+    let costs =
+        (1..=1_000u64).map(|n| bill.claim(MonoMs(n * 10), "tenant", 2_500, 1, UsdMicro(i64::MAX)).cost);
+    assert_eq!(costs.map(|cost| cost.0).sum::<i64>(), 2_500);
 }

@@ -79,7 +79,8 @@ fn case(seed: u64) -> Result<(), String> {
                 let batch = random.below(batches.len() as u64) as usize;
                 let (engine_us, engines) = (random.below(30_000_000), random.below(3) as usize);
                 let id = batches[batch].record.id.clone();
-                let claim = pod.claim(MonoMs(now), &id, engine_us, engines, batches[batch].budget_left());
+                let claim =
+                    pod.claim(MonoMs(now), id.as_str(), engine_us, engines, batches[batch].budget_left());
                 batches[batch].totals.cost_usd_micro += claim.cost;
                 batches[batch].totals.over_budget_usd_micro += claim.over;
             }

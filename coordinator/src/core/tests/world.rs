@@ -46,6 +46,8 @@ pub(super) struct SimWorker {
     pub(super) up: bool,
     /// Every job fails here.
     pub(super) sick: bool,
+    /// Says that its machine is at fault.
+    pub(super) broken: bool,
     /// Dies at every job that it begins.
     pub(super) crashes: bool,
     /// Answers with other ids than it should.
@@ -140,6 +142,7 @@ impl World {
             host: host.to_owned(),
             up: true,
             sick: false,
+            broken: false,
             crashes: false,
             lies: false,
             canary: "c1-same".to_owned(),
@@ -293,6 +296,7 @@ impl World {
             Action::Notify(record) => self.called.push(record.id.clone()),
             Action::Forget { batch, fenced, .. } => self.forgotten.push((batch, fenced)),
             Action::Tell { .. }
+            | Action::Discard { .. }
             | Action::StopReading { .. }
             | Action::Retire { .. }
             | Action::Announce { .. }
@@ -408,7 +412,11 @@ impl World {
         self.workers[n].busy_ms += 100;
         let worker = self.name(n);
         let ids_digest = if self.workers[n].lies { 2 } else { 1 };
-        let verdict = if self.workers[n].sick { Verdict::Fault } else { Verdict::Good { ids_digest } };
+        let verdict = match &self.workers[n] {
+            SimWorker { broken: true, .. } => Verdict::HostFault,
+            SimWorker { sick: true, .. } => Verdict::Fault,
+            _ => Verdict::Good { ids_digest },
+        };
         // The same worker never answers a job twice: its subject is taken.
         if !self.results.iter().any(|answer| answer.job == work.job && answer.worker == worker) {
             self.results.push(Answer {
@@ -475,7 +483,7 @@ impl World {
         let batch = self.core.batch(slot).unwrap();
         let mut first: BTreeMap<u32, Verdict> = BTreeMap::new();
         for answer in &self.results[batch.record.results_after as usize..] {
-            if answer.job.batch == batch.record.id && answer.verdict != Verdict::Fault {
+            if answer.job.batch == batch.record.id && answer.verdict.is_answer() {
                 first.entry(answer.job.index).or_insert(answer.verdict);
             }
         }

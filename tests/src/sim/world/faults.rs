@@ -2,12 +2,34 @@
 
 use std::sync::atomic::Ordering;
 
-use ternfleet_proto::table;
+use ternfleet_proto::bus::Publish;
+use ternfleet_proto::message::Checkpoint;
+use ternfleet_proto::{codec, table};
 
 use super::super::scenario::Fault;
 use super::{World, ms};
 
 impl World {
+    /// Writes the last checkpoint of some job back with other ids, as somebody can who reads it and was not given the job.
+    pub(super) fn forge(&mut self) {
+        let jobs = self.network.check().claimed_jobs();
+        if jobs.is_empty() {
+            return;
+        }
+        let drawn = self.network.chance(|chance| chance.within(0, jobs.len() as u64 - 1));
+        let subject = table::checkpoint(&jobs[drawn as usize]);
+        self.network.bus.look(|net, now| {
+            let Ok(Some(last)) = net.last_on_subject(now, table::CHECKPOINTS, &subject) else { return };
+            let Ok(mut found) = codec::decode::<Checkpoint>(&last.payload) else { return };
+            found.generated = vec![u32::MAX; found.generated.len() + 3];
+            (found.attempt.0, found.epoch.0) = (found.attempt.0 + 4, found.epoch.0 + 1);
+            let seal = &last.payload[last.payload.len().saturating_sub(16)..];
+            let payload = [&codec::encode(&found)[..], seal].concat();
+            // Where the stream is full, it has tried.
+            let _ = net.publish(now, &subject, payload.into(), &Publish::default());
+        });
+    }
+
     pub(super) fn begin_faults(&mut self) {
         while let Some((_, at)) = self.to_come.pop_if(|(ms, _)| *ms <= self.now_ms) {
             let lasting_ms = self.begin(self.scenario.faults[at].2);

@@ -161,7 +161,24 @@ fn a_host_fault_is_told_as_one_and_the_worker_takes_nothing_more() {
     let actions =
         rig.on(Event::Ended { slot, end: End::HostFault("its canary is not what it was".to_owned()) });
     let result = published(&actions).expect("a result");
-    assert!(matches!(&result.outcome, Outcome::Failed(failure) if failure.code == FailureCode::WorkerFault));
+    assert!(matches!(&result.outcome, Outcome::Failed(failure) if failure.code == FailureCode::HostFault));
+    assert_eq!(rig.core.state(), ternfleet_proto::message::WorkerState::Draining);
+}
+
+#[test]
+fn a_machine_that_is_at_fault_says_so_of_all_that_runs_on_it() {
+    let mut rig = Rig::assigned();
+    rig.running(0);
+    rig.running(1);
+    let actions = rig.on(Event::HostFault { reason: "the model is gone".to_owned() });
+    let told = |action: &Action| match action {
+        Action::PublishResult { result, .. } => Some(result.outcome.clone()),
+        _ => None,
+    };
+    let failure = Failure { code: FailureCode::HostFault, message: "the model is gone".to_owned() };
+    let told: Vec<Outcome> = actions.iter().filter_map(told).collect();
+    assert_eq!(told, [Outcome::Failed(failure.clone()), Outcome::Failed(failure)]);
+    assert!(cancels(&actions));
     assert_eq!(rig.core.state(), ternfleet_proto::message::WorkerState::Draining);
 }
 

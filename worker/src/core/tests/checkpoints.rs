@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use ternfleet_proto::Epoch;
 use ternfleet_proto::bus::Settle;
-use ternfleet_proto::message::{Generated, Outcome};
+use ternfleet_proto::message::{Generated, Outcome, Work};
 
 use super::rig::*;
 use crate::core::*;
@@ -43,6 +44,10 @@ fn a_fenced_job_stops_and_publishes_nothing_more() {
     let slot = rig.running(0);
     rig.tokens(slot, 8);
     let actions = rig.on(Event::CheckpointWritten { slot, outcome: Write::Conflict });
+    assert_eq!(reads(&actions), Some(slot), "who has written there?");
+    assert!(written(&rig.tokens(slot, 8)).is_none());
+    let found = Read::Found((102, rival_checkpoint(0, 1, 0)));
+    let actions = rig.on(Event::CheckpointRead { slot, outcome: found });
     assert!(cancels(&actions) && !publishes_anything(&actions));
     assert!(!publishes_anything(&rig.tokens(slot, 20)));
     assert!(!publishes_anything(&rig.on(Event::Ended { slot, end: completion() })));
@@ -75,6 +80,25 @@ fn a_conflict_with_a_rival_after_an_unheard_write_is_a_fence() {
     let found = Read::Found((102, rival_checkpoint(0, 1, 0)));
     let actions = rig.on(Event::CheckpointRead { slot, outcome: found });
     assert!(cancels(&actions) && !publishes_anything(&actions));
+}
+
+#[test]
+fn what_nobody_wrote_who_was_given_the_job_is_written_over_and_so_is_an_earlier_owners() {
+    for found in [Read::Unreadable(102), Read::Found((102, rival_checkpoint(0, 0, 30))), Read::Nothing] {
+        let mut rig = Rig::assigned();
+        let (slot, ..) = written(&rig.pulled(1, Work { epoch: Epoch(1), ..work(0, 0) })).expect("a claim");
+        rig.on(Event::CheckpointWritten { slot, outcome: Write::Stored(100) });
+        rig.on(Event::Started { slot, prompt_tokens: 3, kept: 0 });
+        rig.tokens(slot, 8);
+        rig.on(Event::CheckpointWritten { slot, outcome: Write::Conflict });
+        let last = if found == Read::Nothing { 0 } else { 102 };
+        let actions = rig.on(Event::CheckpointRead { slot, outcome: found });
+        let (_, checkpoint, expect) = written(&actions).expect("its own state again");
+        assert_eq!((checkpoint.generated.len(), expect), (8, last));
+        rig.on(Event::CheckpointWritten { slot, outcome: Write::Stored(103) });
+        assert!(published(&rig.on(Event::Ended { slot, end: completion() })).is_some());
+        assert_eq!(rig.core.counters().fenced, 0);
+    }
 }
 
 #[test]

@@ -276,8 +276,8 @@ impl World {
         assert!(!self.exited || actions.is_empty(), "after the exit: {actions:?}");
         for action in actions {
             match action {
-                Action::ReadCheckpoint { slot, job } => self.pending.push(Pending::Read { slot, job }),
-                Action::WriteCheckpoint { slot, checkpoint, expect } => {
+                Action::ReadCheckpoint { slot, job, .. } => self.pending.push(Pending::Read { slot, job }),
+                Action::WriteCheckpoint { slot, checkpoint, expect, .. } => {
                     assert!(!self.cancelled_batch, "a cancelled batch wrote a checkpoint");
                     self.pending.push(Pending::Write { slot, checkpoint: *checkpoint, expect });
                 }

@@ -9,7 +9,7 @@ use ternfleet_proto::message::{
     WorkerCounters, WorkerState,
 };
 use ternfleet_proto::openai::Endpoint;
-use ternfleet_proto::tag::AssignmentTag;
+use ternfleet_proto::tag::{AssignmentTag, CheckpointKey};
 use ternfleet_proto::{
     Attempt, Epoch, JobKey, Lane, LeaderRevision, MonoMs, Now, TenantId, TimeMs, UsdMicro, WorkerId,
 };
@@ -82,6 +82,7 @@ pub(super) fn work(index: u32, epoch: u32) -> Work {
         attempts_before: Attempt(epoch),
         leader: LeaderRevision(1),
         tag: AssignmentTag(u128::from(index)),
+        checkpoint_key: CheckpointKey::default(),
         model_digest: "digest".to_owned(),
         numerics: "numerics".to_owned(),
         deadline: None,
@@ -199,7 +200,7 @@ impl Rig {
 
 pub(super) fn written(actions: &[Action]) -> Option<(SlotId, Checkpoint, u64)> {
     actions.iter().find_map(|action| match action {
-        Action::WriteCheckpoint { slot, checkpoint, expect } => {
+        Action::WriteCheckpoint { slot, checkpoint, expect, .. } => {
             Some((*slot, (**checkpoint).clone(), *expect))
         }
         _ => None,

@@ -1,0 +1,137 @@
+//! Creating a batch: what it stands on is found out by a task, then it is admitted, quoted and stored, then told.
+
+use std::sync::Arc;
+
+use ternfleet_cloud::webhook::Webhook;
+use ternfleet_proto::bus::{Bus, BusError};
+use ternfleet_proto::message::{BatchCreate, Refusal, RefusalCode, Reply};
+use ternfleet_proto::{Now, codec, table};
+
+use super::{Api, refusal, stored_record, unreachable};
+use crate::core::{BatchRecord, Core, Event, Ground, batch_id, creation_digest};
+use crate::shell::deletion::Reserved;
+use crate::shell::quotes::{Footing, Question, asked, quoted};
+use crate::shell::{Input, bounds, setup, spans};
+
+impl Api {
+    /// First half of a creation: find out what it stands on.
+    pub(super) fn create(&mut self, create: BatchCreate, reply: String) -> Vec<Event> {
+        let reserved = self.reserves.reserve(&create.tenant, &create.input_object);
+        let (bus, inbox, ground) = (Arc::clone(&self.bus), self.inbox.clone(), self.ground.clone());
+        let (allow, lines_max) = (Arc::clone(&self.webhooks_allow), self.lines_max);
+        tokio::spawn(async move {
+            let found = match bounds::creation(&create).and_then(|()| check_webhook(&create, &allow)) {
+                Ok(()) => survey(&bus, &create, &ground, lines_max).await,
+                Err(refused) => Err(refused),
+            };
+            let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply, reserved }).await;
+        });
+        Vec::new()
+    }
+
+    /// Second half: admit, store, then tell.
+    pub(in super::super) fn surveyed(
+        &mut self,
+        now: Now,
+        create: BatchCreate,
+        found: Result<Ground, Refusal>,
+        reply: String,
+        reserved: Reserved,
+        core: &Core,
+        footing: &Footing,
+    ) {
+        let id = batch_id(&create.tenant, &create.idempotency_key);
+        if let Some(batch) = core.find(&id).and_then(|slot| core.batch(slot)) {
+            let same = batch.record.creation_digest == creation_digest(&create);
+            let slot = core.find(&id).and_then(|slot| core.batch_view(now, slot));
+            match slot.filter(|_| same) {
+                Some(view) => self.answer(reply, &Ok(view)),
+                None => self.answer::<()>(reply, &Err(other_content(&create))),
+            }
+            return;
+        }
+        let admitted = found.and_then(|ground| {
+            self.full.clone().map_or(Ok(()), Err)?;
+            core.admit(&create, &ground)?;
+            Ok(ground)
+        });
+        let ground = match admitted {
+            Ok(ground) => ground,
+            Err(refused) => return self.answer::<()>(reply, &Err(refused)),
+        };
+        let mut record = BatchRecord::new(now.wall, &create, ground);
+        spans::accepted(&record.id, &mut record.traceparent);
+        let (bus, inbox) = (Arc::clone(&self.bus), self.inbox.clone());
+        let question = asked(&create).map(|ask| Question::new(now, core, footing, ask));
+        tokio::spawn(async move {
+            match quoted(question, &create).await {
+                Ok(promise) => record.quote = promise,
+                Err(refused) => {
+                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
+                    return;
+                }
+            }
+            let answer =
+                match bus.kv_create(table::KV_BATCHES, id.as_str(), codec::encode(&record), None).await {
+                    Ok(_) => Ok(record),
+                    Err(BusError::Exists(_)) => match stored_record(&bus, &id).await {
+                        Ok(Some(before)) if before.creation_digest == record.creation_digest => Ok(before),
+                        Ok(_) => Err(other_content(&create)),
+                        Err(error) => Err(unreachable(&error)),
+                    },
+                    Err(error) => Err(unreachable(&error)),
+                };
+            let input = match answer {
+                Ok(record) => Input::Created { record: Box::new(record), reply, reserved },
+                Err(refused) => {
+                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
+                    return;
+                }
+            };
+            let _ = inbox.send(input).await;
+        });
+    }
+}
+
+fn other_content(create: &BatchCreate) -> Refusal {
+    let message = format!("the idempotency key {:?} was used for another batch", create.idempotency_key);
+    refusal(RefusalCode::Conflict, message)
+}
+
+fn check_webhook(create: &BatchCreate, allow: &[String]) -> Result<(), Refusal> {
+    let options = &create.options;
+    let refused = match &options.webhook_url {
+        Some(url) => Webhook::new(url, options.webhook_secret.as_deref(), allow).err(),
+        None => None,
+    };
+    refused.map_or(Ok(()), |error| Err(refusal(RefusalCode::Invalid, error.to_string())))
+}
+
+async fn survey(
+    bus: &Arc<dyn Bus>,
+    create: &BatchCreate,
+    ground: &setup::Ground,
+    lines_max: u32,
+) -> Result<Ground, Refusal> {
+    let bucket = table::files_bucket(&create.tenant);
+    let length = match bus.object_length(&bucket, &create.input_object).await {
+        Ok(length) => length,
+        Err(BusError::NotFound(_)) => None,
+        Err(error) => return Err(unreachable(&error)),
+    };
+    let Some(input_bytes) = length else {
+        let message = format!("there is no file {:?}: upload it first", create.input_object);
+        return Err(refusal(RefusalCode::NotFound, message));
+    };
+    bounds::lines(bus, &bucket, &create.input_object, input_bytes, lines_max).await?;
+    let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
+    let files =
+        bus.stream_facts(&table::object_stream(&bucket)).await.map_err(|error| unreachable(&error))?;
+    Ok(Ground {
+        input_bytes,
+        stored_bytes: files.bytes,
+        results_after: facts.last_sequence,
+        durability: ground.durability,
+        replicas: ground.replicas,
+    })
+}
