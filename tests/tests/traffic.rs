@@ -143,6 +143,7 @@ impl World {
                 deadline: self.now.wall.plus(Duration::from_secs(60)),
                 traceparent: None,
                 again: false,
+                wait_for_model: false,
             };
             self.tell(Event::JobCreated(Box::new(job)));
         }

@@ -1,6 +1,6 @@
 //! The callers' verbs: requests on `tf.api.*`, answered by the leader alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -211,7 +211,12 @@ impl Api {
                 Vec::new()
             }),
             ApiVerb::Count => self.with(&payload, reply, |api, ask: CountTokens, reply| {
-                tokio::spawn(count::answer(Arc::clone(&api.bus), core.some_worker(), ask, reply));
+                tokio::spawn(count::answer(
+                    Arc::clone(&api.bus),
+                    core.some_worker(ask.model.as_deref()),
+                    ask,
+                    reply,
+                ));
                 Vec::new()
             }),
             ApiVerb::ScaleShow | ApiVerb::ScaleSet | ApiVerb::ScalePlan => {
@@ -223,7 +228,12 @@ impl Api {
                 let admitted = match job.again {
                     // It was admitted before.
                     true => bounds::job(&job),
-                    false => bounds::job(&job).and_then(|()| core.admit_single(&job)),
+                    false => bounds::job(&job)
+                        .and_then(|()| match job.wait_for_model {
+                            true => Ok(()),
+                            false => footing.models(now, core).check(job.line.model.as_deref()),
+                        })
+                        .and_then(|()| core.admit_single(&job)),
                 };
                 if let Err(refused) = admitted {
                     api.answer::<()>(reply, &Err(refused));
@@ -376,7 +386,7 @@ impl Api {
         &mut self,
         now: Now,
         create: BatchCreate,
-        found: Result<Ground, Refusal>,
+        found: Result<Surveyed, Refusal>,
         reply: String,
         reserved: Reserved,
         core: &Core,
@@ -392,7 +402,10 @@ impl Api {
             }
             return;
         }
-        let admitted = found.and_then(|ground| {
+        let admitted = found.and_then(|Surveyed { ground, models }| {
+            if !create.options.wait_for_model {
+                footing.models(now, core).check(models.iter().map(String::as_str))?;
+            }
             core.admit(&create, &ground)?;
             Ok(ground)
         });
@@ -546,12 +559,20 @@ fn check_webhook(create: &BatchCreate, allow: &[String]) -> Result<(), Refusal> 
     refused.map_or(Ok(()), |error| Err(refusal(RefusalCode::Invalid, error.to_string())))
 }
 
+/// What a creation stands on.
+#[derive(Debug)]
+pub(crate) struct Surveyed {
+    ground: Ground,
+    /// Models that its lines name.
+    models: BTreeSet<String>,
+}
+
 async fn survey(
     bus: &Arc<dyn Bus>,
     create: &BatchCreate,
     ground: &setup::Ground,
     lines_max: u32,
-) -> Result<Ground, Refusal> {
+) -> Result<Surveyed, Refusal> {
     let bucket = table::files_bucket(&create.tenant);
     let length = match bus.object_length(&bucket, &create.input_object).await {
         Ok(length) => length,
@@ -563,14 +584,19 @@ async fn survey(
         return Err(refusal(RefusalCode::NotFound, message));
     };
     bounds::lines(bus, &bucket, &create.input_object, input_bytes, lines_max).await?;
+    let models = match &create.work {
+        Some(work) => work.models.keys().cloned().collect(),
+        None => bounds::models(bus, &bucket, &create.input_object).await?,
+    };
     let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
     let files =
         bus.stream_facts(&table::object_stream(&bucket)).await.map_err(|error| unreachable(&error))?;
-    Ok(Ground {
+    let ground = Ground {
         input_bytes,
         stored_bytes: files.bytes,
         results_after: facts.last_sequence,
         durability: ground.durability,
         replicas: ground.replicas,
-    })
+    };
+    Ok(Surveyed { ground, models })
 }
