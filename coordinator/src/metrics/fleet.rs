@@ -128,11 +128,7 @@ impl FleetSeries {
                 &batch,
             ),
             batch_cost: gauges("batch_cost_usd", "Cost of an open batch, in dollars.", &batch),
-            batch_rate: gauges(
-                "batch_rate_tok_s",
-                "Tokens per second generated for an open batch.",
-                &batch,
-            ),
+            batch_rate: gauges("batch_rate_tok_s", "Tokens per second generated for an open batch.", &batch),
         }
     }
 
