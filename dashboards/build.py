@@ -17,9 +17,9 @@ import sys
 HERE = pathlib.Path(__file__).parent
 PICTURES = "../docs/dashboards"
 PODS = 'pod=~"$pod",class=~"$class"'
-BATCH = 'batch=~"$batch"'
+BATCH = 'name=~"$batch"'
 # When a panel has something to show; a test on a real fleet holds it to that.
-ALWAYS, DURING = "always", "during a batch"
+ALWAYS, DURING, ENDED = "always", "during a batch", "after a batch"
 
 
 def rate(name, by="", where=""):
@@ -50,21 +50,47 @@ def quantiles(name):
     """p50, p95 and p99 of a histogram."""
     return [
         (f"histogram_quantile({q}, sum by (le) (rate({name}_bucket[$__rate_interval])))", title)
-        for q, title in [(0.5, "half"), (0.95, "95 %"), (0.99, "99 %")]
+        for q, title in [(0.5, "p50"), (0.95, "p95"), (0.99, "p99")]
     ]
 
 
 def panel(title, question, unit, queries, kind="timeseries", width=12, data=ALWAYS, thresholds=None, decimals=None,
-          stacked=False, logarithmic=False):
-    """One panel; `queries` is one PromQL expression or a list of (PromQL, legend)."""
+          stacked=False, logarithmic=False, words=None, named=False):
+    """One panel; `queries` is one PromQL expression or a list of (PromQL, legend). `words` says in words what a number
+    means, as {number: (word, color)}. `named` shows the names of the series in place of their values."""
     if isinstance(queries, str):
         queries = [(queries, "")]
     return dict(title=title, question=question, unit=unit, queries=queries, kind=kind, width=width, data=data,
-                thresholds=thresholds, decimals=decimals, stacked=stacked, logarithmic=logarithmic)
+                thresholds=thresholds, decimals=decimals, stacked=stacked, logarithmic=logarithmic, words=words, named=named)
 
 
 def stat(title, question, unit, query, width=4, **more):
     return panel(title, question, unit, query, "stat", width, **more)
+
+
+# Series that are good or bad have the same color in every panel: by the values of a label, or by the whole legend.
+LABEL_COLORS = {
+    "outcome": {"good": "green", "error": "red"},
+    "state": {"live": "green", "ready": "green", "working": "green", "quiet": "yellow", "idle": "yellow", "lost": "red"},
+    "use": {"busy": "green", "idle": "yellow", "over_budget": "red"},
+    "reason": {"duplicate": "yellow", "repeated": "orange", "reprefilled": "yellow"},
+}
+LEGEND_COLORS = {
+    "bound": "green", "done": "green", "within p95": "green", "right": "green",
+    "moved": "yellow", "released": "yellow", "answered twice": "yellow", "not busy": "yellow",
+    "failed": "red", "failed attempts": "red", "worker faults": "red", "hand-overs not stored": "red", "workers lost": "red",
+    "hosts put in quarantine": "red", "last healthy host suspect": "red", "forged": "red", "undecodable": "red",
+    "NATS did not answer": "red", "refused": "red", "above p95": "red", "slow now": "red",
+}
+
+
+def alerts():
+    """First on every dashboard: the rules of rules/alerts.yml that fire now. Without one it says so, in green."""
+    firing = 'sum by (alertname) (ALERTS{alertstate="firing",alertname=~"Ternfleet.+"})'
+    none = 'label_replace(vector(0), "alertname", "none", "", "")'
+    return panel("Firing alerts", "What needs a person now? Each alert has a section in docs/runbook.md.", "short",
+                 [(f"{firing} or on () {none}", "{{alertname}}")], "stat", 24, decimals=0,
+                 thresholds=[("green", None), ("red", 1)], named=True)
 
 
 def none_is_good(title, question, query, width=4):
@@ -82,19 +108,20 @@ FLEET = dict(
     uid="ternfleet-fleet", title="Ternfleet / Fleet and money", variables=("job", "pod", "class"),
     about="What a million tokens costs now and what it could cost, who earns its price, and what stands idle.",
     panels=[
-        stat("A million, paid", "What does a million tokens cost us now, idle pods included?", "currencyUSD", PAID,
+        alerts(),
+        stat("Cost per 1M tokens", "What do 1M tokens cost now, idle pods included?", "currencyUSD", PAID,
              data=DURING, decimals=3),
-        stat("A million, at work", "What would it cost if every pod worked all the time?", "currencyUSD", AT_WORK, decimals=3),
-        stat("A million, bound", "What would it cost on the cheapest pod alone, the best possible?", "currencyUSD", BOUND, decimals=3),
+        stat("Bound per 1M tokens", "What would they cost on the cheapest pod alone, the best possible?", "currencyUSD", BOUND, decimals=3),
+        stat("Busy cost per 1M tokens", "What would they cost if every pod worked all the time?", "currencyUSD", AT_WORK, decimals=3),
         stat("Fleet speed", "How fast is the whole fleet, as measured?", "count:tok/s", "max(ternfleet_fleet_rate_tok_s)"),
         stat("Fleet price", "What do we pay an hour?", "currencyUSD", "max(ternfleet_fleet_price_usd_per_hour)", decimals=2),
         stat("Live workers", "How many workers answer?", "short", 'max(ternfleet_workers{state="live"})', decimals=0,
              thresholds=[("red", None), ("green", 1)]),
-        panel("Price of a million tokens", "How far is what we pay from the best possible?", "currencyUSD",
-              [(PAID, "paid"), (AT_WORK, "at work"), (BOUND, "bound")], data=DURING, decimals=3, logarithmic=True),
+        panel("Cost per 1M tokens over time", "How far is what we pay from the best possible?", "currencyUSD",
+              [(PAID, "paid"), (BOUND, "bound"), (AT_WORK, "all pods busy")], data=DURING, decimals=3, logarithmic=True),
         panel("Tokens answered a second", "How much work gets done, and of which kind?", "count:tok/s",
               [(rate("ternfleet_tokens_total", "phase"), "{{phase}}")], stacked=True),
-        panel("A million tokens, by pod", "Which pod earns its price, and which does not?", "currencyUSD",
+        panel("Cost per 1M tokens, by pod", "Which pod earns its price, and which does not?", "currencyUSD",
               [(by_pod("ternfleet_pod_usd_per_million_tokens", how="max"), "{{pod}}"), (AT_WORK, "fleet")], decimals=3),
         panel("Measured speed, by pod", "Which pods are fast, and did one slow down?", "count:tok/s",
               [(by_pod("ternfleet_pod_rate_tok_s"), "{{pod}}")]),
@@ -134,6 +161,7 @@ BATCHES = dict(
     uid="ternfleet-batches", title="Ternfleet / Batches and deadlines", variables=("job", "batch"),
     about="Whether each batch makes its deadline within its budget, and what its jobs wait for.",
     panels=[
+        alerts(),
         stat("Live batches", "How many batches have not ended?", "short", "max(ternfleet_batches_active)", decimals=0),
         stat("Jobs waiting", "How much work has no worker yet?", "short", "sum(max by (lane) (ternfleet_queue_jobs))", decimals=0),
         stat("Tokens waiting", "And how much is that in tokens?", "short", "sum(max by (lane) (ternfleet_queue_tokens))"),
@@ -141,18 +169,24 @@ BATCHES = dict(
         stat("Jobs with a worker", "How much work is in queues and slots?", "short", 'max(ternfleet_jobs{state="in_flight"})', decimals=0),
         stat("Answers a second", "How fast do jobs end?", "cps", f"sum({rate('ternfleet_jobs_committed_total', 'outcome')})", decimals=2),
         panel("Slack to the deadline", "Will the batch make its deadline? Below zero it will not.", "s",
-              [(f"max by (batch) (ternfleet_batch_deadline_slack_seconds{{{BATCH}}})", "{{batch}}")], data=DURING,
+              [(f"max by (name) (ternfleet_batch_deadline_slack_seconds{{{BATCH}}})", "{{name}}")], data=DURING,
               thresholds=[("red", None), ("yellow", 0), ("green", 600)]),
         panel("Budget left", "Will the money last?", "currencyUSD",
-              [(f"min by (batch) (ternfleet_batch_budget_left_usd{{{BATCH}}})", "{{batch}}")], data=DURING, decimals=4,
+              [(f"min by (name) (ternfleet_batch_budget_left_usd{{{BATCH}}})", "{{name}}")], data=DURING, decimals=4,
               thresholds=[("red", None), ("green", 0.01)]),
         panel("Progress", "How far is each batch?", "percentunit",
-              [(f'1 - sum by (batch) (ternfleet_batch_jobs{{{BATCH},state="open"}}) / sum by (batch) (ternfleet_batch_jobs{{{BATCH}}})', "{{batch}}")],
+              [(f'1 - sum by (name) (ternfleet_batch_jobs{{{BATCH},state="open"}}) / sum by (name) (ternfleet_batch_jobs{{{BATCH}}})', "{{name}}")],
               data=DURING),
-        panel("Speed by batch", "Who gets the fleet?", "count:tok/s", [(f"max by (batch) (ternfleet_batch_rate_tok_s{{{BATCH}}})", "{{batch}}")],
+        panel("Speed by batch", "Who gets the fleet?", "count:tok/s", [(f"max by (name) (ternfleet_batch_rate_tok_s{{{BATCH}}})", "{{name}}")],
               data=DURING, stacked=True),
-        panel("Cost by batch", "What has each batch cost?", "currencyUSD", [(f"max by (batch) (ternfleet_batch_cost_usd{{{BATCH}}})", "{{batch}}")],
+        panel("Cost by batch", "What has each batch cost?", "currencyUSD", [(f"max by (name) (ternfleet_batch_cost_usd{{{BATCH}}})", "{{name}}")],
               data=DURING, decimals=4),
+        panel("Bill over quote", "Do batches cost what they were quoted? 1 is the quoted bill (p50).", "short",
+              [(f"histogram_quantile({q}, sum by (le) (increase(ternfleet_quote_error_ratio_bucket[$__range])))", title)
+               for q, title in ((0.5, "p50"), (0.95, "p95"))], data=ENDED, decimals=2),
+        panel("Bills within their quotes", "How many bills were above the quoted p95? One in twenty is expected.", "short",
+              [(f'sum(increase(ternfleet_quotes_checked_total{{bill="{bill}"}}[$__range]))', legend)
+               for bill, legend in (("within_p95", "within p95"), ("above_p95", "above p95"))], decimals=0),
         panel("Queue by lane", "How long is the queue, and does it shrink?", "short",
               [("max by (lane) (ternfleet_queue_jobs)", "{{lane}}")], decimals=0),
         panel("Answers by outcome", "Do lines fail more than they should?", "cps",
@@ -173,6 +207,7 @@ ENGINE = dict(
     uid="ternfleet-engine", title="Ternfleet / Engine and pods", variables=("job", "pod", "class"),
     about="What each engine does with its threads, slots and memory, and what slows it.",
     panels=[
+        alerts(),
         panel("Generated tokens a second", "How fast does each pod decode?", "count:tok/s",
               [(pod_rate("ternfleet_pod_decode_tokens_total"), "{{pod}}")]),
         panel("Prompt tokens a second", "How much prefill does each pod do?", "count:tok/s",
@@ -214,13 +249,16 @@ RELIABILITY = dict(
     uid="ternfleet-reliability", title="Ternfleet / NATS and reliability", variables=("job",),
     about="Whether every promise holds: nothing lost, nothing doubled, little repeated; and how NATS is.",
     panels=[
+        alerts(),
         none_is_good("Broken invariants", "Has the code caught itself breaking a rule?", f"sum({grown('ternfleet_invariant_violations_total', 'id')})"),
         none_is_good("Divergent answers", "Did two runs of one job differ?", grown("ternfleet_answers_divergent_total")),
         none_is_good("Dead letters", "How many jobs were given up?", grown("ternfleet_jobs_dead_total")),
         none_is_good("Hosts in quarantine", "Do machines fail job after job?", "max(ternfleet_hosts_quarantined)"),
-        stat("NATS", "Is every coordinator connected?", "bool_on_off", "min(ternfleet_nats_connected)", thresholds=[("red", None), ("green", 1)]),
-        stat("Durability", "What does an acceptance rest on: 1 stored, 2 replicated, 3 synced to disk?", "short", "min(ternfleet_durability_level)",
-             decimals=0, thresholds=[("red", None), ("yellow", 1), ("green", 3)]),
+        stat("NATS", "Is every coordinator connected?", "short", "min(ternfleet_nats_connected)", decimals=0,
+             thresholds=[("red", None), ("green", 1)], words={0: ("disconnected", "red"), 1: ("connected", "green")}),
+        stat("Durability", "Where is a batch stored before it is accepted?", "short", "min(ternfleet_durability_level)", decimals=0,
+             thresholds=[("red", None), ("yellow", 1), ("green", 2)],
+             words={0: ("memory", "red"), 1: ("stored", "yellow"), 2: ("replicated", "green"), 3: ("synced to disk", "green")}),
         panel("Jobs moved and repeated", "How much unrest is there?", "cps",
               [(rate("ternfleet_jobs_moved_total"), "moved"), (rate("ternfleet_answers_duplicate_total"), "answered twice"),
                (rate("ternfleet_attempts_failed_total"), "failed attempts"), (rate("ternfleet_worker_faults_total"), "worker faults"),
@@ -240,7 +278,8 @@ RELIABILITY = dict(
         panel("Fenced and refused", "Did a fence have to act, did a message make no sense?", "cps",
               [("sum(rate(ternfleet_pod_fenced_total[$__rate_interval]))", "fenced"), (rate("ternfleet_messages_undecodable_total"), "undecodable"),
                (rate("ternfleet_answers_forged_total"), "forged"), (rate("ternfleet_nats_questions_failed_total"), "NATS did not answer")], width=8),
-        panel("Leader", "Which coordinator leads?", "short", [("max by (instance) (ternfleet_leader)", "{{instance}}")], width=4, decimals=0),
+        panel("Leader", "Which coordinator leads?", "short", [("max by (instance) (ternfleet_leader)", "{{instance}}")], "bargauge", 4,
+              decimals=0, words={0: ("standby", "blue"), 1: ("leader", "green")}),
         panel("Versions", "Which versions run?", "short", [("count by (version) (ternfleet_build_info)", "{{version}}")], "bargauge", 4, decimals=0),
     ],
 )
@@ -250,7 +289,7 @@ SOURCES = {
     "job": "label_values(ternfleet_leader, job)",
     "pod": 'label_values(ternfleet_pod_rate_tok_s{job=~"$job"}, pod)',
     "class": 'label_values(ternfleet_pod_rate_tok_s{job=~"$job"}, class)',
-    "batch": 'label_values(ternfleet_batch_rate_tok_s{job=~"$job"}, batch)',
+    "batch": 'label_values(ternfleet_batch_rate_tok_s{job=~"$job"}, name)',
 }
 LABELS = {"job": "Job", "pod": "Pod", "class": "Class", "batch": "Batch"}
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -270,6 +309,11 @@ def grafana_panel(number, spec, place):
     defaults = {"unit": spec["unit"], "thresholds": {"mode": "absolute", "steps": steps}}
     if spec["decimals"] is not None:
         defaults["decimals"] = spec["decimals"]
+    if spec["words"]:
+        defaults["mappings"] = [{"type": "value", "options": {
+            str(number): {"text": word, "color": color, "index": place}
+            for place, (number, (word, color)) in enumerate(sorted(spec["words"].items()))
+        }}]
     if spec["kind"] == "timeseries":
         defaults["custom"] = {"lineWidth": 2, "fillOpacity": 10, "showPoints": "never"}
         if spec["stacked"]:
@@ -287,6 +331,8 @@ def grafana_panel(number, spec, place):
             options.update(displayMode="basic", orientation="horizontal")
         else:
             options["colorMode"] = "value" if spec["thresholds"] else "none"
+            if spec["named"]:
+                options.update(colorMode="background", textMode="name", justifyMode="center")
     targets = [
         {"refId": chr(65 + i), "expr": of_job(expr), "legendFormat": legend or "__auto", "datasource": DATASOURCE,
          **({"instant": True} if spec["kind"] != "timeseries" else {"range": True})}
@@ -295,8 +341,28 @@ def grafana_panel(number, spec, place):
     return {
         "id": number, "type": spec["kind"], "title": spec["title"], "description": spec["question"],
         "datasource": DATASOURCE, "gridPos": place,
-        "fieldConfig": {"defaults": defaults, "overrides": []}, "options": options, "targets": targets,
+        "fieldConfig": {"defaults": defaults, "overrides": colors_by_name(spec)}, "options": options, "targets": targets,
     }
+
+
+def colors_by_name(spec):
+    """Good is green and errors are red, whatever order the series come in."""
+    if spec["kind"] != "timeseries":
+        return []
+
+    def override(matcher, options, color):
+        fixed = {"id": "color", "value": {"mode": "fixed", "fixedColor": color}}
+        return {"matcher": {"id": matcher, "options": options}, "properties": [fixed]}
+
+    overrides = []
+    for legend in dict.fromkeys(legend for _, legend in spec["queries"]):
+        if legend in LEGEND_COLORS:
+            overrides.append(override("byName", legend, LEGEND_COLORS[legend]))
+        for label in re.findall(r"{{(\w+)}}", legend):
+            for value, color in LABEL_COLORS.get(label, {}).items():
+                pattern = legend.replace("{{%s}}" % label, value)
+                overrides.append(override("byRegexp", f"/^{re.sub(r'{{.+?}}', '.+', pattern)}$/", color))
+    return overrides
 
 
 def rows(panels):
@@ -328,7 +394,7 @@ def dashboard(spec):
         })
     links = [
         {"title": other["title"].split(" / ")[1], "type": "link", "url": f"/d/{other['uid']}", "keepTime": True,
-         "includeVars": True, "icon": "dashboard", "tooltip": other["about"]}
+         "includeVars": True, "asDropdown": False, "targetBlank": False, "tags": [], "icon": "dashboard", "tooltip": other["about"]}
         for other in ALL.values() if other is not spec
     ]
     return {

@@ -22,7 +22,7 @@ HERE = pathlib.Path(__file__).parent
 DASHBOARDS = ["fleet", "batches", "engine", "reliability"]
 COLUMN, ROW, GAP, MARGIN, HEADER = 52, 27, 8, 16, 64
 COLORS = ["#3b7dd8", "#e07b39", "#3f9d5d", "#b8479c", "#c9a227", "#5ab4c5", "#d1495b", "#7a68c9", "#8a8f98", "#6b8e23"]
-NAMED = {"green": "#3f9d5d", "yellow": "#c9a227", "red": "#d1495b"}
+NAMED = {"green": "#3f9d5d", "yellow": "#c9a227", "red": "#d1495b", "orange": "#e07b39", "blue": "#3b7dd8"}
 INK, FAINT, LINE, PAPER, CARD = "#24292f", "#6e7781", "#e3e7eb", "#f4f5f7", "#ffffff"
 POINTS = 120
 
@@ -167,8 +167,25 @@ class Card:
         self.y = HEADER + place["y"] * ROW + GAP / 2
         self.w, self.h = place["w"] * COLUMN - GAP, place["h"] * ROW - GAP
 
+    def mapping(self, value):
+        """What the panel says in place of a number, and its color."""
+        options = [m["options"] for m in self.defaults.get("mappings", [])]
+        key = None if value is None else f"{value:g}"
+        return next((found[key] for found in options if key in found), None)
+
     def say(self, value):
-        return written(value, self.unit, self.decimals)
+        mapped = self.mapping(value)
+        return mapped["text"] if mapped else written(value, self.unit, self.decimals)
+
+    def color(self, number, name):
+        """Of a series: its own, if the panel sets one."""
+        for override in self.panel["fieldConfig"]["overrides"]:
+            matcher = override["matcher"]
+            pattern = matcher["options"].strip("/") if matcher["id"] == "byRegexp" else f"^{re.escape(matcher['options'])}$"
+            if re.match(pattern, name):
+                chosen = override["properties"][0]["value"]["fixedColor"]
+                return NAMED.get(chosen, chosen)
+        return COLORS[number % len(COLORS)]
 
     def frame(self):
         return [
@@ -181,7 +198,21 @@ class Card:
         kind = {"stat": self.stat, "bargauge": self.bars, "timeseries": self.lines}[self.panel["type"]]
         return self.frame() + kind(source) + ["</g>"]
 
+    def names(self, source):
+        """The series by their names, each on the color of its value."""
+        target = self.panel["targets"][0]
+        found = [(legend(target["legendFormat"], labels), value) for labels, value in source.now(target["expr"])][:6]
+        width = (self.w - 16) / max(1, len(found))
+        out = []
+        for n, (name, value) in enumerate(sorted(found)):
+            x = self.x + 8 + n * width
+            out.append(f'<rect x="{x + 2:.1f}" y="{self.y + 30:.1f}" width="{width - 4:.1f}" height="{self.h - 38:.1f}" rx="3" fill="{color_of(value, self.steps)}"/>')
+            out.append(text(x + width / 2, self.y + self.h / 2 + 16, cut(name, width - 8, 15), 15, CARD, "middle", "600"))
+        return out or [self.nothing()]
+
     def stat(self, source):
+        if self.panel["options"].get("textMode") == "name":
+            return self.names(source)
         expr = self.panel["targets"][0]["expr"]
         value = next((value for _, value in source.now(expr) if math.isfinite(value)), None)
         points = next((points for _, points in source.over_time(expr)), [])
@@ -189,6 +220,8 @@ class Card:
             # What Grafana calls "last not null".
             value = next((v for _, v in reversed(points) if v is not None), None)
         color = color_of(value, self.steps) if self.panel["options"].get("colorMode") == "value" else INK
+        if self.mapping(value):
+            color = NAMED.get(self.mapping(value)["color"], INK)
         out = []
         known = [value for _, value in points if value is not None]
         if len(known) > 1 and max(known) > min(known):
@@ -267,8 +300,8 @@ class Card:
             if low <= step["value"] <= high:
                 y = at(0, step["value"])[1]
                 out.append(f'<path d="M{left:.1f} {y:.1f}H{right:.1f}" stroke="{NAMED.get(step["color"], step["color"])}" stroke-dasharray="4 3"/>')
-        for n, (_, points, base) in enumerate(shown):
-            color = COLORS[n % len(COLORS)]
+        for n, (name, points, base) in enumerate(shown):
+            color = self.color(n, name)
             if base is not None:
                 if [v for _, v in base] == [v for _, v in points if v is not None]:
                     continue  # Nothing of it: its line would hide the one below.
@@ -277,7 +310,7 @@ class Card:
         for n, row in enumerate(rows):
             x, y = left, bottom + 29 + 14 * n
             for number, entry in row:
-                out.append(f'<rect x="{x:.1f}" y="{y - 7:.1f}" width="10" height="3" rx="1" fill="{COLORS[number % len(COLORS)]}"/>')
+                out.append(f'<rect x="{x:.1f}" y="{y - 7:.1f}" width="10" height="3" rx="1" fill="{self.color(number, shown[number][0])}"/>')
                 out.append(text(x + 14, y - 2, entry, 10, FAINT))
                 x += 30 + 5.6 * len(entry)
         return out

@@ -32,6 +32,11 @@ impl ModelFile {
         Manifest::beside(&self.path).context("the model's manifest cannot be used")
     }
 
+    /// What a worker of this file calls the model.
+    pub(crate) fn name(&self) -> anyhow::Result<String> {
+        Ok(self.manifest()?.map_or_else(|| stem(&self.path), |manifest| manifest.name))
+    }
+
     /// The tokenizer; the choice is reported where it was not obvious.
     pub(crate) fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
         let manifest = self.manifest()?;
@@ -50,6 +55,11 @@ impl ModelFile {
         }
         Ok(engine)
     }
+}
+
+/// The name of a model file without a manifest.
+pub(crate) fn stem(path: &Path) -> String {
+    path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned())
 }
 
 /// The thread count to run with: as many as asked for, with a warning above what this machine can run at once.

@@ -13,6 +13,7 @@ mod balance;
 mod batch;
 mod beat;
 mod canary;
+mod checks;
 mod duty;
 pub mod estimate;
 mod event;
@@ -33,6 +34,7 @@ mod settle;
 mod situation;
 mod snapshot;
 mod spend;
+mod tempo;
 mod view;
 mod watch;
 
@@ -46,7 +48,8 @@ use ternfleet_proto::message::EventKind;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, MonoMs, Now, WorkerId};
 
-pub use batch::{Batch, Cell, CellState, Origin};
+pub use batch::{Batch, Cell, CellState, MODELS_MAX, Origin};
+pub use checks::QuoteCheck;
 pub use event::{
     Action, Answer, BatchSlot, Change, Content, Event, Fed, HandOut, JobRef, Lead, Lease, Outputs, Task,
     Trace, Verdict, WorkerSlot,
@@ -158,12 +161,15 @@ pub struct Core {
     lengths: lengths::Lengths,
     orders: fair::Orders,
     allowances: quota::Allowances,
+    checks: checks::Checks,
     /// Newest answers to jobs that nobody knows: single jobs of an earlier leader, mostly.
     strays: VecDeque<(u64, Answer)>,
     /// Something has changed that may let a job be assigned.
     work_changed: bool,
     handed_at: MonoMs,
     hand_after: MonoMs,
+    /// When this process began to lead.
+    leads_since: MonoMs,
     duties: watch::Duties,
     steps: StepWatch,
     results_read_to: u64,
@@ -184,10 +190,12 @@ impl Core {
             audits: audit::Audits::default(),
             lengths: lengths::Lengths::default(),
             orders: fair::Orders::default(),
+            checks: checks::Checks::default(),
             strays: VecDeque::new(),
             work_changed: false,
             handed_at: MonoMs(0),
             hand_after: MonoMs(0),
+            leads_since: MonoMs(0),
             duties: watch::Duties::default(),
             steps: StepWatch::default(),
             results_read_to: 0,

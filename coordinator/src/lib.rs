@@ -8,6 +8,7 @@ mod files;
 pub mod gateway;
 mod http;
 mod metrics;
+pub mod models;
 mod options;
 pub mod plan;
 pub mod quote;

@@ -18,7 +18,7 @@ use ternfleet_cloud::CloudError;
 use ternfleet_proto::message::{Durability, JobResult, ScaleView};
 use ternfleet_proto::{Lane, Now, TimeMs, UsdMicro};
 
-use crate::core::{Core, Counts, Gauges};
+use crate::core::{Core, Counts, Gauges, QuoteCheck};
 use crate::scale::Act;
 use answers::AnswerSeries;
 use fleet::FleetSeries;
@@ -31,6 +31,8 @@ pub(crate) use nats::watch as watch_nats;
 const INVARIANTS: [&str; 4] = ["J1", "J3", "M1", "M2"];
 /// What a pod's money buys: work, work beyond a batch's budget, loading and calibrating, nothing, handing back.
 const USES: [&str; 5] = ["busy", "over_budget", "boot", "idle", "drain"];
+/// Bill over quoted bill.
+const QUOTE_ERRORS: [f64; 12] = [0.25, 0.5, 0.7, 0.85, 0.95, 1.05, 1.15, 1.3, 1.5, 2.0, 4.0, 8.0];
 /// Metrics are brought up to date at most this often.
 const REFRESH_MS: u64 = 500;
 
@@ -80,6 +82,8 @@ pub struct Metrics {
     hosts_quarantined: Gauge,
     results_read_to: Gauge,
     durability: Gauge,
+    quote_error: Histogram,
+    quotes_checked: CounterVec,
     nats: NatsSeries,
     fleet: FleetSeries,
     answers: AnswerSeries,
@@ -297,6 +301,17 @@ impl Default for Metrics {
                 "durability_level",
                 "Durability of an accepted batch: 0 memory, 1 stored, 2 replicated, 3 synced to disk.",
             ),
+            quote_error: m.histogram(
+                "quote_error_ratio",
+                "Bill over quoted bill (p50) of batches that ended completed: 1 is a quote that was met exactly.",
+                &QUOTE_ERRORS,
+            ),
+            quotes_checked: m.counters(
+                "quotes_checked_total",
+                "Batches that ended completed, by whether the bill was within the quoted p95.",
+                "bill",
+                &["within_p95", "above_p95"],
+            ),
             nats: NatsSeries::new(&m),
             fleet: FleetSeries::new(&m),
             answers: AnswerSeries::new(&m),
@@ -340,6 +355,13 @@ impl Metrics {
 
     pub(crate) fn undecodable(&self) {
         self.undecodable.inc();
+    }
+
+    /// A batch has ended whose bill can be compared with its quote.
+    pub(crate) fn quote_checked(&self, check: &QuoteCheck) {
+        self.quote_error.observe(check.ratio);
+        let bill = if check.within_p95 { "within_p95" } else { "above_p95" };
+        self.quotes_checked.with_label_values(&[bill]).inc();
     }
 
     /// Takes over what the core has counted.

@@ -51,6 +51,11 @@ impl ClassSet {
     pub fn holds(self, class: PodClass) -> bool {
         self.0 & (1 << (class.0 & 63)) != 0
     }
+
+    #[must_use]
+    pub fn and(self, other: ClassSet) -> ClassSet {
+        ClassSet(self.0 & other.0)
+    }
 }
 
 /// Where a pod stands.
@@ -118,6 +123,21 @@ pub struct Batch {
     pub classes: ClassSet,
 }
 
+impl Batch {
+    /// A part of it, under a name of its own.
+    #[must_use]
+    pub fn share(&self, name: String, share: f64) -> Batch {
+        let part = |usd: UsdMicro| UsdMicro((usd.0 as f64 * share) as i64);
+        Batch {
+            name,
+            tokens_left: self.tokens_left * share,
+            tokens_sd: self.tokens_sd * share,
+            budget_left: self.budget_left.map(part),
+            ..self.clone()
+        }
+    }
+}
+
 /// Limits of the whole fleet.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Limits {
@@ -158,6 +178,13 @@ pub struct Problem {
     pub care: Care,
 }
 
+impl Problem {
+    /// Some pod may run this batch.
+    pub fn serves(&self, batch: &Batch) -> bool {
+        self.pods.iter().any(|pod| batch.classes.holds(pod.class))
+    }
+}
+
 /// What to do with a pod now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
@@ -172,8 +199,10 @@ pub struct PodPlan {
     pub name: String,
     pub class: PodClass,
     pub step: Step,
-    /// When it is needed no longer, if all goes as expected.
+    /// When it is needed no longer, with the margin for deadlines.
     pub until: TimeMs,
+    /// Until when it works: like `until`, or until all is done where more pods run than are needed.
+    pub works_until: TimeMs,
     pub tokens: f64,
     /// From now to its return, boot and drain included.
     pub cost_usd_micro: UsdMicro,
@@ -216,6 +245,21 @@ pub struct BatchPlan {
     pub cost_p95_usd_micro: UsdMicro,
 }
 
+impl BatchPlan {
+    /// Of a batch that no pod may run.
+    fn never(batch: &Batch) -> BatchPlan {
+        let verdict = if batch.tokens_left > 0.0 { Verdict::Missed(Limit::Capacity) } else { Verdict::Kept };
+        BatchPlan {
+            name: batch.name.clone(),
+            verdict,
+            finish_p50: TimeMs(u64::MAX),
+            finish_p95: TimeMs(u64::MAX),
+            cost_usd_micro: UsdMicro::ZERO,
+            cost_p95_usd_micro: UsdMicro::ZERO,
+        }
+    }
+}
+
 /// The answer: equal problems have equal plans, whatever the order of pods and batches.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
@@ -249,9 +293,21 @@ impl Plan {
 
 /// Plans again. The plan before, if given, stays in force as long as its pods do the work and no other choice is
 /// cheaper by more than [`Care::change_ratio`]: noise in the measurements does not swap pods.
+///
+/// A batch that no pod may run is missed and changes nothing for the others.
 pub fn plan(problem: &Problem, previous: Option<&Plan>) -> Plan {
-    let market = market::Market::new(problem);
-    choose::choose(problem, &market, previous)
+    let stuck: Vec<bool> = problem.batches.iter().map(|batch| !problem.serves(batch)).collect();
+    if !stuck.contains(&true) {
+        return choose::choose(problem, &market::Market::new(problem), previous);
+    }
+    let mut able = problem.clone();
+    let mut stays = stuck.iter().map(|stuck| !stuck);
+    able.batches.retain(|_| stays.next().unwrap_or(true));
+    let mut planned = choose::choose(&able, &market::Market::new(&able), previous);
+    for (place, batch) in problem.batches.iter().enumerate().filter(|(place, _)| stuck[*place]) {
+        planned.batches.insert(place, BatchPlan::never(batch));
+    }
+    planned
 }
 
 #[cfg(test)]

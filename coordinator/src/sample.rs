@@ -1,16 +1,18 @@
 //! How much work a file holds: some of its lines, chosen evenly, with the tokens of their prompts counted by the
 //! tokenizer of a worker. Called by the gateway and by the command line; the quote itself is [`crate::quote`]'s.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{
-    CountTokens, Generation, LineSize, Prompt, QUOTE_SAMPLE_MAX, Reply, WorkSample,
+    CountTokens, Generation, Line, LineSize, Prompt, QUOTE_SAMPLE_MAX, Reply, WorkSample,
 };
-use ternfleet_proto::openai::{ModelDefaults, is_blank, parse_line};
+use ternfleet_proto::openai::{Endpoint, ModelDefaults, is_blank, model_named, parse_line};
 use ternfleet_proto::{BatchId, JobKey, TenantId, codec};
 use tokio::io::AsyncBufRead;
 
+use crate::core::MODELS_MAX;
 use crate::core::estimate::prompt_tokens;
 use crate::random::Random;
 use crate::shell::lines::{RawLine, next_line};
@@ -31,6 +33,8 @@ pub struct Sample {
     pub bad: usize,
     /// The requests of the good ones.
     pub requests: Vec<SampledRequest>,
+    /// How many lines of the whole file name which model.
+    pub models: BTreeMap<String, u64>,
 }
 
 /// What a line's size depends on.
@@ -40,10 +44,12 @@ pub struct SampledRequest {
     pub prompt: Option<Prompt>,
     pub reckoned_tokens: u32,
     pub max_tokens: Option<u32>,
+    pub endpoint: Endpoint,
+    pub model: Option<String>,
 }
 
 impl SampledRequest {
-    fn of(generation: Generation) -> SampledRequest {
+    fn of(line: Line, generation: Generation) -> SampledRequest {
         let reckoned_tokens = prompt_tokens(&generation.prompt);
         let choices = generation.prompt.choices();
         let short = codec::encode(&generation.prompt).len() <= PROMPT_BYTES_MAX;
@@ -51,6 +57,8 @@ impl SampledRequest {
             prompt: short.then_some(generation.prompt),
             reckoned_tokens,
             max_tokens: generation.max_tokens.map(|each| each.saturating_mul(choices)),
+            endpoint: line.endpoint,
+            model: line.model,
         }
     }
 }
@@ -63,6 +71,7 @@ pub async fn read(input: &mut (impl AsyncBufRead + Unpin), most: usize) -> std::
     let most = most.clamp(1, QUOTE_SAMPLE_MAX) as u64;
     let batch: BatchId = "quote".parse().expect("because it is made of id characters");
     let mut chosen: Vec<Option<SampledRequest>> = Vec::new();
+    let mut models = BTreeMap::new();
     let mut lines: u64 = 0;
     let mut number: u64 = 0;
     let mut line = Vec::new();
@@ -72,6 +81,7 @@ pub async fn read(input: &mut (impl AsyncBufRead + Unpin), most: usize) -> std::
         if kind == RawLine::Text && is_blank(&line) {
             continue;
         }
+        note_model(&mut models, &line);
         let place = if lines < most { lines } else { Random::at(lines).next() % (lines + 1) };
         lines += 1;
         if place >= most {
@@ -82,7 +92,7 @@ pub async fn read(input: &mut (impl AsyncBufRead + Unpin), most: usize) -> std::
             RawLine::TooLong { .. } => None,
             RawLine::Text => parse_line(&line, number, &job, &ModelDefaults::default()).ok(),
         };
-        let request = parsed.map(|(_, generation)| SampledRequest::of(generation));
+        let request = parsed.map(|(line, generation)| SampledRequest::of(line, generation));
         match chosen.get_mut(place as usize) {
             Some(taken) => *taken = request,
             None => chosen.push(request),
@@ -91,17 +101,29 @@ pub async fn read(input: &mut (impl AsyncBufRead + Unpin), most: usize) -> std::
     let all = chosen.len();
     let requests: Vec<SampledRequest> = chosen.into_iter().flatten().collect();
     let share = if all > 0 { requests.len() as f64 / all as f64 } else { 0.0 };
-    Ok(Sample { lines: (lines as f64 * share).round() as u64, bad: all - requests.len(), requests })
+    Ok(Sample { lines: (lines as f64 * share).round() as u64, bad: all - requests.len(), requests, models })
+}
+
+/// Counts the model that a line names. A file may name only so many; the rest of its lines are answered with an error.
+pub(crate) fn note_model(models: &mut BTreeMap<String, u64>, line: &[u8]) {
+    let Some(model) = model_named(line) else { return };
+    if models.len() < MODELS_MAX || models.contains_key(&model) {
+        *models.entry(model).or_default() += 1;
+    }
 }
 
 impl Sample {
     /// With prompts counted by `count`; a prompt that it refuses will be an error line and costs nothing.
     pub fn counted_by(&self, count: impl Fn(&Prompt) -> Option<u32>) -> WorkSample {
         let size = |request: &SampledRequest| match &request.prompt {
-            None => LineSize { prompt_tokens: request.reckoned_tokens, max_tokens: request.max_tokens },
-            Some(prompt) => size_of(count(prompt), request.max_tokens),
+            None => size_of(Some(request.reckoned_tokens), request),
+            Some(prompt) => size_of(count(prompt), request),
         };
-        WorkSample { lines: self.lines, sample: self.requests.iter().map(size).collect() }
+        self.with_sizes(self.requests.iter().map(size).collect())
+    }
+
+    fn with_sizes(&self, sample: Vec<LineSize>) -> WorkSample {
+        WorkSample { lines: self.lines, sample, models: self.models.clone() }
     }
 
     /// With prompts estimated from their bytes, where no tokenizer is at hand.
@@ -116,9 +138,8 @@ impl Sample {
             tracing::debug!(why, "prompts are reckoned from their bytes");
             self.requests.iter().map(|request| Some(request.reckoned_tokens)).collect()
         });
-        let sizes =
-            self.requests.iter().zip(counts).map(|(request, count)| size_of(count, request.max_tokens));
-        WorkSample { lines: self.lines, sample: sizes.collect() }
+        let sizes = self.requests.iter().zip(counts).map(|(request, count)| size_of(count, request));
+        self.with_sizes(sizes.collect())
     }
 
     async fn ask(&self, bus: &dyn Bus, subject: &str, tenant: &TenantId) -> Result<Vec<Option<u32>>, String> {
@@ -133,6 +154,7 @@ impl Sample {
             let mut bytes = 0;
             let prompts: Vec<Prompt> = rest
                 .iter()
+                .take_while(|request| request.model == first.model)
                 .map_while(|request| request.prompt.clone())
                 .take_while(|prompt| {
                     bytes += codec::encode(prompt).len();
@@ -140,7 +162,8 @@ impl Sample {
                 })
                 .collect();
             let asked = prompts.len();
-            let question = codec::encode(&CountTokens { tenant: tenant.clone(), prompts });
+            let question =
+                codec::encode(&CountTokens { tenant: tenant.clone(), prompts, model: first.model.clone() });
             let answer = bus.request(subject, question, COUNT_TIMEOUT).await;
             let answer = answer.map_err(|error| error.to_string())?;
             let reply: Reply<Vec<Option<u32>>> = codec::decode(&answer).map_err(|error| error.to_string())?;
@@ -155,10 +178,12 @@ impl Sample {
     }
 }
 
-fn size_of(count: Option<u32>, max_tokens: Option<u32>) -> LineSize {
+/// A prompt that nobody can count is answered with an error, for nothing.
+fn size_of(count: Option<u32>, request: &SampledRequest) -> LineSize {
+    let endpoint = Some(request.endpoint);
     match count {
-        Some(prompt_tokens) => LineSize { prompt_tokens, max_tokens },
-        None => LineSize { prompt_tokens: 0, max_tokens: Some(0) },
+        Some(prompt_tokens) => LineSize { prompt_tokens, max_tokens: request.max_tokens, endpoint },
+        None => LineSize { prompt_tokens: 0, max_tokens: Some(0), endpoint },
     }
 }
 
@@ -179,7 +204,10 @@ mod tests {
             Prompt::Text(text) => Some(text.len() as u32),
             _ => None,
         });
-        assert_eq!(work.sample[0], LineSize { prompt_tokens: 1, max_tokens: Some(3) });
+        assert_eq!(
+            work.sample[0],
+            LineSize { prompt_tokens: 1, max_tokens: Some(3), endpoint: Some(Endpoint::Completions) }
+        );
         assert_eq!(work.sample[1].prompt_tokens, 2);
     }
 

@@ -22,7 +22,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use ternfleet_proto::{TimeMs, UsdMicro, WorkerId};
 
-use crate::plan::{Batch, Plan};
+use crate::plan::{Batch, ClassSet, Plan, PodClass, Problem};
+use crate::quote::{Engine, Engines};
 
 pub use choose::{decide, market};
 pub use health::Health;
@@ -94,8 +95,56 @@ pub struct SeenWorker {
     pub workers: Vec<WorkerId>,
     /// Some of its workers take work now.
     pub live: bool,
+    /// What its workers serve, by name and by digest.
+    pub models: Vec<String>,
+    pub engines: Vec<Engine>,
     /// For how long none of its workers has had a job; `None` while one has.
     pub idle: Option<Duration>,
+}
+
+/// Work that waits for pods which serve one model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Need {
+    /// Its classes are those that the caller of the planner may choose among; the model narrows them further.
+    pub batch: Batch,
+    /// By name or digest; `None` for lines that any model may answer.
+    pub model: Option<String>,
+}
+
+impl From<Batch> for Need {
+    fn from(batch: Batch) -> Need {
+        Need { batch, model: None }
+    }
+}
+
+/// Pods that are alike for the planner: of one class, with the same models.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodKind {
+    pub class: String,
+    /// By name and by digest. Empty: not known, so anything.
+    pub models: Vec<String>,
+}
+
+impl PodKind {
+    fn serves(&self, model: &str) -> bool {
+        self.models.is_empty() || self.models.iter().any(|served| served == model)
+    }
+}
+
+/// What a quote is made from: the planner's problem as it stands, with the kinds of pods that its classes number, and
+/// how fast engines are at how many sequences.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Prospect {
+    pub problem: Problem,
+    pub kinds: Vec<PodKind>,
+    pub engines: Engines,
+}
+
+/// Those of `kinds` that serve this model, as the planner numbers them.
+pub fn serving(kinds: &[PodKind], model: Option<&str>) -> ClassSet {
+    let Some(model) = model else { return ClassSet::ALL };
+    let able = kinds.iter().enumerate().filter(|(_, kind)| kind.serves(model));
+    ClassSet::of(&able.map(|(number, _)| PodClass(number.min(63) as u8)).collect::<Vec<_>>())
 }
 
 /// The situation.
@@ -105,7 +154,7 @@ pub struct Seen {
     /// `None` while the provider's list cannot be read.
     pub pods: Option<Vec<SeenPod>>,
     pub workers: Vec<SeenWorker>,
-    pub batches: Vec<Batch>,
+    pub needs: Vec<Need>,
     pub spent_today: UsdMicro,
     /// The provider said that there is no balance, or that the key is wrong: nothing is ordered.
     pub halted: bool,

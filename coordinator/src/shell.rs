@@ -44,7 +44,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Options;
-use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Ground, Lead, Limits, Outputs};
+use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Lead, Limits, Outputs};
 use crate::metrics::Metrics;
 pub(crate) use join::read_issuer;
 
@@ -66,7 +66,7 @@ pub(crate) enum Input {
     /// A creation's surroundings are known.
     Surveyed {
         create: Box<BatchCreate>,
-        found: Result<Ground, Refusal>,
+        found: Result<api::Surveyed, Refusal>,
         reply: String,
         reserved: Reserved,
     },
@@ -212,7 +212,7 @@ async fn serve_once(
         stored,
         grants,
         hands: None,
-        footing: Arc::new(quotes::Footing::default()),
+        footing: Arc::new(quotes::Footing::begin(rental.is_some())),
         rental,
         readers: BTreeMap::new(),
         tasks,
@@ -230,6 +230,7 @@ async fn serve_once(
                 let now = clock.now();
                 service.core.on(now, Event::Tick, &mut actions);
                 service.show_situation(now);
+                service.core.take_quote_checks().iter().for_each(|check| metrics.quote_checked(check));
             }
             count = inputs.recv_many(&mut gulp, GULP) => {
                 if count == 0 {

@@ -28,14 +28,14 @@ mod tools;
 
 pub use batch::batch_object;
 pub use creation::{BatchBody, BatchInput, expires_after, parse_batch};
-pub use line::{LINE_BYTES_MAX, is_blank, line_too_long, parse_line};
+pub use line::{LINE_BYTES_MAX, is_blank, line_too_long, model_named, parse_line};
 pub use lines::{json_line, one_line};
 pub use output::{output_line, output_value};
 pub use single::{Single, parse_single, single_body};
 pub use stream::{Spoken, Told};
 
 /// The endpoints a batch line may name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Endpoint {
     #[serde(rename = "/v1/completions")]
     Completions,

@@ -241,6 +241,8 @@ fn quote() -> Quote {
         explanation: "too dear".into(),
         cost_p50_usd_micro: UsdMicro(1),
         cost_p95_usd_micro: UsdMicro(2),
+        bill_p50_usd_micro: Some(UsdMicro(1)),
+        bill_p95_usd_micro: Some(UsdMicro(2)),
         finish_p50_ms: TimeMs(3),
         finish_p95_ms: TimeMs(4),
         bound_usd_micro: UsdMicro(1),
@@ -323,7 +325,8 @@ macro_rules! every_message {
             traceparent: None,
             work: Some(WorkSample {
                 lines: 10,
-                sample: vec![LineSize { prompt_tokens: 7, max_tokens: Some(9) }],
+                sample: vec![LineSize { prompt_tokens: 7, max_tokens: Some(9), endpoint: None }],
+                models: [("m".to_owned(), 10)].into(),
             }),
         });
         with!(QuoteAsk {
@@ -340,11 +343,19 @@ macro_rules! every_message {
             work_tokens_sd: 1.0,
             cost_p50_usd_micro: UsdMicro(1),
             cost_p95_usd_micro: UsdMicro(2),
+            bill_p50_usd_micro: Some(UsdMicro(1)),
+            bill_p95_usd_micro: Some(UsdMicro(2)),
+            bill_factor: 1.0,
             finish_p50_ms: TimeMs(3),
             finish_p95_ms: TimeMs(4),
             binds: Some(Binds::FleetLimit),
+            models: [("m".to_owned(), 10)].into(),
         });
-        with!(CountTokens { tenant: tenant(), prompts: vec![Prompt::Text("Es war einmal".into())] });
+        with!(CountTokens {
+            tenant: tenant(),
+            prompts: vec![Prompt::Text("Es war einmal".into())],
+            model: Some("m".into()),
+        });
         with!(CountAsk { prompts: vec![Prompt::Text("Es war einmal".into())] });
         with!(ScaleDials { pods_max: Some(2), classes: Some(vec!["a".into()]), ..ScaleDials::default() });
         with!(BatchList { tenant: tenant(), after: Some(batch_id()), limit: 20 });
@@ -383,6 +394,7 @@ macro_rules! every_message {
             deadline: TimeMs(4),
             traceparent: None,
             again: false,
+            wait_for_model: true,
         });
         with!(PodView {
             heartbeat: heartbeat(),

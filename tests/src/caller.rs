@@ -84,6 +84,7 @@ impl Client {
             deadline: TimeMs::now().plus(Duration::from_secs(60)),
             traceparent: None,
             again: false,
+            wait_for_model: false,
         }
     }
 

@@ -130,6 +130,85 @@ fn dashboards_keep_the_linters_rules() {
     }
 }
 
+/// By Grafana's published types, as npm has them: there is no Grafana here to be asked.
+#[test]
+fn every_field_of_the_dashboards_is_one_that_grafana_knows() {
+    let modules = root().join("target/npm");
+    if !modules.join("node_modules/@grafana/schema").is_dir() {
+        assert!(std::env::var_os("CI").is_none(), "npm is missing: scripts/fetch-npm-clients.sh got nothing");
+        eprintln!("skipped: npm is not here, so @grafana/schema could not be fetched");
+        return;
+    }
+    let check = |folder: &Path| {
+        let script = root().join("tests/clients/npm/dashboards.mjs");
+        let output = Command::new("node").arg(script).arg(folder).arg(&modules).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (fits, said) = check(&root().join("dashboards"));
+    assert!(fits && said.contains("panels are as @grafana/schema"), "{said}");
+    // And what Grafana does not know is found.
+    let spoiled = tempfile::tempdir().unwrap();
+    let text = read("dashboards/reliability.json").replacen("\"lineWidth\"", "\"lineWdith\"", 1);
+    std::fs::write(spoiled.path().join("reliability.json"), text).unwrap();
+    let (fits, said) = check(spoiled.path());
+    assert!(!fits && said.starts_with("1 faults") && said.contains("lineWdith"), "{said}");
+}
+
+/// What a person looks for first stands first.
+#[test]
+fn firing_alerts_stand_on_top_of_every_dashboard_and_cost_and_bound_next_on_the_first() {
+    for (name, dashboard) in dashboards() {
+        let panels = dashboard["panels"].as_array().unwrap();
+        let first = &panels[0];
+        assert_eq!((&first["title"], &first["gridPos"]["y"]), (&"Firing alerts".into(), &0.into()), "{name}");
+        assert!(
+            first["targets"][0]["expr"].as_str().unwrap().contains("ALERTS{alertstate=\"firing\""),
+            "{name}"
+        );
+        let titles: Vec<&str> = panels[1..3].iter().filter_map(|panel| panel["title"].as_str()).collect();
+        if name == "fleet" {
+            assert_eq!(titles, ["Cost per 1M tokens", "Bound per 1M tokens"]);
+        }
+    }
+}
+
+#[test]
+fn good_is_green_errors_are_red_numbers_that_are_codes_have_words_and_batches_have_names() {
+    let mut colored = BTreeMap::new();
+    for (name, dashboard) in dashboards() {
+        for panel in dashboard["panels"].as_array().unwrap() {
+            for one in panel["fieldConfig"]["overrides"].as_array().unwrap() {
+                let color = one["properties"][0]["value"]["fixedColor"].as_str().unwrap().to_owned();
+                let matcher = one["matcher"]["options"].as_str().unwrap().to_owned();
+                let before = colored.insert(matcher.clone(), color.clone());
+                assert!(before.is_none_or(|before| before == color), "{name}: two colors for {matcher}");
+            }
+            for target in panel["targets"].as_array().unwrap() {
+                let (expr, legend) =
+                    (target["expr"].as_str().unwrap(), target["legendFormat"].as_str().unwrap());
+                let code = ["durability_level", "nats_connected", "ternfleet_leader"]
+                    .iter()
+                    .any(|c| expr.contains(c));
+                assert!(
+                    !code || panel["fieldConfig"]["defaults"]["mappings"].is_array(),
+                    "{name}: {}",
+                    panel["title"]
+                );
+                assert!(
+                    !expr.contains("ternfleet_batch_") || legend == "{{name}}",
+                    "{name}: {}",
+                    panel["title"]
+                );
+            }
+        }
+    }
+    for (matcher, color) in
+        [("/^good$/", "green"), ("/^error$/", "red"), ("/^lost$/", "red"), ("failed", "red")]
+    {
+        assert_eq!(colored.get(matcher).map(String::as_str), Some(color), "{matcher}: {colored:?}");
+    }
+}
+
 #[test]
 fn panels_lie_side_by_side() {
     for (name, dashboard) in dashboards() {
@@ -222,8 +301,8 @@ fn the_commands_of_the_runbook_exist_with_their_flags() {
 #[test]
 fn the_table_of_metrics_in_the_docs_is_the_one_in_the_code() {
     let mut page = String::from(
-        "# Metrics\n\nThis page is generated from the code. Labels have fixed sets of values, except `pod`, `class` and `batch`, which name live objects. \
-         Every series without one of these three labels exists from the start, with the value 0.\n\n## Coordinator\n\nThese metrics are exposed at `/metrics` of a coordinator. Rented pods are behind NAT, \
+        "# Metrics\n\nThis page is generated from the code. Labels have fixed sets of values, except `pod`, `class`, `batch` and `name`, which name live objects. \
+         Every series without one of these labels exists from the start, with the value 0.\n\n## Coordinator\n\nThese metrics are exposed at `/metrics` of a coordinator. Rented pods are behind NAT, \
          so the figures of every worker are included as `ternfleet_pod_…`, from its heartbeats. \
          A standby exposes the same names; its `ternfleet_leader` is 0, and it has no pods and no batches.\n\n\
          | name | kind | labels | help |\n|---|---|---|---|\n",

@@ -360,3 +360,39 @@ fn what_cannot_be_done_is_said_with_what_to_do() {
     let nowhere = run(&["submit", &input, "--out", "/no/such/folder/out.jsonl"]).unwrap();
     assert_eq!(nowhere.code, Some(1), "found out before anything is sent");
 }
+
+/// Batches of all sizes, one after the other: what each was quoted, and what it was billed.
+#[test]
+fn twenty_real_batches_are_billed_what_they_were_quoted() {
+    // Dear, so that micro-dollars are fine enough.
+    let fleet = LocalFleet::start(&["--workers", "2", "--price-usd-per-hour", "36,72"]).unwrap();
+    let mut told = Vec::new();
+    for n in 0..26usize {
+        let (count, max_tokens) = (3 + n * 17 % 46, 16 + n * 29 % 90);
+        let input = fleet.write("in.jsonl", &batch_lines(count, max_tokens)).unwrap();
+        let ended = fleet.run(&["submit", &input, "--json"]).unwrap();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let batch = ended.json().unwrap();
+        let number = |pointer: &str| batch.pointer(pointer).and_then(Value::as_f64).unwrap_or_default();
+        let bill = number("/ternfleet/cost_usd_micro");
+        let (p50, p95) =
+            (number("/ternfleet/quote/bill_p50_usd_micro"), number("/ternfleet/quote/bill_p95_usd_micro"));
+        assert!(bill > 0.0 && p50 > 0.0 && p95 >= p50, "{batch}");
+        told.push((bill / p50, bill <= p95, format!("{count} × {max_tokens}: {bill} of {p50} to {p95}")));
+    }
+    // The first ones teach how long outputs turn out and how fast these pods are.
+    let mut told = told.split_off(6);
+    told.iter().for_each(|(ratio, _, text)| println!("{ratio:.2}  {text}"));
+    told.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let within = told.iter().filter(|(_, within, _)| *within).count();
+    let median = told[told.len() / 2].0;
+    println!("{within} of {} within p95; bill over p50: median {median:.3}", told.len());
+    assert!(within >= 18, "{within} within p95: {told:#?}");
+    assert!((0.85..=1.15).contains(&median), "median {median}: {told:#?}");
+    // The fleet compares them itself.
+    let (_, metrics) = ternfleet_tests::http::get_blocking(&fleet.addresses.http, "/metrics");
+    let line = |name: &str| metrics.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+    let count = line("ternfleet_quote_error_ratio_count").unwrap();
+    assert!(count.ends_with(" 26") || count.ends_with(" 25"), "{count}");
+    assert!(line("ternfleet_quotes_checked_total{bill=\"within_p95\"}").is_some());
+}

@@ -37,6 +37,7 @@ fn provider(folder: &std::path::Path) -> Local {
 
 fn settings() -> Settings {
     let class = Class {
+        models: Vec::new(),
         name: "half".to_owned(),
         price_usd_micro_per_hour: PRICE,
         rate_tok_s: 20.0,
@@ -62,7 +63,7 @@ async fn look(local: &Local, batches: &[Batch], next_number: u64) -> Seen {
     Seen {
         now: TimeMs(1_000),
         pods: Some(pods.into_iter().map(seen).collect()),
-        batches: batches.to_vec(),
+        needs: batches.iter().cloned().map(Into::into).collect(),
         next_number,
         ..Seen::default()
     }

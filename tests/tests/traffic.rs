@@ -165,6 +165,7 @@ impl World {
             deadline: self.now.wall.plus(Duration::from_secs(60)),
             traceparent: None,
             again: false,
+            wait_for_model: false,
         };
         self.core.admit_single(self.now, &job)?;
         self.completions += 1;

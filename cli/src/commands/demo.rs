@@ -98,6 +98,7 @@ impl Demo {
         let results = self.dir.join("results.jsonl");
         let submit = Submit {
             anyway: false,
+            wait_for_model: false,
             file: prompts.to_owned(),
             out: Some(Target::File(results.clone())),
             force: true,

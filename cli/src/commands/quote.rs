@@ -172,12 +172,16 @@ pub(crate) fn page(answer: &Answer, sample: &Sample, now: TimeMs) -> String {
     );
     let (cost, cost_max) = (answer.cost_p50_usd_micro, answer.cost_p95_usd_micro);
     text += &match (after(answer.finish_p50_ms), after(answer.finish_p95_ms)) {
-        (likely, _) if likely == "never" => {
-            format!("cost      {cost} for as much as can be done\ndone      not by the deadline\n")
+        (likely, _) if likely == "never" => "done      not with the pods that there are\n".to_owned(),
+        (likely, late) => {
+            let rented =
+                answer.bill_p50_usd_micro.filter(|bill| *bill < cost).map_or(String::new(), |bill| {
+                    format!("          of it {bill} for the batch, the rest to start and end pods\n")
+                });
+            format!(
+                "cost      {cost} (p50), {cost_max} (p95)\n{rented}done      in {likely} (p50), in {late} (p95)\n"
+            )
         }
-        (likely, late) => format!(
-            "cost      {cost} expected, up to {cost_max}\ndone      in {likely} expected, in {late} with 95 %\n"
-        ),
     };
     for used in &answer.pods {
         let rent = if used.started > 0 { format!(", {} to rent", used.started) } else { String::new() };

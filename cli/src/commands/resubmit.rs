@@ -109,6 +109,7 @@ impl Again {
             budget: self.budget,
             deadline: self.deadline,
             anyway: self.anyway,
+            wait_for_model: old.options.wait_for_model,
             priority: old.options.priority,
             webhook: old.options.webhook_url.clone(),
             webhook_secret_file: None,

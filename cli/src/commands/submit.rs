@@ -59,6 +59,9 @@ pub(crate) struct Submit {
     /// Accept it even if its quote says that deadline or budget cannot be kept
     #[arg(long)]
     pub(crate) anyway: bool,
+    /// Accept it even if no worker serves its model yet, and wait for one
+    #[arg(long)]
+    pub(crate) wait_for_model: bool,
     /// From -10 (last) to 10 (first)
     #[arg(long, value_name = "P", default_value_t = 0, allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(i8).range(-10..=10))]
@@ -182,6 +185,7 @@ impl Submit {
                 webhook_url: self.webhook.clone(),
                 webhook_secret: self.webhook_secret()?,
                 accept_at_risk: self.anyway,
+                wait_for_model: self.wait_for_model,
                 ..BatchOptions::default()
             },
             metadata: self.metadata.clone(),

@@ -13,9 +13,11 @@ use ternfleet_coordinator::simulate::PodSpec;
 use ternfleet_engine::host::Topology;
 use ternfleet_proto::message::{ScaleDials, ScaleView};
 use ternfleet_proto::table::ApiVerb;
+use ternfleet_text::Manifest;
 
 use super::shares::{Share, shares};
 use crate::client::{Fleet, Patience};
+use crate::model_file::stem;
 
 /// Pods are looked at, and planned for, this often.
 const TICK_MS: u64 = 1_000;
@@ -74,6 +76,7 @@ impl Rented<'_> {
         let program = program.display().to_string();
         let model =
             self.model.canonicalize().with_context(|| format!("no model at {}", self.model.display()))?;
+        let name = model_name(&model)?;
         let Guess { threads, rate_tok_s: rate } = guess(&model, self.threads, &self.shares);
         let list = |cpus: &[usize]| cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         let cpus: Vec<String> = self.shares.iter().map(|share| list(&share.cpus)).collect();
@@ -93,9 +96,10 @@ impl Rented<'_> {
             "[scale]\nprovider = \"local\"\nfleet = \"rented\"\npods_min = {min}\npods_max = {max}\n\
              tick_ms = {TICK_MS}\nlease_s = {LEASE_S}\nidle_limit_s = {IDLE_S}\ndrain_limit_s = {DRAIN_S}\n\
              ready_limit_s = 120\nreconcile_s = 60\n\n\
-             [[scale.classes]]\nname = \"local\"\nprice_usd_per_hour = {price:.6}\nrate_tok_s = {rate:.1}\n\
+             [[scale.classes]]\nname = \"local\"\nmodel = {name}\nprice_usd_per_hour = {price:.6}\nrate_tok_s = {rate:.1}\n\
              boot_s = {BOOT_S}\nloss_per_hour = 0.0\npods_max = {max}\nthreads = {threads}\n\n\
              [scale.local]\nprogram = {program}\narguments = {arguments}\nfolder = {folder}\ncpus = {cpus}\n",
+            name = json!(name),
             price = self.price_usd_per_hour,
             program = json!(program),
             arguments = json!(arguments),
@@ -103,6 +107,12 @@ impl Rented<'_> {
             cpus = json!(cpus),
         ))
     }
+}
+
+/// What a worker of this model file calls it.
+fn model_name(model: &Path) -> anyhow::Result<String> {
+    let manifest = Manifest::beside(model).context("the model's manifest cannot be used")?;
+    Ok(manifest.map_or_else(|| stem(model), |manifest| manifest.name))
 }
 
 /// What a pod of this machine is taken for until one is measured.

@@ -14,7 +14,7 @@ use crate::route::EngineKind;
 /// Lines asked for at a time.
 pub(super) const READ_LINES: u32 = 1000;
 /// A batch may name this many different models; lines that name more get an error.
-const MODELS_MAX: usize = 16;
+pub const MODELS_MAX: usize = 16;
 
 /// What is known of a line for as long as the batch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -84,6 +84,7 @@ impl Core {
         if worker.rate.measure(made, Duration::from_millis(busy_ms)) {
             self.counts.slowdowns += 1;
         }
+        worker.tempo.measure(beat, &worker.beat.counters);
         let was_taking = worker.takes_work();
         if moved || beat.slots_in_use == 0 || worker.beat.slots_in_use == 0 {
             worker.advanced_at = now.mono;

@@ -12,6 +12,7 @@ use super::event::{JobRef, WorkerSlot};
 use super::flights::Used;
 use super::money::PodNumber;
 use super::rate::Rate;
+use super::tempo::Tempo;
 use crate::route::EngineKind;
 
 /// Without a heartbeat for this long a worker gets no new work.
@@ -45,6 +46,7 @@ pub struct Worker {
     /// Its consumers exist.
     pub registered: bool,
     pub rate: Rate,
+    pub tempo: Tempo,
     pub tokens_made: u64,
     /// When its engine last moved, or had nothing to do.
     pub advanced_at: MonoMs,
@@ -61,6 +63,11 @@ impl Worker {
             && self.liveness == Liveness::Live
             && self.beat.state == WorkerState::Ready
             && !self.hangs
+    }
+
+    /// Runs requests that name this model, by its name or digest.
+    pub fn serves(&self, model: &str) -> bool {
+        model == self.beat.model || model == self.beat.model_digest
     }
 
     /// It has jobs in its slots and its engine has not moved for too long.
@@ -198,6 +205,7 @@ impl Fleet {
             shard,
             registered: false,
             rate,
+            tempo: Tempo::default(),
             tokens_made: 0,
             advanced_at: now,
             hangs: false,

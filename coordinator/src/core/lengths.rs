@@ -3,61 +3,38 @@
 use ternfleet_proto::message::Input;
 
 use super::event::{Answer, Task, Verdict};
+use crate::quote::History;
 
 /// Newest jobs weigh this much.
 const SHARE: f64 = 0.01;
-/// The ratio counts once so many jobs are answered.
-const JOBS_SEEN: u64 = 20;
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Lengths {
     /// Tokens of a job as they turn out, prompt and output.
     pub(super) mean_job_tokens: f64,
-    output_ratio: OutputRatio,
+    pub(super) outputs: History,
 }
 
 impl Default for Lengths {
     fn default() -> Self {
-        Self { mean_job_tokens: 128.0, output_ratio: OutputRatio::default() }
+        Self { mean_job_tokens: 128.0, outputs: History::default() }
     }
-}
-
-/// Output ÷ limit over finished jobs, with its spread: an average that forgets.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct OutputRatio {
-    count: u64,
-    mean: f64,
-    variance: f64,
 }
 
 impl Lengths {
-    pub(super) fn learn(&mut self, answer: &Answer, task: Option<&Task>) {
+    /// `context_tokens` limits an output whose request names no limit.
+    pub(super) fn learn(&mut self, answer: &Answer, task: Option<&Task>, context_tokens: u32) {
         let Verdict::Good { .. } = answer.verdict else { return };
         let made = f64::from(answer.prompt_tokens + answer.completion_tokens);
         self.mean_job_tokens += SHARE * (made - self.mean_job_tokens);
-        let limit = task.and_then(|task| match &task.input {
-            Input::Inline(generation) => generation.max_tokens,
-            Input::Object(_) => None,
-        });
-        if let Some(limit) = limit.filter(|limit| *limit > 0) {
-            self.output_ratio.learn((f64::from(answer.completion_tokens) / f64::from(limit)).min(1.0));
+        let Some(task) = task else { return };
+        let Input::Inline(generation) = &task.input else { return };
+        let limited = generation.max_tokens.map(|each| each.saturating_mul(generation.prompt.choices()));
+        let limit = limited.unwrap_or(context_tokens);
+        if limit > 0 {
+            let ratio = f64::from(answer.completion_tokens) / f64::from(limit);
+            let model = answer.model.as_deref();
+            self.outputs.learn(model, task.line.endpoint, limited.is_some(), ratio);
         }
-    }
-
-    /// Mean and spread, once enough is seen.
-    pub(super) fn output_ratio(&self) -> Option<(f64, f64)> {
-        let ratio = &self.output_ratio;
-        (ratio.count >= JOBS_SEEN).then(|| (ratio.mean, ratio.variance.sqrt().max(0.02)))
-    }
-}
-
-impl OutputRatio {
-    fn learn(&mut self, ratio: f64) {
-        self.count += 1;
-        // The first ones count in full, so that the mean does not lean on the very first.
-        let share = SHARE.max(1.0 / self.count as f64);
-        let difference = ratio - self.mean;
-        self.mean += share * difference;
-        self.variance = (1.0 - share) * (self.variance + share * difference * difference);
     }
 }

@@ -13,6 +13,7 @@ use super::{Core, estimate};
 impl Core {
     pub(super) fn begin_to_lead(&mut self, now: Now, lead: Lead, actions: &mut Vec<Action>) {
         self.lead = Some(lead);
+        self.leads_since = now.mono;
         self.duties.sweep.rest(now.mono);
         actions.push(Action::ClearWork);
         self.money.begin_to_tell(now);
@@ -50,6 +51,7 @@ impl Core {
         let origin = if record.single { Origin::Caller } else { Origin::File };
         let (scan, ended) = (record.lines.is_none(), record.state.is_terminal());
         let (id, tenant, state) = (record.id.clone(), record.tenant.clone(), record.state);
+        self.checks.learn(&record, false);
         let slot = self.ledger.open(now, record, origin);
         if ended {
             return;
@@ -268,6 +270,9 @@ impl Core {
         self.ledger.end(now, slot, state);
         self.act(actions, Action::StopReading { batch: slot });
         self.changed(slot, actions);
+        if let Some(batch) = self.ledger.get(slot) {
+            self.checks.learn(&batch.record, true);
+        }
         self.act(actions, Action::Forget { batch: id, tenant, fenced });
         if notify && let Some(batch) = self.ledger.get(slot) {
             let record = Box::new(batch.record.clone());

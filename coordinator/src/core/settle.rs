@@ -79,7 +79,8 @@ impl Core {
         self.counts.completion_tokens += u64::from(answer.completion_tokens);
         self.counts.wasted_repeated_tokens += u64::from(answer.repeated_tokens);
         let task = self.ledger.live(job).and_then(|live| live.task.as_deref());
-        self.lengths.learn(answer, task);
+        let context = self.fleet.slot(&answer.worker).and_then(|slot| self.fleet.get(slot));
+        self.lengths.learn(answer, task, context.map_or(0, |worker| worker.beat.context_tokens));
         let audit = self.audit_due(job, answer);
         self.land(now, job, Some(answer), actions);
         if let Some(audit) = audit {

@@ -10,8 +10,8 @@ use super::Core;
 use super::batch::Batch;
 use super::fleet::{Liveness, Worker};
 use crate::plan;
-use crate::quote::Lengths;
-use crate::scale::SeenWorker;
+use crate::quote::{Engine, Lengths, Skill};
+use crate::scale::{Need, SeenWorker};
 
 /// Decode over prefill speed where no worker has measured it.
 const PROMPT_WEIGHT: f64 = 0.3;
@@ -25,8 +25,10 @@ const LINES_SEEN: u32 = 20;
 pub struct Situation {
     /// By pod.
     pub workers: Vec<SeenWorker>,
-    pub batches: Vec<plan::Batch>,
+    pub needs: Vec<Need>,
     pub lengths: Lengths,
+    /// How good quotes have been.
+    pub skill: Skill,
     /// What each rented pod has cost so far, by name.
     pub leases: Vec<(String, UsdMicro)>,
     /// The whole bills of the latest that have ended, newest first.
@@ -41,14 +43,15 @@ impl Core {
         let lengths = self.work_lengths();
         let batches = self.ledger.active().map(|(_, batch)| batch);
         let batches = batches.filter(|batch| !batch.is_ended() && batch.record.ending.is_none());
-        let batches = batches.map(|batch| batch.need(&lengths, self.lengths.mean_job_tokens));
+        let needs = batches.flat_map(|batch| batch.needs(&lengths, self.lengths.mean_job_tokens));
         Situation {
             workers: self.seen_workers(now),
-            batches: batches.collect(),
+            needs: needs.collect(),
             leases: self.money.lease_bills(),
             ended_leases: self.money.ended_lease_bills(),
             leased_total: self.money.leased_total(),
             lengths,
+            skill: self.checks.skill(),
         }
     }
 
@@ -59,7 +62,7 @@ impl Core {
             .map(|worker| (worker.beat.decode_tok_s, worker.beat.prefill_tok_s))
             .fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
         Lengths {
-            seen_ratio: self.lengths.output_ratio(),
+            history: self.lengths.outputs.clone(),
             context_tokens: ready().map(|worker| worker.beat.context_tokens).max().unwrap_or(CONTEXT_TOKENS),
             prompt_weight: weight(decode, prefill).unwrap_or(PROMPT_WEIGHT),
         }
@@ -85,6 +88,18 @@ impl Core {
                 (seen, 0.0)
             });
             seen.workers.push(beat.worker.clone());
+            seen.engines.push(Engine::new(
+                beat.slots,
+                &beat.calibration,
+                beat.prefill_tok_s,
+                worker.rate.mean_tok_s(),
+                worker.tempo.ratio(),
+            ));
+            for model in [&beat.model, &beat.model_digest] {
+                if !seen.models.contains(model) {
+                    seen.models.push(model.clone());
+                }
+            }
             seen.silent = seen.silent.min(now.since(worker.seen_at));
             seen.live |= takes_work(worker);
             if worker.beat.state != WorkerState::Gone {
@@ -114,6 +129,36 @@ pub(super) fn weight(decode_tok_s: f64, prefill_tok_s: f64) -> Option<f64> {
 }
 
 impl Batch {
+    /// What it still needs, of each model that its lines name. Until its lines are read it may be anything.
+    fn needs(&self, lengths: &Lengths, mean_job_tokens: f64) -> Vec<Need> {
+        let whole = self.need(lengths, mean_job_tokens);
+        let named: BTreeMap<&str, u64> = match &self.record.quote {
+            Some(quote) if !quote.models.is_empty() => {
+                quote.models.iter().map(|(model, lines)| (model.as_str(), *lines)).collect()
+            }
+            _ => self
+                .queues
+                .iter()
+                .filter_map(|queue| Some((queue.model.as_deref()?, (queue.jobs.len() as u64).max(1))))
+                .collect(),
+        };
+        let of = |batch, model: &str| Need { batch, model: Some(model.to_owned()) };
+        let all: u64 = named.values().sum();
+        match named.len() {
+            0 => vec![whole.into()],
+            1 => named.keys().map(|model| of(whole.clone(), model)).collect(),
+            // Shares of one batch: what each may spend goes with its lines.
+            _ => named
+                .iter()
+                .map(|(model, lines)| {
+                    let share = *lines as f64 / all.max(1) as f64;
+                    let name = format!("{} ({model})", whole.name);
+                    of(whole.share(name, share), model)
+                })
+                .collect(),
+        }
+    }
+
     /// What it still needs: by its own answered lines once there are some, by its quote before, and by the fleet's
     /// mean without either.
     fn need(&self, lengths: &Lengths, mean_job_tokens: f64) -> plan::Batch {

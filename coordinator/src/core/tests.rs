@@ -471,6 +471,7 @@ fn a_completion_whose_worker_is_lost_goes_to_another() {
         deadline: ternfleet_proto::TimeMs(u64::MAX),
         traceparent: None,
         again: false,
+        wait_for_model: false,
     };
     world.tell(Event::JobCreated(Box::new(create.clone())));
     world.tell(Event::Turn);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView};
+use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView, WorkerState};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
 use ternfleet_proto::{BatchId, Lane, Now, TenantId, TimeMs, UsdMicro, WorkerId};
 
@@ -10,6 +10,7 @@ use super::batch::Batch;
 use super::event::BatchSlot;
 use super::fleet::Liveness;
 use super::{BatchRecord, Core};
+use crate::models::Models;
 
 /// Levels, as against [`super::Counts`], for metrics.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -167,10 +168,24 @@ impl Core {
         records.find(|record| reads(record) && !record.state.is_terminal()).map(|record| &record.id)
     }
 
-    /// One that takes work, for a question that any of them can answer.
-    pub fn some_worker(&self) -> Option<WorkerId> {
-        let up = self.fleet.workers.values().find(|worker| worker.takes_work());
-        up.map(|worker| worker.beat.worker.clone())
+    /// One that takes work and serves this model, for a question that any of those can answer.
+    pub fn some_worker(&self, model: Option<&str>) -> Option<WorkerId> {
+        let mut up = self.fleet.workers.values().filter(|worker| worker.takes_work());
+        let worker = up.find(|worker| model.is_none_or(|model| worker.serves(model)))?;
+        Some(worker.beat.worker.clone())
+    }
+
+    /// The models of all workers that are known, those included that were lost a moment ago and may come back. A leader
+    /// that has just begun has not heard of all of them: then the answer is open.
+    pub fn models(&self, now: Now) -> Models {
+        let settled = Duration::from_millis(self.limits.settle_ms);
+        let mut models = Models { open: now.since(self.leads_since) < settled, ..Models::default() };
+        let workers = self.fleet.workers.values().map(|worker| &worker.beat);
+        for beat in workers.filter(|beat| beat.state != WorkerState::Gone) {
+            models.served.insert(beat.model.clone());
+            models.digests.insert(beat.model_digest.clone());
+        }
+        models
     }
 
     pub fn pod_views(&self) -> Vec<PodView> {

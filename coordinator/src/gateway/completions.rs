@@ -91,6 +91,7 @@ async fn run(
         deadline: gateway.clock().wall().plus(patience),
         traceparent: super::traceparent(&headers),
         again: false,
+        wait_for_model: false,
     };
     let asking = gateway.shared.leaders.watch();
     let guard = HangUp { bus, tenant, job, answered: false };

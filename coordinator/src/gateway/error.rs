@@ -86,10 +86,12 @@ impl From<Refusal> for ApiError {
             RefusalCode::Busy => (StatusCode::TOO_MANY_REQUESTS, "quota_exceeded"),
             RefusalCode::Unaffordable => (StatusCode::BAD_REQUEST, "cannot_be_kept"),
             RefusalCode::NotDurable => (StatusCode::BAD_REQUEST, "not_durable"),
+            RefusalCode::ModelNotFound => (StatusCode::NOT_FOUND, "model_not_found"),
             RefusalCode::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         };
         let retry_after_s = refusal.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1));
-        Self { retry_after_s, ..Self::new(status, code, refusal.message) }
+        let param = (refusal.code == RefusalCode::ModelNotFound).then(|| "model".to_owned());
+        Self { retry_after_s, param, ..Self::new(status, code, refusal.message) }
     }
 }
 

@@ -54,23 +54,19 @@ impl Known {
     }
 }
 
-/// The model to run. One that nobody serves is refused, rather than let its caller wait; a fleet without any worker may
-/// be about to get one, so there it is let through. Where one alone is served, leaving it out means that one.
+/// The model to run; the coordinator refuses one that nobody can serve. Where one alone is served, leaving it out means
+/// that one.
 pub(super) async fn chosen(gateway: &Gateway, asked: Option<String>) -> ApiResult<Option<String>> {
+    if asked.is_some() {
+        return Ok(asked);
+    }
     let known = &gateway.shared.models;
     let mut names = known.fresh().unwrap_or_default();
-    if names.is_empty() || asked.as_ref().is_some_and(|model| !names.contains(model)) {
+    if names.is_empty() {
         names = served(gateway).await?.into_keys().collect();
         known.keep(names.clone());
     }
-    let Some(model) = asked else {
-        return Ok(names.pop().filter(|_| names.is_empty()));
-    };
-    if names.is_empty() || names.contains(&model) {
-        return Ok(Some(model));
-    }
-    let message = format!("No live worker serves the model {model:?}; served are: {}.", names.join(", "));
-    Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).about("model"))
+    Ok(names.pop().filter(|_| names.is_empty()))
 }
 
 pub(super) async fn list(State(gateway): State<Gateway>, _caller: Caller) -> ApiResult<Json<Value>> {

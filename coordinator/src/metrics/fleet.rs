@@ -89,6 +89,7 @@ impl FleetSeries {
             .map(|(name, help, _)| maker.counter_family(&format!("pod_{name}"), help, &["pod", "class"]))
             .collect();
         let pod = ["pod", "class"];
+        let batch = ["batch", "name"];
         Self {
             up: gauges("pod_workers", "Workers of a pod by state.", &["pod", "class", "state"]),
             rate: gauges("pod_rate_tok_s", "Measured speed of a pod in tokens per second.", &pod),
@@ -115,23 +116,19 @@ impl FleetSeries {
                 &["class", "phase"],
             ),
             heard: Mutex::default(),
-            batch_jobs: gauges("batch_jobs", "Jobs of an open batch by state.", &["batch", "state"]),
+            batch_jobs: gauges("batch_jobs", "Jobs of an open batch by state.", &["batch", "name", "state"]),
             batch_slack: gauges(
                 "batch_deadline_slack_seconds",
                 "Deadline minus estimated finish time of an open batch; absent without an estimate.",
-                &["batch"],
+                &batch,
             ),
             batch_budget_left: gauges(
                 "batch_budget_left_usd",
                 "Remaining budget of an open batch, in dollars; absent without a budget.",
-                &["batch"],
+                &batch,
             ),
-            batch_cost: gauges("batch_cost_usd", "Cost of an open batch, in dollars.", &["batch"]),
-            batch_rate: gauges(
-                "batch_rate_tok_s",
-                "Tokens per second generated for an open batch.",
-                &["batch"],
-            ),
+            batch_cost: gauges("batch_cost_usd", "Cost of an open batch, in dollars.", &batch),
+            batch_rate: gauges("batch_rate_tok_s", "Tokens per second generated for an open batch.", &batch),
         }
     }
 
@@ -207,23 +204,28 @@ impl FleetSeries {
         let until = |batch: &BatchView| batch.options.deadline.unwrap_or(batch.expires_at);
         let mut live: Vec<&BatchView> = batches.iter().filter(|batch| !batch.state.is_terminal()).collect();
         live.sort_by_key(|batch| (until(batch), batch.id.clone()));
-        for batch in live.into_iter().take(BATCHES_MAX) {
-            let id = batch.id.as_str();
+        let named = |name: &str| live.iter().filter(|batch| batch.name.as_deref() == Some(name)).count();
+        let label = |batch: &BatchView| match batch.name.as_deref().filter(|name| !name.is_empty()) {
+            None => batch.id.to_string(),
+            Some(name) if named(name) == 1 => name.to_owned(),
+            Some(name) => format!("{name} ({})", batch.id),
+        };
+        for batch in live.iter().take(BATCHES_MAX) {
+            let name = label(batch);
+            let id = [batch.id.as_str(), name.as_str()];
             let open = batch.total.saturating_sub(batch.completed + batch.failed);
             for (state, jobs) in [("good", batch.completed), ("error", batch.failed), ("open", open)] {
-                self.batch_jobs.with_label_values(&[id, state]).set(f64::from(jobs));
+                self.batch_jobs.with_label_values(&[id[0], id[1], state]).set(f64::from(jobs));
             }
             if let Some(estimate) = batch.finish_estimate {
                 let slack = until(batch).0 as f64 - estimate.0.max(now.0) as f64;
-                self.batch_slack.with_label_values(&[id]).set(slack / 1000.0);
+                self.batch_slack.with_label_values(&id).set(slack / 1000.0);
             }
             if let Some(budget) = batch.options.budget_usd_micro {
-                self.batch_budget_left
-                    .with_label_values(&[id])
-                    .set((budget - batch.cost_usd_micro).dollars());
+                self.batch_budget_left.with_label_values(&id).set((budget - batch.cost_usd_micro).dollars());
             }
-            self.batch_cost.with_label_values(&[id]).set(batch.cost_usd_micro.dollars());
-            self.batch_rate.with_label_values(&[id]).set(batch.rate_tok_s);
+            self.batch_cost.with_label_values(&id).set(batch.cost_usd_micro.dollars());
+            self.batch_rate.with_label_values(&id).set(batch.rate_tok_s);
         }
     }
 }

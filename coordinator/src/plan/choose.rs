@@ -289,6 +289,14 @@ impl Chooser<'_> {
                 class: problem.pods[market.pod_of[seat]].class,
                 step,
                 until: at(if used { end_s } else { 0.0 }),
+                works_until: at(match used {
+                    // It begins with the margin and plans anew as it goes: on average half of the margin is used.
+                    true if hasty.is_empty() => {
+                        0.5 * (outlook.careful.end_s[seat] + outlook.expected.end_s[seat])
+                    }
+                    true => shape.ready_s.max(together_s),
+                    false => 0.0,
+                }),
                 tokens: if hastened { busy_s * shape.rate_tok_s } else { outlook.careful.tokens[seat] },
                 cost_usd_micro: market.usd_up(cost),
             });

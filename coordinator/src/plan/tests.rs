@@ -123,6 +123,19 @@ fn a_batch_runs_only_on_its_classes() {
 }
 
 #[test]
+fn a_batch_that_no_pod_may_run_is_missed_and_changes_nothing_for_the_others() {
+    let alone = problem(report_fleet(), vec![batch("b", 150_000.0, Some(1.0))]);
+    let mut both = alone.clone();
+    let mut stuck = batch("a", 1e9, Some(0.5));
+    stuck.classes = ClassSet::of(&[PodClass(9)]);
+    both.batches.insert(0, stuck);
+    let (alone, both) = (plan(&alone, None), plan(&both, None));
+    assert_eq!((&both.pods, both.cost_usd_micro), (&alone.pods, alone.cost_usd_micro));
+    assert_eq!(both.batches[0].verdict, Verdict::Missed(Limit::Capacity));
+    assert_eq!(both.batches[1], alone.batches[0]);
+}
+
+#[test]
 fn spread_of_the_speeds_brings_a_margin() {
     let mut asked =
         problem(vec![pod("a", 20.0, 0.3), pod("b", 20.0, 0.3)], vec![batch("b", 65_000.0, Some(1.0))]);

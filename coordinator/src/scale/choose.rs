@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use ternfleet_proto::UsdMicro;
 
-use super::{Act, Class, Decision, Intent, Intents, Seen, SeenPod, SeenWorker, Settings, Why};
-use crate::plan::{Care, Limits, Plan, Pod, PodClass, PodState, Problem, Step, plan};
+use super::{
+    Act, Class, Decision, Intent, Intents, PodKind, Prospect, Seen, SeenPod, SeenWorker, Settings, Why,
+    serving,
+};
+use crate::plan::{Batch, Care, Limits, Plan, Pod, PodClass, PodState, Problem, Step, plan};
+use crate::quote::{Engines, PodEngines};
 
 /// What a loss costs in time until the work continues elsewhere.
 const RESTART_S: f64 = 30.0;
@@ -14,12 +18,47 @@ const LIST_LAG_S: f64 = 15.0;
 /// A pod's slots checkpoint every 32 tokens each.
 const CHECKPOINT_TOKENS: u32 = 512;
 
-/// The planner's problem as it stands, with the names of its classes by number: what a quote is made from.
-pub fn market(settings: &Settings, intents: &Intents, seen: &Seen) -> (Problem, Vec<String>) {
+/// What a quote is made from.
+pub fn market(settings: &Settings, intents: &Intents, seen: &Seen) -> Prospect {
     let standing = |intent| Some((intent, stand(settings, intent, seen, &mut Vec::new())?));
     let alive: Vec<(&Intent, Standing)> = intents.values().filter_map(standing).collect();
     let offers = offers(settings, &alive, seen);
-    (problem(settings, &alive, &offers, seen), class_names(settings, seen))
+    let kinds = kinds(settings, &alive, seen);
+    let problem = problem(settings, &kinds, &alive, &offers, seen);
+    let engines = engines(settings, &alive, &offers, seen);
+    Prospect { problem, kinds, engines }
+}
+
+/// The engines of every pod: as measured where it runs, else of the shape that others of its class or its model have.
+fn engines(
+    settings: &Settings,
+    alive: &[(&Intent, Standing)],
+    offers: &[Candidate<'_>],
+    seen: &Seen,
+) -> Engines {
+    let live = || seen.workers.iter().filter(|worker| worker.live && !worker.engines.is_empty());
+    let measured = |worker: &SeenWorker| PodEngines {
+        engines: worker.engines.clone(),
+        stays: !settings.is_ours(&worker.pod),
+    };
+    let mut engines: Engines = live().map(|worker| (worker.pod.clone(), measured(worker))).collect();
+    let expected = |intent: &Intent| {
+        let class = settings.class(&intent.class)?;
+        let of_class = || live().find(|worker| worker.class == intent.class);
+        let of_model =
+            || live().find(|worker| class.models.iter().any(|model| worker.models.contains(model)));
+        let shape = of_class().or_else(of_model)?;
+        let each_tok_s = class.rate_tok_s / shape.engines.len() as f64;
+        let engines = shape.engines.iter().map(|engine| engine.scaled_to(each_tok_s)).collect();
+        Some(PodEngines { engines, stays: false })
+    };
+    let coming = alive.iter().map(|(intent, _)| *intent).chain(offers.iter().map(|offer| &offer.intent));
+    for intent in coming {
+        if let (false, Some(expected)) = (engines.contains_key(&intent.name), expected(intent)) {
+            engines.insert(intent.name.clone(), expected);
+        }
+    }
+    engines
 }
 
 /// Workers on pods that are not ours to rent or to give back.
@@ -27,15 +66,30 @@ fn fixed<'a>(settings: &'a Settings, seen: &'a Seen) -> impl Iterator<Item = &'a
     seen.workers.iter().filter(|worker| worker.live && !settings.is_ours(&worker.pod))
 }
 
-/// The configured classes, then those that only workers name.
-fn class_names(settings: &Settings, seen: &Seen) -> Vec<String> {
-    let mut names: Vec<String> = settings.classes.iter().map(|class| class.name.clone()).collect();
-    for worker in fixed(settings, seen) {
-        if !names.contains(&worker.class) {
-            names.push(worker.class.clone());
+/// The configured classes, then what only pods that run show: other classes, other models.
+fn kinds(settings: &Settings, alive: &[(&Intent, Standing)], seen: &Seen) -> Vec<PodKind> {
+    let mut kinds: Vec<PodKind> = settings
+        .classes
+        .iter()
+        .map(|class| PodKind { class: class.name.clone(), models: class.models.clone() })
+        .collect();
+    let rented = alive.iter().map(|(intent, _)| kind_of(settings, seen, intent));
+    let fixed = fixed(settings, seen)
+        .map(|worker| PodKind { class: worker.class.clone(), models: worker.models.clone() });
+    for kind in rented.chain(fixed) {
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
         }
     }
-    names
+    kinds
+}
+
+/// The kind of a rented pod: as its worker says, or as its class promises until that is heard of.
+fn kind_of(settings: &Settings, seen: &Seen, intent: &Intent) -> PodKind {
+    let worker = seen.workers.iter().find(|worker| worker.pod == intent.name && !worker.models.is_empty());
+    let promised = || settings.class(&intent.class).map(|class| class.models.clone()).unwrap_or_default();
+    let models = worker.map_or_else(promised, |worker| worker.models.clone());
+    PodKind { class: intent.class.clone(), models }
 }
 
 /// Decides what to do now.
@@ -53,9 +107,10 @@ pub fn decide(settings: &Settings, intents: &Intents, seen: &Seen, previous: Opt
     keep_daily_limit(settings, seen, &mut alive, &mut acts);
 
     let offers = offers(settings, &alive, seen);
-    let problem = problem(settings, &alive, &offers, seen);
+    let problem = problem(settings, &kinds(settings, &alive, seen), &alive, &offers, seen);
     let plan = plan(&problem, previous);
-    follow(settings, &alive, &offers, &plan, seen, &mut acts);
+    let idle = problem.batches.iter().all(|batch| batch.tokens_left <= 0.0 || !problem.serves(batch));
+    follow(settings, &alive, &offers, &plan, seen, idle, &mut acts);
     Decision { acts, plan }
 }
 
@@ -258,17 +313,24 @@ fn offers<'a>(settings: &'a Settings, alive: &[(&Intent, Standing)], seen: &Seen
 
 fn problem(
     settings: &Settings,
+    kinds: &[PodKind],
     alive: &[(&Intent, Standing)],
     offers: &[Candidate<'_>],
     seen: &Seen,
 ) -> Problem {
-    let names = class_names(settings, seen);
-    let index = |name: &str| names.iter().position(|known| known == name).unwrap_or(63).min(63) as u8;
+    let index =
+        |kind: &PodKind| PodClass(kinds.iter().position(|known| known == kind).unwrap_or(63).min(63) as u8);
+    let worker_kind =
+        |worker: &SeenWorker| index(&PodKind { class: worker.class.clone(), models: worker.models.clone() });
+    let needs = seen.needs.iter().map(|need| Batch {
+        classes: need.batch.classes.and(serving(kinds, need.model.as_deref())),
+        ..need.batch.clone()
+    });
     let pod = |intent: &Intent, state: PodState, mean: f64, sd: f64| {
         let class = settings.class(&intent.class);
         Pod {
             name: intent.name.clone(),
-            class: PodClass(index(&intent.class)),
+            class: index(&kind_of(settings, seen, intent)),
             rate_mean_tok_s: mean,
             rate_sd_tok_s: sd,
             price_usd_micro_per_hour: intent.price_usd_micro_per_hour,
@@ -286,7 +348,7 @@ fn problem(
     let fixed: Vec<Pod> = fixed(settings, seen)
         .map(|worker| Pod {
             name: worker.pod.clone(),
-            class: PodClass(index(&worker.class)),
+            class: worker_kind(worker),
             rate_mean_tok_s: worker.rate_mean_tok_s,
             rate_sd_tok_s: worker.rate_sd_tok_s,
             price_usd_micro_per_hour: worker.price_usd_micro_per_hour,
@@ -303,7 +365,7 @@ fn problem(
     Problem {
         now: seen.now,
         pods: held.chain(new).chain(fixed).collect(),
-        batches: seen.batches.clone(),
+        batches: needs.collect(),
         limits: Limits {
             usd_micro_per_hour: settings.usd_micro_per_hour_max.map(|limit| limit + fixed_price),
             usd_micro_today: settings.usd_micro_per_day_max.map(|limit| limit - seen.spent_today),
@@ -321,6 +383,7 @@ fn follow(
     offers: &[Candidate<'_>],
     plan: &Plan,
     seen: &Seen,
+    idle: bool,
     acts: &mut Vec<Act>,
 ) {
     let step = |name: &str| {
@@ -339,7 +402,7 @@ fn follow(
     let staying = settings.pods_min.saturating_sub(kept.len()).min(spare.len());
     kept.extend(spare.drain(..staying));
     // With nothing to do at all, more may come soon: a boot costs more than a short wait.
-    if seen.batches.iter().all(|batch| batch.tokens_left <= 0.0) {
+    if idle {
         let (mut waiting, mut leaving): (Vec<_>, Vec<_>) =
             spare.into_iter().partition(|(intent, _)| waits(settings, intent, seen));
         // A limit that was lowered gives back at once what is above it: `scale set --max 0` waits for nothing.

@@ -23,6 +23,9 @@ pub struct Class {
     /// So many may be starting at once; `None` is no limit.
     #[serde(default)]
     pub starting_max: Option<u32>,
+    /// What its pods serve. Empty: not known until one is up.
+    #[serde(default)]
+    pub models: Vec<String>,
 }
 
 /// A place that has no room for now.

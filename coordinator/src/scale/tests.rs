@@ -8,6 +8,7 @@ const HOUR_MS: u64 = 3_600_000;
 fn class(name: &str, price_usd: f64, rate_tok_s: f64, centers: &[&str]) -> Class {
     Class {
         starting_max: None,
+        models: Vec::new(),
         name: name.to_owned(),
         price_usd_micro_per_hour: UsdMicro::from_dollars(price_usd),
         rate_tok_s,
@@ -38,7 +39,7 @@ fn seen(tokens: f64, hours: f64) -> Seen {
     };
     Seen {
         pods: Some(Vec::new()),
-        batches: if tokens > 0.0 { vec![batch] } else { Vec::new() },
+        needs: if tokens > 0.0 { vec![batch.into()] } else { Vec::new() },
         ..Seen::default()
     }
 }
@@ -98,12 +99,59 @@ fn the_fleet_goes_from_none_to_what_is_needed_and_back() {
     assert!(second.acts.iter().all(|act| matches!(act, Act::Adopt { .. })), "{:?}", second.acts);
     perform(&second.acts, &mut intents, &mut now_seen);
     assert_eq!(decide(&settings(), &intents, &now_seen, Some(&second.plan)).acts, []);
-    now_seen.batches.clear();
+    now_seen.needs.clear();
     for _ in 0..2 {
         let done = decide(&settings(), &intents, &now_seen, None);
         perform(&done.acts, &mut intents, &mut now_seen);
     }
     assert!(intents.is_empty() && now_seen.pods.unwrap().is_empty());
+}
+
+/// Two classes, each for a model of its own.
+fn two_models() -> Settings {
+    let mut settings = settings();
+    settings.classes[0].models = vec!["small".to_owned()];
+    settings.classes[1].models = vec!["large".to_owned(), "digest-of-large".to_owned()];
+    settings
+}
+
+#[test]
+fn nothing_is_rented_for_a_model_that_no_class_serves_and_nothing_is_called_in_time() {
+    let mut asked = seen(10_000.0, 9.0);
+    asked.needs[0].model = Some("lagre".to_owned());
+    let decision = decide(&two_models(), &Intents::new(), &asked, None);
+    assert_eq!(decision.acts, []);
+    assert!(!decision.plan.all_kept(), "{:?}", decision.plan);
+}
+
+#[test]
+fn a_batch_is_given_pods_of_the_classes_that_serve_its_model_alone() {
+    let settings = two_models();
+    for (model, class) in [("small", "cheap"), ("large", "dear"), ("digest-of-large", "dear")] {
+        let mut asked = seen(10_000.0, 9.0);
+        asked.needs[0].model = Some(model.to_owned());
+        let decision = decide(&settings, &Intents::new(), &asked, None);
+        let rented = written(&decision.acts);
+        assert!(
+            !rented.is_empty() && rented.iter().all(|intent| intent.class == class),
+            "{model}: {rented:?}"
+        );
+    }
+    // A worker that runs already and serves another model is no help.
+    let mut asked = seen(10_000.0, 9.0);
+    asked.needs[0].model = Some("small".to_owned());
+    let worker = SeenWorker {
+        pod: "by-hand".to_owned(),
+        class: "hand".to_owned(),
+        rate_mean_tok_s: 1e6,
+        live: true,
+        models: vec!["large".to_owned()],
+        ..SeenWorker::default()
+    };
+    asked.workers.push(worker.clone());
+    assert_eq!(written(&decide(&settings, &Intents::new(), &asked, None).acts).len(), 1);
+    asked.workers[0].models = vec!["small".to_owned()];
+    assert_eq!(decide(&settings, &Intents::new(), &asked, None).acts, [], "it does the work");
 }
 
 #[test]
@@ -230,10 +278,10 @@ fn a_worker_that_nobody_rented_does_its_share_and_is_never_ended() {
         ..SeenWorker::default()
     });
     assert_eq!(decide(&settings(), &Intents::new(), &asked, None).acts, [], "it does the work alone");
-    let (problem, names) = market(&settings(), &Intents::new(), &asked);
-    assert_eq!(names, ["cheap", "dear", "local"]);
+    let Prospect { problem, kinds, .. } = market(&settings(), &Intents::new(), &asked);
+    assert_eq!(kinds.iter().map(|kind| kind.class.as_str()).collect::<Vec<_>>(), ["cheap", "dear", "local"]);
     assert!(problem.pods.iter().any(|pod| pod.name == "by-hand"));
-    asked.batches[0].tokens_left = 130_000.0;
+    asked.needs[0].batch.tokens_left = 130_000.0;
     assert!(!written(&decide(&settings(), &Intents::new(), &asked, None).acts).is_empty());
 }
 
@@ -244,7 +292,7 @@ fn a_pod_without_work_waits_for_the_idle_limit_and_no_longer() {
     let first = decide(&patient, &intents, &asked, None);
     perform(&first.acts, &mut intents, &mut asked);
     let name = intents.keys().next().unwrap().clone();
-    asked.batches.clear();
+    asked.needs.clear();
     asked.now = TimeMs(200_000);
     asked.workers = intents
         .keys()
@@ -373,7 +421,7 @@ proptest! {
             names.dedup();
             prop_assert_eq!(names.len(), listed.len());
         }
-        now_seen.batches.clear();
+        now_seen.needs.clear();
         for _ in 0..4 {
             let decision = decide(&fleet, &intents, &now_seen, None);
             perform(&decision.acts, &mut intents, &mut now_seen);

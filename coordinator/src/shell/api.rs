@@ -26,6 +26,8 @@ use super::{bounds, count, dead, deletion, setup, spans};
 use crate::Options;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, view_of};
 
+pub(super) use creation::Surveyed;
+
 const LIST_MAX: u32 = 200;
 
 /// A request as it came.
@@ -205,7 +207,12 @@ impl Api {
                 Vec::new()
             }),
             ApiVerb::Count => self.with(&payload, reply, |api, ask: CountTokens, reply| {
-                tokio::spawn(count::answer(Arc::clone(&api.bus), core.some_worker(), ask, reply));
+                tokio::spawn(count::answer(
+                    Arc::clone(&api.bus),
+                    core.some_worker(ask.model.as_deref()),
+                    ask,
+                    reply,
+                ));
                 Vec::new()
             }),
             ApiVerb::ScaleShow | ApiVerb::ScaleSet | ApiVerb::ScalePlan => {
@@ -219,6 +226,10 @@ impl Api {
                     true => bounds::job(&job),
                     false => bounds::job(&job)
                         .and_then(|()| api.full.clone().map_or(Ok(()), Err))
+                        .and_then(|()| match job.wait_for_model {
+                            true => Ok(()),
+                            false => footing.models(now, core).check(job.line.model.as_deref()),
+                        })
                         .and_then(|()| core.admit_single(now, &job)),
                 };
                 if let Err(refused) = admitted {

@@ -1,5 +1,6 @@
 //! What a caller may ask for, field by field, before any of it is kept. How much of it at a time is for the quotas.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use tokio::io::BufReader;
 
 use super::api::{refusal, unreachable};
 use super::lines;
+use crate::core::MODELS_MAX;
+use crate::sample::note_model;
 
 const KEY_BYTES_MAX: usize = 256;
 const NAME_BYTES_MAX: usize = 256;
@@ -19,6 +22,8 @@ const METADATA_KEY_BYTES_MAX: usize = 64 * 4;
 const METADATA_VALUE_BYTES_MAX: usize = 512 * 4;
 /// A creation waits so long for the lines of a large file to be counted; the scan after it counts the rest.
 const COUNT_WITHIN: Duration = Duration::from_secs(3);
+/// And so long for the models that they name.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
 fn too_long(field: &str, max: usize) -> Refusal {
     refusal(RefusalCode::Invalid, format!("{field} may have {max} bytes at most"))
@@ -46,6 +51,12 @@ pub(super) fn creation(create: &BatchCreate) -> Result<(), Refusal> {
     for (key, value) in &create.metadata {
         at_most("a key of metadata", key, METADATA_KEY_BYTES_MAX)?;
         at_most("a value of metadata", value, METADATA_VALUE_BYTES_MAX)?;
+    }
+    if create.work.as_ref().is_some_and(|work| work.models.len() > MODELS_MAX) {
+        return Err(refusal(
+            RefusalCode::Invalid,
+            format!("work.models may have {MODELS_MAX} names at most"),
+        ));
     }
     if create.work.as_ref().is_some_and(|work| work.sample.len() > QUOTE_SAMPLE_MAX) {
         let message = format!("work.sample may have {QUOTE_SAMPLE_MAX} lines at most");
@@ -84,4 +95,25 @@ pub(super) async fn lines(
         // What is not known now is known when the lines are looked through, before any of them is kept.
         Ok(Ok(false) | Err(_)) | Err(_) => Ok(()),
     }
+}
+
+/// The models that a file's lines name, as far as it can be looked through in the time that a creation may take. What
+/// lies behind that is not refused; its lines wait for a worker of their model.
+pub(super) async fn models(
+    bus: &Arc<dyn Bus>,
+    bucket: &str,
+    object: &str,
+) -> Result<BTreeSet<String>, Refusal> {
+    let content = bus.object_get(bucket, object, 0).await.map_err(|error| unreachable(&error))?;
+    let mut input = BufReader::with_capacity(256 << 10, content);
+    let mut models = BTreeMap::new();
+    let look = async {
+        let mut line = Vec::new();
+        while let Ok(Some(_)) = lines::next_line(&mut input, &mut line, true).await {
+            note_model(&mut models, &line);
+            tokio::task::consume_budget().await;
+        }
+    };
+    let _ = tokio::time::timeout(LOOK_WITHIN, look).await;
+    Ok(models.into_keys().collect())
 }

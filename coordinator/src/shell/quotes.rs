@@ -1,12 +1,15 @@
 //! Quotes over the bus: the core's situation and the scaler's market become a problem, a task of its own solves it.
 
+use std::collections::BTreeSet;
+
 use ternfleet_proto::Now;
 use ternfleet_proto::message::{BatchCreate, Promise, Quote, QuoteAsk, Refusal, RefusalCode};
 
 use crate::core::Core;
-use crate::plan::{ClassSet, PodClass, Problem};
-use crate::quote::{Lengths, Request, estimate, quote};
-use crate::scale::{Intents, Seen, Settings, market};
+use crate::models::Models;
+use crate::plan::{ClassSet, PodClass};
+use crate::quote::{Lengths, Request, Skill, Work, quote};
+use crate::scale::{Intents, PodKind, Prospect, Seen, Settings, market, serving};
 
 /// What can be rented, as the scaler last saw it. Without a scaler, nothing.
 #[derive(Debug, Clone)]
@@ -15,20 +18,36 @@ pub(crate) struct Footing {
     pub(crate) intents: Intents,
     /// The provider's list and today's spending; workers and batches come from the core.
     pub(crate) seen: Seen,
+    /// False while the scaler has not been heard of yet.
+    pub(crate) known: bool,
 }
 
-impl Default for Footing {
-    fn default() -> Self {
+impl Footing {
+    /// Before the scaler has said anything, if there is one.
+    pub(crate) fn begin(scales: bool) -> Self {
         let seen = Seen { pods: Some(Vec::new()), ..Seen::default() };
-        Self { settings: Settings::default(), intents: Intents::new(), seen }
+        Self { settings: Settings::default(), intents: Intents::new(), seen, known: !scales }
+    }
+
+    /// What requests may name.
+    pub(crate) fn models(&self, now: Now, core: &Core) -> Models {
+        let mut models = core.models(now);
+        let classes = self.settings.classes.iter().filter(|class| class.pods_max > 0);
+        for class in classes.filter(|_| self.settings.pods_max > 0) {
+            models.open |= class.models.is_empty();
+            models.rentable.extend(class.models.iter().cloned());
+        }
+        models.open |= !self.known;
+        models
     }
 }
 
 /// A quote that is ready to be worked out.
 pub(crate) struct Question {
-    problem: Problem,
-    class_names: Vec<String>,
+    prospect: Prospect,
+    models: Models,
     lengths: Lengths,
+    skill: Skill,
     ask: QuoteAsk,
 }
 
@@ -39,11 +58,16 @@ impl Question {
         let seen = Seen {
             now: now.wall,
             workers: situation.workers,
-            batches: situation.batches,
+            needs: situation.needs,
             ..footing.seen.clone()
         };
-        let (problem, class_names) = market(&footing.settings, &footing.intents, &seen);
-        Question { problem, class_names, lengths: situation.lengths, ask }
+        Question {
+            prospect: market(&footing.settings, &footing.intents, &seen),
+            models: footing.models(now, core),
+            lengths: situation.lengths,
+            skill: situation.skill,
+            ask,
+        }
     }
 
     /// Works it out, away from the coordinator's loop: a large market takes some milliseconds for each alternative.
@@ -55,8 +79,9 @@ impl Question {
     }
 
     fn work_out(self) -> Result<(Quote, Promise), Refusal> {
-        let classes = self.classes()?;
-        let (ask, problem) = (&self.ask, &self.problem);
+        let (ask, problem) = (&self.ask, &self.prospect.problem);
+        self.models.check(ask.work.models.keys().map(String::as_str))?;
+        let classes = self.classes()?.and(self.able());
         if ask.work.sample.is_empty() || ask.work.lines == 0 {
             let message = "there is nothing to quote: no line of the file is a request";
             return Err(refuse(RefusalCode::Invalid, message.into()));
@@ -64,38 +89,82 @@ impl Question {
         if ask.budget_usd_micro.is_some_and(|budget| budget.0 <= 0) {
             return Err(refuse(RefusalCode::Invalid, "budget_usd_micro must be positive".into()));
         }
-        let tokens = estimate(&ask.work.sample, ask.work.lines, &self.lengths);
-        let request = Request { tokens, deadline: ask.deadline, budget: ask.budget_usd_micro, classes };
-        let quote = quote(problem, &self.class_names, &request);
+        let work = Work {
+            sample: ask.work.sample.clone(),
+            lines: ask.work.lines,
+            model: self.model().map(str::to_owned),
+            lengths: self.lengths.clone(),
+        };
+        let tokens = work.estimate();
+        let request = Request {
+            work,
+            tokens,
+            deadline: ask.deadline,
+            budget: ask.budget_usd_micro,
+            classes,
+            skill: self.skill,
+        };
+        let quote = quote(problem, &self.labels(), &self.prospect.engines, &request);
         let promise = Promise {
             quoted_at: problem.now,
             work_tokens: tokens.tokens,
             work_tokens_sd: tokens.sd,
             cost_p50_usd_micro: quote.cost_p50_usd_micro,
             cost_p95_usd_micro: quote.cost_p95_usd_micro,
+            bill_p50_usd_micro: quote.bill_p50_usd_micro,
+            bill_p95_usd_micro: quote.bill_p95_usd_micro,
+            bill_factor: self.skill.bias.exp(),
             finish_p50_ms: quote.finish_p50_ms,
             finish_p95_ms: quote.finish_p95_ms,
             binds: quote.binds,
+            models: ask.work.models.clone(),
         };
         Ok((quote, promise))
+    }
+
+    /// Kinds of pods that serve a model of the file.
+    fn able(&self) -> ClassSet {
+        let models = &self.ask.work.models;
+        let named: u64 = models.values().sum();
+        if named < self.ask.work.lines || models.is_empty() {
+            return ClassSet::ALL;
+        }
+        models
+            .keys()
+            .fold(ClassSet(0), |set, model| ClassSet(set.0 | serving(&self.prospect.kinds, Some(model)).0))
+    }
+
+    /// The one model of the file, if it has one.
+    fn model(&self) -> Option<&str> {
+        let mut models = self.ask.work.models.keys();
+        models.next().filter(|_| models.next().is_none()).map(String::as_str)
+    }
+
+    /// Names of the kinds: their class, with the model where one class has several.
+    fn labels(&self) -> Vec<String> {
+        let label = |kind: &PodKind| {
+            let several = self.prospect.kinds.iter().filter(|other| other.class == kind.class).count() > 1;
+            match kind.models.first().filter(|_| several) {
+                Some(model) => format!("{} ({model})", kind.class),
+                None => kind.class.clone(),
+            }
+        };
+        self.prospect.kinds.iter().map(label).collect()
     }
 
     fn classes(&self) -> Result<ClassSet, Refusal> {
         if self.ask.classes.is_empty() {
             return Ok(ClassSet::ALL);
         }
-        let mut chosen = Vec::new();
-        for name in &self.ask.classes {
-            match self.class_names.iter().position(|known| known == name) {
-                Some(place) => chosen.push(PodClass(place.min(63) as u8)),
-                None => {
-                    let known = self.class_names.join(", ");
-                    let message = format!("there are no pods of class {name:?}; there are: {known}");
-                    return Err(refuse(RefusalCode::Invalid, message));
-                }
-            }
+        let names: BTreeSet<&str> = self.prospect.kinds.iter().map(|kind| kind.class.as_str()).collect();
+        if let Some(name) = self.ask.classes.iter().find(|name| !names.contains(name.as_str())) {
+            let known = names.into_iter().collect::<Vec<_>>().join(", ");
+            let message = format!("there are no pods of class {name:?}; there are: {known}");
+            return Err(refuse(RefusalCode::Invalid, message));
         }
-        Ok(ClassSet::of(&chosen))
+        let chosen =
+            self.prospect.kinds.iter().enumerate().filter(|(_, kind)| self.ask.classes.contains(&kind.class));
+        Ok(ClassSet::of(&chosen.map(|(number, _)| PodClass(number.min(63) as u8)).collect::<Vec<_>>()))
     }
 }
 

@@ -98,6 +98,8 @@ struct Scaler {
     /// Measured speeds by class: mean and error.
     rates: BTreeMap<String, (f64, f64)>,
     boots: BTreeMap<String, f64>,
+    /// What the latest pod of a class served.
+    models: BTreeMap<String, Vec<String>>,
     /// By class, the latest.
     failures: BTreeMap<String, PodFailure>,
     offered_at: Option<Instant>,
@@ -129,6 +131,7 @@ pub(crate) async fn serve(rental: Rental, ties: Ties) {
         memories: BTreeMap::new(),
         rates: BTreeMap::new(),
         boots: BTreeMap::new(),
+        models: BTreeMap::new(),
         failures: BTreeMap::new(),
         offered_at: None,
         reconciled_at: Instant::now(),
@@ -192,7 +195,8 @@ impl Scaler {
         let view = self.view(now, &settings, &seen, &decision);
         self.ties.metrics.scaler(&view);
         self.plan = Some(decision.plan);
-        let footing = Footing { settings, intents: self.store.intents(), seen: self.seen(now) };
+        let intents = self.store.intents();
+        let footing = Footing { settings, intents, seen: self.seen(now), known: true };
         let _ = self.ties.inbox.send(Input::Footing(Arc::new(footing))).await;
     }
 
@@ -247,6 +251,9 @@ impl Scaler {
             let sum = sums.entry(&worker.class).or_default();
             *sum = (sum.0 + 1.0, sum.1 + worker.rate_mean_tok_s, sum.2 + worker.rate_sd_tok_s);
             let intent = self.store.intents.get(&worker.pod).map(|kept| &kept.value);
+            if let Some(intent) = intent {
+                self.models.insert(intent.class.clone(), worker.models.clone());
+            }
             let memory = self.memories.entry(worker.pod.clone()).or_default();
             if let (None, Some(intent)) = (memory.boot_s, intent) {
                 let boot_s = self
@@ -282,6 +289,10 @@ impl Scaler {
             if let Some(boot_s) = self.boots.get(&class.name) {
                 class.boot_s = *boot_s;
             }
+            // What a pod was seen to serve counts more than what its class promises.
+            if let Some(models) = self.models.get(&class.name) {
+                class.models.clone_from(models);
+            }
         }
         settings
     }
@@ -304,7 +315,7 @@ impl Scaler {
             now,
             pods,
             workers: situation.workers.clone(),
-            batches: situation.batches.clone(),
+            needs: situation.needs.clone(),
             spent_today: self.spent_today(now),
             halted: self.halted.as_ref().is_some_and(|(_, until)| *until > mono),
             deaf: !self.ties.bus.connected() || self.heard_since.elapsed() < HEARING_AGAIN,

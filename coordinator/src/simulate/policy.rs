@@ -108,7 +108,7 @@ fn needed_rate(world: &World<'_>) -> f64 {
 }
 
 /// The world as the planner may know it: measured speeds of pods that run, expected ones of offers.
-fn problem(world: &World<'_>, epsilon: f64, replan_s: f64) -> Problem {
+pub(super) fn problem(world: &World<'_>, epsilon: f64, replan_s: f64) -> Problem {
     let pods = world
         .units
         .iter()

@@ -1,3 +1,5 @@
+mod quotes;
+
 use super::*;
 
 fn report_fleet() -> Fleet {

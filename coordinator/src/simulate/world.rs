@@ -136,7 +136,7 @@ pub(super) fn run(fleet: &Fleet, options: &Options, policy: Policy) -> Run {
 }
 
 impl<'a> World<'a> {
-    fn new(fleet: &'a Fleet, seed: u64) -> Self {
+    pub(super) fn new(fleet: &'a Fleet, seed: u64) -> Self {
         let mut units: Vec<(String, Unit)> = Vec::new();
         for (class, spec) in fleet.pods.iter().enumerate() {
             for number in 0..spec.count {

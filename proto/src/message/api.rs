@@ -34,6 +34,8 @@ pub enum RefusalCode {
     Unaffordable,
     /// The fleet is less durable than the request demands.
     NotDurable,
+    /// No worker serves the model, and no class of pods could.
+    ModelNotFound,
     /// The coordinator is not ready.
     Unavailable,
 }
@@ -81,6 +83,9 @@ pub struct BatchOptions {
     pub webhook_secret: Option<String>,
     /// Accept the batch even if its quote says that it cannot be kept.
     pub accept_at_risk: bool,
+    /// Accept the batch even if nobody serves its models yet; it waits for a worker that does.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub wait_for_model: bool,
     /// Output and error files are removed so many seconds after they were written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_expires_after_s: Option<u64>,
@@ -276,6 +281,9 @@ pub struct JobCreate {
     /// The job was asked for before: it may be running, or answered.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,
+    /// As in [`BatchOptions::wait_for_model`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wait_for_model: bool,
 }
 
 /// `tf.api.tenant_open`: makes the tenant's bucket for files, if it is not there.

@@ -1,10 +1,13 @@
 //! What a batch would cost and when it would be done: the question, the answer, and what is kept of it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{TenantId, TimeMs};
 use crate::message::Prompt;
 use crate::money::UsdMicro;
+use crate::openai::Endpoint;
 
 /// Lines of a file that are counted at most; a question stays well under the server's largest message.
 pub const QUOTE_SAMPLE_MAX: usize = 1_000;
@@ -30,6 +33,9 @@ pub struct WorkSample {
     pub lines: u64,
     /// Up to [`QUOTE_SAMPLE_MAX`] of them, spread over the file.
     pub sample: Vec<LineSize>,
+    /// How many lines of the file name which model; lines that name none are left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub models: BTreeMap<String, u64>,
 }
 
 /// One line of the sample.
@@ -40,6 +46,9 @@ pub struct LineSize {
     /// The line's limit; `None` lets the context decide.
     #[serde(default)]
     pub max_tokens: Option<u32>,
+    /// What it asks for: lengths of outputs are learned apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
 }
 
 /// The limiting factor.
@@ -101,8 +110,15 @@ pub struct Quote {
     pub binds: Option<Binds>,
     /// In words, with what to do about it.
     pub explanation: String,
+    /// Everything that the batch brings about: what it is billed, and the starting and ending of pods that are rented
+    /// for it.
     pub cost_p50_usd_micro: UsdMicro,
     pub cost_p95_usd_micro: UsdMicro,
+    /// Of that, what the batch itself is billed: the time of the engines that its jobs run on.
+    #[serde(default)]
+    pub bill_p50_usd_micro: Option<UsdMicro>,
+    #[serde(default)]
+    pub bill_p95_usd_micro: Option<UsdMicro>,
     pub finish_p50_ms: TimeMs,
     pub finish_p95_ms: TimeMs,
     /// No plan whatever is cheaper than this, a boot for each pod included.
@@ -115,18 +131,33 @@ pub struct Quote {
 }
 
 /// What was quoted when a batch was accepted, kept with it to be compared with the bill.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Promise {
     pub quoted_at: TimeMs,
     pub work_tokens: f64,
     pub work_tokens_sd: f64,
     pub cost_p50_usd_micro: UsdMicro,
     pub cost_p95_usd_micro: UsdMicro,
+    /// As in [`Quote::bill_p50_usd_micro`].
+    #[serde(default)]
+    pub bill_p50_usd_micro: Option<UsdMicro>,
+    #[serde(default)]
+    pub bill_p95_usd_micro: Option<UsdMicro>,
+    /// By what the bill was corrected, from earlier quotes and bills.
+    #[serde(default = "uncorrected")]
+    pub bill_factor: f64,
     pub finish_p50_ms: TimeMs,
     pub finish_p95_ms: TimeMs,
     /// The limit that a batch accepted at risk may not meet.
     #[serde(default)]
     pub binds: Option<Binds>,
+    /// As in [`WorkSample::models`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub models: BTreeMap<String, u64>,
+}
+
+fn uncorrected() -> f64 {
+    1.0
 }
 
 /// Verb `count`: how many tokens these prompts have, by the tokenizer of some worker that is up. Answered with a
@@ -135,6 +166,9 @@ pub struct Promise {
 pub struct CountTokens {
     pub tenant: TenantId,
     pub prompts: Vec<Prompt>,
+    /// The model whose tokenizer is wanted; any model's when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// `tf.fleet.count.<worker>`: the same, passed on to that worker.

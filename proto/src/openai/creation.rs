@@ -153,6 +153,7 @@ fn own_fields(mut fields: Fields) -> Result<(Option<String>, BatchOptions), Faul
         webhook_url: fields.text("webhook_url")?,
         webhook_secret: fields.text("webhook_secret")?,
         accept_at_risk: fields.boolean("accept_at_risk")?.unwrap_or(false),
+        wait_for_model: fields.boolean("wait_for_model")?.unwrap_or(false),
         ..BatchOptions::default()
     };
     fields.finish("`ternfleet`")?;

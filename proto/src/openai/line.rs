@@ -39,6 +39,22 @@ pub fn parse_line(
     }
 }
 
+/// The model that a line names, if it can be read that far. Reads nothing else of the line, so that a whole file can be
+/// looked through.
+pub fn model_named(bytes: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        model: Option<String>,
+        body: Option<Body>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Body {
+        model: Option<String>,
+    }
+    let line: Line = serde_json::from_slice(bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)).ok()?;
+    line.body.and_then(|body| body.model).or(line.model)
+}
+
 /// The answer to a line of more than [`LINE_BYTES_MAX`] bytes, which nobody should hold in memory to say so.
 pub fn line_too_long(line_number: u64, bytes: u64) -> (Line, Failure) {
     let line = Line { custom_id: None, endpoint: Endpoint::Completions, model: None };

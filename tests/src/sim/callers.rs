@@ -117,6 +117,7 @@ pub(super) async fn complete(line: Line, clock: Clock, number: usize, at_ms: u64
         deadline: clock.wall().plus(COMPLETION_WITHIN),
         traceparent: None,
         again: false,
+        wait_for_model: false,
     };
     let began = tokio::time::Instant::now();
     while began.elapsed() < COMPLETION_WITHIN {

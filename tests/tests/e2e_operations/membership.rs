@@ -63,7 +63,8 @@ fn a_batch_survives_the_loss_of_any_one_server() {
 /// What the fleet says to a tenant who asks for the tokens of a prompt.
 fn counted(cluster: &Cluster, prompt: &str) -> Reply<Vec<Option<u32>>> {
     let tenant: TenantId = "acme".parse().unwrap();
-    let ask = CountTokens { tenant: tenant.clone(), prompts: vec![Prompt::Text(prompt.to_owned())] };
+    let prompts = vec![Prompt::Text(prompt.to_owned())];
+    let ask = CountTokens { tenant: tenant.clone(), prompts, model: None };
     let answer = tokio::runtime::Runtime::new().unwrap().block_on(async {
         let bus = cluster.bus(&cluster.user("tenant", "acme").unwrap()).await.unwrap();
         let subject = table::api_of(ApiVerb::Count, &tenant);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use ternfleet_coordinator::plan::{ClassSet, Pod, PodClass, PodState, Problem};
-use ternfleet_coordinator::quote::{Lengths, Request, estimate};
+use ternfleet_coordinator::quote::{Engine, Engines, Lengths, Request, Skill, Work};
 use ternfleet_coordinator::simulate::Fleet as Market;
 use ternfleet_proto::message::{PodView, Quote, QuoteAsk, WorkerState};
 use ternfleet_proto::{TimeMs, UsdMicro};
@@ -31,15 +31,18 @@ pub(crate) fn quote(
     if pods.is_empty() {
         bail!("no pod runs and the market offers none: start a worker, or name another market file");
     }
-    let lengths = Lengths { seen_ratio: None, context_tokens, prompt_weight };
+    let lengths = Lengths { context_tokens, prompt_weight, ..Lengths::default() };
+    let work = Work { sample: ask.work.sample.clone(), lines: ask.work.lines, model: None, lengths };
     let request = Request {
-        tokens: estimate(&ask.work.sample, ask.work.lines, &lengths),
+        tokens: work.estimate(),
+        work,
+        skill: Skill::default(),
         deadline: ask.deadline,
         budget: ask.budget_usd_micro,
         classes: class_set(&ask.classes, &classes)?,
     };
     let problem = Problem { now, pods, ..Problem::default() };
-    Ok(ternfleet_coordinator::quote::quote(&problem, &classes, &request))
+    Ok(ternfleet_coordinator::quote::quote(&problem, &classes, &engines(running), &request))
 }
 
 fn class_set(wanted: &[String], known: &[String]) -> anyhow::Result<ClassSet> {
@@ -91,6 +94,19 @@ fn running_pods(views: &[PodView], classes: &mut Vec<String>) -> (Vec<Pod>, f64)
     }
     let weight = if prefill > 0.0 { (decode / prefill).clamp(0.0, 1.0) } else { PROMPT_WEIGHT };
     (pods.into_values().collect(), weight)
+}
+
+/// The engines of the running pods, as they were calibrated.
+fn engines(views: &[PodView]) -> Engines {
+    let mut engines = Engines::new();
+    for view in views.iter().filter(|view| view.live) {
+        let said = &view.heartbeat;
+        let engine = Engine::new(said.slots, &said.calibration, said.prefill_tok_s, view.rate_tok_s, 1.0);
+        let pod = engines.entry(said.pod.clone()).or_default();
+        pod.engines.push(engine);
+        pod.stays = true;
+    }
+    engines
 }
 
 /// Reads a file of pods that could be rented.

@@ -41,6 +41,9 @@ pub struct ClassOptions {
     pub vcpus: u32,
     /// The provider's cheaper cloud, where it has one. It has no network volumes.
     pub community: bool,
+    /// What its pods serve, in place of the model of `scale.pod`. Only batches of this model count on the class. With
+    /// neither named, what its first pod serves is taken for all.
+    pub model: Option<String>,
     /// In place of the image of `scale.pod`.
     pub image: Option<String>,
     /// In place of the disk of `scale.pod`.
@@ -73,6 +76,7 @@ impl Default for ClassOptions {
             cpu: None,
             vcpus: 16,
             community: false,
+            model: None,
             image: None,
             disk_gb: None,
             volumes: Vec::new(),
@@ -171,6 +175,11 @@ impl ClassOptions {
         }
     }
 
+    /// The model that its pods serve, if that is known before one runs.
+    pub fn model<'a>(&'a self, pod: &'a PodOptions) -> Option<&'a str> {
+        self.model.as_deref().or(Some(pod.model.as_str())).filter(|model| !model.is_empty())
+    }
+
     /// Whose hardware.
     pub fn tier(&self) -> Tier {
         if self.community { Tier::Community } else { Tier::Secure }
@@ -192,7 +201,7 @@ impl ClassOptions {
     }
 
     pub(crate) fn disk_gb(&self, pod: &PodOptions) -> u32 {
-        self.disk_gb.unwrap_or_else(|| pod.disk_gb())
+        self.disk_gb.unwrap_or_else(|| pod.disk_gb(self.model(pod).unwrap_or_default()))
     }
 
     /// What of this class no order could say.
@@ -229,12 +238,17 @@ impl ClassOptions {
         };
         require(self.volumes.iter().all(stands), "a volume lies outside of data_centers");
         let has_image = !self.image.as_deref().unwrap_or(&pod.image).is_empty();
+        let carried = |model: &str| matches!(Manifest::carried(model), Ok(Some(_)));
+        require(
+            has_image || self.model.as_deref().is_none_or(carried),
+            "without an image its model must be one of `ternfleet model list`",
+        );
         require(
             has_image || pod.program().is_some(),
             "without an image the program comes from scale.pod.binary_url (with binary_sha256) or scale.pod.dist_url",
         );
         require(
-            has_image || !pod.model.is_empty() || pod.model_url.is_some(),
+            has_image || self.model(pod).is_some() || pod.model_url.is_some(),
             "without an image scale.pod must name the model, or model_url with model_sha256",
         );
         faults
@@ -250,11 +264,11 @@ impl PodOptions {
     }
 
     /// Container disk for the model.
-    fn disk_gb(&self) -> u32 {
+    fn disk_gb(&self, model: &str) -> u32 {
         if self.disk_gb > 0 {
             return self.disk_gb;
         }
-        let known = Manifest::carried(&self.model).ok().flatten().and_then(|manifest| manifest.source?.bytes);
+        let known = Manifest::carried(model).ok().flatten().and_then(|manifest| manifest.source?.bytes);
         known.map_or(DISK_GB, |bytes| {
             u32::try_from(bytes.div_ceil(1_000_000_000) + SPARE_GB).unwrap_or(DISK_GB)
         })
@@ -330,6 +344,7 @@ mod tests {
         let stock = pod("model = \"storyteller\"\ndist_url = \"https://head.example\"\n");
         assert_eq!(stock.faults(), [""; 0]);
         for (text, part) in [
+            ("gpu = \"x\"\nmodel = \"gpt\"", "model list"),
             ("cpu = \"cpu5c\"\nvcpus = 12", "power of two"),
             ("cpu = \"cpu5c\"\ncommunity = true", "Secure Cloud"),
             ("cpu = \"cpu5c\"\npersistent_gb = 20", "take no storage"),
@@ -378,5 +393,12 @@ mod tests {
         assert_eq!(secure.disk_gb(&pod), 6);
         assert_eq!(secure.disk_gb(&PodOptions::default()), DISK_GB);
         assert_eq!(class("disk_gb = 50").disk_gb(&pod), 50);
+        let other = class("model = \"bitnet-b1.58-2B-4T\"");
+        assert_eq!(
+            (other.model(&pod), secure.model(&pod)),
+            (Some("bitnet-b1.58-2B-4T"), Some("storyteller"))
+        );
+        assert!(other.disk_gb(&pod) > secure.disk_gb(&pod), "its own model is larger");
+        assert_eq!(secure.model(&PodOptions::default()), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Creating a batch: what it stands on is found out by a task, then it is admitted, quoted and stored, then told.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ternfleet_cloud::webhook::Webhook;
@@ -34,7 +35,7 @@ impl Api {
         &mut self,
         now: Now,
         create: BatchCreate,
-        found: Result<Ground, Refusal>,
+        found: Result<Surveyed, Refusal>,
         reply: String,
         reserved: Reserved,
         core: &Core,
@@ -50,8 +51,11 @@ impl Api {
             }
             return;
         }
-        let admitted = found.and_then(|ground| {
+        let admitted = found.and_then(|Surveyed { ground, models }| {
             self.full.clone().map_or(Ok(()), Err)?;
+            if !create.options.wait_for_model {
+                footing.models(now, core).check(models.iter().map(String::as_str))?;
+            }
             core.admit(&create, &ground)?;
             Ok(ground)
         });
@@ -107,12 +111,20 @@ fn check_webhook(create: &BatchCreate, allow: &[String]) -> Result<(), Refusal> 
     refused.map_or(Ok(()), |error| Err(refusal(RefusalCode::Invalid, error.to_string())))
 }
 
+/// What a creation stands on.
+#[derive(Debug)]
+pub(crate) struct Surveyed {
+    ground: Ground,
+    /// Models that its lines name.
+    models: BTreeSet<String>,
+}
+
 async fn survey(
     bus: &Arc<dyn Bus>,
     create: &BatchCreate,
     ground: &setup::Ground,
     lines_max: u32,
-) -> Result<Ground, Refusal> {
+) -> Result<Surveyed, Refusal> {
     let bucket = table::files_bucket(&create.tenant);
     let length = match bus.object_length(&bucket, &create.input_object).await {
         Ok(length) => length,
@@ -124,14 +136,19 @@ async fn survey(
         return Err(refusal(RefusalCode::NotFound, message));
     };
     bounds::lines(bus, &bucket, &create.input_object, input_bytes, lines_max).await?;
+    let models = match &create.work {
+        Some(work) => work.models.keys().cloned().collect(),
+        None => bounds::models(bus, &bucket, &create.input_object).await?,
+    };
     let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
     let files =
         bus.stream_facts(&table::object_stream(&bucket)).await.map_err(|error| unreachable(&error))?;
-    Ok(Ground {
+    let ground = Ground {
         input_bytes,
         stored_bytes: files.bytes,
         results_after: facts.last_sequence,
         durability: ground.durability,
         replicas: ground.replicas,
-    })
+    };
+    Ok(Surveyed { ground, models })
 }

@@ -93,10 +93,12 @@ impl Rental {
         }
         if runpod {
             put("TERNFLEET_RUNPOD_BASE", self.options.runpod.base.clone());
-            put("TERNFLEET_MODEL", Some(pod.model.clone()).filter(|model| !model.is_empty()));
-            put("TERNFLEET_MODEL_URL", pod.model_url.clone());
-            put("TERNFLEET_MODEL_SHA256", pod.model_sha256.clone());
-            put("TERNFLEET_MANIFEST_URL", pod.manifest_url.clone());
+            put("TERNFLEET_MODEL", class.model(pod).map(str::to_owned));
+            // A class with a model of its own fetches it from that model's own address.
+            let of_pod = |url: &Option<String>| url.clone().filter(|_| class.model.is_none());
+            put("TERNFLEET_MODEL_URL", of_pod(&pod.model_url));
+            put("TERNFLEET_MODEL_SHA256", of_pod(&pod.model_sha256));
+            put("TERNFLEET_MANIFEST_URL", of_pod(&pod.manifest_url));
             put("TERNFLEET_POD_DIR", Some(pod.mount_path.clone()));
             put("TERNFLEET_DIST_URL", pod.dist_url.clone());
             put("TERNFLEET_BINARY_URL", pod.program());

@@ -129,6 +129,7 @@ impl Rental {
             pods_max: class.pods_max,
             data_centers: class.places(),
             starting_max: None,
+            models: class.model(&self.options.pod).map(str::to_owned).into_iter().collect(),
         }
     }
 

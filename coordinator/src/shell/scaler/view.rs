@@ -164,8 +164,9 @@ pub(super) fn words(why: Why) -> &'static str {
 }
 
 fn batches(plan: &Plan, seen: &Seen) -> Vec<ScaleBatch> {
-    let left =
-        |name: &str| seen.batches.iter().find(|batch| batch.name == name).map(|batch| batch.tokens_left);
+    let left = |name: &str| {
+        seen.needs.iter().find(|need| need.batch.name == name).map(|need| need.batch.tokens_left)
+    };
     let view = |planned: &crate::plan::BatchPlan| {
         let limit: Option<Binds> = match planned.verdict {
             Verdict::Kept => None,
