@@ -43,7 +43,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Options;
-use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Ground, Lead, Limits, Outputs};
+use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Ground, Lead, Limits, Outputs, Supply};
 use crate::metrics::Metrics;
 pub(crate) use join::read_issuer;
 
@@ -110,6 +110,8 @@ pub(crate) enum Input {
     Undecodable,
     /// What can be rented, read again.
     Footing(Arc<quotes::Footing>),
+    /// What the scaler can add to the fleet, anew.
+    Supplied(Box<Supply>),
 }
 
 /// Why a turn of service ended.
@@ -357,6 +359,7 @@ impl Service {
             Input::StandingBy => self.metrics.set_role(true, false),
             Input::Undecodable => self.metrics.undecodable(),
             Input::Footing(footing) => self.footing = footing,
+            Input::Supplied(supply) => self.core.on(now, Event::Supplied(supply), actions),
             Input::CaughtUp | Input::Deposed(_) => {}
         }
     }
@@ -430,6 +433,7 @@ impl Service {
                 tenant: batch.record.tenant.clone(),
                 object: batch.record.input_object.clone(),
                 endpoint: batch.record.endpoint,
+                model: batch.record.options.model.clone(),
                 lines: batch.record.lines,
                 lines_max: self.options.quotas.queued_lines_max,
             };

@@ -191,6 +191,7 @@ impl Scaler {
         self.reconcile(now).await;
         let view = self.view(now, &settings, &seen, &decision);
         self.ties.metrics.scaler(&view);
+        let _ = self.ties.inbox.send(Input::Supplied(Box::new(view::supply(&view)))).await;
         self.plan = Some(decision.plan);
         let footing = Footing { settings, intents: self.store.intents(), seen: self.seen(now) };
         let _ = self.ties.inbox.send(Input::Footing(Arc::new(footing))).await;
