@@ -21,6 +21,7 @@ use crate::commands::head::Head;
 use crate::commands::key::Key;
 use crate::commands::launch::Launch;
 use crate::commands::logits::Logits;
+use crate::commands::logs::Logs;
 use crate::commands::man::Man;
 use crate::commands::model::Model;
 use crate::commands::nats::Nats;
@@ -50,7 +51,8 @@ const VERSION: &str = match option_env!("TERNFLEET_VERSION") {
 #[command(
     after_help = "Exit codes: 0 all good, 2 some lines of the batch are error lines, 1 anything else went wrong,\n\
                         64 the command line is wrong, 130 interrupted.\n\
-                        Environment: TERNFLEET_NATS, TERNFLEET_NATS_SERVER, TERNFLEET_ISA, TERNFLEET_CACHE, TERNFLEET_STATE_DIR, TERNFLEET_LOG, NO_COLOR."
+                        Environment: TERNFLEET_NATS, TERNFLEET_NATS_SERVER, TERNFLEET_ISA, TERNFLEET_CACHE, \n\
+                        TERNFLEET_STATE_DIR, TERNFLEET_LOG, NO_COLOR."
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -66,7 +68,7 @@ pub(crate) enum Command {
     Head(Head),
     /// List the fleets that were launched from this machine
     Fleets(Fleets),
-    /// End launched fleets and give everything back
+    /// End a fleet that `up` or `launch` started, and give everything back
     Down(Down),
     /// Run a whole fleet on this machine: NATS, a coordinator and workers
     Up(Up),
@@ -90,6 +92,8 @@ pub(crate) enum Command {
     Pods(Pods),
     /// Watch pods, batches, queue and money, live
     Top(Top),
+    /// Show what the parts of a fleet on this machine have logged
+    Logs(Logs),
     /// Check NATS, streams, coordinator, workers, model, clocks and CPU; each failed check includes a suggested fix
     Doctor(Doctor),
     /// Run one worker: an engine that pulls jobs from NATS

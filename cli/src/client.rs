@@ -220,8 +220,11 @@ pub(crate) fn tenant_of(to: &Connection) -> anyhow::Result<TenantId> {
 pub(crate) async fn connect(to: &Connection) -> anyhow::Result<Arc<dyn Bus>> {
     let address = to.address();
     let address = address.url();
-    nats::connect(&connect_options(to)).await.with_context(|| {
-        format!("cannot reach NATS at {address}: start a fleet with `ternfleet up`, or give its address with --nats")
+    nats::connect(&connect_options(to)).await.map_err(|error| match error {
+        BusError::Unreachable(_) => anyhow!(
+            "no NATS server answers at {address}: start a fleet with `ternfleet up`, or give its address with --nats"
+        ),
+        refused => anyhow!(refused).context(format!("cannot connect to NATS at {address}")),
     })
 }
 

@@ -19,6 +19,7 @@ pub(crate) mod head;
 pub(crate) mod key;
 pub(crate) mod launch;
 pub(crate) mod logits;
+pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod model;
 pub(crate) mod nats;

@@ -14,6 +14,7 @@ use ternfleet_proto::message::{BatchView, ResultsPage, ResultsRequest};
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{BatchId, openai};
 
+use crate::answers::Format;
 use crate::client::{Fleet, Patience};
 use crate::output::WholeFile;
 use crate::progress::Progress;
@@ -51,21 +52,22 @@ pub(crate) async fn to_the_end(
 pub(crate) async fn stream(
     fleet: &Fleet,
     id: &BatchId,
+    format: Format,
     until_the_end: bool,
     mut progress: Option<&mut Progress>,
 ) -> anyhow::Result<BatchView> {
     let mut pages = Pages::new(fleet, id, until_the_end);
+    let mut text = format.head().to_owned();
     loop {
         let page = pages.next().await?;
-        let mut text = String::new();
         for result in &page.lines {
-            text.push_str(&openai::output_line(result));
-            text.push('\n');
+            text.push_str(&format.answer(&openai::output_line(result))?);
         }
         let mut out = std::io::stdout().lock();
         out.write_all(text.as_bytes())?;
         out.flush()?;
         drop(out);
+        text.clear();
         if let Some(progress) = progress.as_deref_mut() {
             progress.show(&page.batch);
         }
@@ -81,14 +83,16 @@ pub(crate) async fn into_file(
     fleet: &Fleet,
     batch: &BatchView,
     mut file: WholeFile,
+    format: Format,
     patience: Patience,
 ) -> anyhow::Result<PathBuf> {
+    file.text(format.head())?;
     if batch.state.is_terminal() && (batch.output_object.is_some() || batch.error_object.is_some()) {
         let mut good = Answers::open(fleet, batch.output_object.as_deref(), patience).await?;
         let mut bad = Answers::open(fleet, batch.error_object.as_deref(), patience).await?;
         let mut written = 0_u32;
         while let Some(line) = earlier(&mut good, &mut bad).await? {
-            file.line(&line)?;
+            file.text(&format.answer(&line)?)?;
             written += 1;
         }
         if written != batch.completed + batch.failed {
@@ -96,7 +100,7 @@ pub(crate) async fn into_file(
         }
     } else {
         for line in committed_so_far(fleet, &batch.id, patience).await?.values() {
-            file.line(line)?;
+            file.text(&format.answer(line)?)?;
         }
     }
     file.publish()

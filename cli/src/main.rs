@@ -4,14 +4,18 @@
 //! standard output, everything said to people goes to standard error.
 
 mod addresses;
+mod answers;
 mod args;
 mod client;
 mod commands;
 mod connection;
+mod date;
+mod dollars;
 mod exit;
 mod fetch;
 mod follow;
 mod guard;
+mod help;
 mod launch;
 mod layers;
 mod local;
@@ -32,12 +36,13 @@ mod stop;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::FromArgMatches;
 
 use args::{Arguments, Command};
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let parsed = help::command().try_get_matches().and_then(|found| Arguments::from_arg_matches(&found));
+    let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(usage) => return exit::usage(&usage),
     };
@@ -69,6 +74,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Coordinator(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Logits(command) => command.run(),
+        Command::Logs(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Perplexity(command) => command.run(),
         Command::Eval(command) => command.run(),
@@ -81,8 +87,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Backup(command) => command.run(),
         Command::Restore(command) => command.run(),
         Command::Demo(command) => command.run(),
-        Command::Completions(command) => command.run(Arguments::command()),
-        Command::Man(command) => command.run(Arguments::command()),
+        Command::Completions(command) => command.run(help::command()),
+        Command::Man(command) => command.run(help::command()),
         Command::Attached(command) => command.run(),
     }
 }

@@ -89,6 +89,9 @@ impl WholeFile {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
+        if !folder.is_dir() {
+            bail!("cannot write {}: there is no folder {}", path.display(), folder.display());
+        }
         let draft = tempfile::Builder::new()
             .prefix(".ternfleet-")
             // The process's umask takes away what it does not give.
@@ -100,6 +103,11 @@ impl WholeFile {
 
     pub(crate) fn line(&mut self, line: &str) -> anyhow::Result<()> {
         writeln!(self.draft, "{line}").with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// A text that has its line ends.
+    pub(crate) fn text(&mut self, text: &str) -> anyhow::Result<()> {
+        self.draft.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// Where to write what is no text.

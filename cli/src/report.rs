@@ -1,10 +1,17 @@
 //! Tables for people: pods with what they cost, batches in a list.
 
-use ternfleet_proto::message::{BatchView, PodView};
+use std::collections::BTreeSet;
+
+use ternfleet_proto::TimeMs;
+use ternfleet_proto::message::{BatchView, PodView, ScaleDials, ScalePodState, ScaleView, StallCode};
 use ternfleet_proto::table::ApiVerb;
 
 use crate::client::{Fleet, Patience};
-use crate::progress::state_name;
+use crate::progress::state_or_stall;
+use crate::{date, span};
+
+/// Characters of an id that a list shows at least.
+const ID_SHOWN_MIN: usize = "batch_".len() + 8;
 
 /// What the coordinator knows of the pods, in the order of their names.
 pub(crate) async fn pods(fleet: &Fleet) -> anyhow::Result<Vec<PodView>> {
@@ -13,6 +20,40 @@ pub(crate) async fn pods(fleet: &Fleet) -> anyhow::Result<Vec<PodView>> {
         (&a.heartbeat.pod, &a.heartbeat.worker).cmp(&(&b.heartbeat.pod, &b.heartbeat.worker))
     });
     Ok(pods)
+}
+
+/// What the fleet rents; none where it rents nothing, or does not say.
+pub(crate) async fn scale(fleet: &Fleet) -> Option<ScaleView> {
+    fleet.ask_once(ApiVerb::ScaleShow, &ScaleDials::default()).await.ok()
+}
+
+/// In place of a table without rows. A fleet that rents its pods on demand is well without any.
+pub(crate) fn no_pods(scale: Option<&ScaleView>) -> String {
+    let Some(scale) = scale else { return "no pods: `ternfleet worker` starts one".to_owned() };
+    let starting = scale
+        .pods
+        .iter()
+        .filter(|pod| matches!(pod.state, ScalePodState::Ordered | ScalePodState::Booting))
+        .count();
+    match (scale.pods_max, starting) {
+        (0, _) => "0 pods, and none may be rented: allow some with `ternfleet scale set --max N`".to_owned(),
+        (max, 0) => format!("0 pods, rented on demand (at most {max})"),
+        (max, starting) => format!("0 pods ready, {starting} starting (at most {max})"),
+    }
+}
+
+/// Why batches of a table wait, one line each, with what to do about it.
+pub(crate) fn waits(batches: &[BatchView]) -> Option<String> {
+    let length = id_length(batches);
+    let waits = batches.iter().filter_map(|batch| {
+        let stall = batch.stall.as_ref().filter(|stall| stall.code != StallCode::Validating)?;
+        let id: String = batch.id.as_str().chars().take(length).collect();
+        let advice =
+            stall.advice.as_ref().map(|advice| format!("\n  → {}", printable(advice))).unwrap_or_default();
+        Some(format!("{id} waits: {}{advice}", printable(&stall.reason)))
+    });
+    let lines: Vec<String> = waits.collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
 /// One row a pod.
@@ -36,21 +77,39 @@ pub(crate) fn pod_table(pods: &[PodView]) -> String {
     table(&head, rows.collect())
 }
 
-/// One row a batch.
-pub(crate) fn batch_table(batches: &[BatchView]) -> String {
-    let head = ["batch", "name", "state", "jobs", "failed", "tokens", "cost"];
+/// One row a batch, with as much of each id as tells the listed ones apart; commands take that for the id.
+pub(crate) fn batch_table(batches: &[BatchView], now: TimeMs) -> String {
+    let head = ["batch", "name", "state", "jobs", "failed", "tokens", "cost", "created (UTC)", "elapsed"];
+    let shown = id_length(batches);
     let rows = batches.iter().map(|batch| {
         vec![
-            batch.id.to_string(),
+            batch.id.as_str().chars().take(shown).collect(),
             batch.name.clone().unwrap_or_default(),
-            state_name(batch.state),
+            state_or_stall(batch),
             format!("{}/{}", batch.completed + batch.failed, batch.total),
             batch.failed.to_string(),
             batch.completion_tokens.to_string(),
             batch.cost_usd_micro.to_string(),
+            date::utc(batch.created_at),
+            span::short(elapsed(batch, now)),
         ]
     });
     table(&head, rows.collect())
+}
+
+/// From its acceptance to its end, or up to now.
+pub(crate) fn elapsed(batch: &BatchView, now: TimeMs) -> std::time::Duration {
+    batch.ended_at.unwrap_or(now).since(batch.created_at)
+}
+
+/// So many characters tell all of these ids apart.
+pub(crate) fn id_length(batches: &[BatchView]) -> usize {
+    let longest = batches.iter().map(|batch| batch.id.as_str().len()).max().unwrap_or(0);
+    let differ = |length: &usize| {
+        let mut seen = BTreeSet::new();
+        batches.iter().all(|batch| seen.insert(batch.id.as_str().chars().take(*length).collect::<String>()))
+    };
+    (ID_SHOWN_MIN..longest).find(differ).unwrap_or(longest)
 }
 
 /// Columns as wide as they need to be; the first is set left, numbers and the rest right. Control characters of

@@ -1,6 +1,8 @@
-//! Spans of time as people write them on a command line.
+//! Spans of time as people write them on a command line, and as they read them.
 
 use std::time::Duration;
+
+pub(crate) use ternfleet_proto::span::short;
 
 /// `90s`, `45m`, `2h`, `1d`.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {

@@ -314,6 +314,10 @@ fn bench_tables_name_the_ceiling_and_a_sequence_that_does_not_fit_is_refused_in_
     for part in ["% of", "barrier us", "between tokens ms", "anonymous", "best"] {
         assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
     }
+    let (_, summary) = ended.stdout.split_once("\nsummary").unwrap_or_else(|| panic!("{}", ended.stdout));
+    for part in ["  tiny on ", "one sequence: ", " tok/s with 1 thread; prompts "] {
+        assert!(summary.contains(part), "{part}: {summary}");
+    }
     assert_eq!(run(&["bench", "--model", &model, "--kernel", "magic"]).code, Some(1));
 }
 
@@ -326,6 +330,9 @@ fn the_same_shape_and_seed_give_the_same_model_and_inspect_knows_it() {
     let facts = run(&["model", "inspect", &model, "--json"]).json();
     assert_eq!(facts["architecture"], "bitnet-b1.58", "{facts}");
     assert_eq!(facts["shape"]["vocab"], 512);
+    assert_eq!(run(&["model", "inspect", "storyteller"]).code, Some(0), "by its name");
+    let unknown = run(&["model", "inspect", "storytaler"]);
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("model list"), "{}", unknown.stderr);
     let told = run(&["model", "inspect", &storyteller()]);
     assert_eq!(
         told.code,

@@ -34,6 +34,7 @@ mod settle;
 mod situation;
 mod snapshot;
 mod spend;
+mod stall;
 mod tempo;
 mod view;
 mod watch;
@@ -60,6 +61,7 @@ pub use ledger::{Commit, Kept, Ledger};
 pub use money::{Bill, Claim, ClosedBills, LeasePhase, Money, Pod, PodNumber, Share, Spent};
 pub use record::{BatchRecord, COMPLETION_WINDOW_MS, Ending, Ground, Totals, batch_id, creation_digest};
 pub use situation::Situation;
+pub use stall::Supply;
 pub use view::{Gauges, view_of};
 
 use crate::options::Quotas;
@@ -164,6 +166,8 @@ pub struct Core {
     checks: checks::Checks,
     /// Newest answers to jobs that nobody knows: single jobs of an earlier leader, mostly.
     strays: VecDeque<(u64, Answer)>,
+    /// What the scaler said last; none without one.
+    supply: Option<Supply>,
     /// Something has changed that may let a job be assigned.
     work_changed: bool,
     handed_at: MonoMs,
@@ -192,6 +196,7 @@ impl Core {
             orders: fair::Orders::default(),
             checks: checks::Checks::default(),
             strays: VecDeque::new(),
+            supply: None,
             work_changed: false,
             handed_at: MonoMs(0),
             hand_after: MonoMs(0),
@@ -231,6 +236,7 @@ impl Core {
             Event::Leased(lease) => self.money.leased(now, &lease),
             Event::LeaseEnding { pod } => self.money.lease_ending(now.mono, &pod),
             Event::LeaseEnded { pod } => self.lease_ended(now, &pod, actions),
+            Event::Supplied(supply) => self.supply = Some(*supply),
             Event::Tick => self.tick(now, actions),
             Event::Turn => self.turn(now, actions),
         }

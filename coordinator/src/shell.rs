@@ -44,7 +44,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Options;
-use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Lead, Limits, Outputs};
+use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Lead, Limits, Outputs, Supply};
 use crate::metrics::Metrics;
 pub(crate) use join::read_issuer;
 
@@ -115,6 +115,8 @@ pub(crate) enum Input {
     Room(Option<Refusal>),
     /// What can be rented, read again.
     Footing(Arc<quotes::Footing>),
+    /// What the scaler can add to the fleet, anew.
+    Supplied(Box<Supply>),
 }
 
 /// Why a turn of service ended.
@@ -371,6 +373,7 @@ impl Service {
             }
             Input::Room(refusal) => self.api.set_room(refusal),
             Input::Footing(footing) => self.footing = footing,
+            Input::Supplied(supply) => self.core.on(now, Event::Supplied(supply), actions),
             Input::CaughtUp | Input::Deposed(_) => {}
         }
     }
@@ -444,6 +447,7 @@ impl Service {
                 tenant: batch.record.tenant.clone(),
                 object: batch.record.input_object.clone(),
                 endpoint: batch.record.endpoint,
+                model: batch.record.options.model.clone(),
                 lines: batch.record.lines,
                 lines_max: self.options.quotas.queued_lines_max,
             };

@@ -16,6 +16,7 @@ pub mod message;
 pub mod money;
 pub mod nats;
 pub mod openai;
+pub mod span;
 pub mod table;
 pub mod tag;
 pub mod trace;

@@ -6,6 +6,7 @@ mod event;
 mod fleet;
 mod quote;
 mod scale;
+mod stall;
 mod tools;
 mod work;
 
@@ -14,5 +15,6 @@ pub use event::*;
 pub use fleet::*;
 pub use quote::*;
 pub use scale::*;
+pub use stall::*;
 pub use tools::*;
 pub use work::*;

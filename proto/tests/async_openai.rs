@@ -77,6 +77,7 @@ fn view(state: BatchState, endpoint: Option<Endpoint>) -> BatchView {
         durability: Durability::Stored,
         replicas: 1,
         reason: Some("broken".into()),
+        stall: None,
         webhook: None,
         quote: None,
         model: Some("storyteller".into()),

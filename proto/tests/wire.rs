@@ -222,6 +222,11 @@ fn view() -> BatchView {
         durability: Durability::Stored,
         replicas: 1,
         reason: Some("spent".into()),
+        stall: Some(Stall {
+            code: StallCode::BudgetSpent,
+            reason: "spent".into(),
+            advice: Some("raise it".into()),
+        }),
         webhook: None,
         quote: None,
         model: Some("m".into()),

@@ -33,7 +33,9 @@ fn a_file_of_prompts_comes_back_as_text_with_its_price() {
     let input = fleet.write("in.jsonl", &batch_lines(12, 24)).unwrap();
     let out = fleet.dir.join("out.jsonl").display().to_string();
 
-    let ended = fleet.run(&["submit", &input, "--out", &out, "--name", "first light", "--json"]).unwrap();
+    let ended = fleet
+        .run(&["submit", &input, "--out", &out, "--name", "first light", "--model", "storyteller", "--json"])
+        .unwrap();
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stderr.contains("tok/s"), "{}", ended.stderr);
     let batch = ended.json().unwrap();
@@ -51,6 +53,7 @@ fn a_file_of_prompts_comes_back_as_text_with_its_price() {
         assert!(line["response"]["request_id"].is_string(), "{line}");
         let body = &line["response"]["body"];
         assert!(!body["choices"][0]["text"].as_str().unwrap().is_empty(), "{line}");
+        assert_eq!(body["model"], "storyteller");
         assert!(body["usage"]["prompt_tokens"].as_u64().unwrap() > 0, "{line}");
         assert!((1..=24).contains(&body["usage"]["completion_tokens"].as_u64().unwrap()), "{line}");
     }
@@ -95,6 +98,17 @@ fn a_file_of_prompts_comes_back_as_text_with_its_price() {
     }
     let landed = fleet.run(&["results", id]).unwrap();
     assert_eq!(landed.json_lines().unwrap().len(), 12);
+    let table = fleet.run(&["results", id, "--format", "csv"]).unwrap().stdout;
+    assert!(table.starts_with("custom_id,line,choice,text,") && table.contains("\njob-11,12,0,"), "{table}");
+    let read = fleet.dir.join("read.txt").display().to_string();
+    assert_eq!(fleet.run(&["results", id, "--format", "text", "--out", &read]).unwrap().code, Some(0));
+    let read = std::fs::read_to_string(&read).unwrap();
+    let names: Vec<&str> = read.lines().filter_map(|line| line.strip_prefix("== ")).collect();
+    assert!(names.len() == 12 && names[3].starts_with("job-3"), "{read}");
+    let listed = fleet.run(&["batches"]).unwrap().stdout;
+    assert!(listed.contains("created (UTC)") && listed.contains(&id[.."batch_".len() + 8]), "{listed}");
+    let off = fleet.run(&["scale", "show"]).unwrap();
+    assert!(off.code == Some(1) && off.stderr.contains("ternfleet up --scale 0..2"), "{off:?}");
 
     let absent = fleet.run(&["status", "batch_none"]).unwrap();
     assert_eq!((absent.code, absent.stdout.as_str()), (Some(1), ""));

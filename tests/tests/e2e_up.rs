@@ -50,10 +50,20 @@ fn a_signal_ends_it_with_0_and_leaves_no_process_but_its_state() {
     let mut fleet = LocalFleet::start_in(folder.path(), &[]).unwrap();
     let results = fleet.run(&["results", &id]).unwrap();
     assert_eq!(json_lines(&results.stdout).unwrap().len(), 1, "{results:?}");
+    let dir = folder.path().display().to_string();
+    let logs = run(&["logs", "--dir", &dir]).unwrap();
+    assert!(logs.stdout.contains("coordinator  ") && logs.stdout.contains("worker-2  "), "{logs:?}");
+    let one = run(&["logs", "coordinator", "-n", "1", "--dir", &dir]).unwrap();
+    assert_eq!((one.code, one.stdout.lines().count()), (Some(0), 1), "{one:?}");
+    let absent = run(&["logs", "worker-9", "--dir", &dir]).unwrap();
+    assert!(absent.code == Some(1) && absent.stderr.contains("worker-1, worker-2"), "{absent:?}");
     let processes = fleet.processes().unwrap();
-    fleet.signal(Signal::SIGTERM).unwrap();
+    let down = run(&["down", "--dir", &dir]).unwrap();
+    assert_eq!(down.code, Some(0), "{down:?}");
     assert_eq!(fleet.wait(END_WITHIN).unwrap().code(), Some(0));
     all_gone(&processes);
+    let again = run(&["down", "--dir", &dir]).unwrap();
+    assert!(again.code == Some(1) && again.stderr.contains("no fleet runs in"), "{again:?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::commands::status;
 use crate::connection::Connection;
 use crate::named::{Named, running};
 use crate::output::{say, say_json};
-use crate::{span, stop};
+use crate::{dollars, span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Batch {
@@ -36,8 +36,8 @@ struct Set {
     #[arg(value_name = "BATCH")]
     id: Named,
     /// Most that the batch may cost in all, in dollars
-    #[arg(long, value_name = "USD")]
-    budget: Option<f64>,
+    #[arg(long, value_name = "USD", value_parser = dollars::parse, allow_negative_numbers = true)]
+    budget: Option<UsdMicro>,
     /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
     #[arg(long, value_name = "SPAN", value_parser = span::parse)]
     deadline: Option<Duration>,
@@ -61,7 +61,7 @@ impl Batch {
             let question = BatchSet {
                 tenant: fleet.tenant.clone(),
                 id: id.clone(),
-                budget_usd_micro: set.budget.map(UsdMicro::from_dollars),
+                budget_usd_micro: set.budget,
                 deadline: set.deadline.map(|span| TimeMs::now().plus(span)),
                 priority: set.priority,
             };

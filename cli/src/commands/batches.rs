@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use ternfleet_proto::message::{BatchList, BatchView};
-use ternfleet_proto::openai;
 use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::{TimeMs, openai};
 
 use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
@@ -37,7 +37,10 @@ impl Batches {
         } else if batches.is_empty() {
             eprintln!("there are no batches; `ternfleet submit FILE.jsonl` makes one");
         } else {
-            say(&report::batch_table(&batches))?;
+            say(&report::batch_table(&batches, TimeMs::now()))?;
+            if let Some(waits) = report::waits(&batches) {
+                say(&format!("\n{waits}"))?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

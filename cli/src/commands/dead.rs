@@ -15,7 +15,7 @@ use crate::connection::Connection;
 use crate::named::Named;
 use crate::output::{say, say_json};
 use crate::report::printable;
-use crate::{report, stop};
+use crate::{report, span, stop};
 
 /// Dead jobs asked for at once.
 const PAGE_JOBS: u32 = 200;
@@ -188,11 +188,5 @@ fn page(dead: &DeadJob) -> String {
 }
 
 fn ago(at: TimeMs) -> String {
-    let seconds = TimeMs::now().since(at).as_secs();
-    match seconds {
-        0..120 => format!("{seconds} s ago"),
-        120..7200 => format!("{} min ago", seconds / 60),
-        7200..172_800 => format!("{} h ago", seconds / 3600),
-        _ => format!("{} d ago", seconds / 86_400),
-    }
+    format!("{} ago", span::short(TimeMs::now().since(at)))
 }

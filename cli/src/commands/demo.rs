@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::process::Child;
 
 use crate::client::Fleet;
-use crate::commands::submit::Submit;
+use crate::commands::submit::{Submit, check_input};
 use crate::connection::Connection;
 use crate::local::child::{self, Life};
 use crate::output::{Target, say};
@@ -54,6 +54,7 @@ impl Demo {
             Some(prompts) => prompts.clone(),
             None => self.included_prompts()?,
         };
+        check_input(&prompts)?;
         stop::block_on(async {
             let mut stops = Stops::listen()?;
             let mut fleet = self.start_fleet()?;
@@ -104,6 +105,7 @@ impl Demo {
             force: true,
             detach: false,
             name: Some("demo".to_owned()),
+            model: None,
             budget: None,
             deadline: None,
             priority: 0,

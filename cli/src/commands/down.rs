@@ -1,35 +1,66 @@
-//! `ternfleet down`: ends fleets that were launched from here, whatever state they are in.
+//! `ternfleet down`: ends the fleet of `up` in this folder, or fleets that were launched from here, whatever state they
+//! are in.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
+use anyhow::{Context, bail};
 use clap::Args;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use ternfleet_proto::message::{BatchRef, BatchView};
 use ternfleet_proto::table::ApiVerb;
 
+use crate::answers::Format;
 use crate::client::{Fleet, Patience};
+use crate::connection::USUAL_FOLDER;
 use crate::launch::{self, Folder, Folders, Head, State};
 use crate::output::{Existing, WholeFile, say};
-use crate::{follow, stop};
+use crate::{addresses, follow, stop};
+
+/// How long a fleet on this machine may take to drain and to give its rented pods back.
+const ENDS_WITHIN: Duration = Duration::from_secs(90);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Args)]
 pub(crate) struct Down {
-    /// The fleet; the one that is open unless named
+    /// A launched fleet; unless named, the fleet of `up` in the current folder, or the launched one that is open
     #[arg(value_name = "NAME", conflicts_with = "all")]
     name: Option<String>,
-    /// Every fleet that has not ended
+    /// Every launched fleet that has not ended
     #[arg(long)]
     all: bool,
+    /// The fleet that `ternfleet up` runs in this folder [default: ternfleet-data]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["name", "all"])]
+    dir: Option<PathBuf>,
 }
 
 impl Down {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let folders = Folders::find()?;
-        let open = if self.all {
-            folders.all()?.into_iter().filter(|state| state.ended_at.is_none()).collect()
-        } else {
-            vec![folders.choose(self.name.as_deref())?]
-        };
+        if self.name.is_none() && !self.all {
+            let dir = self.dir.as_deref().unwrap_or(Path::new(USUAL_FOLDER));
+            match (addresses::running(dir), &self.dir) {
+                (Some(process), given) => {
+                    let open = folders.open()?;
+                    if given.is_none() && !open.is_empty() {
+                        let names: Vec<&str> = open.iter().map(|state| state.name.as_str()).collect();
+                        bail!(
+                            "a fleet runs in {0}, and a launched one is open: end one with `ternfleet down --dir {0}` or \
+                             `ternfleet down {1}`",
+                            dir.display(),
+                            names.join("|")
+                        );
+                    }
+                    return end_local(dir, process);
+                }
+                (None, Some(dir)) => bail!("no fleet runs in {}", dir.display()),
+                (None, None) => {}
+            }
+        }
+        let open = if self.all { folders.open()? } else { vec![folders.choose(self.name.as_deref())?] };
         stop::block_on(async {
             let mut failed = None;
             for state in open {
@@ -47,6 +78,26 @@ impl Down {
             Ok(failed.unwrap_or(ExitCode::SUCCESS))
         })
     }
+}
+
+/// Has `ternfleet up` drain and end, as its Ctrl-C does.
+fn end_local(dir: &Path, process: i32) -> anyhow::Result<ExitCode> {
+    kill(Pid::from_raw(process), Signal::SIGTERM).with_context(|| {
+        format!("process {process}, which runs the fleet in {}, takes no signal", dir.display())
+    })?;
+    eprintln!("draining the fleet in {}", dir.display());
+    let began = Instant::now();
+    while addresses::running(dir) == Some(process) {
+        if began.elapsed() >= ENDS_WITHIN {
+            bail!(
+                "process {process} has not ended for {} s: see `ternfleet logs`, or end it with `kill -9 {process}`",
+                ENDS_WITHIN.as_secs()
+            );
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    say(&format!("the fleet in {} has ended; its batches and results stay there", dir.display()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Cancels the batch, keeps what was answered, and gives everything back.
@@ -71,7 +122,7 @@ async fn cancel(fleet: &Fleet, state: &State) -> anyhow::Result<()> {
     let batch = fleet.batch(&id, Patience::Short).await?;
     if batch.completed > 0 {
         let draft = WholeFile::create(&state.out, Existing::Replaced)?;
-        let path = follow::into_file(fleet, &batch, draft, Patience::Short).await?;
+        let path = follow::into_file(fleet, &batch, draft, Format::Jsonl, Patience::Short).await?;
         eprintln!("what was answered: {}", path.display());
     }
     Ok(())

@@ -8,8 +8,8 @@ use ternfleet_proto::TimeMs;
 
 use crate::launch::{Folders, Phase, State};
 use crate::output::{say, say_json};
-use crate::progress::clock;
 use crate::report::table;
+use crate::span;
 
 #[derive(Debug, Args)]
 pub(crate) struct Fleets {
@@ -38,7 +38,7 @@ impl Fleets {
                     state.name.clone(),
                     state.at.as_str().to_owned(),
                     state.phase().as_str().to_owned(),
-                    clock(now.since(state.began_at)),
+                    span::short(now.since(state.began_at)),
                     state.batch.as_ref().map_or("-".to_owned(), ToString::to_string),
                     worked_on.map_or("detached".to_owned(), |process| format!("process {process}")),
                     state.out.display().to_string(),

@@ -18,7 +18,7 @@ use super::submit::{check_input, random_name};
 use crate::launch::{self, Folder, Folders, Head, Outcome, Place, Rent, State};
 use crate::output::{Existing, WholeFile, say};
 use crate::stop::Stops;
-use crate::{exit, local, locate, span, stop};
+use crate::{dollars, exit, local, locate, span, stop};
 
 /// Of the random key, so much makes the fleet's name.
 const NAME_DIGITS: usize = 8;
@@ -45,8 +45,8 @@ pub(crate) struct Launch {
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Most that the batch may cost, in dollars; it pauses when that is spent
-    #[arg(long, value_name = "USD")]
-    budget: Option<f64>,
+    #[arg(long, value_name = "USD", value_parser = dollars::parse, allow_negative_numbers = true)]
+    budget: Option<UsdMicro>,
     /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     deadline: Option<Duration>,
@@ -130,7 +130,7 @@ impl Launch {
             model: self.model(at)?,
             key,
             deadline: self.deadline.map(|span| TimeMs::now().plus(span)),
-            budget_usd_micro: self.budget.map(UsdMicro::from_dollars),
+            budget_usd_micro: self.budget,
             pods_max: self.pods,
             price_usd_per_hour: self.price_usd_per_hour,
             quote: None,

@@ -20,14 +20,16 @@ pub(crate) struct Pods {
 
 impl Pods {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let pods = stop::block_on(async {
+        let (pods, scale) = stop::block_on(async {
             let fleet = Fleet::connect(&self.connection).await?;
-            report::pods(&fleet).await
+            let pods = report::pods(&fleet).await?;
+            let scale = if pods.is_empty() { report::scale(&fleet).await } else { None };
+            Ok((pods, scale))
         })?;
         if self.json {
             say_json(&pods)?;
         } else if pods.is_empty() {
-            eprintln!("no pod is known; `ternfleet worker` starts one");
+            eprintln!("{}", report::no_pods(scale.as_ref()));
         } else {
             say(&report::pod_table(&pods))?;
         }

@@ -21,7 +21,7 @@ use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
 use crate::model_file::ModelFile;
 use crate::output::{say, say_json};
-use crate::{report, span, stop};
+use crate::{dollars, report, span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Quote {
@@ -32,8 +32,8 @@ pub(crate) struct Quote {
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     deadline: Option<Duration>,
     /// Most that it may cost, in dollars
-    #[arg(long, value_name = "USD")]
-    budget: Option<f64>,
+    #[arg(long, value_name = "USD", value_parser = dollars::parse, allow_negative_numbers = true)]
+    budget: Option<UsdMicro>,
     /// Only pods of these classes
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     class: Vec<String>,
@@ -101,7 +101,7 @@ impl Quote {
             tenant: tenant.clone(),
             work,
             deadline: self.deadline.map(|span| now.plus(span)),
-            budget_usd_micro: self.budget.map(UsdMicro::from_dollars),
+            budget_usd_micro: self.budget,
             classes: self.class.clone(),
         })
     }

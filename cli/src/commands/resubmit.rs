@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use ternfleet_proto::UsdMicro;
 use ternfleet_proto::message::{BatchView, FailureCode};
 
 use crate::client::{Fleet, Patience};
@@ -21,7 +22,7 @@ use crate::commands::submit::Submit;
 use crate::connection::Connection;
 use crate::named::Named;
 use crate::output::Target;
-use crate::{span, stop};
+use crate::{dollars, span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Resubmit {
@@ -52,8 +53,8 @@ pub(crate) struct Again {
     #[arg(long)]
     detach: bool,
     /// Most that the new batch may cost, in dollars
-    #[arg(long, value_name = "USD")]
-    budget: Option<f64>,
+    #[arg(long, value_name = "USD", value_parser = dollars::parse, allow_negative_numbers = true)]
+    budget: Option<UsdMicro>,
     /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     deadline: Option<Duration>,
@@ -106,6 +107,7 @@ impl Again {
             force: self.force,
             detach: self.detach,
             name: old.name.clone().map(|name| format!("{name} (again)")),
+            model: old.options.model.clone(),
             budget: self.budget,
             deadline: self.deadline,
             anyway: self.anyway,

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use crate::answers::Format;
 use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
 use crate::named::Named;
@@ -25,8 +26,11 @@ pub(crate) struct Results {
     /// Wait for the end of the batch
     #[arg(long)]
     wait: bool,
-    /// Accepted for symmetry: results are JSON lines anyway
-    #[arg(long)]
+    /// Form of the answers
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = Format::Jsonl)]
+    format: Format,
+    /// The same as --format jsonl
+    #[arg(long, conflicts_with = "format")]
     json: bool,
     #[command(flatten)]
     connection: Connection,
@@ -44,14 +48,21 @@ impl Results {
             let id = &batch.id;
             let mut progress = Progress::new();
             let Some(draft) = draft else {
-                return follow::stream(&fleet, id, self.wait, self.wait.then_some(&mut progress)).await;
+                return follow::stream(
+                    &fleet,
+                    id,
+                    self.format,
+                    self.wait,
+                    self.wait.then_some(&mut progress),
+                )
+                .await;
             };
             let batch = if self.wait { follow::to_the_end(&fleet, id, &mut progress).await? } else { batch };
             if self.wait {
                 progress.finish(&batch);
             }
             let patience = if self.wait { Patience::Endless } else { Patience::Short };
-            let path = follow::into_file(&fleet, &batch, draft, patience).await?;
+            let path = follow::into_file(&fleet, &batch, draft, self.format, patience).await?;
             eprintln!("results: {}", path.display());
             Ok(batch)
         })?;

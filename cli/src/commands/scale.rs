@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 
 use ternfleet_proto::message::{ScaleDials, ScaleView};
@@ -13,7 +13,6 @@ use ternfleet_proto::{TimeMs, UsdMicro};
 use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
 use crate::output::{say, say_json};
-use crate::progress::clock;
 use crate::report::{printable, table};
 use crate::{span, stop};
 
@@ -100,7 +99,7 @@ impl Scale {
         };
         let view: ScaleView = stop::block_on(async {
             let fleet = Fleet::connect(&connection).await?;
-            fleet.ask(verb, &dials, Patience::Short).await.context("the scaler did not answer")
+            fleet.ask(verb, &dials, Patience::Short).await
         })?;
         match (json, verb) {
             (true, _) => say_json(&view)?,
@@ -154,7 +153,7 @@ fn page(view: &ScaleView, now: TimeMs) -> String {
     lines.push(String::new());
     lines.push(table(&head, classes.collect()));
     for (class, failed) in view.classes.iter().filter_map(|class| Some((class, class.failed.as_ref()?))) {
-        let ago = clock(now.since(failed.at));
+        let ago = span::short(now.since(failed.at));
         lines.push(format!(
             "\nlast failure of {}: {} ({ago} ago): {}",
             class.name,
@@ -174,7 +173,7 @@ fn page(view: &ScaleView, now: TimeMs) -> String {
                 format!("{:.1}", pod.rate_tok_s),
                 pod.price_usd_micro_per_hour.to_string(),
                 pod.billed_usd_micro.to_string(),
-                clock(now.since(pod.since)),
+                span::short(now.since(pod.since)),
             ]
         });
         lines.push(String::new());
@@ -199,7 +198,7 @@ fn plan_page(view: &ScaleView, now: TimeMs) -> String {
     for batch in &view.batches {
         let done = match batch.finish_p95_ms.since(now) {
             never if never.as_secs() > 10 * 365 * 86_400 => "never".to_owned(),
-            span => format!("in {}", clock(span)),
+            span => format!("in {}", span::short(span)),
         };
         let verdict = match batch.binds {
             None => "kept".to_owned(),

@@ -11,9 +11,9 @@ use crate::client::Fleet;
 use crate::connection::Connection;
 use crate::named::Named;
 use crate::output::{say, say_json};
-use crate::progress::{clock, describe};
-use crate::report::printable;
-use crate::stop;
+use crate::progress::describe;
+use crate::report::{elapsed, printable};
+use crate::{date, span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
@@ -45,6 +45,8 @@ pub(crate) fn page(batch: &BatchView) -> String {
         lines.push(format!("  name      {}", printable(name)));
     }
     lines.push(format!("  state     {}", crate::progress::state_name(batch.state)));
+    let elapsed = span::short(elapsed(batch, TimeMs::now()));
+    lines.push(format!("  created   {} UTC, {elapsed} elapsed", date::utc(batch.created_at)));
     lines.push(format!("  progress  {}", describe(batch, TimeMs::now())));
     lines.push(format!(
         "  tokens    {} in, {} out, {} wasted",
@@ -66,8 +68,13 @@ pub(crate) fn page(batch: &BatchView) -> String {
         };
         lines.push(format!("  webhook   {state}"));
     }
-    if let Some(reason) = &batch.reason {
-        lines.push(format!("  reason    {}", printable(reason)));
+    match (&batch.stall, &batch.reason) {
+        (Some(stall), _) => {
+            lines.push(format!("  waiting   {}", printable(&stall.reason)));
+            lines.extend(stall.advice.iter().map(|advice| format!("            → {}", printable(advice))));
+        }
+        (None, Some(reason)) => lines.push(format!("  reason    {}", printable(reason))),
+        (None, None) => {}
     }
     lines.join("\n")
 }
@@ -77,7 +84,7 @@ fn quoted(batch: &BatchView) -> Option<String> {
     let quote = batch.quote.as_ref()?;
     let span = |at: TimeMs| match at.since(batch.created_at) {
         never if never.as_secs() > 10 * 365 * 86_400 => "never".to_owned(),
-        span => clock(span),
+        span => span::short(span),
     };
     let (cost, cost_max) = (quote.cost_p50_usd_micro, quote.cost_p95_usd_micro);
     let mut line = match (span(quote.finish_p50_ms), span(quote.finish_p95_ms)) {

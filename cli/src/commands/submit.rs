@@ -18,12 +18,13 @@ use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::trace::TraceContext;
 use ternfleet_proto::{TimeMs, UsdMicro, openai};
 
+use crate::answers::Format;
 use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
 use crate::output::{Existing, Target, WholeFile, say, say_json};
 use crate::progress::{Progress, state_name};
 use crate::stop::Stops;
-use crate::{exit, follow, span, stop};
+use crate::{dollars, exit, follow, span, stop};
 
 /// The environment variable in which programs that trace hand on their context.
 const TRACEPARENT: &str = "TRACEPARENT";
@@ -50,9 +51,12 @@ pub(crate) struct Submit {
     /// A name for people
     #[arg(long, value_name = "N")]
     pub(crate) name: Option<String>,
+    /// Model of the lines that name none: a name of `ternfleet pods --json`; any worker takes them unless given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
     /// Most that the batch may cost, in dollars; it pauses when that is spent
-    #[arg(long, value_name = "USD")]
-    pub(crate) budget: Option<f64>,
+    #[arg(long, value_name = "USD", value_parser = dollars::parse, allow_negative_numbers = true)]
+    pub(crate) budget: Option<UsdMicro>,
     /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     pub(crate) deadline: Option<Duration>,
@@ -135,7 +139,9 @@ impl Submit {
 
         let mut progress = Progress::new();
         let ended = match self.out {
-            Some(Target::Stdout) => follow::stream(&fleet, &batch.id, true, Some(&mut progress)).await?,
+            Some(Target::Stdout) => {
+                follow::stream(&fleet, &batch.id, Format::Jsonl, true, Some(&mut progress)).await?
+            }
             _ => follow::to_the_end(&fleet, &batch.id, &mut progress).await?,
         };
         progress.finish(&ended);
@@ -145,7 +151,7 @@ impl Submit {
         let mut results = None;
         match draft {
             Some(draft) => {
-                let path = follow::into_file(&fleet, &ended, draft, Patience::Endless).await?;
+                let path = follow::into_file(&fleet, &ended, draft, Format::Jsonl, Patience::Endless).await?;
                 eprintln!("results: {}", path.display());
                 results = Some(path);
             }
@@ -179,13 +185,14 @@ impl Submit {
             key: random_name()?,
             name: self.name.clone(),
             options: BatchOptions {
-                budget_usd_micro: self.budget.map(UsdMicro::from_dollars),
+                budget_usd_micro: self.budget,
                 deadline: self.deadline.map(|span| TimeMs::now().plus(span)),
                 priority: self.priority,
                 webhook_url: self.webhook.clone(),
                 webhook_secret: self.webhook_secret()?,
                 accept_at_risk: self.anyway,
                 wait_for_model: self.wait_for_model,
+                model: self.model.clone(),
                 ..BatchOptions::default()
             },
             metadata: self.metadata.clone(),

@@ -3,21 +3,22 @@
 //! It asks the coordinator once a second and draws what it heard; between answers it stays responsive to keys and to
 //! a new size of the terminal. Without a terminal, or with `--once`, it prints the same once and ends.
 
+mod columns;
 mod screen;
+mod view;
 
-use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::event::{self, Event};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use ternfleet_proto::message::{BatchList, BatchView, PodView};
+use ternfleet_proto::message::{BatchList, BatchView, PodView, ScaleView};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{TimeMs, UsdMicro, openai};
@@ -27,16 +28,18 @@ use crate::connection::Connection;
 use crate::output::{say, say_json};
 use crate::stop::Stops;
 use crate::{logging, report, stop};
+use view::{View, order};
 
-/// One column a second; wider terminals than this exist, but nobody reads that far.
-const HISTORY_MAX: usize = 300;
 const BATCHES_MAX: u32 = 100;
 /// Between two looks at the keyboard by its thread, which ends when the view does.
 const KEY_POLL: Duration = Duration::from_millis(200);
+/// Between two questions about scaling while no pod is there; each makes the coordinator ask the provider.
+const SCALE_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Keys: q, Esc or Ctrl-C quits; ↑ ↓ PgUp PgDn scroll the batches; a shows ended ones or hides them."
+    after_help = "Keys: q, Esc or Ctrl-C quits; ↑ ↓ select; Tab changes between batches and pods; Enter shows all of the \
+                  selected row; a shows ended batches or hides them; ? lists all keys."
 )]
 pub(crate) struct Top {
     /// Print once and end, as it does when standard output is no terminal
@@ -59,6 +62,8 @@ struct Snapshot {
     at: TimeMs,
     pods: Vec<PodView>,
     batches: Vec<BatchView>,
+    /// What may be rented, if anything; known only while there are no pods.
+    scale: Option<ScaleView>,
 }
 
 /// Sums over a snapshot.
@@ -84,7 +89,7 @@ impl Snapshot {
             (&a.heartbeat.pod, &a.heartbeat.worker).cmp(&(&b.heartbeat.pod, &b.heartbeat.worker))
         });
         let batches = fleet.ask_once(ApiVerb::BatchList, &list).await?;
-        Ok(Snapshot { at: TimeMs::now(), pods, batches })
+        Ok(Snapshot { at: TimeMs::now(), pods, batches, scale: None })
     }
 
     fn totals(&self) -> Totals {
@@ -127,123 +132,36 @@ impl Snapshot {
     }
 
     fn text(&self) -> String {
-        let mut parts = vec![totals_line(&self.totals())];
+        let figures = figures(&self.totals());
+        let line: Vec<String> = figures.iter().map(|(number, unit)| format!("{number} {unit}")).collect();
+        let mut parts = vec![line.join(" · ")];
         if self.pods.is_empty() {
-            parts.push("no pod is known; `ternfleet worker` starts one".to_owned());
+            parts.push(report::no_pods(self.scale.as_ref()));
         } else {
             parts.push(report::pod_table(&self.pods));
         }
         if self.batches.is_empty() {
             parts.push("there are no batches; `ternfleet submit FILE.jsonl` makes one".to_owned());
         } else {
-            parts.push(report::batch_table(&self.batches));
+            parts.push(report::batch_table(&self.batches, self.at));
+            parts.extend(report::waits(&self.batches));
         }
         parts.join("\n\n")
     }
 }
 
-fn totals_line(totals: &Totals) -> String {
-    let plural = if totals.pods_live == 1 { "" } else { "s" };
-    format!(
-        "{} pod{plural} live · {:.1} tok/s · {}/h · {} per 1M tokens · {} spent · {} jobs open, {} queued",
-        totals.pods_live,
-        totals.rate_tok_s,
-        totals.usd_micro_per_hour,
-        totals.usd_micro_per_million_tokens.map_or("-".to_owned(), |price| price.to_string()),
-        totals.spent_usd_micro,
-        totals.open_jobs,
-        totals.queued_jobs,
-    )
-}
-
-/// All that the screen shows.
-#[derive(Debug)]
-struct View {
-    address: String,
-    tenant: String,
-    snapshot: Option<Snapshot>,
-    /// Why the last look failed.
-    fault: Option<String>,
-    /// Tokens a second at each look, oldest first.
-    rates: VecDeque<f64>,
-    /// Batches scrolled out at the top.
-    scroll: usize,
-    shows_ended: bool,
-    colours: bool,
-}
-
-/// What a key asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    Quit,
-    Scroll(isize),
-    ToggleEnded,
-}
-
-fn order(key: KeyEvent) -> Option<Order> {
-    if key.kind == KeyEventKind::Release {
-        return None;
-    }
-    match key.code {
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Order::Quit),
-        KeyCode::Char('q') | KeyCode::Esc => Some(Order::Quit),
-        KeyCode::Up | KeyCode::Char('k') => Some(Order::Scroll(-1)),
-        KeyCode::Down | KeyCode::Char('j') => Some(Order::Scroll(1)),
-        KeyCode::PageUp => Some(Order::Scroll(-10)),
-        KeyCode::PageDown => Some(Order::Scroll(10)),
-        KeyCode::Char('a') => Some(Order::ToggleEnded),
-        _ => None,
-    }
-}
-
-impl View {
-    fn new(fleet: &Fleet) -> View {
-        View {
-            address: fleet.address().to_owned(),
-            tenant: fleet.tenant.to_string(),
-            snapshot: None,
-            fault: None,
-            rates: VecDeque::new(),
-            scroll: 0,
-            shows_ended: true,
-            colours: logging::colours(true),
-        }
-    }
-
-    fn hear(&mut self, outcome: anyhow::Result<Snapshot>) {
-        match outcome {
-            Ok(snapshot) => {
-                if self.rates.len() == HISTORY_MAX {
-                    self.rates.pop_front();
-                }
-                self.rates.push_back(snapshot.totals().rate_tok_s);
-                self.snapshot = Some(snapshot);
-                self.fault = None;
-            }
-            Err(reason) => self.fault = Some(format!("{reason:#}")),
-        }
-    }
-
-    /// True when the view should end.
-    fn obey(&mut self, order: Order) -> bool {
-        match order {
-            Order::Quit => return true,
-            Order::Scroll(by) => {
-                let last = self.batches().len().saturating_sub(1);
-                self.scroll = self.scroll.saturating_add_signed(by).min(last);
-            }
-            Order::ToggleEnded => {
-                self.shows_ended = !self.shows_ended;
-                self.scroll = 0;
-            }
-        }
-        false
-    }
-
-    fn batches(&self) -> Vec<&BatchView> {
-        let all = self.snapshot.iter().flat_map(|snapshot| &snapshot.batches);
-        all.filter(|batch| self.shows_ended || !batch.state.is_terminal()).collect()
-    }
+/// The sums with their units.
+fn figures(totals: &Totals) -> [(String, &'static str); 7] {
+    let price = totals.usd_micro_per_million_tokens.map_or("-".to_owned(), |price| price.to_string());
+    [
+        (totals.pods_live.to_string(), if totals.pods_live == 1 { "pod live" } else { "pods live" }),
+        (format!("{:.1}", totals.rate_tok_s), "tok/s"),
+        (totals.usd_micro_per_hour.to_string(), "an hour"),
+        (price, "per 1M tokens"),
+        (totals.spent_usd_micro.to_string(), "spent"),
+        (totals.open_jobs.to_string(), "jobs open"),
+        (totals.queued_jobs.to_string(), "queued"),
+    ]
 }
 
 impl Top {
@@ -254,10 +172,35 @@ impl Top {
             if live {
                 return watch(&fleet, Duration::from_secs(self.every.into())).await;
             }
-            let snapshot = Snapshot::take(&fleet).await?;
+            let snapshot = Looks::new(&fleet).take().await?;
             if self.json { say_json(&snapshot.json()) } else { say(&snapshot.text()) }
         })?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Snapshots, one after the other.
+struct Looks<'a> {
+    fleet: &'a Fleet,
+    scale: Option<(Instant, Option<ScaleView>)>,
+}
+
+impl<'a> Looks<'a> {
+    fn new(fleet: &'a Fleet) -> Looks<'a> {
+        Looks { fleet, scale: None }
+    }
+
+    async fn take(&mut self) -> anyhow::Result<Snapshot> {
+        let snapshot = Snapshot::take(self.fleet).await?;
+        if !snapshot.pods.is_empty() {
+            self.scale = None;
+            return Ok(snapshot);
+        }
+        if self.scale.as_ref().is_none_or(|(at, _)| at.elapsed() >= SCALE_EVERY) {
+            self.scale = Some((Instant::now(), report::scale(self.fleet).await));
+        }
+        let scale = self.scale.as_ref().and_then(|(_, view)| view.clone());
+        Ok(Snapshot { scale, ..snapshot })
     }
 }
 
@@ -266,19 +209,25 @@ async fn watch(fleet: &Fleet, every: Duration) -> anyhow::Result<()> {
     let mut stops = Stops::listen()?;
     let mut terminal = ratatui::try_init().context("this terminal cannot be drawn on: use --once")?;
     let _restored = Restored;
-    let mut view = View::new(fleet);
+    let mut view = View::new(fleet.address().to_owned(), fleet.tenant.to_string(), logging::colours(true));
     let mut keys = keyboard();
-    let mut looks = tokio::time::interval(every);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looking: Option<std::pin::Pin<Box<dyn Future<Output = anyhow::Result<Snapshot>> + '_>>> = None;
+    let (seen, mut snapshots) = mpsc::channel(1);
+    let looking = async {
+        let mut looks = Looks::new(fleet);
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // Nobody listens any more only when the view ends, and this with it.
+            let _ = seen.send(looks.take().await).await;
+        }
+    };
+    tokio::pin!(looking);
     loop {
         terminal.draw(|frame| screen::draw(frame, &view))?;
         tokio::select! {
-            _ = looks.tick(), if looking.is_none() => looking = Some(Box::pin(Snapshot::take(fleet))),
-            outcome = async { match &mut looking { Some(look) => look.await, None => std::future::pending().await } } => {
-                looking = None;
-                view.hear(outcome);
-            }
+            () = &mut looking => {}
+            Some(outcome) = snapshots.recv() => view.hear(outcome),
             key = keys.recv() => match key {
                 Some(Event::Key(key)) => if order(key).is_some_and(|order| view.obey(order)) { return Ok(()) },
                 Some(_) => {}

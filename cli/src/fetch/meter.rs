@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::progress::clock;
+use crate::span;
 
 /// The rate is that of the last seconds.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -117,7 +117,7 @@ impl Meter {
             let took = self.begun.elapsed();
             let rate = came as f64 / took.as_secs_f64().max(0.001);
             let spent =
-                if took.as_secs() < 60 { format!("{:.1} s", took.as_secs_f64()) } else { clock(took) };
+                if took.as_secs() < 60 { format!("{:.1} s", took.as_secs_f64()) } else { span::short(took) };
             eprintln!("{} in {spent} ({}/s); checking its digest", size(came), size(rate as u64));
         }
     }
@@ -145,7 +145,7 @@ fn bar(total: Option<u64>) -> ProgressBar {
     bar
 }
 
-/// `412.3 MB of 1.2 GB (35 %) · 84.2 MB/s · 0:09 left`.
+/// `412.3 MB of 1.2 GB (35 %) · 84.2 MB/s · 9s left`.
 fn describe(done: u64, total: Option<u64>, rate: f64) -> String {
     let speed = format!("{}/s", size(rate as u64));
     let Some(total) = total else { return format!("{} · {speed}", size(done)) };
@@ -153,7 +153,7 @@ fn describe(done: u64, total: Option<u64>, rate: f64) -> String {
     let mut line = format!("{} of {} ({percent} %) · {speed}", size(done), size(total));
     if rate >= 1.0 && done < total {
         let left = Duration::from_secs_f64(((total - done) as f64 / rate).min(1e9));
-        line.push_str(&format!(" · {} left", clock(left)));
+        line.push_str(&format!(" · {} left", span::short(left)));
     }
     line
 }
@@ -176,7 +176,7 @@ mod tests {
     fn a_line_says_how_much_how_fast_and_how_long() {
         assert_eq!(
             describe(412_300_000, Some(1_187_801_280), 84_200_000.0),
-            "412.3 MB of 1.19 GB (34 %) · 84.2 MB/s · 0:09 left"
+            "412.3 MB of 1.19 GB (34 %) · 84.2 MB/s · 9s left"
         );
         assert_eq!(describe(5, None, 0.0), "5 B · 0 B/s");
         assert_eq!(describe(0, Some(0), 0.0), "0 B of 0 B (100 %) · 0 B/s");

@@ -10,7 +10,7 @@ use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
 
 use crate::commands::quote::{count, market, page, read};
 use crate::model_file::ModelFile;
-use crate::progress::clock;
+use crate::span;
 
 /// Lines whose prompts are counted.
 const SAMPLE: usize = 1000;
@@ -75,7 +75,7 @@ pub(crate) async fn plan(asked: &Plan<'_>) -> anyhow::Result<(Quote, String)> {
         None => "limit     none: give --budget to have one\n".to_owned(),
     };
     if let Some(deadline) = asked.deadline {
-        text += &format!("deadline  in {}\n", clock(deadline.since(now)));
+        text += &format!("deadline  in {}\n", span::short(deadline.since(now)));
     }
     Ok((quote, text))
 }

@@ -17,7 +17,7 @@ use ternfleet_proto::UsdMicro;
 use crate::fetch::sha256_of;
 use crate::local::nats_server;
 use crate::models::{self, Store};
-use crate::progress::clock;
+use crate::span;
 
 /// The classes and limits that ship.
 const EXAMPLE: &str = include_str!("../../../deploy/fleets/runpod.toml");
@@ -84,7 +84,7 @@ impl Rent {
 
     /// The head, for people.
     pub(crate) fn head_words(&self) -> String {
-        let kept = clock(Duration::from_secs(self.unheard_limit_s));
+        let kept = span::short(Duration::from_secs(self.unheard_limit_s));
         format!("a pod of {} vCPUs ({}), which keeps results for {kept}", self.head_vcpus, self.head_cpu)
     }
 

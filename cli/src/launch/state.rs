@@ -14,6 +14,7 @@ use ternfleet_proto::{BatchId, TimeMs, UsdMicro};
 
 use super::bill::{self, PodBill};
 use super::rent::Rent;
+use crate::connection::USUAL_FOLDER;
 use crate::lock::{Claim, Lock};
 use crate::output::write_secret;
 
@@ -161,18 +162,24 @@ impl Folders {
         Ok(all)
     }
 
+    /// Those that have not ended.
+    pub(crate) fn open(&self) -> anyhow::Result<Vec<State>> {
+        Ok(self.all()?.into_iter().filter(|state| state.ended_at.is_none()).collect())
+    }
+
     /// The fleet named, or the one that has not ended.
     pub(crate) fn choose(&self, name: Option<&str>) -> anyhow::Result<State> {
-        let all = self.all()?;
         if let Some(name) = name {
-            let found = all.into_iter().find(|state| state.name == name);
+            let found = self.all()?.into_iter().find(|state| state.name == name);
             return found
                 .with_context(|| format!("no fleet {name} was launched from here: see `ternfleet fleets`"));
         }
-        let mut open: Vec<State> = all.into_iter().filter(|state| state.ended_at.is_none()).collect();
+        let mut open = self.open()?;
         match (open.pop(), open.is_empty()) {
             (Some(state), true) => Ok(state),
-            (None, _) => bail!("every fleet launched from here has ended; see `ternfleet fleets`"),
+            (None, _) => bail!(
+                "no fleet runs in {USUAL_FOLDER} here, and no launched one is open: see `ternfleet fleets`"
+            ),
             (Some(last), false) => {
                 open.push(last);
                 let names: Vec<&str> = open.iter().map(|state| state.name.as_str()).collect();
@@ -265,7 +272,7 @@ pub(crate) mod tests {
     fn the_one_open_fleet_is_chosen_and_of_several_one_must_be_named() {
         let folder = tempfile::tempdir().unwrap();
         let folders = Folders { root: folder.path().join("fleets") };
-        assert!(folders.choose(None).unwrap_err().to_string().contains("has ended"));
+        assert!(folders.choose(None).unwrap_err().to_string().contains("no launched one is open"));
         let put = |name: &str, ended_at| {
             folders.folder(name).write(&State { ended_at, ..state(name) }).unwrap();
         };

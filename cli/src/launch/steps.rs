@@ -12,6 +12,7 @@ use ternfleet_proto::message::{BatchOptions, BatchView, Refusal, RefusalCode};
 use super::bill;
 use super::head::{Head, Lost};
 use super::state::{Folder, State};
+use crate::answers::Format;
 use crate::client::{Fleet, Patience, Unanswered};
 use crate::commands::submit::NewBatch;
 use crate::output::{Existing, WholeFile};
@@ -106,7 +107,7 @@ async fn work(fleet: &Fleet, folder: &Folder, state: &RefCell<State>) -> anyhow:
         eprintln!("{}: {reason}", state_name(ended.state));
     }
     let draft = WholeFile::create(&state.borrow().out, Existing::Replaced)?;
-    let path = follow::into_file(fleet, &ended, draft, Patience::Endless).await?;
+    let path = follow::into_file(fleet, &ended, draft, Format::Jsonl, Patience::Endless).await?;
     eprintln!("results: {}", path.display());
     change(folder, state, |state| state.fetched = Some(Box::new(ended.clone())))?;
     Ok(ended)

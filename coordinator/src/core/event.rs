@@ -13,6 +13,7 @@ use ternfleet_proto::{
 };
 
 use super::record::BatchRecord;
+use super::stall::Supply;
 pub use crate::route::WorkerSlot;
 
 /// Place of a batch in the core; never reused within a process.
@@ -238,6 +239,8 @@ pub enum Event {
     LeaseEnded {
         pod: String,
     },
+    /// What the scaler can add to the fleet, anew.
+    Supplied(Box<Supply>),
     /// Time has passed. The shell sends one every 200 ms.
     Tick,
     /// All available events are in: assign the jobs that can be assigned.

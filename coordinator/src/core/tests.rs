@@ -2,6 +2,7 @@
 
 mod audits;
 mod budgets;
+mod stalls;
 mod world;
 
 use std::sync::Arc;

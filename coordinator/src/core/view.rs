@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView, WorkerState};
+use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView, Stall, WorkerState};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
 use ternfleet_proto::{BatchId, Lane, Now, TenantId, TimeMs, UsdMicro, WorkerId};
 
@@ -11,6 +11,9 @@ use super::event::BatchSlot;
 use super::fleet::Liveness;
 use super::{BatchRecord, Core};
 use crate::models::Models;
+
+/// A batch that would take longer than this at its present speed has no estimate.
+const ESTIMATE_MAX: Duration = Duration::from_secs(100 * 86_400);
 
 /// Levels, as against [`super::Counts`], for metrics.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -72,31 +75,29 @@ impl QueueLevel {
 }
 
 impl Batch {
-    fn view(&self, now: Now, in_flight: u32, mean_job_tokens: f64) -> BatchView {
-        let left = f64::from(self.jobs_total().saturating_sub(self.answered())) * mean_job_tokens;
+    fn view(&self, now: Now, stall: Option<Stall>, mean_job_tokens: f64) -> BatchView {
         let known = view_of(&self.record, self.totals);
-        let estimate = self.record.state == BatchState::InProgress && self.rate_tok_s > 0.0;
+        let advances = self.record.state == BatchState::InProgress && stall.is_none();
         BatchView {
-            finish_estimate: estimate
-                .then(|| now.wall.plus(Duration::from_secs_f64((left / self.rate_tok_s).min(1e9)))),
+            finish_estimate: self
+                .time_left(mean_job_tokens)
+                .filter(|_| advances)
+                .map(|left| now.wall.plus(left)),
             rate_tok_s: if self.is_ended() { 0.0 } else { self.rate_tok_s },
             total: self.jobs_total(),
             total_is_final: self.record.lines.is_some(),
-            reason: self.waits_for(in_flight).or(known.reason),
+            reason: stall.as_ref().map(|stall| stall.reason.clone()).or(known.reason),
+            stall,
             ..known
         }
     }
 
-    /// Why nothing moves, when nothing does.
-    fn waits_for(&self, in_flight: u32) -> Option<String> {
-        if !self.runs() || in_flight > 0 || self.waiting() == 0 {
-            return None;
-        }
-        let stuck = self.queues.iter().find(|queue| !queue.jobs.is_empty())?;
-        Some(match &stuck.model {
-            Some(model) => format!("waits for a worker that serves the model {model:?}"),
-            None => "waits for a worker".to_owned(),
-        })
+    /// At the present speed. A rate that fades after the last token says nothing, so there is no time left beyond
+    /// [`ESTIMATE_MAX`].
+    fn time_left(&self, mean_job_tokens: f64) -> Option<Duration> {
+        let tokens = f64::from(self.jobs_total().saturating_sub(self.answered())) * mean_job_tokens;
+        let left_s = tokens / self.rate_tok_s;
+        (0.0..=ESTIMATE_MAX.as_secs_f64()).contains(&left_s).then(|| Duration::from_secs_f64(left_s))
     }
 }
 
@@ -135,6 +136,7 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         durability: record.durability,
         replicas: record.replicas,
         reason: record.reason.clone().or(aged),
+        stall: None,
         webhook: record.webhook.clone(),
         quote: record.quote.clone(),
         model: record.model.clone(),
@@ -158,7 +160,7 @@ impl Core {
     }
 
     fn view_of(&self, now: Now, slot: BatchSlot, batch: &Batch) -> BatchView {
-        batch.view(now, self.flights.committed(slot).jobs, self.lengths.mean_job_tokens)
+        batch.view(now, self.stall(slot, batch), self.lengths.mean_job_tokens)
     }
 
     /// A batch that has not ended and reads this object.

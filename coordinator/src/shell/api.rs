@@ -216,7 +216,9 @@ impl Api {
                 Vec::new()
             }),
             ApiVerb::ScaleShow | ApiVerb::ScaleSet | ApiVerb::ScalePlan => {
-                let message = "this coordinator rents nothing: see `scale` in its configuration";
+                let message = "scaling is off: this coordinator rents no pods. To turn it on, start the fleet with \
+                               `ternfleet up --scale 0..2`, or add a [scale] section to the coordinator's \
+                               configuration (docs/runpod.md)";
                 self.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
                 Vec::new()
             }

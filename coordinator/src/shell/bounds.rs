@@ -42,6 +42,7 @@ pub(super) fn creation(create: &BatchCreate) -> Result<(), Refusal> {
     at_most("input_object", &create.input_object, NAME_BYTES_MAX)?;
     at_most("name", create.name.as_deref().unwrap_or_default(), NAME_BYTES_MAX)?;
     let options = &create.options;
+    at_most("model", options.model.as_deref().unwrap_or_default(), NAME_BYTES_MAX)?;
     at_most("webhook_url", options.webhook_url.as_deref().unwrap_or_default(), ADDRESS_BYTES_MAX)?;
     at_most("webhook_secret", options.webhook_secret.as_deref().unwrap_or_default(), KEY_BYTES_MAX)?;
     at_most("traceparent", create.traceparent.as_deref().unwrap_or_default(), KEY_BYTES_MAX)?;

@@ -38,6 +38,8 @@ pub(crate) struct Source {
     pub(crate) tenant: TenantId,
     pub(crate) object: String,
     pub(crate) endpoint: Option<Endpoint>,
+    /// For the lines that name no model.
+    pub(crate) model: Option<String>,
     /// As counted before, if they were.
     pub(crate) lines: Option<u32>,
     pub(crate) lines_max: u32,
@@ -199,7 +201,8 @@ impl Reader {
             return Ok(Content::Blank);
         }
         let job = JobKey { batch: self.source.batch.clone(), index };
-        let (line, generation) = match parse_line(text, number, &job, &ModelDefaults::default()) {
+        let defaults = ModelDefaults { name: self.source.model.clone(), ..ModelDefaults::default() };
+        let (line, generation) = match parse_line(text, number, &job, &defaults) {
             Ok(parsed) => parsed,
             Err(bad) => return Ok(Content::Bad(Box::new(bad))),
         };

@@ -194,6 +194,7 @@ impl Scaler {
         self.reconcile(now).await;
         let view = self.view(now, &settings, &seen, &decision);
         self.ties.metrics.scaler(&view);
+        let _ = self.ties.inbox.send(Input::Supplied(Box::new(view::supply(&view)))).await;
         self.plan = Some(decision.plan);
         let intents = self.store.intents();
         let footing = Footing { settings, intents, seen: self.seen(now), known: true };

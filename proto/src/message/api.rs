@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{BatchId, TenantId, TimeMs};
-use crate::message::{DeadJob, Generation, Heartbeat, JobResult, Line, Promise, WorkSample};
+use crate::message::{DeadJob, Generation, Heartbeat, JobResult, Line, Promise, Stall, WorkSample};
 use crate::money::UsdMicro;
 use crate::openai::Endpoint;
 
@@ -76,6 +76,9 @@ pub struct BatchOptions {
     pub priority: i8,
     /// Refuse unless the truth is at least this durable.
     pub durability: Option<Durability>,
+    /// For the lines that name no model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Called at the end, with the batch object, until it takes it.
     pub webhook_url: Option<String>,
     /// Signs the call, as Standard Webhooks has it: `whsec_` and base64. Never shown again.
@@ -165,11 +168,15 @@ pub struct BatchView {
     pub over_budget_usd_micro: UsdMicro,
     /// Tokens per second over the last seconds.
     pub rate_tok_s: f64,
+    /// None while it does not advance.
     pub finish_estimate: Option<TimeMs>,
     pub durability: Durability,
     pub replicas: u32,
-    /// Why a batch failed as a whole, or why it waits.
+    /// Why a batch failed as a whole, or what [`BatchView::stall`] says.
     pub reason: Option<String>,
+    /// Why it does not advance; none while it does, and once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stall: Option<Stall>,
     /// What was quoted when it was accepted.
     #[serde(default)]
     pub quote: Option<Promise>,

@@ -51,26 +51,32 @@ pub fn batch_object(batch: &BatchView) -> Value {
             "output_tokens_details": { "reasoning_tokens": 0 },
             "total_tokens": batch.prompt_tokens + batch.completion_tokens,
         },
-        "ternfleet": {
-            "name": batch.name,
-            "tenant": batch.tenant,
-            "state": batch.state,
-            "reason": batch.reason,
-            "total_is_final": batch.total_is_final,
-            "wasted_tokens": batch.wasted_tokens,
-            "cost_usd_micro": batch.cost_usd_micro,
-            "over_budget_usd_micro": batch.over_budget_usd_micro,
-            "budget_usd_micro": batch.options.budget_usd_micro,
-            "rate_tok_s": batch.rate_tok_s,
-            "finish_estimate_ms": batch.finish_estimate,
-            "deadline_ms": batch.options.deadline,
-            "priority": batch.options.priority,
-            "durability": batch.durability,
-            "replicas": batch.replicas,
-            "created_at_ms": batch.created_at,
-            "ended_at_ms": batch.ended_at,
-            "quote": batch.quote,
-        },
+        "ternfleet": extension(batch),
+    })
+}
+
+/// What OpenAI's object has no place for.
+fn extension(batch: &BatchView) -> Value {
+    json!({
+        "name": batch.name,
+        "tenant": batch.tenant,
+        "state": batch.state,
+        "reason": batch.reason,
+        "stall": batch.stall,
+        "total_is_final": batch.total_is_final,
+        "wasted_tokens": batch.wasted_tokens,
+        "cost_usd_micro": batch.cost_usd_micro,
+        "over_budget_usd_micro": batch.over_budget_usd_micro,
+        "budget_usd_micro": batch.options.budget_usd_micro,
+        "rate_tok_s": batch.rate_tok_s,
+        "finish_estimate_ms": batch.finish_estimate,
+        "deadline_ms": batch.options.deadline,
+        "priority": batch.options.priority,
+        "durability": batch.durability,
+        "replicas": batch.replicas,
+        "created_at_ms": batch.created_at,
+        "ended_at_ms": batch.ended_at,
+        "quote": batch.quote,
     })
 }
 

@@ -150,6 +150,7 @@ fn own_fields(mut fields: Fields) -> Result<(Option<String>, BatchOptions), Faul
             .map(|budget| UsdMicro(budget as i64)),
         priority,
         durability,
+        model: fields.text("model")?,
         webhook_url: fields.text("webhook_url")?,
         webhook_secret: fields.text("webhook_secret")?,
         accept_at_risk: fields.boolean("accept_at_risk")?.unwrap_or(false),

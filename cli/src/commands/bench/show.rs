@@ -1,6 +1,8 @@
 //! The tables of a benchmark. The best row is marked; a rate stands with its least and greatest run and with the ceiling
 //! that binds it.
 
+use ternfleet_proto::UsdMicro;
+
 use crate::report::table;
 
 use super::report::{Batch, BatchRow, Figure, Report, Stream, ThreadRow};
@@ -42,7 +44,51 @@ pub(super) fn tables(report: &Report) -> String {
             over.cost_percent
         ));
     }
+    parts.push(summary(report));
     parts.join("\n\n")
+}
+
+/// A few lines that can be quoted as they stand: what was measured, where, and how fast it is.
+fn summary(report: &Report) -> String {
+    let (machine, model) = (&report.machine, &report.model);
+    let name = std::path::Path::new(&model.path)
+        .file_stem()
+        .map_or(model.path.clone(), |stem| stem.to_string_lossy().into_owned());
+    let mut lines = vec![
+        if report.quotable { "summary" } else { "summary (not to be quoted, see above)" }.to_owned(),
+        format!(
+            "  {name} on {}, {} cores, {}, ternfleet {}",
+            machine.cpu, machine.cores, machine.isa, report.version
+        ),
+    ];
+    let cost = |usd: Option<UsdMicro>| usd.map_or(String::new(), |usd| format!(", {usd} per 1M tokens"));
+    let measured = report.threads.iter().filter_map(|row| match row {
+        ThreadRow::Measured(row) => Some(&**row),
+        ThreadRow::Refused { .. } => None,
+    });
+    if let Some(best) = measured.max_by(|a, b| a.decode_tok_s.total_cmp(&b.decode_tok_s)) {
+        lines.push(format!(
+            "  one sequence: {:.1} tok/s with {} thread{}{}; prompts {:.0} tok/s",
+            best.decode_tok_s,
+            best.threads,
+            if best.threads == 1 { "" } else { "s" },
+            cost(best.usd_micro_per_million_tokens),
+            best.prompt_tok_s
+        ));
+    }
+    let batches = report.batch.iter().filter_map(|row| match row {
+        BatchRow::Measured(row) if row.batch > 1 => Some(&**row),
+        BatchRow::Measured(_) | BatchRow::Refused { .. } => None,
+    });
+    if let Some(best) = batches.max_by(|a, b| a.tok_s.total_cmp(&b.tok_s)) {
+        lines.push(format!(
+            "  {} sequences at once: {:.1} tok/s in all{}",
+            best.batch,
+            best.tok_s,
+            cost(best.usd_micro_per_million_tokens)
+        ));
+    }
+    lines.join("\n")
 }
 
 pub(super) fn not_quotable(report: &Report) -> String {

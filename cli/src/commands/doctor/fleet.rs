@@ -12,6 +12,7 @@ use super::Finding;
 use super::server::clock;
 use crate::client::tenant_of;
 use crate::connection::Connection;
+use crate::report;
 
 /// A takeover by a standby fits inside.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(6);
@@ -58,8 +59,9 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Con
                 "coordinator",
                 format!("leads, answered in {} ms", began.elapsed().as_millis()),
             ));
-            found.extend(workers(&pods, TimeMs::now()));
-            found.extend(rented(bus, &tenant).await);
+            let scale = scale(bus, &tenant).await;
+            found.extend(workers(&pods, scale.as_ref(), TimeMs::now()));
+            found.extend(scale.into_iter().flat_map(rented));
         }
         Err(refusal) => {
             found.push(Finding::warning(
@@ -72,13 +74,15 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Con
     found
 }
 
-/// Classes whose pods fail, with their last words. Who may not ask, or rents nothing, has none.
-async fn rented(bus: &NatsBus, tenant: &TenantId) -> Vec<Finding> {
+/// What the fleet rents. Who may not ask has none, nor has a fleet that rents nothing.
+async fn scale(bus: &NatsBus, tenant: &TenantId) -> Option<ScaleView> {
     let question = codec::encode(&ScaleDials::default());
     let answer = bus.request(&table::api_of(ApiVerb::ScaleShow, tenant), question, ANSWER_TIMEOUT).await;
-    let Ok(Ok(Ok(view))) = answer.map(|payload| codec::decode::<Reply<ScaleView>>(&payload)) else {
-        return Vec::new();
-    };
+    codec::decode::<Reply<ScaleView>>(&answer.ok()?).ok()?.ok()
+}
+
+/// Classes whose pods fail, with their last lines.
+fn rented(view: ScaleView) -> Vec<Finding> {
     let mut found = Vec::new();
     for class in view.classes {
         if let Some(failed) = &class.failed {
@@ -104,11 +108,14 @@ async fn rented(bus: &NatsBus, tenant: &TenantId) -> Vec<Finding> {
     found
 }
 
-fn workers(pods: &[PodView], now: TimeMs) -> Vec<Finding> {
+fn workers(pods: &[PodView], scale: Option<&ScaleView>, now: TimeMs) -> Vec<Finding> {
     let live: Vec<&PodView> = pods.iter().filter(|pod| pod.live).collect();
+    if pods.is_empty() && scale.is_some_and(|scale| scale.pods_max > 0) {
+        return vec![Finding::ok("workers", report::no_pods(scale))];
+    }
     if live.is_empty() {
         let detail = match pods.len() {
-            0 => "none has ever said a word".to_owned(),
+            0 => "no worker is connected".to_owned(),
             n => format!("{n} known, all of them quiet"),
         };
         return vec![Finding::fault("workers", detail, START_A_WORKER)];

@@ -1,4 +1,4 @@
-//! `ternfleet model inspect FILE`: what a model file holds, for a person or as one JSON object.
+//! `ternfleet model inspect NAME|FILE`: what a model file holds, for a person or as one JSON object.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,12 +8,14 @@ use serde_json::{Value, json};
 
 use ternfleet_engine::model_file::{self, Report, TokenizerFacts};
 
+use crate::locate;
 use crate::output::{say, say_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    /// A model file, or the name of a model that is here
+    #[arg(value_name = "NAME|FILE")]
+    model: PathBuf,
     /// Print one object
     #[arg(long)]
     json: bool,
@@ -22,7 +24,7 @@ pub(crate) struct Inspect {
 impl Inspect {
     /// Fails when the engine would not run the model, or its manifest says otherwise.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let report = model_file::inspect(&self.file)?;
+        let report = model_file::inspect(&locate::file(&self.model)?)?;
         if self.json {
             say_json(&as_json(&report))?;
         } else {

@@ -1,19 +1,25 @@
 //! The picture that `top` draws: a pure function of the view, for any size of terminal.
 
 use ratatui::Frame;
-use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::layout::{Constraint, Layout, Margin, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Sparkline, Table};
+use ratatui::widgets::{Block, Borders, Clear, Paragraph, Sparkline, Wrap};
 
 use ternfleet_proto::TimeMs;
 use ternfleet_proto::message::{BatchState, BatchView, PodView, WorkerState};
 
-use super::{Snapshot, View};
-use crate::progress::{clock, state_name};
-use crate::report::printable;
+use super::columns::{Column, Kind, lines, shortened, width_of};
+use super::view::{Cover, KEYS, List, View};
+use super::{Snapshot, figures};
+use crate::commands::status;
+use crate::progress::state_or_stall;
+use crate::report::{self, printable};
+use crate::span;
 
-const BAR_CELLS: usize = 16;
+const BAR_CELLS: usize = 10;
+/// Lines of the explanation why a batch waits.
+const NOTICE_LINES: u16 = 3;
 
 /// Colours, or none of them.
 #[derive(Clone, Copy)]
@@ -33,69 +39,83 @@ impl Palette {
 
 pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
     let palette = Palette { colours: view.colours };
-    let pods = view.snapshot.as_ref().map_or(0, |snapshot| snapshot.pods.len());
     let area = frame.area();
+    let pods = view.pods().len();
+    let totals = view.snapshot.as_ref().map(|snapshot| flowed(snapshot, area.width, palette));
+    let notice = notice(view);
+    let notice_lines = notice.as_ref().map_or(0, |text| {
+        let width = usize::from(area.width.saturating_sub(2)).max(1);
+        u16::try_from(text.lines().map(|line| width_of(line) / width + 1).sum::<usize>())
+            .unwrap_or(NOTICE_LINES)
+    });
     // Pods get what they need, at most 40 % of the height when there are many.
     let pod_rows =
-        u16::try_from(pods).unwrap_or(u16::MAX).saturating_add(3).min((area.height * 2 / 5).max(4));
-    let chart_rows = if area.height >= 24 { 4 } else { 0 };
-    let [head, totals, chart, upper, lower, foot] = Layout::vertical([
+        u16::try_from(pods).unwrap_or(u16::MAX).saturating_add(2).min((area.height * 2 / 5).max(3)).max(3);
+    let [head, figures, chart, upper, lower, note, foot] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(2),
-        Constraint::Length(chart_rows),
+        Constraint::Length(totals.as_ref().map_or(1, |lines| lines.len() as u16)),
+        Constraint::Length(if area.height >= 24 { 4 } else { 0 }),
         Constraint::Length(pod_rows),
         Constraint::Min(3),
+        Constraint::Length(notice_lines.min(NOTICE_LINES)),
         Constraint::Length(1),
     ])
     .areas(area);
-    frame.render_widget(header(view, palette), head);
-    match &view.snapshot {
-        Some(snapshot) => {
-            frame.render_widget(figures(snapshot, palette), totals);
-            if chart_rows > 0 {
+    frame.render_widget(header(view, head.width, palette), head);
+    match (&view.snapshot, totals) {
+        (Some(snapshot), Some(totals)) => {
+            frame.render_widget(Paragraph::new(totals), figures);
+            if chart.height > 0 {
                 frame.render_widget(speed(view, chart.width, palette), chart);
             }
-            frame.render_widget(pod_table(&snapshot.pods, upper, palette), upper);
-            frame.render_widget(batch_table(view, snapshot.at, lower, palette), lower);
+            draw_pods(frame, view, snapshot, upper, palette);
+            draw_batches(frame, view, snapshot.at, lower, palette);
         }
-        None => frame.render_widget(Paragraph::new("asking the coordinator …"), totals),
+        _ => frame.render_widget(Paragraph::new(" asking the coordinator …"), figures),
     }
-    let keys = " q quits   ↑↓ scroll   a ended batches ";
+    if let Some(text) = notice {
+        let text = Paragraph::new(text).wrap(Wrap { trim: false }).style(palette.of(Color::Yellow));
+        frame.render_widget(text, note.inner(Margin { horizontal: 1, vertical: 0 }));
+    }
+    let keys = " q quits  ↑↓ selects  Tab pods/batches  Enter details  a ended ones  ? keys";
     frame.render_widget(Paragraph::new(keys).style(palette.soft()), foot);
+    draw_cover(frame, view, palette);
 }
 
-fn header(view: &View, palette: Palette) -> Line<'static> {
-    let mut parts = vec![
-        Span::styled(
-            " ternfleet ",
-            palette.of(Color::Cyan).add_modifier(Modifier::BOLD | Modifier::REVERSED),
-        ),
-        Span::raw(format!("  {}  tenant {}", printable(&view.address), view.tenant)),
-    ];
-    if let Some(fault) = &view.fault {
-        let text = format!("  ! {}", printable(fault));
-        parts.push(Span::styled(text, palette.of(Color::Red).add_modifier(Modifier::BOLD)));
-    }
-    Line::from(parts)
+fn header(view: &View, width: u16, palette: Palette) -> Line<'static> {
+    let name = " ternfleet ";
+    let strong = palette.of(Color::Cyan).add_modifier(Modifier::BOLD | Modifier::REVERSED);
+    let (text, style) = match &view.fault {
+        Some(fault) => {
+            (format!("  ! {}", printable(fault)), palette.of(Color::Red).add_modifier(Modifier::BOLD))
+        }
+        None => (format!("  {}  tenant {}", printable(&view.address), view.tenant), Style::new()),
+    };
+    let room = usize::from(width).saturating_sub(name.len());
+    Line::from(vec![Span::styled(name, strong), Span::styled(shortened(&text, room), style)])
 }
 
-fn figures(snapshot: &Snapshot, palette: Palette) -> Paragraph<'static> {
-    let totals = snapshot.totals();
+/// The sums, as many to a line as fit whole.
+fn flowed(snapshot: &Snapshot, width: u16, palette: Palette) -> Vec<Line<'static>> {
     let strong = palette.of(Color::Cyan).add_modifier(Modifier::BOLD);
-    let kappa = totals.usd_micro_per_million_tokens.map_or("-".to_owned(), |price| price.to_string());
-    let pairs = [
-        (format!("{:.1}", totals.rate_tok_s), "tok/s"),
-        (totals.usd_micro_per_hour.to_string(), "an hour"),
-        (kappa, "per 1M tokens"),
-        (totals.spent_usd_micro.to_string(), "spent"),
-        (totals.open_jobs.to_string(), "jobs open"),
-        (totals.queued_jobs.to_string(), "queued"),
-        (totals.pods_live.to_string(), if totals.pods_live == 1 { "pod live" } else { "pods live" }),
-    ];
-    let spans = pairs.into_iter().flat_map(|(number, unit)| {
-        [Span::raw(" "), Span::styled(number, strong), Span::styled(format!(" {unit}  "), palette.soft())]
-    });
-    Paragraph::new(Line::from_iter(spans))
+    let mut flowed: Vec<Line<'static>> = vec![Line::default()];
+    for (number, unit) in figures(&snapshot.totals()) {
+        let part = [
+            Span::raw(" "),
+            Span::styled(number, strong),
+            Span::styled(format!(" {unit}  "), palette.soft()),
+        ];
+        let wide = part.iter().map(Span::width).sum::<usize>();
+        let full =
+            flowed.last().is_some_and(|line| line.width() > 0 && line.width() + wide > usize::from(width));
+        if full {
+            flowed.push(Line::default());
+        }
+        if let Some(line) = flowed.last_mut() {
+            line.spans.extend(part);
+        }
+    }
+    flowed
 }
 
 fn speed(view: &View, width: u16, palette: Palette) -> Sparkline<'static> {
@@ -104,167 +124,242 @@ fn speed(view: &View, width: u16, palette: Palette) -> Sparkline<'static> {
     // A sparkline has whole numbers; a tenth of a token is fine enough.
     let bars: Vec<u64> = view.rates.iter().skip(from).map(|rate| (rate * 10.0).round() as u64).collect();
     Sparkline::default()
-        .block(frame_of(" tokens a second ", palette))
+        .block(frame_of(" tokens a second ", false, palette))
         .data(bars)
         .style(palette.of(Color::Cyan))
 }
 
-fn frame_of(title: &str, palette: Palette) -> Block<'static> {
+fn frame_of(title: &str, has_keys: bool, palette: Palette) -> Block<'static> {
+    let border = if has_keys { palette.of(Color::Cyan) } else { palette.soft() };
     Block::new()
         .borders(Borders::TOP)
-        .border_style(palette.soft())
+        .border_style(border)
         .title(Span::styled(title.to_owned(), Style::new().add_modifier(Modifier::BOLD)))
 }
 
-fn right(text: String) -> Cell<'static> {
-    Cell::new(Line::from(text).right_aligned())
+/// A list with its head line, at the page that has the selected row.
+fn draw_list(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    title: impl Fn(std::ops::Range<usize>) -> String,
+    columns: &[Column],
+    selected: Option<usize>,
+    has_keys: bool,
+    palette: Palette,
+) {
+    let (head, mut rows) = lines(columns, usize::from(area.width.saturating_sub(2)), palette.soft());
+    let seen = usize::from(area.height.saturating_sub(2)).max(1);
+    if let Some(row) = selected.and_then(|selected| rows.get_mut(selected)) {
+        *row = std::mem::take(row).style(Style::new().add_modifier(Modifier::REVERSED));
+    }
+    let from = selected.map_or(0, |selected| selected / seen * seen);
+    let to = (from + seen).min(rows.len());
+    let shown: Vec<Line<'static>> = std::iter::once(head).chain(rows.drain(from..to)).collect();
+    frame.render_widget(frame_of(&title(from..to), has_keys, palette), area);
+    let inner = Rect { y: area.y + 1, height: area.height.saturating_sub(1), ..area };
+    frame.render_widget(Paragraph::new(shown), inner.inner(Margin { horizontal: 1, vertical: 0 }));
 }
 
-fn heads(names: &[(&'static str, bool)], palette: Palette) -> Row<'static> {
-    let cells = names.iter().map(
-        |(name, is_number)| {
-            if *is_number { right((*name).to_owned()) } else { Cell::new(*name) }
-        },
-    );
-    Row::new(cells.collect::<Vec<_>>()).style(palette.soft())
+/// `, 11 to 20 of 34` where not all are shown.
+fn part(shown: std::ops::Range<usize>, of: usize) -> String {
+    if shown.len() == of { String::new() } else { format!(", {} to {} of {of}", shown.start + 1, shown.end) }
 }
 
-fn pod_table(pods: &[PodView], area: Rect, palette: Palette) -> Table<'static> {
-    let names = [
-        ("pod", false),
-        ("class", false),
-        ("state", false),
-        ("tok/s", true),
-        ("$/h", true),
-        ("$ per 1M", true),
-        ("slots", true),
-        ("queue", true),
-        ("busy", true),
-        ("tokens", true),
-    ];
-    let widths = [
-        Constraint::Min(10),
-        Constraint::Max(12),
-        Constraint::Length(11),
-        Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Length(9),
-        Constraint::Length(7),
-        Constraint::Length(6),
-        Constraint::Length(5),
-        Constraint::Length(10),
-    ];
-    let rows = pods.iter().map(|pod| {
-        let said = &pod.heartbeat;
-        let (state, colour) = match said.state {
-            _ if !pod.live => ("quiet", Color::Red),
-            WorkerState::Ready => ("ready", Color::Green),
-            WorkerState::Calibrating => ("calibrating", Color::Yellow),
-            WorkerState::Draining => ("draining", Color::Yellow),
-            WorkerState::Gone => ("gone", Color::Red),
-        };
-        Row::new(vec![
-            Cell::new(printable(&said.pod)),
-            Cell::new(printable(&said.pod_class)),
-            Cell::new(Span::styled(state, palette.of(colour))),
-            right(format!("{:.1}", pod.rate_tok_s)),
-            right(said.price_usd_micro_per_hour.to_string()),
-            right(pod.usd_micro_per_million_tokens.map_or("-".to_owned(), |price| price.to_string())),
-            right(format!("{}/{}", said.slots_in_use, said.slots)),
-            right(pod.queued_jobs.to_string()),
-            right(format!("{:.0}%", pod.busy_ratio * 100.0)),
-            right(pod.tokens.to_string()),
-        ])
-    });
-    let seen = usize::from(area.height.saturating_sub(2));
-    let title =
-        if pods.len() > seen { format!(" pods, {seen} of {} ", pods.len()) } else { " pods ".to_owned() };
-    Table::new(rows.collect::<Vec<_>>(), widths)
-        .header(heads(&names, palette))
-        .block(frame_of(&title, palette))
+fn column<T>(
+    head: &'static str,
+    kind: Kind,
+    rank: u8,
+    rows: &[T],
+    cell: impl Fn(&T) -> (String, Style),
+) -> Column {
+    Column { head, kind, rank, cells: rows.iter().map(cell).collect() }
 }
 
-fn batch_table(view: &View, now: TimeMs, area: Rect, palette: Palette) -> Table<'static> {
-    let names = [
-        ("batch", false),
-        ("state", false),
-        ("progress", false),
-        ("jobs", true),
-        ("failed", true),
-        ("tok/s", true),
-        ("cost", true),
-        ("budget", true),
-        ("left", true),
-        ("deadline", true),
+fn plain(text: impl ToString) -> (String, Style) {
+    (text.to_string(), Style::new())
+}
+
+fn draw_pods(frame: &mut Frame<'_>, view: &View, snapshot: &Snapshot, area: Rect, palette: Palette) {
+    let pods = &snapshot.pods;
+    let has_keys = view.list == List::Pods;
+    if pods.is_empty() {
+        let block = frame_of(" pods ", has_keys, palette);
+        let text = format!(" {}", report::no_pods(snapshot.scale.as_ref()));
+        frame.render_widget(Paragraph::new(text).block(block), area);
+        return;
+    }
+    let columns = [
+        column("pod", Kind::Text { min: 8 }, 0, pods, |pod| plain(printable(&pod.heartbeat.pod))),
+        column("class", Kind::Text { min: 5 }, 6, pods, |pod| plain(printable(&pod.heartbeat.pod_class))),
+        column("state", Kind::Text { min: 5 }, 1, pods, |pod| pod_state(pod, palette)),
+        column("tok/s", Kind::Figure, 0, pods, |pod| plain(format!("{:.1}", pod.rate_tok_s))),
+        column("price/h", Kind::Figure, 3, pods, |pod| plain(pod.heartbeat.price_usd_micro_per_hour)),
+        column("$ per 1M", Kind::Figure, 2, pods, |pod| {
+            plain(pod.usd_micro_per_million_tokens.map_or("-".to_owned(), |price| price.to_string()))
+        }),
+        column("slots", Kind::Figure, 4, pods, |pod| {
+            plain(format!("{}/{}", pod.heartbeat.slots_in_use, pod.heartbeat.slots))
+        }),
+        column("queue", Kind::Figure, 5, pods, |pod| plain(pod.queued_jobs)),
+        column("busy", Kind::Figure, 3, pods, |pod| plain(format!("{:.0}%", pod.busy_ratio * 100.0))),
+        column("tokens", Kind::Figure, 7, pods, |pod| plain(pod.tokens)),
     ];
-    let widths = [
-        Constraint::Min(14),
-        Constraint::Length(13),
-        Constraint::Length(BAR_CELLS as u16 + 5),
-        Constraint::Length(13),
-        Constraint::Length(6),
-        Constraint::Length(8),
-        Constraint::Length(9),
-        Constraint::Length(9),
-        Constraint::Length(8),
-        Constraint::Length(8),
-    ];
-    let batches = view.batches();
-    let seen = usize::from(area.height.saturating_sub(2));
-    let scroll = view.scroll.min(batches.len().saturating_sub(seen));
-    let rows = batches.iter().skip(scroll).map(|batch| batch_row(batch, now, palette));
-    let title = match batches.len() {
-        0 => " batches: none yet; `ternfleet submit FILE.jsonl` makes one ".to_owned(),
-        n if n > seen => format!(" batches, {} to {} of {n} ", scroll + 1, (scroll + seen).min(n)),
-        _ => " batches ".to_owned(),
+    let title = |shown| format!(" pods{} ", part(shown, pods.len()));
+    draw_list(frame, area, title, &columns, view.selected_row(List::Pods), has_keys, palette);
+}
+
+fn pod_state(pod: &PodView, palette: Palette) -> (String, Style) {
+    let (state, colour) = match pod.heartbeat.state {
+        _ if !pod.live => ("quiet", Color::Red),
+        WorkerState::Ready => ("ready", Color::Green),
+        WorkerState::Calibrating => ("calibrating", Color::Yellow),
+        WorkerState::Draining => ("draining", Color::Yellow),
+        WorkerState::Gone => ("gone", Color::Red),
     };
-    Table::new(rows.collect::<Vec<_>>(), widths)
-        .header(heads(&names, palette))
-        .block(frame_of(&title, palette))
+    (state.to_owned(), palette.of(colour))
 }
 
-fn batch_row(batch: &BatchView, now: TimeMs, palette: Palette) -> Row<'static> {
-    let done = batch.completed + batch.failed;
-    let share = f64::from(done) / f64::from(batch.total.max(1));
-    let colour = match batch.state {
+fn draw_batches(frame: &mut Frame<'_>, view: &View, now: TimeMs, area: Rect, palette: Palette) {
+    let batches = view.batches();
+    let has_keys = view.list == List::Batches;
+    if batches.is_empty() {
+        let block = frame_of(" batches ", has_keys, palette);
+        let text = " none yet: `ternfleet submit FILE.jsonl` makes one";
+        frame.render_widget(Paragraph::new(text).block(block), area);
+        return;
+    }
+    let share = |batch: &BatchView| f64::from(batch.completed + batch.failed) / f64::from(batch.total.max(1));
+    let deadline = |batch: &BatchView| batch.options.deadline.unwrap_or(batch.expires_at);
+    let open =
+        |batch: &BatchView, text: String| if batch.state.is_terminal() { "-".to_owned() } else { text };
+    let columns = [
+        column("batch", Kind::Text { min: 10 }, 0, &batches, |batch| {
+            plain(printable(batch.name.as_deref().unwrap_or(batch.id.as_str())))
+        }),
+        column("state", Kind::Text { min: 11 }, 0, &batches, |batch| {
+            (state_or_stall(batch), palette.of(batch_colour(batch)))
+        }),
+        column("progress", Kind::Text { min: BAR_CELLS }, 8, &batches, |batch| {
+            (bar(share(batch)), palette.of(batch_colour(batch)))
+        }),
+        column("done", Kind::Figure, 4, &batches, |batch| {
+            plain(format!("{:.0}%", (share(batch) * 100.0).floor()))
+        }),
+        column("jobs", Kind::Figure, 0, &batches, |batch| {
+            let more = if batch.total_is_final { "" } else { "+" };
+            plain(format!("{}/{}{more}", batch.completed + batch.failed, batch.total))
+        }),
+        column("failed", Kind::Figure, 3, &batches, |batch| {
+            let colour = if batch.failed > 0 { palette.of(Color::Red) } else { Style::new() };
+            (batch.failed.to_string(), colour)
+        }),
+        column("tok/s", Kind::Figure, 2, &batches, |batch| {
+            plain(if batch.stall.is_some() {
+                "-".to_owned()
+            } else {
+                open(batch, format!("{:.1}", batch.rate_tok_s))
+            })
+        }),
+        column("cost", Kind::Figure, 1, &batches, |batch| plain(batch.cost_usd_micro)),
+        column("budget", Kind::Figure, 7, &batches, |batch| {
+            plain(batch.options.budget_usd_micro.map_or("-".to_owned(), |budget| budget.to_string()))
+        }),
+        column("left", Kind::Figure, 1, &batches, |batch| {
+            let late = batch.finish_estimate.is_some_and(|finish| finish > deadline(batch));
+            let finish = batch.finish_estimate.filter(|_| batch.stall.is_none());
+            let left = finish.map_or("-".to_owned(), |finish| span::short(finish.since(now)));
+            (open(batch, left), if late { palette.of(Color::Red) } else { Style::new() })
+        }),
+        column("due in", Kind::Figure, 5, &batches, |batch| {
+            plain(open(batch, span::short(deadline(batch).since(now))))
+        }),
+        column("elapsed", Kind::Figure, 6, &batches, |batch| plain(span::short(report::elapsed(batch, now)))),
+    ];
+    let waiting = batches.iter().filter(|batch| batch.stall.is_some()).count();
+    let waiting = if waiting > 0 { format!(", {waiting} waiting") } else { String::new() };
+    let title = |shown| format!(" batches{}{waiting} ", part(shown, batches.len()));
+    draw_list(frame, area, title, &columns, view.selected_row(List::Batches), has_keys, palette);
+}
+
+fn batch_colour(batch: &BatchView) -> Color {
+    match batch.state {
+        _ if batch.stall.is_some() => Color::Yellow,
         BatchState::Completed => Color::Green,
         BatchState::Failed | BatchState::Expired | BatchState::Cancelled => Color::Red,
         BatchState::PausedBudget | BatchState::Cancelling => Color::Yellow,
         BatchState::Validating | BatchState::InProgress | BatchState::Finalizing => Color::Cyan,
-    };
-    let deadline = batch.options.deadline.unwrap_or(batch.expires_at);
-    let ended = batch.state.is_terminal();
-    let late = !ended && batch.finish_estimate.is_some_and(|finish| finish > deadline);
-    let left = match batch.finish_estimate {
-        Some(finish) if !ended => clock(finish.since(now)),
-        _ => "-".to_owned(),
-    };
-    let total = if batch.total_is_final { batch.total.to_string() } else { format!("{}+", batch.total) };
-    let failed = Span::styled(
-        batch.failed.to_string(),
-        if batch.failed > 0 { palette.of(Color::Red) } else { Style::new() },
-    );
-    Row::new(vec![
-        Cell::new(printable(batch.name.as_deref().unwrap_or(batch.id.as_str()))),
-        Cell::new(Span::styled(state_name(batch.state).replace('_', " "), palette.of(colour))),
-        Cell::new(Line::from(vec![
-            Span::styled(bar(share), palette.of(colour)),
-            Span::raw(format!(" {:3.0}%", (share * 100.0).floor())),
-        ])),
-        right(format!("{done}/{total}")),
-        Cell::new(Line::from(failed).right_aligned()),
-        right(if ended { "-".to_owned() } else { format!("{:.1}", batch.rate_tok_s) }),
-        right(batch.cost_usd_micro.to_string()),
-        right(batch.options.budget_usd_micro.map_or("-".to_owned(), |budget| budget.to_string())),
-        Cell::new(
-            Line::from(Span::styled(left, if late { palette.of(Color::Red) } else { Style::new() }))
-                .right_aligned(),
-        ),
-        right(if ended { "-".to_owned() } else { clock(deadline.since(now)) }),
-    ])
+    }
 }
 
-/// `████▌           `, in eighths of a cell.
+/// Why a batch waits, and what to do about it.
+fn notice(view: &View) -> Option<String> {
+    let batch = view.waiting()?;
+    let stall = batch.stall.as_ref()?;
+    let name = printable(batch.name.as_deref().unwrap_or(batch.id.as_str()));
+    let advice = stall.advice.as_ref().map(|advice| format!("\n→ {}", printable(advice))).unwrap_or_default();
+    Some(format!("{name} waits: {}{advice}", printable(&stall.reason)))
+}
+
+fn draw_cover(frame: &mut Frame<'_>, view: &View, palette: Palette) {
+    let (title, text) = match view.cover {
+        Cover::Nothing => return,
+        Cover::Keys => {
+            let rows = KEYS.map(|(key, does)| format!("{key:<11} {does}"));
+            (" keys ", rows.join("\n"))
+        }
+        Cover::Details => match details(view) {
+            Some(text) => (" details; Esc closes ", text),
+            None => return,
+        },
+    };
+    let area = frame.area().inner(Margin { horizontal: 2, vertical: 1 });
+    let width = usize::from(area.width.saturating_sub(4)).max(1);
+    let rows: usize = text.lines().map(|line| width_of(line) / width + 1).sum();
+    let height = u16::try_from(rows + 2).unwrap_or(u16::MAX).min(area.height);
+    let area = Rect { height, ..area };
+    let block = Block::new()
+        .borders(Borders::ALL)
+        .border_style(palette.of(Color::Cyan))
+        .title(Span::styled(title, Style::new().add_modifier(Modifier::BOLD)));
+    frame.render_widget(Clear, area);
+    frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }).block(block), area);
+}
+
+/// All that is known of the selected row.
+fn details(view: &View) -> Option<String> {
+    let row = view.selected_row(view.list)?;
+    Some(match view.list {
+        List::Batches => status::page(view.batches().get(row)?),
+        List::Pods => pod_page(view.pods().get(row)?),
+    })
+}
+
+fn pod_page(pod: &PodView) -> String {
+    let said = &pod.heartbeat;
+    let state = if pod.live { format!("{:?}", said.state).to_lowercase() } else { "quiet".to_owned() };
+    let price = pod.usd_micro_per_million_tokens.map_or("-".to_owned(), |price| price.to_string());
+    let lines = [
+        format!("{}, worker {}", said.pod, said.worker),
+        format!("  state     {state}, version {}", said.version),
+        format!("  class     {} on host {}", said.pod_class, said.host),
+        format!("  model     {}, context of {} tokens", said.model, said.context_tokens),
+        format!("  engine    {} threads, {}", said.threads, said.isa),
+        format!("  speed     {:.1} tok/s, prompts {:.1} tok/s", pod.rate_tok_s, said.prefill_tok_s),
+        format!("  price     {}/h, {price} per 1M tokens", said.price_usd_micro_per_hour),
+        format!(
+            "  work      {} of {} slots in use, {} jobs queued",
+            said.slots_in_use, said.slots, pod.queued_jobs
+        ),
+        format!("  so far    {} tokens for {}", pod.tokens, pod.cost_usd_micro),
+    ];
+    printable_lines(&lines)
+}
+
+fn printable_lines(lines: &[String]) -> String {
+    lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
+}
+
+/// `████▌     `, in eighths of a cell.
 fn bar(share: f64) -> String {
     const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (share.clamp(0.0, 1.0) * (BAR_CELLS * 8) as f64).floor() as usize;

@@ -136,10 +136,11 @@ async fn survey(
         return Err(refusal(RefusalCode::NotFound, message));
     };
     bounds::lines(bus, &bucket, &create.input_object, input_bytes, lines_max).await?;
-    let models = match &create.work {
+    let mut models: BTreeSet<String> = match &create.work {
         Some(work) => work.models.keys().cloned().collect(),
         None => bounds::models(bus, &bucket, &create.input_object).await?,
     };
+    models.extend(create.options.model.clone());
     let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
     let files =
         bus.stream_facts(&table::object_stream(&bucket)).await.map_err(|error| unreachable(&error))?;

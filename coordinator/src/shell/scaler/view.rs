@@ -4,6 +4,7 @@ use ternfleet_proto::TimeMs;
 use ternfleet_proto::message::{Binds, ScaleAct, ScaleBatch, ScaleClass, ScalePod, ScalePodState, ScaleView};
 
 use super::Scaler;
+use crate::core::Supply;
 use crate::plan::{Plan, PodPlan, Verdict};
 use crate::quote::binds;
 use crate::scale::{Act, Decision, Intent, Seen, SeenWorker, Settings, Why};
@@ -118,6 +119,36 @@ impl Scaler {
         };
         ScaleAct { what: what.to_owned(), pod: pod.clone(), class, why }
     }
+}
+
+/// What a batch that waits for pods is told.
+pub(super) fn supply(view: &ScaleView) -> Supply {
+    let starting = |pod: &&ScalePod| matches!(pod.state, ScalePodState::Ordered | ScalePodState::Booting);
+    let binds = view.batches.iter().filter_map(|batch| Some((batch.batch.clone(), batch.binds?)));
+    Supply {
+        starting: view.pods.iter().filter(starting).count() as u32,
+        obstacle: obstacle(view),
+        binds: binds.collect(),
+    }
+}
+
+/// Why no pod of any class is ordered now.
+fn obstacle(view: &ScaleView) -> Option<String> {
+    if view.pods_max == 0 {
+        return Some(
+            "the scaler may rent no pods: its limit is 0 (`ternfleet scale set --max N`)".to_owned(),
+        );
+    }
+    if let Some(why) = &view.halted {
+        return Some(format!("no pod is ordered: {why}"));
+    }
+    let refused = |class: &ScaleClass| match &class.refused {
+        _ if !class.enabled => Some(format!("{} is left out", class.name)),
+        Some(why) => Some(format!("{}: {why}", class.name)),
+        None => None,
+    };
+    let whys: Option<Vec<String>> = view.classes.iter().map(refused).collect();
+    whys.map(|whys| format!("no class of pods can be rented now ({})", whys.join("; ")))
 }
 
 fn state(intent: &Intent, worker: Option<&SeenWorker>) -> ScalePodState {
