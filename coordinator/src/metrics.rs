@@ -63,6 +63,7 @@ pub struct Metrics {
     tokens: CounterVec,
     wasted: CounterVec,
     undecodable: Counter,
+    questions: Counter,
     violations: CounterVec,
     leader: Gauge,
     batches: Gauge,
@@ -254,6 +255,10 @@ impl Default for Metrics {
             ),
             undecodable: m
                 .counter("messages_undecodable_total", "Messages dropped because they cannot be decoded."),
+            questions: m.counter(
+                "questions_total",
+                "Questions about batches, jobs and files that were answered here, over NATS or HTTP.",
+            ),
             violations: m.counters(
                 "invariant_violations_total",
                 "Broken invariants, by number. Each is a bug.",
@@ -351,6 +356,10 @@ impl Metrics {
         let mut table = self.table.clone();
         table.sort();
         table
+    }
+
+    pub(crate) fn question(&self) {
+        self.questions.inc();
     }
 
     pub(crate) fn undecodable(&self) {

@@ -17,7 +17,7 @@ use crate::answers::Format;
 use crate::client::{Fleet, Patience};
 use crate::connection::USUAL_FOLDER;
 use crate::launch::{self, Folder, Folders, Head, State};
-use crate::output::{Existing, WholeFile, say};
+use crate::output::say;
 use crate::{addresses, follow, stop};
 
 /// How long a fleet on this machine may take to drain and to give its rented pods back.
@@ -104,7 +104,8 @@ fn end_local(dir: &Path, process: i32) -> anyhow::Result<ExitCode> {
 pub(crate) async fn end(folder: &Folder, mut state: State) -> anyhow::Result<()> {
     let head = Head::of(&state, folder)?;
     if let Some(connection) = head.find().await
-        && let Err(error) = async { cancel(&Fleet::connect(&connection).await?, &state).await }.await
+        && let Err(error) =
+            async { cancel(&Fleet::connect(&connection).await?, folder, &mut state).await }.await
     {
         eprintln!("{error:#}");
     }
@@ -112,7 +113,7 @@ pub(crate) async fn end(folder: &Folder, mut state: State) -> anyhow::Result<()>
     say(&format!("{} has ended\n{}", state.name, state.bill_page()))
 }
 
-async fn cancel(fleet: &Fleet, state: &State) -> anyhow::Result<()> {
+async fn cancel(fleet: &Fleet, folder: &Folder, state: &mut State) -> anyhow::Result<()> {
     let Some(id) = state.batch.clone().filter(|_| state.fetched.is_none()) else { return Ok(()) };
     let batch = fleet.batch(&id, Patience::Short).await?;
     if !batch.state.is_terminal() {
@@ -121,7 +122,7 @@ async fn cancel(fleet: &Fleet, state: &State) -> anyhow::Result<()> {
     }
     let batch = fleet.batch(&id, Patience::Short).await?;
     if batch.completed > 0 {
-        let draft = WholeFile::create(&state.out, Existing::Replaced)?;
+        let draft = folder.begin_out(state)?;
         let path = follow::into_file(fleet, &batch, draft, Format::Jsonl, Patience::Short).await?;
         eprintln!("what was answered: {}", path.display());
     }
