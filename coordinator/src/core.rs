@@ -5,9 +5,11 @@
 //! the same events; without a [`Lead`] it keeps the ledger and the fleet warm and asks for nothing.
 //!
 //! What it knows belongs to five owners, whose invariants are theirs: [`Ledger`] has the batches, their lines and
-//! answers, [`Flights`] which job is where, [`Fleet`] workers and hosts, [`Money`] the bills, `audit` the second runs.
+//! answers, [`Flights`] which job is where, [`Fleet`] workers and hosts, [`Money`] the bills, `audit` the second runs;
+//! [`Account`] is what has been spent in all.
 //! [`Core`] composes them: its files hold rules that need more than one.
 
+mod account;
 mod audit;
 mod balance;
 mod batch;
@@ -46,6 +48,7 @@ use ternfleet_proto::message::EventKind;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, MonoMs, Now, WorkerId};
 
+pub use account::Account;
 pub use batch::{Batch, Cell, CellState, Origin};
 pub use event::{
     Action, Answer, BatchSlot, Change, Content, Event, Fed, HandOut, JobRef, Lead, Lease, Outputs, Task,
@@ -154,6 +157,7 @@ pub struct Core {
     flights: Flights,
     fleet: Fleet,
     money: Money,
+    account: Account,
     audits: audit::Audits,
     lengths: lengths::Lengths,
     fair: fair::Fair,
@@ -181,6 +185,7 @@ impl Core {
             flights: Flights::default(),
             fleet: Fleet::default(),
             money: Money::default(),
+            account: Account::default(),
             audits: audit::Audits::default(),
             lengths: lengths::Lengths::default(),
             fair: fair::Fair::default(),
@@ -224,6 +229,10 @@ impl Core {
             Event::Leased(lease) => self.money.leased(now, &lease),
             Event::LeaseEnding { pod } => self.money.lease_ending(now.mono, &pod),
             Event::LeaseEnded { pod } => self.lease_ended(now, &pod, actions),
+            Event::AccountKnown(account) => self.account = *account,
+            Event::Dismiss { pod } => {
+                self.account.dismiss(&pod);
+            }
             Event::Tick => self.tick(now, actions),
             Event::Turn => self.turn(now, actions),
         }
@@ -257,6 +266,10 @@ impl Core {
 
     pub fn money(&self) -> &Money {
         &self.money
+    }
+
+    pub fn account(&self) -> &Account {
+        &self.account
     }
 
     /// Highest sequence of RESULTS taken in.

@@ -3,6 +3,7 @@
 //! `select → on → perform`: events come in from the bus and from tasks, the core decides, actions go out to tasks.
 //! Nothing here decides what happens to a job. Called by [`crate::run`].
 
+mod account;
 mod answers;
 mod api;
 mod books;
@@ -10,6 +11,7 @@ mod bounds;
 mod count;
 mod dead;
 mod deletion;
+mod find;
 mod grants;
 mod hear;
 mod join;
@@ -35,8 +37,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal, StartFailed};
-use ternfleet_proto::table;
+use ternfleet_proto::message::{BatchCreate, FleetView, JoinRequest, Refusal, Reply, StartFailed};
+use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, Clock, JobKey, Now, WorkerId, codec};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -110,6 +112,8 @@ pub(crate) enum Input {
     Undecodable,
     /// What can be rented, read again.
     Footing(Arc<quotes::Footing>),
+    /// What the scaler's ledger said before this leader, anew.
+    RentedBefore(account::RentedBefore),
 }
 
 /// Why a turn of service ended.
@@ -171,7 +175,7 @@ async fn serve_once(
     let records_end = bus.stream_facts(&table::kv_stream(table::KV_BATCHES)).await;
     let records_end = records_end.context("the stored batches cannot be counted")?.last_sequence;
     let (grants, grants_from) = grants::load(bus, admission.has_permissions()).await?;
-    let mut stored = records::Stored::default();
+    let mut stored = find::Stored::default();
     let results_from = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
 
     let (inbox, mut inputs) = mpsc::channel(INBOX);
@@ -207,6 +211,7 @@ async fn serve_once(
         grants,
         hands: None,
         footing: Arc::new(quotes::Footing::default()),
+        rented_before: rental.is_none().then(account::RentedBefore::default),
         rental,
         readers: BTreeMap::new(),
         tasks,
@@ -277,10 +282,12 @@ struct Service {
     inbox: mpsc::Sender<Input>,
     metrics: Arc<Metrics>,
     core: Core,
-    stored: records::Stored,
+    stored: find::Stored,
     grants: grants::Grants,
     hands: Option<leading::Hands>,
     footing: Arc<quotes::Footing>,
+    /// None until the scaler has read its ledger.
+    rented_before: Option<account::RentedBefore>,
     rental: Option<scaler::Rental>,
     readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
     tasks: JoinSet<()>,
@@ -308,6 +315,9 @@ impl Service {
                 {
                     let Call { verb, payload, reply, .. } = call;
                     let _ = scaler.calls.send(scaler::ScaleCall { verb, payload, reply });
+                } else if self.core.is_leading() && call.verb == ApiVerb::Fleet {
+                    let fleet = account::fleet_view(now.wall, &self.core, self.rented_before);
+                    self.send(call.reply, codec::encode(&Reply::<FleetView>::Ok(fleet)));
                 } else if self.core.is_leading() {
                     for event in self.api.call(now, call, &self.core, &self.stored, &self.footing) {
                         self.core.on(now, event, actions);
@@ -357,6 +367,7 @@ impl Service {
             Input::StandingBy => self.metrics.set_role(true, false),
             Input::Undecodable => self.metrics.undecodable(),
             Input::Footing(footing) => self.footing = footing,
+            Input::RentedBefore(before) => self.rented_before = Some(before),
             Input::CaughtUp | Input::Deposed(_) => {}
         }
     }
@@ -406,6 +417,7 @@ impl Service {
                 self.diary.note(&kind, &self.core);
                 self.book(books::Entry::Audit(now.wall, kind));
             }
+            Action::KeepAccount(account) => self.book(books::Entry::Account(account)),
             Action::Notify(record) => {
                 let (allow, inbox) = (self.options.webhooks.allow.clone(), self.inbox.clone());
                 self.tasks.spawn(notify::call(*record, allow, self.clock.clone(), inbox));

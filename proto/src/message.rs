@@ -4,6 +4,7 @@
 mod api;
 mod event;
 mod fleet;
+mod overview;
 mod quote;
 mod scale;
 mod tools;
@@ -12,6 +13,7 @@ mod work;
 pub use api::*;
 pub use event::*;
 pub use fleet::*;
+pub use overview::*;
 pub use quote::*;
 pub use scale::*;
 pub use tools::*;

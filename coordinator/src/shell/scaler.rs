@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::Input;
+use super::account::RentedBefore;
 use super::quotes::Footing;
 use crate::core::Situation;
 use crate::metrics::Metrics;
@@ -192,6 +193,9 @@ impl Scaler {
         let view = self.view(now, &settings, &seen, &decision);
         self.ties.metrics.scaler(&view);
         self.plan = Some(decision.plan);
+        let today = if day_of(now) == self.day { self.base_today } else { UsdMicro::ZERO };
+        let before = RentedBefore { total: self.base_total, today };
+        let _ = self.ties.inbox.send(Input::RentedBefore(before)).await;
         let footing = Footing { settings, intents: self.store.intents(), seen: self.seen(now) };
         let _ = self.ties.inbox.send(Input::Footing(Arc::new(footing))).await;
     }

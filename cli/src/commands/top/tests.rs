@@ -43,7 +43,7 @@ fn view(pods: usize, batches: Vec<BatchView>) -> View {
         shows_ended: true,
         colours: true,
     };
-    view.hear(Ok(Snapshot { at: TimeMs(0), pods, batches }));
+    view.hear(Ok(Snapshot { pods, batches, ..Snapshot::default() }));
     view
 }
 

@@ -297,6 +297,7 @@ impl World {
             | Action::Retire { .. }
             | Action::Announce { .. }
             | Action::ClearWork
+            | Action::KeepAccount(_)
             | Action::Sweep { .. } => {}
         }
     }
