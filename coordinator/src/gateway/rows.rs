@@ -225,17 +225,22 @@ async fn inputs(
     found
 }
 
+fn chat(messages: &[ChatMessage]) -> String {
+    match messages {
+        [ChatMessage { content, .. }] => content.clone(),
+        several => {
+            let said = several.iter().map(|said| format!("{}: {}", said.role, said.content));
+            said.collect::<Vec<_>>().join("\n")
+        }
+    }
+}
+
 fn prompt(prompt: &Prompt) -> String {
     match prompt {
         Prompt::Text(text) => text.clone(),
         Prompt::Tokens(tokens) => format!("{} tokens", tokens.len()),
-        Prompt::Chat(messages) => match messages.as_slice() {
-            [ChatMessage { content, .. }] => content.clone(),
-            several => {
-                let said = several.iter().map(|said| format!("{}: {}", said.role, said.content));
-                said.collect::<Vec<_>>().join("\n")
-            }
-        },
+        Prompt::Chat(messages) => chat(messages),
+        Prompt::Conversation(conversation) => chat(&conversation.messages),
         Prompt::Several(several) => several.prompts.iter().map(self::prompt).collect::<Vec<_>>().join("\n"),
     }
 }
