@@ -22,6 +22,7 @@ mod local;
 mod locate;
 mod lock;
 mod logging;
+mod losses;
 mod model_file;
 mod models;
 mod named;

@@ -5,9 +5,11 @@
 //! the same events; without a [`Lead`] it keeps the ledger and the fleet warm and asks for nothing.
 //!
 //! What it knows belongs to five owners, whose invariants are theirs: [`Ledger`] has the batches, their lines and
-//! answers, [`Flights`] which job is where, [`Fleet`] workers and hosts, [`Money`] the bills, `audit` the second runs.
+//! answers, [`Flights`] which job is where, [`Fleet`] workers and hosts, [`Money`] the bills, `audit` the second runs;
+//! [`Account`] is what has been spent in all.
 //! [`Core`] composes them: its files hold rules that need more than one.
 
+mod account;
 mod audit;
 mod balance;
 mod batch;
@@ -49,6 +51,7 @@ use ternfleet_proto::message::EventKind;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, MonoMs, Now, WorkerId};
 
+pub use account::Account;
 pub use batch::{Batch, Cell, CellState, MODELS_MAX, Origin};
 pub use checks::QuoteCheck;
 pub use event::{
@@ -159,6 +162,7 @@ pub struct Core {
     flights: Flights,
     fleet: Fleet,
     money: Money,
+    account: Account,
     audits: audit::Audits,
     lengths: lengths::Lengths,
     orders: fair::Orders,
@@ -191,6 +195,7 @@ impl Core {
             flights: Flights::default(),
             fleet: Fleet::default(),
             money: Money::default(),
+            account: Account::default(),
             audits: audit::Audits::default(),
             lengths: lengths::Lengths::default(),
             orders: fair::Orders::default(),
@@ -237,6 +242,10 @@ impl Core {
             Event::LeaseEnding { pod } => self.money.lease_ending(now.mono, &pod),
             Event::LeaseEnded { pod } => self.lease_ended(now, &pod, actions),
             Event::Supplied(supply) => self.supply = Some(*supply),
+            Event::AccountKnown(account) => self.account = *account,
+            Event::Dismiss { pod } => {
+                self.account.dismiss(&pod);
+            }
             Event::Tick => self.tick(now, actions),
             Event::Turn => self.turn(now, actions),
         }
@@ -270,6 +279,10 @@ impl Core {
 
     pub fn money(&self) -> &Money {
         &self.money
+    }
+
+    pub fn account(&self) -> &Account {
+        &self.account
     }
 
     /// Highest sequence of RESULTS taken in.

@@ -10,12 +10,16 @@ mod completions;
 mod cors;
 mod error;
 mod files;
+mod history;
 mod leaders;
 mod lists;
 mod live;
 mod models;
+mod operator;
 mod page;
 mod quotes;
+mod resubmit;
+mod rows;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +29,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use ternfleet_proto::message::Reply;
@@ -192,7 +196,7 @@ impl Gateway {
     /// What the gateway does besides answering, for as long as it is polled: it samples speed and spending for the page's
     /// charts, and listens for new leaders.
     pub async fn watch(self) {
-        tokio::join!(live::sample(self.clone()), self.shared.leaders.follow(self.bus()));
+        tokio::join!(history::sample(self.clone()), self.shared.leaders.follow(self.bus()));
     }
 
     /// Every route of the gateway, with its limits, keys and request ids.
@@ -216,12 +220,20 @@ impl Gateway {
             .route("/v1/embeddings", post(models::embeddings))
             .route("/api/overview", get(live::overview))
             .route("/api/live", get(live::stream))
+            .route("/api/batches", get(rows::batches))
+            .route("/api/batches/{id}/lines", get(rows::lines))
+            .route("/api/batches/{id}/resubmit", post(resubmit::create))
+            .route("/api/pods/history", get(live::pod_history))
+            .route("/api/pods/lost/{pod}", delete(operator::dismiss))
+            .route("/api/scale", get(operator::show).post(operator::set))
+            .route("/api/scale/plan", post(operator::plan))
             .layer(body_limit)
             .layer(middleware::from_fn(bounds::patiently))
             .layer(middleware::from_fn_with_state(self.clone(), auth::require_key));
         Router::new()
             .merge(v1)
             .route("/", get(page::index))
+            .route("/page/{file}", get(page::asset))
             .route("/openapi.json", get(page::openapi))
             .fallback(unknown)
             .method_not_allowed_fallback(wrong_method)

@@ -1,5 +1,6 @@
 //! The coordinator: ledger of batches and jobs, fleet view, router, planner, gateway. It never runs a model.
 
+pub mod again;
 mod constraints;
 pub mod core;
 mod counted;

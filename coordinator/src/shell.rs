@@ -3,6 +3,7 @@
 //! `select → on → perform`: events come in from the bus and from tasks, the core decides, actions go out to tasks.
 //! Nothing here decides what happens to a job. Called by [`crate::run`].
 
+mod account;
 mod answers;
 mod api;
 mod books;
@@ -10,6 +11,7 @@ mod bounds;
 mod count;
 mod dead;
 mod deletion;
+mod find;
 mod grants;
 mod hear;
 mod join;
@@ -36,7 +38,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal, StartFailed};
+use ternfleet_proto::message::{BatchCreate, FleetView, JoinRequest, Refusal, Reply, StartFailed};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, Clock, JobKey, Now, WorkerId, codec};
 use tokio::sync::mpsc;
@@ -117,6 +119,8 @@ pub(crate) enum Input {
     Footing(Arc<quotes::Footing>),
     /// What the scaler can add to the fleet, anew.
     Supplied(Box<Supply>),
+    /// What the scaler's ledger said before this leader, anew.
+    RentedBefore(account::RentedBefore),
 }
 
 /// Why a turn of service ended.
@@ -178,7 +182,7 @@ async fn serve_once(
     let records_end = bus.stream_facts(&table::kv_stream(table::KV_BATCHES)).await;
     let records_end = records_end.context("the stored batches cannot be counted")?.last_sequence;
     let (grants, grants_from) = grants::load(bus, admission.has_permissions(), clock.mono()).await?;
-    let mut stored = records::Stored::default();
+    let mut stored = find::Stored::default();
     let results_from = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
 
     let (inbox, mut inputs) = mpsc::channel(INBOX);
@@ -215,6 +219,7 @@ async fn serve_once(
         grants,
         hands: None,
         footing: Arc::new(quotes::Footing::begin(rental.is_some())),
+        rented_before: rental.is_none().then(account::RentedBefore::default),
         rental,
         readers: BTreeMap::new(),
         tasks,
@@ -286,10 +291,12 @@ struct Service {
     inbox: mpsc::Sender<Input>,
     metrics: Arc<Metrics>,
     core: Core,
-    stored: records::Stored,
+    stored: find::Stored,
     grants: grants::Grants,
     hands: Option<leading::Hands>,
     footing: Arc<quotes::Footing>,
+    /// None until the scaler has read its ledger.
+    rented_before: Option<account::RentedBefore>,
     rental: Option<scaler::Rental>,
     readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
     tasks: JoinSet<()>,
@@ -317,6 +324,9 @@ impl Service {
                 {
                     let Call { verb, payload, reply, .. } = call;
                     let _ = scaler.calls.send(scaler::ScaleCall { verb, payload, reply });
+                } else if self.core.is_leading() && call.verb == ApiVerb::Fleet {
+                    let fleet = account::fleet_view(now.wall, &self.core, self.rented_before);
+                    self.send(call.reply, codec::encode(&Reply::<FleetView>::Ok(fleet)));
                 } else if self.core.is_leading() {
                     // The page asks for pods by itself, whether somebody looks at it or not.
                     if call.verb != ApiVerb::Pods && !call.verb.is_of_the_scaler() {
@@ -378,6 +388,7 @@ impl Service {
             Input::Room(refusal) => self.api.set_room(refusal),
             Input::Footing(footing) => self.footing = footing,
             Input::Supplied(supply) => self.core.on(now, Event::Supplied(supply), actions),
+            Input::RentedBefore(before) => self.rented_before = Some(before),
             Input::CaughtUp | Input::Deposed(_) => {}
         }
     }
@@ -427,6 +438,7 @@ impl Service {
                 self.diary.note(&kind, &self.core);
                 self.book(books::Entry::Audit(now.wall, kind));
             }
+            Action::KeepAccount(account) => self.book(books::Entry::Account(account)),
             Action::Notify(record) => {
                 let (allow, inbox) = (self.options.webhooks.allow.clone(), self.inbox.clone());
                 self.tasks.spawn(notify::call(*record, allow, self.clock.clone(), inbox));

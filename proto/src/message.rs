@@ -4,6 +4,7 @@
 mod api;
 mod event;
 mod fleet;
+mod overview;
 mod quote;
 mod scale;
 mod stall;
@@ -13,6 +14,7 @@ mod work;
 pub use api::*;
 pub use event::*;
 pub use fleet::*;
+pub use overview::*;
 pub use quote::*;
 pub use scale::*;
 pub use stall::*;

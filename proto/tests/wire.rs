@@ -364,6 +364,20 @@ macro_rules! every_message {
         with!(CountAsk { prompts: vec![Prompt::Text("Es war einmal".into())] });
         with!(ScaleDials { pods_max: Some(2), classes: Some(vec!["a".into()]), ..ScaleDials::default() });
         with!(BatchList { tenant: tenant(), after: Some(batch_id()), limit: 20 });
+        with!(BatchFind {
+            tenant: tenant(),
+            states: vec![BatchState::Failed],
+            text: Some("tale".into()),
+            after: Some("0.5.batch_1".into()),
+            limit: 20
+        });
+        with!(BatchPage {
+            batches: vec![view()],
+            next: None,
+            counts: [(BatchState::Failed, 1)].into(),
+            open_lines: 3,
+            oldest_open: Some(TimeMs(4))
+        });
         with!(BatchRef { tenant: tenant(), id: batch_id() });
         with!(BatchSet {
             tenant: tenant(),
@@ -411,6 +425,22 @@ macro_rules! every_message {
             busy_ratio: 0.5,
             queued_jobs: 2
         });
+        with!(FleetView {
+            pods: Vec::new(),
+            lost: vec![LostPod {
+                pod: "p".into(),
+                class: "c".into(),
+                host: "h".into(),
+                model: "m".into(),
+                price_usd_micro_per_hour: UsdMicro(5),
+                at: TimeMs(6),
+                why: "no heartbeat".into(),
+                tokens: 7,
+                cost_usd_micro: UsdMicro(8),
+            }],
+            spent: Some(Spent { total_usd_micro: UsdMicro(9), ..Spent::default() }),
+        });
+        with!(PodRef { pod: "p".into() });
         with!(Reply::<BatchView>::Ok(view()));
         with!(Reply::<BatchView>::Err(Refusal {
             code: RefusalCode::Busy,

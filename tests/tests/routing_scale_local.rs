@@ -180,6 +180,12 @@ fn up_rents_pods_for_a_deadline_adopts_them_after_a_crash_and_gives_them_back() 
     })
     .expect("two pods");
 
+    let spent = || -> i64 {
+        let said = fleet.run(&["top", "--json"]).and_then(|ended| ended.json()).expect("totals");
+        said["totals"]["spent_usd_micro"].as_i64().unwrap_or_default()
+    };
+    let before = spent();
+    assert!(before > 0, "two pods are paid for");
     let coordinator = fleet.processes().expect("a list")["coordinator"];
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(coordinator), nix::sys::signal::Signal::SIGKILL)
         .expect("because it runs");
@@ -187,6 +193,7 @@ fn up_rents_pods_for_a_deadline_adopts_them_after_a_crash_and_gives_them_back() 
         .expect("another coordinator");
     fleet.wait_for_answers(&id, 5).expect("answers");
     assert_eq!(ids(&pods()), ids(&both), "the next coordinator adopts what runs and rents nothing beside it");
+    assert!(spent() >= before, "what was spent does not shrink with its coordinator");
     let planned = fleet.run(&["scale", "plan", "--max", "0"]).expect("because the program runs");
     assert!(planned.stdout.contains("give back"), "{planned:?}");
     assert_eq!(pods().len(), 2, "a plan changes nothing");
@@ -196,6 +203,7 @@ fn up_rents_pods_for_a_deadline_adopts_them_after_a_crash_and_gives_them_back() 
     let status = fleet.run(&["status", &id, "--json"]).and_then(|ended| ended.json()).expect("a batch");
     assert!(status["ternfleet"]["quote"]["cost_p50_usd_micro"].as_i64() > Some(0), "{status}");
     assert!(show()["spent_usd_micro"].as_i64() > Some(0), "boot and idleness are money, too");
+    assert_eq!(show()["spent_usd_micro"].as_i64(), Some(spent()), "one ledger, with or without pods");
     for card in std::fs::read_dir(fleet.dir.join("pods")).expect("a folder").flatten() {
         let text = std::fs::read_to_string(card.path()).unwrap_or_default();
         if let Ok(card) = serde_json::from_str::<serde_json::Value>(&text) {

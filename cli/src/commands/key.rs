@@ -26,6 +26,9 @@ struct New {
     /// On whose account the key's batches run
     #[arg(long, value_name = "NAME", default_value = "default")]
     tenant: TenantId,
+    /// The key's holder is an operator: may see and change what the fleet rents
+    #[arg(long)]
+    operator: bool,
     /// Print one object with `tenant`, `key` and `blake3` in place of the entry
     #[arg(long)]
     json: bool,
@@ -33,20 +36,23 @@ struct New {
 
 impl Key {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let Action::New(New { tenant, json }) = self.action;
+        let Action::New(New { tenant, operator, json }) = self.action;
         let mut secret = [0u8; 32];
         getrandom::fill(&mut secret).context("the system gives no random bytes")?;
         let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let key = format!("tf-{hex}");
         if json {
             let hash = blake3::hash(key.as_bytes()).to_hex().to_string();
-            say_json(&serde_json::json!({ "tenant": tenant, "key": key, "blake3": hash }))?;
+            say_json(
+                &serde_json::json!({ "tenant": tenant, "key": key, "blake3": hash, "operator": operator }),
+            )?;
             return Ok(ExitCode::SUCCESS);
         }
         // Only the hash is kept: 32 random bytes leave nothing to guess.
         say(&format!(
-            "[[key]]\ntenant = \"{tenant}\"\nblake3 = \"{}\"\n",
-            blake3::hash(key.as_bytes()).to_hex()
+            "[[key]]\ntenant = \"{tenant}\"\nblake3 = \"{}\"\n{}",
+            blake3::hash(key.as_bytes()).to_hex(),
+            if operator { "operator = true\n" } else { "" }
         ))?;
         eprintln!("the key, told this once: {key}");
         eprintln!("append the entry to the file that gateway.keys_file of the coordinator names");

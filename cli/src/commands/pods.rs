@@ -1,16 +1,22 @@
-//! `ternfleet pods`: who works, how fast, at what price.
+//! `ternfleet pods`: who works, how fast, at what price; who was lost, and what all of it has cost.
 
 use std::process::ExitCode;
 
 use clap::Args;
+use ternfleet_proto::TimeMs;
+use ternfleet_proto::message::{FleetView, PodRef};
+use ternfleet_proto::table::ApiVerb;
 
-use crate::client::Fleet;
+use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
 use crate::output::{say, say_json};
-use crate::{report, stop};
+use crate::{losses, report, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Pods {
+    /// Do not show this lost pod any more
+    #[arg(long, value_name = "POD")]
+    dismiss: Option<String>,
     /// Print an array of pods; money is in micro-dollars
     #[arg(long)]
     json: bool,
@@ -20,19 +26,27 @@ pub(crate) struct Pods {
 
 impl Pods {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let (pods, scale) = stop::block_on(async {
-            let fleet = Fleet::connect(&self.connection).await?;
-            let pods = report::pods(&fleet).await?;
-            let scale = if pods.is_empty() { report::scale(&fleet).await } else { None };
-            Ok((pods, scale))
+        let Pods { dismiss, json, connection } = self;
+        let (FleetView { pods, lost, spent }, scale) = stop::block_on(async {
+            let fleet = Fleet::connect(&connection).await?;
+            if let Some(pod) = dismiss {
+                fleet.ask::<_, ()>(ApiVerb::PodDismiss, &PodRef { pod }, Patience::Short).await?;
+            }
+            let view = losses::sorted(fleet.ask(ApiVerb::Fleet, &(), Patience::Short).await?);
+            let scale = if view.pods.is_empty() { report::scale(&fleet).await } else { None };
+            Ok((view, scale))
         })?;
-        if self.json {
+        if json {
             say_json(&pods)?;
-        } else if pods.is_empty() {
-            eprintln!("{}", report::no_pods(scale.as_ref()));
-        } else {
-            say(&report::pod_table(&pods))?;
+            return Ok(ExitCode::SUCCESS);
         }
+        if pods.is_empty() {
+            eprintln!("{}", report::no_pods(scale.as_ref()));
+        }
+        let table = (!pods.is_empty()).then(|| report::pod_table(&pods));
+        let parts = table.into_iter().chain(losses::lost_table(&lost, TimeMs::now()));
+        let parts: Vec<String> = parts.chain(spent.map(losses::spent_line)).collect();
+        say(&parts.join("\n\n"))?;
         Ok(ExitCode::SUCCESS)
     }
 }

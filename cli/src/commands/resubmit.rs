@@ -1,19 +1,14 @@
 //! `ternfleet resubmit ID --failed`: sends the failed lines of a batch again, as a new batch.
-//!
-//! The lines go as they were written, in their order; one that had no `custom_id` gets the name it had in the old
-//! batch (`line-N`), so that the new answers can be matched with the old file.
 
-use std::collections::BTreeMap;
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use serde::Deserialize;
 use tempfile::NamedTempFile;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::BufReader;
 
+use ternfleet_coordinator::again;
 use ternfleet_proto::UsdMicro;
 use ternfleet_proto::message::{BatchView, FailureCode};
 
@@ -106,7 +101,7 @@ impl Again {
             out: self.out,
             force: self.force,
             detach: self.detach,
-            name: old.name.clone().map(|name| format!("{name} (again)")),
+            name: again::name(&old),
             model: old.options.model.clone(),
             budget: self.budget,
             deadline: self.deadline,
@@ -116,19 +111,12 @@ impl Again {
             webhook: old.options.webhook_url.clone(),
             webhook_secret_file: None,
             then: None,
-            metadata: again_metadata(&old),
+            metadata: again::metadata(&old),
             json: self.json,
             connection: self.connection,
         };
         submit.run()
     }
-}
-
-/// The caller's own pairs, and where the lines come from.
-fn again_metadata(old: &BatchView) -> BTreeMap<String, String> {
-    let mut metadata = old.metadata.clone();
-    metadata.insert("resubmitted_from".to_owned(), old.id.to_string());
-    metadata
 }
 
 fn parse_code(text: &str) -> Result<FailureCode, String> {
@@ -138,100 +126,38 @@ fn parse_code(text: &str) -> Result<FailureCode, String> {
     })
 }
 
-/// As much of an error line as choosing takes.
-#[derive(Deserialize)]
-struct ErrorLine {
-    error: ErrorCode,
-    ternfleet: Place,
-}
-
-#[derive(Deserialize)]
-struct ErrorCode {
-    code: FailureCode,
-}
-
-#[derive(Deserialize)]
-struct Place {
-    index: u32,
-}
-
 async fn failed_lines(fleet: &Fleet, old: &BatchView, codes: &[FailureCode]) -> anyhow::Result<Vec<u32>> {
     if !old.state.is_terminal() {
         bail!("{0} has not ended: wait for it (`ternfleet results {0} --wait`) or cancel it first", old.id);
     }
     let Some(object) = &old.error_object else { return Ok(Vec::new()) };
-    let mut lines = BufReader::new(fleet.open(object, 0, Patience::Short).await?).lines();
-    let (mut found, mut left_out) = (Vec::new(), 0_u32);
-    while let Some(line) = lines.next_line().await.context("the error file cannot be read to its end")? {
-        let line: ErrorLine =
-            serde_json::from_str(&line).context("a line of the error file is not understood")?;
-        let code = line.error.code;
-        if codes.contains(&code) || (codes.is_empty() && code != FailureCode::InvalidRequest) {
-            found.push(line.ternfleet.index);
-        } else {
-            left_out += u32::from(codes.is_empty());
-        }
-    }
-    if left_out > 0 {
+    let mut errors = BufReader::new(fleet.open(object, 0, Patience::Short).await?);
+    let chosen = again::failed_lines(&mut errors, codes).await.context("the error file cannot be read")?;
+    if chosen.left_out > 0 {
         eprintln!(
-            "{left_out} line(s) left out, since they are no valid request: correct them, or add --code invalid_request"
+            "{} line(s) left out, since they are no valid request: correct them, or add --code invalid_request",
+            chosen.left_out
         );
     }
-    Ok(found)
+    Ok(chosen.lines)
 }
 
-/// The chosen lines of the old input, one after the other; memory holds one line at a time.
+/// The chosen lines of the old input, one after the other.
 async fn copy_lines(fleet: &Fleet, old: &BatchView, chosen: &[u32]) -> anyhow::Result<NamedTempFile> {
     let input = fleet
         .open(&old.input_object, 0, Patience::Short)
         .await
         .context("the old batch's input is not there any more")?;
     let mut input = BufReader::with_capacity(1 << 18, input);
-    let mut file = NamedTempFile::new().context("cannot keep the lines in a temporary file")?;
-    let mut wanted = chosen.iter().copied().peekable();
-    let mut line = Vec::new();
-    for index in 0u32.. {
-        let Some(next) = wanted.peek() else { break };
-        line.clear();
-        let bytes = input.read_until(b'\n', &mut line).await.context("the old input cannot be read")?;
-        if bytes == 0 {
-            bail!("the old input has no line {}: was its file replaced?", next + 1);
-        }
-        if index == *next {
-            wanted.next();
-            let text = line.trim_ascii();
-            file.write_all(&named(text, index)).context("the temporary file")?;
-            file.write_all(b"\n").context("the temporary file")?;
-        }
-    }
-    file.flush().context("the temporary file")?;
+    let file = NamedTempFile::new().context("cannot keep the lines in a temporary file")?;
+    let mut output = tokio::fs::File::from_std(file.reopen().context("the temporary file")?);
+    again::copy_lines(&mut input, chosen, &mut output).await.context("the lines cannot be copied")?;
     Ok(file)
-}
-
-/// The line with the name it went by in the old batch. A line that is no JSON object goes as it is, and fails again.
-fn named(line: &[u8], index: u32) -> Vec<u8> {
-    let object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(line).ok();
-    match object {
-        Some(object) if !object.is_empty() && !object.contains_key("custom_id") => {
-            let mut named = format!("{{\"custom_id\":\"line-{}\",", index + 1).into_bytes();
-            named.extend_from_slice(&line[1..]);
-            named
-        }
-        _ => line.to_owned(),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_line_without_a_name_keeps_the_one_it_had() {
-        assert_eq!(named(br#"{"prompt":"x"}"#, 6), br#"{"custom_id":"line-7","prompt":"x"}"#);
-        for as_it_is in [&br#"{"custom_id":"a","prompt":"x"}"#[..], b"{}", b"[1]", b"{broken"] {
-            assert_eq!(named(as_it_is, 0), as_it_is);
-        }
-    }
 
     #[test]
     fn codes_are_spelled_as_in_error_lines() {

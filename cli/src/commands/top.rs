@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use ternfleet_proto::message::{BatchList, BatchView, PodView, ScaleView};
+use ternfleet_proto::message::{BatchList, BatchView, FleetView, LostPod, PodView, ScaleView, Spent};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{TimeMs, UsdMicro, openai};
@@ -27,7 +27,7 @@ use crate::client::Fleet;
 use crate::connection::Connection;
 use crate::output::{say, say_json};
 use crate::stop::Stops;
-use crate::{logging, report, stop};
+use crate::{logging, losses, report, stop};
 use view::{View, order};
 
 const BATCHES_MAX: u32 = 100;
@@ -61,6 +61,8 @@ pub(crate) struct Top {
 struct Snapshot {
     at: TimeMs,
     pods: Vec<PodView>,
+    lost: Vec<LostPod>,
+    spent: Option<Spent>,
     batches: Vec<BatchView>,
     /// What may be rented, if anything; known only while there are no pods.
     scale: Option<ScaleView>,
@@ -73,7 +75,7 @@ struct Totals {
     rate_tok_s: f64,
     usd_micro_per_hour: UsdMicro,
     usd_micro_per_million_tokens: Option<UsdMicro>,
-    /// What the pods known now have cost since they came.
+    /// What all pods have cost, by the ledger; until the leader has read it, what those known now have cost.
     spent_usd_micro: UsdMicro,
     /// Handed to a worker, but not in a slot yet.
     queued_jobs: u32,
@@ -84,12 +86,9 @@ struct Totals {
 impl Snapshot {
     async fn take(fleet: &Fleet) -> anyhow::Result<Snapshot> {
         let list = BatchList { tenant: fleet.tenant.clone(), after: None, limit: BATCHES_MAX };
-        let mut pods: Vec<PodView> = fleet.ask_once(ApiVerb::Pods, &()).await?;
-        pods.sort_by(|a, b| {
-            (&a.heartbeat.pod, &a.heartbeat.worker).cmp(&(&b.heartbeat.pod, &b.heartbeat.worker))
-        });
+        let FleetView { pods, lost, spent } = losses::sorted(fleet.ask_once(ApiVerb::Fleet, &()).await?);
         let batches = fleet.ask_once(ApiVerb::BatchList, &list).await?;
-        Ok(Snapshot { at: TimeMs::now(), pods, batches, scale: None })
+        Ok(Snapshot { at: TimeMs::now(), pods, lost, spent, batches, scale: None })
     }
 
     fn totals(&self) -> Totals {
@@ -105,7 +104,10 @@ impl Snapshot {
             rate_tok_s,
             usd_micro_per_hour,
             usd_micro_per_million_tokens: usd_micro_per_million_tokens(usd_micro_per_hour, rate_tok_s),
-            spent_usd_micro: self.pods.iter().map(|pod| pod.cost_usd_micro).sum(),
+            spent_usd_micro: match self.spent {
+                Some(spent) => spent.total_usd_micro,
+                None => self.pods.iter().map(|pod| pod.cost_usd_micro).sum(),
+            },
             queued_jobs: self.pods.iter().map(|pod| pod.queued_jobs).sum(),
             open_jobs: open
                 .map(|batch| u64::from(batch.total.saturating_sub(batch.completed + batch.failed)))
@@ -127,6 +129,7 @@ impl Snapshot {
                 "open_jobs": totals.open_jobs,
             },
             "pods": self.pods,
+            "lost": self.lost,
             "batches": self.batches.iter().map(openai::batch_object).collect::<Vec<_>>(),
         })
     }
@@ -140,6 +143,7 @@ impl Snapshot {
         } else {
             parts.push(report::pod_table(&self.pods));
         }
+        parts.extend(losses::lost_table(&self.lost, self.at));
         if self.batches.is_empty() {
             parts.push("there are no batches; `ternfleet submit FILE.jsonl` makes one".to_owned());
         } else {

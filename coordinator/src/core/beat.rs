@@ -44,7 +44,7 @@ impl Core {
             self.release_queued(slot, beat.state == WorkerState::Gone, actions);
         }
         if beat.state == WorkerState::Gone {
-            self.lose(slot, "it said goodbye", actions);
+            self.lose(now, slot, "it said goodbye", actions);
         }
     }
 
@@ -60,6 +60,7 @@ impl Core {
                 price_usd_micro_per_hour: beat.price_usd_micro_per_hour,
             }),
         );
+        self.welcome(beat);
         let (slot, price) = (self.fleet.next_slot(), beat.price_usd_micro_per_hour);
         let pod = self.money.join(now, slot, &beat.pod, price, &beat.pod_class);
         self.fleet.add(now.mono, beat.clone(), shard, pod);
@@ -69,6 +70,10 @@ impl Core {
 
     /// Facts and differences of counters.
     fn take_beat(&mut self, now: Now, slot: WorkerSlot, beat: &Heartbeat) {
+        let came_back = self.fleet.get(slot).is_some_and(|worker| worker.liveness == Liveness::Lost);
+        if came_back {
+            self.welcome(beat);
+        }
         let Some(worker) = self.fleet.get_mut(slot) else { return };
         let before = &worker.beat.counters;
         let after = &beat.counters;
@@ -91,7 +96,6 @@ impl Core {
             worker.hangs = false;
         }
         worker.seen_at = now.mono;
-        let came_back = worker.liveness == Liveness::Lost;
         worker.liveness = Liveness::Live;
         worker.beat = beat.clone();
         self.work_changed |= was_taking != worker.takes_work();
@@ -198,7 +202,7 @@ impl Core {
         }
     }
 
-    pub(super) fn lose(&mut self, slot: WorkerSlot, reason: &str, actions: &mut Vec<Action>) {
+    pub(super) fn lose(&mut self, now: Now, slot: WorkerSlot, reason: &str, actions: &mut Vec<Action>) {
         let Some(worker) = self.fleet.get_mut(slot) else { return };
         if worker.liveness == Liveness::Lost {
             return;
@@ -213,6 +217,7 @@ impl Core {
         self.money.leave(worker.pod_name(), slot);
         if !orderly {
             self.counts.lost_workers += 1;
+            self.note_loss(now, slot);
         }
         self.act(actions, Action::Audit(lost));
         let jobs: Vec<JobRef> = self.flights.of_worker(slot).collect();

@@ -12,6 +12,7 @@ use ternfleet_proto::{
     Attempt, BatchId, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId,
 };
 
+use super::account::Account;
 use super::record::BatchRecord;
 use super::stall::Supply;
 pub use crate::route::WorkerSlot;
@@ -241,6 +242,12 @@ pub enum Event {
     },
     /// What the scaler can add to the fleet, anew.
     Supplied(Box<Supply>),
+    /// What was spent and lost under earlier leaders; comes before [`Event::Lead`].
+    AccountKnown(Box<Account>),
+    /// A lost pod is to be shown no longer.
+    Dismiss {
+        pod: String,
+    },
     /// Time has passed. The shell sends one every 200 ms.
     Tick,
     /// All available events are in: assign the jobs that can be assigned.
@@ -320,6 +327,8 @@ pub enum Action {
     /// Store the record of a batch.
     Record(Box<BatchRecord>),
     Audit(EventKind),
+    /// Store what has been spent and lost.
+    KeepAccount(Box<Account>),
     /// Keep a poison job with what is known of its attempts.
     Dead {
         tenant: TenantId,

@@ -203,6 +203,9 @@ pub struct Pod {
     lease: Option<LeasePhase>,
     /// Of its bill, what is not the lease's: from before this coordinator took it over.
     unleased: UsdMicro,
+    /// Of its bill, what has been counted as unrented, or lies before this leader; and of that, this leader's part.
+    counted: UsdMicro,
+    unrented: UsdMicro,
     /// Cost that was not told yet, and since when.
     untold: Share,
     told_at: Now,
@@ -222,6 +225,16 @@ impl Pod {
     /// Nobody pays for it any more.
     fn is_gone(&self) -> bool {
         self.workers.is_empty() && self.lease.is_none()
+    }
+
+    /// What it has cost since this was last asked, unless it is rented.
+    fn take_unrented(&mut self) -> UsdMicro {
+        if self.lease.is_some() {
+            return UsdMicro::ZERO;
+        }
+        let fresh = self.bill.billed - std::mem::replace(&mut self.counted, self.bill.billed);
+        self.unrented += fresh;
+        fresh
     }
 
     fn settle(&mut self, open: Duration) {
@@ -262,6 +275,8 @@ pub struct Money {
     pods: BTreeMap<String, Pod>,
     next_pod: u32,
     closed: ClosedBills,
+    /// Not taken yet: of pods that are gone; less what has turned out to be a rented pod's.
+    unrented: UsdMicro,
 }
 
 impl Money {
@@ -326,6 +341,8 @@ impl Money {
                 active_at: now.mono,
                 lease: None,
                 unleased: UsdMicro::ZERO,
+                counted: UsdMicro::ZERO,
+                unrented: UsdMicro::ZERO,
                 untold: Share::default(),
                 told_at: now,
             }
@@ -364,6 +381,7 @@ impl Money {
                 told.extend(pod.tell(now, name));
             }
             if pod.is_gone() {
+                self.unrented += pod.take_unrented();
                 self.closed.add(pod);
             }
         }
@@ -374,9 +392,12 @@ impl Money {
 
     /// A new leader tells what was spent under it.
     pub(super) fn begin_to_tell(&mut self, now: Now) {
+        self.unrented = UsdMicro::ZERO;
         for pod in self.pods.values_mut() {
             pod.untold = Share::default();
             pod.told_at = now;
+            pod.counted = pod.bill.billed;
+            pod.unrented = UsdMicro::ZERO;
         }
     }
 
@@ -389,6 +410,8 @@ impl Money {
             // The old price holds up to now.
             Some(pod) if pod.lease.is_some() => pod.bill.set_price(now.mono, lease.price_usd_micro_per_hour),
             Some(pod) => {
+                // The lease covers what was counted here.
+                self.unrented = self.unrented - std::mem::take(&mut pod.unrented);
                 pod.lease = Some(LeasePhase::Work);
                 pod.class.clone_from(&lease.class);
                 pod.bill.set_price(now.mono, lease.price_usd_micro_per_hour);
@@ -452,8 +475,14 @@ impl Money {
     }
 
     /// What rented pods have cost since this process took them over, those that are gone included.
-    pub(super) fn leased_total(&self) -> UsdMicro {
+    pub(crate) fn leased_total(&self) -> UsdMicro {
         self.closed.leased + self.pods.values().map(Pod::lease_bill).sum()
+    }
+
+    /// What pods that nobody rented have cost since this was last asked.
+    pub(super) fn take_unrented(&mut self) -> UsdMicro {
+        let open: UsdMicro = self.pods.values_mut().map(Pod::take_unrented).sum();
+        std::mem::take(&mut self.unrented) + open
     }
 
     /// Pods whose bill does not add up: M2.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use ternfleet_proto::message::EventKind;
-use ternfleet_proto::{Now, TenantId, UsdMicro};
+use ternfleet_proto::message::{EventKind, Heartbeat, LostPod};
+use ternfleet_proto::{Now, TenantId, TimeMs, UsdMicro};
 
 use super::Core;
 use super::event::{Action, BatchSlot, WorkerSlot};
+use super::fleet::LOST_AFTER;
 use super::flights::Used;
-use super::money::Spent;
+use super::money::{LeasePhase, Spent};
 
 impl Core {
     /// A worker has spent this on a job of the batch.
@@ -45,6 +46,7 @@ impl Core {
         let (told, gone) = self.money.bill(now, silence);
         self.work_changed |= gone;
         self.tell_spent(told, actions);
+        self.keep_account(now, actions);
         self.check_money();
     }
 
@@ -74,6 +76,45 @@ impl Core {
         }
     }
 
+    /// Once a second.
+    fn keep_account(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.lead.is_none() {
+            return;
+        }
+        self.account.spend(now.wall, self.money.take_unrented());
+        actions.extend(self.account.take_change().map(|account| Action::KeepAccount(Box::new(account))));
+    }
+
+    /// The pod of a worker that was just lost, if none of its workers is left and nobody has told it to end.
+    pub(super) fn note_loss(&mut self, now: Now, slot: WorkerSlot) {
+        let Some(worker) = self.fleet.get(slot) else { return };
+        let Some(pod) = self.money.pods().get(worker.pod_name()) else { return };
+        if self.lead.is_none() || !pod.workers.is_empty() || pod.lease() == Some(LeasePhase::Drain) {
+            return;
+        }
+        let silent = now.since(worker.seen_at);
+        let beat = &worker.beat;
+        self.account.lose(LostPod {
+            pod: beat.pod.clone(),
+            class: beat.pod_class.clone(),
+            host: beat.host.clone(),
+            model: beat.model.clone(),
+            price_usd_micro_per_hour: pod.bill.price(),
+            at: TimeMs(now.wall.0.saturating_sub(silent.as_millis() as u64)),
+            why: format!("no heartbeat for {} s", LOST_AFTER.as_secs()),
+            tokens: worker.tokens_made,
+            cost_usd_micro: pod.bill.billed,
+        });
+    }
+
+    /// A worker has come: its pod may be one that was lost, or replace one, unless it was there all the time.
+    pub(super) fn welcome(&mut self, beat: &Heartbeat) {
+        let is_new = self.money.pods().get(&beat.pod).is_none_or(|pod| pod.workers.is_empty());
+        if is_new {
+            self.account.welcome(beat);
+        }
+    }
+
     pub(super) fn lease_ended(&mut self, now: Now, pod: &str, actions: &mut Vec<Action>) {
         let told = self.money.lease_ended(now, pod);
         self.tell_spent(told.into_iter().collect(), actions);
@@ -90,12 +131,12 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use ternfleet_proto::message::WorkerCounters;
+    use ternfleet_proto::message::{WorkerCounters, WorkerState};
     use ternfleet_proto::tag::AssignmentKey;
-    use ternfleet_proto::{MonoMs, TimeMs};
+    use ternfleet_proto::{LeaderRevision, MonoMs};
 
     use super::*;
-    use crate::core::{Event, Lease, Limits};
+    use crate::core::{Account, Event, Lead, Lease, Limits};
 
     fn on(core: &mut Core, at_s: u64, event: Event) {
         let now = Now { mono: MonoMs(at_s * 1000), wall: TimeMs(at_s * 1000) };
@@ -161,5 +202,99 @@ mod tests {
         assert_eq!(core.money.leased_total(), UsdMicro(30_000 + 20_000));
         let view = &core.pod_views()[0].heartbeat;
         assert_eq!((view.price_usd_micro_per_hour, view.pod_class.as_str()), (UsdMicro(7_200_000), "a"));
+    }
+
+    /// As [`heartbeat`], of this worker that began at this second.
+    fn beat_of(worker: &str, pod: &str, price: i64, class: &str, started_s: u64) -> Event {
+        let Event::Heartbeat(mut beat) = heartbeat(pod, price, class) else { unreachable!() };
+        (beat.worker, beat.started_at) = (worker.parse().unwrap(), TimeMs(started_s * 1000));
+        Event::Heartbeat(beat)
+    }
+
+    /// A leader, with what an earlier one has stored.
+    fn leader(account: Account, term: u32, at_s: u64) -> Core {
+        let mut core = Core::new(AssignmentKey([7; 32]), Limits::default());
+        on(&mut core, at_s, Event::AccountKnown(Box::new(account)));
+        on(&mut core, at_s, Event::Lead(Lead { revision: LeaderRevision(u64::from(term)), term }));
+        core
+    }
+
+    #[test]
+    fn what_was_spent_does_not_shrink_when_pods_go_and_leaders_follow() {
+        let mut core = leader(Account::default(), 1, 0);
+        let mut spent = UsdMicro::ZERO;
+        for second in 0..60 {
+            // The pod is heard of for 20 s; it is billed until it is lost.
+            if second < 20 {
+                on(&mut core, second, beat_of("w-1", "pod-a", 3_600_000, "a", 0));
+            }
+            on(&mut core, second, Event::Tick);
+            let now = core.account().unrented_usd_micro;
+            assert!(now >= spent, "{now} after {spent} in second {second}");
+            spent = now;
+        }
+        assert!((19_000..=25_000).contains(&spent.0), "{spent}");
+        assert!(core.pod_views().is_empty(), "the pod is gone");
+        let mut next = leader(core.account().clone(), 2, 100);
+        assert_eq!(next.account().unrented_usd_micro, spent);
+        for second in 100..=110 {
+            on(&mut next, second, beat_of("w-2", "pod-b", 3_600_000, "b", 99));
+            on(&mut next, second, Event::Tick);
+        }
+        assert_eq!(next.account().unrented_usd_micro, spent + UsdMicro(10_000));
+        assert_eq!(next.account().lost[0].pod, "pod-a", "another class replaces nothing");
+    }
+
+    #[test]
+    fn a_lost_pod_is_shown_until_one_of_its_class_comes_or_somebody_dismisses_it() {
+        let mut core = leader(Account::default(), 1, 0);
+        for (worker, pod) in [("w-1", "pod-a"), ("w-2", "pod-b"), ("w-3", "pod-c")] {
+            on(&mut core, 1, beat_of(worker, pod, 3_600_000, "a", 0));
+        }
+        for second in 1..=7 {
+            on(&mut core, second, beat_of("w-3", "pod-c", 3_600_000, "a", 0));
+            on(&mut core, second, Event::Tick);
+        }
+        let lost = |core: &Core| core.account().lost.iter().map(|lost| lost.pod.clone()).collect::<Vec<_>>();
+        assert_eq!(lost(&core), ["pod-a", "pod-b"]);
+        let first = &core.account().lost[0];
+        assert_eq!((first.at, first.why.as_str()), (TimeMs(1_000), "no heartbeat for 5 s"));
+        assert!(first.cost_usd_micro > UsdMicro::ZERO, "{first:?}");
+        on(&mut core, 8, beat_of("w-4", "pod-d", 3_600_000, "a", 7));
+        assert_eq!(lost(&core), ["pod-b"], "the new one replaces the one that was lost first");
+        on(&mut core, 9, beat_of("w-5", "pod-d", 3_600_000, "a", 8));
+        assert_eq!(lost(&core), ["pod-b"], "a second worker of a pod is no new pod");
+        on(&mut core, 9, Event::Dismiss { pod: "pod-b".to_owned() });
+        assert!(lost(&core).is_empty());
+        // One that says goodbye is not lost, and one that comes back is not any more.
+        let Event::Heartbeat(mut gone) = beat_of("w-3", "pod-c", 3_600_000, "a", 0) else { unreachable!() };
+        gone.state = WorkerState::Gone;
+        on(&mut core, 9, Event::Heartbeat(gone));
+        for second in 9..=16 {
+            on(&mut core, second, Event::Tick);
+        }
+        assert_eq!(lost(&core), ["pod-d"]);
+        on(&mut core, 17, beat_of("w-6", "pod-d", 3_600_000, "a", 16));
+        assert!(lost(&core).is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_turns_out_to_be_rented_is_in_one_ledger_alone() {
+        let mut core = leader(Account::default(), 1, 10);
+        for second in 10..=20 {
+            on(&mut core, second, heartbeat("rented-a-0", 3_600_000, "a"));
+            on(&mut core, second, Event::Tick);
+        }
+        assert_eq!(core.account().unrented_usd_micro, UsdMicro(10_000));
+        let lease = Lease {
+            pod: "rented-a-0".to_owned(),
+            class: "a".to_owned(),
+            price_usd_micro_per_hour: UsdMicro(3_600_000),
+            since: TimeMs(10_000),
+        };
+        on(&mut core, 21, Event::Leased(Box::new(lease)));
+        on(&mut core, 21, Event::Tick);
+        assert_eq!(core.account().unrented_usd_micro, UsdMicro::ZERO);
+        assert_eq!(core.money.leased_total(), UsdMicro(11_000));
     }
 }

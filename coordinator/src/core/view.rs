@@ -163,6 +163,18 @@ impl Core {
         batch.view(now, self.stall(slot, batch), self.lengths.mean_job_tokens)
     }
 
+    /// Lines of the tenant's batches without an answer, and when the oldest such batch was accepted.
+    pub fn open_lines(&self, tenant: &TenantId) -> (u64, Option<TimeMs>) {
+        let batches = self.ledger.active().map(|(_, batch)| batch);
+        let of_tenant = batches.filter(|batch| batch.record.tenant == *tenant && !batch.record.single);
+        let open = of_tenant.filter(|batch| !batch.is_ended());
+        open.map(|batch| (batch.jobs_total().saturating_sub(batch.answered()), batch.record.created_at))
+            .filter(|(lines, _)| *lines > 0)
+            .fold((0, None), |(sum, oldest), (lines, at)| {
+                (sum + u64::from(lines), Some(oldest.map_or(at, |oldest: TimeMs| oldest.min(at))))
+            })
+    }
+
     /// A batch that has not ended and reads this object.
     pub fn reader_of(&self, tenant: &TenantId, object: &str) -> Option<&BatchId> {
         let mut records = self.ledger.active().map(|(_, batch)| &batch.record);

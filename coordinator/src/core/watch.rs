@@ -103,7 +103,7 @@ impl Core {
             }
         }
         for slot in lost {
-            self.lose(slot, "no heartbeat", actions);
+            self.lose(now, slot, "no heartbeat", actions);
         }
         for slot in stuck {
             let jobs: Vec<JobRef> = self.flights.of_worker(slot).collect();

@@ -31,10 +31,32 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
+/// Whoever may change what the fleet rents: everybody where there are no keys, else the keys that say so.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operator;
+
+impl<S: Send + Sync> FromRequestParts<S> for Operator {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        parts.extensions.get::<Operator>().copied().ok_or_else(|| {
+            let message = "This is for operators: sign in with a key that has `operator = true` in the key file \
+                           (`ternfleet key new --operator`).";
+            ApiError::new(StatusCode::FORBIDDEN, "not_an_operator", message)
+        })
+    }
+}
+
+/// Whom a key stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Holder {
+    tenant: TenantId,
+    operator: bool,
+}
+
 /// The keys of a fleet, hashed.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
-    entries: Arc<Vec<(blake3::Hash, TenantId)>>,
+    entries: Arc<Vec<(blake3::Hash, Holder)>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -49,6 +71,9 @@ struct KeyFile {
 struct KeyEntry {
     tenant: TenantId,
     blake3: String,
+    /// May change what the fleet rents, and see it.
+    #[serde(default)]
+    operator: bool,
 }
 
 /// A key file that cannot be used.
@@ -74,7 +99,7 @@ impl Keys {
         for entry in file.key {
             let hash = blake3::Hash::from_hex(&entry.blake3)
                 .map_err(|e| invalid(format!("tenant {}: blake3: {e}", entry.tenant)))?;
-            entries.push((hash, entry.tenant));
+            entries.push((hash, Holder { tenant: entry.tenant, operator: entry.operator }));
         }
         Ok(Keys { entries: Arc::new(entries) })
     }
@@ -83,14 +108,14 @@ impl Keys {
         self.entries.is_empty()
     }
 
-    /// The tenant of a key. Every entry is compared, in constant time each (`blake3::Hash` compares so), and the
+    /// Whom a key stands for. Every entry is compared, in constant time each (`blake3::Hash` compares so), and the
     /// loop does not stop at a match: time tells nothing about which keys exist.
-    fn tenant(&self, key: &str) -> Option<TenantId> {
+    fn holder(&self, key: &str) -> Option<Holder> {
         let hash = blake3::hash(key.as_bytes());
         let mut found = None;
-        for (known, tenant) in self.entries.iter() {
+        for (known, holder) in self.entries.iter() {
             if *known == hash {
-                found = Some(tenant.clone());
+                found = Some(holder.clone());
             }
         }
         found
@@ -103,16 +128,19 @@ pub(super) async fn require_key(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let tenant = if gateway.keys().is_open() {
-        Some(TenantId::default_tenant())
+    let holder = if gateway.keys().is_open() {
+        Some(Holder { tenant: TenantId::default_tenant(), operator: true })
     } else {
         let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         header
             .and_then(|value| value.strip_prefix("Bearer "))
-            .and_then(|key| gateway.keys().tenant(key.trim()))
+            .and_then(|key| gateway.keys().holder(key.trim()))
     };
-    match tenant {
-        Some(tenant) => {
+    match holder {
+        Some(Holder { tenant, operator }) => {
+            if operator {
+                request.extensions_mut().insert(Operator);
+            }
             request.extensions_mut().insert(Caller(tenant));
             next.run(request).await
         }
@@ -140,9 +168,10 @@ mod tests {
         let hash = blake3::hash(b"tf-secret").to_hex();
         let keys =
             Keys::read(file(&format!("[[key]]\ntenant = \"acme\"\nblake3 = \"{hash}\"\n")).path()).unwrap();
-        assert_eq!(keys.tenant("tf-secret").unwrap().as_str(), "acme");
-        assert_eq!(keys.tenant("tf-secres"), None);
-        assert_eq!(keys.tenant(""), None);
+        let acme = Holder { tenant: "acme".parse().unwrap(), operator: false };
+        assert_eq!(keys.holder("tf-secret"), Some(acme), "no key is an operator's unless it says so");
+        assert_eq!(keys.holder("tf-secres"), None);
+        assert_eq!(keys.holder(""), None);
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub(super) async fn create(
     Ok(Json(batch_object(&view)))
 }
 
-fn batch_id(text: &str) -> ApiResult<BatchId> {
+pub(super) fn batch_id(text: &str) -> ApiResult<BatchId> {
     text.parse().map_err(|_| ApiError::not_found("batch", text))
 }
 
@@ -178,8 +178,7 @@ pub(super) async fn list(
     ))
 }
 
-/// Also used by the page's live feed.
-pub(super) async fn batches(
+async fn batches(
     gateway: &Gateway,
     tenant: &TenantId,
     after: Option<BatchId>,

@@ -1,117 +1,54 @@
-//! What the page shows: one overview as JSON, and the same as server-sent events each second.
+//! What the page shows at all times: one overview as JSON, and the same as server-sent events each second. It is made
+//! once a second for each tenant, however many look.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State;
-use axum::http::header;
-use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures::stream::{self, Stream};
-use serde::Serialize;
+use futures::stream::{self, Stream, StreamExt};
 use serde_json::{Value, json};
-use ternfleet_proto::message::{BatchState, BatchView, PodView, ScaleDials, ScaleView};
+use ternfleet_proto::message::{
+    BatchFind, BatchPage, BatchState, BatchView, FleetView, PodView, ScaleDials, ScaleView,
+};
 use ternfleet_proto::openai::batch_object;
-use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::{MonoMs, TenantId, TimeMs, UsdMicro};
+use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
 use tokio::time::Instant;
 
 use super::Gateway;
 use super::auth::Caller;
-use super::batches::batches;
 use super::bounds::Readers;
 use super::error::ApiResult;
+use super::history::{History, PodHistory};
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// A little less, so that each tick of a reader finds something new.
 const FRESH_FOR: Duration = Duration::from_millis(900);
-/// One point in ten seconds, for an hour.
-const POINTS_MAX: usize = 360;
-const SAMPLES_A_POINT: u32 = 10;
-const BATCHES_SHOWN: u32 = 50;
-/// The scaler is asked once a minute: it asks the provider.
-const RENTED_EVERY: u64 = 6;
-
-/// A point of the charts.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Point {
-    at: TimeMs,
-    tok_s: f64,
-    usd_micro_per_hour: UsdMicro,
-}
-
-/// What the sampler remembers.
-#[derive(Debug, Default)]
-struct Samples {
-    points: VecDeque<Point>,
-    /// Messages ever stored in DEAD, at each point.
-    dead: VecDeque<u64>,
-}
-
-/// The last hour of the fleet.
-#[derive(Debug, Default)]
-pub(super) struct History {
-    samples: Mutex<Samples>,
-    /// Of rented pods, what deserves a person's eye.
-    rented: Mutex<Vec<String>>,
-}
-
-impl History {
-    fn rented(&self) -> Vec<String> {
-        self.rented.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
-    }
-
-    fn push(&self, point: Point, dead: Option<u64>) {
-        let mut samples = self.lock();
-        if samples.points.len() == POINTS_MAX {
-            samples.points.pop_front();
-        }
-        samples.points.push_back(point);
-        if let Some(dead) = dead {
-            if samples.dead.len() == POINTS_MAX {
-                samples.dead.pop_front();
-            }
-            samples.dead.push_back(dead);
-        }
-    }
-
-    fn points(&self) -> Vec<Point> {
-        self.lock().points.iter().copied().collect()
-    }
-
-    /// Jobs given up since the oldest sample.
-    fn dead_lately(&self) -> u64 {
-        let samples = self.lock();
-        match (samples.dead.front(), samples.dead.back()) {
-            (Some(first), Some(last)) => last.saturating_sub(*first),
-            _ => 0,
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Samples> {
-        self.samples.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
+/// The scaler asks the provider each time that it is asked.
+const SCALE_FRESH_FOR: Duration = Duration::from_secs(4);
+/// The first page of the list: what is open, and the newest of what has ended.
+pub(super) const BATCHES_SHOWN: u32 = 25;
 
 /// What the page needs besides the coordinator: the last hour, and what was last asked for, so that the leader is asked
 /// once a second however many look.
 #[derive(Debug, Default)]
 pub(super) struct Live {
-    history: History,
-    pods: Shared<Vec<PodView>>,
+    pub(super) history: History,
+    fleet: Shared<FleetView>,
+    scale: Shared<ScaleView>,
     views: Mutex<BTreeMap<TenantId, Arc<Shared<Seen>>>>,
     readers: Readers,
 }
 
-/// An overview as it is sent.
+/// An overview, and as it is sent.
 #[derive(Debug)]
 struct Seen {
-    plain: String,
-    with_history: String,
-    /// The newest point of the history in it.
-    newest: Option<TimeMs>,
+    value: Value,
+    text: String,
 }
 
 /// A value that many want and one fetches; a refusal is shared like a value.
@@ -127,10 +64,10 @@ impl<T> Default for Shared<T> {
 }
 
 impl<T> Shared<T> {
-    async fn get(&self, fetch: impl Future<Output = ApiResult<T>>) -> ApiResult<Arc<T>> {
+    async fn get(&self, fresh_for: Duration, fetch: impl Future<Output = ApiResult<T>>) -> ApiResult<Arc<T>> {
         let mut last = self.last.lock().await;
         if let Some((at, value)) = &*last
-            && at.elapsed() < FRESH_FOR
+            && at.elapsed() < fresh_for
         {
             return value.clone();
         }
@@ -140,8 +77,20 @@ impl<T> Shared<T> {
     }
 }
 
-async fn pods(gateway: &Gateway) -> ApiResult<Arc<Vec<PodView>>> {
-    gateway.shared.live.pods.get(gateway.ask(ApiVerb::Pods, &())).await
+/// The fleet, at most a second old.
+pub(super) async fn fleet(gateway: &Gateway) -> ApiResult<Arc<FleetView>> {
+    gateway.shared.live.fleet.get(FRESH_FOR, gateway.ask(ApiVerb::Fleet, &())).await
+}
+
+/// What is rented has been changed.
+pub(super) async fn forget_scale(gateway: &Gateway) {
+    *gateway.shared.live.scale.last.lock().await = None;
+}
+
+/// What is rented, at most some seconds old.
+pub(super) async fn scale(gateway: &Gateway) -> ApiResult<Arc<ScaleView>> {
+    let nothing = ScaleDials::default();
+    gateway.shared.live.scale.get(SCALE_FRESH_FOR, gateway.ask(ApiVerb::ScaleShow, &nothing)).await
 }
 
 /// The overview of a tenant, at most a second old.
@@ -150,59 +99,11 @@ async fn seen(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Arc<Seen>> {
         let mut views = gateway.shared.live.views.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(views.entry(tenant.clone()).or_default())
     };
-    shared.get(look(gateway, tenant)).await
-}
-
-/// Classes whose pods fail, and why nothing is ordered. A fleet that rents nothing has no such thing.
-async fn rented(gateway: &Gateway) -> Vec<String> {
-    let Ok(view) = gateway.ask::<_, ScaleView>(ApiVerb::ScaleShow, &ScaleDials::default()).await else {
-        return Vec::new();
-    };
-    let mut found: Vec<String> = view.halted.iter().map(|why| format!("No pod is ordered: {why}.")).collect();
-    for class in view.classes {
-        if let (Some(failed), Some(why)) = (&class.failed, &class.refused) {
-            let last = failed.log.last().map(|line| format!(" Its last line: {line}")).unwrap_or_default();
-            found.push(format!(
-                "Class {} rests, {why}. {} failed: {}.{last}",
-                class.name, failed.pod, failed.why
-            ));
-        }
-    }
-    found
-}
-
-/// Tokens per second by difference of the pods' counters, dollars per hour by their prices.
-pub(super) async fn sample(gateway: Gateway) {
-    let mut ticks = tokio::time::interval(PERIOD * SAMPLES_A_POINT);
-    let mut before: Option<(MonoMs, u64)> = None;
-    let mut looks: u64 = 0;
-    loop {
-        ticks.tick().await;
-        if looks.is_multiple_of(RENTED_EVERY) {
-            let rented = rented(&gateway).await;
-            *gateway.shared.live.history.rented.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
-                rented;
-        }
-        looks += 1;
-        let Ok(pods) = pods(&gateway).await else { continue };
-        let now = gateway.clock().now();
-        let tokens: u64 = pods.iter().map(|pod| pod.tokens).sum();
-        if let Some((at, earlier)) = before {
-            let seconds = now.since(at).as_secs_f64().max(0.001);
-            let point = Point {
-                at: now.wall,
-                tok_s: tokens.saturating_sub(earlier) as f64 / seconds,
-                usd_micro_per_hour: hourly(&pods),
-            };
-            let dead = gateway.bus().stream_facts(table::DEAD).await.ok();
-            gateway.shared.live.history.push(point, dead.map(|facts| facts.last_sequence));
-        }
-        before = Some((now.mono, tokens));
-    }
+    shared.get(FRESH_FOR, look(gateway, tenant)).await
 }
 
 /// Engines of one pod each say the pod's price; it is paid once.
-fn hourly(pods: &[PodView]) -> UsdMicro {
+pub(super) fn hourly(pods: &[PodView]) -> UsdMicro {
     let live = pods.iter().filter(|pod| pod.live);
     let prices: BTreeMap<&str, UsdMicro> =
         live.map(|pod| (pod.heartbeat.pod.as_str(), pod.heartbeat.price_usd_micro_per_hour)).collect();
@@ -210,73 +111,78 @@ fn hourly(pods: &[PodView]) -> UsdMicro {
 }
 
 /// What deserves a person's eye, in sentences.
-fn warnings(pods: &[PodView], batches: &[BatchView], dead_lately: u64) -> Vec<String> {
+fn warnings(fleet: &FleetView, batches: &[BatchView], history: &History) -> Vec<String> {
     let mut found = Vec::new();
-    if dead_lately > 0 {
-        let jobs = if dead_lately == 1 { "One job was" } else { &format!("{dead_lately} jobs were") };
+    let dead = history.dead_lately();
+    if dead > 0 {
+        let jobs = if dead == 1 { "One job was" } else { &format!("{dead} jobs were") };
         found.push(format!(
             "{jobs} given up in the last hour after failing on several workers: `ternfleet dead` tells why."
         ));
     }
+    let scaler = history.scaler();
     let work = batches.iter().any(|b| matches!(b.state, BatchState::InProgress | BatchState::Validating));
-    if work && !pods.iter().any(|pod| pod.live) {
+    if work && scaler.is_none() && !fleet.pods.iter().any(|pod| pod.live) {
         found.push("Work is waiting and no worker is live: start one with `ternfleet worker`.".to_owned());
     }
-    for pod in pods {
+    for pod in &fleet.pods {
         let name = &pod.heartbeat.pod;
         if !pod.live {
-            found.push(format!("Pod {name} has gone quiet; its jobs move to others."));
+            found.push(format!("Pod {name} is silent; its jobs move to others."));
         } else if work && pod.busy_ratio < 0.05 && pod.queued_jobs == 0 && pod.heartbeat.slots_in_use == 0 {
             found.push(format!("Pod {name} is paid and idle."));
         }
     }
     for batch in batches {
-        let id = &batch.id;
+        let name = batch.name.as_deref().unwrap_or(batch.id.as_str());
         if batch.state == BatchState::PausedBudget {
-            found.push(format!(
-                "Batch {id} has spent its budget: `ternfleet batch set {id} --budget …` lets it go on."
-            ));
+            found.push(format!("Batch {name} has spent its budget: raise it to let the batch go on."));
         }
         let deadline = batch.options.deadline.unwrap_or(batch.expires_at);
         if !batch.state.is_terminal() && batch.finish_estimate.is_some_and(|estimate| estimate > deadline) {
-            found.push(format!("Batch {id} will miss its deadline at the present speed."));
+            found.push(format!("Batch {name} will miss its deadline at the present speed."));
         }
     }
+    found.extend(scaler.into_iter().flatten());
     found
 }
 
 async fn look(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Seen> {
     let history = &gateway.shared.live.history;
-    let pods = pods(gateway).await?;
-    let batches = batches(gateway, tenant, None, BATCHES_SHOWN).await?;
+    let ask = BatchFind {
+        tenant: tenant.clone(),
+        states: Vec::new(),
+        text: None,
+        after: None,
+        limit: BATCHES_SHOWN,
+    };
+    let fleet = fleet(gateway).await?;
+    let page: BatchPage = gateway.ask(ApiVerb::BatchFind, &ask).await?;
     let now = gateway.clock().wall();
+    let pods = &fleet.pods;
     let live = || pods.iter().filter(|pod| pod.live);
-    let open = || batches.iter().filter(|batch| !batch.state.is_terminal());
-    let left = |batch: &BatchView| u64::from(batch.total.saturating_sub(batch.completed + batch.failed));
-    // The lines of a batch wait from its acceptance on.
-    let oldest = open().filter(|batch| left(batch) > 0).map(|batch| batch.created_at).min();
-    let mut attention = warnings(&pods, &batches, history.dead_lately());
-    attention.extend(history.rented());
-    let mut view = json!({
+    let value = json!({
         "at": now,
         "pods": pods.iter().map(pod).collect::<Vec<_>>(),
-        "batches": batches.iter().map(batch_object).collect::<Vec<_>>(),
+        "lost": fleet.lost,
+        "batches": page.batches.iter().map(batch_object).collect::<Vec<_>>(),
+        "next": page.next,
+        "counts": page.counts,
         "totals": {
             "pods_live": live().count(),
             "tok_s": live().map(|pod| pod.rate_tok_s).sum::<f64>(),
-            "usd_micro_per_hour": hourly(&pods),
+            "usd_micro_per_hour": hourly(pods),
+            "spent": fleet.spent,
             "slots": live().map(|pod| pod.heartbeat.slots).sum::<u32>(),
             "running_jobs": live().map(|pod| pod.heartbeat.slots_in_use).sum::<u32>(),
             "queued_jobs": pods.iter().map(|pod| pod.queued_jobs).sum::<u32>(),
-            "open_jobs": open().map(left).sum::<u64>(),
-            "oldest_open_ms": oldest.map(|at| now.since(at).as_millis() as u64),
+            "open_jobs": page.open_lines,
+            "oldest_open_ms": page.oldest_open.map(|at| now.since(at).as_millis() as u64),
         },
-        "warnings": attention,
+        "scaling": history.scaler().is_some(),
+        "warnings": warnings(&fleet, &page.batches, history),
     });
-    let (plain, points) = (view.to_string(), history.points());
-    let newest = points.last().map(|point| point.at);
-    view["history"] = json!(points);
-    Ok(Seen { plain, with_history: view.to_string(), newest })
+    Ok(Seen { text: value.to_string(), value })
 }
 
 fn pod(pod: &PodView) -> Value {
@@ -289,7 +195,9 @@ fn pod(pod: &PodView) -> Value {
         "tok_s": pod.rate_tok_s, "busy_ratio": pod.busy_ratio, "tokens": pod.tokens,
         "price_usd_micro_per_hour": worker.price_usd_micro_per_hour, "cost_usd_micro": pod.cost_usd_micro,
         "usd_micro_per_million_tokens": pod.usd_micro_per_million_tokens,
-        "version": worker.version,
+        "version": worker.version, "started_at_ms": worker.started_at,
+        "jobs_done": worker.counters.jobs_done, "jobs_failed": worker.counters.jobs_failed,
+        "calibration": worker.calibration, "context_tokens": worker.context_tokens,
     })
 }
 
@@ -297,33 +205,41 @@ fn pod(pod: &PodView) -> Value {
 pub(super) async fn overview(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
-) -> ApiResult<impl IntoResponse> {
-    let seen = seen(&gateway, &tenant).await?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], seen.with_history.clone()))
+) -> ApiResult<Json<Value>> {
+    let mut value = seen(&gateway, &tenant).await?.value.clone();
+    value["history"] = json!(gateway.shared.live.history.points(None));
+    Ok(Json(value))
 }
 
-/// `GET /api/live`: the overview each second as server-sent events, until the reader goes away. `history` comes with
-/// the first event and whenever it has a new point.
+/// `GET /api/pods/history`.
+pub(super) async fn pod_history(State(gateway): State<Gateway>, _caller: Caller) -> Json<PodHistory> {
+    Json(gateway.shared.live.history.pods())
+}
+
+/// `GET /api/live`: the overview each second as server-sent events, until the reader goes away; `history` has the points
+/// of the charts that this reader has not been sent yet.
 pub(super) async fn stream(
     State(gateway): State<Gateway>,
     Caller(tenant): Caller,
 ) -> ApiResult<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
     let reading = gateway.shared.live.readers.admit(&tenant, gateway.limits().live_readers_max)?;
     let ticks = tokio::time::interval(PERIOD);
-    let begin = (gateway, tenant, ticks, None::<Option<TimeMs>>, reading);
-    let events = stream::unfold(begin, |(gateway, tenant, mut ticks, told, reading)| async move {
+    let begin = (gateway, tenant, ticks, None::<TimeMs>, reading);
+    let events = stream::unfold(begin, |(gateway, tenant, mut ticks, mut told, reading)| async move {
         ticks.tick().await;
-        let (event, told) = match seen(&gateway, &tenant).await {
-            Ok(seen) => {
-                let told_before = told == Some(seen.newest);
-                let text = if told_before { &seen.plain } else { &seen.with_history };
-                (Event::default().event("overview").data(text), Some(seen.newest))
-            }
-            Err(error) => (Event::default().event("fault").data(error.body().to_string()), told),
-        };
-        Some((Ok(event), (gateway, tenant, ticks, told, reading)))
+        let mut events = Vec::new();
+        match seen(&gateway, &tenant).await {
+            Ok(seen) => events.push(Event::default().event("overview").data(&seen.text)),
+            Err(error) => events.push(Event::default().event("fault").data(error.body().to_string())),
+        }
+        let points = gateway.shared.live.history.points(told);
+        if let Some(newest) = points.last() {
+            told = Some(newest.at);
+            events.push(Event::default().event("history").data(json!(points).to_string()));
+        }
+        Some((stream::iter(events.into_iter().map(Ok)), (gateway, tenant, ticks, told, reading)))
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+    Ok(Sse::new(events.flatten()).keep_alive(KeepAlive::default()))
 }
 
 #[cfg(test)]
@@ -339,11 +255,11 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(50)).await;
             Ok(7)
         };
-        let all = futures::future::join_all((0..1000).map(|_| shared.get(fetch()))).await;
+        let all = futures::future::join_all((0..1000).map(|_| shared.get(FRESH_FOR, fetch()))).await;
         assert!(all.into_iter().all(|value| *value.unwrap() == 7));
         assert_eq!(asked.load(Ordering::Relaxed), 1);
         tokio::time::sleep(PERIOD).await;
-        shared.get(fetch()).await.unwrap();
+        shared.get(FRESH_FOR, fetch()).await.unwrap();
         assert_eq!(asked.load(Ordering::Relaxed), 2);
     }
 }

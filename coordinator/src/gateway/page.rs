@@ -1,55 +1,89 @@
 //! The page at `/` and the OpenAPI document: files inside the binary, no build step, no external asset.
 //!
-//! The page is one document put together from `page/`. Its script and style carry a nonce that is new for each answer,
-//! so nothing that slips into the page can run.
+//! The page is a few files, served as they stand in `page/`. The policy lets scripts and styles come from this gateway
+//! alone, forbids inline ones, and has the browser refuse to parse text as HTML.
 
-use axum::http::header;
+use std::sync::LazyLock;
+
+use axum::body::Body;
+use axum::extract::Path;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::random_id;
+use super::error::{ApiError, ApiResult};
 
-const HEAD: &str = r##"<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Ternfleet</title>
-<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E%3Cpath d='M1 17c5-1 8-3 11-7 1 3 3 4.500 6 4.500 4-2 8-5.500 13-6.500-3 5-7 9-12 11l8 5c-6-.500-10-1.500-13.500-4C9 22 5 21 1 17z' fill='%230a6f7d'/%3E%3C/svg%3E">
-"##;
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+                      require-trusted-types-for 'script'; trusted-types 'none'";
 
-pub(super) async fn index() -> Response {
-    let nonce = random_id("");
-    let headers = [
-        (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
-        (header::CONTENT_SECURITY_POLICY, policy(&nonce)),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
-        (header::REFERRER_POLICY, "no-referrer".to_owned()),
-        (header::CACHE_CONTROL, "no-store".to_owned()),
+/// A file of the page.
+struct Asset {
+    name: &'static str,
+    kind: &'static str,
+    content: &'static str,
+}
+
+macro_rules! assets {
+    ($($name:literal $kind:expr;)*) => {
+        [$(Asset { name: $name, kind: $kind, content: include_str!(concat!("page/", $name)) },)*]
+    };
+}
+
+const ASSETS: [Asset; 18] = assets! {
+    "index.html" HTML;
+    "base.css" CSS;
+    "views.css" CSS;
+    "theme.js" SCRIPT;
+    "app.js" SCRIPT;
+    "api.js" SCRIPT;
+    "dom.js" SCRIPT;
+    "format.js" SCRIPT;
+    "chart.js" SCRIPT;
+    "live.js" SCRIPT;
+    "signin.js" SCRIPT;
+    "overview.js" SCRIPT;
+    "batches.js" SCRIPT;
+    "submit.js" SCRIPT;
+    "batch.js" SCRIPT;
+    "pods.js" SCRIPT;
+    "scaling.js" SCRIPT;
+    "try.js" SCRIPT;
+};
+
+/// Names the content: browsers ask again each time, and get the file only if it is another one.
+static TAG: LazyLock<String> = LazyLock::new(|| {
+    let mut hasher = blake3::Hasher::new();
+    for asset in &ASSETS {
+        hasher.update(asset.content.as_bytes());
+    }
+    format!("\"{}\"", &hasher.finalize().to_hex()[..16])
+});
+
+pub(super) async fn index(headers: HeaderMap) -> Response {
+    send(&headers, &ASSETS[0])
+}
+
+pub(super) async fn asset(Path(name): Path<String>, headers: HeaderMap) -> ApiResult<Response> {
+    let asset = ASSETS.iter().find(|asset| asset.name == name);
+    asset.map(|asset| send(&headers, asset)).ok_or_else(|| ApiError::not_found("file of the page", &name))
+}
+
+fn send(headers: &HeaderMap, asset: &Asset) -> Response {
+    let known = headers.get(header::IF_NONE_MATCH).is_some_and(|tag| tag.as_bytes() == TAG.as_bytes());
+    let described = [
+        (header::CONTENT_TYPE, asset.kind),
+        (header::ETAG, TAG.as_str()),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
     ];
-    (headers, document(&nonce)).into_response()
-}
-
-fn policy(nonce: &str) -> String {
-    // Widths of bars are set by script through the style object, which a policy leaves alone.
-    format!(
-        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
-         img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    )
-}
-
-fn document(nonce: &str) -> String {
-    [
-        HEAD,
-        &format!("<style nonce=\"{nonce}\">\n"),
-        include_str!("page/page.css"),
-        "</style>\n</head>\n<body>\n",
-        include_str!("page/body.html"),
-        &format!("<script nonce=\"{nonce}\">\n"),
-        include_str!("page/page.js"),
-        "</script>\n</body>\n</html>\n",
-    ]
-    .concat()
+    let (status, content) =
+        if known { (StatusCode::NOT_MODIFIED, "") } else { (StatusCode::OK, asset.content) };
+    (status, described, Body::from(content)).into_response()
 }
 
 pub(super) async fn openapi() -> Response {
@@ -62,14 +96,32 @@ mod tests {
 
     #[test]
     fn the_page_is_small_and_loads_nothing_from_elsewhere() {
-        let page = document("n");
-        assert!(page.len() < 100_000, "{} bytes", page.len());
-        for outside in
-            ["http://", "https://", "//cdn", "@import", "innerHTML", "insertAdjacentHTML", "style=\""]
-        {
-            let allowed = page.matches("http://www.w3.org/").count();
-            let found = page.matches(outside).count();
-            assert!(found == 0 || (outside == "http://" && found == allowed), "{outside} stands in the page");
+        let bytes: usize = ASSETS.iter().map(|asset| asset.content.len()).sum();
+        assert!(bytes < 100_000, "{bytes} bytes");
+        for Asset { name, content, .. } in &ASSETS {
+            let own = content.replace("http://www.w3.org/", "").replace("http://example.com", "");
+            for outside in ["http://", "https://", "//cdn", "@import", "innerHTML", "outerHTML", "style=\""] {
+                assert!(!own.contains(outside), "{outside} stands in {name}");
+            }
+            for inline in ["<script>", "<style", "onclick=", "javascript:"] {
+                assert!(!content.contains(inline), "{inline} stands in {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_file_that_the_page_asks_for_is_served_and_every_file_is_asked_for() {
+        let asked = |of: &Asset, name: &str| {
+            of.content.contains(&format!("/page/{name}\"")) || of.content.contains(&format!("\"./{name}\""))
+        };
+        for asset in &ASSETS[1..] {
+            assert!(ASSETS.iter().any(|other| asked(other, asset.name)), "nobody asks for {}", asset.name);
+        }
+        for asset in &ASSETS {
+            for part in asset.content.split("from \"./").skip(1) {
+                let name = part.split('"').next().unwrap();
+                assert!(ASSETS.iter().any(|known| known.name == name), "{} imports {name}", asset.name);
+            }
         }
     }
 }

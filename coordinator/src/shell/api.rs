@@ -5,12 +5,11 @@ mod creation;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
-    BatchList, BatchRef, BatchSet, BatchView, CountTokens, FileRef, JobCreate, Quote, QuoteAsk, Refusal,
-    RefusalCode, Reply, ResultsRequest, TenantOpen,
+    BatchFind, BatchList, BatchPage, BatchRef, BatchSet, BatchView, CountTokens, FileRef, JobCreate, PodRef,
+    Quote, QuoteAsk, Refusal, RefusalCode, Reply, ResultsRequest, TenantOpen,
 };
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, Now, TenantId, TimeMs, codec};
@@ -19,9 +18,9 @@ use tokio::sync::mpsc;
 use super::Input;
 use super::answers::{Committed, Recent};
 use super::deletion::Reserves;
+use super::find::{self, Found, Stored};
 use super::pages::Pages;
 use super::quotes::{Footing, Question};
-use super::records::Stored;
 use super::{bounds, count, dead, deletion, setup, spans};
 use crate::Options;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, view_of};
@@ -110,7 +109,7 @@ impl Api {
     ) -> Vec<Event> {
         let Call { verb, tenant, payload, reply } = call;
         if let Some(tenant) = tenant
-            && verb != ApiVerb::Pods
+            && !matches!(verb, ApiVerb::Pods | ApiVerb::Fleet | ApiVerb::PodDismiss)
             && !names(&payload, &tenant)
         {
             let message = format!("you are {tenant}: ask in that name");
@@ -138,6 +137,13 @@ impl Api {
                 }
                 let ids = stored.newest(&list.tenant, list.after.as_ref(), limit);
                 api.list(now, ids, reply, core);
+                Vec::new()
+            }),
+            ApiVerb::BatchFind => self.with(&payload, reply, |api, ask: BatchFind, reply| {
+                match stored.find(&ask) {
+                    Ok(found) => api.page(now, &ask.tenant, found, reply, core),
+                    Err(refused) => api.answer::<()>(reply, &Err(refused)),
+                }
                 Vec::new()
             }),
             ApiVerb::BatchCancel => self.with(&payload, reply, |api, batch: BatchRef, reply| {
@@ -184,6 +190,17 @@ impl Api {
                 self.answer(reply, &Ok(core.pod_views()));
                 Vec::new()
             }
+            // Answered by the loop, which knows the ledgers.
+            ApiVerb::Fleet => Vec::new(),
+            ApiVerb::PodDismiss => self.with(&payload, reply, |api, lost: PodRef, reply| {
+                if !core.account().lost.iter().any(|known| known.pod == lost.pod) {
+                    let message = format!("no lost pod {:?} is shown", lost.pod);
+                    api.answer::<()>(reply, &Err(refusal(RefusalCode::NotFound, message)));
+                    return Vec::new();
+                }
+                api.answer(reply, &Ok(()));
+                vec![Event::Dismiss { pod: lost.pod }]
+            }),
             ApiVerb::TenantOpen => self.with(&payload, reply, |api, open: TenantOpen, reply| {
                 let (bus, replicas) = (Arc::clone(&api.bus), api.ground.replicas as usize);
                 tokio::spawn(async move {
@@ -310,27 +327,21 @@ impl Api {
 
     /// Batches in memory as they stand now, the others as their records say.
     fn list(&self, now: Now, ids: Vec<BatchId>, reply: String, core: &Core) {
-        let view = |id: &BatchId| core.find(id).and_then(|slot| core.batch_view(now, slot));
-        let found: Vec<(BatchId, Option<BatchView>)> =
-            ids.into_iter().map(|id| (id.clone(), view(&id))).collect();
-        let bus = Arc::clone(&self.bus);
+        let (bus, known) = (Arc::clone(&self.bus), find::in_memory(now, ids, core));
         tokio::spawn(async move {
-            let views = stream::iter(found).map(|(id, view)| {
-                let bus = Arc::clone(&bus);
-                async move {
-                    match view {
-                        Some(view) => Ok(Some(view)),
-                        None => {
-                            Ok(stored_record(&bus, &id).await?.map(|record| view_of(&record, record.totals)))
-                        }
-                    }
-                }
-            });
-            let views: Result<Vec<Option<BatchView>>, BusError> = views.buffered(32).try_collect().await;
-            let answer: Reply<Vec<BatchView>> = match views {
-                Ok(views) => Ok(views.into_iter().flatten().collect()),
-                Err(error) => Err(unreachable(&error)),
-            };
+            let answer: Reply<Vec<BatchView>> = find::views(&bus, known).await;
+            let _ = bus.send(&reply, codec::encode(&answer)).await;
+        });
+    }
+
+    fn page(&self, now: Now, tenant: &TenantId, found: Found, reply: String, core: &Core) {
+        let Found { ids, next, counts } = found;
+        let (open_lines, oldest_open) = core.open_lines(tenant);
+        let (bus, known) = (Arc::clone(&self.bus), find::in_memory(now, ids, core));
+        tokio::spawn(async move {
+            let views = find::views(&bus, known).await;
+            let answer: Reply<BatchPage> =
+                views.map(|batches| BatchPage { batches, next, counts, open_lines, oldest_open });
             let _ = bus.send(&reply, codec::encode(&answer)).await;
         });
     }

@@ -10,8 +10,9 @@ use ternfleet_proto::message::{Event as Audit, EventKind};
 use ternfleet_proto::{BatchId, LeaderRevision, TimeMs, codec, table};
 use tokio::sync::mpsc;
 
+use super::account::AccountAt;
 use super::perform::retry;
-use crate::core::BatchRecord;
+use crate::core::{Account, BatchRecord};
 
 const WAIT: Duration = Duration::from_millis(150);
 
@@ -20,6 +21,7 @@ const WAIT: Duration = Duration::from_millis(150);
 pub(crate) enum Entry {
     Record(Box<BatchRecord>),
     Audit(TimeMs, EventKind),
+    Account(Box<Account>),
     /// Told to a caller once everything before it about this batch is stored; never, if another leader stored instead.
     Answer {
         batch: BatchId,
@@ -32,6 +34,7 @@ pub(crate) enum Entry {
 pub(crate) async fn keep(
     bus: Arc<dyn Bus>,
     leader: LeaderRevision,
+    mut account_at: AccountAt,
     mut entries: mpsc::UnboundedReceiver<Entry>,
 ) {
     let mut revisions = BTreeMap::new();
@@ -58,6 +61,7 @@ pub(crate) async fn keep(
                     tracing::debug!(%error, "a reply was not sent");
                 }
             }
+            Entry::Account(account) => account_at.store(&*bus, &account).await,
             Entry::Audit(at, what) => {
                 let subject = table::event(kind_name(&what));
                 let payload = codec::encode(&Audit { at, leader, what });

@@ -7,7 +7,7 @@ use ternfleet_proto::message::StartFailed;
 use ternfleet_proto::{BusError, LeaderRevision, Now, table};
 use tokio::sync::{mpsc, watch};
 
-use super::{Service, books, perform, records, retention, scaler};
+use super::{Service, account, books, perform, records, retention, scaler};
 use crate::core::{Action, Event, Lead, Situation};
 
 /// The leader's tasks, and how they are reached.
@@ -48,6 +48,8 @@ impl Service {
         if let Err(error) = records::load(&self.bus, now, &mut self.core, &mut self.stored, actions).await {
             tracing::error!(error = format!("{error:#}"), "leading with the batches known so far");
         }
+        let (account, account_at) = account::read(&self.bus).await;
+        self.core.on(now, Event::AccountKnown(Box::new(account)), actions);
         self.clear_work().await;
         let (action_sender, action_queue) = mpsc::unbounded_channel();
         let (book_sender, book_queue) = mpsc::unbounded_channel();
@@ -64,7 +66,7 @@ impl Service {
                 action_queue,
                 self.inbox.clone(),
             )),
-            tokio::spawn(books::keep(Arc::clone(bus), lead.revision, book_queue)),
+            tokio::spawn(books::keep(Arc::clone(bus), lead.revision, account_at, book_queue)),
         ];
         let scaler = self.rental.clone().map(|rental| {
             let (situations, watched) = watch::channel(Arc::new(self.core.situation(now)));

@@ -156,6 +156,7 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
         | Action::Write { .. }
         | Action::Record(_)
         | Action::Audit(_)
+        | Action::KeepAccount(_)
         | Action::Announce { .. }
         | Action::Notify(_)
         | Action::ClearWork => None,

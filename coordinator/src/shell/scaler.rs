@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::Input;
+use super::account::RentedBefore;
 use super::quotes::Footing;
 use crate::core::Situation;
 use crate::metrics::Metrics;
@@ -198,6 +199,9 @@ impl Scaler {
         self.ties.metrics.scaler(&view);
         let _ = self.ties.inbox.send(Input::Supplied(Box::new(view::supply(&view)))).await;
         self.plan = Some(decision.plan);
+        let today = if day_of(now) == self.day { self.base_today } else { UsdMicro::ZERO };
+        let before = RentedBefore { total: self.base_total, today };
+        let _ = self.ties.inbox.send(Input::RentedBefore(before)).await;
         let intents = self.store.intents();
         let footing = Footing { settings, intents, seen: self.seen(now), known: true };
         let _ = self.ties.inbox.send(Input::Footing(Arc::new(footing))).await;

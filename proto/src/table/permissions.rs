@@ -117,7 +117,7 @@ fn tenant() -> (Vec<String>, Vec<String>) {
     let me: TenantId = STAND_IN.parse().expect("because the stand-in is made of id characters");
     // Single jobs name their own batch and are answered on a subject without a tenant: the gateway's business. What is
     // rented, and for how much, is the operator's.
-    let is_theirs = |verb: &ApiVerb| *verb != ApiVerb::JobCreate && !verb.is_of_the_scaler();
+    let is_theirs = |verb: &ApiVerb| *verb != ApiVerb::JobCreate && !verb.is_of_the_operator();
     let verbs = ApiVerb::ALL.into_iter().filter(is_theirs);
     let mut publish: Vec<String> = verbs.map(|verb| subjects::api_of(verb, &me)).collect();
     let bucket = subjects::files_bucket(&me);
@@ -205,7 +205,7 @@ mod tests {
         let (me, other): (TenantId, TenantId) = ("acme".parse().unwrap(), "rival".parse().unwrap());
         for verb in ApiVerb::ALL {
             let own = may_publish(Role::Tenant, "acme", &subjects::api_of(verb, &me));
-            assert_eq!(own, verb != ApiVerb::JobCreate && !verb.is_of_the_scaler(), "{verb:?}");
+            assert_eq!(own, verb != ApiVerb::JobCreate && !verb.is_of_the_operator(), "{verb:?}");
             assert!(!may_publish(Role::Tenant, "acme", &subjects::api_of(verb, &other)));
             assert!(!may_publish(Role::Tenant, "acme", &subjects::api(verb)));
         }

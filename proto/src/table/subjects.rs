@@ -199,10 +199,16 @@ pub enum ApiVerb {
     BatchCreate,
     BatchGet,
     BatchList,
+    /// Batches by state and text, open ones first.
+    BatchFind,
     BatchCancel,
     BatchSet,
     Results,
     Pods,
+    /// Pods, lost pods, and what all of them have cost.
+    Fleet,
+    /// A lost pod is shown no longer.
+    PodDismiss,
     JobCreate,
     DeadList,
     Quote,
@@ -218,14 +224,17 @@ pub enum ApiVerb {
 }
 
 impl ApiVerb {
-    pub const ALL: [ApiVerb; 16] = [
+    pub const ALL: [ApiVerb; 19] = [
         ApiVerb::BatchCreate,
         ApiVerb::BatchGet,
         ApiVerb::BatchList,
+        ApiVerb::BatchFind,
         ApiVerb::BatchCancel,
         ApiVerb::BatchSet,
         ApiVerb::Results,
         ApiVerb::Pods,
+        ApiVerb::Fleet,
+        ApiVerb::PodDismiss,
         ApiVerb::JobCreate,
         ApiVerb::DeadList,
         ApiVerb::Quote,
@@ -242,10 +251,13 @@ impl ApiVerb {
             ApiVerb::BatchCreate => "batch_create",
             ApiVerb::BatchGet => "batch_get",
             ApiVerb::BatchList => "batch_list",
+            ApiVerb::BatchFind => "batch_find",
             ApiVerb::BatchCancel => "batch_cancel",
             ApiVerb::BatchSet => "batch_set",
             ApiVerb::Results => "results",
             ApiVerb::Pods => "pods",
+            ApiVerb::Fleet => "fleet",
+            ApiVerb::PodDismiss => "pod_dismiss",
             ApiVerb::JobCreate => "job_create",
             ApiVerb::DeadList => "dead_list",
             ApiVerb::Quote => "quote",
@@ -261,6 +273,11 @@ impl ApiVerb {
     /// Answered by the scaler, not by the ledger.
     pub fn is_of_the_scaler(self) -> bool {
         matches!(self, ApiVerb::ScaleShow | ApiVerb::ScaleSet | ApiVerb::ScalePlan)
+    }
+
+    /// Changes or tells what is the operator's alone; tenants may not ask it.
+    pub fn is_of_the_operator(self) -> bool {
+        self.is_of_the_scaler() || self == ApiVerb::PodDismiss
     }
 
     /// The verb of a subject, and the tenant that the server has vouched for, if the subject names one.

@@ -174,8 +174,11 @@ async fn a_poisoned_message_on_any_subject_stops_no_process() {
             let asked = bus.request(&table::api(verb), payload.clone().into(), Duration::from_secs(10)).await;
             let answer = asked.unwrap_or_else(|error| panic!("{verb:?} with {message}: {error}"));
             let refused = codec::decode::<Reply<serde::de::IgnoredAny>>(&answer);
-            // Only the pods may be asked for with anything.
-            assert!(verb == ApiVerb::Pods || refused.unwrap().is_err(), "{verb:?} takes {message}");
+            // Only pods and the fleet may be asked for with anything.
+            assert!(
+                matches!(verb, ApiVerb::Pods | ApiVerb::Fleet) || refused.unwrap().is_err(),
+                "{verb:?} takes {message}"
+            );
         }
         // A record that cannot be read is left alone.
         let key = format!("batch_bad{}", message.len());

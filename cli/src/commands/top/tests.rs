@@ -44,7 +44,7 @@ fn waiting(name: &str) -> BatchView {
 fn view(pods: usize, batches: Vec<BatchView>) -> View {
     let pods = (0..pods).map(|at| pod(&format!("pod-{at}"))).collect();
     let mut view = View::new("127.0.0.1:4222".into(), "default".into(), true);
-    view.hear(Ok(Snapshot { at: TimeMs(0), pods, batches, scale: None }));
+    view.hear(Ok(Snapshot { pods, batches, ..Snapshot::default() }));
     view
 }
 

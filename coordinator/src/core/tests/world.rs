@@ -301,6 +301,7 @@ impl World {
             | Action::Retire { .. }
             | Action::Announce { .. }
             | Action::ClearWork
+            | Action::KeepAccount(_)
             | Action::Sweep { .. } => {}
         }
     }

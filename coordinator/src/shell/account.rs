@@ -1,0 +1,93 @@
+//! Where the fleet's account lies (`control`, key `account`), and what callers see of it beside the pods.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ternfleet_proto::bus::{Bus, BusError};
+use ternfleet_proto::message::{FleetView, Spent};
+use ternfleet_proto::{TimeMs, UsdMicro, codec, table};
+
+use crate::core::{Account, Core};
+
+const KEY: &str = "account";
+const TRIES: u32 = 10;
+
+/// Under which revision the account is stored. Another leader's later write ends this one's writing.
+#[derive(Debug, Default)]
+pub(super) struct AccountAt {
+    revision: u64,
+    /// Another leader writes now, or what is stored cannot be read and is left alone.
+    closed: bool,
+}
+
+/// What is stored; in a new fleet, nothing.
+pub(super) async fn read(bus: &Arc<dyn Bus>) -> (Account, AccountAt) {
+    for _ in 0..TRIES {
+        match bus.kv_get(table::KV_CONTROL, KEY).await {
+            Ok(None) | Err(BusError::NotFound(_)) => return Default::default(),
+            Ok(Some(entry)) => match codec::decode(&entry.value) {
+                Ok(account) => return (account, AccountAt { revision: entry.revision, closed: false }),
+                Err(error) => {
+                    tracing::error!(%error, "the account of the fleet cannot be read; left alone");
+                    break;
+                }
+            },
+            Err(error) => {
+                tracing::warn!(%error, "the account of the fleet cannot be read; trying again");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+    (Account::default(), AccountAt { revision: 0, closed: true })
+}
+
+impl AccountAt {
+    /// By compare-and-set. A lost answer is repaired by the next write, a second later.
+    pub(super) async fn store(&mut self, bus: &dyn Bus, account: &Account) {
+        if self.closed {
+            return;
+        }
+        let value = codec::encode(account);
+        let stored = match self.revision {
+            0 => bus.kv_create(table::KV_CONTROL, KEY, value.clone(), None).await,
+            revision => bus.kv_update(table::KV_CONTROL, KEY, value.clone(), revision, None).await,
+        };
+        match stored {
+            Ok(revision) => self.revision = revision,
+            Err(BusError::Unreachable(_)) => self.look_again(bus, &value).await,
+            Err(BusError::Exists(_) | BusError::WrongLastSequence) => {
+                tracing::warn!("another leader has written the account of the fleet; this one stops");
+                self.closed = true;
+            }
+            Err(error) => tracing::warn!(%error, "the account of the fleet is not stored"),
+        }
+    }
+
+    /// It is not known whether the write was stored.
+    async fn look_again(&mut self, bus: &dyn Bus, written: &[u8]) {
+        if let Ok(Some(entry)) = bus.kv_get(table::KV_CONTROL, KEY).await
+            && entry.value == written
+        {
+            self.revision = entry.revision;
+        }
+    }
+}
+
+/// What the scaler's ledger held when this leader began; what it has rented since is in the core's bills.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RentedBefore {
+    pub(crate) total: UsdMicro,
+    /// Of the present day; negative when this process began before midnight.
+    pub(crate) today: UsdMicro,
+}
+
+pub(super) fn fleet_view(now: TimeMs, core: &Core, rented_before: Option<RentedBefore>) -> FleetView {
+    let (account, leased) = (core.account(), core.money().leased_total());
+    let spent = rented_before.map(|before| Spent {
+        since: account.since.unwrap_or(now),
+        total_usd_micro: account.unrented_usd_micro + before.total + leased,
+        today_usd_micro: account.today(now) + before.today + leased,
+        rented_usd_micro: before.total + leased,
+    });
+    FleetView { pods: core.pod_views(), lost: account.lost.iter().cloned().collect(), spent }
+}
