@@ -105,9 +105,8 @@ impl Engine {
         let max_context = options.max_context.unwrap_or(hyper.context).min(hyper.context);
         let kv_pages = kv_pages(options, &hyper, max_context, topology.usable_memory_bytes())?;
         let kv_bytes = kv_pages as u64 * kv::page_bytes(&hyper);
-        let memory = |what, bytes| move |source| LoadError::Memory { what, bytes, source };
-        let cache =
-            Cache::new(&hyper, kv_pages, options.huge_pages).map_err(memory("keys and values", kv_bytes))?;
+        let refused = |source| LoadError::Memory { what: "keys and values", bytes: kv_bytes, source };
+        let cache = Cache::new(&hyper, kv_pages, options.huge_pages).map_err(refused)?;
         let n_guesses = options.speculation.draft_tokens * options.speculation.sequences;
         let n_columns = options.prefill_chunk + options.max_sequences + n_guesses;
         // Guesses are made only while few sequences run, so that those fit as well.
@@ -128,8 +127,7 @@ impl Engine {
             None => None,
             Some(bits) => Some(Screen::build(&model, bits, kernels, &mut pool, options.huge_pages)?),
         };
-        let head = HeadWork::new(&model, options.head, screen, n_heads, threads)
-            .map_err(memory("scores", (n_heads * hyper.vocab * size_of::<f32>()) as u64))?;
+        let head = HeadWork::new(&model, options.head, screen, n_heads, threads)?;
         let head_bytes = match options.head {
             // It is one of the packed matrices.
             _ if ternary_head => 0,
@@ -137,7 +135,7 @@ impl Engine {
             Head::Screened | Head::Q8 | Head::Q6 => head.screen_bytes(),
         };
         let anonymous_bytes = model.ternary_bytes as u64 + head.screen_bytes();
-        let work = Work::new(&model, n_columns.max(LOGITS_CHUNK), n_heads, threads, head);
+        let work = Work::new(&model, n_columns.max(LOGITS_CHUNK), n_heads, threads, head)?;
         model.release_rows();
         let ternary_macs = hyper.n_ternary_weights();
         let head_macs = (hyper.vocab * hyper.hidden) as u64;

@@ -9,6 +9,7 @@ mod candidates;
 mod screen;
 mod ternary;
 
+use crate::LoadError;
 use crate::constraint::Rule;
 use crate::gguf::Hyper;
 use crate::kernel::{Kernels, ROWS, WideActs};
@@ -169,21 +170,26 @@ impl HeadWork {
         screen: Option<Screen>,
         n_heads: usize,
         n_threads: usize,
-    ) -> std::io::Result<HeadWork> {
+    ) -> Result<HeadWork, LoadError> {
+        const WHAT: &str = "scores";
         let hyper = &model.hyper;
-        let rows = hyper.vocab.next_multiple_of(ROWS);
+        let score_bytes = n_heads * hyper.vocab.next_multiple_of(ROWS) * size_of::<f32>();
+        let refused = |source| LoadError::Memory { what: WHAT, bytes: score_bytes as u64, source };
         Ok(HeadWork {
             head,
             screen,
             hidden: hyper.hidden,
             vocab: hyper.vocab,
-            input: Shared::new(n_heads * hyper.hidden),
-            ternary: ternary::Input::new(if model.head_matrix.is_some() { n_heads } else { 0 }, hyper.hidden),
-            values: Shared::new(n_heads * hyper.hidden),
-            high: Shared::new(n_heads * hyper.hidden),
-            low: Shared::new(n_heads * hyper.hidden),
-            rounded: Shared::new(n_heads),
-            scores: Region::new(n_heads * rows * size_of::<f32>(), true)?,
+            input: Shared::new(n_heads * hyper.hidden, WHAT)?,
+            ternary: ternary::Input::new(
+                if model.head_matrix.is_some() { n_heads } else { 0 },
+                hyper.hidden,
+            )?,
+            values: Shared::new(n_heads * hyper.hidden, WHAT)?,
+            high: Shared::new(n_heads * hyper.hidden, WHAT)?,
+            low: Shared::new(n_heads * hyper.hidden, WHAT)?,
+            rounded: Shared::new(n_heads, WHAT)?,
+            scores: Region::new(score_bytes, true).map_err(refused)?,
             finds: (0..n_heads * n_threads).map(|_| Mutex::new(Finds::default())).collect(),
             chosen: (0..n_heads * n_threads).map(|_| Mutex::new(Vec::new())).collect(),
             noise: NoiseTable::new(),

@@ -124,14 +124,14 @@ impl Model {
                 rows: rows_of(&hyper, part),
                 factor: block.factor(part),
             };
-            planner.add(&[Part::AttnQ, Part::AttnK, Part::AttnV].map(source), false);
-            planner.add(&[source(Part::AttnOutput)], false);
-            planner.add(&[Part::FfnGate, Part::FfnUp].map(source), true);
-            planner.add(&[source(Part::FfnDown)], false);
+            planner.add(&[Part::AttnQ, Part::AttnK, Part::AttnV].map(source), false)?;
+            planner.add(&[source(Part::AttnOutput)], false)?;
+            planner.add(&[Part::FfnGate, Part::FfnUp].map(source), true)?;
+            planner.add(&[source(Part::FfnDown)], false)?;
         }
         let ternary_head = packing == Layout::Grouped && layout.head().kind.is_ternary();
         if ternary_head {
-            planner.add(&[Source { tensor: layout.head(), rows: Rows::Same, factor: 1.0 }], false);
+            planner.add(&[Source { tensor: layout.head(), rows: Rows::Same, factor: 1.0 }], false)?;
         }
         let Planner { offset_bytes, plans, .. } = planner;
         let groups = Region::new(offset_bytes, huge_pages).map_err(|source| LoadError::Memory {
@@ -262,7 +262,8 @@ fn check_shape(hyper: &Hyper) -> Result<(), LoadError> {
         hyper.q_width().is_multiple_of(128),
         "attention.head_count times the head size must be a multiple of 128",
     )?;
-    rule(hyper.hidden <= 1 << 15 && hyper.ffn <= 1 << 17, "layers this wide are not supported")
+    let widest = hyper.ffn.max(hyper.q_width());
+    rule(hyper.hidden <= 1 << 15 && widest <= 1 << 17, "layers this wide are not supported")
 }
 
 /// Where a part's rows go: heads are padded to whole groups, and what is rotated is in halves.
@@ -284,7 +285,7 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     /// Adds a matrix of several tensors: one after the other, or in turn.
-    fn add(&mut self, sources: &[Source<'a>], paired: bool) {
+    fn add(&mut self, sources: &[Source<'a>], paired: bool) -> Result<(), LoadError> {
         let width = sources[0].tensor.n_columns();
         let mut n_groups = 0;
         let mut pieces = Vec::new();
@@ -295,10 +296,11 @@ impl<'a> Planner<'a> {
         }
         let group_bytes = self.packing.group_bytes(width);
         let n_scales = if self.packing == Layout::Grouped { 0 } else { n_groups * ROWS };
-        let scales = Shared::new(n_scales);
+        let scales = Shared::new(n_scales, "scales of rows")?;
         let matrix = Matrix { width, n_groups, scales, group_bytes, offset_bytes: self.offset_bytes };
         self.offset_bytes += n_groups * group_bytes;
         self.plans.push(Plan { matrix, pieces });
+        Ok(())
     }
 }
 

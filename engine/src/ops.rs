@@ -7,6 +7,7 @@
 
 mod attention;
 
+use crate::LoadError;
 use crate::forward::Plan;
 use crate::head::{self, Drawn, HeadWork, Slots};
 use crate::kernel::{
@@ -115,7 +116,7 @@ impl Work {
         n_heads: usize,
         n_threads: usize,
         head: HeadWork,
-    ) -> Work {
+    ) -> Result<Work, LoadError> {
         let hyper = &model.hyper;
         let widest = hyper.hidden.max(hyper.ffn).max(hyper.q_width());
         let scales = |width: usize| width / model.layout.scale_width(width);
@@ -130,21 +131,22 @@ impl Work {
         };
         let partial_pages = model.rotary.context().div_ceil(PAGE);
         let n_split = attention::most_split(n_heads, hyper, n_threads, model.rotary.context());
-        Work {
-            partials: Shared::new(n_split * hyper.n_heads * partial_pages),
+        const WHAT: &str = "activations";
+        Ok(Work {
+            partials: Shared::new(n_split * hyper.n_heads * partial_pages, WHAT)?,
             partial_pages,
-            x: Shared::new(n_columns * hyper.hidden),
-            acts: Shared::new(n_columns.max(n_threads) * widest),
-            quantised: Shared::new(n_columns.max(n_threads) * most_scales),
-            tables: Shared::new(n_columns.max(n_threads) * model.layout.table_bytes(widest)),
-            qkv: Shared::new(n_columns * hyper.qkv_rows()),
-            attended: Shared::new(n_columns * hyper.q_width()),
-            gated: Shared::new(n_columns * hyper.ffn),
+            x: Shared::new(n_columns * hyper.hidden, WHAT)?,
+            acts: Shared::new(n_columns.max(n_threads) * widest, WHAT)?,
+            quantised: Shared::new(n_columns.max(n_threads) * most_scales, WHAT)?,
+            tables: Shared::new(n_columns.max(n_threads) * model.layout.table_bytes(widest), WHAT)?,
+            qkv: Shared::new(n_columns * hyper.qkv_rows(), WHAT)?,
+            attended: Shared::new(n_columns * hyper.q_width(), WHAT)?,
+            gated: Shared::new(n_columns * hyper.ffn, WHAT)?,
             head,
             clocks: Clocks::default(),
             stocks: [Stock::new(n_threads), Stock::new(n_threads)],
             private: (0..n_threads).map(|_| Mutex::new(private())).collect(),
-        }
+        })
     }
 }
 

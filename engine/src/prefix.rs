@@ -6,7 +6,7 @@
 
 use crate::kernel::PAGE;
 use crate::kv::{Cache, PageId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A node's number; the root has none.
 type Node = Option<u64>;
@@ -66,13 +66,26 @@ impl Prefix {
         }
     }
 
-    /// Pages that only the tree holds.
+    /// Pages that could be given up: those that only the tree holds and that are above none in use. A sequence may use a
+    /// page below one that it does not use itself, where another one computed the same beginning at the same time.
     pub(crate) fn n_reclaimable(&self, cache: &Cache) -> usize {
-        self.entries.values().filter(|entry| cache.holders(entry.page) == 1).count()
+        let parents: BTreeMap<u64, Node> =
+            self.entries.iter().map(|((parent, _), entry)| (entry.node, *parent)).collect();
+        let mut kept = BTreeSet::new();
+        for entry in self.entries.values().filter(|entry| cache.holders(entry.page) > 1) {
+            let mut node = Some(entry.node);
+            while let Some(above) = node.filter(|&node| kept.insert(node)) {
+                node = parents.get(&above).copied().flatten();
+            }
+        }
+        self.entries.len() - kept.len()
     }
 
-    /// Gives pages up until `n_free` are free; false if it cannot.
+    /// Gives pages up until `n_free` are free; false if it cannot, and then it gives none.
     pub(crate) fn reclaim(&mut self, n_free: usize, cache: &mut Cache) -> bool {
+        if cache.n_free() < n_free && cache.n_free() + self.n_reclaimable(cache) < n_free {
+            return false;
+        }
         while cache.n_free() < n_free {
             let leaves = self.entries.iter().filter(|(_, e)| e.n_children == 0 && cache.holders(e.page) == 1);
             let Some(key) = leaves.min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone()) else {
@@ -129,5 +142,30 @@ mod tests {
         assert!(prefix.reclaim(2, &mut cache));
         assert_eq!(prefix.find(&prompt(257, 0), &mut cache), pages[..1], "the leaf went, its parent stayed");
         assert!(!prefix.reclaim(3, &mut cache));
+    }
+
+    #[test]
+    fn nothing_is_given_up_where_that_does_not_suffice() {
+        let (mut prefix, mut cache) = (Prefix::default(), cache(3));
+        let pages: Vec<PageId> = (0..3).filter_map(|_| cache.take()).collect();
+        prefix.keep(&prompt(256, 255), &pages[..2], &mut cache);
+        pages[..2].iter().for_each(|&page| cache.release(page));
+        assert!(!prefix.reclaim(3, &mut cache), "one of the three is in use");
+        assert_eq!(prefix.find(&prompt(300, 299), &mut cache), pages[..2], "so both are still known");
+    }
+
+    #[test]
+    fn pages_above_one_in_use_do_not_count() {
+        let (mut prefix, mut cache) = (Prefix::default(), cache(5));
+        let [a, b, other_a, other_b, c] = std::array::from_fn(|_| cache.take().unwrap());
+        prefix.keep(&prompt(256, 255), &[a, b], &mut cache);
+        // The same prompt was computed twice at once; the longer one's page stands below the other's.
+        prefix.keep(&prompt(384, 383), &[other_a, other_b, c], &mut cache);
+        [a, b].iter().for_each(|&page| cache.release(page));
+        assert_eq!(prefix.n_reclaimable(&cache), 0);
+        assert!(!prefix.reclaim(1, &mut cache));
+        [other_a, other_b, c].iter().for_each(|&page| cache.release(page));
+        assert_eq!((cache.n_free(), prefix.n_reclaimable(&cache)), (2, 3));
+        assert!(prefix.reclaim(5, &mut cache));
     }
 }

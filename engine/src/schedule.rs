@@ -102,7 +102,7 @@ impl Sequence {
 
     /// Positions that it may become.
     fn most_tokens(&self, max_context: usize) -> usize {
-        (self.prompt_len() + self.request.max_new_tokens).min(max_context)
+        self.prompt_len().saturating_add(self.request.max_new_tokens).min(max_context)
     }
 
     /// Pages for everything it may become.

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use ternfleet_engine::convert::{self, Checkpoint};
-use ternfleet_engine::gguf::{self, File, i2s};
+use ternfleet_engine::gguf::architecture::Rounding;
+use ternfleet_engine::gguf::{self, File, Hyper, ternary};
+use ternfleet_engine::synth;
 use ternfleet_engine::{Engine, Options};
 
 fn checkpoint(name: &str) -> PathBuf {
@@ -20,6 +22,9 @@ fn json(path: &Path) -> Value {
 
 /// The name of a checkpoint's matrix in a GGUF.
 fn gguf_name(hugging_face: &str) -> String {
+    if hugging_face == "model.embed_tokens.weight" {
+        return "token_embd.weight".to_owned();
+    }
     let mut parts = hugging_face.split('.').skip(2);
     let layer = parts.next().unwrap();
     let part = match parts.nth(1).unwrap() {
@@ -33,6 +38,13 @@ fn gguf_name(hugging_face: &str) -> String {
         other => panic!("{other}"),
     };
     format!("blk.{layer}.{part}.weight")
+}
+
+const FNV: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a, from a digest of what came before.
+fn fnv(digest: u64, bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(digest, |digest, byte| (digest ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 fn best(scores: &[f32]) -> usize {
@@ -51,15 +63,25 @@ fn check(name: &str, kind: Checkpoint, scale_tolerance: f64) {
     let case = json(&folder.join("case.json"));
     let file = File::open(&path).unwrap();
     gguf::check_model(&file).unwrap();
+    let grouped = Hyper::read(&file).unwrap().graph.rounding == Rounding::Groups;
     for (matrix, expected) in case["matrices"].as_object().unwrap() {
         let tensor = file.tensor(&gguf_name(matrix)).unwrap();
-        let n = tensor.n_weights() as usize;
-        let digest = (0..n).fold(0xcbf2_9ce4_8422_2325u64, |digest, index| {
-            (digest ^ u64::from(i2s::code(tensor.data, index))).wrapping_mul(0x100_0000_01b3)
-        });
-        assert_eq!(format!("{digest:016x}"), expected["codes_fnv"], "{matrix}");
-        let (scale, wanted) =
-            (f64::from(i2s::scale(tensor.data, n).unwrap()), expected["scale"].as_f64().unwrap());
+        let (mut row, mut codes, mut scales) = (ternary::Row::default(), FNV, FNV);
+        let mut halves = vec![0u16; tensor.n_columns() / ternary::GROUP];
+        for index in 0..tensor.n_rows() {
+            ternary::read(&tensor, index, &mut row).unwrap();
+            codes = fnv(codes, row.codes.iter().copied());
+            if grouped {
+                row.group_scales(index, &mut halves).unwrap();
+                scales = fnv(scales, halves.iter().flat_map(|half| half.to_le_bytes()));
+            }
+        }
+        assert_eq!(format!("{codes:016x}"), expected["codes_fnv"], "{matrix}");
+        if grouped {
+            assert_eq!(format!("{scales:016x}"), expected["scales_fnv"], "{matrix}");
+            continue;
+        }
+        let (scale, wanted) = (f64::from(row.scale(0).unwrap()), expected["scale"].as_f64().unwrap());
         assert!((scale - wanted).abs() <= scale_tolerance * wanted, "{matrix}: {scale} and not {wanted}");
     }
 
@@ -105,14 +127,32 @@ fn packed_weights_with_dividing_scales_and_a_separate_output_are_read_as_they_ar
 }
 
 #[test]
-fn a_packed_checkpoint_comes_back_to_the_byte() {
+fn packed_llamas_have_their_rows_where_a_gguf_has_them() {
+    check("llama-dividing", Checkpoint::Dividing, 1e-7);
+    // With Llama 3's rotary scaling.
+    check("llama-multiplying", Checkpoint::Multiplying, 0.0);
+}
+
+#[test]
+fn floats_on_the_lattice_of_groups_are_read_as_they_are() {
+    check("qwen3-lattice", Checkpoint::Lattice, 0.0);
+}
+
+#[test]
+fn a_checkpoint_comes_back_to_the_byte() {
     let out = tempfile::tempdir().unwrap();
     let (first, second) = (out.path().join("first.gguf"), out.path().join("second.gguf"));
     let back = out.path().join("back");
-    for name in ["packed", "master", "dividing"] {
+    for (name, kind) in [
+        ("packed", Checkpoint::Multiplying),
+        ("master", Checkpoint::Multiplying),
+        ("dividing", Checkpoint::Multiplying),
+        ("llama-dividing", Checkpoint::Multiplying),
+        ("qwen3-lattice", Checkpoint::Lattice),
+    ] {
         convert::to_gguf(&checkpoint(name), &first).unwrap();
         let summary = convert::to_safetensors(&first, &back).unwrap();
-        assert_eq!(summary.checkpoint, Checkpoint::Multiplying);
+        assert_eq!(summary.checkpoint, kind);
         convert::to_gguf(&back, &second).unwrap();
         let (first, second) = (File::open(&first).unwrap(), File::open(&second).unwrap());
         assert_eq!(first.tensors().len(), second.tensors().len());
@@ -121,20 +161,40 @@ fn a_packed_checkpoint_comes_back_to_the_byte() {
         }
     }
     // The weights are those of the checkpoint itself, byte for byte.
-    convert::to_gguf(&checkpoint("packed"), &first).unwrap();
-    convert::to_safetensors(&first, &back).unwrap();
-    let packed = |path: PathBuf| {
-        let bytes = std::fs::read(path).unwrap();
+    let packed = |folder: PathBuf, matrix: &str| {
+        let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
         let table_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let table: Value = serde_json::from_slice(&bytes[8..8 + table_bytes]).unwrap();
-        let offsets = &table["model.layers.1.mlp.down_proj.weight"]["data_offsets"];
+        let offsets = &table[matrix]["data_offsets"];
         let [start, end] = [0, 1].map(|side| offsets[side].as_u64().unwrap() as usize + 8 + table_bytes);
         bytes[start..end].to_vec()
     };
-    assert_eq!(
-        packed(back.join("model.safetensors")),
-        packed(checkpoint("packed").join("model.safetensors"))
-    );
+    for (name, matrix) in [
+        ("packed", "model.layers.1.mlp.down_proj.weight"),
+        ("llama-dividing", "model.layers.0.self_attn.q_proj.weight"),
+    ] {
+        convert::to_gguf(&checkpoint(name), &first).unwrap();
+        convert::to_safetensors(&first, &back).unwrap();
+        assert_eq!(packed(back.clone(), matrix), packed(checkpoint(name), matrix));
+    }
+}
+
+/// Heads of two, of which one has keys: two rows, and a packed byte holds four.
+#[test]
+fn rows_that_do_not_fill_bytes_are_refused_both_ways() {
+    let folder = changed("packed", |config| {
+        config["num_attention_heads"] = 64.into();
+        config["num_key_value_heads"] = 1.into();
+        config["head_dim"] = 2.into();
+    });
+    let refused = refusal(folder.path());
+    assert!(refused.contains("k_proj") && refused.contains("2 rows do not pack"), "{refused}");
+    let path = folder.path().join("small.gguf");
+    let shape = "llama:1x128x128x64x1x259x2".parse().unwrap();
+    synth::write(&shape, 1, &mut std::fs::File::create(&path).unwrap()).unwrap();
+    let refused = convert::to_safetensors(&path, folder.path()).unwrap_err().to_string();
+    assert!(refused.contains("k_proj") || refused.contains("attn_k"), "{refused}");
+    assert!(refused.contains("2 rows do not pack"), "{refused}");
 }
 
 /// A copy of a checkpoint, with its config changed.

@@ -6,7 +6,7 @@ mod common;
 use common::{load, prompt, requests, run, synthetic};
 use ternfleet_engine::synth::Shape;
 use ternfleet_engine::{
-    Engine, Event, Head, Options, Refused, Request, Sampling, Speculation, StopReason, gguf,
+    Engine, Event, Head, LoadError, Options, Refused, Request, Sampling, Speculation, StopReason, gguf,
 };
 
 const VOCAB: usize = 512;
@@ -266,4 +266,18 @@ fn weights_that_overflow_end_a_sequence_by_name_and_the_engine_lives() {
         }
         assert_eq!(engine.active(), 0);
     }
+}
+
+#[test]
+fn a_request_without_a_limit_runs_to_the_end_of_the_context() {
+    let (_folder, mut engine) = engine(Options::default());
+    let outcome = &run(&mut engine, &[request(3, 500, usize::MAX)])[0];
+    assert_eq!((outcome.tokens.len(), outcome.end), (12, Some(StopReason::Context)));
+}
+
+#[test]
+fn heads_that_are_wider_together_than_any_layer_are_refused_at_load() {
+    let (_folder, path) = synthetic(&"1x128x128x1032x1x259x128".parse().unwrap(), 1);
+    let refused = Engine::load(&path, &Options::default()).unwrap_err();
+    assert!(matches!(&refused, LoadError::Shape(text) if text.contains("wide")), "{refused}");
 }

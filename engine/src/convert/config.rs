@@ -44,6 +44,11 @@ impl Config {
             Value::Null => return Err(fields.fault("num_attention_heads", "it does not divide hidden_size")),
             _ => fields.count("head_dim")?,
         };
+        if (n_heads * head_dim) as u64 > MAX_COUNT {
+            return Err(
+                fields.fault("num_attention_heads", format!("heads are wider than {MAX_COUNT} together"))
+            );
+        }
         let vocab = fields.count("vocab_size")?;
         let (checkpoint, silent) = fields.checkpoint(graph)?;
         let theta = fields.rope_theta()?;

@@ -140,7 +140,7 @@ impl Reader {
 
     /// The tensor `name`, of exactly this shape.
     pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, Error> {
-        let path = &self.shards[0].0;
+        let path = self.path();
         let field = || format!("tensor '{name}'");
         let tensor = self.find(name).ok_or_else(|| Error::damaged(path, field(), "it is missing"))?;
         if tensor.shape != shape {
@@ -148,6 +148,11 @@ impl Reader {
             return Err(Error::damaged(tensor.path, field(), reason));
         }
         Ok(tensor)
+    }
+
+    /// The first file.
+    pub(super) fn path(&self) -> &Path {
+        &self.shards[0].0
     }
 
     /// The names of all tensors.

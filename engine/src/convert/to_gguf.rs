@@ -201,6 +201,10 @@ fn ternary(config: &Config, reader: &Reader, part: Part, layer: usize, kind: Kin
         Checkpoint::Lattice => lattice::encode(&reader.get(&name, &[n_rows, n_columns])?, n_columns, kind)?,
         Checkpoint::Master => weights::ternarise(&reader.get(&name, &[n_rows, n_columns])?, n_columns)?,
         Checkpoint::Multiplying | Checkpoint::Dividing => {
+            if !n_rows.is_multiple_of(4) {
+                let tensor = format!("tensor '{name}'");
+                return Err(Error::unsupported(reader.path(), tensor, weights::rows_of_four(n_rows)));
+            }
             let packed = reader.get(&name, &[n_rows / 4, n_columns])?;
             let scale = reader.get(&scale_of(&name), &[1])?;
             let divides = config.checkpoint == Checkpoint::Dividing;

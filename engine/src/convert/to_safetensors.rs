@@ -104,8 +104,8 @@ fn matrix<'a>(
     let (n_rows, n_columns) = (tensor.n_rows(), tensor.n_columns());
     let n_weights = n_rows * n_columns;
     if !n_rows.is_multiple_of(4) {
-        let reason = format!("{n_rows} rows do not pack into bytes of four");
-        return Err(Error::unsupported(path, format!("tensor '{}'", tensor.name), reason));
+        let tensor = format!("tensor '{}'", tensor.name);
+        return Err(Error::unsupported(path, tensor, weights::rows_of_four(n_rows)));
     }
     let scale = factor * i2s::scale(tensor.data, n_weights).expect("because check_model read the scale");
     // bf16 where nothing is lost by it, as in Microsoft's checkpoint.

@@ -1,4 +1,6 @@
-//! `tokenizer.json` to the tokenizer's keys of a GGUF.
+//! `tokenizer.json` to the tokenizer's keys of a GGUF: byte-level BPE, and SentencePiece's BPE.
+
+mod sentencepiece;
 
 use std::path::Path;
 
@@ -10,9 +12,11 @@ use crate::gguf::write::{Item, Plan};
 
 /// ggml's numbers of token types.
 const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
 
 /// Adds the keys of the tokenizer in `folder` to `plan`; a note if there is none, or if how it splits text has
 /// no name that this engine knows. A manifest's chat template is preferred to the one written here.
@@ -29,9 +33,10 @@ pub(super) fn write(plan: &mut Plan, folder: &Path, n_vocab: usize) -> Result<Op
         return Err(Error::unsupported(
             &path,
             "model.type",
-            format!("{}, and byte-level BPE is needed", model["type"]),
+            format!("{}, and BPE is needed, byte-level or SentencePiece's", model["type"]),
         ));
     }
+    let pieces = sentencepiece::is(model);
     let mut tokens: Vec<Option<(String, i32)>> = vec![None; n_vocab];
     let mut put = |token: &str, id: &Value, kind: i32| {
         let place = id.as_u64().and_then(|id| tokens.get_mut(usize::try_from(id).ok()?));
@@ -41,11 +46,17 @@ pub(super) fn write(plan: &mut Plan, folder: &Path, n_vocab: usize) -> Result<Op
         Ok::<_, Error>(())
     };
     for (token, id) in model["vocab"].as_object().ok_or_else(|| damaged("model.vocab", "it is missing"))? {
-        put(token, id, NORMAL)?;
+        let kind = if pieces && sentencepiece::is_byte(token) { BYTE } else { NORMAL };
+        put(token, id, kind)?;
     }
     for added in json["added_tokens"].as_array().unwrap_or(&Vec::new()) {
         let token = added["content"].as_str().ok_or_else(|| damaged("added_tokens", "one has no content"))?;
-        put(token, &added["id"], if added["special"] == true { CONTROL } else { USER_DEFINED })?;
+        let kind = match &added["special"] {
+            _ if pieces && added["content"] == model["unk_token"] => UNKNOWN,
+            Value::Bool(true) => CONTROL,
+            _ => USER_DEFINED,
+        };
+        put(token, &added["id"], kind)?;
     }
     let (tokens, types): (Vec<String>, Vec<i32>) = (0..)
         .zip(tokens)
@@ -55,20 +66,39 @@ pub(super) fn write(plan: &mut Plan, folder: &Path, n_vocab: usize) -> Result<Op
     let merges = merges.iter().map(merge).collect::<Option<Vec<String>>>();
     let merges = merges.ok_or_else(|| damaged("model.merges", "one is no pair of tokens"))?;
 
-    let known = pre_tokenizer(&json);
-    plan.entry("tokenizer.ggml.model", Item::Text("gpt2".into()));
-    if let Some(pre) = known {
-        plan.entry("tokenizer.ggml.pre", Item::Text(pre.into()));
+    let unsupported = |field: &str, reason: String| Error::unsupported(&path, field, reason);
+    let mut note = None;
+    if pieces {
+        let prefix = sentencepiece::space_prefix(&json).ok_or_else(|| {
+            unsupported("normalizer, pre_tokenizer", "they do more than write spaces as '▁'".into())
+        })?;
+        if prefix && json["normalizer"].is_null() {
+            let text = "text that begins with a space gets another one in front, as SentencePiece does it and this tokenizer.json does not";
+            note = Some(text.to_owned());
+        }
+        let scores = sentencepiece::scores(&tokens, |id| types[id] == NORMAL, &merges)
+            .map_err(|reason| unsupported("model.merges", reason))?;
+        plan.entry("tokenizer.ggml.model", Item::Text("llama".into()));
+        plan.entry("tokenizer.ggml.add_space_prefix", Item::Bool(prefix));
+        plan.entry("tokenizer.ggml.scores", Item::F32s(scores));
+    } else {
+        plan.entry("tokenizer.ggml.model", Item::Text("gpt2".into()));
+        match pre_tokenizer(&json) {
+            Some(pre) => plan.entry("tokenizer.ggml.pre", Item::Text(pre.into())),
+            None => {
+                let text = "tokenizer.json splits text in a way that has no name in a GGUF here; write a manifest.toml";
+                note = Some(text.to_owned());
+            }
+        }
+        plan.entry("tokenizer.ggml.scores", Item::F32s(vec![0.0; tokens.len()]));
+        plan.entry("tokenizer.ggml.merges", Item::Texts(merges));
     }
-    plan.entry("tokenizer.ggml.scores", Item::F32s(vec![0.0; tokens.len()]));
     plan.entry("tokenizer.ggml.tokens", Item::Texts(tokens));
     plan.entry("tokenizer.ggml.token_type", Item::I32s(types));
-    plan.entry("tokenizer.ggml.merges", Item::Texts(merges));
-    let note = "tokenizer.json splits text in a way that has no name in a GGUF here; write a manifest.toml";
     if let Some(template) = chat_template(folder)? {
         plan.entry("tokenizer.chat_template", Item::Text(template));
     }
-    Ok(known.is_none().then(|| note.to_owned()))
+    Ok(note)
 }
 
 /// The chat template: in a file of its own, or in `tokenizer_config.json`.

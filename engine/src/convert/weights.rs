@@ -98,6 +98,11 @@ pub(super) fn ternarise(tensor: &Tensor<'_>, n_columns: usize) -> Result<(Vec<u8
     Ok((codes, 1.0 / inverse))
 }
 
+/// Why a matrix of so many rows has no packed form.
+pub(super) fn rows_of_four(n_rows: usize) -> String {
+    format!("{n_rows} rows do not pack into bytes of four")
+}
+
 /// Turns four rows in a byte, (rows / 4, `n_columns`), into I2_S codes.
 pub(super) fn unpack(tensor: &Tensor<'_>, n_columns: usize) -> Result<Vec<u8>, Error> {
     if tensor.dtype != Dtype::U8 {

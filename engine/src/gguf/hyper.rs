@@ -4,7 +4,8 @@ use super::architecture::{Architecture, Part, Width};
 use super::value::Value;
 use super::{Error, File};
 
-/// Bound on every count: far above any model, far below anything that could overflow a product of three.
+/// Bound on every count, and on the width of all heads together: far above any model, and a product of two of them times
+/// layers and matrices stays in range.
 const MAX_COUNT: u64 = 1 << 20;
 
 /// A model's shape and constants.
@@ -71,6 +72,10 @@ impl Hyper {
         if !n_heads.is_multiple_of(n_kv_heads) {
             let reason = format!("{n_kv_heads} key/value heads do not divide {n_heads} query heads");
             return Err(Error::model(keys.field("attention.head_count_kv"), reason));
+        }
+        if (n_heads * head_dim) as u64 > MAX_COUNT {
+            let reason = format!("{n_heads} heads of {head_dim} are wider than {MAX_COUNT} together");
+            return Err(Error::model(keys.field("attention.head_count"), reason));
         }
         let vocab = keys.vocab()?;
         let token_id = |key: &str| -> Result<Option<u32>, Error> {
@@ -311,5 +316,41 @@ impl Keys<'_> {
                 _ => Err(Error::model(self.field("vocab_size"), "it is missing, and no tokens are listed")),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::write::{Item, Plan};
+
+    /// The shape of a file that says these numbers, and has no tensors.
+    fn stated(numbers: [u32; 7]) -> Result<Hyper, Error> {
+        let mut plan = Plan::default();
+        plan.entry("general.architecture", Item::Text("llama".into()));
+        plan.entry("llama.attention.layer_norm_rms_epsilon", Item::F32(1e-5));
+        let names = [
+            "block_count",
+            "embedding_length",
+            "feed_forward_length",
+            "attention.head_count",
+            "attention.key_length",
+            "vocab_size",
+            "context_length",
+        ];
+        for (name, number) in names.into_iter().zip(numbers) {
+            plan.entry(format!("llama.{name}"), Item::U32(number));
+        }
+        Hyper::read(&File::from_bytes(plan.begin(Vec::new()).unwrap().finish().unwrap()).unwrap())
+    }
+
+    #[test]
+    fn sums_over_the_largest_counts_stay_in_range() {
+        let most = 1 << 20;
+        let hyper = stated([most, most, most, most / 2, 2, most, most]).unwrap();
+        assert_eq!(hyper.n_ternary_weights(), 7 << 60);
+        assert_eq!(crate::kv::page_bytes(&hyper), 1 << 52);
+        let fault = stated([most; 7]).unwrap_err().to_string();
+        assert!(fault.contains("attention.head_count") && fault.contains("wider than"), "{fault}");
     }
 }

@@ -2,7 +2,14 @@
 //!
 //! F16, BF16 and Q8_0 widen exactly; Q6_K rounds once, at its last product. Ternary rows come from [`super::ternary`].
 
+use std::cell::RefCell;
+
 use super::{Kind, Tensor, ternary};
+
+thread_local! {
+    /// A ternary row on its way to floats: an embedding is read row by row, and one row needs two vectors.
+    static SCRATCH: RefCell<ternary::Row> = RefCell::default();
+}
 
 /// The types that [`dequantise`] reads.
 pub const READABLE: [Kind; 6] = [Kind::F32, Kind::F16, Kind::BF16, Kind::Q8_0, Kind::Q4K, Kind::Q6K];
@@ -29,9 +36,10 @@ pub fn bytes_of_row(kind: Kind, n_columns: usize) -> Option<usize> {
 /// faulty: the checks at load and a token id below the vocabulary rule all of that out.
 pub fn read(tensor: &Tensor<'_>, row: usize, out: &mut [f32]) {
     if tensor.kind.is_ternary() {
-        let mut ternary_row = ternary::Row::default();
-        ternary::read(tensor, row, &mut ternary_row).expect("because every row was checked at load");
-        return ternary_row.widen(out);
+        return SCRATCH.with_borrow_mut(|scratch| {
+            ternary::read(tensor, row, scratch).expect("because every row was checked at load");
+            scratch.widen(out);
+        });
     }
     let bytes = bytes(tensor, row).expect("because the caller asks for a row of a readable matrix");
     dequantise(tensor.kind, bytes, out);

@@ -131,21 +131,21 @@ impl Screen {
         let (width, vocab) = (model.hyper.hidden, model.hyper.vocab);
         let n_groups = vocab.div_ceil(ROWS);
         let rows = n_groups * ROWS;
-        let screen = Screen {
-            bits,
-            width,
-            n_groups,
-            lines: Region::new(bits.bytes(rows * width), huge_pages).map_err(|source| LoadError::Memory {
-                what: "the screening head",
-                bytes: bits.bytes(rows * width) as u64,
-                source,
-            })?,
-            scales: Shared::new(rows),
-            residuals: Shared::new(rows),
-            quants: Shared::new(rows),
-            weights: Shared::new(rows),
-            row_sums: Shared::new(rows),
-        };
+        const WHAT: &str = "the screening head";
+        let screen =
+            Screen {
+                bits,
+                width,
+                n_groups,
+                lines: Region::new(bits.bytes(rows * width), huge_pages).map_err(|source| {
+                    LoadError::Memory { what: WHAT, bytes: bits.bytes(rows * width) as u64, source }
+                })?,
+                scales: Shared::new(rows, WHAT)?,
+                residuals: Shared::new(rows, WHAT)?,
+                quants: Shared::new(rows, WHAT)?,
+                weights: Shared::new(rows, WHAT)?,
+                row_sums: Shared::new(rows, WHAT)?,
+            };
         let head = model.head();
         let bad_row = AtomicUsize::new(usize::MAX);
         pool.run(&|member| {

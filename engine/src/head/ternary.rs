@@ -2,6 +2,7 @@
 //! screen: the packed matrix is smaller than an int8 copy would be.
 #![allow(unsafe_code)] // Members write disjoint rows of shared buffers; each block says which.
 
+use crate::LoadError;
 use crate::gguf::ternary::GROUP;
 use crate::kernel::{Acts, Epilogue, MAX_TOKENS, Quantised, ROWS, Then};
 use crate::model::Matrix;
@@ -18,8 +19,10 @@ pub(super) struct Input {
 }
 
 impl Input {
-    pub(super) fn new(n_heads: usize, hidden: usize) -> Input {
-        Input { acts: Shared::new(n_heads * hidden), quantised: Shared::new(n_heads * hidden / GROUP) }
+    pub(super) fn new(n_heads: usize, hidden: usize) -> Result<Input, LoadError> {
+        const WHAT: &str = "scores";
+        let (acts, scales) = (n_heads * hidden, n_heads * hidden / GROUP);
+        Ok(Input { acts: Shared::new(acts, WHAT)?, quantised: Shared::new(scales, WHAT)? })
     }
 }
 

@@ -1,8 +1,8 @@
 //! Buffers that all members of a run may reach, each writing a part of its own between two barriers.
 #![allow(unsafe_code)] // Disjointness in time and place is the callers' protocol; each call states it.
 
+use crate::LoadError;
 use crate::memory::Region;
-use std::alloc::{Layout, handle_alloc_error};
 use std::ops::Range;
 
 /// Bytes from which on a buffer asks for huge pages: a batch's columns lie further apart than pages of 4 KiB are long, and a
@@ -29,14 +29,12 @@ impl Plain for crate::head::Rounded {}
 impl Plain for crate::kernel::State {}
 
 impl<T: Plain> Shared<T> {
-    /// `len` zeros.
-    pub(crate) fn new(len: usize) -> Shared<T> {
-        let bytes = len * size_of::<T>();
-        let region = Region::new(bytes, bytes >= HUGE_FROM).unwrap_or_else(|_| {
-            // As a vector would: a process that has no room for its activations cannot continue.
-            handle_alloc_error(Layout::array::<T>(len).unwrap_or(Layout::new::<T>()))
-        });
-        Shared { region, len, kind: std::marker::PhantomData }
+    /// `len` zeros for `what`; an error if there is no memory for them.
+    pub(crate) fn new(len: usize, what: &'static str) -> Result<Shared<T>, LoadError> {
+        let bytes = len.saturating_mul(size_of::<T>());
+        let refused = |source| LoadError::Memory { what, bytes: bytes as u64, source };
+        let region = Region::new(bytes, bytes >= HUGE_FROM).map_err(refused)?;
+        Ok(Shared { region, len, kind: std::marker::PhantomData })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -69,5 +67,18 @@ impl<T: Plain> Shared<T> {
 impl<T> std::fmt::Debug for Shared<T> {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "Shared({} elements)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_refused_is_an_error_and_not_the_end() {
+        for len in [1 << 58, usize::MAX / 2, usize::MAX] {
+            let refused = Shared::<f32>::new(len, "a test").unwrap_err().to_string();
+            assert!(refused.contains("bytes of memory for a test were refused"), "{refused}");
+        }
     }
 }
