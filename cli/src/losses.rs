@@ -3,8 +3,8 @@
 use ternfleet_proto::TimeMs;
 use ternfleet_proto::message::{FleetView, LostPod, Spent};
 
-use crate::progress::clock;
 use crate::report::{printable, table};
+use crate::span;
 
 /// Pods in the order of their names.
 pub(crate) fn sorted(mut view: FleetView) -> FleetView {
@@ -18,7 +18,7 @@ pub(crate) fn sorted(mut view: FleetView) -> FleetView {
 pub(crate) fn lost_table(lost: &[LostPod], now: TimeMs) -> Option<String> {
     let head = ["lost pod", "class", "lost", "why", "tokens", "cost"];
     let row = |pod: &LostPod| {
-        let ago = format!("{} ago", clock(now.since(pod.at)));
+        let ago = format!("{} ago", span::short(now.since(pod.at)));
         let (tokens, cost) = (pod.tokens.to_string(), pod.cost_usd_micro.to_string());
         vec![pod.pod.clone(), pod.class.clone(), ago, printable(&pod.why), tokens, cost]
     };

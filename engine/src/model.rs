@@ -306,7 +306,10 @@ impl<'a> Planner<'a> {
 
 /// The fault that comes first in the order of matrices and of groups or rows in them, whoever finds it.
 #[derive(Default)]
-struct FirstFault(Mutex<Option<((usize, usize), String, Fault)>>);
+struct FirstFault(Mutex<Option<Found>>);
+
+/// Where a fault is, in which tensor, and what it is.
+type Found = ((usize, usize), String, Fault);
 
 impl FirstFault {
     fn note(&self, order: (usize, usize), name: &str, fault: Fault) {

@@ -69,7 +69,8 @@ pub async fn run_then(
         loaded = loaded => loaded.context("the engine's thread died while it loaded the model")??,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let parts = Parts { clock: Clock::machine(), identity: Identity::new(&options), engine, model };
+    let mapped = model::MappedFile::of(&options, kind);
+    let parts = Parts { clock: Clock::machine(), identity: Identity::new(&options), engine, model, mapped };
     let work = work(bus, &options, parts, metrics, shutdown, || {
         ready.store(true, Ordering::Relaxed);
         ready_now();
@@ -90,6 +91,14 @@ pub struct Parts {
     pub identity: Identity,
     pub engine: EngineThread,
     pub model: LoadedModel,
+    pub(crate) mapped: Option<model::MappedFile>,
+}
+
+impl Parts {
+    /// A worker whose model lies in no file.
+    pub fn new(clock: Clock, identity: Identity, engine: EngineThread, model: LoadedModel) -> Parts {
+        Parts { clock, identity, engine, model, mapped: None }
+    }
 }
 
 /// Runs a worker made of these parts, without an HTTP server, until it is asked to end or cannot go on.
@@ -110,7 +119,7 @@ async fn work(
     shutdown: CancellationToken,
     ready_now: impl FnOnce() + Send,
 ) -> anyhow::Result<()> {
-    let Parts { clock, identity, engine, model } = parts;
+    let Parts { clock, identity, engine, model, mapped } = parts;
     for note in &model.notes {
         tracing::warn!(note, "about this model");
     }
@@ -160,7 +169,7 @@ async fn work(
         clock: clock.clone(),
         alive: Arc::new(Notify::new()),
         orphaned: false,
-        mapped: model::MappedFile::of(&options, kind),
+        mapped,
         looked_at: clock.mono(),
     };
     ready_now();

@@ -210,7 +210,7 @@ impl Course<'_> {
                 jobs.push(Job { own: false, ..self.job(self.any(random), common, random) });
                 served += 1;
             }
-            let line = if whole { &sample[n] } else { self.any(random) };
+            let line = sample.get(n).filter(|_| whole).unwrap_or_else(|| self.any(random));
             jobs.push(self.job(line, common, random));
         }
         jobs

@@ -57,5 +57,6 @@ pub(super) async fn run(
         notes: Vec::new(),
     };
     let engine = EngineThread::simulated(Box::new(SimGenerator::new(pace, line.network.clone())), STEP);
-    ternfleet_worker::run_with(line.bus(), options, Parts { clock, identity, engine, model }, shutdown).await
+    let parts = Parts::new(clock, identity, engine, model);
+    ternfleet_worker::run_with(line.bus(), options, parts, shutdown).await
 }

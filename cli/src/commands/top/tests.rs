@@ -97,7 +97,7 @@ fn large() -> View {
     let mut pod = pod("a-fleet-of-pods-eu-ro-1-0000000123");
     (pod.tokens, pod.rate_tok_s, pod.queued_jobs) = (9_876_543_210, 12_345.6, 4_321);
     let mut view = View::new("tls://nats.a-long-name.example.org:4222".into(), "default".into(), true);
-    view.hear(Ok(Snapshot { at: TimeMs(0), pods: vec![pod; 40], batches: vec![batch; 40], scale: None }));
+    view.hear(Ok(Snapshot { pods: vec![pod; 40], batches: vec![batch; 40], ..Snapshot::default() }));
     view
 }
 
@@ -208,7 +208,7 @@ fn a_selection_stops_at_both_ends_and_stays_with_its_row() {
     assert_eq!(name(&view).as_deref(), Some("z"), "open ones first");
     let mut more = batches();
     more.insert(0, named("new", BatchState::InProgress));
-    view.hear(Ok(Snapshot { at: TimeMs(0), pods: Vec::new(), batches: more, scale: None }));
+    view.hear(Ok(Snapshot { batches: more, ..Snapshot::default() }));
     assert_eq!((name(&view).as_deref(), view.selected_row(List::Batches)), (Some("z"), Some(2)));
     view.obey(Order::ToggleEnded);
     assert_eq!(view.batches().len(), 3);
@@ -259,8 +259,7 @@ fn enter_shows_all_of_a_row_and_a_question_mark_the_keys() {
 
 #[test]
 fn engines_of_one_pod_share_its_price() {
-    let snapshot =
-        Snapshot { at: TimeMs(0), pods: vec![pod("a"), pod("a")], batches: Vec::new(), scale: None };
+    let snapshot = Snapshot { pods: vec![pod("a"), pod("a")], ..Snapshot::default() };
     assert_eq!(snapshot.totals().usd_micro_per_hour, UsdMicro(340_000));
 }
 
