@@ -20,6 +20,13 @@ use crate::connection::Connection;
 
 /// The name by which commands connect to NATS.
 pub(crate) const CLIENT_NAME: &str = "ternfleet-cli";
+/// The name of whoever watches over a fleet of this machine.
+const WATCH_NAME: &str = "ternfleet-head";
+/// The names by which services connect.
+pub(crate) const COORDINATOR_NAME: &str = "ternfleet-coordinator";
+pub(crate) const WORKER_NAME: &str = "ternfleet-worker";
+/// Connections of a fleet's own parts, which say nothing about people.
+pub(crate) const PART_NAMES: [&str; 3] = [WATCH_NAME, COORDINATOR_NAME, WORKER_NAME];
 /// How long the first connection is tried; a person waits.
 const CONNECT_MS: u64 = 3000;
 /// How long one question waits for its answer.
@@ -96,7 +103,7 @@ impl Fleet {
     /// As [`Fleet::connect`], for a part of the fleet itself, whose presence says nothing about people.
     pub(crate) async fn connect_as_part(to: &Connection) -> anyhow::Result<Fleet> {
         let tenant = tenant_of(to)?;
-        let options = nats::ConnectOptions { name: "ternfleet-head".to_owned(), ..connect_options(to) };
+        let options = nats::ConnectOptions { name: WATCH_NAME.to_owned(), ..connect_options(to) };
         Ok(Fleet { bus: nats::connect(&options).await?, tenant, address: to.address().url().to_owned() })
     }
 

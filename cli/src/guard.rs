@@ -88,15 +88,14 @@ impl Guard {
         }
     }
 
-    /// Ends the pod. Tries until it works: a pod that runs on for nothing costs money until somebody looks.
+    /// Ends the pod, and returns when that is done.
     pub(crate) fn end(&self) {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        let mut pause = FIRST_PAUSE;
-        while let Err(fault) = runtime.block_on(end_myself(self.how, self.base.as_deref())) {
-            tracing::error!(%fault, "this pod cannot end itself and goes on costing money: terminate it by hand");
-            std::thread::sleep(pause);
-            pause = (2 * pause).min(PAUSE_MAX);
-        }
+        // What a runtime takes (a thread's worth of files) may be missing for the very reason that the start failed.
+        let once = || -> anyhow::Result<()> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(end_myself(self.how, self.base.as_deref()))?)
+        };
+        until_done(once, FIRST_PAUSE);
     }
 
     fn since_first_start(&self) -> Duration {
@@ -110,5 +109,32 @@ impl Guard {
                 Duration::ZERO
             }
         }
+    }
+}
+
+/// Tries until it works: a pod that runs on for nothing costs money until somebody looks.
+fn until_done(mut once: impl FnMut() -> anyhow::Result<()>, mut pause: Duration) {
+    while let Err(fault) = once() {
+        let fault = format!("{fault:#}");
+        tracing::error!(fault, "this pod cannot end itself and goes on costing money: terminate it by hand");
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(PAUSE_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_tried_until_it_works_whatever_is_missing() {
+        let mut tries = 0;
+        let once = || {
+            tries += 1;
+            anyhow::ensure!(tries > 3, "too many open files");
+            Ok(())
+        };
+        until_done(once, Duration::from_millis(1));
+        assert_eq!(tries, 4);
     }
 }

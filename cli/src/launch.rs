@@ -16,5 +16,5 @@ mod steps;
 pub(crate) use head::Head;
 pub(crate) use quote::{Plan, plan};
 pub(crate) use rent::{Rent, Wishes, key};
-pub(crate) use state::{Folder, Folders, Phase, Place, State};
+pub(crate) use state::{Elsewhere, Folder, Folders, Phase, Place, State};
 pub(crate) use steps::{Outcome, give_back, run};

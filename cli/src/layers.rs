@@ -16,7 +16,7 @@ use ternfleet_proto::nats;
 
 const PREFIX: &str = "TERNFLEET_";
 /// Variables with this prefix that are read elsewhere and are no keys of a service.
-const OTHER_VARIABLES: [&str; 18] = [
+const OTHER_VARIABLES: [&str; 19] = [
     "nats_server",
     "isa",
     "log",
@@ -26,6 +26,8 @@ const OTHER_VARIABLES: [&str; 18] = [
     "model_dir",
     "state_dir",
     "api_key",
+    // Of `ternfleet launch`.
+    "files_url",
     // Of `ternfleet pod` and of the script that fetches it.
     "model_url",
     "model_sha256",
@@ -427,5 +429,27 @@ mod tests {
         layers.put(Origin::Environment, "pod", Value::from("17"), &keys::<Sample>().unwrap());
         let options = layers.resolve::<Sample>().unwrap().options;
         assert_eq!((options.slots, options.pod.as_str()), (12, "17"));
+    }
+
+    /// Variables of the commands' flags stand in the same environment, and no service may stumble over them.
+    #[test]
+    fn no_variable_of_a_command_is_unknown_to_a_service() {
+        use clap::CommandFactory as _;
+        fn variables(command: &clap::Command, found: &mut Vec<String>) {
+            let own = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str());
+            found.extend(own.map(str::to_owned));
+            command.get_subcommands().for_each(|inner| variables(inner, found));
+        }
+        let mut found = vec![crate::launch::bundle::VARIABLE.to_owned()];
+        variables(&crate::args::Arguments::command(), &mut found);
+        let mut known = keys::<NatsOptions>().unwrap();
+        known.extend(keys::<ternfleet_coordinator::Options>().unwrap());
+        known.extend(keys::<ternfleet_worker::Options>().unwrap());
+        let unknown = |variable: &&String| {
+            let key = variable.strip_prefix(PREFIX).map(str::to_lowercase);
+            key.is_some_and(|key| !known.contains(&key) && !OTHER_VARIABLES.contains(&key.as_str()))
+        };
+        assert!(found.len() > 10);
+        assert_eq!(found.iter().filter(unknown).collect::<Vec<_>>(), [""; 0]);
     }
 }

@@ -31,17 +31,27 @@ pub(crate) async fn serve(
     connections_max: usize,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}: choose another http address"))?;
-    tracing::info!(address = %listener.local_addr()?, "serving HTTP");
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(numbers))
         .with_state(Shared { bus, metrics })
         .merge(more);
-    connections::serve(listener, router, connections_max, shutdown).await;
+    serve_routes(address, router, connections_max, shutdown).await
+}
+
+/// These routes and no others.
+pub(crate) async fn serve_routes(
+    address: SocketAddr,
+    routes: Router,
+    connections_max: usize,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}: choose another http address"))?;
+    tracing::info!(address = %listener.local_addr()?, "serving HTTP");
+    connections::serve(listener, routes, connections_max, shutdown).await;
     Ok(())
 }
 

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use metrics::{Described, Metrics};
 pub use options::{
     ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, Retention, RunpodOptions,
-    ScaleOptions, VolumeOptions, Webhooks,
+    ScaleOptions, VolumeOptions, Webhooks, resolved,
 };
 
 /// Serves until `shutdown`: as a warm standby, and as the leader while it holds the lease.
@@ -56,8 +56,14 @@ pub async fn run_with(
     let _watches_nats = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(watch));
     let fleet =
         shell::serve(Arc::clone(&bus), options.clone(), Arc::clone(&metrics), clock.clone(), stop.clone());
+    let dist = serve_dist(&options, stop.clone());
     match options.http {
-        None => fleet.await,
+        None => {
+            let (fleet, dist) = tokio::join!(async { fleet.await.inspect_err(|_| stop.cancel()) }, async {
+                dist.await.inspect_err(|_| stop.cancel())
+            });
+            fleet.and(dist)
+        }
         Some(address) => {
             let gateway = open_gateway(Arc::clone(&bus), &options, clock, address)?;
             let watching = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(gateway.clone().watch()));
@@ -65,13 +71,25 @@ pub async fn run_with(
             let routes = gateway.routes().merge(dist::routes(&options)?);
             let page = http::serve(address, bus, metrics, routes, connections_max, stop.clone());
             // Whichever ends first, by shutdown or by an error, ends the other.
-            let (fleet, page) = tokio::join!(async { fleet.await.inspect_err(|_| stop.cancel()) }, async {
-                page.await.inspect_err(|_| stop.cancel())
-            },);
+            let (fleet, page, dist) = tokio::join!(
+                async { fleet.await.inspect_err(|_| stop.cancel()) },
+                async { page.await.inspect_err(|_| stop.cancel()) },
+                async { dist.await.inspect_err(|_| stop.cancel()) },
+            );
             drop(watching);
-            fleet.and(page)
+            fleet.and(page).and(dist)
         }
     }
+}
+
+/// `/dist/` at an address of its own, where one is named: pods reach it, and nothing else of this process.
+async fn serve_dist(options: &Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let Some(address) = options.dist_http else { return Ok(()) };
+    anyhow::ensure!(
+        options.issuer_file.is_some(),
+        "dist_http needs issuer_file: without it no token can be judged"
+    );
+    http::serve_routes(address, dist::routes(options)?, options.gateway.connections_max, shutdown).await
 }
 
 /// A gateway without keys serves everybody who can reach it, so it must say so to listen beyond this machine.

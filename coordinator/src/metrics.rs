@@ -61,6 +61,7 @@ pub struct Metrics {
     tokens: CounterVec,
     wasted: CounterVec,
     undecodable: Counter,
+    questions: Counter,
     violations: CounterVec,
     leader: Gauge,
     batches: Gauge,
@@ -250,6 +251,10 @@ impl Default for Metrics {
             ),
             undecodable: m
                 .counter("messages_undecodable_total", "Messages dropped because they cannot be decoded."),
+            questions: m.counter(
+                "questions_total",
+                "Questions about batches, jobs and files that were answered here, over NATS or HTTP.",
+            ),
             violations: m.counters(
                 "invariant_violations_total",
                 "Broken invariants, by number. Each is a bug.",
@@ -336,6 +341,10 @@ impl Metrics {
         let mut table = self.table.clone();
         table.sort();
         table
+    }
+
+    pub(crate) fn question(&self) {
+        self.questions.inc();
     }
 
     pub(crate) fn undecodable(&self) {

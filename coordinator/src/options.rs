@@ -11,6 +11,7 @@ mod scale;
 
 pub use scale::{
     ClassOptions, LocalOptions, PodOptions, ProviderKind, RunpodOptions, ScaleOptions, VolumeOptions,
+    resolved,
 };
 
 /// What one tenant may have queued.
@@ -92,6 +93,8 @@ pub struct Options {
     pub issuer_file: Option<PathBuf>,
     /// Files that pods may fetch from `/dist/` with the token of their order, besides this program itself.
     pub dist_dir: Option<PathBuf>,
+    /// Where `/dist/` alone is served, for pods that do not reach `http`; whoever has no token gets nothing there.
+    pub dist_http: Option<SocketAddr>,
     /// How long a worker's credentials last; they are renewed at half of it.
     pub worker_token_ms: u64,
     /// How long a pod may be away and still come back without a new join token.
@@ -121,6 +124,7 @@ impl Default for Options {
             audit_share: 0.01,
             issuer_file: None,
             dist_dir: None,
+            dist_http: None,
             worker_token_ms: 6 * 3_600_000,
             pod_token_ms: 7 * 86_400_000,
             lease_ms: 3_000,

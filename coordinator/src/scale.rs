@@ -16,7 +16,7 @@ mod choose;
 mod health;
 mod settings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -113,6 +113,8 @@ pub struct Seen {
     pub deaf: bool,
     /// The number of the next name.
     pub next_number: u64,
+    /// Intents whose pod some list has held.
+    pub shown: BTreeSet<String>,
     /// How old each intent is, whatever was done to the wall clock; by its date where that is not known.
     pub ages: BTreeMap<String, Duration>,
 }

@@ -36,7 +36,7 @@ use std::time::Duration;
 use anyhow::Context;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal, StartFailed};
-use ternfleet_proto::table;
+use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, Clock, JobKey, Now, WorkerId, codec};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -309,6 +309,10 @@ impl Service {
                     let Call { verb, payload, reply, .. } = call;
                     let _ = scaler.calls.send(scaler::ScaleCall { verb, payload, reply });
                 } else if self.core.is_leading() {
+                    // The page asks for pods by itself, whether somebody looks at it or not.
+                    if call.verb != ApiVerb::Pods && !call.verb.is_of_the_scaler() {
+                        self.metrics.question();
+                    }
                     for event in self.api.call(now, call, &self.core, &self.stored, &self.footing) {
                         self.core.on(now, event, actions);
                     }

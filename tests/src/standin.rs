@@ -40,6 +40,10 @@ pub enum Fault {
     DoneAndCut,
     /// The pod is rented and billed, and its container never starts.
     Mute,
+    /// The pod is rented and billed, and its container starts so many milliseconds later.
+    Late(u64),
+    /// What its container runs ends at once, however often it is started.
+    Doomed,
 }
 
 /// A price list of one entry each.
@@ -83,6 +87,12 @@ pub struct State {
     /// Each list, each deletion that is refused takes the next status.
     pub lists: VecDeque<Option<u16>>,
     pub deletions: VecDeque<Option<u16>>,
+    /// A pod is listed so many milliseconds after its creation.
+    pub list_lag_ms: u64,
+    /// Network volumes are mounted for reading alone.
+    pub volumes_read_only: bool,
+    /// Names of files that were fetched, one for each request.
+    pub fetched: Vec<String>,
     /// Bodies of creations.
     pub orders: Vec<serde_json::Value>,
     /// What was answered against the provider's own text; nothing, if the stand-in is right.

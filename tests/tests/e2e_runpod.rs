@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use ternfleet_cloud::http::Secret;
 use ternfleet_cloud::runpod::{Options, Runpod};
-use ternfleet_cloud::{CloudError, PodId, Provider};
+use ternfleet_cloud::{CloudError, PodId, Provider, start};
 use ternfleet_proto::TimeMs;
 use ternfleet_tests::program::wait_for;
 use ternfleet_tests::standin::{Fault, Image, StandIn};
@@ -202,6 +202,37 @@ fn lists_have_pages_and_creations_fail_in_every_way_that_the_provider_knows() {
     stand_in.state().market.capacity = 99;
     assert_eq!(create("mute"), 201);
     assert!(runtime.block_on(account.offers()).unwrap().len() >= 2);
+    assert_eq!(stand_in.state().faults, [""; 0]);
+}
+
+/// `make runpod-acceptance` has run here before it costs anybody a dollar.
+#[test]
+fn the_acceptance_program_takes_every_step() {
+    let images = [(start::STOCK_IMAGE.to_owned(), Image::default())].into();
+    let Some(stand_in) = stand_in(images, BTreeMap::new()) else { return };
+    let accepted = std::process::Command::new(env!("CARGO_BIN_EXE_runpod_acceptance"))
+        .env("RUNPOD_API_KEY", stand_in.key())
+        .env("TERNFLEET_RUNPOD_BASE", stand_in.base())
+        .env("ACCEPTANCE_SECONDS", "4")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&accepted.stdout).into_owned();
+    let faults = String::from_utf8_lossy(&accepted.stderr).into_owned();
+    assert!(accepted.status.success(), "{said}\n{faults}");
+    for step in [
+        "GET /v2/catalog",
+        "POST /v2/pods",
+        "runs with a public port",
+        "GET /v2/pods/{id}/logs",
+        "entry point and command as sent: acceptance",
+        "ended by its own key",
+        "GET /v2/billing/pods",
+        "micro-dollars",
+        "is given back",
+    ] {
+        assert!(said.contains(step), "{step:?} is not in {said}");
+    }
+    assert!(!said.contains(stand_in.key()) && stand_in.alive().is_empty(), "{said}");
     assert_eq!(stand_in.state().faults, [""; 0]);
 }
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use ternfleet_coordinator::Options;
 use ternfleet_proto::nats;
 
+use crate::client::COORDINATOR_NAME;
 use crate::layers::{self, ServiceFlags};
 use crate::output::say;
 use crate::stop;
@@ -57,7 +58,7 @@ impl Coordinator {
         runtime.block_on(async {
             let shutdown = CancellationToken::new();
             stop::drain_on_signal(shutdown.clone())?;
-            let bus = nats::connect(&effective.connection.connect_options("ternfleet-coordinator")).await?;
+            let bus = nats::connect(&effective.connection.connect_options(COORDINATOR_NAME)).await?;
             ternfleet_coordinator::run(bus, effective.options, shutdown).await
         })?;
         Ok(ExitCode::SUCCESS)

@@ -9,7 +9,7 @@ use ternfleet_proto::table::ApiVerb;
 
 use crate::client::{Fleet, Patience};
 use crate::launch::{self, Folder, Folders, Head, State};
-use crate::output::{Existing, WholeFile, say};
+use crate::output::say;
 use crate::{follow, stop};
 
 #[derive(Debug, Args)]
@@ -53,7 +53,8 @@ impl Down {
 pub(crate) async fn end(folder: &Folder, mut state: State) -> anyhow::Result<()> {
     let head = Head::of(&state, folder)?;
     if let Some(connection) = head.find().await
-        && let Err(error) = async { cancel(&Fleet::connect(&connection).await?, &state).await }.await
+        && let Err(error) =
+            async { cancel(&Fleet::connect(&connection).await?, folder, &mut state).await }.await
     {
         eprintln!("{error:#}");
     }
@@ -61,7 +62,7 @@ pub(crate) async fn end(folder: &Folder, mut state: State) -> anyhow::Result<()>
     say(&format!("{} has ended\n{}", state.name, state.bill_page()))
 }
 
-async fn cancel(fleet: &Fleet, state: &State) -> anyhow::Result<()> {
+async fn cancel(fleet: &Fleet, folder: &Folder, state: &mut State) -> anyhow::Result<()> {
     let Some(id) = state.batch.clone().filter(|_| state.fetched.is_none()) else { return Ok(()) };
     let batch = fleet.batch(&id, Patience::Short).await?;
     if !batch.state.is_terminal() {
@@ -70,7 +71,7 @@ async fn cancel(fleet: &Fleet, state: &State) -> anyhow::Result<()> {
     }
     let batch = fleet.batch(&id, Patience::Short).await?;
     if batch.completed > 0 {
-        let draft = WholeFile::create(&state.out, Existing::Replaced)?;
+        let draft = folder.begin_out(state)?;
         let path = follow::into_file(fleet, &batch, draft, Patience::Short).await?;
         eprintln!("what was answered: {}", path.display());
     }

@@ -16,13 +16,13 @@ use ternfleet_proto::TimeMs;
 
 use super::pod::places::Places;
 use crate::connection::Connection;
-use crate::fetch::{Source, Wanted, sha256_of};
+use crate::fetch::{Source, Wanted, sha256_of, small};
 use crate::guard::Guard;
-use crate::launch::bundle::{self, Bundle};
-use crate::local::{self, Ended, Plan, Secured};
+use crate::launch::bundle::{self, Bundle, Public};
+use crate::local::{self, Ended, Plan, Secured, Why};
 use crate::stop;
 
-/// Of the fetch of nats-server.
+/// Of each fetch.
 const RETRIES: u32 = 10;
 const CONNECTIONS: usize = 2;
 
@@ -39,8 +39,12 @@ impl Head {
         match self.serve(&guard) {
             // Somebody has asked this process to end, who knows of the pod.
             Ok(Ended::Asked) => {}
-            Ok(Ended::Unheard) => {
-                eprintln!("nobody has asked anything for long enough: this pod ends itself");
+            Ok(Ended::Done(why)) => {
+                let why = match why {
+                    Why::Unheard => "nobody has asked anything for long enough",
+                    Why::Spent => "the budget is spent",
+                };
+                eprintln!("{why}: this pod ends itself");
                 guard.end();
             }
             Err(error) => {
@@ -60,13 +64,23 @@ impl Head {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let host = std::env::var("RUNPOD_PUBLIC_IP")
             .context("RUNPOD_PUBLIC_IP is not set: this pod has no public address")?;
-        let port = std::env::var(format!("RUNPOD_TCP_PORT_{}", bundle::NATS_PORT));
-        let port = port
-            .context("the port of NATS has no public side")?
-            .parse()
-            .context("its public port is no number")?;
-        let nats_server = nats_server(&bundle, &dir)?;
-        let written = bundle.write(&dir, &host, port, TimeMs::now())?;
+        let public = Public {
+            nats_port: public_port(bundle::NATS_PORT)?,
+            dist_port: bundle.serves.as_ref().map(|_| public_port(bundle::DIST_PORT)).transpose()?,
+            host,
+        };
+        // What pods may fetch from here lies in one folder.
+        let dist = dir.join("dist");
+        std::fs::create_dir_all(&dist).with_context(|| format!("cannot make {}", dist.display()))?;
+        let nats_server = nats_server(&bundle, &dist)?;
+        if let Some(model) = bundle.serves.as_ref().and_then(|serves| serves.model.as_ref()) {
+            fetch(&model.url, &model.sha256, &dist.join(bundle::MODEL_NAME))?;
+            let manifest = small(&Source::new(&model.manifest_url, None, true)?);
+            let manifest = manifest.context("the model's manifest did not come")?;
+            std::fs::write(dist.join(bundle::MANIFEST_NAME), manifest)
+                .with_context(|| format!("cannot write in {}", dist.display()))?;
+        }
+        let written = bundle.write(&dir, &public, TimeMs::now())?;
         let nats = format!("tls://127.0.0.1:{}", bundle::NATS_PORT);
         let connection = Connection::secured(nats, written.credentials, written.authority);
         let plan = Plan {
@@ -81,6 +95,7 @@ impl Head {
             prometheus: false,
             scale: None,
             unheard_limit: Some(Duration::from_secs(bundle.unheard_limit_s)),
+            purse: bundle.purse.clone(),
             secured: Some(Secured {
                 nats_server,
                 nats_config: written.nats_config,
@@ -99,26 +114,40 @@ impl Head {
     }
 }
 
-/// Fetches nats-server unless it is here, and checks that it is the right one.
+/// The public side of one of this pod's ports.
+fn public_port(port: u16) -> anyhow::Result<u16> {
+    let told = std::env::var(format!("RUNPOD_TCP_PORT_{port}"));
+    told.with_context(|| format!("the port {port} has no public side"))?
+        .parse()
+        .with_context(|| format!("the public side of port {port} is no number"))
+}
+
 fn nats_server(bundle: &Bundle, dir: &Path) -> anyhow::Result<PathBuf> {
     let path = dir.join("nats-server");
-    if path.is_file() && sha256_of(&path)? == bundle.nats_server_sha256 {
-        return Ok(path);
+    fetch(&bundle.nats_server_url, &bundle.nats_server_sha256, &path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// Fetches a file unless it is here, and checks that it is the right one.
+fn fetch(url: &str, sha256: &str, path: &Path) -> anyhow::Result<()> {
+    if path.is_file() && sha256_of(path)? == sha256 {
+        return Ok(());
     }
-    let source = Source::new(&bundle.nats_server_url, None, true)?;
+    let source = Source::new(url, None, true)?;
     let wanted = Wanted {
         source: &source,
-        sha256: Some(&bundle.nats_server_sha256),
+        sha256: Some(sha256),
         bytes: None,
         connections: CONNECTIONS,
         retries: RETRIES,
         quiet: true,
     };
-    let fetched =
-        wanted.fetch(&dir.join("nats-server.part")).context("nats-server could not be downloaded")?;
-    ensure!(fetched.sha256 == bundle.nats_server_sha256, "nats-server is another than the bundle names");
-    std::fs::set_permissions(&fetched.path, std::fs::Permissions::from_mode(0o755))
-        .and_then(|()| std::fs::rename(&fetched.path, &path))
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(path)
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let fetched = wanted
+        .fetch(&path.with_file_name(format!("{name}.part")))
+        .with_context(|| format!("{name} could not be downloaded"))?;
+    ensure!(fetched.sha256 == sha256, "{name} has another digest than the order says");
+    std::fs::rename(&fetched.path, path).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -11,11 +11,11 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use ternfleet_cloud::http::Secret;
 use ternfleet_cloud::runpod::{Options, Runpod};
-use ternfleet_proto::{TimeMs, UsdMicro};
+use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
 
 use super::quote;
 use super::submit::{check_input, random_name};
-use crate::launch::{self, Folder, Folders, Head, Outcome, Place, Rent, State};
+use crate::launch::{self, Elsewhere, Folder, Folders, Head, Outcome, Place, Rent, State};
 use crate::output::{Existing, WholeFile, say};
 use crate::stop::Stops;
 use crate::{exit, local, locate, span, stop};
@@ -38,6 +38,15 @@ pub(crate) struct Launch {
     /// Use the coordinator behind this NATS in place of a fleet of its own
     #[arg(long, value_name = "URL", conflicts_with = "resume")]
     head: Option<String>,
+    /// With --head: credentials for a NATS with permissions
+    #[arg(long, value_name = "FILE", env = "TERNFLEET_NATS_CREDENTIALS_FILE")]
+    nats_credentials_file: Option<PathBuf>,
+    /// With --head: certificates to trust besides the system's
+    #[arg(long, value_name = "FILE", env = "TERNFLEET_NATS_ROOT_CERTIFICATES")]
+    nats_root_certificates: Option<PathBuf>,
+    /// With --head: whose batch it is
+    #[arg(long, value_name = "NAME", env = "TERNFLEET_TENANT", default_value = "default")]
+    tenant: TenantId,
     /// Go on with a fleet that was launched before; the one that is open unless named
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
     resume: Option<String>,
@@ -59,6 +68,12 @@ pub(crate) struct Launch {
     /// Where pods fetch `ternfleet`, `nats-server` and, with a model file, `model.gguf` and `manifest.toml` from
     #[arg(long, value_name = "URL", env = "TERNFLEET_FILES_URL")]
     files: Option<String>,
+    /// Workers fetch from the head, which fetches those files once: for an address that is slow, or valid for a short time
+    #[arg(long, requires = "files")]
+    files_from_head: bool,
+    /// Classes and limits in place of those that ship: a [scale] table as in deploy/fleets/runpod.toml
+    #[arg(long, value_name = "FILE")]
+    fleet: Option<PathBuf>,
     /// The static binary that is there as `ternfleet`; this program unless given
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
@@ -74,6 +89,9 @@ pub(crate) struct Launch {
     /// Another address than RunPod's own
     #[arg(long, value_name = "URL", env = "TERNFLEET_RUNPOD_BASE", hide = true)]
     runpod_base: Option<String>,
+    /// How long an order without an answer takes to show in the provider's list
+    #[arg(long, value_name = "TIME", value_parser = span::parse, hide = true)]
+    runpod_settle: Option<Duration>,
     /// Price of a pod on this machine, for quote and bill
     #[arg(long, value_name = "X", default_value_t = 0.34)]
     price_usd_per_hour: f64,
@@ -127,6 +145,7 @@ impl Launch {
             began_at: TimeMs::now(),
             prompts: std::path::absolute(prompts)?,
             out: std::path::absolute(&out)?,
+            replaces_out: self.force,
             model: self.model(at)?,
             key,
             deadline: self.deadline.map(|span| TimeMs::now().plus(span)),
@@ -134,7 +153,7 @@ impl Launch {
             pods_max: self.pods,
             price_usd_per_hour: self.price_usd_per_hour,
             quote: None,
-            nats: self.head.clone(),
+            elsewhere: self.elsewhere()?,
             batch: None,
             fetched: None,
             rent: None,
@@ -164,8 +183,14 @@ impl Launch {
     }
 
     async fn quote(&self, state: &State) -> anyhow::Result<(ternfleet_proto::message::Quote, String)> {
-        if let Some(nats) = &state.nats {
-            return quote::by_the_fleet(nats, &state.prompts, state.deadline, state.budget_usd_micro).await;
+        if let Some(elsewhere) = &state.elsewhere {
+            return quote::by_the_fleet(
+                &elsewhere.connection(),
+                &state.prompts,
+                state.deadline,
+                state.budget_usd_micro,
+            )
+            .await;
         }
         let head = match &state.rent {
             None => ("nats-server and coordinator on this machine".to_owned(), UsdMicro::ZERO),
@@ -184,6 +209,18 @@ impl Launch {
             pods: &offers,
         };
         launch::plan(&plan).await
+    }
+
+    fn elsewhere(&self) -> anyhow::Result<Option<Elsewhere>> {
+        let Some(nats) = &self.head else { return Ok(None) };
+        // `--resume` may be typed in another folder.
+        let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
+        Ok(Some(Elsewhere {
+            nats: nats.clone(),
+            credentials_file: absolute(&self.nats_credentials_file)?,
+            root_certificates: absolute(&self.nats_root_certificates)?,
+            tenant: self.tenant.clone(),
+        }))
     }
 
     /// At RunPod a model need not be here: pods fetch it.
@@ -209,7 +246,10 @@ impl Launch {
             base: self.runpod_base.as_deref(),
             key_file: self.key_file.as_deref(),
             files,
+            from_head: self.files_from_head,
             image: self.image.as_deref(),
+            fleet: self.fleet.as_deref(),
+            settle: self.runpod_settle,
             classes: &self.class,
             pods_max: state.pods_max,
             budget: state.budget_usd_micro,

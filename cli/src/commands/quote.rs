@@ -122,12 +122,12 @@ pub(crate) async fn counted(sample: &Sample, fleet: &Fleet) -> WorkSample {
 
 /// What a running fleet quotes for a file, and the same for people.
 pub(crate) async fn by_the_fleet(
-    nats: &str,
+    to: &Connection,
     file: &Path,
     deadline: Option<TimeMs>,
     budget_usd_micro: Option<UsdMicro>,
 ) -> anyhow::Result<(Answer, String)> {
-    let fleet = Fleet::connect(&Connection::local(nats.to_owned())).await?;
+    let fleet = Fleet::connect(to).await?;
     let sample = read(file, 1000).await?;
     let work = counted(&sample, &fleet).await;
     let tenant = fleet.tenant.clone();

@@ -1,6 +1,7 @@
 //! What a rented head is told: keys of the fleet, what may be rented and with whose money. One variable of its order.
 
-use std::path::Path;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,6 +13,7 @@ use ternfleet_proto::access::{Folders, Node, Site};
 use ternfleet_proto::table::Role;
 
 use crate::commands::nats::Authority;
+use crate::local::Purse;
 use crate::output::write_secret;
 
 /// The variable.
@@ -19,6 +21,11 @@ pub(crate) const VARIABLE: &str = "TERNFLEET_HEAD";
 /// Inside the pod; the provider maps it to a port of a public address.
 pub(crate) const NATS_PORT: u16 = 4222;
 pub(crate) const MONITOR_PORT: u16 = 8222;
+/// Where the head serves `/dist/`, when it does.
+pub(crate) const DIST_PORT: u16 = 8081;
+/// Names of a model of one's own under `/dist/`.
+pub(crate) const MODEL_NAME: &str = "model.gguf";
+pub(crate) const MANIFEST_NAME: &str = "manifest.toml";
 /// By which the head's NATS greets.
 pub(crate) const SERVER_NAME: &str = "head";
 /// How long credentials of a launch last: no launch lasts longer.
@@ -35,7 +42,33 @@ pub(crate) struct Bundle {
     pub(crate) nats_server_sha256: String,
     /// The head ends itself when it has heard of nobody for so long.
     pub(crate) unheard_limit_s: u64,
+    /// What it and its pods may cost together.
+    pub(crate) purse: Option<Purse>,
+    /// Workers fetch their files from the head, when it is told to serve them.
+    pub(crate) serves: Option<Serves>,
     pub(crate) scale: ScaleOptions,
+}
+
+/// What a head serves besides itself and nats-server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Serves {
+    pub(crate) model: Option<ServedModel>,
+}
+
+/// A model that the catalogue does not know, and where the head gets it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ServedModel {
+    pub(crate) url: String,
+    pub(crate) sha256: String,
+    pub(crate) manifest_url: String,
+}
+
+/// How pods reach a head.
+#[derive(Debug)]
+pub(crate) struct Public {
+    pub(crate) host: String,
+    pub(crate) nats_port: u16,
+    pub(crate) dist_port: Option<u16>,
 }
 
 impl std::fmt::Debug for Bundle {
@@ -50,16 +83,18 @@ struct CoordinatorFile<'a> {
     nats_credentials_file: &'a Path,
     nats_root_certificates: &'a Path,
     issuer_file: &'a Path,
+    dist_dir: Option<PathBuf>,
+    dist_http: Option<SocketAddr>,
     scale: ScaleOptions,
 }
 
 /// Where a head has written what its parts read.
 #[derive(Debug)]
 pub(crate) struct Written {
-    pub(crate) nats_config: std::path::PathBuf,
-    pub(crate) coordinator_config: std::path::PathBuf,
-    pub(crate) credentials: std::path::PathBuf,
-    pub(crate) authority: std::path::PathBuf,
+    pub(crate) nats_config: PathBuf,
+    pub(crate) coordinator_config: PathBuf,
+    pub(crate) credentials: PathBuf,
+    pub(crate) authority: PathBuf,
 }
 
 /// Credentials by which commands of the launching machine come in, as the text of a `.creds` file.
@@ -81,11 +116,12 @@ impl Bundle {
         serde_json::to_string(self).context("the head's bundle cannot be written")
     }
 
-    /// Writes keys, certificates and configuration for a head that pods reach at `host:port`.
-    pub(crate) fn write(&self, dir: &Path, host: &str, port: u16, now: TimeMs) -> anyhow::Result<Written> {
+    /// Writes keys, certificates and configuration for a head that pods reach there.
+    pub(crate) fn write(&self, dir: &Path, public: &Public, now: TimeMs) -> anyhow::Result<Written> {
+        let (host, port) = (public.host.as_str(), public.nats_port);
         let site = Site::parse(&self.site)?;
         let authority = Authority::from_key(&self.authority_key)?;
-        let secret = |name: &str, text: &str| -> anyhow::Result<std::path::PathBuf> {
+        let secret = |name: &str, text: &str| -> anyhow::Result<PathBuf> {
             let path = dir.join(name);
             write_secret(&path, text)?;
             Ok(path)
@@ -117,10 +153,22 @@ impl Bundle {
         let env = &mut scale.pod.env;
         env.insert("TERNFLEET_NATS".to_owned(), format!("tls://{host}:{port}"));
         env.insert("TERNFLEET_NATS_CA_PEM".to_owned(), certificate);
+        // Plain HTTP: the token opens nothing but these files, and their digests come with the order.
+        if let Some(port) = public.dist_port {
+            let (pod, served) = (&mut scale.pod, format!("http://{host}:{port}"));
+            (pod.binary_url, pod.binary_sha256) = (None, None);
+            if self.serves.as_ref().is_some_and(|serves| serves.model.is_some()) {
+                pod.model_url = Some(format!("{served}/dist/{MODEL_NAME}"));
+                pod.manifest_url = Some(format!("{served}/dist/{MANIFEST_NAME}"));
+            }
+            pod.dist_url = Some(served);
+        }
         let file = CoordinatorFile {
             nats_credentials_file: &credentials,
             nats_root_certificates: &authority,
             issuer_file: &issuer,
+            dist_dir: public.dist_port.map(|_| dir.join("dist")),
+            dist_http: public.dist_port.map(|_| (Ipv4Addr::UNSPECIFIED, DIST_PORT).into()),
             scale,
         };
         let coordinator_config = secret("coordinator.toml", &toml::to_string(&file)?)?;
@@ -141,6 +189,8 @@ mod tests {
             nats_server_url: "https://files.example/nats-server".to_owned(),
             nats_server_sha256: "ab".repeat(32),
             unheard_limit_s: 21_600,
+            purse: None,
+            serves: Some(Serves { model: None }),
             scale: ScaleOptions { fleet: "tf-1-w1".to_owned(), ..ScaleOptions::default() },
         };
         assert!(!format!("{bundle:?}").contains("hush"));
@@ -148,9 +198,17 @@ mod tests {
         assert!(variable.len() < 8 << 10, "{} bytes of an order's 16 KiB", variable.len());
         let read: Bundle = serde_json::from_str(&variable).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let written = read.write(dir.path(), "203.0.113.9", 41_222, TimeMs::now()).unwrap();
+        let public = Public { host: "203.0.113.9".to_owned(), nats_port: 41_222, dist_port: Some(41_081) };
+        let written = read.write(dir.path(), &public, TimeMs::now()).unwrap();
         let text = std::fs::read_to_string(written.coordinator_config).unwrap();
-        for part in ["tls://203.0.113.9:41222", "fleet = \"tf-1-w1\"", "key_file = ", "BEGIN CERTIFICATE"] {
+        for part in [
+            "tls://203.0.113.9:41222",
+            "fleet = \"tf-1-w1\"",
+            "key_file = ",
+            "BEGIN CERTIFICATE",
+            "dist_http = \"0.0.0.0:8081\"",
+            "dist_url = \"http://203.0.113.9:41081\"",
+        ] {
             assert!(text.contains(part), "{text}");
         }
         assert!(!text.contains("hush"), "the key stands in a file of its own");

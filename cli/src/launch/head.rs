@@ -38,8 +38,8 @@ impl Head {
         match state.at {
             Place::Local => Ok(Head::Local(LocalHead::new(state, folder))),
             Place::Elsewhere => {
-                let nats = state.nats.clone().context("the state names no coordinator")?;
-                Ok(Head::Elsewhere(Connection::local(nats)))
+                let elsewhere = state.elsewhere.as_ref().context("the state names no coordinator")?;
+                Ok(Head::Elsewhere(elsewhere.connection()))
             }
             Place::Runpod => Ok(Head::Runpod(Box::new(RunpodHead::new(state, folder)?))),
         }
@@ -95,11 +95,12 @@ impl Head {
         }
     }
 
-    /// Ends the head and every pod that bears the fleet's name; returns when none is left.
-    pub(crate) async fn end(&self) -> anyhow::Result<()> {
+    /// Ends the head and every pod that bears the fleet's name; returns when none is left. `returned` when the head has
+    /// given back all that it had ordered.
+    pub(crate) async fn end(&self, returned: bool) -> anyhow::Result<()> {
         match self {
             Head::Local(head) => head.end().await,
-            Head::Runpod(head) => head.end().await,
+            Head::Runpod(head) => head.end(returned).await,
             Head::Elsewhere(_) => Ok(()),
         }
     }

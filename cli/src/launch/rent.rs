@@ -9,11 +9,12 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use ternfleet_cloud::runpod::Runpod;
-use ternfleet_cloud::{Availability, Hardware, Provider, Tier};
+use ternfleet_cloud::{Availability, Hardware, Provider, Tier, start};
 use ternfleet_coordinator::simulate::PodSpec;
-use ternfleet_coordinator::{ClassOptions, ProviderKind, ScaleOptions};
+use ternfleet_coordinator::{ClassOptions, ProviderKind, ScaleOptions, resolved};
 use ternfleet_proto::UsdMicro;
 
+use super::bundle::{MANIFEST_NAME, MODEL_NAME};
 use crate::fetch::sha256_of;
 use crate::local::nats_server;
 use crate::models::{self, Store};
@@ -30,6 +31,8 @@ const KEPT_S: u64 = 6 * 3600;
 /// … and without a budget for so long.
 const KEPT_WITHOUT_BUDGET_S: u64 = 24 * 3600;
 const TICK_MS: u64 = 1_000;
+/// Variables that the head sets in every order.
+const FILLED_IN: [&str; 2] = ["TERNFLEET_NATS", "TERNFLEET_NATS_CA_PEM"];
 
 /// Kept in the state file; the key is not in it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +50,9 @@ pub(crate) struct Rent {
     pub(crate) head_vcpus: u32,
     pub(crate) head_price_usd_micro_per_hour: UsdMicro,
     pub(crate) unheard_limit_s: u64,
+    /// Workers fetch their files from the head.
+    #[serde(default)]
+    pub(crate) from_head: bool,
     pub(crate) scale: ScaleOptions,
 }
 
@@ -56,10 +62,15 @@ pub(crate) struct Wishes<'a> {
     pub(crate) base: Option<&'a str>,
     pub(crate) key_file: Option<&'a Path>,
     pub(crate) files: &'a str,
+    pub(crate) from_head: bool,
     pub(crate) image: Option<&'a str>,
+    /// Classes and limits in place of those that ship.
+    pub(crate) fleet: Option<&'a Path>,
     pub(crate) classes: &'a [String],
     pub(crate) pods_max: u32,
     pub(crate) budget: Option<UsdMicro>,
+    /// After an order without an answer the client waits so long before it looks for the pod.
+    pub(crate) settle: Option<Duration>,
     /// How long results that nobody fetches are kept, where it is not for the budget to say.
     pub(crate) keep: Option<Duration>,
     pub(crate) model: &'a Path,
@@ -68,8 +79,32 @@ pub(crate) struct Wishes<'a> {
 }
 
 #[derive(Deserialize)]
-struct Example {
+struct File {
     scale: ScaleOptions,
+}
+
+/// Classes and limits of a file, or those that ship.
+fn scale_of(file: Option<&Path>) -> anyhow::Result<ScaleOptions> {
+    let Some(path) = file else {
+        let File { mut scale } =
+            toml::from_str(EXAMPLE).context("the classes that ship are not understood")?;
+        // What stands there in capitals is filled in, and nothing else binds the fleet than what is asked for.
+        (scale.usd_per_hour_max, scale.usd_per_day_max) = (0.0, 0.0);
+        scale.pod.env = BTreeMap::new();
+        // The provider may place pods anywhere: the files come from elsewhere.
+        scale.classes.iter_mut().for_each(|class| class.data_centers.clear());
+        return Ok(scale);
+    };
+    let said = || format!("{} cannot be used", path.display());
+    let text = std::fs::read_to_string(path).with_context(said)?;
+    let File { mut scale } = toml::from_str(&text).with_context(said)?;
+    // The head tells where NATS is. What names variables and files means those of this machine.
+    let own = |name: &String| FILLED_IN.contains(&name.as_str());
+    scale.pod.env.retain(|name, _| !own(name));
+    for (name, value) in &mut scale.pod.env {
+        *value = resolved(value).with_context(|| format!("scale.pod.env.{name}")).with_context(said)?;
+    }
+    Ok(scale)
 }
 
 impl Rent {
@@ -105,8 +140,7 @@ impl Rent {
     /// Reads the provider's prices, and chooses the classes that may be rented.
     pub(crate) async fn choose(wishes: &Wishes<'_>, provider: &Runpod) -> anyhow::Result<Rent> {
         let offers = provider.offers().await.context("the provider's prices cannot be read")?;
-        let example: Example = toml::from_str(EXAMPLE).context("the classes that ship are not understood")?;
-        let mut scale = example.scale;
+        let mut scale = scale_of(wishes.fleet)?;
         let known: Vec<String> = scale.classes.iter().map(|class| class.name.clone()).collect();
         if let Some(name) = wishes.classes.iter().find(|name| !known.contains(name)) {
             bail!("there is no class {name:?}; there are {}", known.join(", "));
@@ -122,8 +156,6 @@ impl Rent {
                 Some(Ok(price)) => {
                     class.price_usd_per_hour = UsdMicro(price).dollars();
                     class.rate_tok_s = (class.rate_tok_s * EXAMPLE_MODEL_BYTES / bytes as f64).min(2_000.0);
-                    // The provider may place it anywhere: the files come from elsewhere.
-                    class.data_centers.clear();
                     true
                 }
                 Some(Err(why)) => {
@@ -167,12 +199,29 @@ impl Rent {
             head_vcpus,
             head_price_usd_micro_per_hour,
             unheard_limit_s: KEPT_WITHOUT_BUDGET_S,
+            from_head: wishes.from_head,
             scale,
             files,
         };
         rent.limit(wishes);
         rent.pods(&model, wishes);
+        let faults = rent.scale.faults();
+        if !faults.is_empty() {
+            bail!("nothing can be ordered like this:\n  {}", faults.join("\n  "));
+        }
         Ok(rent)
+    }
+
+    /// What workers may cost of a budget for everything: what the head may cost until it ends itself is set aside.
+    pub(crate) fn for_workers(&self, budget: UsdMicro) -> UsdMicro {
+        let aside = self.head_price_usd_micro_per_hour.over(Duration::from_secs(self.unheard_limit_s));
+        UsdMicro((budget - aside).0.max(budget.0 / 2))
+    }
+
+    /// A model of one's own, where it lies for pods.
+    pub(crate) fn own_model(&self) -> Option<(String, String, String)> {
+        let sha256 = self.scale.pod.model_sha256.clone().filter(|_| self.scale.pod.model.is_empty())?;
+        Some((self.file(MODEL_NAME), sha256, self.file(MANIFEST_NAME)))
     }
 
     /// The budget holds for everything: what the head may cost until it ends itself is set aside, the rest is for workers.
@@ -181,11 +230,12 @@ impl Rent {
         scale.provider = ProviderKind::Runpod;
         scale.pods_min = 0;
         scale.pods_max = wishes.pods_max;
-        scale.tick_ms = TICK_MS;
-        scale.usd_per_hour_max = 0.0;
-        scale.usd_per_day_max = 0.0;
+        scale.tick_ms = scale.tick_ms.min(TICK_MS);
         scale.reconcile_s = 0;
         scale.runpod.base.clone_from(&self.base);
+        if let Some(settle) = wishes.settle {
+            scale.runpod.settle_ms = settle.as_millis() as u64;
+        }
         if let Some(budget) = wishes.budget {
             // A tenth of the budget keeps results that nobody fetches, six hours at least.
             let tenth = 360.0 * budget.0 as f64 / self.head_price_usd_micro_per_hour.0.max(1) as f64;
@@ -194,21 +244,19 @@ impl Rent {
         if let Some(keep) = wishes.keep {
             self.unheard_limit_s = keep.as_secs().max(1);
         }
-        if let Some(budget) = wishes.budget {
-            let aside = self.head_price_usd_micro_per_hour.over(Duration::from_secs(self.unheard_limit_s));
-            let left = UsdMicro((budget - aside).0.max(budget.0 / 2));
-            scale.usd_per_day_max = left.dollars();
-        }
     }
 
     fn pods(&mut self, model: &Model, wishes: &Wishes<'_>) {
-        let (binary, model_file) = (self.file("ternfleet"), self.file("model.gguf"));
-        let manifest = self.file("manifest.toml");
+        let (binary, model_file) = (self.file("ternfleet"), self.file(MODEL_NAME));
+        let manifest = self.file(MANIFEST_NAME);
         let pod = &mut self.scale.pod;
-        pod.image = wishes.image.unwrap_or_default().to_owned();
+        if let Some(image) = wishes.image {
+            // Its own entry point is not known: it is started as the stock image is.
+            image.clone_into(&mut pod.image);
+            (pod.entrypoint, pod.cmd) = start::command(&["pod"]);
+        }
         pod.binary_url = Some(binary);
         pod.binary_sha256 = Some(self.binary_sha256.clone());
-        pod.env = BTreeMap::new();
         pod.model = String::new();
         match model {
             Model::Named(name) => pod.model.clone_from(name),

@@ -10,12 +10,13 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use ternfleet_proto::message::{BatchView, Quote};
-use ternfleet_proto::{BatchId, TimeMs, UsdMicro};
+use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
 
 use super::bill::{self, PodBill};
 use super::rent::Rent;
+use crate::connection::Connection;
 use crate::lock::{Claim, Lock};
-use crate::output::write_secret;
+use crate::output::{Existing, WholeFile, write_secret};
 
 /// Names the folder of all launched fleets.
 pub(crate) const VARIABLE: &str = "TERNFLEET_STATE_DIR";
@@ -44,6 +45,26 @@ impl Place {
     }
 }
 
+/// How to reach a coordinator that somebody else runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Elsewhere {
+    pub(crate) nats: String,
+    pub(crate) credentials_file: Option<PathBuf>,
+    pub(crate) root_certificates: Option<PathBuf>,
+    pub(crate) tenant: TenantId,
+}
+
+impl Elsewhere {
+    pub(crate) fn connection(&self) -> Connection {
+        Connection {
+            nats_credentials_file: self.credentials_file.clone(),
+            nats_root_certificates: self.root_certificates.clone(),
+            tenant: self.tenant.clone(),
+            ..Connection::local(self.nats.clone())
+        }
+    }
+}
+
 /// What is known of a fleet that this machine has begun.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct State {
@@ -53,6 +74,9 @@ pub(crate) struct State {
     pub(crate) began_at: TimeMs,
     pub(crate) prompts: PathBuf,
     pub(crate) out: PathBuf,
+    /// The file at `out` may be replaced: somebody said so, or it is this launch's own.
+    #[serde(default)]
+    pub(crate) replaces_out: bool,
     /// A file, or a name of the catalogue.
     pub(crate) model: PathBuf,
     /// Of the batch: asked for twice, there is one.
@@ -63,8 +87,9 @@ pub(crate) struct State {
     pub(crate) price_usd_per_hour: f64,
     /// What was quoted before anything was ordered.
     pub(crate) quote: Option<Quote>,
-    /// Address of the coordinator's NATS, where it is not the fleet's own.
-    pub(crate) nats: Option<String>,
+    /// A coordinator that somebody else runs.
+    #[serde(default)]
+    pub(crate) elsewhere: Option<Elsewhere>,
     pub(crate) batch: Option<BatchId>,
     /// The batch as it ended, once its results are in `out`.
     pub(crate) fetched: Option<Box<BatchView>>,
@@ -213,6 +238,22 @@ impl Folder {
             .with_context(|| format!("cannot write {}", self.root.display()))
     }
 
+    /// Begins the file of the results. One that came up since the launch began is kept, unless it may be replaced; then
+    /// they go beside it.
+    pub(crate) fn begin_out(&self, state: &mut State) -> anyhow::Result<WholeFile> {
+        if !state.replaces_out {
+            if state.out.exists() {
+                let free = free_beside(&state.out);
+                eprintln!("{} came up meanwhile and is kept", state.out.display());
+                state.out = free;
+            }
+            // From now on what lies there is this launch's own, also for a command that goes on after this one.
+            state.replaces_out = true;
+            self.write(state)?;
+        }
+        WholeFile::create(&state.out, Existing::Replaced)
+    }
+
     /// One command at a time works on a fleet.
     pub(crate) fn lock(&self) -> anyhow::Result<Lock> {
         std::fs::create_dir_all(&self.root)
@@ -234,6 +275,17 @@ impl Folder {
     }
 }
 
+/// `answers.jsonl` is followed by `answers.1.jsonl`.
+fn free_beside(path: &Path) -> PathBuf {
+    let (stem, ending) = (path.file_stem().unwrap_or_default(), path.extension().unwrap_or_default());
+    let (stem, ending) = (stem.to_string_lossy(), ending.to_string_lossy());
+    let name = |number: u32| match ending.is_empty() {
+        true => format!("{stem}.{number}"),
+        false => format!("{stem}.{number}.{ending}"),
+    };
+    (1..).map(|number| path.with_file_name(name(number))).find(|path| !path.exists()).unwrap_or_default()
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -245,6 +297,7 @@ pub(crate) mod tests {
             began_at: TimeMs(1),
             prompts: "/tmp/in.jsonl".into(),
             out: "/tmp/out.jsonl".into(),
+            replaces_out: false,
             model: "storyteller".into(),
             key: "00".to_owned(),
             deadline: None,
@@ -252,7 +305,7 @@ pub(crate) mod tests {
             pods_max: 1,
             price_usd_per_hour: 0.34,
             quote: None,
-            nats: None,
+            elsewhere: None,
             batch: None,
             fetched: None,
             rent: None,
@@ -277,6 +330,26 @@ pub(crate) mod tests {
         let refused = folders.choose(None).unwrap_err().to_string();
         assert!(refused.contains("tf-a, tf-c"), "{refused}");
         assert!(folders.choose(Some("tf-d")).is_err());
+    }
+
+    #[test]
+    fn a_file_that_came_up_since_the_launch_began_is_kept_and_its_own_is_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folders { root: root.path().to_owned() }.folder("tf-a");
+        let out = root.path().join("out.jsonl");
+        let mut launched = State { out: out.clone(), ..state("tf-a") };
+        std::fs::create_dir_all(folder.path()).unwrap();
+        std::fs::write(&out, "precious").unwrap();
+        let mut first = folder.begin_out(&mut launched).unwrap();
+        first.line("answer").unwrap();
+        first.publish().unwrap();
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), "precious");
+        assert_eq!(launched.out, root.path().join("out.1.jsonl"));
+        // The command was killed before it wrote down that the results are here: the next one writes them again.
+        let mut again = folder.read().unwrap();
+        folder.begin_out(&mut again).unwrap().publish().unwrap();
+        assert_eq!((again.out.clone(), again.replaces_out), (launched.out, true));
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 3);
     }
 
     #[test]

@@ -1,26 +1,30 @@
 //! The steps of a launch, in order. Each finds what an earlier life of the command has done, and does the rest.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 
-use ternfleet_proto::BusError;
-use ternfleet_proto::TimeMs;
-use ternfleet_proto::message::{BatchOptions, BatchView, Refusal, RefusalCode};
+use ternfleet_proto::message::{
+    BatchOptions, BatchRef, BatchState, BatchView, Refusal, RefusalCode, ScaleDials, ScaleView,
+};
+use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::{BatchId, BusError, TimeMs};
 
 use super::bill;
 use super::head::{Head, Lost};
 use super::state::{Folder, State};
 use crate::client::{Fleet, Patience, Unanswered};
 use crate::commands::submit::NewBatch;
-use crate::output::{Existing, WholeFile};
 use crate::progress::{Progress, state_name};
 use crate::{follow, local};
 
 /// Of one launch: a head that is lost more often than this has another fault.
 const HEADS_MAX: usize = 12;
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Between two looks at what the fleet may still spend.
+const MONEY_EVERY: Duration = Duration::from_secs(2);
 
 /// How a launch went.
 #[derive(Debug)]
@@ -56,7 +60,7 @@ async fn work_with(head: &Head, folder: &Folder, state: &RefCell<State>) -> anyh
         }
         let worked = async {
             let fleet = Fleet::connect(&reached.connection).await?;
-            work(&fleet, folder, state).await
+            work(&fleet, head.is_own(), folder, state).await
         };
         let lost = tokio::select! {
             batch = worked => match batch {
@@ -85,7 +89,12 @@ fn is_unanswered(error: &anyhow::Error) -> bool {
 }
 
 /// Has the batch done and its results here.
-async fn work(fleet: &Fleet, folder: &Folder, state: &RefCell<State>) -> anyhow::Result<BatchView> {
+async fn work(
+    fleet: &Fleet,
+    is_own: bool,
+    folder: &Folder,
+    state: &RefCell<State>,
+) -> anyhow::Result<BatchView> {
     let known = state.borrow().batch.clone();
     let known = match known {
         Some(id) => match fleet.batch(&id, Patience::Short).await {
@@ -100,16 +109,66 @@ async fn work(fleet: &Fleet, folder: &Folder, state: &RefCell<State>) -> anyhow:
         None => create(fleet, folder, state).await?,
     };
     let mut progress = Progress::new();
-    let ended = follow::to_the_end(fleet, &batch.id, &mut progress).await?;
+    let ended = tokio::select! {
+        ended = follow::to_the_end(fleet, &batch.id, &mut progress) => Ok(ended?),
+        () = money_spent(fleet, &batch.id), if is_own => Err(()),
+    };
+    let ended = match ended {
+        Ok(ended) => ended,
+        // Nobody will give this fleet more: what was answered is kept.
+        Err(()) => {
+            eprintln!("the budget is spent; what was answered so far is fetched");
+            let question = BatchRef { tenant: fleet.tenant.clone(), id: batch.id.clone() };
+            let _: BatchView = fleet.ask(ApiVerb::BatchCancel, &question, Patience::Short).await?;
+            follow::to_the_end(fleet, &batch.id, &mut progress).await?
+        }
+    };
     progress.finish(&ended);
     if let Some(reason) = &ended.reason {
         eprintln!("{}: {reason}", state_name(ended.state));
     }
-    let draft = WholeFile::create(&state.borrow().out, Existing::Replaced)?;
+    let draft = folder.begin_out(&mut state.borrow_mut())?;
     let path = follow::into_file(fleet, &ended, draft, Patience::Endless).await?;
     eprintln!("results: {}", path.display());
     change(folder, state, |state| state.fetched = Some(Box::new(ended.clone())))?;
     Ok(ended)
+}
+
+/// Returns when the batch waits for money that nobody will give: its own budget is spent, or what the fleet's pods may
+/// cost. Says meanwhile why nothing is rented, when nothing is.
+async fn money_spent(fleet: &Fleet, id: &BatchId) {
+    let question = BatchRef { tenant: fleet.tenant.clone(), id: id.clone() };
+    let mut said = BTreeSet::new();
+    loop {
+        tokio::time::sleep(MONEY_EVERY).await;
+        let batch = fleet.ask_once::<_, BatchView>(ApiVerb::BatchGet, &question).await;
+        let view = fleet.ask_once::<_, ScaleView>(ApiVerb::ScaleShow, &ScaleDials::default()).await;
+        let (Ok(batch), Ok(view)) = (batch, view) else { continue };
+        let waits = match batch.state {
+            BatchState::PausedBudget => true,
+            BatchState::InProgress => view.limit_reached && view.pods.is_empty(),
+            _ => false,
+        };
+        if waits {
+            return;
+        }
+        for why in troubles(&view) {
+            if said.insert(why.clone()) {
+                eprintln!("{why}");
+            }
+        }
+    }
+}
+
+/// Why work may stand still.
+fn troubles(view: &ScaleView) -> Vec<String> {
+    let halted = view.halted.iter().map(|why| format!("nothing is rented for now: {why}"));
+    let failed = view.classes.iter().filter_map(|class| class.failed.as_ref());
+    let failed = failed.map(|failed| {
+        let last = failed.log.last().map(|line| format!(" ({line})")).unwrap_or_default();
+        format!("{}: {}{last}", failed.pod, failed.why)
+    });
+    halted.chain(failed).collect()
 }
 
 async fn create(fleet: &Fleet, folder: &Folder, state: &RefCell<State>) -> anyhow::Result<BatchView> {
@@ -141,16 +200,17 @@ fn change(folder: &Folder, state: &RefCell<State>, change: impl FnOnce(&mut Stat
 /// Gives back every pod, reads the bill, ends the head, and looks until nothing of the fleet's name is left. May be
 /// asked for at any time, and again.
 pub(crate) async fn give_back(head: &Head, folder: &Folder, state: &mut State) -> anyhow::Result<()> {
+    let mut returned = false;
     if head.is_own() {
         eprintln!("giving everything back");
         if let Some(connection) = head.find().await {
             match Fleet::connect(&connection).await {
-                Ok(fleet) => by_the_coordinator(&fleet, folder, state).await,
+                Ok(fleet) => returned = by_the_coordinator(&fleet, folder, state).await,
                 Err(error) => eprintln!("the head does not answer ({error:#}); it is ended as it is"),
             }
         }
     }
-    head.end().await.context("something may still be rented: repeat `ternfleet down`")?;
+    head.end(returned).await.context("something may still be rented: repeat `ternfleet down`")?;
     head.complete(&mut state.bill)?;
     if let Some(provider) = head.provider()?
         && let Err(error) =
@@ -162,14 +222,16 @@ pub(crate) async fn give_back(head: &Head, folder: &Folder, state: &mut State) -
     folder.write(state)
 }
 
-/// Workers hand back their jobs, and each pod's meter is read to its end. What fails here is done without the
-/// coordinator.
-async fn by_the_coordinator(fleet: &Fleet, folder: &Folder, state: &mut State) {
-    if let Err(error) = local::return_all(fleet).await {
+/// Workers hand back their jobs, and each pod's meter is read to its end; true when all pods were returned. What fails
+/// here is done without the coordinator.
+async fn by_the_coordinator(fleet: &Fleet, folder: &Folder, state: &mut State) -> bool {
+    let returned = local::return_all(fleet).await;
+    if let Err(error) = &returned {
         eprintln!("{error:#}; the rest is ended without the coordinator");
     }
     let read = bill::read_meter(&*fleet.bus, &mut state.bill).await;
     if let Err(error) = read.and_then(|()| folder.write(state)) {
         eprintln!("{error:#}");
     }
+    returned.is_ok()
 }

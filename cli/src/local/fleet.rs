@@ -53,6 +53,8 @@ pub(crate) struct Plan {
     pub(crate) scale: Option<rented::Range>,
     /// End by itself when nobody has asked anything, and nothing was to be done, for so long.
     pub(crate) unheard_limit: Option<Duration>,
+    /// What a rented head and its pods may cost together; it ends when that is spent.
+    pub(crate) purse: Option<watch::Purse>,
     /// NATS asks everybody who they are, and may be reached from elsewhere.
     pub(crate) secured: Option<Secured>,
 }
@@ -75,8 +77,8 @@ pub(crate) struct Secured {
 pub(crate) enum Ended {
     /// A signal asked for it.
     Asked,
-    /// Nobody had asked anything for as long as the plan allows.
-    Unheard,
+    /// By itself.
+    Done(watch::Why),
 }
 
 /// Runs the fleet until a signal asks for its end, or it has been forgotten; `ready` is called with its addresses once it can take work.
@@ -179,16 +181,16 @@ impl Running {
 
         self.dir.write_addresses(&addresses)?;
         ready(&addresses, &self.dir)?;
-        let unheard = match plan.unheard_limit {
-            None => self.until(std::future::pending::<()>()).await?,
+        let done = match plan.unheard_limit {
+            None => self.until(std::future::pending()).await?,
             Some(limit) => {
                 let secured = plan.secured.as_ref().map(|secured| secured.connection.clone());
                 let connection = secured.unwrap_or_else(|| Connection::local(addresses.nats));
-                let unheard = watch::unheard(ports.monitor.number(), connection, limit);
-                self.until(unheard).await?
+                let ports = watch::Ports { monitor: ports.monitor.number(), http: ports.http.number() };
+                self.until(watch::end_of(ports, connection, limit, plan.purse.clone())).await?
             }
         };
-        Ok(if unheard.is_some() { Ended::Unheard } else { Ended::Asked })
+        Ok(done.map_or(Ended::Asked, Ended::Done))
     }
 
     /// Writes what the coordinator is told about renting; answers the file's path.

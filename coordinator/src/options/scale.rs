@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use order::{ClassOptions, PodOptions, VolumeOptions};
+pub use order::{ClassOptions, PodOptions, VolumeOptions, resolved};
 
 /// Where pods come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +136,7 @@ impl Default for RunpodOptions {
 
 impl ScaleOptions {
     /// Every fault at once.
-    pub(crate) fn faults(&self) -> Vec<String> {
+    pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.provider == ProviderKind::None {
             return faults;

@@ -12,6 +12,9 @@ const RESTART_S: f64 = 30.0;
 /// A pod's slots checkpoint every 32 tokens each.
 const CHECKPOINT_TOKENS: u32 = 512;
 
+/// A pod that the provider has confirmed shows in its list within this time.
+const LISTED_WITHIN_S: f64 = 60.0;
+
 /// The planner's problem as it stands, with the names of its classes by number: what a quote is made from.
 pub fn market(settings: &Settings, intents: &Intents, seen: &Seen) -> (Problem, Vec<String>) {
     let standing = |intent| Some((intent, stand(settings, intent, seen, &mut Vec::new())?));
@@ -93,7 +96,14 @@ fn stand(settings: &Settings, intent: &Intent, seen: &Seen, acts: &mut Vec<Act>)
                 None => pod.name == intent.name,
             };
             let found = listed.iter().find(own);
-            if found.is_none() && (intent.provider_id.is_some() || age_s > settings.order_limit_s) {
+            let limit_s = match intent.provider_id {
+                // Some list has held it, or it works: it is not there any more.
+                Some(_) if seen.shown.contains(&intent.name) || worker.is_some() => 0.0,
+                // The provider has confirmed it, and may list it late.
+                Some(_) => LISTED_WITHIN_S.min(settings.order_limit_s),
+                None => settings.order_limit_s,
+            };
+            if found.is_none() && age_s > limit_s {
                 let why = if intent.provider_id.is_some() { Why::Vanished } else { Why::NeverCame };
                 acts.push(Act::Close { name: intent.name.clone(), why: intent.ending.unwrap_or(why) });
                 return None;
@@ -152,11 +162,6 @@ fn stand(settings: &Settings, intent: &Intent, seen: &Seen, acts: &mut Vec<Act>)
     })
 }
 
-/// What one pod may cost until its lease runs out.
-fn lease(settings: &Settings, price: UsdMicro) -> UsdMicro {
-    price.over(Duration::from_secs_f64(settings.lease_s))
-}
-
 /// Gives back the most expensive pods until what is spent today and a lease of all others is within the day's limit.
 fn keep_daily_limit(
     settings: &Settings,
@@ -169,10 +174,10 @@ fn keep_daily_limit(
         (a.0.price_usd_micro_per_hour, &a.0.name).cmp(&(b.0.price_usd_micro_per_hour, &b.0.name))
     });
     let mut committed: UsdMicro =
-        alive.iter().map(|(intent, _)| lease(settings, intent.price_usd_micro_per_hour)).sum();
+        alive.iter().map(|(intent, _)| settings.lease(intent.price_usd_micro_per_hour)).sum();
     while seen.spent_today + committed > limit {
         let Some((intent, _)) = alive.pop() else { break };
-        committed = committed - lease(settings, intent.price_usd_micro_per_hour);
+        committed = committed - settings.lease(intent.price_usd_micro_per_hour);
         give_back(intent, Why::Limit, acts);
     }
     alive.sort_by(|a, b| a.0.name.cmp(&b.0.name));
@@ -354,7 +359,7 @@ fn follow(
 
     let mut per_hour: UsdMicro = kept.iter().map(|(intent, _)| intent.price_usd_micro_per_hour).sum();
     let mut today: UsdMicro = seen.spent_today
-        + kept.iter().map(|(intent, _)| lease(settings, intent.price_usd_micro_per_hour)).sum();
+        + kept.iter().map(|(intent, _)| settings.lease(intent.price_usd_micro_per_hour)).sum();
     let mut count = kept.len();
     let mut new: Vec<&Candidate<'_>> =
         offers.iter().filter(|offer| step(&offer.intent.name) == Some(Step::Start)).collect();
@@ -366,10 +371,10 @@ fn follow(
         let price = offer.intent.price_usd_micro_per_hour;
         let within = count < settings.pods_max
             && settings.usd_micro_per_hour_max.is_none_or(|limit| per_hour + price <= limit)
-            && settings.usd_micro_per_day_max.is_none_or(|limit| today + lease(settings, price) <= limit);
+            && settings.usd_micro_per_day_max.is_none_or(|limit| today + settings.lease(price) <= limit);
         if within {
             per_hour += price;
-            today += lease(settings, price);
+            today += settings.lease(price);
             count += 1;
             acts.push(Act::Write(offer.intent.clone()));
         }

@@ -1,5 +1,7 @@
 //! What the fleet's owner sets: classes of pods, limits, patience.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use ternfleet_proto::UsdMicro;
 
@@ -81,6 +83,20 @@ impl Settings {
     /// Is this one of ours? `<fleet>-<class>-<number>`.
     pub(super) fn is_ours(&self, name: &str) -> bool {
         name.strip_prefix(self.fleet.as_str()).is_some_and(|rest| rest.starts_with('-'))
+    }
+
+    /// What one pod may cost until its lease runs out.
+    pub(super) fn lease(&self, price: UsdMicro) -> UsdMicro {
+        price.over(Duration::from_secs_f64(self.lease_s))
+    }
+
+    /// No pod of any class may be rented any more today.
+    pub(crate) fn day_is_spent(&self, spent_today: UsdMicro) -> bool {
+        let fits = |class: &Class, limit| spent_today + self.lease(class.price_usd_micro_per_hour) <= limit;
+        let limit = self.usd_micro_per_day_max;
+        limit.is_some_and(|limit| {
+            !self.classes.is_empty() && !self.classes.iter().any(|class| fits(class, limit))
+        })
     }
 
     pub(super) fn class(&self, name: &str) -> Option<&Class> {

@@ -204,6 +204,29 @@ fn pods_that_never_come_never_get_ready_fall_silent_stop_or_vanish_are_let_go() 
 }
 
 #[test]
+fn a_pod_that_was_rented_a_moment_ago_may_be_listed_late() {
+    let fleet = Settings { pods_max: 1, ..settings() };
+    let (mut intents, mut asked) = (Intents::new(), seen(60_000.0, 1.0));
+    perform(&decide(&fleet, &intents, &asked, None).acts, &mut intents, &mut asked);
+    let name = intents.keys().next().unwrap().clone();
+    intents.get_mut(&name).unwrap().provider_id = Some(format!("id-{name}"));
+    asked.pods = Some(Vec::new());
+    let mut after = |seconds: u64, shown: bool| {
+        asked.now = TimeMs(seconds * 1000);
+        asked.shown = shown.then(|| name.clone()).into_iter().collect();
+        let acts = decide(&fleet, &intents, &asked, None).acts;
+        acts.into_iter().find_map(|act| match act {
+            Act::Close { why, .. } => Some(why),
+            Act::Write(_) => panic!("rented twice"),
+            _ => None,
+        })
+    };
+    assert_eq!(after(5, false), None, "the list lags");
+    assert_eq!(after(70, false), Some(Why::Vanished), "and not for so long");
+    assert_eq!(after(5, true), Some(Why::Vanished), "a list has held it already");
+}
+
+#[test]
 fn the_least_number_of_pods_runs_without_work_and_the_cheapest_of_them() {
     let asked = seen(0.0, 1.0);
     let fleet = Settings { pods_min: 2, ..settings() };

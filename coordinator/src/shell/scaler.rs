@@ -70,6 +70,8 @@ struct Memory {
     told: bool,
     /// It has been told that the lease is ending.
     ending_told: bool,
+    /// Some list has held it.
+    shown: bool,
     /// Its worker was heard of.
     heard: bool,
     /// Why it failed has been told.
@@ -211,6 +213,12 @@ impl Scaler {
         }
         match self.rental.provider.list().await {
             Ok(pods) => {
+                for (name, kept) in &self.store.intents {
+                    let id = kept.value.provider_id.as_deref();
+                    if pods.iter().any(|pod| pod.name == *name || Some(pod.id.0.as_str()) == id) {
+                        self.memories.entry(name.clone()).or_default().shown = true;
+                    }
+                }
                 self.listed = Some(pods);
                 self.list_fault = None;
             }
@@ -309,6 +317,12 @@ impl Scaler {
             halted: self.halted.as_ref().is_some_and(|(_, until)| *until > mono),
             deaf: !self.ties.bus.connected() || self.heard_since.elapsed() < HEARING_AGAIN,
             next_number: self.store.number.value,
+            shown: self
+                .memories
+                .iter()
+                .filter(|(_, memory)| memory.shown)
+                .map(|(name, _)| name.clone())
+                .collect(),
             ages: self
                 .ages
                 .iter()
@@ -350,7 +364,8 @@ impl Scaler {
         match fault {
             CloudError::NoBalance(_) | CloudError::Unauthorized(_) => {
                 tracing::error!(what, %fault, "nothing is ordered until a person has looked at the account");
-                self.halted = Some((fault.to_string(), now.plus(HALT)));
+                let halt = HALT.min(Duration::from_secs_f64(self.rental.options.refusal_s));
+                self.halted = Some((fault.to_string(), now.plus(halt)));
             }
             CloudError::RateLimited { retry_after } => {
                 self.halted = Some((fault.to_string(), now.plus(*retry_after)));

@@ -40,7 +40,7 @@ impl ScaleDials {
 }
 
 /// The answer to all three verbs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ScaleView {
     /// `local` or `runpod`.
     pub provider: String,
@@ -56,6 +56,9 @@ pub struct ScaleView {
     pub spent_usd_micro: UsdMicro,
     /// Why nothing is ordered, when nothing is.
     pub halted: Option<String>,
+    /// No pod of any class may be rented any more within the limit of the day.
+    #[serde(default)]
+    pub limit_reached: bool,
     pub pods: Vec<ScalePod>,
     /// What the plan does next, and why.
     pub acts: Vec<ScaleAct>,

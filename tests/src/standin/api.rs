@@ -44,6 +44,7 @@ async fn answer(
 ) -> Response {
     let path = uri.path().to_owned();
     if let Some(name) = path.strip_prefix("/files/") {
+        shared.state().fetched.push(name.to_owned());
         return match shared.files.get(name).map(std::fs::read) {
             Some(Ok(content)) => content.into_response(),
             _ => problem(404, "no such file"),
@@ -146,7 +147,7 @@ fn create(shared: &Arc<Shared>, body: &[u8]) -> Response {
     if !faults.is_empty() {
         return refusal(422, "the request is not valid", &faults);
     }
-    let id = match rent(shared, &order, fault == Some(Fault::Mute)) {
+    let id = match rent(shared, &order, fault) {
         Ok(id) => id,
         Err((status, why)) => return problem(status, &why),
     };
@@ -166,7 +167,7 @@ fn create(shared: &Arc<Shared>, body: &[u8]) -> Response {
 }
 
 /// The rules that no schema tells.
-fn rent(shared: &Shared, order: &Value, mute: bool) -> Result<String, (u16, String)> {
+fn rent(shared: &Shared, order: &Value, fault: Option<Fault>) -> Result<String, (u16, String)> {
     let now = TimeMs::now();
     let mut state = shared.state();
     let market = state.market.clone();
@@ -219,7 +220,7 @@ fn rent(shared: &Shared, order: &Value, mute: bool) -> Result<String, (u16, Stri
         listed: false,
         ports: Vec::new(),
         number,
-        mute,
+        fault,
         container: None,
         link: None,
         id: id.clone(),
@@ -241,8 +242,9 @@ fn list(shared: &Shared, query: &BTreeMap<String, String>) -> Response {
         }
         // The cursor is the last pod that was shown, so that a page is no shorter for a pod that ended meanwhile.
         let after: u32 = query.get("cursor").and_then(|cursor| cursor.parse().ok()).unwrap_or(0);
-        let rest: Vec<&Pod> =
-            state.pods.iter().filter(|pod| pod.ended_at.is_none() && pod.number > after).collect();
+        let shown = TimeMs(TimeMs::now().0.saturating_sub(state.list_lag_ms));
+        let is_shown = |pod: &&Pod| pod.ended_at.is_none() && pod.number > after && pod.created_at <= shown;
+        let rest: Vec<&Pod> = state.pods.iter().filter(is_shown).collect();
         let page = &rest[..rest.len().min(state.page)];
         let shown: Vec<u32> = page.iter().map(|pod| pod.number).collect();
         let views: Vec<Value> = page.iter().map(|pod| pod.view(shared, &state.market.data_center)).collect();

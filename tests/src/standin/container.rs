@@ -35,6 +35,8 @@ pub(super) struct Container {
     pub env: Vec<(String, String)>,
     /// Folders of this machine, and where they are mounted: owned by root, as the provider's are.
     pub mounts: Vec<(PathBuf, String)>,
+    /// They can be read alone.
+    pub read_only: bool,
 }
 
 /// Makes the root and becomes the container's first process. Arguments: the root, its host name, user, working folder,
@@ -72,6 +74,7 @@ while [ "$1" != "--" ]; do
     file) mkdir -p "$(dirname "$root$3")"; : > "$root$3"; mount --bind "$2" "$root$3" ;;
     folder) mkdir -p "$root$3"; chown "$2:$2" "$root$3" ;;
     mount) mkdir -p "$root$3"; mount --bind "$2" "$root$3" ;;
+    mount-read-only) mkdir -p "$root$3"; mount --bind "$2" "$root$3"; mount -o remount,bind,ro "$root$3" ;;
   esac
   shift 3
 done
@@ -111,7 +114,7 @@ impl Container {
             command.args(["folder", &owner.to_string(), folder]);
         }
         for (from, to) in &self.mounts {
-            command.arg("mount").arg(from).arg(to);
+            command.arg(if self.read_only { "mount-read-only" } else { "mount" }).arg(from).arg(to);
         }
         command.arg("--");
         let path =

@@ -11,9 +11,9 @@ use ternfleet_cloud::time::to_rfc3339;
 use ternfleet_proto::TimeMs;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::Shared;
 use super::container::{Container, Image};
 use super::network::Link;
+use super::{Fault, Shared};
 
 /// Between the end of a container and its next start.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub struct Pod {
     pub ports: Vec<(u16, u16)>,
     pub log: PathBuf,
     pub(super) number: u32,
-    pub(super) mute: bool,
+    pub(super) fault: Option<Fault>,
     pub(super) container: Option<Child>,
     pub(super) link: Option<Link>,
 }
@@ -114,7 +114,7 @@ pub(super) async fn run(shared: Arc<Shared>, id: String) {
             let Some(pod) = state.pod_mut(&id) else { return };
             match &mut pod.container {
                 Some(container) => matches!(container.try_wait(), Ok(Some(_))),
-                None => !pod.mute && !pod.stopped,
+                None => pod.fault != Some(Fault::Mute) && !pod.stopped,
             }
         };
         if ended {
@@ -128,11 +128,14 @@ pub(super) async fn run(shared: Arc<Shared>, id: String) {
 }
 
 async fn bring_up(shared: &Arc<Shared>, id: &str) -> anyhow::Result<()> {
-    let (number, order) = {
+    let (number, order, fault) = {
         let state = shared.state();
         let pod = state.pods.iter().find(|pod| pod.id == id).context("it is gone")?;
-        (pod.number, pod.order.clone())
+        (pod.number, pod.order.clone(), pod.fault)
     };
+    if let Some(Fault::Late(ms)) = fault {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
     let joining = Arc::clone(shared);
     let link = tokio::task::spawn_blocking(move || joining.network.join(number)).await??;
     // The provider's API as every pod has it: from inside it is under the same address as from outside.
@@ -166,10 +169,10 @@ async fn bring_up(shared: &Arc<Shared>, id: &str) -> anyhow::Result<()> {
 /// Starts the container of a pod that still is one.
 fn start(shared: &Shared, id: &str) -> anyhow::Result<()> {
     let mut state = shared.state();
-    let data_center = state.market.data_center.clone();
+    let (data_center, read_only) = (state.market.data_center.clone(), state.volumes_read_only);
     let Some(pod) = state.pod_mut(id).filter(|pod| !pod.stopped) else { return Ok(()) };
     pod.started_at.get_or_insert(TimeMs::now());
-    let Some(link) = pod.link.clone().filter(|_| !pod.mute) else { return Ok(()) };
+    let Some(link) = pod.link.clone().filter(|_| pod.fault != Some(Fault::Mute)) else { return Ok(()) };
     let image = pod.order["image"].as_str().unwrap_or_default();
     let image = shared.images.get(image).with_context(|| format!("there is no image {image:?}"))?;
     let words = |value: &Value| -> Option<Vec<String>> {
@@ -182,6 +185,9 @@ fn start(shared: &Shared, id: &str) -> anyhow::Result<()> {
     let fallback = if entrypoint.is_some() { Vec::new() } else { image.cmd.clone() };
     let mut command = entrypoint.unwrap_or_else(|| image.entrypoint.clone());
     command.extend(cmd.unwrap_or(fallback));
+    if pod.fault == Some(Fault::Doomed) {
+        command = vec!["/bin/false".to_owned()];
+    }
     let set = |name: &str, value: String| (name.to_owned(), value);
     let mut env: Vec<(String, String)> = pod.order["env"]
         .as_object()
@@ -203,7 +209,8 @@ fn start(shared: &Shared, id: &str) -> anyhow::Result<()> {
         let id = mount["volumeId"].as_str().unwrap_or_default();
         mounts.push((shared.volume(id)?, mount["path"].as_str().unwrap_or("/workspace").to_owned()));
     }
-    let container = Container { image: Image::clone(image), hostname: pod.id.clone(), command, env, mounts };
+    let container =
+        Container { image: Image::clone(image), hostname: pod.id.clone(), command, env, mounts, read_only };
     let root = shared.folder.path().join("roots").join(&pod.id);
     pod.container = Some(container.start(&link, &root, &pod.log)?);
     pod.starts += 1;
@@ -277,7 +284,7 @@ mod tests {
             ports: Vec::new(),
             log: PathBuf::new(),
             number: 1,
-            mute: false,
+            fault: None,
             container: None,
             link: None,
         };

@@ -6,7 +6,7 @@ use ternfleet_proto::message::{CountTokens, Prompt, Reply};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{TenantId, codec};
 use ternfleet_tests::cluster::Cluster;
-use ternfleet_tests::program::{self, json_lines, wait_for};
+use ternfleet_tests::program::{self, Ended, json_lines, wait_for};
 
 use crate::fleet::{as_tenant, coordinator, prompts, wait_for_pods, with_connection, worker};
 
@@ -99,6 +99,31 @@ fn a_pod_comes_back_without_a_token_and_is_shut_out_when_its_key_is_revoked() {
     let input = prompts(&cluster, "in.jsonl", 6, 10);
     let answered = as_tenant(&cluster, "acme", &["submit", &input, "--out", "-"]);
     assert_eq!((answered.code, answered.json_lines().unwrap().len()), (Some(0), 6), "{answered:?}");
+
+    // A launch comes in by the same credentials, and leaves the fleet as it is.
+    let text = |path: std::path::PathBuf| path.display().to_string();
+    let (out, url) = (text(cluster.scratch("launched.jsonl")), cluster.url());
+    let credentials = text(cluster.user_file("tenant", "acme").unwrap());
+    let authority = text(cluster.root_certificates());
+    let mut launch = program::command(&[
+        "launch",
+        &input,
+        "--head",
+        &url,
+        "--nats-credentials-file",
+        &credentials,
+        "--nats-root-certificates",
+        &authority,
+        "--out",
+        &out,
+        "--yes",
+        "--anyway",
+    ])
+    .unwrap();
+    launch.env("TERNFLEET_STATE_DIR", cluster.scratch("fleets"));
+    let launched = Ended::of(&mut launch).unwrap();
+    assert_eq!(launched.code, Some(0), "{launched:?}");
+    assert_eq!(json_lines(&std::fs::read_to_string(&out).unwrap()).unwrap().len(), 6);
     assert_eq!(counted(&cluster, "four"), Ok(vec![Some(4)]), "by the worker, which counts bytes");
     drop(first);
 

@@ -12,6 +12,7 @@ use ternfleet_proto::nats::{self, ConnectOptions, Joined};
 use ternfleet_proto::{Bus, BusError, TimeMs, WorkerId, codec, table};
 use ternfleet_worker::{Identity, Options};
 
+use crate::client::WORKER_NAME;
 use crate::layers::NatsOptions;
 use crate::output::write_secret;
 
@@ -26,7 +27,7 @@ pub(super) async fn run(
     shutdown: CancellationToken,
     ready_now: impl FnOnce() + Send,
 ) -> anyhow::Result<()> {
-    let connect = connection.connect_options("ternfleet-worker");
+    let connect = connection.connect_options(WORKER_NAME);
     let Some(way_in) = way_in(connection)? else {
         let bus = nats::connect(&connect).await?;
         return ternfleet_worker::run_then(bus, options, shutdown, ready_now).await;
@@ -91,7 +92,7 @@ pub(super) async fn enter_for_all(
     if let Some(path) = connection.nats_pod_file.as_deref().filter(|path| path.exists()) {
         return Ok(Some(path.to_owned()));
     }
-    let connect = connection.connect_options("ternfleet-worker");
+    let connect = connection.connect_options(WORKER_NAME);
     let (worker, facts) = new_worker(options);
     let joined = nats::join(&connect, &way_in, worker, facts).await;
     let joined = joined.map_err(|error| not_let_in(error, &way_in, TimeMs::now()))?;
@@ -111,7 +112,7 @@ pub(super) fn last_words(connection: &NatsOptions, options: &Options, error: &an
         StartFailed { pod: options.pod.clone(), why: format!("{error:#}"), log: crate::logging::recent() };
     let connect = ConnectOptions {
         first_connect_ms: LAST_WORDS_WITHIN.as_millis() as u64 / 2,
-        ..connection.connect_options("ternfleet-worker")
+        ..connection.connect_options(WORKER_NAME)
     };
     let way_in = way_in(connection).ok().flatten();
     let tell = async {

@@ -19,25 +19,33 @@ use crate::client::Fleet;
 use crate::commands::nats::Authority;
 use crate::connection::Connection;
 use crate::launch::bill::{Bill, PodBill};
-use crate::launch::bundle::{self, Bundle};
+use crate::launch::bundle::{self, Bundle, ServedModel, Serves};
 use crate::launch::rent::Rent;
 use crate::launch::state::{Folder, State};
+use crate::local::Purse;
 use crate::output::write_secret;
 
-/// From the order to a coordinator that answers.
-const READY_WITHIN: Duration = Duration::from_secs(900);
+/// An order that is not answered clearly is repeated for so long.
+const ORDERED_WITHIN: Duration = Duration::from_secs(900);
 /// Heads that end before they answer have a fault that the next one has, too.
 const ORDERS_MAX: u32 = 3;
 /// Between two looks at the provider's list, while a head starts and while it works.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Until pods that were ended are looked for.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 const WATCH_EVERY: Duration = Duration::from_secs(3);
 /// A head is taken for lost when whole lists have not held it for so long.
 const MISSED_FOR: Duration = Duration::from_secs(10);
 /// Everything is ended within this time, or a person has to look.
 const END_WITHIN: Duration = Duration::from_secs(120);
-/// An order that was under way when its head was ended shows within this time.
-const SETTLE: Duration = Duration::from_secs(2);
+/// A head that was ordered shows in the list within this time, or it has ended.
+const LISTED_WITHIN: Duration = Duration::from_secs(15);
+/// Looks of the provider's client for an order without an answer, and one more: an order that was under way when its
+/// head was ended shows within so many times the client's patience.
+const LOOKS: u32 = 4;
 const HEAD_DISK_GB: u32 = 10;
+/// When a pod was last seen is written down this often.
+const NOTED_EVERY: Duration = Duration::from_secs(5);
 
 /// What is kept beside the state: written before each order of a head, and when a pod is first seen.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -45,6 +53,22 @@ struct Seen {
     /// How many heads were ordered: each has another name, and its pods, too.
     heads: u32,
     pods: BTreeMap<String, PodBill>,
+    /// By the provider's id: from its creation to when it was last seen.
+    #[serde(default)]
+    spans: BTreeMap<String, (TimeMs, TimeMs)>,
+}
+
+impl Seen {
+    /// What the pods have cost, as far as this machine has seen them or the provider has said.
+    fn cost(&self, billed: &BTreeMap<String, UsdMicro>) -> UsdMicro {
+        let cost = |row: &PodBill| {
+            let id = row.provider_id.as_deref().unwrap_or_default();
+            let seen =
+                self.spans.get(id).map(|(from, to)| row.price_usd_micro_per_hour.over(to.since(*from)));
+            seen.into_iter().chain(billed.get(id).copied()).max().unwrap_or_default()
+        };
+        self.pods.values().map(cost).sum()
+    }
 }
 
 #[derive(Debug)]
@@ -55,6 +79,11 @@ pub(crate) struct RunpodHead {
     name: String,
     folder: PathBuf,
     site: Site,
+    began_at: TimeMs,
+    /// For everything together.
+    budget: Option<UsdMicro>,
+    /// An order that was under way may show for so long.
+    settles: Duration,
 }
 
 impl RunpodHead {
@@ -64,11 +93,22 @@ impl RunpodHead {
         let mut options = Options::new(Secret::new(key.clone()));
         if let Some(base) = &rent.base {
             options.base.clone_from(base);
-            options.settle = SETTLE;
         }
+        options.settle = Duration::from_millis(rent.scale.runpod.settle_ms);
+        let settles = LOOKS * options.settle;
         let folder = folder.path().to_owned();
         let site = keys(&folder)?;
-        Ok(RunpodHead { provider: Runpod::new(options)?, key, rent, name: state.name.clone(), folder, site })
+        Ok(RunpodHead {
+            provider: Runpod::new(options)?,
+            key,
+            rent,
+            name: state.name.clone(),
+            folder,
+            site,
+            began_at: state.began_at,
+            budget: state.budget_usd_micro,
+            settles,
+        })
     }
 
     fn file(&self) -> PathBuf {
@@ -106,7 +146,14 @@ impl RunpodHead {
     fn note(&self, pods: &[Rented]) -> anyhow::Result<()> {
         let mut seen = self.seen()?;
         let mut changed = false;
+        let now = TimeMs::now();
         for pod in pods {
+            let created = pod.created_at_ms.map_or(now, TimeMs);
+            let (_, last) = seen.spans.entry(pod.id.0.clone()).or_insert((created, created));
+            if now.since(*last) >= NOTED_EVERY {
+                *last = now;
+                changed = true;
+            }
             // Two pods of one name are two rows: both are paid for.
             let known = seen.pods.values().any(|row| row.provider_id.as_deref() == Some(&pod.id.0));
             if !known {
@@ -137,13 +184,26 @@ impl RunpodHead {
         pods.iter().find(|pod| pod.name == self.head_name(number))
     }
 
+    /// From the list to a coordinator that answers, as for every pod.
+    fn ready_within(&self) -> Duration {
+        Duration::from_secs_f64(self.rent.scale.ready_limit_s)
+    }
+
     pub(super) async fn ensure(&self) -> anyhow::Result<Reached> {
         let began = Instant::now();
         let mut ordered = 0;
+        // When the last one was ordered here, as long as no list has held it.
+        let mut awaited: Option<Instant> = None;
+        // When each head was first seen here.
+        let mut met: BTreeMap<u32, Instant> = BTreeMap::new();
         loop {
             let pods = self.list().await?;
             let number = self.seen()?.heads;
             let Some(head) = self.head(&pods, number) else {
+                if awaited.is_some_and(|since| since.elapsed() < LISTED_WITHIN) {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
                 if ordered >= ORDERS_MAX {
                     bail!(
                         "{ORDERS_MAX} heads have ended before they answered: do the files at {} have the digests of \
@@ -155,31 +215,66 @@ impl RunpodHead {
                 for pod in &pods {
                     self.provider.terminate(&pod.id).await?;
                 }
-                match self.order().await {
+                let budget = self.budget_left().await?;
+                match self.order(budget).await {
                     Ok(()) => {}
                     // The list will tell whether it was rented.
-                    Err(fault) if may_pass(&fault) && began.elapsed() < READY_WITHIN => eprintln!("{fault}"),
+                    Err(fault) if may_pass(&fault) && began.elapsed() < ORDERED_WITHIN => {
+                        eprintln!("{fault}")
+                    }
                     Err(fault) => return Err(fault).context("no head can be rented"),
                 }
                 ordered += 1;
+                awaited = Some(Instant::now());
                 continue;
             };
+            awaited = None;
+            let since = *met.entry(number).or_insert_with(Instant::now);
             if let Some(connection) = self.connection(head)?
                 && Fleet::connect(&connection).await.is_ok()
             {
                 return Ok(Reached { connection, fresh: ordered > 0 });
             }
-            if began.elapsed() > READY_WITHIN {
-                bail!("the head {} does not answer within {} s", head.name, READY_WITHIN.as_secs());
+            let limit = self.ready_within();
+            if since.elapsed() > limit {
+                // One that has answered before may hold results: it is left for a person to decide on.
+                if ordered == 0 || ordered >= ORDERS_MAX {
+                    bail!("the head {} does not answer within {} s", head.name, limit.as_secs());
+                }
+                eprintln!("{} has not answered within {} s and is given back", head.name, limit.as_secs());
+                self.provider.terminate(&head.id).await?;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
+    /// What the next head and its pods may cost.
+    ///
+    /// # Errors
+    /// When earlier ones have spent the budget.
+    async fn budget_left(&self) -> anyhow::Result<Option<UsdMicro>> {
+        let (Some(budget), seen) = (self.budget, self.seen()?) else { return Ok(None) };
+        if seen.heads == 0 {
+            return Ok(Some(budget));
+        }
+        // Without the provider's bill, what this machine has seen counts.
+        let bills = self.provider.billing(self.began_at.0, TimeMs::now().0).await.unwrap_or_default();
+        let mut billed: BTreeMap<String, UsdMicro> = BTreeMap::new();
+        for bill in bills {
+            *billed.entry(bill.pod.0).or_default() += UsdMicro(bill.amount_usd_micro);
+        }
+        let cost = seen.cost(&billed);
+        let left = budget - cost;
+        if left <= UsdMicro::ZERO {
+            bail!("the budget of {budget} is spent ({cost}): no other head is rented");
+        }
+        Ok(Some(left))
+    }
+
     /// Orders the next head, after its number is written down.
-    async fn order(&self) -> Result<(), CloudError> {
+    async fn order(&self, budget: Option<UsdMicro>) -> Result<(), CloudError> {
         let written = |fault: anyhow::Error| CloudError::Invalid(format!("{fault:#}"));
-        let order = self.next().map_err(written)?;
+        let order = self.next(budget).map_err(written)?;
         let rented = self.provider.create(&order).await?;
         // Noted now: it may be gone before the next list.
         self.note(std::slice::from_ref(&rented)).map_err(written)?;
@@ -187,13 +282,27 @@ impl RunpodHead {
         Ok(())
     }
 
-    fn next(&self) -> anyhow::Result<Order> {
+    fn next(&self, budget: Option<UsdMicro>) -> anyhow::Result<Order> {
         let mut seen = self.seen()?;
         seen.heads += 1;
         self.keep_seen(&seen)?;
         let name = self.head_name(seen.heads);
         let mut scale = self.rent.scale.clone();
         scale.fleet = format!("{}-w{}", self.name, seen.heads);
+        if let Some(budget) = budget {
+            let most = self.rent.for_workers(budget).dollars();
+            let limit = scale.usd_per_day_max;
+            scale.usd_per_day_max = if limit > 0.0 { limit.min(most) } else { most };
+        }
+        let serves = self.rent.from_head.then(|| Serves {
+            model: self.rent.own_model().map(|(url, sha256, manifest_url)| ServedModel {
+                url,
+                sha256,
+                manifest_url,
+            }),
+        });
+        let mut ports = vec![format!("{}/tcp", bundle::NATS_PORT)];
+        ports.extend(serves.as_ref().map(|_| format!("{}/tcp", bundle::DIST_PORT)));
         let bundle = Bundle {
             site: self.site.file(),
             authority_key: std::fs::read_to_string(self.folder.join("ca.key"))?,
@@ -201,12 +310,20 @@ impl RunpodHead {
             nats_server_url: self.rent.file("nats-server"),
             nats_server_sha256: self.rent.nats_server_sha256.clone(),
             unheard_limit_s: self.rent.unheard_limit_s,
+            purse: budget.map(|budget| Purse {
+                budget_usd_micro: budget,
+                aside_usd_micro: budget - self.rent.for_workers(budget),
+                head_usd_micro_per_hour: self.rent.head_price_usd_micro_per_hour,
+                head_since: TimeMs::now(),
+            }),
+            serves,
             scale,
         };
         let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let mut env = vec![
             (bundle::VARIABLE.to_owned(), bundle.to_variable()?),
             set("TERNFLEET_END_MYSELF", "runpod"),
+            set("TERNFLEET_START_LIMIT_MS", &self.ready_within().as_millis().to_string()),
             set("TERNFLEET_BINARY_URL", &self.rent.file("ternfleet")),
             set("TERNFLEET_BINARY_SHA256", &self.rent.binary_sha256),
         ];
@@ -225,7 +342,7 @@ impl RunpodHead {
             entrypoint,
             command,
             registry: None,
-            ports: vec![format!("{}/tcp", bundle::NATS_PORT)],
+            ports,
             mount: None,
         })
     }
@@ -294,16 +411,16 @@ impl RunpodHead {
         Ok(())
     }
 
-    pub(super) async fn end(&self) -> anyhow::Result<()> {
+    pub(super) async fn end(&self, returned: bool) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut empty_since: Option<Instant> = None;
-        let mut fault = None;
+        let (mut ended, mut fault) = (false, None);
         while began.elapsed() < END_WITHIN {
             match self.list().await {
                 Ok(pods) if pods.is_empty() => {
-                    let since = *empty_since.get_or_insert_with(Instant::now);
-                    // Twice: an order that the head had under way may show late.
-                    if since.elapsed() >= SETTLE {
+                    // A head that has given back everything had no order under way; of another, one may show late.
+                    let quiet = if returned && ended { Duration::ZERO } else { self.settles };
+                    if empty_since.get_or_insert_with(Instant::now).elapsed() >= quiet {
                         return Ok(());
                     }
                 }
@@ -312,8 +429,9 @@ impl RunpodHead {
                     // The head first, lest it rents new ones.
                     pods.sort_by_key(|pod| !pod.name.contains("-head-"));
                     for pod in pods {
-                        if let Err(error) = self.provider.terminate(&pod.id).await {
-                            fault = Some(format!("{}: {error}", pod.name));
+                        match self.provider.terminate(&pod.id).await {
+                            Ok(()) => ended = true,
+                            Err(error) => fault = Some(format!("{}: {error}", pod.name)),
                         }
                     }
                 }
@@ -322,7 +440,7 @@ impl RunpodHead {
                     fault = Some(format!("{error:#}"));
                 }
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(if ended { AGAIN_AFTER } else { LOOK_EVERY }).await;
         }
         bail!(
             "not everything of {} was seen to be gone within {} s ({}): look at the provider's page, and repeat \
@@ -352,4 +470,26 @@ fn keys(folder: &std::path::Path) -> anyhow::Result<Site> {
     // Last: whoever finds it finds the rest.
     write_secret(&site, &made.file())?;
     Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_earlier_heads_have_cost_is_what_was_seen_or_what_the_provider_says_if_that_is_more() {
+        let row = |id: &str| PodBill {
+            price_usd_micro_per_hour: UsdMicro(3_600_000),
+            provider_id: Some(id.to_owned()),
+            ..PodBill::default()
+        };
+        let seen = Seen {
+            heads: 1,
+            pods: [("a".to_owned(), row("p1")), ("b".to_owned(), row("p2"))].into(),
+            spans: [("p1".to_owned(), (TimeMs(0), TimeMs(5_000)))].into(),
+        };
+        assert_eq!(seen.cost(&BTreeMap::new()), UsdMicro(5_000));
+        let billed = [("p1".to_owned(), UsdMicro(4_000)), ("p2".to_owned(), UsdMicro(700))].into();
+        assert_eq!(seen.cost(&billed), UsdMicro(5_700), "a bill that lags counts less than what was seen");
+    }
 }

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
+
 use serde::{Deserialize, Serialize};
 use ternfleet_cloud::{Compute, Tier};
 use ternfleet_text::Manifest;
@@ -306,6 +308,23 @@ impl PodOptions {
             self.volumes.iter().map(|volume| volume.data_center.as_str()).collect();
         require(volumes.len() == self.volumes.len(), "volumes names a data centre twice".to_owned());
         faults
+    }
+}
+
+/// `env:NAME` and `file:PATH` are read now; everything else stands for itself.
+///
+/// # Errors
+/// When there is no such variable or file.
+pub fn resolved(value: &str) -> anyhow::Result<String> {
+    if let Some(name) = value.strip_prefix("env:") {
+        return std::env::var(name).with_context(|| format!("{name} is not set"));
+    }
+    match value.strip_prefix("file:") {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+            Ok(text.trim_end().to_owned())
+        }
+        None => Ok(value.to_owned()),
     }
 }
 

@@ -9,7 +9,7 @@ use ternfleet_proto::TimeMs;
 use ternfleet_proto::access::JoinToken;
 
 use super::provider::Rental;
-use crate::options::{ClassOptions, PodOptions, ProviderKind};
+use crate::options::{ClassOptions, PodOptions, ProviderKind, resolved};
 use crate::scale::Intent;
 
 /// Names of the API's fields, and the keys of ours that fill them.
@@ -117,20 +117,6 @@ fn mount(class: &ClassOptions, pod: &PodOptions, data_center: Option<&str>) -> O
         None => {
             class.volume(pod, data_center).map(|volume| Mount::Network { volume: volume.to_owned(), path })
         }
-    }
-}
-
-/// `env:NAME` and `file:PATH` are read now; everything else stands for itself.
-fn resolved(value: &str) -> anyhow::Result<String> {
-    if let Some(name) = value.strip_prefix("env:") {
-        return std::env::var(name).with_context(|| format!("{name} is not set"));
-    }
-    match value.strip_prefix("file:") {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-            Ok(text.trim_end().to_owned())
-        }
-        None => Ok(value.to_owned()),
     }
 }
 

@@ -215,6 +215,10 @@ impl Scaler {
                 if let Some(listed) = &mut self.listed {
                     listed.retain(|pod| pod.id.0 != id);
                 }
+                // From now on a list without it says that it is gone.
+                if let Some(memory) = self.memories.get_mut(name) {
+                    memory.shown = true;
+                }
                 self.tell(Event::LeaseEnded { pod: name.to_owned() }).await;
             }
             Err(fault) => self.heed("terminate", &fault),

@@ -29,6 +29,7 @@ impl Scaler {
             spent_today_usd_micro: self.spent_today(now),
             spent_usd_micro: self.spent(),
             halted: self.halt(),
+            limit_reached: settings.day_is_spent(seen.spent_today),
             pods: self.store.intents.values().map(|kept| self.pod(&kept.value, seen)).collect(),
             acts: decision.acts.iter().map(|act| self.act(now, act, plan)).collect(),
             batches: batches(plan, seen),
