@@ -56,12 +56,11 @@ pub(crate) struct Elsewhere {
 
 impl Elsewhere {
     pub(crate) fn connection(&self) -> Connection {
-        Connection {
-            nats_credentials_file: self.credentials_file.clone(),
-            nats_root_certificates: self.root_certificates.clone(),
-            tenant: self.tenant.clone(),
-            ..Connection::local(self.nats.clone())
-        }
+        let mut connection = Connection::local(self.nats.clone());
+        connection.nats_credentials_file.clone_from(&self.credentials_file);
+        connection.nats_root_certificates.clone_from(&self.root_certificates);
+        connection.tenant.clone_from(&self.tenant);
+        connection
     }
 }
 

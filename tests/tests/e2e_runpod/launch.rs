@@ -191,28 +191,26 @@ impl Laptop {
         self.fleets().pop()
     }
 
-    fn pods(&self, part: &str) -> Vec<String> {
-        let alive = self.provider.alive().into_iter().map(|(name, _)| name);
-        alive.filter(|name| name.contains(part)).collect()
-    }
-
     fn listed(&self, part: &str) -> Option<String> {
         let state = self.provider.state();
         let mut pods = state.pods.iter().filter(|pod| pod.ended_at.is_none() && pod.listed);
         pods.find(|pod| pod.name.contains(part)).map(|pod| pod.name.clone())
     }
 
-    /// What was answered, by line.
+    /// Lines with a good answer, in the order of the file.
     fn answered(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.path("prompts.answers.jsonl")).unwrap_or_default();
-        let id = |line: &Value| line["custom_id"].as_str().unwrap().to_owned();
-        json_lines(&text).unwrap().iter().map(id).collect()
+        let lines = json_lines(&text).unwrap();
+        let good = lines.iter().filter(|line| line["error"].is_null());
+        good.map(|line| line["custom_id"].as_str().unwrap().to_owned()).collect()
     }
 
     /// Every line once and in order, nothing rented, and a bill that is the sum of what each pod cost.
     fn holds(&self, what: &str) {
         let wanted: Vec<String> = (0..self.lines).map(|n| format!("c{n}")).collect();
         assert_eq!(self.answered(), wanted, "{what}: {}", self.said());
+        let text = std::fs::read_to_string(self.path("prompts.answers.jsonl")).unwrap();
+        assert_eq!(text.lines().count(), wanted.len(), "{what}: {}", self.said());
         self.has_given_everything_back(what);
     }
 
@@ -339,7 +337,8 @@ fn a_pod_that_comes_too_late_or_never_costs_a_pod_and_not_the_batch() {
         state.deletions = vec![Some(503); 40].into();
     }
     let mut child = laptop.launch(&["--fleet", "fleet.toml", "--image", OWN_IMAGE, "--pods", "1"]);
-    let refused = || Ok(laptop.said().contains("expired").then_some(()));
+    // Its token has expired.
+    let refused = || Ok(laptop.said().contains("this worker is not let in").then_some(()));
     wait_for(PATIENCE, refused).unwrap_or_else(|error| panic!("{error}: {}", laptop.said()));
     laptop.provider.state().deletions.clear();
     let code = laptop.wait(&mut child);
