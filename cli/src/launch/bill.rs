@@ -41,8 +41,21 @@ pub(crate) async fn read_meter(bus: &dyn Bus, bill: &mut Bill) -> anyhow::Result
             Replayed::CaughtUp => break,
         }
     }
-    bill.extend(read);
+    lay_over(bill, read);
     Ok(())
+}
+
+/// What was read replaces what was known of the same pods. Another pod of the same name, an earlier head's, stays.
+fn lay_over(bill: &mut Bill, read: Bill) {
+    for (name, row) in read {
+        let known = bill.get(&name).and_then(|known| known.provider_id.clone());
+        if let Some(other) = known.filter(|id| row.provider_id.as_ref().is_some_and(|new| new != id))
+            && let Some(before) = bill.remove(&name)
+        {
+            bill.insert(format!("{name} ({other})"), before);
+        }
+        bill.insert(name, row);
+    }
 }
 
 fn take(bill: &mut Bill, what: EventKind) {
@@ -129,6 +142,20 @@ pub(crate) fn page(bill: &Bill, quote: Option<&Quote>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_whose_name_another_has_taken_stays_on_the_bill() {
+        let row = |id: &str, cost| PodBill {
+            provider_id: Some(id.to_owned()),
+            metered_usd_micro: UsdMicro(cost),
+            ..PodBill::default()
+        };
+        let mut bill = Bill::from([("a".to_owned(), row("p1", 5))]);
+        lay_over(&mut bill, Bill::from([("a".to_owned(), row("p1", 6))]));
+        assert_eq!((bill.len(), total(&bill)), (1, UsdMicro(6)), "the same pod, later");
+        lay_over(&mut bill, Bill::from([("a".to_owned(), row("p2", 1))]));
+        assert_eq!((bill.len(), total(&bill)), (2, UsdMicro(7)));
+    }
 
     #[test]
     fn a_pod_is_billed_for_work_and_idleness_and_what_was_not_rented_is_left_out() {

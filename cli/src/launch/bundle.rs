@@ -40,6 +40,7 @@ pub(crate) struct Bundle {
     pub(crate) provider_key: String,
     pub(crate) nats_server_url: String,
     pub(crate) nats_server_sha256: String,
+    pub(crate) ordered_at: TimeMs,
     /// The head ends itself when it has heard of nobody for so long.
     pub(crate) unheard_limit_s: u64,
     /// What it and its pods may cost together.
@@ -150,6 +151,8 @@ impl Bundle {
         let credentials = secret("coordinator.creds", &own.file())?;
         let mut scale = self.scale.clone();
         scale.runpod.key_file = Some(secret("provider.key", &self.provider_key)?);
+        // A container that is started again may have lost its disk, and names of pods are never used twice.
+        scale.first_number = now.since(self.ordered_at).as_secs();
         let env = &mut scale.pod.env;
         env.insert("TERNFLEET_NATS".to_owned(), format!("tls://{host}:{port}"));
         env.insert("TERNFLEET_NATS_CA_PEM".to_owned(), certificate);
@@ -188,6 +191,7 @@ mod tests {
             provider_key: "rpa_hush".to_owned(),
             nats_server_url: "https://files.example/nats-server".to_owned(),
             nats_server_sha256: "ab".repeat(32),
+            ordered_at: TimeMs(0),
             unheard_limit_s: 21_600,
             purse: None,
             serves: Some(Serves { model: None }),
@@ -199,11 +203,12 @@ mod tests {
         let read: Bundle = serde_json::from_str(&variable).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let public = Public { host: "203.0.113.9".to_owned(), nats_port: 41_222, dist_port: Some(41_081) };
-        let written = read.write(dir.path(), &public, TimeMs::now()).unwrap();
+        let written = read.write(dir.path(), &public, TimeMs(7_000)).unwrap();
         let text = std::fs::read_to_string(written.coordinator_config).unwrap();
         for part in [
             "tls://203.0.113.9:41222",
             "fleet = \"tf-1-w1\"",
+            "first_number = 7",
             "key_file = ",
             "BEGIN CERTIFICATE",
             "dist_http = \"0.0.0.0:8081\"",

@@ -24,7 +24,7 @@ use crate::{follow, local};
 const HEADS_MAX: usize = 12;
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Between two looks at what the fleet may still spend.
-const MONEY_EVERY: Duration = Duration::from_secs(2);
+const MONEY_EVERY: Duration = Duration::from_secs(1);
 
 /// How a launch went.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ async fn work(
     let mut progress = Progress::new();
     let ended = tokio::select! {
         ended = follow::to_the_end(fleet, &batch.id, &mut progress) => Ok(ended?),
-        () = money_spent(fleet, &batch.id), if is_own => Err(()),
+        () = money_spent(fleet, &batch.id, folder, state), if is_own => Err(()),
     };
     let ended = match ended {
         Ok(ended) => ended,
@@ -135,15 +135,24 @@ async fn work(
 }
 
 /// Returns when the batch waits for money that nobody will give: its own budget is spent, or what the fleet's pods may
-/// cost. Says meanwhile why nothing is rented, when nothing is.
-async fn money_spent(fleet: &Fleet, id: &BatchId) {
+/// cost. Says meanwhile why nothing is rented, when nothing is, and writes down which pods are: a head that is lost takes
+/// its books along.
+async fn money_spent(fleet: &Fleet, id: &BatchId, folder: &Folder, state: &RefCell<State>) {
     let question = BatchRef { tenant: fleet.tenant.clone(), id: id.clone() };
-    let mut said = BTreeSet::new();
+    let (mut said, mut noted) = (BTreeSet::new(), BTreeSet::new());
     loop {
         tokio::time::sleep(MONEY_EVERY).await;
         let batch = fleet.ask_once::<_, BatchView>(ApiVerb::BatchGet, &question).await;
         let view = fleet.ask_once::<_, ScaleView>(ApiVerb::ScaleShow, &ScaleDials::default()).await;
         let (Ok(batch), Ok(view)) = (batch, view) else { continue };
+        let pods: BTreeSet<_> = view.pods.iter().filter_map(|pod| pod.provider_id.clone()).collect();
+        if !pods.is_subset(&noted) {
+            let mut bill = state.borrow().bill.clone();
+            let read = bill::read_meter(&*fleet.bus, &mut bill).await;
+            if read.and_then(|()| change(folder, state, |state| state.bill = bill)).is_ok() {
+                noted.extend(pods);
+            }
+        }
         let waits = match batch.state {
             BatchState::PausedBudget => true,
             BatchState::InProgress => view.limit_reached && view.pods.is_empty(),

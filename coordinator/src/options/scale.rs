@@ -29,6 +29,8 @@ pub struct ScaleOptions {
     pub provider: ProviderKind,
     /// Begins the name of every rented pod. Pods of the account with other names are never touched.
     pub fleet: String,
+    /// Names of pods are numbered from here, where no number is stored: a fleet that has lost its store repeats none.
+    pub first_number: u64,
     pub pods_min: u32,
     pub pods_max: u32,
     /// Prices of all rented pods together; 0 is no limit.
@@ -66,6 +68,7 @@ impl Default for ScaleOptions {
         Self {
             provider: ProviderKind::None,
             fleet: "ternfleet".to_owned(),
+            first_number: 0,
             pods_min: 0,
             pods_max: 8,
             usd_per_hour_max: 0.0,

@@ -316,7 +316,7 @@ impl Scaler {
             spent_today: self.spent_today(now),
             halted: self.halted.as_ref().is_some_and(|(_, until)| *until > mono),
             deaf: !self.ties.bus.connected() || self.heard_since.elapsed() < HEARING_AGAIN,
-            next_number: self.store.number.value,
+            next_number: self.store.number.value.max(self.rental.options.first_number),
             shown: self
                 .memories
                 .iter()

@@ -309,6 +309,7 @@ impl RunpodHead {
             provider_key: self.key.clone(),
             nats_server_url: self.rent.file("nats-server"),
             nats_server_sha256: self.rent.nats_server_sha256.clone(),
+            ordered_at: TimeMs::now(),
             unheard_limit_s: self.rent.unheard_limit_s,
             purse: budget.map(|budget| Purse {
                 budget_usd_micro: budget,
@@ -404,7 +405,10 @@ impl RunpodHead {
             match bill.get_mut(&name) {
                 // It was adopted: the log tells of it, and not of its id.
                 Some(known) if known.provider_id.is_none() => known.provider_id = row.provider_id,
-                Some(_) => drop(bill.insert(format!("{name} (again)"), row)),
+                Some(_) => {
+                    let id = row.provider_id.clone().unwrap_or_default();
+                    drop(bill.insert(format!("{name} ({id})"), row));
+                }
                 None => drop(bill.insert(name, row)),
             }
         }
