@@ -94,7 +94,7 @@ pub(crate) enum Command {
     Top(Top),
     /// Show what the parts of a fleet on this machine have logged
     Logs(Logs),
-    /// Check NATS, streams, coordinator, workers, model, clocks and CPU; each failed check includes a suggested fix
+    /// Check NATS, streams, coordinator, workers, model, clocks and CPU; each failed check says how to fix it
     Doctor(Doctor),
     /// Run one worker: an engine that pulls jobs from NATS
     Worker(Worker),

@@ -148,10 +148,10 @@ fn every_field_of_the_dashboards_is_one_that_grafana_knows() {
     assert!(fits && said.contains("panels are as @grafana/schema"), "{said}");
     // And what Grafana does not know is found.
     let spoiled = tempfile::tempdir().unwrap();
-    let text = read("dashboards/reliability.json").replacen("\"lineWidth\"", "\"lineWdith\"", 1);
+    let text = read("dashboards/reliability.json").replacen("\"lineWidth\"", "\"lineWith\"", 1);
     std::fs::write(spoiled.path().join("reliability.json"), text).unwrap();
     let (fits, said) = check(spoiled.path());
-    assert!(!fits && said.starts_with("1 faults") && said.contains("lineWdith"), "{said}");
+    assert!(!fits && said.starts_with("1 faults") && said.contains("lineWith"), "{said}");
 }
 
 /// What a person looks for first stands first.

@@ -1,4 +1,4 @@
-//! `ternfleet doctor`: checks everything that a fleet depends on; each failed check includes a suggested fix.
+//! `ternfleet doctor`: checks everything that a fleet depends on; each failed check says how to fix it.
 //!
 //! It changes nothing. Each look is one [`Finding`]; the checks themselves are in `doctor/`.
 

@@ -96,6 +96,10 @@ impl Core {
         if !again {
             return;
         }
+        if let Some(batch) = self.ledger.get_mut(slot) {
+            // As for batches of an earlier leader: it may have been taken back from a worker that does not know it.
+            batch.moved = true;
+        }
         // A worker that runs it reports it within a second and keeps it; otherwise it is assigned again.
         let job = JobRef { batch: slot, index: 0 };
         self.ledger.unqueue(job);

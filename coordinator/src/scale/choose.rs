@@ -152,11 +152,11 @@ fn stand(settings: &Settings, intent: &Intent, seen: &Seen, acts: &mut Vec<Act>)
             };
             let found = listed.iter().find(own);
             let limit_s = match intent.provider_id {
-                Some(_) if intent.ending.is_some() => 0.0,
+                Some(_) if intent.ending.is_some() => f64::NEG_INFINITY,
                 // It is heard of: the list lags.
                 Some(_) if worker.is_some_and(|worker| worker.live) && !seen.deaf => f64::INFINITY,
                 // Some list has held it, or it has worked: it is not there any more.
-                Some(_) if seen.shown.contains(&intent.name) || worker.is_some() => 0.0,
+                Some(_) if seen.shown.contains(&intent.name) || worker.is_some() => f64::NEG_INFINITY,
                 // The provider has confirmed it, and may list it late.
                 Some(_) => LISTED_WITHIN_S.min(settings.order_limit_s),
                 None => settings.order_limit_s,

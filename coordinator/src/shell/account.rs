@@ -14,19 +14,19 @@ const TRIES: u32 = 10;
 
 /// Under which revision the account is stored. Another leader's later write ends this one's writing.
 #[derive(Debug, Default)]
-pub(super) struct AccountAt {
+pub(super) struct AccountStamp {
     revision: u64,
     /// Another leader writes now, or what is stored cannot be read and is left alone.
     closed: bool,
 }
 
 /// What is stored; in a new fleet, nothing.
-pub(super) async fn read(bus: &Arc<dyn Bus>) -> (Account, AccountAt) {
+pub(super) async fn read(bus: &Arc<dyn Bus>) -> (Account, AccountStamp) {
     for _ in 0..TRIES {
         match bus.kv_get(table::KV_CONTROL, KEY).await {
             Ok(None) | Err(BusError::NotFound(_)) => return Default::default(),
             Ok(Some(entry)) => match codec::decode(&entry.value) {
-                Ok(account) => return (account, AccountAt { revision: entry.revision, closed: false }),
+                Ok(account) => return (account, AccountStamp { revision: entry.revision, closed: false }),
                 Err(error) => {
                     tracing::error!(%error, "the account of the fleet cannot be read; left alone");
                     break;
@@ -38,10 +38,10 @@ pub(super) async fn read(bus: &Arc<dyn Bus>) -> (Account, AccountAt) {
             }
         }
     }
-    (Account::default(), AccountAt { revision: 0, closed: true })
+    (Account::default(), AccountStamp { revision: 0, closed: true })
 }
 
-impl AccountAt {
+impl AccountStamp {
     /// By compare-and-set. A lost answer is repaired by the next write, a second later.
     pub(super) async fn store(&mut self, bus: &dyn Bus, account: &Account) {
         if self.closed {

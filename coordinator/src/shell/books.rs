@@ -10,7 +10,7 @@ use ternfleet_proto::message::{Event as Audit, EventKind};
 use ternfleet_proto::{BatchId, LeaderRevision, TimeMs, codec, table};
 use tokio::sync::mpsc;
 
-use super::account::AccountAt;
+use super::account::AccountStamp;
 use super::perform::retry;
 use crate::core::{Account, BatchRecord};
 
@@ -34,7 +34,7 @@ pub(crate) enum Entry {
 pub(crate) async fn keep(
     bus: Arc<dyn Bus>,
     leader: LeaderRevision,
-    mut account_at: AccountAt,
+    mut account_at: AccountStamp,
     mut entries: mpsc::UnboundedReceiver<Entry>,
 ) {
     let mut revisions = BTreeMap::new();

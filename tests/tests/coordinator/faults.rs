@@ -86,6 +86,14 @@ async fn a_worker_whose_model_vanishes_says_so_its_host_is_quarantined_and_no_jo
     client.wait(&view.id, "a first answer", |view| view.completed > 0).await;
     let manner = Manner { host: "other".to_owned(), ..Manner::default() };
     let _other = InstantWorker::start(server.bus().await.unwrap(), "other", manner).await;
+    // The last healthy host would not be quarantined.
+    loop {
+        let pods: Vec<PodView> = client.ask(ApiVerb::Pods, &()).await.unwrap();
+        if pods.iter().filter(|pod| pod.live).count() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     std::fs::remove_file(&model).unwrap();
     let view = client.wait_end(&view.id).await;
     let said = std::fs::read_to_string(&log).unwrap_or_default();

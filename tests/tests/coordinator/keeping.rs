@@ -297,8 +297,15 @@ async fn nothing_new_is_accepted_while_answers_have_no_room_and_nothing_is_lost(
     let (status, body) =
         ternfleet_tests::http::post(&address, "/v1/completions", "{\"prompt\": \"x\"}").await;
     assert_eq!(status, 429, "{body}");
-    let (_, metrics) = ternfleet_tests::http::get(&address, "/metrics").await;
-    assert!(metrics.contains("ternfleet_nats_stream_bytes_max{stream=\"results\"} 200000"), "{metrics}");
+    // Streams are looked at every two seconds.
+    loop {
+        let (_, metrics) = ternfleet_tests::http::get(&address, "/metrics").await;
+        if metrics.contains("ternfleet_nats_stream_bytes_max{stream=\"results\"} 200000") {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{metrics}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 
     limit(&bus, table::RESULTS, -1).await;
     let view = client.wait_end(&large.id).await;

@@ -14,7 +14,7 @@ fn lines(model: &str, lines: usize) -> Vec<u8> {
     let line = |n: usize| match n % 2 {
         0 => format!("{{\"prompt\": \"prompt {n}\", \"max_tokens\": 4, \"model\": \"{model}\"}}\n"),
         _ => format!(
-            "{{\"custom_id\": \"c{n}\", \"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": \
+            "{{\"custom_id\": \"{model}-{n}\", \"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": \
              {{\"prompt\": \"prompt {n}\", \"max_tokens\": 4, \"model\": \"{model}\"}}}}\n"
         ),
     };
