@@ -37,6 +37,7 @@ mod situation;
 mod snapshot;
 mod spend;
 mod stall;
+mod supply;
 mod tempo;
 mod view;
 mod watch;
@@ -64,7 +65,7 @@ pub use ledger::{Commit, Kept, Ledger};
 pub use money::{Bill, Claim, ClosedBills, LeasePhase, Money, Pod, PodNumber, Share, Spent};
 pub use record::{BatchRecord, COMPLETION_WINDOW_MS, Ending, Ground, Totals, batch_id, creation_digest};
 pub use situation::Situation;
-pub use stall::Supply;
+pub use supply::Supply;
 pub use view::{Gauges, view_of};
 
 use crate::options::Quotas;

@@ -30,3 +30,16 @@ pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, DecodeError> {
         reason: reason.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::decode;
+    use crate::message::JobResult;
+
+    #[test]
+    fn nesting_without_end_is_refused() {
+        for marker in [0x91u8, 0x81] {
+            assert!(decode::<JobResult>(&vec![marker; 1 << 20]).is_err());
+        }
+    }
+}

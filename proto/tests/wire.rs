@@ -598,10 +598,3 @@ fn a_message_in_anothers_place_is_refused_by_name() {
     assert!(decode::<Heartbeat>(b"").is_err());
     assert!(decode::<Checkpoint>(&[0xc0]).is_err());
 }
-
-#[test]
-fn nesting_without_end_is_refused() {
-    for marker in [0x91u8, 0x81] {
-        assert!(decode::<JobResult>(&vec![marker; 1 << 20]).is_err());
-    }
-}

@@ -512,8 +512,8 @@ fn one_tenants_flood_of_completions_keeps_no_other_tenant_waiting() {
         steps += 1;
         assert!(steps < 3_000, "never answered");
     }
-    // What lay at the worker already, a window of two seconds, goes first.
-    assert!(STEP * steps < Duration::from_secs(4), "{:?}", STEP * steps);
+    // What lay at the worker already goes first, and nothing else of the twenty seconds.
+    assert!(STEP * steps < Duration::from_secs(10), "{:?}", STEP * steps);
     world.run(Duration::from_secs(25), false);
     assert_eq!(world.core.counts.committed, [401, 0]);
     world.check();

@@ -14,7 +14,7 @@ use ternfleet_proto::{
 
 use super::account::Account;
 use super::record::BatchRecord;
-use super::stall::Supply;
+use super::supply::Supply;
 pub use crate::route::WorkerSlot;
 
 /// Place of a batch in the core; never reused within a process.

@@ -1,8 +1,6 @@
 //! Why an open batch does not advance. It decides nothing: it reads what the other parts of the core know, and what the
 //! scaler said last.
 
-use std::collections::BTreeMap;
-
 use ternfleet_proto::message::{BatchState, Binds, Stall, StallCode, WorkerState};
 
 use super::Core;
@@ -10,17 +8,6 @@ use super::batch::Batch;
 use super::event::BatchSlot;
 use super::fleet::{Liveness, Worker};
 use super::record::Ending;
-
-/// What the scaler can add to the fleet.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Supply {
-    /// Pods that were ordered, and whose workers have not been heard of.
-    pub starting: u32,
-    /// Why no pod is ordered now, if none is.
-    pub obstacle: Option<String>,
-    /// Which limit stands in the way of a batch, by its id.
-    pub binds: BTreeMap<String, Binds>,
-}
 
 /// The workers that could run a job, by what keeps them from it.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 //! with other lengths of outputs, other speeds and other losses, beside the batches that wait already.
 //!
 //! The plan says which pods work and about for how long; here is what that comes to. Most of a large batch is a stream
-//! of work through full engines and is reckoned as such; its end, where engines run empty, and small batches as a whole
+//! of work through full engines and is computed as such; its end, where engines run empty, and small batches as a whole
 //! are played job by job ([`super::play`]).
 
 use super::engine::Engine;

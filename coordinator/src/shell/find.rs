@@ -15,7 +15,7 @@ use crate::core::{BatchRecord, Core, view_of};
 
 /// Entries of a page.
 const LIMIT_MAX: usize = 200;
-/// Entries looked at for one page: the loop that answers also hands out work. A search goes on with the next page.
+/// Entries looked at for one page: the loop that answers also assigns work. A search goes on with the next page.
 const LOOKED_AT_MAX: usize = 20_000;
 
 /// When a batch was created, and which it is: a place in its group.

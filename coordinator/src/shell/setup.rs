@@ -75,8 +75,8 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
     Ok(Ground { key, durability, replicas: replicas as u32, syncs_always })
 }
 
-/// Makes a stream with as many bytes as are configured for it. Of a default, half as often as it takes, where the server
-/// has no room for all of it; but never less than is there.
+/// Makes a stream with as many bytes as are configured for it. Of a default, half as often as it takes, and once more, where
+/// the server has no room for all of it; but never less than is there.
 async fn ensure_bounded(bus: &Arc<dyn Bus>, spec: StreamSpec, streams: &Streams) -> anyhow::Result<()> {
     let usual = Streams::default();
     let (option, mut bytes_max, usual) = match spec.name.as_str() {
@@ -93,10 +93,15 @@ async fn ensure_bounded(bus: &Arc<dyn Bus>, spec: StreamSpec, streams: &Streams)
     {
         bytes_max = bytes_max.max(2 * facts.bytes);
     }
+    let mut halved = false;
     loop {
         let max_bytes = i64::try_from(bytes_max).ok().filter(|max| *max > 0);
         match bus.ensure_stream(&StreamSpec { max_bytes, ..spec.clone() }).await {
-            Err(BusError::Full { .. }) if is_usual && bytes_max >= 2 * STREAM_BYTES_MIN => bytes_max /= 2,
+            Err(BusError::Full { .. }) if is_usual && bytes_max >= 2 * STREAM_BYTES_MIN => {
+                (bytes_max, halved) = (bytes_max / 2, true);
+            }
+            // What just fits leaves nothing for other streams.
+            Ok(_) if std::mem::take(&mut halved) => bytes_max /= 2,
             made => {
                 let facts = made.with_context(|| match option {
                     "" => format!("stream {} cannot be made", spec.name),

@@ -61,6 +61,7 @@ pub(super) struct Checker {
     repeated_tokens: u64,
     /// Somebody lies: then answers may be wrong, and audits must say so.
     has_liar: bool,
+    has_forger: bool,
     wrong: u64,
     completions: u64,
 }
@@ -107,6 +108,7 @@ impl Checker {
             moved: 0,
             repeated_tokens: 0,
             has_liar: scenario.workers.iter().any(|worker| worker.lies),
+            has_forger: scenario.forges,
             wrong: 0,
             completions: 0,
         }
@@ -260,7 +262,9 @@ impl Checker {
         let kills = self.kills.entry(seed).or_default();
         *kills += 1;
         let kills = *kills;
-        if kills > ATTEMPTS_MAX + self.faults {
+        // What is forged takes the place of the count of attempts.
+        let most = (ATTEMPTS_MAX + self.faults) * if self.has_forger { 3 } else { 1 };
+        if kills > most {
             self.fail(format!("J3: one job has killed {kills} workers"));
         }
     }

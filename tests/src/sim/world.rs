@@ -32,7 +32,7 @@ const RESTART_MS: u64 = 500;
 /// A worker that a job has killed comes back after so long.
 const REVIVE_MS: u64 = 2_000;
 /// Turns between two forged checkpoints, where there are any.
-const FORGED_EVERY: u64 = 4;
+const FORGED_EVERY: u64 = 40;
 /// Far more than in production, so that audits meet every fault.
 const AUDIT_SHARE: f64 = 0.2;
 

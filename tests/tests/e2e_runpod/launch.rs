@@ -69,11 +69,11 @@ impl Laptop {
     fn with_warm_hosts(lines: usize, tokens: usize) -> Option<Laptop> {
         Laptop::with(lines, tokens, |files| {
             let at = |name: &str, place: &str| (files[name].clone(), place.to_owned());
-            let own = "/root/.local/share/ternfleet/pod/dist";
+            let own = Path::new("/root").join(".local/share/ternfleet/pod/dist");
             Image {
                 files: vec![
                     at("ternfleet", "/opt/ternfleet"),
-                    at("nats-server", &format!("{own}/nats-server")),
+                    at("nats-server", &own.join("nats-server").display().to_string()),
                     at("model.gguf", "/models/storyteller.gguf"),
                     at("manifest.toml", "/models/manifest.toml"),
                 ],
