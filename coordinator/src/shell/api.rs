@@ -110,6 +110,7 @@ impl Api {
         let Call { verb, tenant, payload, reply } = call;
         if let Some(tenant) = tenant
             && !matches!(verb, ApiVerb::Pods | ApiVerb::Fleet | ApiVerb::PodDismiss)
+            && !verb.is_of_the_scaler()
             && !names(&payload, &tenant)
         {
             let message = format!("you are {tenant}: ask in that name");
