@@ -350,6 +350,8 @@ async fn a_class_whose_pods_die_before_their_first_heartbeat_rests_and_says_why(
     options.scale.provider = ProviderKind::Runpod;
     options.scale.pods_min = 1;
     options.scale.tick_ms = 100;
+    // A pod that no list shows has vanished after this long.
+    options.scale.order_limit_s = 2.0;
     options.scale.classes = vec![ClassOptions {
         name: "dies".to_owned(),
         gpu: Some("g".to_owned()),
