@@ -6,8 +6,9 @@ use ternfleet_proto::message::{FleetView, LostPod, Spent};
 use crate::report::{printable, table};
 use crate::span;
 
-/// Pods in the order of their names.
+/// Pods in the order of their names, without the jobs that each of them runs.
 pub(crate) fn sorted(mut view: FleetView) -> FleetView {
+    view.pods.iter_mut().for_each(|pod| pod.heartbeat.running.clear());
     view.pods.sort_by(|a, b| {
         (&a.heartbeat.pod, &a.heartbeat.worker).cmp(&(&b.heartbeat.pod, &b.heartbeat.worker))
     });

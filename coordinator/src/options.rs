@@ -61,7 +61,7 @@ pub struct Streams {
 
 impl Default for Streams {
     fn default() -> Self {
-        Self { results_bytes_max: 16 << 30, checkpoints_bytes_max: 2 << 30 }
+        Self { results_bytes_max: 0, checkpoints_bytes_max: 0 }
     }
 }
 
