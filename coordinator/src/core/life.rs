@@ -93,12 +93,14 @@ impl Core {
         let Some(slot) = self.ledger.find(&job.batch) else { return };
         let fed = Fed { index: 0, content: Content::Good(task.into()) };
         self.lines_read(now, slot, vec![fed], 1, true, actions);
+        if self.lead.is_some_and(|lead| lead.term > 1)
+            && let Some(batch) = self.ledger.get_mut(slot)
+        {
+            // An earlier leader may have been asked for it and not have been heard; its worker may be paused.
+            batch.moved = true;
+        }
         if !again {
             return;
-        }
-        if let Some(batch) = self.ledger.get_mut(slot) {
-            // As for batches of an earlier leader: it may have been taken back from a worker that does not know it.
-            batch.moved = true;
         }
         // A worker that runs it reports it within a second and keeps it; otherwise it is assigned again.
         let job = JobRef { batch: slot, index: 0 };

@@ -63,7 +63,7 @@ async fn weights_that_overflow_fail_their_jobs_by_name_and_the_worker_lives() {
 
 /// The program itself runs a model; while it does, the model's file goes away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_whose_model_vanishes_says_so_its_host_is_quarantined_and_no_job_is_to_blame() {
+async fn a_worker_whose_model_vanishes_says_so_and_no_job_is_to_blame() {
     let server = NatsServer::start().unwrap();
     let options = ternfleet_coordinator::Options { audit_share: 0.0, ..Default::default() };
     let (options, address) = ternfleet_tests::http::options(options);
