@@ -71,7 +71,7 @@ pub(crate) struct Launch {
     /// Workers fetch from the head, which fetches those files once: for an address that is slow, or valid for a short time
     #[arg(long, requires = "files")]
     files_from_head: bool,
-    /// Classes and limits in place of those that ship: a [scale] table as in deploy/fleets/runpod.toml
+    /// Classes and limits in place of those that ship: a table `scale` as in deploy/fleets/runpod.toml
     #[arg(long, value_name = "FILE")]
     fleet: Option<PathBuf>,
     /// The static binary that is there as `ternfleet`; this program unless given
