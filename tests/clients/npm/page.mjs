@@ -92,6 +92,8 @@ page.on("request", request => asked.push(request.url()));
 page.on("console", message => { if (message.type() === "error" && !message.text().startsWith("Failed to load resource")) complaints.push(message.text()); });
 page.on("pageerror", error => complaints.push(error.message));
 const text = selector => page.textContent(selector);
+// By its role: the same word may stand in a hint that is hidden.
+const press = name => page.getByRole("button", { name, exact: true }).click();
 const go = async (hash, heading) => { await page.evaluate(hash => { location.hash = hash; }, hash); await page.waitForFunction(heading => document.querySelector("main h1")?.textContent.includes(heading), heading); };
 const signIn = async key => { await page.fill("#key", key); await page.keyboard.press("Enter"); };
 
@@ -107,9 +109,15 @@ await rule("signing out and in again changes who asks", async () => { await page
 await page.reload();
 const paint = await page.evaluate(() => new Promise(resolve => new PerformanceObserver(list => { const e = list.getEntriesByName("first-contentful-paint")[0]; if (e) resolve(e.startTime); }).observe({ type: "paint", buffered: true })));
 await page.waitForSelector("main tbody tr");
-const [listed, bytes] = await page.evaluate(() => [performance.now(), performance.getEntries().filter(e => e.entryType === "navigation" || /\.(js|css|svg)(\?|$)/.test(e.name)).reduce((sum, e) => sum + e.decodedBodySize, 0)]);
+const listed = await page.evaluate(() => performance.now());
+// By their content: entries of files that the browser had already tell no size.
+const bytes = await page.evaluate(async () => {
+  const files = [location.href.split("#")[0], ...performance.getEntriesByType("resource").map(e => e.name).filter(name => name.includes("/page/"))];
+  const sizes = await Promise.all(files.map(async file => (await (await fetch(file)).blob()).size));
+  return sizes.reduce((sum, size) => sum + size, 0);
+});
 console.log(`     first contentful paint ${paint.toFixed(0)} ms, first batches listed after ${listed.toFixed(0)} ms, page of ${bytes} bytes, ${many} ended batches`);
-await rule("the page is under 100 KB", bytes < 100_000 && bytes > 1_000);
+await rule("the page is under 100 KB", bytes < 100_000 && bytes > 10_000);
 await rule("it goes live", () => until(async () => (await text("#link")) === "live"));
 await rule("speed, price and what was spent are figures", () => until(async () => { const said = await text("dl.figures"); return /Speed[1-9][\d,.]*/.test(said) && /Price\$\d/.test(said) && /Spent\$0\.\d/.test(said); }, 60));
 
@@ -119,13 +127,11 @@ const rows = page.locator("main tbody tr");
 await rule("open batches come before ended ones, and the totals are true", () => until(async () => (await rows.count()) === 25 && /in progress|validating/.test(await rows.nth(0).textContent()) && (await text(".pager")).includes(`of ${(many + 3).toLocaleString("en")}`)));
 await rule("a hostile name is text and nothing else", async () => (await page.locator("main td a", { hasText: "<script>" }).count()) === 1 && (await page.locator("main img, main script").count()) === 0 && (await page.title()).startsWith("Batches"));
 await rule("progress moves by itself", async () => { const cell = page.locator("main tr", { hasText: "tales of the sea" }).locator("td").nth(2); const before = await cell.textContent(); return until(async () => (await cell.textContent()) !== before); });
-// What follows has run against a stand-in of the coordinator only; it is asked for by name: PAGE_RULES=all.
-if (process.env.PAGE_RULES !== "all") { console.log("     paging, lines, forms, keyboard and axe-core were not checked: PAGE_RULES=all checks them"); await end(0); }
 await rule("older ones are a page on, and back again", async () => {
   const first = await rows.nth(0).textContent();
-  await page.click("text=Older"); if (!await until(async () => (await text(".pager")).startsWith("26 to"))) return false;
+  await press("Older"); if (!await until(async () => (await text(".pager")).startsWith("26 to"))) return false;
   const second = await rows.nth(0).textContent();
-  await page.click("text=Newer"); return first !== second && until(async () => (await text(".pager")).startsWith("1 to"));
+  await press("Newer"); return first !== second && until(async () => (await text(".pager")).startsWith("1 to"));
 });
 await rule("they are found by name", async () => { await page.fill("#find", "PAST 7"); return until(async () => (await rows.count()) >= 1 && (await rows.allTextContents()).every(row => row.includes("past 7"))); });
 await rule("and by state", async () => { await page.fill("#find", ""); await page.click(".choice button[data-value=open]"); return until(async () => (await rows.count()) <= 3 && (await rows.allTextContents()).every(row => !row.includes("past"))); });
@@ -141,7 +147,7 @@ await rule("and is submitted", async () => { await page.check("#risk"); await pa
 await page.click("form .actions a");
 await rule("a batch has a page, and its end is seen there", () => until(async () => (await text("main h1")) === "from the page.jsonl" && (await text(".top .state")) === "completed", 60));
 await rule("its results can be downloaded", async () => {
-  const [got] = await Promise.all([page.waitForEvent("download"), page.click("text=Download results")]);
+  const [got] = await Promise.all([page.waitForEvent("download"), press("Download results")]);
   return readFileSync(await got.path(), "utf8").trim().split("\n").length === 2;
 });
 await rule("its lines are shown with what was asked", () => until(async () => { const said = await text("ul.lines"); return said.includes("Line 1") && said.includes("Once") && said.includes("Twice") && said.includes("5 tokens"); }));
@@ -149,15 +155,15 @@ const winter = (await overview()).batches.find(b => b.ternfleet.name === "winter
 await go("#/batches/" + winter.id, "winter tales");
 await rule("a batch with failed lines tells why each failed", async () => { if (!await until(async () => (await text(".top .state")) === "completed", 120)) return false; await page.click(".choice button[data-value=failed]"); return until(async () => { const said = await text("ul.lines"); return said.includes("invalid request") && said.includes("too long") && !said.includes("tale-3"); }); });
 await rule("lines are searched by what was answered or by id", async () => { await page.click(".filter .choice button[data-value='']"); await page.fill("#line-find", "TALE-17"); return until(async () => (await page.locator("ul.lines > li").count()) === 1 && (await text("ul.lines")).includes("village 17,")); });
-await rule("what failed for good reason is not sent again, and the rest is", async () => { await page.click("text=Resubmit failed lines"); return until(async () => (await text("main h1")) === "winter tales (again)" || (await text("main")).includes("would fail again")); });
+await rule("what failed for good reason is not sent again, and the rest is", async () => { await press("Resubmit failed lines"); return until(async () => (await text("main h1")) === "winter tales (again)" || (await text("main")).includes("would fail again")); });
 const running = (await overview()).batches.find(b => b.ternfleet.name === sea);
 await go("#/batches/" + running.id, "tales of the sea");
 await rule("a running batch shows cost against its budget, time against its deadline, lines that run", () => until(async () => { const said = await text("main"); return said.includes("budget $2.00") && said.includes("deadline") && /runs at local-\d/.test(said) && /[1-9]\d* of 4,000/.test(said); }));
 await rule("its results so far can be downloaded", async () => {
-  const [got] = await Promise.all([page.waitForEvent("download"), page.click("text=Download results so far")]);
+  const [got] = await Promise.all([page.waitForEvent("download"), press("Download results so far")]);
   return JSON.parse(readFileSync(await got.path(), "utf8").split("\n")[0]).response.status_code === 200;
 });
-await rule("budget and priority are changed", async () => { await page.fill("#b-budget", "3.5"); await page.fill("#b-priority", "2"); await page.click("text=Change"); return until(async () => (await text("main")).includes("budget $3.50") && (await text("main")).includes("Priority2")); });
+await rule("budget and priority are changed", async () => { await page.fill("#b-budget", "3.5"); await page.fill("#b-priority", "2"); await press("Change"); return until(async () => (await text("main")).includes("budget $3.50") && (await text("main")).includes("Priority2")); });
 
 // ── Pods, scaling, a prompt ──
 await go("#/pods", "Pods");
@@ -168,7 +174,7 @@ const spent = async () => (await overview()).totals.spent.total_usd_micro, befor
 stray.kill("SIGKILL");
 await rule("one that dies stays visible as lost, with when and why", () => until(async () => { const said = await text("main"); return said.includes("Lost pods") && /spot-7.*no heartbeat for 5 s/.test(said) && await page.locator("section[aria-label='Lost pods']").first().isVisible(); }));
 await rule("what it has cost stays spent", async () => (await spent()) >= before);
-await rule("until somebody dismisses it", async () => { await page.click("text=Dismiss"); return until(async () => !(await page.locator("section[aria-label='Lost pods']").first().isVisible())); });
+await rule("until somebody dismisses it", async () => { await press("Dismiss"); return until(async () => !(await page.locator("section[aria-label='Lost pods']").first().isVisible())); });
 await go("#/scaling", "Scaling");
 await rule("the scaler shows its limits and its ledger, which is the page's", () => until(async () => { const { rented_usd_micro, total_usd_micro } = (await overview()).totals.spent; return (await page.inputValue("#s-max")) === "1" && (await text("dl.figures")).includes("Spent by the scaler$") && rented_usd_micro <= total_usd_micro; }));
 await rule("a plan is previewed and limits are changed", async () => { await page.fill("#s-max", "0"); await page.click("button[value=plan]"); if (!await until(async () => (await text("main")).includes("what would be done"))) return false; await page.click("button[value=set]"); return until(async () => (await text("dl.figures")).includes("0 to 0")); });
@@ -179,10 +185,10 @@ await rule("a prompt is answered token by token, by keyboard alone", async () =>
 });
 await rule("an answer keeps to a schema", async () => {
   await page.locator("main summary", { hasText: "schema" }).click();
-  await page.fill("#schema", '{"type": "object", "properties": {"fish": {"type": "boolean"}}, "required": ["fish"], "additionalProperties": false}'); await page.click("text=Generate");
+  await page.fill("#schema", '{"type": "object", "properties": {"fish": {"type": "boolean"}}, "required": ["fish"], "additionalProperties": false}'); await press("Generate");
   return until(async () => { try { return typeof JSON.parse(await text(".answer")).fish === "boolean"; } catch { return false; } });
 });
-await rule("a schema that is no JSON is told as that", async () => { await page.fill("#schema", "{"); await page.click("text=Generate"); return until(async () => (await text("main")).includes("The schema is no JSON")); });
+await rule("a schema that is no JSON is told as that", async () => { await page.fill("#schema", "{"); await press("Generate"); return until(async () => (await text("main")).includes("The schema is no JSON")); });
 await rule("a running prompt can be stopped", async () => {
   await page.fill("#schema", ""); await page.fill("#most", "400");
   // In one go: the small model may be done before a second journey to the browser.
@@ -227,7 +233,7 @@ await rule("the skip link leads to the content, Enter on a batch to its page", a
   return until(async () => (await page.url()).includes("#/batches/batch_"));
 });
 await go("#/batches/" + running.id, "tales of the sea");
-await rule("a batch can be cancelled", async () => { page.once("dialog", dialog => dialog.accept()); await page.click("text=Cancel batch"); return until(async () => (await text(".top .state")) === "cancelled"); });
+await rule("a batch can be cancelled", async () => { page.once("dialog", dialog => dialog.accept()); await press("Cancel batch"); return until(async () => (await text(".top .state")) === "cancelled"); });
 await rule("nothing was asked of anybody else", () => asked.every(url => url.startsWith(base) || url.startsWith("data:") || url.startsWith("blob:")));
 await rule(`the browser had nothing to complain about ${complaints.join("; ")}`, complaints.length === 0);
 fleet.kill("SIGINT");
