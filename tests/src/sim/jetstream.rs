@@ -164,13 +164,6 @@ impl JetStream {
         Ok(stream.next_matching(filter, from).and_then(|sequence| stream.message(sequence)))
     }
 
-    /// Every message of a stream, in order. What a checker of invariants looks at.
-    pub fn messages(&self, stream: &str) -> Vec<Message> {
-        let kept = self.streams.get(stream);
-        kept.map(|stream| stream.all().filter_map(|(sequence, _)| stream.message(sequence)).collect())
-            .unwrap_or_default()
-    }
-
     /// Makes a stream refuse all publishes, as on a full disk, or take them again.
     pub fn set_no_room(&mut self, stream: &str, no_room: bool) {
         if let Some(stream) = self.streams.get_mut(stream) {
