@@ -192,19 +192,6 @@ impl JetStream {
         self.ensure_stream(&stream).map(drop)
     }
 
-    /// The value of a key, expired or not.
-    pub(super) fn value(&self, bucket: &str, key: &str) -> Option<Bytes> {
-        let stream = self.streams.get(&format!("KV_{bucket}"))?;
-        let last = stream.last_of(&format!("$KV.{bucket}.{key}"));
-        stream.kept(last).filter(|kept| !kept.marker).map(|kept| kept.payload.clone())
-    }
-
-    /// How many leaderships there were.
-    pub(super) fn term(&self) -> u64 {
-        let term = self.value(ternfleet_proto::table::KV_CONTROL, "term");
-        term.and_then(|value| ternfleet_proto::codec::decode(&value).ok()).unwrap_or(0)
-    }
-
     pub fn kv_get(&mut self, now: TimeMs, bucket: &str, key: &str) -> Result<Option<Entry>> {
         let stream = self.stream_mut(&format!("KV_{bucket}"))?;
         stream.age(now);

@@ -172,7 +172,9 @@ impl World {
         drop(check);
         self.tally.steps = self.steps;
         self.tally.virtual_s = self.now_ms as f64 / 1e3;
-        self.tally.leaders = self.network.bus.look(|net, _| net.term());
+        let term = self.network.bus.look(|net, now| net.kv_get(now, table::KV_CONTROL, "term"));
+        let term: Option<u64> = term.ok().flatten().and_then(|entry| codec::decode(&entry.value).ok());
+        self.tally.leaders = term.unwrap_or(0);
         Ok(self.tally.clone())
     }
 
