@@ -8,7 +8,7 @@ use ternfleet_proto::TimeMs;
 use ternfleet_proto::bus::{
     BusError, Delivery, Entry, Message, ObjectFacts, Publish, Result, Settle, Stored, StreamFacts,
 };
-use ternfleet_proto::table::{ConsumerSpec, Keeps, KvSpec, Retention, StreamSpec};
+use ternfleet_proto::table::{self, ConsumerSpec, Keeps, KvSpec, Retention, StreamSpec};
 
 use super::consumer::Consumer;
 use super::stream::Stream;
@@ -173,8 +173,8 @@ impl JetStream {
 
     pub fn ensure_kv(&mut self, spec: &KvSpec) -> Result<()> {
         let stream = StreamSpec {
-            name: format!("KV_{}", spec.bucket),
-            subjects: vec![format!("$KV.{}.>", spec.bucket)],
+            name: table::kv_stream(&spec.bucket),
+            subjects: vec![table::kv_values(&spec.bucket)],
             keeps: Keeps::Truth,
             retention: Retention::Limits,
             replicas: spec.replicas,
@@ -193,7 +193,7 @@ impl JetStream {
     }
 
     pub fn kv_get(&mut self, now: TimeMs, bucket: &str, key: &str) -> Result<Option<Entry>> {
-        let stream = self.stream_mut(&format!("KV_{bucket}"))?;
+        let stream = self.stream_mut(&table::kv_stream(bucket))?;
         stream.age(now);
         let sequence = stream.last_of(&format!("$KV.{bucket}.{key}"));
         Ok(stream.kept(sequence).filter(|kept| !kept.marker).map(|kept| Entry {
@@ -245,12 +245,11 @@ impl JetStream {
     }
 
     pub fn kv_entries(&mut self, now: TimeMs, bucket: &str) -> Result<Vec<Entry>> {
-        let prefix = format!("$KV.{bucket}.");
-        let stream = self.stream_mut(&format!("KV_{bucket}"))?;
+        let stream = self.stream_mut(&table::kv_stream(bucket))?;
         stream.age(now);
         let mut last = BTreeMap::new();
         for (sequence, kept) in stream.all() {
-            let key = kept.subject.strip_prefix(&prefix).unwrap_or(&kept.subject).to_owned();
+            let key = table::kv_key(bucket, &kept.subject).unwrap_or(&kept.subject).to_owned();
             let entry = Entry { key: key.clone(), value: kept.payload.clone(), revision: sequence };
             last.insert(key, (kept.marker, entry));
         }
