@@ -48,6 +48,19 @@ pub(super) struct LineState {
     pub(super) stopped: bool,
 }
 
+impl State {
+    fn is_up(&self, place: usize) -> bool {
+        self.lines[place].cut == 0 && self.faults.server_down == 0
+    }
+
+    /// Whether something gets through that is lost at each of these rates.
+    fn arrives(&mut self, place: usize, rates: impl FnOnce(&Faults) -> &Vec<u64>) -> bool {
+        let State { chance, faults, .. } = &mut *self;
+        let lost = rates(faults).iter().any(|one_in| chance.one_in(*one_in));
+        !lost && self.is_up(place)
+    }
+}
+
 impl Network {
     pub(super) fn new(seed: u64, lines: usize, begin: TimeMs, check: Checker) -> Network {
         let now = Arc::new(AtomicU64::new(begin.0));
@@ -102,20 +115,15 @@ impl Network {
     }
 
     pub(super) fn is_up(&self, place: usize) -> bool {
-        let state = self.state();
-        state.lines[place].cut == 0 && state.faults.server_down == 0
+        self.state().is_up(place)
     }
 
     pub(super) fn request_arrives(&self, place: usize) -> bool {
-        let State { chance, faults, lines } = &mut *self.state();
-        let lost = faults.lose_requests.iter().any(|one_in| chance.one_in(*one_in));
-        !lost && lines[place].cut == 0 && faults.server_down == 0
+        self.state().arrives(place, |faults| &faults.lose_requests)
     }
 
     pub(super) fn answer_arrives(&self, place: usize) -> bool {
-        let State { chance, faults, lines } = &mut *self.state();
-        let lost = faults.lose_answers.iter().any(|one_in| chance.one_in(*one_in));
-        !lost && lines[place].cut == 0 && faults.server_down == 0
+        self.state().arrives(place, |faults| &faults.lose_answers)
     }
 
     pub(super) fn copies(&self) -> u32 {
