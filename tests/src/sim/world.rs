@@ -233,7 +233,7 @@ impl World {
         }
         let is_caller = place + 1 == self.nodes.len();
         let node = &mut self.nodes[place];
-        if !is_caller && node.process.as_mut().is_some_and(|process| process.ended().is_some()) {
+        if !is_caller && node.process.as_mut().is_some_and(Process::ended) {
             node.start_at_ms.get_or_insert(now_ms + RESTART_MS);
             self.stop(place);
         }
