@@ -299,7 +299,7 @@ impl JetStream {
     }
 }
 
-/// An ack to a consumer that is gone finds nobody; the other words are sent without waiting for an answer.
+/// An ack to a consumer that is gone is not answered; other settlements are sent without waiting for an answer.
 fn gone(how: Settle, sequence: u64) -> Result<()> {
     match how {
         Settle::Ack => Err(BusError::NotFound(format!("the consumer of message {sequence}"))),

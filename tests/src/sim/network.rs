@@ -12,7 +12,7 @@ use super::check::Checker;
 /// An operation that gets no answer waits for so long at most.
 const TIMEOUT_MS: u64 = 5_000;
 
-/// The server, the network's faults, and whoever watches. Clones are the same.
+/// The server, the network's faults, and the checker. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Network {
     pub(super) bus: SimBus,
@@ -81,7 +81,7 @@ impl Network {
         self.state.lock().expect("because no holder of this lock panics")
     }
 
-    /// The one who watches.
+    /// The checker of invariants.
     pub(super) fn check(&self) -> MutexGuard<'_, Checker> {
         self.check.lock().expect("because no holder of this lock panics")
     }

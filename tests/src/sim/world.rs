@@ -221,7 +221,7 @@ impl World {
         }
     }
 
-    /// Whoever watches over a process starts it again when it has ended.
+    /// Restarts a process that has ended, as its supervisor would.
     fn look_after(&mut self, place: usize, now_ms: u64) {
         let node = &mut self.nodes[place];
         let killed_by = node.pace.killed_by.lock().expect("because no holder of this lock panics").take();
