@@ -68,7 +68,7 @@ pub struct Delivery {
 /// How a delivery ends, or continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settle {
-    /// Done. Waits for the server's word.
+    /// Done. Waits until the server has confirmed it.
     Ack,
     /// Give it back, to be delivered again after the delay.
     Nak(Duration),

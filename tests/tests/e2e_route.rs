@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use ternfleet_tests::program::{STORYTELLER, Service, run, wait_for};
+use ternfleet_tests::program::{STORYTELLER, Service, json_lines, run, wait_for};
 use ternfleet_tests::server::NatsServer;
 
 const FAST_AND_DEAR: &str = "fast";
@@ -109,8 +109,7 @@ fn each_model_of_a_fleet_runs_its_own_jobs_and_no_others() {
         let out = at(format!("{name}.out"));
         let ended = run(&["results", batch, "--wait", "--out", &out, "--nats", &url]).unwrap();
         assert_eq!(ended.code, Some(0), "{name}: {ended:?}");
-        let lines = std::fs::read_to_string(&out).unwrap();
-        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines = json_lines(&std::fs::read_to_string(&out).unwrap()).unwrap();
         assert_eq!(lines.len(), PROMPTS.len());
         for (line, prompt) in lines.iter().zip(PROMPTS) {
             assert_eq!(pod_of[line["ternfleet"]["worker"].as_str().unwrap()], *name, "{line}");
@@ -138,12 +137,9 @@ fn each_model_of_a_fleet_runs_its_own_jobs_and_no_others() {
     let out = at("mixed.out".into());
     let ended = run(&["submit", &input, "--out", &out, "--nats", &url]).unwrap();
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    let lines = std::fs::read_to_string(&out).unwrap();
-    let by: Vec<String> = lines
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .map(|line| pod_of[line["ternfleet"]["worker"].as_str().unwrap()].clone())
-        .collect();
+    let lines = json_lines(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    let by: Vec<String> =
+        lines.iter().map(|line| pod_of[line["ternfleet"]["worker"].as_str().unwrap()].clone()).collect();
     assert_eq!(by[..3], ["llama", "qwen", "silu-bitnet"]);
     assert_eq!(by.len(), 4);
 }

@@ -185,15 +185,8 @@ fn calls_of_functions_and_responses_come_back_from_a_batch() {
     let ask = |messages: &Value, choice: Value, seed: usize| json!({"messages": messages, "tools": tools, "tool_choice": choice, "temperature": 1, "max_tokens": 120, "seed": seed});
     for seed in 0..8 {
         add(format!("named-{seed}"), chat, ask(&question, named.clone(), seed));
-        let one = Value::Object(
-            ask(&question, json!("required"), seed)
-                .as_object()
-                .unwrap()
-                .clone()
-                .into_iter()
-                .chain([("parallel_tool_calls".to_owned(), json!(false))])
-                .collect(),
-        );
+        let mut one = ask(&question, json!("required"), seed);
+        one["parallel_tool_calls"] = json!(false);
         add(format!("required-{seed}"), chat, one);
         add(format!("auto-{seed}"), chat, ask(&history, json!("auto"), seed));
         let body = json!({"input": items, "tools": flat, "tool_choice": "required", "temperature": 1, "max_output_tokens": 120,

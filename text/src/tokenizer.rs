@@ -174,11 +174,6 @@ impl Tokenizer {
         &self.rules.stop_ids
     }
 
-    /// Whether messages can be encoded.
-    pub fn can_chat(&self) -> bool {
-        self.rules.template.is_some()
-    }
-
     /// A control token as a template writes it.
     pub(crate) fn token(&self, id: u32) -> Option<&str> {
         self.control.text(id)

@@ -65,7 +65,7 @@ impl EngineThread {
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || match load() {
             Ok((generator, facts)) => {
                 if loaded.send(Ok(facts)).is_ok() {
-                    Drive::new(generator).on_this_thread(inbox, &outbox);
+                    futures::executor::block_on(Drive::new(generator).run(inbox, outbox, None));
                 }
             }
             Err(fault) => {
@@ -81,7 +81,7 @@ impl EngineThread {
     pub fn simulated(generator: Box<dyn Generator + Send>, pace: Duration) -> EngineThread {
         let (commands, inbox) = mpsc::unbounded_channel();
         let (outbox, reports) = mpsc::channel(REPORTS);
-        tokio::spawn(Drive::new(generator).on_this_runtime(inbox, outbox, pace));
+        tokio::spawn(Drive::new(generator).run(inbox, outbox, Some(pace)));
         EngineThread { commands: Some(commands), reports, thread: None }
     }
 
@@ -121,33 +121,12 @@ impl<G: Generator + ?Sized> Drive<G> {
         }
     }
 
-    fn on_this_thread(mut self, mut inbox: mpsc::UnboundedReceiver<Command>, outbox: &mpsc::Sender<Report>) {
-        loop {
-            let mut report = Report::default();
-            loop {
-                let next = if self.has_nothing_to_do(&report) {
-                    inbox.blocking_recv().ok_or(TryRecvError::Disconnected)
-                } else {
-                    inbox.try_recv()
-                };
-                match next {
-                    Ok(command) => self.take(command, &mut report),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
-                }
-            }
-            self.step(&mut report);
-            if outbox.blocking_send(report).is_err() {
-                return;
-            }
-        }
-    }
-
-    async fn on_this_runtime(
+    /// Until nobody sends commands or reads reports any more. A step waits for `pace` first, if there is one.
+    async fn run(
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Command>,
         outbox: mpsc::Sender<Report>,
-        pace: Duration,
+        pace: Option<Duration>,
     ) {
         loop {
             let mut report = Report::default();
@@ -163,7 +142,9 @@ impl<G: Generator + ?Sized> Drive<G> {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            tokio::time::sleep(pace).await;
+            if let Some(pace) = pace {
+                tokio::time::sleep(pace).await;
+            }
             self.step(&mut report);
             if outbox.send(report).await.is_err() {
                 return;

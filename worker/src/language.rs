@@ -89,10 +89,11 @@ impl Language {
             }
             (Self::Model(words), Prompt::Chat(messages)) => encode_chat(words, messages, None),
             // Calls in the history want a template that knows them, as tools do.
-            (_, Prompt::Conversation(Conversation { messages, tools })) => match (self.tools()?, self) {
-                (_, Self::Model(words)) => encode_chat(words, messages, tools.as_ref()),
-                (_, Self::Bytes) => Ok(Vec::new()),
-            },
+            (Self::Model(words), Prompt::Conversation(Conversation { messages, tools })) => {
+                self.tools()?;
+                encode_chat(words, messages, tools.as_ref())
+            }
+            (Self::Bytes, Prompt::Conversation(_)) => self.tools().map(|_| Vec::new()),
             // Whoever runs several prompts encodes each.
             (_, Prompt::Several(several)) => {
                 let each: Result<Vec<_>, _> =

@@ -79,7 +79,7 @@ impl Binds {
 pub struct PodsUsed {
     pub class: String,
     pub pods: u32,
-    /// Of these, to be rented again.
+    /// Of these, still to be rented.
     pub started: u32,
     /// When the first of them can begin.
     pub from_ms: TimeMs,

@@ -417,13 +417,6 @@ pub enum FailureCode {
     HostFault,
 }
 
-impl FailureCode {
-    /// Transient faults are tried again elsewhere, permanent ones become an error line at once.
-    pub fn is_permanent(self) -> bool {
-        !matches!(self, FailureCode::WorkerFault | FailureCode::HostFault)
-    }
-}
-
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub prompt_tokens: u32,

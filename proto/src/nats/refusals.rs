@@ -33,7 +33,7 @@ impl Refusals {
 }
 
 impl Listener {
-    /// Waits for `answer`, or for the server's word that nothing may be sent to `subject`.
+    /// Waits for `answer`, or until the server says that nothing may be sent to `subject`.
     pub(super) async fn or<T>(self, subject: &str, answer: impl Future<Output = Result<T>>) -> Result<T> {
         let Some(mut refused) = self.0 else { return answer.await };
         let refusal = async {

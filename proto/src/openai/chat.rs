@@ -79,7 +79,7 @@ fn message(item: Value) -> Result<ChatMessage, Fault> {
         fields.take("role");
         let id = fields.text("tool_call_id")?.ok_or("`tool_call_id` is missing")?;
         fields.text("name")?;
-        let content = content(&mut fields, part)?;
+        let content = said(&mut fields, "content", part)?;
         fields.finish("a message of a tool")?;
         return Ok(answers(id, content));
     }
@@ -93,21 +93,22 @@ fn message(item: Value) -> Result<ChatMessage, Fault> {
     let calls = if speaker == Speaker::Assistant { tools::past_calls(&mut fields)? } else { Vec::new() };
     // Whoever calls need not speak.
     let silent = !calls.is_empty() && fields.get("content").is_none();
-    let content = if silent { String::new() } else { content(&mut fields, part)? };
+    let content = if silent { String::new() } else { said(&mut fields, "content", part)? };
     fields.finish("a message")?;
     Ok(ChatMessage { calls, ..speaker.says(content) })
 }
 
-/// What a message says: a text, or parts, each of which `part` reads.
-pub(super) fn content(
+/// What a message or a tool says in `field`: a text, or parts, each of which `part` reads.
+pub(super) fn said(
     fields: &mut Fields,
+    field: &str,
     part: fn(Value) -> Result<String, Fault>,
 ) -> Result<String, Fault> {
-    match fields.take("content") {
-        None => Err("`content` is missing".into()),
+    match fields.take(field) {
+        None => Err(format!("`{field}` is missing")),
         Some(Value::String(text)) => Ok(text),
         Some(Value::Array(parts)) => parts.into_iter().map(part).collect(),
-        Some(other) => Err(format!("`content` must be a string or text parts, not {}", shown(&other))),
+        Some(other) => Err(format!("`{field}` must be a string or text parts, not {}", shown(&other))),
     }
 }
 

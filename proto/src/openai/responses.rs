@@ -96,7 +96,7 @@ fn read_item(item: Value) -> Result<Item, Fault> {
     match kind.as_deref() {
         None | Some("message") => {
             let speaker = Speaker::read(&mut fields)?;
-            let content = chat::content(&mut fields, part)?;
+            let content = chat::said(&mut fields, "content", part)?;
             fields.finish("a message")?;
             Ok(Item::Message(speaker.says(content)))
         }
@@ -108,14 +108,7 @@ fn read_item(item: Value) -> Result<Item, Fault> {
         }
         Some("function_call_output") => {
             let id = call_id(&mut fields)?;
-            let output = match fields.take("output") {
-                Some(Value::String(text)) => text,
-                Some(Value::Array(parts)) => parts.into_iter().map(part).collect::<Result<_, _>>()?,
-                Some(other) => {
-                    return Err(format!("`output` must be a string or text parts, not {}", shown(&other)));
-                }
-                None => return Err("`output` is missing".into()),
-            };
+            let output = chat::said(&mut fields, "output", part)?;
             fields.finish("the output of a function call")?;
             Ok(Item::Message(chat::answers(id, output)))
         }

@@ -75,13 +75,14 @@ def with_langchain():
     roomy = ChatOpenAI(model="storyteller", base_url=v1, api_key="unused", max_tokens=60)
     king = roomy.with_structured_output(King, method="json_schema").invoke("Describe a king.")
     rule("LangChain's structured output is a model of pydantic", isinstance(king, King), king)
-    caller = ChatOpenAI(model="storyteller", base_url=v1, api_key="unused", max_tokens=120).bind_tools([King], tool_choice="King")
+    roomier = ChatOpenAI(model="storyteller", base_url=v1, api_key="unused", max_tokens=120)
+    caller = roomier.bind_tools([King], tool_choice="King")
     rule("LangChain binds a tool and reads its call", King.model_validate(caller.invoke("Describe a king.").tool_calls[0]["args"]))
     streamed = None
     for part in caller.stream("Describe a king."):
         streamed = part if streamed is None else streamed + part
     rule("and puts it together from a stream", King.model_validate(streamed.tool_calls[0]["args"]), streamed)
-    by_call = ChatOpenAI(model="storyteller", base_url=v1, api_key="unused", max_tokens=120).with_structured_output(King, method="function_calling")
+    by_call = roomier.with_structured_output(King, method="function_calling")
     rule("LangChain's structured output by a call, too", isinstance(by_call.invoke("Describe a king."), King))
     rule("LangChain uses responses", responses.invoke("Tell me a tale.").text == whole.content)
 

@@ -1,6 +1,5 @@
 //! The `Bus` trait over the simulated server, on tokio's clock: paused, time passes only when everybody waits.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -48,15 +47,6 @@ struct State {
     jetstream: JetStream,
     subscriptions: Vec<(String, mpsc::UnboundedSender<Note>)>,
     inboxes: u64,
-    /// What befalls the next publishes and acks, one each.
-    faults: VecDeque<Fault>,
-}
-
-/// What can befall an operation whose answer is awaited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    LostAnswer,
-    LostRequest,
 }
 
 impl Default for SimBus {
@@ -87,16 +77,6 @@ impl SimBus {
         look(&mut self.state().jetstream, now)
     }
 
-    /// The next `n` publishes or acks happen, and their answers are lost.
-    pub fn lose_answers(&self, n: usize) {
-        self.state().faults.extend(std::iter::repeat_n(Fault::LostAnswer, n));
-    }
-
-    /// The next `n` publishes or acks never reach the server.
-    pub fn lose_requests(&self, n: usize) {
-        self.state().faults.extend(std::iter::repeat_n(Fault::LostRequest, n));
-    }
-
     /// Makes a stream refuse publishes as on a full disk, or take them again.
     pub fn set_no_room(&self, stream: &str, no_room: bool) {
         self.state().jetstream.set_no_room(stream, no_room);
@@ -115,17 +95,6 @@ impl SimBus {
 
     fn changed(&self) {
         self.shared.changed.notify_waiters();
-    }
-
-    /// Does it, unless a fault has been ordered.
-    fn faulty<T>(&self, act: impl FnOnce(&mut JetStream) -> Result<T>) -> Result<T> {
-        let mut state = self.state();
-        let lost = || BusError::Unreachable("simulated".into());
-        match state.faults.pop_front() {
-            None => act(&mut state.jetstream),
-            Some(Fault::LostRequest) => Err(lost()),
-            Some(Fault::LostAnswer) => act(&mut state.jetstream).and(Err(lost())),
-        }
     }
 }
 
@@ -168,7 +137,7 @@ impl Bus for SimBus {
 
     async fn publish(&self, subject: &str, payload: Bytes, how: Publish) -> Result<Stored> {
         let now = self.now();
-        let stored = self.faulty(|jetstream| jetstream.publish(now, subject, payload, &how));
+        let stored = self.state().jetstream.publish(now, subject, payload, &how);
         self.changed();
         stored
     }
@@ -207,10 +176,7 @@ impl Bus for SimBus {
 
     async fn settle(&self, delivery: &Delivery, how: Settle) -> Result<()> {
         let now = self.now();
-        let settled = match how {
-            Settle::Ack => self.faulty(|jetstream| jetstream.settle(now, delivery, how)),
-            _ => self.state().jetstream.settle(now, delivery, how),
-        };
+        let settled = self.state().jetstream.settle(now, delivery, how);
         self.changed();
         settled
     }
@@ -292,12 +258,12 @@ impl Bus for SimBus {
 
     async fn kv_put(&self, bucket: &str, key: &str, value: Bytes) -> Result<u64> {
         let now = self.now();
-        self.faulty(|jetstream| jetstream.kv_set(now, bucket, key, value, None, None))
+        self.state().jetstream.kv_set(now, bucket, key, value, None, None)
     }
 
     async fn kv_create(&self, bucket: &str, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<u64> {
         let now = self.now();
-        self.faulty(|jetstream| jetstream.kv_create(now, bucket, key, value, ttl))
+        self.state().jetstream.kv_create(now, bucket, key, value, ttl)
     }
 
     async fn kv_update(
@@ -309,12 +275,12 @@ impl Bus for SimBus {
         ttl: Option<Duration>,
     ) -> Result<u64> {
         let now = self.now();
-        self.faulty(|jetstream| jetstream.kv_set(now, bucket, key, value, Some(revision), ttl))
+        self.state().jetstream.kv_set(now, bucket, key, value, Some(revision), ttl)
     }
 
     async fn kv_delete(&self, bucket: &str, key: &str, revision: Option<u64>) -> Result<()> {
         let now = self.now();
-        self.faulty(|jetstream| jetstream.kv_delete(now, bucket, key, revision))
+        self.state().jetstream.kv_delete(now, bucket, key, revision)
     }
 
     async fn kv_entries(&self, bucket: &str) -> Result<Vec<Entry>> {
@@ -337,7 +303,7 @@ impl Bus for SimBus {
         let read = content.read_to_end(&mut bytes).await;
         read.map_err(|reason| BusError::Refused(format!("the content cannot be read: {reason}")))?;
         let (length, now) = (bytes.len() as u64, self.now());
-        self.faulty(|jetstream| jetstream.object_put(now, bucket, name, bytes.into()))?;
+        self.state().jetstream.object_put(now, bucket, name, bytes.into())?;
         Ok(length)
     }
 

@@ -28,7 +28,7 @@ impl Consumer {
         }
     }
 
-    /// Next message to hand out, returned ones first; `find` looks in the stream from a sequence on.
+    /// Next message to deliver, returned ones first; `find` looks in the stream from a sequence on.
     pub(super) fn take(
         &mut self,
         now: TimeMs,

@@ -8,7 +8,7 @@ use ternfleet_proto::TimeMs;
 use ternfleet_proto::bus::{
     BusError, Delivery, Entry, Message, ObjectFacts, Publish, Result, Settle, Stored, StreamFacts,
 };
-use ternfleet_proto::table::{ConsumerSpec, Keeps, KvSpec, Retention, StreamSpec};
+use ternfleet_proto::table::{self, ConsumerSpec, Keeps, KvSpec, Retention, StreamSpec};
 
 use super::consumer::Consumer;
 use super::stream::Stream;
@@ -164,13 +164,6 @@ impl JetStream {
         Ok(stream.next_matching(filter, from).and_then(|sequence| stream.message(sequence)))
     }
 
-    /// Every message of a stream, in order. What a checker of invariants looks at.
-    pub fn messages(&self, stream: &str) -> Vec<Message> {
-        let kept = self.streams.get(stream);
-        kept.map(|stream| stream.all().filter_map(|(sequence, _)| stream.message(sequence)).collect())
-            .unwrap_or_default()
-    }
-
     /// Makes a stream refuse all publishes, as on a full disk, or take them again.
     pub fn set_no_room(&mut self, stream: &str, no_room: bool) {
         if let Some(stream) = self.streams.get_mut(stream) {
@@ -180,8 +173,8 @@ impl JetStream {
 
     pub fn ensure_kv(&mut self, spec: &KvSpec) -> Result<()> {
         let stream = StreamSpec {
-            name: format!("KV_{}", spec.bucket),
-            subjects: vec![format!("$KV.{}.>", spec.bucket)],
+            name: table::kv_stream(&spec.bucket),
+            subjects: vec![table::kv_values(&spec.bucket)],
             keeps: Keeps::Truth,
             retention: Retention::Limits,
             replicas: spec.replicas,
@@ -199,21 +192,8 @@ impl JetStream {
         self.ensure_stream(&stream).map(drop)
     }
 
-    /// The value of a key, expired or not.
-    pub(super) fn value(&self, bucket: &str, key: &str) -> Option<Bytes> {
-        let stream = self.streams.get(&format!("KV_{bucket}"))?;
-        let last = stream.last_of(&format!("$KV.{bucket}.{key}"));
-        stream.kept(last).filter(|kept| !kept.marker).map(|kept| kept.payload.clone())
-    }
-
-    /// How many leaderships there were.
-    pub(super) fn term(&self) -> u64 {
-        let term = self.value(ternfleet_proto::table::KV_CONTROL, "term");
-        term.and_then(|value| ternfleet_proto::codec::decode(&value).ok()).unwrap_or(0)
-    }
-
     pub fn kv_get(&mut self, now: TimeMs, bucket: &str, key: &str) -> Result<Option<Entry>> {
-        let stream = self.stream_mut(&format!("KV_{bucket}"))?;
+        let stream = self.stream_mut(&table::kv_stream(bucket))?;
         stream.age(now);
         let sequence = stream.last_of(&format!("$KV.{bucket}.{key}"));
         Ok(stream.kept(sequence).filter(|kept| !kept.marker).map(|kept| Entry {
@@ -265,12 +245,11 @@ impl JetStream {
     }
 
     pub fn kv_entries(&mut self, now: TimeMs, bucket: &str) -> Result<Vec<Entry>> {
-        let prefix = format!("$KV.{bucket}.");
-        let stream = self.stream_mut(&format!("KV_{bucket}"))?;
+        let stream = self.stream_mut(&table::kv_stream(bucket))?;
         stream.age(now);
         let mut last = BTreeMap::new();
         for (sequence, kept) in stream.all() {
-            let key = kept.subject.strip_prefix(&prefix).unwrap_or(&kept.subject).to_owned();
+            let key = table::kv_key(bucket, &kept.subject).unwrap_or(&kept.subject).to_owned();
             let entry = Entry { key: key.clone(), value: kept.payload.clone(), revision: sequence };
             last.insert(key, (kept.marker, entry));
         }
@@ -320,7 +299,7 @@ impl JetStream {
     }
 }
 
-/// An ack to a consumer that is gone finds nobody; the other words are sent without waiting for an answer.
+/// An ack to a consumer that is gone is not answered; other settlements are sent without waiting for an answer.
 fn gone(how: Settle, sequence: u64) -> Result<()> {
     match how {
         Settle::Ack => Err(BusError::NotFound(format!("the consumer of message {sequence}"))),

@@ -50,6 +50,13 @@ impl Line {
         if self.network.answer_arrives(self.place) { done } else { Err(self.no_answer().await) }
     }
 
+    /// An operation of the server, with the way there and back.
+    async fn round_trip<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
+        self.go().await?;
+        let done = operation.await;
+        self.back(done).await
+    }
+
     async fn no_answer(&self) -> BusError {
         tokio::time::sleep(Duration::from_millis(self.network.patience_ms())).await;
         BusError::Unreachable("simulated".into())
@@ -94,33 +101,23 @@ impl Bus for Line {
     }
 
     async fn ensure_stream(&self, spec: &StreamSpec) -> Result<StreamFacts> {
-        self.go().await?;
-        let done = self.network.bus.ensure_stream(spec).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.ensure_stream(spec)).await
     }
 
     async fn stream_facts(&self, stream: &str) -> Result<StreamFacts> {
-        self.go().await?;
-        let done = self.network.bus.stream_facts(stream).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.stream_facts(stream)).await
     }
 
     async fn ensure_consumer(&self, spec: &ConsumerSpec) -> Result<()> {
-        self.go().await?;
-        let done = self.network.bus.ensure_consumer(spec).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.ensure_consumer(spec)).await
     }
 
     async fn delete_consumer(&self, stream: &str, consumer: &str) -> Result<()> {
-        self.go().await?;
-        let done = self.network.bus.delete_consumer(stream, consumer).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.delete_consumer(stream, consumer)).await
     }
 
     async fn consumers(&self, stream: &str) -> Result<Vec<String>> {
-        self.go().await?;
-        let done = self.network.bus.consumers(stream).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.consumers(stream)).await
     }
 
     async fn publish(&self, subject: &str, payload: Bytes, how: Publish) -> Result<Stored> {
@@ -145,9 +142,7 @@ impl Bus for Line {
         max: usize,
         expires: Duration,
     ) -> Result<Vec<Delivery>> {
-        self.go().await?;
-        let done = self.network.bus.pull(stream, consumer, max, expires).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.pull(stream, consumer, max, expires)).await
     }
 
     async fn settle(&self, delivery: &Delivery, how: Settle) -> Result<()> {
@@ -164,15 +159,11 @@ impl Bus for Line {
     }
 
     async fn last_on_subject(&self, stream: &str, subject: &str) -> Result<Option<Message>> {
-        self.go().await?;
-        let done = self.network.bus.last_on_subject(stream, subject).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.last_on_subject(stream, subject)).await
     }
 
     async fn message(&self, stream: &str, sequence: u64) -> Result<Option<Message>> {
-        self.go().await?;
-        let done = self.network.bus.message(stream, sequence).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.message(stream, sequence)).await
     }
 
     async fn delete_message(&self, stream: &str, sequence: u64) -> Result<bool> {
@@ -185,9 +176,7 @@ impl Bus for Line {
     }
 
     async fn purge(&self, stream: &str, filter: &str) -> Result<u64> {
-        self.go().await?;
-        let done = self.network.bus.purge(stream, filter).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.purge(stream, filter)).await
     }
 
     async fn replay(
@@ -229,21 +218,15 @@ impl Bus for Line {
     }
 
     async fn request(&self, subject: &str, payload: Bytes, timeout: Duration) -> Result<Bytes> {
-        self.go().await?;
-        let done = self.network.bus.request(subject, payload, timeout).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.request(subject, payload, timeout)).await
     }
 
     async fn ensure_kv(&self, spec: &KvSpec) -> Result<()> {
-        self.go().await?;
-        let done = self.network.bus.ensure_kv(spec).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.ensure_kv(spec)).await
     }
 
     async fn kv_get(&self, bucket: &str, key: &str) -> Result<Option<Entry>> {
-        self.go().await?;
-        let done = self.network.bus.kv_get(bucket, key).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.kv_get(bucket, key)).await
     }
 
     async fn kv_put(&self, bucket: &str, key: &str, value: Bytes) -> Result<u64> {
@@ -275,21 +258,15 @@ impl Bus for Line {
     }
 
     async fn kv_delete(&self, bucket: &str, key: &str, revision: Option<u64>) -> Result<()> {
-        self.go().await?;
-        let done = self.network.bus.kv_delete(bucket, key, revision).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.kv_delete(bucket, key, revision)).await
     }
 
     async fn kv_entries(&self, bucket: &str) -> Result<Vec<Entry>> {
-        self.go().await?;
-        let done = self.network.bus.kv_entries(bucket).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.kv_entries(bucket)).await
     }
 
     async fn ensure_objects(&self, spec: &ObjectSpec) -> Result<()> {
-        self.go().await?;
-        let done = self.network.bus.ensure_objects(spec).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.ensure_objects(spec)).await
     }
 
     async fn object_put(
@@ -298,9 +275,7 @@ impl Bus for Line {
         name: &str,
         content: Pin<Box<dyn AsyncRead + Send>>,
     ) -> Result<u64> {
-        self.go().await?;
-        let done = self.network.bus.object_put(bucket, name, content).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.object_put(bucket, name, content)).await
     }
 
     async fn object_get(
@@ -309,27 +284,19 @@ impl Bus for Line {
         name: &str,
         from_byte: u64,
     ) -> Result<Pin<Box<dyn AsyncRead + Send>>> {
-        self.go().await?;
-        let done = self.network.bus.object_get(bucket, name, from_byte).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.object_get(bucket, name, from_byte)).await
     }
 
     async fn object_length(&self, bucket: &str, name: &str) -> Result<Option<u64>> {
-        self.go().await?;
-        let done = self.network.bus.object_length(bucket, name).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.object_length(bucket, name)).await
     }
 
     async fn object_list(&self, bucket: &str) -> Result<Vec<ObjectFacts>> {
-        self.go().await?;
-        let done = self.network.bus.object_list(bucket).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.object_list(bucket)).await
     }
 
     async fn object_delete(&self, bucket: &str, name: &str) -> Result<()> {
-        self.go().await?;
-        let done = self.network.bus.object_delete(bucket, name).await;
-        self.back(done).await
+        self.round_trip(self.network.bus.object_delete(bucket, name)).await
     }
 
     async fn close(&self) {}

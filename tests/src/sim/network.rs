@@ -12,7 +12,7 @@ use super::check::Checker;
 /// An operation that gets no answer waits for so long at most.
 const TIMEOUT_MS: u64 = 5_000;
 
-/// The server, the network's faults, and whoever watches. Clones are the same.
+/// The server, the network's faults, and the checker. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Network {
     pub(super) bus: SimBus,
@@ -48,6 +48,19 @@ pub(super) struct LineState {
     pub(super) stopped: bool,
 }
 
+impl State {
+    fn is_up(&self, place: usize) -> bool {
+        self.lines[place].cut == 0 && self.faults.server_down == 0
+    }
+
+    /// Whether something gets through that is lost at each of these rates.
+    fn arrives(&mut self, place: usize, rates: impl FnOnce(&Faults) -> &Vec<u64>) -> bool {
+        let State { chance, faults, .. } = &mut *self;
+        let lost = rates(faults).iter().any(|one_in| chance.one_in(*one_in));
+        !lost && self.is_up(place)
+    }
+}
+
 impl Network {
     pub(super) fn new(seed: u64, lines: usize, begin: TimeMs, check: Checker) -> Network {
         let now = Arc::new(AtomicU64::new(begin.0));
@@ -68,7 +81,7 @@ impl Network {
         self.state.lock().expect("because no holder of this lock panics")
     }
 
-    /// The one who watches.
+    /// The checker of invariants.
     pub(super) fn check(&self) -> MutexGuard<'_, Checker> {
         self.check.lock().expect("because no holder of this lock panics")
     }
@@ -102,20 +115,15 @@ impl Network {
     }
 
     pub(super) fn is_up(&self, place: usize) -> bool {
-        let state = self.state();
-        state.lines[place].cut == 0 && state.faults.server_down == 0
+        self.state().is_up(place)
     }
 
     pub(super) fn request_arrives(&self, place: usize) -> bool {
-        let State { chance, faults, lines } = &mut *self.state();
-        let lost = faults.lose_requests.iter().any(|one_in| chance.one_in(*one_in));
-        !lost && lines[place].cut == 0 && faults.server_down == 0
+        self.state().arrives(place, |faults| &faults.lose_requests)
     }
 
     pub(super) fn answer_arrives(&self, place: usize) -> bool {
-        let State { chance, faults, lines } = &mut *self.state();
-        let lost = faults.lose_answers.iter().any(|one_in| chance.one_in(*one_in));
-        !lost && lines[place].cut == 0 && faults.server_down == 0
+        self.state().arrives(place, |faults| &faults.lose_answers)
     }
 
     pub(super) fn copies(&self) -> u32 {

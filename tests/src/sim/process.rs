@@ -70,15 +70,13 @@ impl Process {
         self.main.is_finished()
     }
 
-    /// How it ended, if it has. To be asked once.
-    pub(super) fn ended(&mut self) -> Option<Result<(), String>> {
-        let runtime = self.runtime.as_ref().filter(|_| self.main.is_finished())?;
-        let how = match runtime.block_on(&mut self.main) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(fault)) => Err(format!("{fault:#}")),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        };
-        Some(how)
+    /// The same; a panic that ended it continues here. To be asked until it has ended.
+    pub(super) fn ended(&mut self) -> bool {
+        let Some(runtime) = self.runtime.as_ref().filter(|_| self.main.is_finished()) else { return false };
+        if let Err(panic) = runtime.block_on(&mut self.main) {
+            std::panic::resume_unwind(panic.into_panic());
+        }
+        true
     }
 }
 

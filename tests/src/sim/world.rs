@@ -172,7 +172,9 @@ impl World {
         drop(check);
         self.tally.steps = self.steps;
         self.tally.virtual_s = self.now_ms as f64 / 1e3;
-        self.tally.leaders = self.network.bus.look(|net, _| net.term());
+        let term = self.network.bus.look(|net, now| net.kv_get(now, table::KV_CONTROL, "term"));
+        let term: Option<u64> = term.ok().flatten().and_then(|entry| codec::decode(&entry.value).ok());
+        self.tally.leaders = term.unwrap_or(0);
         Ok(self.tally.clone())
     }
 
@@ -219,7 +221,7 @@ impl World {
         }
     }
 
-    /// Whoever watches over a process starts it again when it has ended.
+    /// Restarts a process that has ended, as its supervisor would.
     fn look_after(&mut self, place: usize, now_ms: u64) {
         let node = &mut self.nodes[place];
         let killed_by = node.pace.killed_by.lock().expect("because no holder of this lock panics").take();
@@ -231,7 +233,7 @@ impl World {
         }
         let is_caller = place + 1 == self.nodes.len();
         let node = &mut self.nodes[place];
-        if !is_caller && node.process.as_mut().is_some_and(|process| process.ended().is_some()) {
+        if !is_caller && node.process.as_mut().is_some_and(Process::ended) {
             node.start_at_ms.get_or_insert(now_ms + RESTART_MS);
             self.stop(place);
         }

@@ -40,11 +40,11 @@ fn sentences(markdown: &str) -> Vec<Sentence> {
     let mut in_code = false;
     for (at, line) in markdown.lines().enumerate() {
         let text = line.trim();
-        if text.starts_with("```") {
+        let is_fence = text.starts_with("```");
+        if is_fence {
             in_code = !in_code;
         }
         let is_indented_code = !open && line.starts_with("    ");
-        let is_fence = text.starts_with("```");
         if in_code || is_fence || is_indented_code || text.is_empty() || text.starts_with(['|', '#']) {
             open = false;
             continue;

@@ -40,12 +40,12 @@ impl Calls {
     /// In the form that the crate compiles. `control` is the id of a control token of this text, which is none of the text
     /// that an output has otherwise.
     pub(super) fn translate(&self, control: impl Fn(&str) -> Option<u32>) -> Result<GrammarWithLexer, Fault> {
-        let limited = |what, found: usize, most: usize| match found > most {
-            true => Err(Fault::TooMuch { what, found, most, path: String::new() }),
-            false => Ok(()),
-        };
-        limited("the number of functions", self.functions.len(), limits::MAX_FUNCTIONS)?;
-        limited("the size of the functions' schemas in bytes", self.bytes(), limits::MAX_SCHEMA_BYTES)?;
+        limits::at_most("the number of functions", self.functions.len(), limits::MAX_FUNCTIONS)?;
+        limits::at_most(
+            "the size of the functions' schemas in bytes",
+            self.bytes(),
+            limits::MAX_SCHEMA_BYTES,
+        )?;
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if self.functions.is_empty() || !self.functions.iter().all(|one| one.name.chars().all(plain)) {
             return Err(Fault::invalid(

@@ -139,24 +139,20 @@ impl Grammar {
 /// The grammar in the form that the crate compiles, within this program's limits. `control` finds a control token by its
 /// text.
 fn translate(grammar: &Grammar, control: impl Fn(&str) -> Option<u32>) -> Result<GrammarWithLexer, Fault> {
-    let limited = |what, found: usize, most: usize| match found > most {
-        true => Err(Fault::TooMuch { what, found, most, path: String::new() }),
-        false => Ok(()),
-    };
     match grammar {
         Grammar::JsonSchema(text) => {
-            limited("the schema's size in bytes", text.len(), limits::MAX_SCHEMA_BYTES)?;
+            limits::at_most("the schema's size in bytes", text.len(), limits::MAX_SCHEMA_BYTES)?;
             Ok(GrammarWithLexer::from_json_schema(schema::translate(text, Style::Compact)?))
         }
         Grammar::JsonObject => Ok(GrammarWithLexer::from_json_schema(schema::any_object())),
         Grammar::Calls(calls) => calls.translate(control),
         Grammar::Regex(text) => {
-            limited("the expression's size in bytes", text.len(), limits::MAX_GRAMMAR_BYTES)?;
+            limits::at_most("the expression's size in bytes", text.len(), limits::MAX_GRAMMAR_BYTES)?;
             Ok(GrammarWithLexer::from_regex(text))
         }
         Grammar::Choice(texts) => {
-            limited("the number of choices", texts.len(), limits::MAX_CHOICES)?;
-            limited("the choices' size in bytes", grammar.bytes(), limits::MAX_GRAMMAR_BYTES)?;
+            limits::at_most("the number of choices", texts.len(), limits::MAX_CHOICES)?;
+            limits::at_most("the choices' size in bytes", grammar.bytes(), limits::MAX_GRAMMAR_BYTES)?;
             if texts.is_empty() || texts.iter().any(String::is_empty) {
                 return Err(Fault::invalid("a choice has at least one text, and none is empty"));
             }
@@ -164,7 +160,7 @@ fn translate(grammar: &Grammar, control: impl Fn(&str) -> Option<u32>) -> Result
             Ok(GrammarWithLexer::from_regex(&texts.join("|")))
         }
         Grammar::Lark(text) => {
-            limited("the grammar's size in bytes", text.len(), limits::MAX_GRAMMAR_BYTES)?;
+            limits::at_most("the grammar's size in bytes", text.len(), limits::MAX_GRAMMAR_BYTES)?;
             Ok(GrammarWithLexer::from_lark(text.clone()))
         }
     }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use llguidance::api::ParserLimits;
 
+use super::Fault;
+
 /// Bytes of a schema's text.
 pub const MAX_SCHEMA_BYTES: usize = 256 << 10;
 /// Bytes of a regular expression or a grammar.
@@ -31,6 +33,14 @@ pub(super) const LEFT_BEHIND: usize = 4;
 pub(super) const KEPT: usize = 256;
 /// Bytes of the texts of those.
 pub(super) const KEPT_BYTES: usize = 16 << 20;
+
+/// Refuses more of `what` than is allowed.
+pub(super) fn at_most(what: &'static str, found: usize, most: usize) -> Result<(), Fault> {
+    match found > most {
+        true => Err(Fault::TooMuch { what, found, most, path: String::new() }),
+        false => Ok(()),
+    }
+}
 
 /// Work and memory of one grammar: about 20 ms to build it, 20 ms a mask, and 50 MB of automata.
 pub(super) fn parser() -> ParserLimits {

@@ -37,8 +37,8 @@ impl Core {
         self.answer_failure(now, id, failure, actions);
     }
 
-    /// Nothing that is computed here can be trusted: what runs is told to be the host's fault, the rest goes back, and whoever
-    /// watches starts anew.
+    /// Nothing that is computed here can be trusted: what runs is told to be the host's fault, the rest goes back, and the
+    /// worker ends, to be restarted.
     pub(super) fn host_fault(&mut self, now: Now, reason: &str, actions: &mut Vec<Action>) {
         let running = |slot: &Slot| matches!(slot.phase, Phase::Running | Phase::Starting);
         let ids: Vec<SlotId> =

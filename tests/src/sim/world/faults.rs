@@ -54,7 +54,7 @@ impl World {
                 let node = &mut self.nodes[self.scenario.coordinators + place];
                 if let Some(process) = &node.process {
                     process.shutdown.cancel();
-                    // Back only after the longest drain; if it is paused, whoever watches waits for its end.
+                    // Back only after the longest drain; if it is paused, its supervisor waits for its end.
                     node.start_at_ms = None;
                 }
                 ms(back_after)
