@@ -16,10 +16,14 @@ const ID_SHOWN_MIN: usize = "batch_".len() + 8;
 /// What the coordinator knows of the pods, in the order of their names.
 pub(crate) async fn pods(fleet: &Fleet) -> anyhow::Result<Vec<PodView>> {
     let mut pods: Vec<PodView> = fleet.ask(ApiVerb::Pods, &(), Patience::Short).await?;
+    sort_by_name(&mut pods);
+    Ok(pods)
+}
+
+pub(crate) fn sort_by_name(pods: &mut [PodView]) {
     pods.sort_by(|a, b| {
         (&a.heartbeat.pod, &a.heartbeat.worker).cmp(&(&b.heartbeat.pod, &b.heartbeat.worker))
     });
-    Ok(pods)
 }
 
 /// What the fleet rents; none where it rents nothing, or does not say.
@@ -103,7 +107,7 @@ pub(crate) fn elapsed(batch: &BatchView, now: TimeMs) -> std::time::Duration {
 }
 
 /// So many characters tell all of these ids apart.
-pub(crate) fn id_length(batches: &[BatchView]) -> usize {
+fn id_length(batches: &[BatchView]) -> usize {
     let longest = batches.iter().map(|batch| batch.id.as_str().len()).max().unwrap_or(0);
     let differ = |length: &usize| {
         let mut seen = BTreeSet::new();
