@@ -7,7 +7,7 @@ use ternfleet_proto::message::{BatchView, PodView, ScaleDials, ScalePodState, Sc
 use ternfleet_proto::table::ApiVerb;
 
 use crate::client::{Fleet, Patience};
-use crate::progress::state_or_stall;
+use crate::progress::{reason_of, state_or_stall};
 use crate::{date, span};
 
 /// Characters of an id that a list shows at least.
@@ -52,9 +52,7 @@ pub(crate) fn waits(batches: &[BatchView]) -> Option<String> {
     let waits = batches.iter().filter_map(|batch| {
         let stall = batch.stall.as_ref().filter(|stall| stall.code != StallCode::Validating)?;
         let id: String = batch.id.as_str().chars().take(length).collect();
-        let advice =
-            stall.advice.as_ref().map(|advice| format!("\n  → {}", printable(advice))).unwrap_or_default();
-        Some(format!("{id} waits: {}{advice}", printable(&stall.reason)))
+        Some(format!("{id} waits: {}", reason_of(stall)))
     });
     let lines: Vec<String> = waits.collect();
     (!lines.is_empty()).then(|| lines.join("\n"))
