@@ -162,6 +162,12 @@ impl Fleet {
         self.ask(ApiVerb::BatchGet, &BatchRef { tenant: self.tenant.clone(), id: id.clone() }, patience).await
     }
 
+    /// Stops a batch; the answers that it has stay.
+    pub(crate) async fn cancel(&self, id: &BatchId) -> anyhow::Result<BatchView> {
+        let question = BatchRef { tenant: self.tenant.clone(), id: id.clone() };
+        self.ask(ApiVerb::BatchCancel, &question, Patience::Short).await
+    }
+
     /// Streams a file into the tenant's bucket; restarted when the connection breaks.
     pub(crate) async fn upload(&self, file: &Path, object: &str) -> anyhow::Result<u64> {
         let bucket = table::files_bucket(&self.tenant);
