@@ -67,7 +67,7 @@ impl Progress {
         self.shown.show(batch);
     }
 
-    /// Takes the bar away and leaves a line in its place, so that what follows stands on lines of its own.
+    /// Replaces the bar with a line, so that what follows begins on a new one.
     pub(crate) fn finish(&mut self, batch: &BatchView) {
         if let Shown::Bar(bar) = &self.shown {
             bar.finish_and_clear();
