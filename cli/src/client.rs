@@ -19,7 +19,7 @@ use ternfleet_proto::{BatchId, Bus, BusError, TenantId, codec, nats};
 use crate::connection::Connection;
 
 /// The name by which commands connect to NATS.
-pub(crate) const CLIENT_NAME: &str = "ternfleet-cli";
+const CLIENT_NAME: &str = "ternfleet-cli";
 /// The name of whoever watches over a fleet of this machine.
 const WATCH_NAME: &str = "ternfleet-head";
 /// The names by which services connect.
