@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts the npm packages that the tests run (axe-core, openai, playwright-core, Grafana's schema) into target/npm. Without npm it says so and does
-# nothing: the tests that need them then say that they are skipped, and in CI they fail.
+# Puts the npm packages that the tests run (axe-core, openai, playwright-core, Grafana's schema) into target/npm. Without
+# npm it says so and does nothing: the tests that need them then say that they are skipped, and in CI they fail.
 #
 # Versions and SHA-512 of every package are pinned in tests/clients/npm/package-lock.json; npm refuses other content.
 set -euo pipefail

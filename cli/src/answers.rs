@@ -53,13 +53,15 @@ fn text_of(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
 /// The texts of a response body, whichever endpoint it is of.
 fn choices(body: &Value) -> Vec<Choice> {
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     if body["object"] == "response" {
-        let contents =
-            list(&body["output"]).iter().flat_map(|item| list(&item["content"])).collect::<Vec<_>>();
-        let text = contents.iter().map(|content| text_of(&content["text"])).collect();
+        let contents = list(&body["output"]).iter().flat_map(|item| list(&item["content"]));
+        let text = contents.map(|content| text_of(&content["text"])).collect();
         let finish = if body["status"] == "incomplete" { "length" } else { "stop" };
         return vec![Choice { text, finish: finish.to_owned() }];
     }

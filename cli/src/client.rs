@@ -19,7 +19,7 @@ use ternfleet_proto::{BatchId, Bus, BusError, TenantId, codec, nats};
 use crate::connection::Connection;
 
 /// The name by which commands connect to NATS.
-pub(crate) const CLIENT_NAME: &str = "ternfleet-cli";
+const CLIENT_NAME: &str = "ternfleet-cli";
 /// The name of whoever watches over a fleet of this machine.
 const WATCH_NAME: &str = "ternfleet-head";
 /// The names by which services connect.
@@ -160,6 +160,12 @@ impl Fleet {
 
     pub(crate) async fn batch(&self, id: &BatchId, patience: Patience) -> anyhow::Result<BatchView> {
         self.ask(ApiVerb::BatchGet, &BatchRef { tenant: self.tenant.clone(), id: id.clone() }, patience).await
+    }
+
+    /// Stops a batch; the answers that it has stay.
+    pub(crate) async fn cancel(&self, id: &BatchId) -> anyhow::Result<BatchView> {
+        let question = BatchRef { tenant: self.tenant.clone(), id: id.clone() };
+        self.ask(ApiVerb::BatchCancel, &question, Patience::Short).await
     }
 
     /// Streams a file into the tenant's bucket; restarted when the connection breaks.

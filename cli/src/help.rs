@@ -252,7 +252,7 @@ fn with_examples(command: Command, path: &str) -> Command {
     })
 }
 
-/// What an example does stands behind it, or in the line above where that would be too far to the right.
+/// What an example does is shown after it, or in the line above where that would be too far to the right.
 fn shown(examples: &[(&str, &str)]) -> String {
     let width = examples.iter().map(|(line, _)| line.len()).max().unwrap_or(0);
     let wide = examples.iter().any(|(_, does)| width + does.len() > 92);

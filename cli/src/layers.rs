@@ -431,7 +431,7 @@ mod tests {
         assert_eq!((options.slots, options.pod.as_str()), (12, "17"));
     }
 
-    /// Variables of the commands' flags stand in the same environment, and no service may stumble over them.
+    /// Variables of the commands' flags are in the same environment, and no service may refuse them.
     #[test]
     fn no_variable_of_a_command_is_unknown_to_a_service() {
         use clap::CommandFactory as _;

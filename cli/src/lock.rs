@@ -31,7 +31,7 @@ impl Claim {
     /// Takes the lock at `path` if it is free. The file names its holder.
     pub(crate) fn ask(path: &Path) -> anyhow::Result<Claim> {
         let fault = || format!("cannot write {}", path.display());
-        let file = File::options()
+        let mut file = File::options()
             .create(true)
             .truncate(false)
             .read(true)
@@ -39,7 +39,6 @@ impl Claim {
             .open(path)
             .with_context(fault)?;
         let began = Instant::now();
-        let mut file = file;
         loop {
             file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut lock) => {

@@ -29,12 +29,12 @@ impl ModelFile {
     }
 
     pub(crate) fn manifest(&self) -> anyhow::Result<Option<Manifest>> {
-        Manifest::beside(&self.path).context("the model's manifest cannot be used")
+        manifest_of(&self.path)
     }
 
     /// What a worker of this file calls the model.
     pub(crate) fn name(&self) -> anyhow::Result<String> {
-        Ok(self.manifest()?.map_or_else(|| stem(&self.path), |manifest| manifest.name))
+        name_of(&self.path)
     }
 
     /// The tokenizer; the choice is reported where it was not obvious.
@@ -57,9 +57,15 @@ impl ModelFile {
     }
 }
 
-/// The name of a model file without a manifest.
-pub(crate) fn stem(path: &Path) -> String {
-    path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned())
+fn manifest_of(path: &Path) -> anyhow::Result<Option<Manifest>> {
+    Manifest::beside(path).context("the model's manifest cannot be used")
+}
+
+/// What a worker of this model file calls the model.
+pub(crate) fn name_of(path: &Path) -> anyhow::Result<String> {
+    let stem =
+        || path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    Ok(manifest_of(path)?.map_or_else(stem, |manifest| manifest.name))
 }
 
 /// The thread count to run with: as many as asked for, with a warning above what this machine can run at once.

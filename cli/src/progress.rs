@@ -51,7 +51,7 @@ impl Waiting {
         if !lasts || std::mem::replace(&mut self.explained, true) {
             return None;
         }
-        Some(explained(stall))
+        Some(format!("waiting: {}", reason_of(stall)))
     }
 }
 
@@ -67,7 +67,7 @@ impl Progress {
         self.shown.show(batch);
     }
 
-    /// Takes the bar away and leaves a line in its place, so that what follows stands on lines of its own.
+    /// Replaces the bar with a line, so that what follows begins on a new one.
     pub(crate) fn finish(&mut self, batch: &BatchView) {
         if let Shown::Bar(bar) = &self.shown {
             bar.finish_and_clear();
@@ -119,8 +119,8 @@ impl Shown {
 }
 
 /// Why a batch waits, and what to do about it.
-pub(crate) fn explained(stall: &Stall) -> String {
-    let mut text = format!("waiting: {}", printable(&stall.reason));
+pub(crate) fn reason_of(stall: &Stall) -> String {
+    let mut text = printable(&stall.reason);
     if let Some(advice) = &stall.advice {
         text += &format!("\n  → {}", printable(advice));
     }

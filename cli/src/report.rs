@@ -7,7 +7,7 @@ use ternfleet_proto::message::{BatchView, PodView, ScaleDials, ScalePodState, Sc
 use ternfleet_proto::table::ApiVerb;
 
 use crate::client::{Fleet, Patience};
-use crate::progress::state_or_stall;
+use crate::progress::{reason_of, state_or_stall};
 use crate::{date, span};
 
 /// Characters of an id that a list shows at least.
@@ -16,10 +16,14 @@ const ID_SHOWN_MIN: usize = "batch_".len() + 8;
 /// What the coordinator knows of the pods, in the order of their names.
 pub(crate) async fn pods(fleet: &Fleet) -> anyhow::Result<Vec<PodView>> {
     let mut pods: Vec<PodView> = fleet.ask(ApiVerb::Pods, &(), Patience::Short).await?;
+    sort_by_name(&mut pods);
+    Ok(pods)
+}
+
+pub(crate) fn sort_by_name(pods: &mut [PodView]) {
     pods.sort_by(|a, b| {
         (&a.heartbeat.pod, &a.heartbeat.worker).cmp(&(&b.heartbeat.pod, &b.heartbeat.worker))
     });
-    Ok(pods)
 }
 
 /// What the fleet rents; none where it rents nothing, or does not say.
@@ -48,9 +52,7 @@ pub(crate) fn waits(batches: &[BatchView]) -> Option<String> {
     let waits = batches.iter().filter_map(|batch| {
         let stall = batch.stall.as_ref().filter(|stall| stall.code != StallCode::Validating)?;
         let id: String = batch.id.as_str().chars().take(length).collect();
-        let advice =
-            stall.advice.as_ref().map(|advice| format!("\n  → {}", printable(advice))).unwrap_or_default();
-        Some(format!("{id} waits: {}{advice}", printable(&stall.reason)))
+        Some(format!("{id} waits: {}", reason_of(stall)))
     });
     let lines: Vec<String> = waits.collect();
     (!lines.is_empty()).then(|| lines.join("\n"))
@@ -103,7 +105,7 @@ pub(crate) fn elapsed(batch: &BatchView, now: TimeMs) -> std::time::Duration {
 }
 
 /// So many characters tell all of these ids apart.
-pub(crate) fn id_length(batches: &[BatchView]) -> usize {
+fn id_length(batches: &[BatchView]) -> usize {
     let longest = batches.iter().map(|batch| batch.id.as_str().len()).max().unwrap_or(0);
     let differ = |length: &usize| {
         let mut seen = BTreeSet::new();

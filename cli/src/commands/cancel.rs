@@ -5,11 +5,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 
-use ternfleet_proto::message::{BatchRef, BatchView};
+use ternfleet_proto::message::BatchView;
 use ternfleet_proto::openai;
-use ternfleet_proto::table::ApiVerb;
 
-use crate::client::{Fleet, Patience};
+use crate::client::Fleet;
 use crate::commands::status;
 use crate::connection::Connection;
 use crate::named::{Named, running};
@@ -33,9 +32,7 @@ impl Cancel {
         let batch: BatchView = stop::block_on(async {
             let fleet = Fleet::connect(&self.connection).await?;
             let id = running(self.id.find(&fleet).await?)?.id;
-            let question = BatchRef { tenant: fleet.tenant.clone(), id: id.clone() };
-            let answer = fleet.ask(ApiVerb::BatchCancel, &question, Patience::Short).await;
-            answer.with_context(|| format!("{id} was not cancelled"))
+            fleet.cancel(&id).await.with_context(|| format!("{id} was not cancelled"))
         })?;
         if self.json { say_json(&openai::batch_object(&batch)) } else { say(&status::page(&batch)) }?;
         Ok(ExitCode::SUCCESS)

@@ -10,9 +10,6 @@ use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use ternfleet_proto::message::{BatchRef, BatchView};
-use ternfleet_proto::table::ApiVerb;
-
 use crate::answers::Format;
 use crate::client::{Fleet, Patience};
 use crate::connection::USUAL_FOLDER;
@@ -117,8 +114,7 @@ async fn cancel(fleet: &Fleet, folder: &Folder, state: &mut State) -> anyhow::Re
     let Some(id) = state.batch.clone().filter(|_| state.fetched.is_none()) else { return Ok(()) };
     let batch = fleet.batch(&id, Patience::Short).await?;
     if !batch.state.is_terminal() {
-        let question = BatchRef { tenant: fleet.tenant.clone(), id: id.clone() };
-        let _: BatchView = fleet.ask(ApiVerb::BatchCancel, &question, Patience::Short).await?;
+        fleet.cancel(&id).await?;
     }
     let batch = fleet.batch(&id, Patience::Short).await?;
     if batch.completed > 0 {

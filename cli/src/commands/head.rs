@@ -69,7 +69,7 @@ impl Head {
             dist_port: bundle.serves.as_ref().map(|_| public_port(bundle::DIST_PORT)).transpose()?,
             host,
         };
-        // What pods may fetch from here lies in one folder.
+        // What pods may fetch from here is in one folder.
         let dist = dir.join("dist");
         std::fs::create_dir_all(&dist).with_context(|| format!("cannot make {}", dist.display()))?;
         let nats_server = nats_server(&bundle, &dist)?;

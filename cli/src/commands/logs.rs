@@ -64,8 +64,9 @@ impl Logs {
                     () = stops.next() => return Ok(ExitCode::SUCCESS),
                 }
                 // A pod that was rented meanwhile, or a log that was set aside.
-                for new in self.found()? {
-                    if self.part.is_none() && !logs.iter().any(|log| log.path == new.path) {
+                let found = if self.part.is_none() { self.found()? } else { Vec::new() };
+                for new in found {
+                    if !logs.iter().any(|log| log.path == new.path) {
                         logs.push(new);
                     }
                 }

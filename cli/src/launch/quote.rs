@@ -31,16 +31,16 @@ pub(crate) struct Plan<'a> {
 
 /// Quotes the batch on what could be rented; answers the quote and both for people.
 pub(crate) async fn plan(asked: &Plan<'_>) -> anyhow::Result<(Quote, String)> {
-    let asked_file = asked.prompts;
-    let sample = read(asked_file, SAMPLE).await?;
+    let sample = read(asked.prompts, SAMPLE).await?;
     let now = TimeMs::now();
     // Without the model's file, prompts are estimated from their bytes.
     let (work, context) = match ModelFile::open(Some(asked.model)) {
         Ok(model) => {
             let name = model.name()?;
-            let other = |asked: &&String| **asked != name && !asked.starts_with("blake3:");
-            if let Some(asked) = sample.models.keys().find(other) {
-                bail!("{} names the model {asked:?}, and the pods would serve {name}", asked_file.display());
+            let other = |named: &&String| **named != name && !named.starts_with("blake3:");
+            if let Some(named) = sample.models.keys().find(other) {
+                let file = asked.prompts.display();
+                bail!("{file} names the model {named:?}, and the pods would serve {name}");
             }
             let tokenizer = model.tokenizer()?;
             (sample.counted_by(|prompt| count(prompt, &tokenizer)), model.hyper.context as u32)

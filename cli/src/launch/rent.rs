@@ -14,7 +14,7 @@ use ternfleet_coordinator::simulate::PodSpec;
 use ternfleet_coordinator::{ClassOptions, ProviderKind, ScaleOptions, resolved};
 use ternfleet_proto::UsdMicro;
 
-use super::bundle::{MANIFEST_NAME, MODEL_NAME};
+use super::bundle::{MANIFEST_NAME, MODEL_NAME, ServedModel};
 use crate::fetch::sha256_of;
 use crate::local::nats_server;
 use crate::models::{self, Store};
@@ -88,7 +88,7 @@ fn scale_of(file: Option<&Path>) -> anyhow::Result<ScaleOptions> {
     let Some(path) = file else {
         let File { mut scale } =
             toml::from_str(EXAMPLE).context("the classes that ship are not understood")?;
-        // What stands there in capitals is filled in, and nothing else binds the fleet than what is asked for.
+        // The values in capitals are filled in, and nothing else binds the fleet than what is asked for.
         (scale.usd_per_hour_max, scale.usd_per_day_max) = (0.0, 0.0);
         scale.pod.env = BTreeMap::new();
         // The provider may place pods anywhere: the files come from elsewhere.
@@ -218,13 +218,14 @@ impl Rent {
         UsdMicro((budget - aside).0.max(budget.0 / 2))
     }
 
-    /// A model of one's own, where it lies for pods.
-    pub(crate) fn own_model(&self) -> Option<(String, String, String)> {
+    /// A model of one's own, and where pods fetch it.
+    pub(crate) fn own_model(&self) -> Option<ServedModel> {
         let sha256 = self.scale.pod.model_sha256.clone().filter(|_| self.scale.pod.model.is_empty())?;
-        Some((self.file(MODEL_NAME), sha256, self.file(MANIFEST_NAME)))
+        let (url, manifest_url) = (self.file(MODEL_NAME), self.file(MANIFEST_NAME));
+        Some(ServedModel { url, sha256, manifest_url })
     }
 
-    /// The budget holds for everything: what the head may cost until it ends itself is set aside, the rest is for workers.
+    /// Limits of this launch, and how long the head keeps results; the budget is divided when a head is ordered.
     fn limit(&mut self, wishes: &Wishes<'_>) {
         let scale = &mut self.scale;
         scale.provider = ProviderKind::Runpod;

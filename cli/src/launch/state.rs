@@ -252,7 +252,7 @@ impl Folder {
                 eprintln!("{} came up meanwhile and is kept", state.out.display());
                 state.out = free;
             }
-            // From now on what lies there is this launch's own, also for a command that goes on after this one.
+            // From now on the file there is this launch's own, also for a command that goes on after this one.
             state.replaces_out = true;
             self.write(state)?;
         }

@@ -119,8 +119,7 @@ async fn work(
         // Nobody will give this fleet more: what was answered is kept.
         Err(()) => {
             eprintln!("the budget is spent; what was answered so far is fetched");
-            let question = BatchRef { tenant: fleet.tenant.clone(), id: batch.id.clone() };
-            let _: BatchView = fleet.ask(ApiVerb::BatchCancel, &question, Patience::Short).await?;
+            fleet.cancel(&batch.id).await?;
             follow::to_the_end(fleet, &batch.id, &mut progress).await?
         }
     };

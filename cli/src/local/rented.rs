@@ -13,11 +13,10 @@ use ternfleet_coordinator::simulate::PodSpec;
 use ternfleet_engine::host::Topology;
 use ternfleet_proto::message::{ScaleDials, ScaleView};
 use ternfleet_proto::table::ApiVerb;
-use ternfleet_text::Manifest;
 
 use super::shares::{Share, shares};
 use crate::client::{Fleet, Patience};
-use crate::model_file::stem;
+use crate::model_file::name_of;
 
 /// Pods are looked at, and planned for, this often.
 const TICK_MS: u64 = 1_000;
@@ -76,7 +75,7 @@ impl Rented<'_> {
         let program = program.display().to_string();
         let model =
             self.model.canonicalize().with_context(|| format!("no model at {}", self.model.display()))?;
-        let name = model_name(&model)?;
+        let name = name_of(&model)?;
         let Guess { threads, rate_tok_s: rate } = guess(&model, self.threads, &self.shares);
         let list = |cpus: &[usize]| cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         let cpus: Vec<String> = self.shares.iter().map(|share| list(&share.cpus)).collect();
@@ -107,12 +106,6 @@ impl Rented<'_> {
             cpus = json!(cpus),
         ))
     }
-}
-
-/// What a worker of this model file calls it.
-fn model_name(model: &Path) -> anyhow::Result<String> {
-    let manifest = Manifest::beside(model).context("the model's manifest cannot be used")?;
-    Ok(manifest.map_or_else(|| stem(model), |manifest| manifest.name))
 }
 
 /// What a pod of this machine is taken for until one is measured.

@@ -142,10 +142,7 @@ pub(crate) async fn end_of(ports: Ports, to: Connection, limit: Duration, purse:
             break Why::Unheard;
         }
     };
-    if fleet.is_none() {
-        fleet = Fleet::connect_as_part(&to).await.ok();
-    }
-    if let Some(fleet) = &fleet
+    if let Some(fleet) = connected(&mut fleet, &to).await
         && let Err(error) = return_all(fleet).await
     {
         // Pods whose coordinator is gone end themselves.
@@ -154,12 +151,17 @@ pub(crate) async fn end_of(ports: Ports, to: Connection, limit: Duration, purse:
     why
 }
 
-/// Lowers the scaler's limit as the head's own cost grows; answers what the scaler says.
-async fn keep_limit(fleet: &mut Option<Fleet>, to: &Connection, purse: &Purse) -> Option<ScaleView> {
+/// The connection of earlier looks, or a new one.
+async fn connected<'a>(fleet: &'a mut Option<Fleet>, to: &Connection) -> Option<&'a Fleet> {
     if fleet.is_none() {
         *fleet = Fleet::connect_as_part(to).await.ok();
     }
-    let fleet = fleet.as_ref()?;
+    fleet.as_ref()
+}
+
+/// Lowers the scaler's limit as the head's own cost grows; answers what the scaler says.
+async fn keep_limit(fleet: &mut Option<Fleet>, to: &Connection, purse: &Purse) -> Option<ScaleView> {
+    let fleet = connected(fleet, to).await?;
     let view: ScaleView = fleet.ask_once(ApiVerb::ScaleShow, &ScaleDials::default()).await.ok()?;
     if let Some(limit) = purse.lower(&view, TimeMs::now()) {
         let dials = ScaleDials { usd_micro_per_day_max: Some(limit), ..ScaleDials::default() };

@@ -44,9 +44,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
     let totals = view.snapshot.as_ref().map(|snapshot| flowed(snapshot, area.width, palette));
     let notice = notice(view);
     let notice_lines = notice.as_ref().map_or(0, |text| {
-        let width = usize::from(area.width.saturating_sub(2)).max(1);
-        u16::try_from(text.lines().map(|line| width_of(line) / width + 1).sum::<usize>())
-            .unwrap_or(NOTICE_LINES)
+        u16::try_from(wrapped_lines(text, area.width.saturating_sub(2))).unwrap_or(NOTICE_LINES)
     });
     // Pods get what they need, at most 40 % of the height when there are many.
     let pod_rows =
@@ -233,9 +231,7 @@ fn draw_batches(frame: &mut Frame<'_>, view: &View, now: TimeMs, area: Rect, pal
     let open =
         |batch: &BatchView, text: String| if batch.state.is_terminal() { "-".to_owned() } else { text };
     let columns = [
-        column("batch", Kind::Text { min: 10 }, 0, &batches, |batch| {
-            plain(printable(batch.name.as_deref().unwrap_or(batch.id.as_str())))
-        }),
+        column("batch", Kind::Text { min: 10 }, 0, &batches, |batch| plain(name_of(batch))),
         column("state", Kind::Text { min: 11 }, 0, &batches, |batch| {
             (state_or_stall(batch), palette.of(batch_colour(batch)))
         }),
@@ -281,6 +277,10 @@ fn draw_batches(frame: &mut Frame<'_>, view: &View, now: TimeMs, area: Rect, pal
     draw_list(frame, area, title, &columns, view.selected_row(List::Batches), has_keys, palette);
 }
 
+fn name_of(batch: &BatchView) -> String {
+    printable(batch.name.as_deref().unwrap_or(batch.id.as_str()))
+}
+
 fn batch_colour(batch: &BatchView) -> Color {
     match batch.state {
         _ if batch.stall.is_some() => Color::Yellow,
@@ -295,9 +295,15 @@ fn batch_colour(batch: &BatchView) -> Color {
 fn notice(view: &View) -> Option<String> {
     let batch = view.waiting()?;
     let stall = batch.stall.as_ref()?;
-    let name = printable(batch.name.as_deref().unwrap_or(batch.id.as_str()));
+    let name = name_of(batch);
     let advice = stall.advice.as_ref().map(|advice| format!("\n→ {}", printable(advice))).unwrap_or_default();
     Some(format!("{name} waits: {}{advice}", printable(&stall.reason)))
+}
+
+/// Lines that a text takes when it is wrapped at so many cells.
+fn wrapped_lines(text: &str, width: u16) -> usize {
+    let width = usize::from(width).max(1);
+    text.lines().map(|line| width_of(line) / width + 1).sum()
 }
 
 fn draw_cover(frame: &mut Frame<'_>, view: &View, palette: Palette) {
@@ -313,8 +319,7 @@ fn draw_cover(frame: &mut Frame<'_>, view: &View, palette: Palette) {
         },
     };
     let area = frame.area().inner(Margin { horizontal: 2, vertical: 1 });
-    let width = usize::from(area.width.saturating_sub(4)).max(1);
-    let rows: usize = text.lines().map(|line| width_of(line) / width + 1).sum();
+    let rows = wrapped_lines(&text, area.width.saturating_sub(4));
     let height = u16::try_from(rows + 2).unwrap_or(u16::MAX).min(area.height);
     let area = Rect { height, ..area };
     let block = Block::new()
@@ -352,10 +357,6 @@ fn pod_page(pod: &PodView) -> String {
         ),
         format!("  so far    {} tokens for {}", pod.tokens, pod.cost_usd_micro),
     ];
-    printable_lines(&lines)
-}
-
-fn printable_lines(lines: &[String]) -> String {
     lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
 }
 

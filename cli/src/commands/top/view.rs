@@ -11,7 +11,7 @@ use super::Snapshot;
 /// One column a second; wider terminals than this exist, but nobody reads that far.
 const HISTORY_MAX: usize = 300;
 
-/// The keys and what they do, as the screen of `?` and the help text say it.
+/// The keys and what they do, as the screen of `?` shows them.
 pub(super) const KEYS: [(&str, &str); 8] = [
     ("q, Ctrl-C", "quit"),
     ("↑ ↓, k j", "select a row"),

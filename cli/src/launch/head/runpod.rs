@@ -19,7 +19,7 @@ use crate::client::Fleet;
 use crate::commands::nats::Authority;
 use crate::connection::Connection;
 use crate::launch::bill::{Bill, PodBill};
-use crate::launch::bundle::{self, Bundle, ServedModel, Serves};
+use crate::launch::bundle::{self, Bundle, Serves};
 use crate::launch::rent::Rent;
 use crate::launch::state::{Folder, State};
 use crate::local::Purse;
@@ -294,13 +294,7 @@ impl RunpodHead {
             let limit = scale.usd_per_day_max;
             scale.usd_per_day_max = if limit > 0.0 { limit.min(most) } else { most };
         }
-        let serves = self.rent.from_head.then(|| Serves {
-            model: self.rent.own_model().map(|(url, sha256, manifest_url)| ServedModel {
-                url,
-                sha256,
-                manifest_url,
-            }),
-        });
+        let serves = self.rent.from_head.then(|| Serves { model: self.rent.own_model() });
         let mut ports = vec![format!("{}/tcp", bundle::NATS_PORT)];
         ports.extend(serves.as_ref().map(|_| format!("{}/tcp", bundle::DIST_PORT)));
         let bundle = Bundle {

@@ -12,7 +12,7 @@ export function useKey(value) { key = value; store(sessionStorage, "key", value)
 /** Called when the gateway asks for a key, or does not know this one. */
 export function whenRefused(act) { refused = act; }
 
-export class Fault extends Error {
+class Fault extends Error {
   constructor(message, status, code) { super(message); this.status = status; this.code = code; }
 }
 
@@ -29,8 +29,8 @@ export async function call(path, options = {}) {
   if (answer.status === 401) refused(key !== "");
   throw new Fault(said.message || answer.status + " " + answer.statusText, answer.status, said.code);
 }
-export const get = async (path, signal) => (await call(path, { signal })).json();
-export const send = (path, value, more = {}) => call(path, { method: "POST", headers: { "Content-Type": "application/json", ...more.headers }, body: JSON.stringify(value), signal: more.signal });
+export const get = async path => (await call(path)).json();
+export const send = (path, value, signal) => call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(value), signal });
 export const post = async (path, value) => (await send(path, value)).json();
 export const remove = async path => (await call(path, { method: "DELETE" })).json();
 

@@ -2,11 +2,14 @@
 // what can be done about it.
 
 import { download, get, post } from "./api.js";
-import { bar, button, card, choice, field, h, prose, say, show } from "./dom.js";
-import { clock, comes, count, deadline, done, ended, kind, link, money, own, plural, rate, span, state, title, waits, words } from "./format.js";
+import { badge, bar, button, card, choice, field, h, prose, say, show } from "./dom.js";
+import { clock, comes, count, deadline, done, ended, link, money, own, plural, rate, span, state, title, waits, words } from "./format.js";
 
 const LOOK_EVERY = 2000;
 const A_PAGE = 25;
+
+/** Figures in one line: [name, text]. */
+const legend = entries => h("ul.legend", entries.map(([name, text]) => h("li", name + " ", h("b", text))));
 
 /** A value on a scale from nothing to the largest of what is shown. `marks`: [name, value, text], `range`: [from, to]. */
 function meter(label, value, cls, range, marks, text) {
@@ -16,7 +19,7 @@ function meter(label, value, cls, range, marks, text) {
   const parts = [fill];
   if (range) { const part = h("span.range"); part.style.left = place(range[0]); part.style.width = place(Math.max(0, range[1] - range[0])); parts.push(part); }
   for (const [name, at] of marks) { const mark = h("span.mark", { title: name }); mark.style.left = place(at); parts.push(mark); }
-  return h("div.meter", h("div.track", { role: "img", "aria-label": label }, parts), h("ul.legend", text.map(([name, said]) => h("li", name + " ", h("b", said)))));
+  return h("div.meter", h("div.track", { role: "img", "aria-label": label }, parts), legend(text));
 }
 
 function costOf(b) {
@@ -57,7 +60,7 @@ export function batchView(main, id) {
     batch = b; fault.hidden = true; all.hidden = false;
     const o = own(b), c = b.request_counts;
     say(head, title(b)); document.title = title(b) + " · Ternfleet";
-    show(chip, state(b), () => h("span.state" + (kind(state(b)) && "." + kind(state(b))), words(state(b))));
+    show(chip, state(b), () => badge(state(b)));
     const why = waits(b);
     reason.hidden = !why; show(reason, why, () => prose("span", why));
     show(actions, [b.output_file_id, b.error_file_id, ended(b), c.failed, done(b) > 0], () => buttons(b));
@@ -65,7 +68,7 @@ export function batchView(main, id) {
     show(progress, [c, o.total_is_final, b.usage, Math.round(10 * o.rate_tok_s)], () => [
       h("p.big", Math.floor(100 * done(b) / whole) + " %", h("small", " " + count(done(b)) + " of " + count(c.total) + (o.total_is_final === false ? "+" : "") + " lines answered")),
       bar("Progress of " + title(b), [[c.completed / whole, ""], [c.failed / whole, "bad"]]),
-      h("ul.legend", [["completed", count(c.completed)], ["failed", count(c.failed)], ["waiting", count(Math.max(0, c.total - done(b)))], ["generated", plural(b.usage.output_tokens, "token")], ["speed", ended(b) ? "–" : rate(o.rate_tok_s) + " tok/s"]].map(([name, text]) => h("li", name + " ", h("b", text)))),
+      legend([["completed", count(c.completed)], ["failed", count(c.failed)], ["waiting", count(Math.max(0, c.total - done(b)))], ["generated", plural(b.usage.output_tokens, "token")], ["speed", ended(b) ? "–" : rate(o.rate_tok_s) + " tok/s"]]),
     ]);
     show(cost, [o.cost_usd_micro, o.budget_usd_micro, o.quote], () => costOf(b));
     show(time, [o.finish_estimate_ms, deadline(b), ended(b) || Math.floor(Date.now() / 2000)], () => timeOf(b));

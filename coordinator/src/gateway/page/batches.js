@@ -1,8 +1,8 @@
 // All batches: a form for a new one, then the list, open ones first; the gateway pages and filters.
 
 import { get } from "./api.js";
-import { bar, card, choice, h, prose, say, table } from "./dom.js";
-import { clock, comes, count, deadline, done, ended, kind, link, money, own, plural, rate, span, state, title, waits, words } from "./format.js";
+import { badge, bar, card, choice, h, prose, say, table } from "./dom.js";
+import { clock, comes, count, deadline, done, ended, link, money, own, plural, rate, span, state, title, waits } from "./format.js";
 import { overview } from "./live.js";
 import { submitCard } from "./submit.js";
 
@@ -13,7 +13,7 @@ const FILTERS = [["", "All"], ["open", "Open"], ["ended", "Ended"], ["completed"
 export function batchTable(label) {
   return table(label, [
     { label: "Batch", cls: "name", mark: b => [title(b), b.id], make: b => [h("a", { href: link(b) }, title(b)), title(b) === b.id ? null : h("small", b.id)] },
-    { label: "State", cls: "wide", mark: b => [state(b), waits(b)], make: b => [h("span.state" + (kind(state(b)) && "." + kind(state(b))), words(state(b))), waits(b) ? prose("small", waits(b)) : null] },
+    { label: "State", cls: "wide", mark: b => [state(b), waits(b)], make: b => [badge(state(b)), waits(b) ? prose("small", waits(b)) : null] },
     { label: "Progress", cls: "wide", mark: b => [b.request_counts, own(b).total_is_final], make: b => {
       const c = b.request_counts, all = Math.max(c.total, 1);
       return [bar("Progress of " + title(b), [[c.completed / all, ""], [c.failed / all, "bad"]]),

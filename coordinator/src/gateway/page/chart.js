@@ -4,7 +4,7 @@ import { h, say, svg } from "./dom.js";
 import { clock, span } from "./format.js";
 
 /** The next of 1, 1.2, 1.6, 2, 3 … times a power of ten, so that half of it reads well too. */
-export function round(most) {
+function round(most) {
   if (!(most > 0)) return 1;
   const unit = 10 ** Math.floor(Math.log10(most));
   return unit * [1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10].find(step => step * unit >= most * .999999);

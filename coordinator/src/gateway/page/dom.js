@@ -1,5 +1,7 @@
 // Nodes. Everything that comes from elsewhere becomes a text node or an attribute; no text is ever parsed as HTML.
 
+import { kind, words } from "./format.js";
+
 /** `h("p.hint", { id: "x", onclick: f }, "text", node, null)`. */
 export function h(what, ...rest) {
   const [name, ...classes] = what.split(".");
@@ -44,6 +46,9 @@ export function field(name, control, hint) {
   if (note) control.setAttribute("aria-describedby", note.id);
   return h("div.field", h("label", { for: control.id }, name), control, note);
 }
+
+/** A state in its colour. */
+export const badge = state => h("span.state" + (kind(state) && "." + kind(state)), words(state));
 
 /** Shares of a whole, one after the other: [share, class]. */
 export function bar(label, parts) {

@@ -20,8 +20,8 @@ export function clock(ms) {
 export const comes = ms => ms != null && ms < Date.now() + 3.2e12;
 
 const KINDS = {
-  bad: ["failed", "expired", "lost", "gone"], good: ["completed", "ready", "working", "ok"],
-  warn: ["paused_budget", "draining", "cancelling", "cancelled", "calibrating", "ending", "stalled"],
+  bad: ["failed", "expired", "lost", "gone"], good: ["completed", "ready", "working"],
+  warn: ["paused_budget", "draining", "cancelling", "cancelled", "calibrating", "ending"],
 };
 export const kind = state => Object.keys(KINDS).find(kind => KINDS[kind].includes(state)) || "";
 export const words = state => String(state).replaceAll("_", " ");

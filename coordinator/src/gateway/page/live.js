@@ -16,10 +16,10 @@ export function listen(act) {
   if (said) act(said);
   return () => listeners.delete(act);
 }
-/** After signing in or out: what was another's is forgotten, and the stream begins anew. */
+/** After signing in or out: what was another's is forgotten, and the stream is started again. */
 export function restart() { said = null; points = []; stop.abort(); }
 
-/** Follows for ever; `tell` is told how the connection stands. */
+/** Never returns; `tell` is told how the connection stands. */
 export async function follow(tell) {
   for (;;) {
     stop = new AbortController();

@@ -2,8 +2,8 @@
 
 import { get, remove } from "./api.js";
 import { spark } from "./chart.js";
-import { bar, button, card, h, say, table } from "./dom.js";
-import { clock, count, kind, money, plural, rate, span, words } from "./format.js";
+import { badge, bar, button, card, h, say, table } from "./dom.js";
+import { clock, count, money, plural, rate, span } from "./format.js";
 
 const HISTORY_EVERY = 30000;
 
@@ -21,7 +21,7 @@ export function podsView(main) {
   const losses = card("Lost pods", h("p.hint", "Each is shown until a pod of its class replaces it or somebody dismisses it."), lost, said);
   const pods = table("Pods", [
     { label: "Pod", cls: "name", mark: p => [p.pod, p.class, p.worker, p.model, p.version, p.isa, p.threads, p.calibration], make: p => [h("b", p.pod), h("small", [p.class, p.model].filter(Boolean).join(" · ")), details(p)] },
-    { label: "State", mark: p => p.state, make: p => h("span.state" + (kind(p.state) && "." + kind(p.state)), words(p.state)) },
+    { label: "State", mark: p => p.state, make: p => badge(p.state) },
     { label: "Last hour", mark: p => past.tok_s[p.worker], make: p => past.tok_s[p.worker]?.length > 1 ? spark("Speed of " + p.pod + " over the last " + span(past.every_ms * past.tok_s[p.worker].length), past.tok_s[p.worker]) : "–" },
     { label: "Speed", cls: "n", mark: p => rate(p.tok_s), make: p => [rate(p.tok_s), h("small", "tok/s")] },
     { label: "Slots", cls: "wide", mark: p => [p.slots_in_use, p.slots, p.queued_jobs], make: p => [bar("Slots of " + p.pod + " in use", [[p.slots_in_use / Math.max(p.slots, 1), ""]]), h("small", p.slots_in_use + " of " + p.slots + (p.queued_jobs ? ", " + count(p.queued_jobs) + " queued" : ""))] },

@@ -1,8 +1,8 @@
 // Scaling: the limits, what the plan does next and why, what is rented, which classes there are.
 
 import { get, post } from "./api.js";
-import { card, field, h, say, show, table } from "./dom.js";
-import { clock, comes, count, kind, money, rate, span, title, words } from "./format.js";
+import { badge, card, field, h, say, show, table } from "./dom.js";
+import { clock, comes, count, money, rate, span, title, words } from "./format.js";
 import { overview } from "./live.js";
 import { figures } from "./overview.js";
 
@@ -20,7 +20,7 @@ export function scalingView(main) {
   ]);
   const pods = table("Rented pods", [
     { label: "Pod", cls: "name", mark: p => [p.name, p.class, p.provider_id], make: p => [h("b", p.name), h("small", [p.class, p.data_center, p.provider_id].filter(Boolean).join(" · "))] },
-    { label: "State", cls: "wide", mark: p => [p.state, p.ending], make: p => [h("span.state" + (kind(p.state) && "." + kind(p.state)), p.state), p.ending ? h("small", p.ending) : null] },
+    { label: "State", cls: "wide", mark: p => [p.state, p.ending], make: p => [badge(p.state), p.ending ? h("small", p.ending) : null] },
     { label: "Speed", cls: "n", mark: p => rate(p.rate_tok_s) + " tok/s" },
     { label: "Price", cls: "n", mark: p => money(p.price_usd_micro_per_hour) + "/h" },
     { label: "Billed", cls: "n", mark: p => money(p.billed_usd_micro) },

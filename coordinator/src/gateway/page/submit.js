@@ -1,11 +1,11 @@
 // A new batch: a file, its limits, a quote, and off it goes.
 
-import { post, send, upload } from "./api.js";
+import { post, upload } from "./api.js";
 import { card, field, h, prose, say } from "./dom.js";
-import { clock, comes, count, money, span } from "./format.js";
+import { clock, comes, count, link, money } from "./format.js";
 
 /** What a quote says. */
-export function quoteFacts(q) {
+function quoteFacts(q) {
   const facts = [
     ["Cost", money(q.cost_p50_usd_micro) + ", below " + money(q.cost_p95_usd_micro) + " with 95 %"],
     ["Finish", comes(q.finish_p50_ms) ? clock(q.finish_p50_ms) + (comes(q.finish_p95_ms) ? ", by " + clock(q.finish_p95_ms) + " with 95 %" : "") : "not with the pods there are"],
@@ -54,9 +54,9 @@ export function submitCard() {
         answer.hidden = false; say(note, "");
       } else {
         const window = hours.value ? Math.max(1, Math.ceil(hours.value * 60)) + "m" : "24h";
-        const batch = await (await send("/v1/batches", { input_file_id: stored, endpoint: endpoint.value, completion_window: window, ternfleet: { name: name.value.trim() || file.files[0].name, priority: +priority.value || 0, accept_at_risk: risk.checked || undefined, ...limits } })).json();
+        const batch = await post("/v1/batches", { input_file_id: stored, endpoint: endpoint.value, completion_window: window, ternfleet: { name: name.value.trim() || file.files[0].name, priority: +priority.value || 0, accept_at_risk: risk.checked || undefined, ...limits } });
         stored = null; form.reset(); answer.hidden = true;
-        note.replaceChildren("accepted: ", h("a", { href: "#/batches/" + encodeURIComponent(batch.id) }, batch.id));
+        note.replaceChildren("accepted: ", h("a", { href: link(batch) }, batch.id));
       }
     } catch (error) { say(note, error.message); }
     go.disabled = quote.disabled = false;

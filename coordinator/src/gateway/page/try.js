@@ -24,7 +24,6 @@ export function tryView(main) {
     h("div.actions", h("button", "Generate"), stop));
   const answer = card("Answer", out);
   answer.note.replaceWith(note);
-  note.className = "hint";
   main.append(h("div.top", h("h1", "Try a prompt")), h("div.two", card("Prompt", form), answer));
   let running = null;
 
@@ -52,7 +51,7 @@ export function tryView(main) {
     let first = 0, usage = null;
     out.textContent = ""; out.setAttribute("aria-busy", "true"); stop.hidden = false; say(note, "waiting …");
     try {
-      const stream = await send(made.messages ? "/v1/chat/completions" : "/v1/completions", made, { signal: mine.signal });
+      const stream = await send(made.messages ? "/v1/chat/completions" : "/v1/completions", made, mine.signal);
       await events(stream, (_, data) => {
         if (data === "[DONE]") return;
         const value = JSON.parse(data);
