@@ -81,7 +81,7 @@ const sea = "tales of the sea, told at great length by an old fisherman_who_neve
 await rule("three more are accepted", async () => {
   await submit(hostile, await store(lines(3, 4)));
   await submit(sea, await store(lines(4000, 120)), { budget_usd_micro: 2_000_000, accept_at_risk: true });
-  return (await submit("winter tales", await store([...lines(30, 40), line(98, 4, { stop: 7 }), { custom_id: "too long", method: "POST", url: "/v1/completions", body: { prompt: "word ".repeat(3000), max_tokens: 4 } }]))).object === "batch";
+  return (await submit("winter tales", await store([...lines(30, 40), line(98, 4, { stop: 7 }), { custom_id: "too long", method: "POST", url: "/v1/completions", body: { prompt: "word ".repeat(700), max_tokens: 4 } }]))).object === "batch";
 });
 
 // ── Signing in ──
