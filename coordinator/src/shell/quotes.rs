@@ -64,8 +64,8 @@ impl Question {
         Question {
             prospect: market(&footing.settings, &footing.intents, &seen),
             models: footing.models(now, core),
-            lengths: situation.lengths,
-            skill: situation.skill,
+            lengths: core.work_lengths(),
+            skill: core.quote_skill(),
             ask,
         }
     }
