@@ -20,11 +20,11 @@ use ternfleet_proto::{TimeMs, UsdMicro};
 use crate::plan::{
     Batch, BatchPlan, ClassSet, Limit, Plan, PodClass, PodPlan, PodState, Problem, Step, Verdict, plan,
 };
-use forecast::Placed;
+use forecast::{Placed, Quantiles};
 
 pub use engine::Engine;
-pub use forecast::{Forecast, Quantiles, Skill};
-pub use lengths::{History, Kind, Ratios};
+pub use forecast::Skill;
+pub use lengths::History;
 pub use ternfleet_proto::message::{Alternative, PodsUsed, Quote};
 pub use tokens::{Estimate, Lengths, SampledLine, estimate};
 
@@ -148,16 +148,9 @@ impl Told {
             .then(|| outcome(problem, &Request { budget: None, ..request.clone() }, request.deadline).0);
         let answer = whole.as_ref().unwrap_or(answer);
         let placed = placed(problem, engines, request, answer);
-        let work = &request.work;
-        let lines = forecast::Lines {
-            sample: &work.sample,
-            count: work.lines,
-            model: work.model.as_deref(),
-            lengths: &work.lengths,
-        };
         let beside = problem.batches.iter().filter(|other| other.classes.and(request.classes).0 != 0);
         let beside: Vec<f64> = beside.map(|other| other.tokens_left).collect();
-        let Some(found) = forecast::forecast(&placed, &lines, &beside, &request.skill) else {
+        let Some(found) = forecast::forecast(&placed, &request.work, &beside, &request.skill) else {
             return planned;
         };
         let share = request.tokens.tokens / (request.tokens.tokens + beside.iter().sum::<f64>()).max(1.0);

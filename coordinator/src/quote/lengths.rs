@@ -20,17 +20,17 @@ const UNSEEN: (f64, f64) = (1.0, 0.15);
 
 /// Requests whose outputs are alike.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kind {
+struct Kind {
     /// `None` stands for all models together.
-    pub model: Option<String>,
-    pub endpoint: Option<Endpoint>,
+    model: Option<String>,
+    endpoint: Option<Endpoint>,
     /// The request names a limit. Without one, the context is the limit, and few outputs come near it.
-    pub limited: bool,
+    limited: bool,
 }
 
 /// Output ÷ limit over answers: an average that forgets.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Ratios {
+pub(super) struct Ratios {
     count: f64,
     mean: f64,
     variance: f64,
@@ -39,7 +39,7 @@ pub struct Ratios {
 }
 
 impl Ratios {
-    pub fn learn(&mut self, ratio: f64) {
+    fn learn(&mut self, ratio: f64) {
         let ratio = if ratio.is_finite() { ratio.clamp(0.0, 1.0) } else { return };
         self.count += 1.0;
         // The first ones count in full, so that the mean does not lean on the very first.
@@ -100,7 +100,12 @@ impl History {
     }
 
     /// What comes nearest to requests of this kind: of their own model, of any model, of any endpoint.
-    pub fn of(&self, model: Option<&str>, endpoint: Option<Endpoint>, limited: bool) -> Option<&Ratios> {
+    pub(super) fn of(
+        &self,
+        model: Option<&str>,
+        endpoint: Option<Endpoint>,
+        limited: bool,
+    ) -> Option<&Ratios> {
         let own = Kind { model: model.map(str::to_owned), endpoint, limited };
         let whole = Kind { model: None, endpoint, limited };
         let all = Kind { model: None, endpoint: None, limited };
