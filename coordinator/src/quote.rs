@@ -346,7 +346,7 @@ fn ready_at(problem: &Problem, pod: &crate::plan::Pod) -> TimeMs {
     match pod.state {
         PodState::Running => problem.now,
         PodState::Booting { ready_at } => ready_at.max(problem.now),
-        PodState::Offered => problem.now.plus(std::time::Duration::from_secs_f64(pod.boot_s.max(0.0))),
+        PodState::Offered => problem.now.plus(Duration::from_secs_f64(pod.boot_s.max(0.0))),
     }
 }
 
