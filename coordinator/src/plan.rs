@@ -37,6 +37,13 @@ pub const EXACT_PODS: usize = 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodClass(pub u8);
 
+impl PodClass {
+    /// By its place in a list; all beyond the 64th count as one.
+    pub fn at(place: usize) -> PodClass {
+        PodClass(place.min(63) as u8)
+    }
+}
+
 /// Classes on which a batch may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClassSet(pub u64);
