@@ -52,7 +52,7 @@ impl Api {
             return;
         }
         let admitted = found.and_then(|Surveyed { ground, models }| {
-            self.full.clone().map_or(Ok(()), Err)?;
+            self.has_room()?;
             if !create.options.wait_for_model {
                 footing.models(now, core).check(models.iter().map(String::as_str))?;
             }
