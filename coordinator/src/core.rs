@@ -53,6 +53,7 @@ use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, MonoMs, Now, WorkerId};
 
 pub use account::Account;
+pub(crate) use account::day_of;
 pub use batch::{Batch, Cell, CellState, MODELS_MAX, Origin};
 pub use checks::QuoteCheck;
 pub use event::{
