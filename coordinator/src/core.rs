@@ -253,7 +253,7 @@ impl Core {
         }
     }
 
-    /// All events at hand are in: hand out, then read on where lines run short.
+    /// All available events are in: assign jobs, then read on where lines run short.
     fn turn(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.hand_out(now, actions);
         self.read_on(actions);

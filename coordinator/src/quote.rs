@@ -166,7 +166,7 @@ impl Told {
         let share = request.tokens.tokens / (request.tokens.tokens + beside.iter().sum::<f64>()).max(1.0);
         let rented = answer.pods.iter().filter(|pod| pod.step == Step::Start);
         let boots: f64 = rented.filter_map(|planned| boot_cost(problem, &planned.name)).sum::<f64>() * share;
-        // Rented pods are planned anew as time goes: a deadline that the plan keeps with its margin is kept.
+        // Rented pods are planned again as time goes: a deadline that the plan keeps with its margin is kept.
         let adapts = own.verdict == Verdict::Kept && placed.iter().any(|one| one.until_s.is_finite());
         let due = request.deadline.filter(|_| adapts).unwrap_or(TimeMs(u64::MAX));
         let at = |seconds: f64| problem.now.plus(Duration::from_secs_f64(seconds.clamp(0.0, 1e9))).min(due);

@@ -21,7 +21,7 @@ const JOBS_MAX: usize = 1_200;
 const ENGINES_MAX: usize = 24;
 /// Engines that are needed to the end stay for the last jobs; this share of the time is the end.
 const END_RATIO: f64 = 0.97;
-/// Reading the file, the first hand-over, the last answer: no engine works then.
+/// Reading the file, the first assignment, the last answer: no engine works then.
 const AROUND_S: f64 = 0.6;
 
 /// An engine of a pod that works for the batch.
