@@ -1,6 +1,7 @@
 //! The coordinator: ledger of batches and jobs, fleet view, router, planner, gateway. It never runs a model.
 
 pub mod again;
+mod average;
 mod constraints;
 pub mod core;
 mod counted;

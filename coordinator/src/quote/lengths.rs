@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use ternfleet_proto::openai::Endpoint;
 
+use crate::average::Average;
 use crate::random::Random;
 
 /// Newest answers weigh this much.
@@ -28,12 +29,10 @@ struct Kind {
     limited: bool,
 }
 
-/// Output ÷ limit over answers: an average that forgets.
+/// Output ÷ limit over answers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Ratios {
-    count: f64,
-    mean: f64,
-    variance: f64,
+    average: Average,
     /// Weight and mean of the answers in each bin.
     bins: Vec<(f64, f64)>,
 }
@@ -41,12 +40,7 @@ pub(super) struct Ratios {
 impl Ratios {
     fn learn(&mut self, ratio: f64) {
         let ratio = if ratio.is_finite() { ratio.clamp(0.0, 1.0) } else { return };
-        self.count += 1.0;
-        // The first ones count in full, so that the mean does not lean on the very first.
-        let share = SHARE.max(1.0 / self.count);
-        let difference = ratio - self.mean;
-        self.mean += share * difference;
-        self.variance = (1.0 - share) * (self.variance + share * difference * difference);
+        let share = self.average.learn(ratio, SHARE);
         self.bins.resize(BINS, (0.0, 0.0));
         self.bins.iter_mut().for_each(|bin| bin.0 *= 1.0 - share);
         let (weight, mean) = &mut self.bins[bin_of(ratio)];
@@ -55,7 +49,7 @@ impl Ratios {
     }
 
     fn is_known(&self) -> bool {
-        self.count >= ANSWERS_MIN
+        self.average.count >= ANSWERS_MIN
     }
 
     /// One of the ratios that were seen.
@@ -68,7 +62,7 @@ impl Ratios {
                 return *mean;
             }
         }
-        self.mean
+        self.average.mean
     }
 }
 
@@ -115,7 +109,7 @@ impl History {
 
 /// Mean and standard deviation of a ratio.
 pub(super) fn moments(ratios: Option<&Ratios>) -> (f64, f64) {
-    ratios.map_or(UNSEEN, |ratios| (ratios.mean, ratios.variance.sqrt().max(0.02)))
+    ratios.map_or(UNSEEN, |ratios| (ratios.average.mean, ratios.average.variance.sqrt().max(0.02)))
 }
 
 /// A ratio by chance.
