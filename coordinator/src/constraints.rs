@@ -68,7 +68,7 @@ impl Constraints {
     }
 }
 
-/// What a finding is about. A schema's text is hashed where it lies.
+/// What a finding is about. A schema's text is hashed without a copy.
 fn key_of(constraint: Option<&Constraint>, tools: Option<&Tools>, stops: &[String]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     let mut large = |text: &str| {

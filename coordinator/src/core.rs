@@ -53,6 +53,7 @@ use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{BatchId, MonoMs, Now, WorkerId};
 
 pub use account::Account;
+pub(crate) use account::day_of;
 pub use batch::{Batch, Cell, CellState, MODELS_MAX, Origin};
 pub use checks::QuoteCheck;
 pub use event::{
@@ -252,7 +253,7 @@ impl Core {
         }
     }
 
-    /// All events at hand are in: hand out, then read on where lines run short.
+    /// All available events are in: assign jobs, then read on where lines run short.
     fn turn(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.hand_out(now, actions);
         self.read_on(actions);

@@ -1,6 +1,7 @@
 //! The coordinator: ledger of batches and jobs, fleet view, router, planner, gateway. It never runs a model.
 
 pub mod again;
+mod average;
 mod constraints;
 pub mod core;
 mod counted;
@@ -61,9 +62,7 @@ pub async fn run_with(
     let dist = serve_dist(&options, stop.clone());
     match options.http {
         None => {
-            let (fleet, dist) = tokio::join!(async { fleet.await.inspect_err(|_| stop.cancel()) }, async {
-                dist.await.inspect_err(|_| stop.cancel())
-            });
+            let (fleet, dist) = tokio::join!(or_stop(fleet, &stop), or_stop(dist, &stop));
             fleet.and(dist)
         }
         Some(address) => {
@@ -72,16 +71,20 @@ pub async fn run_with(
             let connections_max = options.gateway.connections_max;
             let routes = gateway.routes().merge(dist::routes(&options)?);
             let page = http::serve(address, bus, metrics, routes, connections_max, stop.clone());
-            // Whichever ends first, by shutdown or by an error, ends the other.
-            let (fleet, page, dist) = tokio::join!(
-                async { fleet.await.inspect_err(|_| stop.cancel()) },
-                async { page.await.inspect_err(|_| stop.cancel()) },
-                async { dist.await.inspect_err(|_| stop.cancel()) },
-            );
+            let (fleet, page, dist) =
+                tokio::join!(or_stop(fleet, &stop), or_stop(page, &stop), or_stop(dist, &stop));
             drop(watching);
             fleet.and(page).and(dist)
         }
     }
+}
+
+/// A part of this process whose error ends the others too.
+async fn or_stop(
+    part: impl Future<Output = anyhow::Result<()>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    part.await.inspect_err(|_| stop.cancel())
 }
 
 /// `/dist/` at an address of its own, where one is named: pods reach it, and nothing else of this process.

@@ -48,14 +48,13 @@ impl Default for Quotas {
     }
 }
 
-/// What streams may take of the server's disk. JetStream sets that aside when it makes them; where it has no room for a
-/// default, less is taken. 0 is no limit.
+/// What streams may take of the server's disk; JetStream sets that aside when it makes them. 0 is no limit.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Streams {
     /// Answers. When it is nearly full nothing new is accepted; when it is full workers keep their answers and try again.
     pub results_bytes_max: u64,
-    /// Checkpoints. When it is full the oldest go: their jobs begin anew, should they move.
+    /// Checkpoints. When it is full the oldest go: their jobs start again, should they move.
     pub checkpoints_bytes_max: u64,
 }
 

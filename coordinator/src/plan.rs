@@ -37,6 +37,13 @@ pub const EXACT_PODS: usize = 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodClass(pub u8);
 
+impl PodClass {
+    /// By its place in a list; all beyond the 64th count as one.
+    pub fn at(place: usize) -> PodClass {
+        PodClass(place.min(63) as u8)
+    }
+}
+
 /// Classes on which a batch may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClassSet(pub u64);
@@ -296,15 +303,13 @@ impl Plan {
 ///
 /// A batch that no pod may run is missed and changes nothing for the others.
 pub fn plan(problem: &Problem, previous: Option<&Plan>) -> Plan {
-    let stuck: Vec<bool> = problem.batches.iter().map(|batch| !problem.serves(batch)).collect();
-    if !stuck.contains(&true) {
+    if problem.batches.iter().all(|batch| problem.serves(batch)) {
         return choose::choose(problem, &market::Market::new(problem), previous);
     }
     let mut able = problem.clone();
-    let mut stays = stuck.iter().map(|stuck| !stuck);
-    able.batches.retain(|_| stays.next().unwrap_or(true));
+    able.batches.retain(|batch| problem.serves(batch));
     let mut planned = choose::choose(&able, &market::Market::new(&able), previous);
-    for (place, batch) in problem.batches.iter().enumerate().filter(|(place, _)| stuck[*place]) {
+    for (place, batch) in problem.batches.iter().enumerate().filter(|(_, batch)| !problem.serves(batch)) {
         planned.batches.insert(place, BatchPlan::never(batch));
     }
     planned

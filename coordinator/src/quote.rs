@@ -20,11 +20,11 @@ use ternfleet_proto::{TimeMs, UsdMicro};
 use crate::plan::{
     Batch, BatchPlan, ClassSet, Limit, Plan, PodClass, PodPlan, PodState, Problem, Step, Verdict, plan,
 };
-use forecast::Placed;
+use forecast::{Placed, Quantiles};
 
 pub use engine::Engine;
-pub use forecast::{Forecast, Quantiles, Skill};
-pub use lengths::{History, Kind, Ratios};
+pub use forecast::Skill;
+pub use lengths::History;
 pub use ternfleet_proto::message::{Alternative, PodsUsed, Quote};
 pub use tokens::{Estimate, Lengths, SampledLine, estimate};
 
@@ -76,13 +76,14 @@ const WORTH: f64 = 0.01;
 /// Quotes a batch beside those of `problem`, which are accepted already and must still be kept.
 /// `class_names` names the classes of the problem's pods.
 pub fn quote(problem: &Problem, class_names: &[String], engines: &Engines, request: &Request) -> Quote {
-    let (answer, own, others) = outcome(problem, request, request.deadline);
+    let before = plan(problem, None);
+    let (answer, own, others) = outcome(problem, &before, request, request.deadline);
     let mut verdict = own.verdict;
     if verdict == Verdict::Kept && !others {
         // The batch itself could be done, but only by breaking an earlier promise.
         verdict = Verdict::AtRisk(Limit::Capacity);
     }
-    let told = Told::of(problem, engines, request, &answer, &own);
+    let told = Told::of(problem, engines, &before, request, &answer, &own);
     verdict = harder(verdict, told.verdict(request));
     let limit = match verdict {
         Verdict::Kept => None,
@@ -111,8 +112,8 @@ pub fn quote(problem: &Problem, class_names: &[String], engines: &Engines, reque
         finish_p95_ms: finish_p95,
         bound_usd_micro: answer.bound_usd_micro.min(usd(bound)),
         pods: pods_by_class(problem, request, &answer, engines, class_names, told.finish_p50),
-        cheaper: cheaper(problem, request, own.cost_usd_micro, finish_p95).map(priced),
-        faster: faster(problem, request, finish_p95).map(priced),
+        cheaper: cheaper(problem, &before, request, own.cost_usd_micro, finish_p95).map(priced),
+        faster: faster(problem, &before, request, finish_p95).map(priced),
     }
 }
 
@@ -133,7 +134,14 @@ struct Told {
 }
 
 impl Told {
-    fn of(problem: &Problem, engines: &Engines, request: &Request, answer: &Plan, own: &BatchPlan) -> Told {
+    fn of(
+        problem: &Problem,
+        engines: &Engines,
+        before: &Plan,
+        request: &Request,
+        answer: &Plan,
+        own: &BatchPlan,
+    ) -> Told {
         let planned = Told {
             cost: Quantiles { p50: own.cost_usd_micro.0 as f64, p95: own.cost_p95_usd_micro.0 as f64 },
             bill: None,
@@ -145,25 +153,20 @@ impl Told {
         }
         // Where the budget cuts the plan short, the whole of it is told all the same.
         let whole = matches!(own.verdict, Verdict::AtRisk(Limit::Budget) | Verdict::Missed(Limit::Budget))
-            .then(|| outcome(problem, &Request { budget: None, ..request.clone() }, request.deadline).0);
+            .then(|| {
+                outcome(problem, before, &Request { budget: None, ..request.clone() }, request.deadline).0
+            });
         let answer = whole.as_ref().unwrap_or(answer);
         let placed = placed(problem, engines, request, answer);
-        let work = &request.work;
-        let lines = forecast::Lines {
-            sample: &work.sample,
-            count: work.lines,
-            model: work.model.as_deref(),
-            lengths: &work.lengths,
-        };
         let beside = problem.batches.iter().filter(|other| other.classes.and(request.classes).0 != 0);
         let beside: Vec<f64> = beside.map(|other| other.tokens_left).collect();
-        let Some(found) = forecast::forecast(&placed, &lines, &beside, &request.skill) else {
+        let Some(found) = forecast::forecast(&placed, &request.work, &beside, &request.skill) else {
             return planned;
         };
         let share = request.tokens.tokens / (request.tokens.tokens + beside.iter().sum::<f64>()).max(1.0);
         let rented = answer.pods.iter().filter(|pod| pod.step == Step::Start);
         let boots: f64 = rented.filter_map(|planned| boot_cost(problem, &planned.name)).sum::<f64>() * share;
-        // Rented pods are planned anew as time goes: a deadline that the plan keeps with its margin is kept.
+        // Rented pods are planned again as time goes: a deadline that the plan keeps with its margin is kept.
         let adapts = own.verdict == Verdict::Kept && placed.iter().any(|one| one.until_s.is_finite());
         let due = request.deadline.filter(|_| adapts).unwrap_or(TimeMs(u64::MAX));
         let at = |seconds: f64| problem.now.plus(Duration::from_secs_f64(seconds.clamp(0.0, 1e9))).min(due);
@@ -242,9 +245,14 @@ fn placed(problem: &Problem, engines: &Engines, request: &Request, answer: &Plan
     placed
 }
 
-/// The plan with the asked batch, what it holds for it, and whether all others are as well off as without it.
-fn outcome(problem: &Problem, request: &Request, deadline: Option<TimeMs>) -> (Plan, BatchPlan, bool) {
-    let before = plan(problem, None);
+/// The plan with the asked batch, what it holds for it, and whether all others are as well off as in the plan `before`,
+/// without it.
+fn outcome(
+    problem: &Problem,
+    before: &Plan,
+    request: &Request,
+    deadline: Option<TimeMs>,
+) -> (Plan, BatchPlan, bool) {
     let mut with = problem.clone();
     with.batches.push(Batch {
         name: ASKED.to_owned(),
@@ -257,18 +265,24 @@ fn outcome(problem: &Problem, request: &Request, deadline: Option<TimeMs>) -> (P
     let mut after = plan(&with, None);
     let own = after.batches.pop().expect("because a plan answers every batch and one was pushed last");
     let kept = |plan: &Plan, place: usize| plan.batches[place].verdict == Verdict::Kept;
-    let others = (0..before.batches.len()).all(|place| kept(&after, place) || !kept(&before, place));
+    let others = (0..before.batches.len()).all(|place| kept(&after, place) || !kept(before, place));
     (after, own, others)
 }
 
 /// The nearest of some later deadlines that saves something worth a word; none at all at last.
-fn cheaper(problem: &Problem, request: &Request, cost: UsdMicro, finish: TimeMs) -> Option<Alternative> {
+fn cheaper(
+    problem: &Problem,
+    before: &Plan,
+    request: &Request,
+    cost: UsdMicro,
+    finish: TimeMs,
+) -> Option<Alternative> {
     let span_ms = request.deadline?.0.saturating_sub(problem.now.0);
     let later =
         |per_cent: u64| TimeMs(problem.now.0.saturating_add((span_ms / 100).saturating_mul(per_cent)));
     let deadlines = [125, 150, 200, 300, 500, 1000].map(|per_cent| Some(later(per_cent)));
     deadlines.into_iter().chain([None]).find_map(|deadline| {
-        let (_, own, others) = outcome(problem, request, deadline);
+        let (_, own, others) = outcome(problem, before, request, deadline);
         let saves = own.cost_usd_micro.0 as f64 <= cost.0 as f64 * (1.0 - WORTH);
         (own.verdict == Verdict::Kept && others && saves).then_some(Alternative {
             deadline_ms: deadline,
@@ -279,12 +293,12 @@ fn cheaper(problem: &Problem, request: &Request, cost: UsdMicro, finish: TimeMs)
 }
 
 /// The loosest of some tighter deadlines that can be kept.
-fn faster(problem: &Problem, request: &Request, finish: TimeMs) -> Option<Alternative> {
+fn faster(problem: &Problem, before: &Plan, request: &Request, finish: TimeMs) -> Option<Alternative> {
     let span_ms = finish.0.saturating_sub(problem.now.0);
     [75, 50, 25].into_iter().find_map(|per_cent| {
         // A finish that never comes is no base for a faster one.
         let deadline = TimeMs(problem.now.0.saturating_add((span_ms / 100).saturating_mul(per_cent)));
-        let (_, own, others) = outcome(problem, request, Some(deadline));
+        let (_, own, others) = outcome(problem, before, request, Some(deadline));
         (own.verdict == Verdict::Kept && others && own.finish_p95 < finish).then_some(Alternative {
             deadline_ms: Some(deadline),
             cost_usd_micro: own.cost_usd_micro,
@@ -332,7 +346,7 @@ fn ready_at(problem: &Problem, pod: &crate::plan::Pod) -> TimeMs {
     match pod.state {
         PodState::Running => problem.now,
         PodState::Booting { ready_at } => ready_at.max(problem.now),
-        PodState::Offered => problem.now.plus(std::time::Duration::from_secs_f64(pod.boot_s.max(0.0))),
+        PodState::Offered => problem.now.plus(Duration::from_secs_f64(pod.boot_s.max(0.0))),
     }
 }
 

@@ -126,7 +126,11 @@ pub struct PodKind {
 }
 
 impl PodKind {
-    fn serves(&self, model: &str) -> bool {
+    fn of(worker: &SeenWorker) -> PodKind {
+        PodKind { class: worker.class.clone(), models: worker.models.clone() }
+    }
+
+    pub(crate) fn serves(&self, model: &str) -> bool {
         self.models.is_empty() || self.models.iter().any(|served| served == model)
     }
 }
@@ -140,11 +144,10 @@ pub struct Prospect {
     pub engines: Engines,
 }
 
-/// Those of `kinds` that serve this model, as the planner numbers them.
-pub fn serving(kinds: &[PodKind], model: Option<&str>) -> ClassSet {
-    let Some(model) = model else { return ClassSet::ALL };
-    let able = kinds.iter().enumerate().filter(|(_, kind)| kind.serves(model));
-    ClassSet::of(&able.map(|(number, _)| PodClass(number.min(63) as u8)).collect::<Vec<_>>())
+/// Those of `kinds` that are wanted, as the planner numbers them.
+pub(crate) fn class_set(kinds: &[PodKind], is_wanted: impl Fn(&PodKind) -> bool) -> ClassSet {
+    let wanted = kinds.iter().enumerate().filter(|(_, kind)| is_wanted(kind));
+    ClassSet::of(&wanted.map(|(place, _)| PodClass::at(place)).collect::<Vec<_>>())
 }
 
 /// The situation.

@@ -111,15 +111,15 @@ pub(crate) enum Input {
     Leading(Lead),
     Deposed(String),
     Undecodable,
-    /// Nobody's answer lies at this sequence of RESULTS.
+    /// What is stored at this sequence of RESULTS is no valid answer.
     Garbage(u64),
     /// Why nothing is accepted now, if that is so.
     Room(Option<Refusal>),
     /// What can be rented, read again.
     Footing(Arc<quotes::Footing>),
-    /// What the scaler can add to the fleet, anew.
+    /// What the scaler can add to the fleet now.
     Supplied(Box<Supply>),
-    /// What the scaler's ledger said before this leader, anew.
+    /// What the scaler's ledger said before this leader, as it counts today.
     RentedBefore(account::RentedBefore),
 }
 

@@ -7,9 +7,13 @@ use serde::{Deserialize, Serialize};
 use ternfleet_proto::message::{Heartbeat, LostPod};
 use ternfleet_proto::{TimeMs, UsdMicro};
 
-const DAY_MS: u64 = 86_400_000;
 /// Lost pods that are shown; older ones are in the audit log.
 const LOST_MAX: usize = 64;
+
+/// Days since 1970, UTC.
+pub(crate) fn day_of(time: TimeMs) -> u64 {
+    time.0 / 86_400_000
+}
 
 /// Money and lost pods, as stored.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -35,7 +39,7 @@ impl Account {
         if self.since.is_none() {
             (self.since, self.changed) = (Some(now), true);
         }
-        let day = now.0 / DAY_MS;
+        let day = day_of(now);
         if day != self.day {
             (self.day, self.today_usd_micro) = (day, UsdMicro::ZERO);
         }
@@ -46,7 +50,7 @@ impl Account {
 
     /// Spent since midnight on pods that the scaler did not rent.
     pub fn today(&self, now: TimeMs) -> UsdMicro {
-        if self.day == now.0 / DAY_MS { self.today_usd_micro } else { UsdMicro::ZERO }
+        if self.day == day_of(now) { self.today_usd_micro } else { UsdMicro::ZERO }
     }
 
     pub(super) fn lose(&mut self, lost: LostPod) {

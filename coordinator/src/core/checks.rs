@@ -4,6 +4,7 @@ use ternfleet_proto::message::{BatchState, Promise};
 
 use super::Core;
 use super::record::BatchRecord;
+use crate::average::Average;
 use crate::quote::Skill;
 
 /// Newest bills weigh this much.
@@ -28,18 +29,18 @@ pub struct QuoteCheck {
 /// What bills have taught.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Checks {
-    bills: f64,
-    bias: f64,
-    variance: f64,
+    /// Logarithms of bill over uncorrected forecast.
+    factors: Average,
     untold: Vec<QuoteCheck>,
 }
 
 impl Checks {
     pub(super) fn skill(&self) -> Skill {
         // Few bills correct little.
-        let trust = self.bills / (self.bills + PRIOR_BILLS);
-        let variance = trust * self.variance + (1.0 - trust) * PRIOR_SD * PRIOR_SD;
-        Skill { bias: trust * self.bias, sd: variance.sqrt().max(0.02) }
+        let bills = self.factors.count.min(1.0 / SHARE);
+        let trust = bills / (bills + PRIOR_BILLS);
+        let variance = trust * self.factors.variance + (1.0 - trust) * PRIOR_SD * PRIOR_SD;
+        Skill { bias: trust * self.factors.mean, sd: variance.sqrt().max(0.02) }
     }
 
     /// A completed batch. `tell` is false for one that ended before this process began.
@@ -53,11 +54,7 @@ impl Checks {
         if !uncorrected.is_finite() || uncorrected.abs() > FACTOR_MAX.ln() {
             return;
         }
-        self.bills = (self.bills + 1.0).min(1.0 / SHARE);
-        let share = SHARE.max(1.0 / self.bills);
-        let difference = uncorrected - self.bias;
-        self.bias += share * difference;
-        self.variance = (1.0 - share) * (self.variance + share * difference * difference);
+        self.factors.learn(uncorrected, SHARE);
     }
 }
 

@@ -240,7 +240,7 @@ pub enum Event {
     LeaseEnded {
         pod: String,
     },
-    /// What the scaler can add to the fleet, anew.
+    /// What the scaler can add to the fleet now.
     Supplied(Box<Supply>),
     /// What was spent and lost under earlier leaders; comes before [`Event::Lead`].
     AccountKnown(Box<Account>),
@@ -306,7 +306,7 @@ pub enum Action {
     },
     /// Publish an answer of the coordinator's own.
     Answer(Box<JobResult>),
-    /// Remove what lies at this sequence of RESULTS: nobody's answer.
+    /// Remove the message at this sequence of RESULTS: it is no valid answer.
     Discard {
         sequence: u64,
     },

@@ -203,7 +203,7 @@ pub struct Pod {
     lease: Option<LeasePhase>,
     /// Of its bill, what is not the lease's: from before this coordinator took it over.
     unleased: UsdMicro,
-    /// Of its bill, what has been counted as unrented, or lies before this leader; and of that, this leader's part.
+    /// Of its bill, what has been counted as unrented, or was billed before this leader; and of that, this leader's part.
     counted: UsdMicro,
     unrented: UsdMicro,
     /// Cost that was not told yet, and since when.

@@ -16,7 +16,7 @@ use crate::options::Quotas;
 struct Queued {
     batches: u32,
     singles: u32,
-    /// What singles in flight are reckoned to cost.
+    /// What singles in flight are estimated to cost.
     promised: UsdMicro,
     bytes: u64,
     tokens: u64,

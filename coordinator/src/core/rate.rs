@@ -53,8 +53,8 @@ impl Rate {
         }
         let observed = tokens as f64 / busy_s;
         let slowed = self.watch(observed, busy_s);
-        let kept = decay(busy_s / MEMORY_S) * self.weight;
-        let added = 1.0 - decay(busy_s / MEMORY_S);
+        let old = decay(busy_s / MEMORY_S);
+        let (kept, added) = (old * self.weight, 1.0 - old);
         let weight = kept + added;
         let share = added / weight;
         let difference = observed - self.mean_tok_s;
@@ -74,8 +74,8 @@ impl Rate {
         } else {
             self.slow_count = 0;
         }
-        let kept = decay(busy_s / USUAL_MEMORY_S) * self.usual_weight;
-        let added = 1.0 - decay(busy_s / USUAL_MEMORY_S);
+        let old = decay(busy_s / USUAL_MEMORY_S);
+        let (kept, added) = (old * self.usual_weight, 1.0 - old);
         self.usual_weight = kept + added;
         self.usual_tok_s += added / self.usual_weight * (observed - self.usual_tok_s);
         self.is_slow() && !was_slow

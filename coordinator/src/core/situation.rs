@@ -26,9 +26,6 @@ pub struct Situation {
     /// By pod.
     pub workers: Vec<SeenWorker>,
     pub needs: Vec<Need>,
-    pub lengths: Lengths,
-    /// How good quotes have been.
-    pub skill: Skill,
     /// What each rented pod has cost so far, by name.
     pub leases: Vec<(String, UsdMicro)>,
     /// The whole bills of the latest that have ended, newest first.
@@ -40,32 +37,45 @@ pub struct Situation {
 impl Core {
     /// Everything that a plan is made from.
     pub fn situation(&self, now: Now) -> Situation {
-        let lengths = self.work_lengths();
+        let prompt_weight = self.prompt_weight();
         let batches = self.ledger.active().map(|(_, batch)| batch);
         let batches = batches.filter(|batch| !batch.is_ended() && batch.record.ending.is_none());
-        let needs = batches.flat_map(|batch| batch.needs(&lengths, self.lengths.mean_job_tokens));
+        let needs = batches.flat_map(|batch| batch.needs(prompt_weight, self.lengths.mean_job_tokens));
         Situation {
             workers: self.seen_workers(now),
             needs: needs.collect(),
             leases: self.money.lease_bills(),
             ended_leases: self.money.ended_lease_bills(),
             leased_total: self.money.leased_total(),
-            lengths,
-            skill: self.checks.skill(),
         }
     }
 
-    /// How prompts and outputs turn into work, as far as the fleet has seen.
-    fn work_lengths(&self) -> Lengths {
-        let ready = || self.fleet.workers.values().filter(|worker| worker.liveness == Liveness::Live);
-        let (decode, prefill) = ready()
-            .map(|worker| (worker.beat.decode_tok_s, worker.beat.prefill_tok_s))
-            .fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
+    /// How prompts and outputs turn into work, as far as the fleet has seen. Copies the history of all outputs.
+    pub fn work_lengths(&self) -> Lengths {
+        let contexts = self.live_workers().map(|worker| worker.beat.context_tokens);
         Lengths {
             history: self.lengths.outputs.clone(),
-            context_tokens: ready().map(|worker| worker.beat.context_tokens).max().unwrap_or(CONTEXT_TOKENS),
-            prompt_weight: weight(decode, prefill).unwrap_or(PROMPT_WEIGHT),
+            context_tokens: contexts.max().unwrap_or(CONTEXT_TOKENS),
+            prompt_weight: self.prompt_weight(),
         }
+    }
+
+    /// How good quotes have been.
+    pub fn quote_skill(&self) -> Skill {
+        self.checks.skill()
+    }
+
+    fn live_workers(&self) -> impl Iterator<Item = &Worker> {
+        self.fleet.workers.values().filter(|worker| worker.liveness == Liveness::Live)
+    }
+
+    /// [`weight`] over all live workers.
+    fn prompt_weight(&self) -> f64 {
+        let (decode, prefill) = self
+            .live_workers()
+            .map(|worker| (worker.beat.decode_tok_s, worker.beat.prefill_tok_s))
+            .fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
+        weight(decode, prefill).unwrap_or(PROMPT_WEIGHT)
     }
 
     /// Pods with the speeds of their engines added up; their errors are taken to be independent.
@@ -130,8 +140,8 @@ pub(super) fn weight(decode_tok_s: f64, prefill_tok_s: f64) -> Option<f64> {
 
 impl Batch {
     /// What it still needs, of each model that its lines name. Until its lines are read it may be anything.
-    fn needs(&self, lengths: &Lengths, mean_job_tokens: f64) -> Vec<Need> {
-        let whole = self.need(lengths, mean_job_tokens);
+    fn needs(&self, prompt_weight: f64, mean_job_tokens: f64) -> Vec<Need> {
+        let whole = self.need(prompt_weight, mean_job_tokens);
         let named: BTreeMap<&str, u64> = match &self.record.quote {
             Some(quote) if !quote.models.is_empty() => {
                 quote.models.iter().map(|(model, lines)| (model.as_str(), *lines)).collect()
@@ -161,13 +171,12 @@ impl Batch {
 
     /// What it still needs: by its own answered lines once there are some, by its quote before, and by the fleet's
     /// mean without either.
-    fn need(&self, lengths: &Lengths, mean_job_tokens: f64) -> plan::Batch {
+    fn need(&self, prompt_weight: f64, mean_job_tokens: f64) -> plan::Batch {
         let answered = self.answered();
         let quote = self.record.quote.as_ref();
         let jobs = f64::from(self.jobs_total());
         let left = f64::from(self.jobs_total().saturating_sub(answered));
-        let seen =
-            self.totals.completion_tokens as f64 + self.totals.prompt_tokens as f64 * lengths.prompt_weight;
+        let seen = self.totals.completion_tokens as f64 + self.totals.prompt_tokens as f64 * prompt_weight;
         let (each, sd) = match quote {
             _ if answered >= LINES_SEEN => (seen / f64::from(answered), 0.1),
             Some(quote) if jobs > 0.0 => {

@@ -11,6 +11,6 @@ pub struct Supply {
     pub starting: u32,
     /// Why no pod is ordered now, if none is.
     pub obstacle: Option<String>,
-    /// Which limit stands in the way of a batch, by its id.
+    /// The limiting factor of a batch, by its id.
     pub binds: BTreeMap<String, Binds>,
 }

@@ -154,12 +154,12 @@ impl Core {
     }
 
     /// Batches of every tenant that have not ended, single jobs apart.
-    pub fn live_batch_views(&self, now: Now) -> Vec<BatchView> {
-        let batches = self.ledger.active().filter(|(_, batch)| !batch.record.single);
-        batches.map(|(slot, batch)| self.view_of(now, slot, batch)).collect()
+    pub fn open_batches(&self) -> impl Iterator<Item = (BatchSlot, &Batch)> {
+        self.ledger.active().filter(|(_, batch)| !batch.record.single && !batch.is_ended())
     }
 
-    fn view_of(&self, now: Now, slot: BatchSlot, batch: &Batch) -> BatchView {
+    /// Finding out why a batch does not advance may look at all others: this is not for every turn.
+    pub fn view_of(&self, now: Now, slot: BatchSlot, batch: &Batch) -> BatchView {
         batch.view(now, self.stall(slot, batch), self.lengths.mean_job_tokens)
     }
 

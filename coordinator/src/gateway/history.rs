@@ -38,7 +38,7 @@ struct Samples {
     dead: VecDeque<u64>,
     /// Tokens a second by worker.
     pods: BTreeMap<WorkerId, VecDeque<f32>>,
-    /// Of the scaler, what deserves a person's eye; `None` when nothing is rented here.
+    /// Of the scaler, what a person should look at; `None` when nothing is rented here.
     scaler: Option<Vec<String>>,
 }
 

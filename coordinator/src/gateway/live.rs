@@ -110,7 +110,7 @@ pub(super) fn hourly(pods: &[PodView]) -> UsdMicro {
     prices.into_values().sum()
 }
 
-/// What deserves a person's eye, in sentences.
+/// What a person should look at, in sentences.
 fn warnings(fleet: &FleetView, batches: &[BatchView], history: &History) -> Vec<String> {
     let mut found = Vec::new();
     let dead = history.dead_lately();

@@ -1,6 +1,6 @@
 //! The page at `/` and the OpenAPI document: files inside the binary, no build step, no external asset.
 //!
-//! The page is a few files, served as they stand in `page/`. The policy lets scripts and styles come from this gateway
+//! The page is a few files, served as they are in `page/`. The policy lets scripts and styles come from this gateway
 //! alone, forbids inline ones, and has the browser refuse to parse text as HTML.
 
 use std::sync::LazyLock;

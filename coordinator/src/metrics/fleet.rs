@@ -8,9 +8,10 @@ use std::sync::{Mutex, PoisonError};
 
 use prometheus::{CounterVec, GaugeVec};
 use ternfleet_proto::message::{BatchView, PodView, WorkerCounters, WorkerState};
-use ternfleet_proto::{TimeMs, WorkerId};
+use ternfleet_proto::{Now, TimeMs, WorkerId};
 
 use super::Maker;
+use crate::core::{Batch, BatchRecord, BatchSlot, Core};
 
 /// Batches with series of their own: those with the least time left.
 const BATCHES_MAX: usize = 20;
@@ -132,7 +133,7 @@ impl FleetSeries {
         }
     }
 
-    pub(super) fn refresh(&self, now: TimeMs, pods: &[PodView], batches: &[BatchView]) {
+    pub(super) fn refresh(&self, now: TimeMs, pods: &[PodView], batches: &[(String, BatchView)]) {
         self.pods(pods);
         self.batches(now, batches);
     }
@@ -195,30 +196,22 @@ impl FleetSeries {
         *heard = now;
     }
 
-    fn batches(&self, now: TimeMs, batches: &[BatchView]) {
+    /// Each with its label.
+    fn batches(&self, now: TimeMs, batches: &[(String, BatchView)]) {
         for series in
             [&self.batch_jobs, &self.batch_slack, &self.batch_budget_left, &self.batch_cost, &self.batch_rate]
         {
             series.reset();
         }
-        let until = |batch: &BatchView| batch.options.deadline.unwrap_or(batch.expires_at);
-        let mut live: Vec<&BatchView> = batches.iter().filter(|batch| !batch.state.is_terminal()).collect();
-        live.sort_by_key(|batch| (until(batch), batch.id.clone()));
-        let named = |name: &str| live.iter().filter(|batch| batch.name.as_deref() == Some(name)).count();
-        let label = |batch: &BatchView| match batch.name.as_deref().filter(|name| !name.is_empty()) {
-            None => batch.id.to_string(),
-            Some(name) if named(name) == 1 => name.to_owned(),
-            Some(name) => format!("{name} ({})", batch.id),
-        };
-        for batch in live.iter().take(BATCHES_MAX) {
-            let name = label(batch);
-            let id = [batch.id.as_str(), name.as_str()];
+        for (label, batch) in batches {
+            let id = [batch.id.as_str(), label.as_str()];
             let open = batch.total.saturating_sub(batch.completed + batch.failed);
             for (state, jobs) in [("good", batch.completed), ("error", batch.failed), ("open", open)] {
                 self.batch_jobs.with_label_values(&[id[0], id[1], state]).set(f64::from(jobs));
             }
             if let Some(estimate) = batch.finish_estimate {
-                let slack = until(batch).0 as f64 - estimate.0.max(now.0) as f64;
+                let until = batch.options.deadline.unwrap_or(batch.expires_at);
+                let slack = until.0 as f64 - estimate.0.max(now.0) as f64;
                 self.batch_slack.with_label_values(&id).set(slack / 1000.0);
             }
             if let Some(budget) = batch.options.budget_usd_micro {
@@ -228,4 +221,20 @@ impl FleetSeries {
             self.batch_rate.with_label_values(&id).set(batch.rate_tok_s);
         }
     }
+}
+
+/// The open batches with the least time left, each with its label: its name, with its id where others have the same.
+pub(super) fn soonest(now: Now, core: &Core) -> Vec<(String, BatchView)> {
+    let until = |record: &BatchRecord| record.options.deadline.unwrap_or(record.expires_at);
+    let mut open: Vec<(BatchSlot, &Batch)> = core.open_batches().collect();
+    open.sort_by_key(|(_, batch)| (until(&batch.record), batch.record.id.clone()));
+    let named =
+        |name: &str| open.iter().filter(|(_, batch)| batch.record.name.as_deref() == Some(name)).count();
+    let label = |record: &BatchRecord| match record.name.as_deref().filter(|name| !name.is_empty()) {
+        None => record.id.to_string(),
+        Some(name) if named(name) == 1 => name.to_owned(),
+        Some(name) => format!("{name} ({})", record.id),
+    };
+    let shown = open.iter().take(BATCHES_MAX);
+    shown.map(|(slot, batch)| (label(&batch.record), core.view_of(now, *slot, batch))).collect()
 }

@@ -290,7 +290,7 @@ impl Chooser<'_> {
                 step,
                 until: at(if used { end_s } else { 0.0 }),
                 works_until: at(match used {
-                    // It begins with the margin and plans anew as it goes: on average half of the margin is used.
+                    // It begins with the margin and plans again as it goes: on average half of the margin is used.
                     true if hasty.is_empty() => {
                         0.5 * (outlook.careful.end_s[seat] + outlook.expected.end_s[seat])
                     }

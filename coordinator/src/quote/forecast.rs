@@ -6,9 +6,9 @@
 //! are played job by job ([`super::play`]).
 
 use super::engine::Engine;
-use super::lengths;
 use super::play::{Job, Played, Seat, play};
-use super::tokens::{COMMON_RATIO, Lengths, SampledLine};
+use super::tokens::{COMMON_RATIO, SampledLine};
+use super::{Work, lengths};
 use crate::random::Random;
 
 /// Courses that are played.
@@ -21,7 +21,7 @@ const JOBS_MAX: usize = 1_200;
 const ENGINES_MAX: usize = 24;
 /// Engines that are needed to the end stay for the last jobs; this share of the time is the end.
 const END_RATIO: f64 = 0.97;
-/// Reading the file, the first hand-over, the last answer: no engine works then.
+/// Reading the file, the first assignment, the last answer: no engine works then.
 const AROUND_S: f64 = 0.6;
 
 /// An engine of a pod that works for the batch.
@@ -42,16 +42,6 @@ pub(super) struct Placed {
     pub boot_s: f64,
 }
 
-/// The lines of the batch, as far as they are known.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Lines<'a> {
-    pub sample: &'a [SampledLine],
-    pub count: u64,
-    /// The model that they name, if they all name one.
-    pub model: Option<&'a str>,
-    pub lengths: &'a Lengths,
-}
-
 /// How bills turned out beside quotes so far: what every further quote is corrected by.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Skill {
@@ -68,13 +58,13 @@ impl Default for Skill {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Quantiles {
+pub(super) struct Quantiles {
     pub p50: f64,
     pub p95: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Forecast {
+pub(super) struct Forecast {
     /// What the batch is billed: engine time of its jobs, in micro-dollars.
     pub bill: Quantiles,
     /// Boots that losses cost besides, in micro-dollars.
@@ -84,23 +74,18 @@ pub struct Forecast {
 }
 
 /// `others` are the tokens that each batch beside it still needs of these engines. `None` if no engine would ever work.
-pub(super) fn forecast(
-    placed: &[Placed],
-    lines: &Lines<'_>,
-    others: &[f64],
-    skill: &Skill,
-) -> Option<Forecast> {
+pub(super) fn forecast(placed: &[Placed], work: &Work, others: &[f64], skill: &Skill) -> Option<Forecast> {
     let usable = |one: &&Placed| one.engine.full_tok_s() > 0.0 && one.ready_s.is_finite();
     let usable: Vec<&Placed> = placed.iter().filter(usable).collect();
     let thin = usable.len().div_ceil(ENGINES_MAX).max(1);
     let mut engines: Vec<&Placed> = usable.iter().step_by(thin).copied().collect();
-    if engines.is_empty() || lines.sample.is_empty() || lines.count == 0 {
+    if engines.is_empty() || work.sample.is_empty() || work.lines == 0 {
         return None;
     }
     engines.sort_by(|a, b| kappa(a).total_cmp(&kappa(b)));
     // Of each k-th engine its share of the work.
     let scale = usable.len() as f64 / engines.len() as f64;
-    let course = Course { engines: &engines, lines, others, scale, skill };
+    let course = Course { engines: &engines, work, others, scale, skill };
     let played: Vec<(Played, f64)> = (0..COURSES).filter_map(|n| course.play(n as u64)).collect();
     let quantiles = |value: &dyn Fn(&(Played, f64)) -> f64| {
         let mut values: Vec<f64> = played.iter().map(value).collect();
@@ -124,7 +109,7 @@ fn kappa(placed: &Placed) -> f64 {
 
 struct Course<'a> {
     engines: &'a [&'a Placed],
-    lines: &'a Lines<'a>,
+    work: &'a Work,
     others: &'a [f64],
     scale: f64,
     skill: &'a Skill,
@@ -152,7 +137,7 @@ impl Course<'_> {
             })
             .collect();
 
-        let own = (self.lines.count as f64 / self.scale).ceil().max(1.0) as usize;
+        let own = (self.work.lines as f64 / self.scale).ceil().max(1.0) as usize;
         let slots: usize = self.engines.iter().map(|one| one.engine.slots as usize).sum();
         let most = (JOBS_PER_SLOT * slots).clamp(JOBS_MIN, JOBS_MAX);
         let typical = self.typical_tokens();
@@ -183,7 +168,7 @@ impl Course<'_> {
                 Seat::new(&one.engine, one.price_per_s, n, chances[n].ready_s, chances[n].luck)
             })
             .collect();
-        let weight = self.lines.lengths.prompt_weight;
+        let weight = self.work.lengths.prompt_weight;
         let ratio = if weight > 0.0 { 1.0 / weight } else { 1e9 };
         let mut played = play(&mut seats, jobs.drain(..), ratio)?;
         played.bill = (played.bill + bill) * self.scale * doubt * self.skill.bias.exp();
@@ -193,7 +178,8 @@ impl Course<'_> {
 
     /// Expected tokens of a line.
     fn typical_tokens(&self) -> f64 {
-        let Lines { sample, model, lengths, .. } = *self.lines;
+        let Work { sample, model, lengths, .. } = self.work;
+        let model = model.as_deref();
         let of = |line: &SampledLine| {
             lengths.reading(line) + lengths.limit(line) * lengths::moments(lengths.ratios(model, line)).0
         };
@@ -202,8 +188,8 @@ impl Course<'_> {
 
     /// Lines by chance, own and others mixed as they are served.
     fn jobs(&self, own: usize, others: usize, common: f64, random: &mut Random) -> Vec<Job> {
-        let sample = self.lines.sample;
-        let whole = own == sample.len() && self.lines.count as usize == sample.len();
+        let sample = &self.work.sample;
+        let whole = own == sample.len() && self.work.lines as usize == sample.len();
         let (mut served, mut jobs) = (0usize, Vec::with_capacity(own + others));
         for n in 0..own {
             while served * own < n * others {
@@ -217,13 +203,13 @@ impl Course<'_> {
     }
 
     fn any(&self, random: &mut Random) -> &SampledLine {
-        let sample = self.lines.sample;
+        let sample = &self.work.sample;
         &sample[(random.next() % sample.len() as u64) as usize]
     }
 
     fn job(&self, line: &SampledLine, common: f64, random: &mut Random) -> Job {
-        let Lines { model, lengths, .. } = *self.lines;
-        let (ratios, limit) = (lengths.ratios(model, line), lengths.limit(line));
+        let Work { model, lengths, .. } = self.work;
+        let (ratios, limit) = (lengths.ratios(model.as_deref(), line), lengths.limit(line));
         let shift = common * COMMON_RATIO * lengths::moments(ratios).1;
         let ratio = (lengths::draw(ratios, random) + shift).clamp(0.0, 1.0);
         let prompt_tokens = f64::from(line.prompt_tokens);
@@ -235,7 +221,7 @@ impl Course<'_> {
         if count == 0 {
             return 0.0;
         }
-        let weight = self.lines.lengths.prompt_weight;
+        let weight = self.work.lengths.prompt_weight;
         let tokens = |job: &Job| job.prompt_tokens * weight + job.output_tokens;
         let mut values: Vec<f64> = drawn.iter().filter(|job| job.own).map(tokens).collect();
         for _ in 0..200 {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use ternfleet_proto::openai::Endpoint;
 
+use crate::average::Average;
 use crate::random::Random;
 
 /// Newest answers weigh this much.
@@ -20,33 +21,26 @@ const UNSEEN: (f64, f64) = (1.0, 0.15);
 
 /// Requests whose outputs are alike.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kind {
+struct Kind {
     /// `None` stands for all models together.
-    pub model: Option<String>,
-    pub endpoint: Option<Endpoint>,
+    model: Option<String>,
+    endpoint: Option<Endpoint>,
     /// The request names a limit. Without one, the context is the limit, and few outputs come near it.
-    pub limited: bool,
+    limited: bool,
 }
 
-/// Output ÷ limit over answers: an average that forgets.
+/// Output ÷ limit over answers.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Ratios {
-    count: f64,
-    mean: f64,
-    variance: f64,
+pub(super) struct Ratios {
+    average: Average,
     /// Weight and mean of the answers in each bin.
     bins: Vec<(f64, f64)>,
 }
 
 impl Ratios {
-    pub fn learn(&mut self, ratio: f64) {
+    fn learn(&mut self, ratio: f64) {
         let ratio = if ratio.is_finite() { ratio.clamp(0.0, 1.0) } else { return };
-        self.count += 1.0;
-        // The first ones count in full, so that the mean does not lean on the very first.
-        let share = SHARE.max(1.0 / self.count);
-        let difference = ratio - self.mean;
-        self.mean += share * difference;
-        self.variance = (1.0 - share) * (self.variance + share * difference * difference);
+        let share = self.average.learn(ratio, SHARE);
         self.bins.resize(BINS, (0.0, 0.0));
         self.bins.iter_mut().for_each(|bin| bin.0 *= 1.0 - share);
         let (weight, mean) = &mut self.bins[bin_of(ratio)];
@@ -55,7 +49,7 @@ impl Ratios {
     }
 
     fn is_known(&self) -> bool {
-        self.count >= ANSWERS_MIN
+        self.average.count >= ANSWERS_MIN
     }
 
     /// One of the ratios that were seen.
@@ -68,7 +62,7 @@ impl Ratios {
                 return *mean;
             }
         }
-        self.mean
+        self.average.mean
     }
 }
 
@@ -100,7 +94,12 @@ impl History {
     }
 
     /// What comes nearest to requests of this kind: of their own model, of any model, of any endpoint.
-    pub fn of(&self, model: Option<&str>, endpoint: Option<Endpoint>, limited: bool) -> Option<&Ratios> {
+    pub(super) fn of(
+        &self,
+        model: Option<&str>,
+        endpoint: Option<Endpoint>,
+        limited: bool,
+    ) -> Option<&Ratios> {
         let own = Kind { model: model.map(str::to_owned), endpoint, limited };
         let whole = Kind { model: None, endpoint, limited };
         let all = Kind { model: None, endpoint: None, limited };
@@ -110,7 +109,7 @@ impl History {
 
 /// Mean and standard deviation of a ratio.
 pub(super) fn moments(ratios: Option<&Ratios>) -> (f64, f64) {
-    ratios.map_or(UNSEEN, |ratios| (ratios.mean, ratios.variance.sqrt().max(0.02)))
+    ratios.map_or(UNSEEN, |ratios| (ratios.average.mean, ratios.average.variance.sqrt().max(0.02)))
 }
 
 /// A ratio by chance.

@@ -6,9 +6,9 @@ use ternfleet_proto::UsdMicro;
 
 use super::{
     Act, Class, Decision, Intent, Intents, PodKind, Prospect, Seen, SeenPod, SeenWorker, Settings, Why,
-    serving,
+    class_set,
 };
-use crate::plan::{Batch, Care, Limits, Plan, Pod, PodClass, PodState, Problem, Step, plan};
+use crate::plan::{Batch, Care, ClassSet, Limits, Plan, Pod, PodClass, PodState, Problem, Step, plan};
 use crate::quote::{Engines, PodEngines};
 
 /// What a loss costs in time until the work continues elsewhere.
@@ -75,8 +75,7 @@ fn kinds(settings: &Settings, alive: &[(&Intent, Standing)], seen: &Seen) -> Vec
         .map(|class| PodKind { class: class.name.clone(), models: class.models.clone() })
         .collect();
     let rented = alive.iter().map(|(intent, _)| kind_of(settings, seen, intent));
-    let fixed = fixed(settings, seen)
-        .map(|worker| PodKind { class: worker.class.clone(), models: worker.models.clone() });
+    let fixed = fixed(settings, seen).map(PodKind::of);
     for kind in rented.chain(fixed) {
         if !kinds.contains(&kind) {
             kinds.push(kind);
@@ -318,12 +317,10 @@ fn problem(
     offers: &[Candidate<'_>],
     seen: &Seen,
 ) -> Problem {
-    let index =
-        |kind: &PodKind| PodClass(kinds.iter().position(|known| known == kind).unwrap_or(63).min(63) as u8);
-    let worker_kind =
-        |worker: &SeenWorker| index(&PodKind { class: worker.class.clone(), models: worker.models.clone() });
+    let index = |kind: &PodKind| PodClass::at(kinds.iter().position(|known| known == kind).unwrap_or(63));
+    let serving = |model: &String| class_set(kinds, |kind| kind.serves(model));
     let needs = seen.needs.iter().map(|need| Batch {
-        classes: need.batch.classes.and(serving(kinds, need.model.as_deref())),
+        classes: need.batch.classes.and(need.model.as_ref().map_or(ClassSet::ALL, serving)),
         ..need.batch.clone()
     });
     let pod = |intent: &Intent, state: PodState, mean: f64, sd: f64| {
@@ -348,7 +345,7 @@ fn problem(
     let fixed: Vec<Pod> = fixed(settings, seen)
         .map(|worker| Pod {
             name: worker.pod.clone(),
-            class: worker_kind(worker),
+            class: index(&PodKind::of(worker)),
             rate_mean_tok_s: worker.rate_mean_tok_s,
             rate_sd_tok_s: worker.rate_sd_tok_s,
             price_usd_micro_per_hour: worker.price_usd_micro_per_hour,

@@ -1,4 +1,4 @@
-//! Where the fleet's account lies (`control`, key `account`), and what callers see of it beside the pods.
+//! Where the fleet's account is stored (`control`, key `account`), and what callers see of it beside the pods.
 
 use std::sync::Arc;
 use std::time::Duration;

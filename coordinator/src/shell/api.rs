@@ -98,6 +98,10 @@ impl Api {
         self.full = refusal;
     }
 
+    fn has_room(&self) -> Result<(), Refusal> {
+        self.full.clone().map_or(Ok(()), Err)
+    }
+
     /// One call. Events for the core are returned; replies are sent from here or from tasks.
     pub(super) fn call(
         &mut self,
@@ -245,10 +249,12 @@ impl Api {
                     // It was admitted before.
                     true => bounds::job(&job),
                     false => bounds::job(&job)
-                        .and_then(|()| api.full.clone().map_or(Ok(()), Err))
-                        .and_then(|()| match job.wait_for_model {
-                            true => Ok(()),
-                            false => footing.models(now, core).check(job.line.model.as_deref()),
+                        .and_then(|()| api.has_room())
+                        .and_then(|()| match &job.line.model {
+                            Some(model) if !job.wait_for_model => {
+                                footing.models(now, core).check([model.as_str()])
+                            }
+                            _ => Ok(()),
                         })
                         .and_then(|()| core.admit_single(now, &job)),
                 };

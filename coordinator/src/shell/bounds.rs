@@ -99,7 +99,7 @@ pub(super) async fn lines(
 }
 
 /// The models that a file's lines name, as far as it can be looked through in the time that a creation may take. What
-/// lies behind that is not refused; its lines wait for a worker of their model.
+/// comes after that is not refused; its lines wait for a worker of their model.
 pub(super) async fn models(
     bus: &Arc<dyn Bus>,
     bucket: &str,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::iter;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -80,17 +81,10 @@ impl Shelf {
     }
 
     /// A group's batches from the newest on, or from the one behind `after`.
-    fn down(
-        &self,
-        group: Group,
-        after: Option<&Age>,
-    ) -> Box<dyn Iterator<Item = (Group, &Age, &Known)> + '_> {
-        let batches = self.group(group);
-        let named = move |(age, known)| (group, age, known);
-        match after {
-            None => Box::new(batches.iter().rev().map(named)),
-            Some(after) => Box::new(batches.range(..after.clone()).rev().map(named)),
-        }
+    fn down(&self, group: Group, after: Option<&Age>) -> impl Iterator<Item = (Group, &Age, &Known)> {
+        let upto = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let batches = self.group(group).range::<Age, _>((Bound::Unbounded, upto));
+        batches.rev().map(move |(age, known)| (group, age, known))
     }
 }
 
@@ -146,10 +140,9 @@ impl Stored {
         let text = ask.text.as_deref().map(str::to_lowercase).filter(|text| !text.is_empty());
         let limit = (ask.limit as usize).clamp(1, LIMIT_MAX);
         let (group, age) = after.as_ref().map_or((Group::Open, None), |(group, age)| (*group, Some(age)));
-        let rest: Box<dyn Iterator<Item = _>> = match group {
-            Group::Open => Box::new(shelf.down(Group::Open, age).chain(shelf.down(Group::Ended, None))),
-            Group::Ended => shelf.down(Group::Ended, age),
-        };
+        let open = (group == Group::Open).then(|| shelf.down(Group::Open, age));
+        let ended = shelf.down(Group::Ended, age.filter(|_| group == Group::Ended));
+        let rest = open.into_iter().flatten().chain(ended);
         let mut last: Option<(Group, &Age)> = None;
         for (looked_at, (group, age, known)) in rest.enumerate() {
             if found.ids.len() == limit || looked_at == LOOKED_AT_MAX {

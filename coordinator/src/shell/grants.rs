@@ -20,7 +20,7 @@ use crate::core::Fleet;
 
 /// A worker that is gone for so long is forgotten.
 const KEPT_FOR: Duration = Duration::from_secs(30 * 86_400);
-/// The grant of a worker that is heard of is stored anew this often.
+/// The grant of a worker that is heard of is stored again this often.
 const RENEWED_EVERY: Duration = Duration::from_secs(86_400);
 /// Whoever was not heard of so long after the grants were read is not there.
 const SILENT_AFTER: Duration = Duration::from_secs(30);
@@ -167,7 +167,7 @@ pub(super) fn understood(key: &str, payload: &[u8]) -> Option<Input> {
     codec::decode::<Granted>(payload).ok().map(|granted| Input::Granted(Box::new(granted)))
 }
 
-/// Stores a grant, or the same one anew for as long again. False when that could not be done, or the name was granted to
+/// Stores a grant, or the same one for as long again. False when that could not be done, or the name was granted to
 /// somebody else meanwhile: the worker asks again.
 pub(super) async fn store(bus: &Arc<dyn Bus>, granted: &Granted) -> bool {
     let (key, value) = (granted.worker.as_str(), codec::encode(granted));

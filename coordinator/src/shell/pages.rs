@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::Input;
 use super::answers::{Committed, Recent};
 use super::api::{refusal, stored_record, unknown, unreachable};
-use crate::core::{BatchSlot, Core, view_of};
+use crate::core::{Batch, BatchSlot, Core, view_of};
 
 const PAGE_LINES_MAX: u32 = 1000;
 /// Replies stay well under the server's largest message.
@@ -89,16 +89,12 @@ impl Pages {
     }
 
     fn try_page(&self, now: Now, slot: BatchSlot, poller: &Poller, core: &Core) -> bool {
-        let (Some(batch), Some(view)) = (core.batch(slot), core.batch_view(now, slot)) else {
+        let is_whole = |batch: &Batch| batch.commits.len() as u64 >= u64::from(batch.answered());
+        let Some(batch) = core.batch(slot).filter(|batch| !batch.is_ended() || is_whole(batch)) else {
             self.page_of_past(poller.request.clone(), poller.reply.clone());
             return true;
         };
-        let total = batch.commits.len() as u64;
-        let ended = batch.is_ended();
-        if ended && total < u64::from(view.completed) + u64::from(view.failed) {
-            self.page_of_past(poller.request.clone(), poller.reply.clone());
-            return true;
-        }
+        let (total, ended) = (batch.commits.len() as u64, batch.is_ended());
         let after = poller.request.after.min(total);
         if after == total && !ended && Instant::now() < poller.until {
             return false;
@@ -106,6 +102,7 @@ impl Pages {
         let limit = u64::from(poller.request.limit.clamp(1, PAGE_LINES_MAX));
         let upto = total.min(after + limit);
         let sequences = batch.commits[after as usize..upto as usize].to_vec();
+        let view = core.view_of(now, slot, batch);
         let page = ResultsPage { lines: Vec::new(), next: after, end: ended && upto == total, batch: view };
         tokio::spawn(send_page(
             Arc::clone(&self.bus),

@@ -7,9 +7,9 @@ use ternfleet_proto::message::{BatchCreate, Promise, Quote, QuoteAsk, Refusal, R
 
 use crate::core::Core;
 use crate::models::Models;
-use crate::plan::{ClassSet, PodClass};
+use crate::plan::ClassSet;
 use crate::quote::{Lengths, Request, Skill, Work, quote};
-use crate::scale::{Intents, PodKind, Prospect, Seen, Settings, market, serving};
+use crate::scale::{Intents, PodKind, Prospect, Seen, Settings, class_set, market};
 
 /// What can be rented, as the scaler last saw it. Without a scaler, nothing.
 #[derive(Debug, Clone)]
@@ -64,8 +64,8 @@ impl Question {
         Question {
             prospect: market(&footing.settings, &footing.intents, &seen),
             models: footing.models(now, core),
-            lengths: situation.lengths,
-            skill: situation.skill,
+            lengths: core.work_lengths(),
+            skill: core.quote_skill(),
             ask,
         }
     }
@@ -129,9 +129,7 @@ impl Question {
         if named < self.ask.work.lines || models.is_empty() {
             return ClassSet::ALL;
         }
-        models
-            .keys()
-            .fold(ClassSet(0), |set, model| ClassSet(set.0 | serving(&self.prospect.kinds, Some(model)).0))
+        class_set(&self.prospect.kinds, |kind| models.keys().any(|model| kind.serves(model)))
     }
 
     /// The one model of the file, if it has one.
@@ -162,9 +160,7 @@ impl Question {
             let message = format!("there are no pods of class {name:?}; there are: {known}");
             return Err(refuse(RefusalCode::Invalid, message));
         }
-        let chosen =
-            self.prospect.kinds.iter().enumerate().filter(|(_, kind)| self.ask.classes.contains(&kind.class));
-        Ok(ClassSet::of(&chosen.map(|(number, _)| PodClass(number.min(63) as u8)).collect::<Vec<_>>()))
+        Ok(class_set(&self.prospect.kinds, |kind| self.ask.classes.contains(&kind.class)))
     }
 }
 

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use super::Input;
 use super::account::RentedBefore;
 use super::quotes::Footing;
-use crate::core::Situation;
+use crate::core::{Situation, day_of};
 use crate::metrics::Metrics;
 use crate::options::ProviderKind;
 use crate::plan::Plan;
@@ -170,10 +170,6 @@ pub(crate) async fn serve(rental: Rental, ties: Ties) {
     }
 }
 
-pub(super) fn day_of(now: TimeMs) -> u64 {
-    now.0 / 86_400_000
-}
-
 impl Scaler {
     /// Look, decide, do.
     async fn turn(&mut self) {
@@ -199,8 +195,7 @@ impl Scaler {
         self.ties.metrics.scaler(&view);
         let _ = self.ties.inbox.send(Input::Supplied(Box::new(view::supply(&view)))).await;
         self.plan = Some(decision.plan);
-        let today = if day_of(now) == self.day { self.base_today } else { UsdMicro::ZERO };
-        let before = RentedBefore { total: self.base_total, today };
+        let before = RentedBefore { total: self.base_total, today: self.before_today(now) };
         let _ = self.ties.inbox.send(Input::RentedBefore(before)).await;
         let intents = self.store.intents();
         let footing = Footing { settings, intents, seen: self.seen(now), known: true };
@@ -351,9 +346,13 @@ impl Scaler {
         self.base_total + self.ties.situations.borrow().leased_total
     }
 
+    /// Of what has been spent today, all that is not in the core's bills.
+    fn before_today(&self, now: TimeMs) -> UsdMicro {
+        if day_of(now) == self.day { self.base_today } else { UsdMicro::ZERO }
+    }
+
     fn spent_today(&self, now: TimeMs) -> UsdMicro {
-        let before = if day_of(now) == self.day { self.base_today } else { UsdMicro::ZERO };
-        before + self.ties.situations.borrow().leased_total
+        self.before_today(now) + self.ties.situations.borrow().leased_total
     }
 
     /// Writes down what has been spent. A new day begins at nothing.

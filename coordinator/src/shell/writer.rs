@@ -15,7 +15,6 @@ use ternfleet_proto::message::Outcome;
 use ternfleet_proto::openai::output_line;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{Clock, TimeMs, table};
-
 use tokio::io::AsyncRead;
 
 use super::answers::Committed;

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-
 use serde::{Deserialize, Serialize};
 use ternfleet_cloud::{Compute, Tier};
 use ternfleet_text::Manifest;

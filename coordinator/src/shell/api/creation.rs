@@ -42,17 +42,17 @@ impl Api {
         footing: &Footing,
     ) {
         let id = batch_id(&create.tenant, &create.idempotency_key);
-        if let Some(batch) = core.find(&id).and_then(|slot| core.batch(slot)) {
-            let same = batch.record.creation_digest == creation_digest(&create);
-            let slot = core.find(&id).and_then(|slot| core.batch_view(now, slot));
-            match slot.filter(|_| same) {
-                Some(view) => self.answer(reply, &Ok(view)),
-                None => self.answer::<()>(reply, &Err(other_content(&create))),
+        if let Some(slot) = core.find(&id)
+            && let Some(batch) = core.batch(slot)
+        {
+            match batch.record.creation_digest == creation_digest(&create) {
+                true => self.answer(reply, &Ok(core.view_of(now, slot, batch))),
+                false => self.answer::<()>(reply, &Err(other_content(&create))),
             }
             return;
         }
         let admitted = found.and_then(|Surveyed { ground, models }| {
-            self.full.clone().map_or(Ok(()), Err)?;
+            self.has_room()?;
             if !create.options.wait_for_model {
                 footing.models(now, core).check(models.iter().map(String::as_str))?;
             }

@@ -70,10 +70,10 @@ impl Scaler {
 
     /// An intent closes. If nobody ever heard of its pod, its class has failed.
     pub(super) async fn account_for(&mut self, now: TimeMs, intent: &Intent, why: Why) {
-        let heard = self.memories.get(&intent.name).is_some_and(|memory| memory.heard);
+        let known =
+            self.memories.get(&intent.name).is_some_and(|memory| memory.heard || memory.failure_known);
         let died = matches!(why, Why::NeverReady | Why::Stopped | Why::StartFailed | Why::Vanished);
-        let known = self.memories.get(&intent.name).is_some_and(|memory| memory.failure_known);
-        if heard || known || !died || intent.provider_id.is_none() {
+        if known || !died || intent.provider_id.is_none() {
             return;
         }
         self.failed(now, intent, why, None, Vec::new()).await;
