@@ -96,12 +96,6 @@ impl Core {
         let kind = audit.kind;
         let content = Content::Good(audit.task.clone().into());
         let slot = self.ledger.open(now, record, Origin::Audit);
-        if self.lead.is_some_and(|lead| lead.term > 1)
-            && let Some(batch) = self.ledger.get_mut(slot)
-        {
-            // An audit that an earlier leader began has the same name, and its worker may be paused.
-            batch.moved = true;
-        }
         self.audits.0.insert(slot, audit);
         self.lines_read(now, slot, vec![Fed { index: 0, content }], 1, true, actions);
         if let Some(batch) = self.ledger.get_mut(slot) {

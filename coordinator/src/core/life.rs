@@ -93,12 +93,6 @@ impl Core {
         let Some(slot) = self.ledger.find(&job.batch) else { return };
         let fed = Fed { index: 0, content: Content::Good(task.into()) };
         self.lines_read(now, slot, vec![fed], 1, true, actions);
-        if self.lead.is_some_and(|lead| lead.term > 1)
-            && let Some(batch) = self.ledger.get_mut(slot)
-        {
-            // An earlier leader may have been asked for it and not have been heard; its worker may be paused.
-            batch.moved = true;
-        }
         if !again {
             return;
         }
@@ -270,7 +264,9 @@ impl Core {
         if notify {
             batch.record.webhook = Some(WebhookState::Calling);
         }
-        let (id, fenced) = (batch.record.id.clone(), batch.moved);
+        // A single job may have been begun by an earlier leader, under the same name and unknown to this one.
+        let may_be_older = batch.record.single && self.lead.is_some_and(|lead| lead.term > 1);
+        let (id, fenced) = (batch.record.id.clone(), batch.moved || may_be_older);
         let tenant = (!batch.record.single).then(|| batch.record.tenant.clone());
         self.flights.close_batch(slot);
         self.ledger.end(now, slot, state);

@@ -14,8 +14,6 @@ use crate::Options;
 use crate::options::Streams;
 
 const KEY_NAME: &str = "assignment_key";
-/// A stream that has room for less is of no use.
-const STREAM_BYTES_MIN: u64 = 64 << 20;
 
 /// What was found and made.
 #[derive(Debug, Clone)]
@@ -75,45 +73,19 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
     Ok(Ground { key, durability, replicas: replicas as u32, syncs_always })
 }
 
-/// Makes a stream with as many bytes as are configured for it. Of a default, half as often as it takes, and once more, where
-/// the server has no room for all of it; but never less than is there.
+/// Makes a stream with as many bytes as are configured for it, if any.
 async fn ensure_bounded(bus: &Arc<dyn Bus>, spec: StreamSpec, streams: &Streams) -> anyhow::Result<()> {
-    let usual = Streams::default();
-    let (option, mut bytes_max, usual) = match spec.name.as_str() {
-        table::RESULTS => ("results_bytes_max", streams.results_bytes_max, usual.results_bytes_max),
-        table::CHECKPOINTS => {
-            ("checkpoints_bytes_max", streams.checkpoints_bytes_max, usual.checkpoints_bytes_max)
-        }
-        _ => ("", 0, 0),
+    let (option, bytes_max) = match spec.name.as_str() {
+        table::RESULTS => ("results_bytes_max", streams.results_bytes_max),
+        table::CHECKPOINTS => ("checkpoints_bytes_max", streams.checkpoints_bytes_max),
+        _ => ("", 0),
     };
-    let is_usual = bytes_max == usual;
-    if is_usual
-        && bytes_max > 0
-        && let Ok(facts) = bus.stream_facts(&spec.name).await
-    {
-        bytes_max = bytes_max.max(2 * facts.bytes);
-    }
-    let mut halved = false;
-    loop {
-        let max_bytes = i64::try_from(bytes_max).ok().filter(|max| *max > 0);
-        match bus.ensure_stream(&StreamSpec { max_bytes, ..spec.clone() }).await {
-            Err(BusError::Full { .. }) if is_usual && bytes_max >= 2 * STREAM_BYTES_MIN => {
-                (bytes_max, halved) = (bytes_max / 2, true);
-            }
-            // What just fits leaves nothing for other streams.
-            Ok(_) if std::mem::take(&mut halved) => bytes_max /= 2,
-            made => {
-                let facts = made.with_context(|| match option {
-                    "" => format!("stream {} cannot be made", spec.name),
-                    _ => format!("stream {} cannot be made with streams.{option} = {bytes_max}", spec.name),
-                })?;
-                if is_usual && facts.bytes_max.is_some_and(|max| max < usual) {
-                    tracing::warn!(stream = spec.name, bytes_max, "NATS has room for no more than this");
-                }
-                return Ok(());
-            }
-        }
-    }
+    let max_bytes = i64::try_from(bytes_max).ok().filter(|max| *max > 0);
+    let made = bus.ensure_stream(&StreamSpec { max_bytes, ..spec.clone() }).await;
+    made.map(drop).with_context(|| match bytes_max {
+        0 => format!("stream {} cannot be made", spec.name),
+        _ => format!("stream {} cannot be made with streams.{option} = {bytes_max}", spec.name),
+    })
 }
 
 /// An old server is refused, or worked with under protest.
