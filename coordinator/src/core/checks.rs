@@ -9,9 +9,12 @@ use crate::quote::Skill;
 
 /// Newest bills weigh this much.
 const SHARE: f64 = 0.1;
+/// Before any bill, forecasts are taken to be right on average, which counts as so many bills. It is few: on a given fleet
+/// all forecasts are off by about the same factor, and single bills vary less than that factor does between fleets.
+const PRIOR_BIAS_BILLS: f64 = 1.0;
 /// Before any bill, forecasts are taken to be off by this much; that counts as so many bills.
 const PRIOR_SD: f64 = 0.07;
-const PRIOR_BILLS: f64 = 4.0;
+const PRIOR_SD_BILLS: f64 = 4.0;
 /// A bill further away from its quote than by this factor is no measurement: the fleet changed in between.
 const FACTOR_MAX: f64 = 4.0;
 /// Smaller bills are mostly rounding.
@@ -36,11 +39,11 @@ pub(super) struct Checks {
 
 impl Checks {
     pub(super) fn skill(&self) -> Skill {
-        // Few bills correct little.
-        let bills = self.factors.count.min(1.0 / SHARE);
-        let trust = bills / (bills + PRIOR_BILLS);
-        let variance = trust * self.factors.variance + (1.0 - trust) * PRIOR_SD * PRIOR_SD;
-        Skill { bias: trust * self.factors.mean, sd: variance.sqrt().max(0.02) }
+        let Average { count, mean, variance } = self.factors;
+        let trust = |prior: f64| count / (count + prior);
+        let seen = trust(PRIOR_SD_BILLS);
+        let variance = seen * variance + (1.0 - seen) * PRIOR_SD * PRIOR_SD;
+        Skill { bias: trust(PRIOR_BIAS_BILLS) * mean, sd: variance.sqrt().max(0.02) }
     }
 
     /// A completed batch. `tell` is false for one that ended before this process began.
@@ -97,6 +100,16 @@ mod tests {
             ..Promise::default()
         });
         record
+    }
+
+    #[test]
+    fn six_bills_correct_forecasts_that_are_nearly_twice_too_high() {
+        let mut checks = Checks::default();
+        for _ in 0..7 {
+            let factor = checks.skill().bias.exp();
+            checks.learn(&ended(10_000, (18_000.0 * factor) as i64, factor), true);
+        }
+        assert!((0.9..=1.1).contains(&checks.untold[6].ratio), "{:?}", checks.untold);
     }
 
     #[test]

@@ -56,10 +56,12 @@ impl<K: Copy + Ord> Ring<K> {
         }
     }
 
+    /// Gives back what a key has paid, and its turn: it is first again, also when it has left since. Otherwise a job that
+    /// is larger than what workers hold in reserve would be overtaken without end.
     fn refund(&mut self, key: K, tokens: i64) {
-        if let Some((_, deficit)) = self.order.iter_mut().find(|(k, _)| *k == key) {
-            *deficit += tokens;
-        }
+        let place = (!self.members.insert(key)).then(|| self.order.iter().position(|(k, _)| *k == key));
+        let left = place.flatten().and_then(|place| self.order.remove(place));
+        self.order.push_front((key, left.map_or(0, |(_, deficit)| deficit) + tokens));
     }
 }
 
@@ -142,12 +144,13 @@ impl Fair {
                 self.tenants.len() - 1
             }
         };
-        let level = self.tenants[slot]
-            .levels
-            .entry(priority)
-            .or_insert_with(|| Level { ring: Ring::new(), served_at: now });
-        level.ring.join(batch);
+        self.level(now, slot, priority).ring.join(batch);
         self.ring.join(slot);
+    }
+
+    fn level(&mut self, now: MonoMs, tenant: usize, priority: i8) -> &mut Level {
+        let levels = &mut self.tenants[tenant].levels;
+        levels.entry(priority).or_insert_with(|| Level { ring: Ring::new(), served_at: now })
     }
 
     /// The batch whose next job is to be assigned now; it has paid for it. `cost` is the size of a batch's next
@@ -172,13 +175,18 @@ impl Fair {
         Some(batch)
     }
 
-    /// The job could not be placed after all.
-    pub(super) fn refund(&mut self, tenant: &TenantId, priority: i8, batch: BatchSlot, tokens: u32) {
+    /// The job could not be placed after all: its batch has it again, and keeps its turn.
+    pub(super) fn refund(
+        &mut self,
+        now: MonoMs,
+        tenant: &TenantId,
+        priority: i8,
+        batch: BatchSlot,
+        tokens: u32,
+    ) {
         if let Some(&slot) = self.slots.get(tenant) {
             self.ring.refund(slot, i64::from(tokens));
-            if let Some(level) = self.tenants[slot].levels.get_mut(&priority) {
-                level.ring.refund(batch, i64::from(tokens));
-            }
+            self.level(now, slot, priority).ring.refund(batch, i64::from(tokens));
         }
     }
 }
@@ -234,6 +242,28 @@ mod tests {
         assert_eq!(fair.next(MonoMs(10), |_| Some(10)), Some(BatchSlot(1)));
         assert_eq!(fair.next(MonoMs(20), |_| Some(10)), Some(BatchSlot(1)));
         assert_eq!(fair.next(MonoMs(2 * AGEING_MS), |b| (b.0 == 0).then_some(10)), Some(BatchSlot(0)));
+    }
+
+    #[test]
+    fn a_job_that_found_no_room_keeps_its_turn() {
+        let mut fair = Fair::default();
+        let who = [tenant("a"), tenant("b")];
+        for (large, other) in [(&who[0], &who[0]), (&who[1], &who[0])] {
+            fair.join(MonoMs(0), other, 0, BatchSlot(0));
+            fair.join(MonoMs(0), large, 0, BatchSlot(1));
+            let size = |batch: BatchSlot| Some(if batch.0 == 0 { 100 } else { 3000 });
+            while fair.next(MonoMs(0), size) != Some(BatchSlot(1)) {}
+            for left in [None, Some(3000), None] {
+                // What is drawn after it comes after it again, whether it was the last job of its batch or not.
+                while fair.next(MonoMs(0), |batch| if batch.0 == 0 { Some(100) } else { left })
+                    != Some(BatchSlot(0))
+                {}
+                fair.refund(MonoMs(0), other, 0, BatchSlot(0), 100);
+                fair.refund(MonoMs(0), large, 0, BatchSlot(1), 3000);
+                assert_eq!(fair.next(MonoMs(0), size), Some(BatchSlot(1)));
+            }
+            fair.next(MonoMs(0), |_| None);
+        }
     }
 
     #[test]

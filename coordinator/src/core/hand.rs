@@ -257,9 +257,9 @@ impl Core {
     fn give_back(&mut self, now: Now, drawn: &Drawn) {
         self.flights.release(drawn.job.batch, drawn.size);
         self.ledger.queue(drawn.job, true);
-        let Some(batch) = self.ledger.get(drawn.job.batch) else { return };
+        let Some(batch) = self.ledger.get(drawn.job.batch).filter(|batch| batch.runs()) else { return };
         let (order, priority) = (self.orders.of(drawn.interactive), batch.record.options.priority);
-        order.refund(&batch.record.tenant, priority, drawn.job.batch, drawn.size.tokens);
+        order.refund(now.mono, &batch.record.tenant, priority, drawn.job.batch, drawn.size.tokens);
         self.join(now, drawn.job.batch);
     }
 

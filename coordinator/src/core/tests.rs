@@ -102,6 +102,21 @@ fn a_job_that_kills_its_workers_on_two_hosts_is_poison_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_job_larger_than_what_a_worker_holds_in_reserve_runs_beside_many_small_ones() {
+    let mut world = World::new(7);
+    world.add_worker("a", "host-a", 340_000);
+    world.submit_content("small", "t", good_lines(4000), BatchOptions::default());
+    let large = Content::Good(Arc::new(Task { tokens_estimate: 3000, ..task(0) }));
+    let large = world.submit_content("large", "t", vec![large], BatchOptions::default());
+    for _ in 0..100 {
+        world.run_quietly();
+    }
+    assert_eq!(world.state(large), BatchState::Completed);
+    let small = world.records.values().find(|record| !record.state.is_terminal());
+    assert!(small.is_some(), "the small ones were there all the time");
+}
+
+#[test]
 fn a_webhook_is_called_once_the_batch_has_ended_and_again_by_the_next_leader_until_it_is_settled() {
     let mut world = World::new(5);
     world.add_worker("a", "host-a", 340_000);
