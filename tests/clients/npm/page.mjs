@@ -169,12 +169,12 @@ await rule("budget and priority are changed", async () => { await page.fill("#b-
 await go("#/pods", "Pods");
 await rule("every pod is shown with its line of the last hour", () => until(async () => (await rows.count()) === workers && (await page.locator("svg.spark").count()) === workers, 90));
 const stray = start(["worker", "--nats", addresses.nats, "--threads", "1", "--pod", "spot-7", "--pod-class", "spot", "--price-usd-per-hour", "0.2", "--model", process.env.TERNFLEET_TEST_MODEL || "models/storyteller/storyteller.gguf"]);
-await rule("another pod comes", () => until(async () => (await text("main")).includes("spot-7") || stray.exitCode !== null, 60) && stray.exitCode === null);
+await rule("another pod comes", async () => (await until(async () => (await text("main")).includes("spot-7") || stray.exitCode !== null, 60)) && stray.exitCode === null);
 const spent = async () => (await overview()).totals.spent.total_usd_micro, before = await spent();
 stray.kill("SIGKILL");
 await rule("one that dies stays visible as lost, with when and why", () => until(async () => { const said = await text("main"); return said.includes("Lost pods") && /spot-7.*no heartbeat for 5 s/.test(said) && await page.locator("section[aria-label='Lost pods']").first().isVisible(); }));
 await rule("what it has cost stays spent", async () => (await spent()) >= before);
-await rule("until somebody dismisses it", async () => { await press("Dismiss"); return until(async () => !(await page.locator("section[aria-label='Lost pods']").first().isVisible())); });
+await rule("until somebody dismisses it", async () => { await press("Dismiss spot-7"); return until(async () => !(await page.locator("section[aria-label='Lost pods']").first().isVisible())); });
 await go("#/scaling", "Scaling");
 await rule("the scaler shows its limits and its ledger, which is the page's", () => until(async () => { const { rented_usd_micro, total_usd_micro } = (await overview()).totals.spent; return (await page.inputValue("#s-max")) === "1" && (await text("dl.figures")).includes("Spent by the scaler$") && rented_usd_micro <= total_usd_micro; }));
 await rule("a plan is previewed and limits are changed", async () => { await page.fill("#s-max", "0"); await page.click("button[value=plan]"); if (!await until(async () => (await text("main")).includes("what would be done"))) return false; await page.click("button[value=set]"); return until(async () => (await text("dl.figures")).includes("0 to 0")); });

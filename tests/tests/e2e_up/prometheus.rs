@@ -26,9 +26,9 @@ struct Query {
 fn every_panel_and_every_rule_has_an_answer_on_a_real_fleet() {
     let fleet = LocalFleet::start(&["--prometheus", "--price-usd-per-hour", "0.34,1.19"]).unwrap();
     let prometheus = fleet.addresses.prometheus.clone().unwrap();
-    // A batch that ends, so that a bill can be compared with its quote.
+    // A batch that ends, so that a bill can be compared with its quote; bills of a few micro-dollars are not.
     let small: String =
-        (0..8).map(|n| format!("{{\"prompt\": \"Once\", \"max_tokens\": 20, \"seed\": {n}}}\n")).collect();
+        (0..80).map(|n| format!("{{\"prompt\": \"Once\", \"max_tokens\": 60, \"seed\": {n}}}\n")).collect();
     let small = fleet.write("small.jsonl", &small).unwrap();
     let ended = fleet.run(&["submit", &small]).unwrap();
     assert_eq!(ended.code, Some(0), "{ended:?}");

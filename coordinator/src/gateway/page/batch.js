@@ -142,7 +142,7 @@ export function batchView(main, id) {
     function row(l) {
       return h("li", h("div.line-head", h("b", "Line " + count(l.line)), l.custom_id && l.custom_id !== "line-" + l.line ? h("span", l.custom_id) : null, h("span.state." + (l.error ? "bad" : "good"), l.error ? words(l.error.code) : "completed"),
         l.error ? null : h("span", plural(l.completion_tokens, "token") + (l.finish === "length" ? ", cut at its limit" : "")), h("span", (l.total_ms / 1000).toFixed(1) + " s"), h("span", l.worker)),
-      h("div.pair", h("div.said.in", l.input ?? ""), h("div.said" + (l.error ? ".bad" : ""), l.error ? l.error.message : l.text)));
+      h("div.pair", h("div.said.in", { tabindex: "0" }, l.input ?? ""), h("div.said" + (l.error ? ".bad" : ""), { tabindex: "0" }, l.error ? l.error.message : l.text)));
     }
     // While the first page has room, new answers fill it.
     made.freshen = first => { if (first || (!busy && shown < A_PAGE && Date.now() - at > LOOK_EVERY)) load(0); };
