@@ -24,7 +24,7 @@ help:
 
 demo: tools
 	@[ -x "$${CARGO_TARGET_DIR:-target}/demo/ternfleet" ] || \
-	  echo "building ternfleet without link-time optimisation (profile 'demo'); the first build takes some minutes" >&2
+	  echo "building ternfleet (profile 'demo': only the engine is optimised): about 4 minutes on 2 cores, 1.3 GB of disk" >&2
 	$(CARGO) build --profile demo --package ternfleet
 	exec "$${CARGO_TARGET_DIR:-target}/demo/ternfleet" demo
 
