@@ -8,7 +8,7 @@ RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest 
 # nextest does not run doctests.
 DOC_TESTS := $(if $(findstring nextest,$(RUN_TESTS)),$(CARGO) test --workspace --doc --quiet,true)
 
-.PHONY: runpod-acceptance help demo demo-observability pictures test-otlp build release sbom test format spelling lint tests doc tools clients chaos clean
+.PHONY: runpod-acceptance wheel help demo demo-observability pictures test-otlp build release sbom test format spelling lint tests doc tools clients chaos clean
 
 help:
 	@echo "make demo   build, start a fleet on this machine, run prompts through it, stop it"
@@ -16,6 +16,7 @@ help:
 	@echo "make pictures  draw docs/dashboards/ from a run with Prometheus; takes a few minutes"
 	@echo "make build  the release binary, target/release/ternfleet"
 	@echo "make release  one static binary with its checksum and bill of materials, in target/dist"
+	@echo "make wheel  the same binary for pip install, with the storyteller, in target/dist"
 	@echo "make test   every check: format, spelling, lints, tests, documentation"
 	@echo "make chaos  faults on real processes for 15 minutes; CHAOS='--minutes 60 --seed 2' selects another run"
 	@echo "make runpod-acceptance  one small pod on RunPod for a minute (needs RUNPOD_API_KEY, costs some cents); prints each call"
@@ -40,6 +41,10 @@ build:
 # The same commit and toolchain give the same bytes on every machine.
 release:
 	deploy/image/build.sh target/dist
+
+# The program in it is the one that `make release` builds, byte for byte; so nothing is compiled a second time.
+wheel: release
+	@SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || echo 0)" python3 scripts/wheel.py target/dist/ternfleet target/dist
 
 sbom:
 	@python3 scripts/sbom.py

@@ -4,6 +4,8 @@
 
 #[path = "deploy/pod.rs"]
 mod pod;
+#[path = "deploy/wheel.rs"]
+mod wheel;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

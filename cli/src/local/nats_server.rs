@@ -17,7 +17,8 @@ const FETCHED: &str = "target/tools/nats-server";
 /// Large prompts and results go by reference, so this bounds a page of results and a work message.
 const MAX_PAYLOAD_BYTES: usize = 8 << 20;
 
-/// The program: the one named in the environment, else one on PATH that is new enough, else the fetched one.
+/// The program: the one named in the environment, else one on PATH that is new enough, else the one beside this program,
+/// else the fetched one.
 pub(crate) fn find() -> anyhow::Result<PathBuf> {
     if let Some(named) = std::env::var_os(PROGRAM_VARIABLE).filter(|name| !name.is_empty()) {
         let program = PathBuf::from(named);
@@ -33,6 +34,7 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
         .unwrap_or_default()
         .into_iter()
         .map(|folder| folder.join("nats-server"))
+        .chain(shipped::beside("nats-server"))
         .chain(shipped::file(FETCHED))
         .filter(|program| program.is_file())
         .find(|program| version(program).is_ok_and(|version| server_is_new_enough(&version)));
