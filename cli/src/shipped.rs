@@ -1,9 +1,16 @@
-//! Files that ship with Ternfleet: beside the working directory's or the program's own repository.
+//! Files that ship with Ternfleet: beside the working directory's or the program's own repository, and those that the
+//! program carries, so that one that was installed alone works.
 
 use std::path::{Path, PathBuf};
 
 /// The model that ships, relative to the repository.
-pub(crate) const STORYTELLER_PATH: &str = "models/storyteller/storyteller.gguf";
+const STORYTELLER_PATH: &str = "models/storyteller/storyteller.gguf";
+
+/// The storyteller as the program carries it.
+pub(crate) const STORYTELLER_FILE: &[u8] = include_bytes!("../../models/storyteller/storyteller.gguf");
+pub(crate) const STORYTELLER_MANIFEST: &str = include_str!("../../models/storyteller/manifest.toml");
+/// Prompts for it, as JSON lines.
+pub(crate) const STORYTELLER_PROMPTS: &str = include_str!("../../models/storyteller/prompts.jsonl");
 
 /// The first place where `relative` exists: the working directory and its parents, then the program's folder and its
 /// parents, so that both a checkout and an unpacked archive work.
@@ -19,7 +26,7 @@ pub(crate) fn file(relative: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// The model that ships, where it is.
+/// The model that ships, where a checkout or an unpacked archive has it.
 pub(crate) fn storyteller() -> Option<PathBuf> {
     file(STORYTELLER_PATH)
 }
