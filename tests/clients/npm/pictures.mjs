@@ -52,7 +52,7 @@ try {
   for (const [name, hash, colorScheme, width] of views) {
     await page.setViewportSize({ width, height: 900 }); await page.emulateMedia({ colorScheme });
     await page.goto(`${http}/#/${hash}`); await page.reload(); await page.waitForSelector("main h1"); await sleep(3000);
-    await page.screenshot({ path: join(folder, `${name}.png`), fullPage: true });
+    await page.screenshot({ path: join(folder, `${name}.png`), clip: { x: 0, y: 0, width, height: Math.min(1800, await page.evaluate(() => document.documentElement.scrollHeight)) }, fullPage: true });
   }
 } finally {
   await browser.close();
