@@ -8,15 +8,16 @@ RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest 
 # nextest does not run doctests.
 DOC_TESTS := $(if $(findstring nextest,$(RUN_TESTS)),$(CARGO) test --workspace --doc --quiet,true)
 
-.PHONY: runpod-acceptance wheel help demo demo-observability pictures test-otlp build release sbom test format spelling lint tests doc tools clients chaos clean
+.PHONY: runpod-acceptance wheel help demo demo-observability pictures page-pictures test-otlp build release sbom test format spelling lint tests doc tools clients chaos clean
 
 help:
 	@echo "make demo   build, start a fleet on this machine, run prompts through it, stop it"
 	@echo "make demo-observability  a fleet on this machine with Prometheus (which must be installed)"
 	@echo "make pictures  draw docs/dashboards/ from a run with Prometheus; takes a few minutes"
+	@echo "make page-pictures  draw docs/page/, in Chromium (CHROMIUM=… names it)"
 	@echo "make build  the release binary, target/release/ternfleet"
 	@echo "make release  one static binary with its checksum and bill of materials, in target/dist"
-	@echo "make wheel  the same binary for pip install, with the storyteller, in target/dist"
+	@echo "make wheel  the same binary for pip install, in target/dist"
 	@echo "make test   every check: format, spelling, lints, tests, documentation"
 	@echo "make chaos  faults on real processes for 15 minutes; CHAOS='--minutes 60 --seed 2' selects another run"
 	@echo "make runpod-acceptance  one small pod on RunPod for a minute (needs RUNPOD_API_KEY, costs some cents); prints each call"
@@ -34,6 +35,9 @@ demo-observability: tools
 
 pictures: tools build
 	dashboards/pictures.sh
+
+page-pictures: tools clients build
+	node tests/clients/npm/pictures.mjs "$${CARGO_TARGET_DIR:-target}/release/ternfleet" "$(CURDIR)/target/npm" docs/page
 
 build:
 	$(CARGO) build --release --package ternfleet

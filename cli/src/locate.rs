@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 
 use crate::models::{self, Known, STORYTELLER, Store, Whereabouts};
-use crate::shipped::{STORYTELLER_PATH, storyteller};
+use crate::shipped::storyteller;
 
 /// The model to run: the file or the name given, else the storyteller.
 pub(crate) fn model(given: Option<&Path>) -> anyhow::Result<PathBuf> {
@@ -20,10 +20,7 @@ pub(crate) fn model(given: Option<&Path>) -> anyhow::Result<PathBuf> {
         }
         None => match storyteller() {
             Some(path) => path,
-            None => bail!(
-                "{STORYTELLER_PATH} was not found here or beside the program: name a model with --model, by its path or \
-                 its name (`ternfleet model list`)"
-            ),
+            None => Store::find(None)?.carried()?,
         },
     };
     Ok(std::fs::canonicalize(&path).unwrap_or(path))
@@ -47,11 +44,11 @@ fn by_name(given: &Path) -> anyhow::Result<Known> {
 
 /// Where its file is.
 fn here(known: &Known) -> anyhow::Result<PathBuf> {
-    match Store::find(None)?.whereabouts(known) {
+    let store = Store::find(None)?;
+    match store.whereabouts(known) {
         Whereabouts::Here { path, .. } => Ok(path),
-        _ if known.name() == STORYTELLER => {
-            bail!("{STORYTELLER_PATH} was not found here or beside the program")
-        }
+        // It says why it cannot be written.
+        _ if known.name() == STORYTELLER => store.carried(),
         Whereabouts::Partly { .. } | Whereabouts::Absent => {
             bail!("{0} is not here yet: fetch it with `ternfleet model pull {0}`", known.name())
         }

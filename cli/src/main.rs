@@ -18,6 +18,7 @@ mod guard;
 mod help;
 mod launch;
 mod layers;
+mod listing;
 mod local;
 mod locate;
 mod lock;

@@ -6,14 +6,12 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 
 use ternfleet_proto::BatchId;
-use ternfleet_proto::message::{BatchList, BatchView, Refusal, RefusalCode};
-use ternfleet_proto::table::ApiVerb;
+use ternfleet_proto::message::{BatchView, Refusal, RefusalCode};
 
 use crate::client::{Fleet, Patience};
+use crate::listing;
 use crate::progress::state_name;
 
-/// Batches asked for at once.
-const PAGE_BATCHES: u32 = 1000;
 /// Candidates that an error message lists.
 const SHOWN_MAX: usize = 5;
 /// What every id begins with; it may be left out.
@@ -44,14 +42,8 @@ impl Named {
         {
             return Ok(batch);
         }
-        let mut found = Vec::new();
-        let mut question = BatchList { tenant: fleet.tenant.clone(), after: None, limit: PAGE_BATCHES };
-        loop {
-            let page: Vec<BatchView> = fleet.ask(ApiVerb::BatchList, &question, Patience::Short).await?;
-            let Some(last) = page.last() else { break };
-            question.after = Some(last.id.clone());
-            found.extend(page.into_iter().filter(|batch| self.means(batch)));
-        }
+        let mut found = listing::read_once(fleet, Some(&self.0), |_| false).await?.batches;
+        found.retain(|batch| self.means(batch));
         self.only(found)
     }
 

@@ -84,7 +84,8 @@ impl Shown {
             return Shown::Lines { last: None };
         }
         let bar = ProgressBar::new(0);
-        let style = if crate::logging::colours(true) { "{bar:30.cyan} {msg}" } else { "{bar:30} {msg}" };
+        // The bar takes what the figures leave of the line.
+        let style = if crate::logging::colours(true) { "{wide_bar:.cyan} {msg}" } else { "{wide_bar} {msg}" };
         let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style);
         Shown::Bar(bar)

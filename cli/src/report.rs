@@ -58,16 +58,20 @@ pub(crate) fn waits(batches: &[BatchView]) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
+/// A pod is quiet while its heartbeats are late; one that stays quiet is lost, and no longer among these.
+pub(crate) fn pod_state(pod: &PodView) -> String {
+    if pod.live { format!("{:?}", pod.heartbeat.state).to_lowercase() } else { "quiet".to_owned() }
+}
+
 /// One row a pod.
 pub(crate) fn pod_table(pods: &[PodView]) -> String {
     let head = ["pod", "class", "state", "threads", "isa", "tokens", "tok/s", "price/h", "$ per 1M tokens"];
     let rows = pods.iter().map(|pod| {
         let said = &pod.heartbeat;
-        let state = if pod.live { format!("{:?}", said.state).to_lowercase() } else { "lost".to_owned() };
         vec![
             said.pod.clone(),
             said.pod_class.clone(),
-            state,
+            pod_state(pod),
             said.threads.to_string(),
             said.isa.clone(),
             pod.tokens.to_string(),

@@ -62,6 +62,27 @@ fn fields(value: &Value) -> Vec<&str> {
 }
 
 #[test]
+fn a_program_that_is_installed_alone_has_its_model_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("ternfleet");
+    let built = env!("CARGO_BIN_EXE_ternfleet");
+    std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).unwrap();
+    let home = folder.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(arguments).current_dir(&home).env_clear().env("HOME", &home);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(!run(&["generate", "-p", "Once upon a time", "--max-tokens", "8"]).trim().is_empty());
+    let listed = run(&["model", "list"]);
+    assert!(listed.starts_with("storyteller") && listed.contains("here, 3.8 MB"), "{listed}");
+    assert!(run(&["model", "verify"]).contains("storyteller"));
+}
+
+#[test]
 fn generate_prints_one_object_with_its_fields() {
     let model = storyteller();
     let greedy =
@@ -398,7 +419,7 @@ fn there_is_a_manual_page_for_each_command() {
 }
 
 #[test]
-fn doctor_says_of_each_fault_how_to_mend_it() {
+fn doctor_says_of_each_fault_how_to_fix_it() {
     let (_folder, model) = tiny();
     // Nothing listens on port 1.
     let ill = run(&["doctor", "--nats", "127.0.0.1:1", "--model", &model, "--json"]);
@@ -415,7 +436,7 @@ fn doctor_says_of_each_fault_how_to_mend_it() {
         assert_eq!(state(unseen), "unknown", "{unseen}");
     }
     assert_eq!(state("model"), "ok");
-    assert!(findings.iter().all(|finding| finding["state"] == "ok" || finding["mend"].is_string()), "{told}");
+    assert!(findings.iter().all(|finding| finding["state"] == "ok" || finding["fix"].is_string()), "{told}");
     let page = run(&["doctor", "--nats", "127.0.0.1:1", "--model", "/nowhere.gguf"]).stdout;
     assert!(
         page.contains("FAULT") && page.contains("ternfleet up") && page.contains("/nowhere.gguf"),

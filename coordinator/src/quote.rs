@@ -367,26 +367,27 @@ fn explain(verdict: Verdict, request: &Request, cost: UsdMicro) -> String {
                 (true, true) => "It will be done in time and within the budget.",
                 (true, false) => "It will be done in time.",
                 (false, true) => "It will stay within the budget.",
-                (false, false) => "Nothing stands in its way.",
+                (false, false) => "There is neither a deadline nor a budget to keep.",
             }
             .to_owned();
         }
-        Verdict::AtRisk(limit) => ("with the promised probability", limit),
-        Verdict::Missed(limit) => ("at all", limit),
+        Verdict::AtRisk(limit) => ("The limits may be exceeded.", limit),
+        Verdict::Missed(limit) => ("The limits cannot be kept.", limit),
     };
     let what = match limit {
         Limit::Deadline => "No pod would be ready before the deadline: choose a later one.".to_owned(),
         Limit::Budget => {
             let budget = request.budget.unwrap_or(UsdMicro::ZERO);
-            format!("It would cost up to {cost}, and the budget is {budget}: raise it, or choose a later deadline.")
+            let or = if request.deadline.is_some() { ", or choose a later deadline" } else { "" };
+            format!("It would cost up to {cost}, and the budget is {budget}: raise it{or}.")
         }
         Limit::Capacity if request.deadline.is_some() => {
             "All pods of the market together are too slow for the deadline: choose a later one, or more classes.".to_owned()
         }
         Limit::Capacity => "No pod of the market may run it: choose more classes, or start a worker.".to_owned(),
-        Limit::FleetLimit => "The fleet's own limits (dollars, number of pods) keep further pods out.".to_owned(),
+        Limit::FleetLimit => "The fleet's own limits (dollars, number of pods) allow no more pods: see `ternfleet scale show`.".to_owned(),
     };
-    format!("It cannot be kept {sure}. {what}")
+    format!("{sure} {what}")
 }
 
 #[cfg(test)]

@@ -144,7 +144,7 @@ impl Pool {
         }
         team.start.advance();
         team.done.wait_past(generation, 0, || false);
-        if team.barrier.mend() {
+        if team.barrier.repair() {
             panic!("because a pool thread panicked: its message stands above");
         }
     }

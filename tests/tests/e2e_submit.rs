@@ -305,6 +305,9 @@ fn results_stream_as_they_land_and_a_detached_batch_is_found_again() {
     assert_eq!(ended.code, Some(2), "cancelled lines are error lines: {}", ended.stderr);
     assert_eq!(ended.json_lines().unwrap().len(), 200, "every line ends as one answer");
     assert_eq!(fleet.run(&["status", &id, "--json"]).unwrap().json().unwrap()["status"], "cancelled");
+    let newest = fleet.run(&["batches", "--limit", "1"]).unwrap();
+    assert!(newest.stdout.lines().count() == 2 && newest.stdout.contains("cancelled"), "{newest:?}");
+    assert!(newest.stderr.contains("1 of 3 batches; --limit 3 lists all"), "{newest:?}");
 }
 
 #[test]
@@ -345,6 +348,9 @@ fn a_pipe_goes_in_and_a_pipe_comes_out() {
     let ended = fleet.run(&["submit", &nothing]).unwrap();
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("is empty"), "{}", ended.stderr);
+    let blank = fleet.write("blank.jsonl", "\n \n").unwrap();
+    let ended = fleet.run(&["submit", &blank]).unwrap();
+    assert!(ended.code == Some(1) && ended.stderr.contains("every line is blank"), "{ended:?}");
 }
 
 #[test]

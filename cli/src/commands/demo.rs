@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,8 +22,6 @@ use crate::report::{pod_table, pods, printable};
 use crate::stop::Stops;
 use crate::{exit, shipped, stop};
 
-/// The included prompts, relative to the repository.
-const PROMPTS: &str = "models/storyteller/prompts.jsonl";
 /// How often the included prompts are submitted: enough work for all workers of a small machine.
 const ROUNDS: usize = 6;
 /// Answers shown, and lines of each.
@@ -73,14 +71,9 @@ impl Demo {
 
     /// Writes the included prompts several times into one file.
     fn included_prompts(&self) -> anyhow::Result<PathBuf> {
-        let Some(included) = shipped::file(PROMPTS) else {
-            bail!("{PROMPTS} was not found here or next to the program: name a file with --prompts");
-        };
-        let text = std::fs::read_to_string(&included)
-            .with_context(|| format!("cannot read {}", included.display()))?;
         let path = self.dir.join("prompts.jsonl");
         std::fs::create_dir_all(&self.dir)
-            .and_then(|()| std::fs::write(&path, repeated(&text, ROUNDS)?))
+            .and_then(|()| std::fs::write(&path, repeated(shipped::STORYTELLER_PROMPTS, ROUNDS)?))
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }
@@ -93,7 +86,8 @@ impl Demo {
     }
 
     async fn show(&self, prompts: &Path, fleet: &mut Child) -> anyhow::Result<ExitCode> {
-        eprintln!("starting a fleet of {} worker(s) in {}", self.workers, self.dir.display());
+        let workers = if self.workers == 1 { "1 worker" } else { &format!("{} workers", self.workers) };
+        eprintln!("starting a fleet of {workers} in {}", self.dir.display());
         let addresses = child::wait_until_ready(&self.dir, Some(fleet)).await?;
         let connection = Connection::local(addresses.nats);
         let results = self.dir.join("results.jsonl");
@@ -156,12 +150,15 @@ fn program() -> String {
 
 fn next_steps(program: &str) -> String {
     let steps = [
-        ("up", "a fleet on this machine, in one terminal"),
-        ("submit prompts.jsonl --out answers.jsonl", "a batch of your own, in another terminal"),
-        ("model list", "larger models, and how to get them"),
+        (format!("{program} up"), "a fleet on this machine, in one terminal"),
+        (r#"echo '{"prompt": "Once upon a time"}' > prompts.jsonl"#.to_owned(), "one request per line"),
+        (
+            format!("{program} submit prompts.jsonl --out answers.jsonl"),
+            "a batch of your own, in another terminal",
+        ),
+        (format!("{program} model list"), "larger models, and how to get them"),
     ];
-    let wide = steps.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
-    let lines = steps.map(|(command, what)| format!("\n  {program} {command:wide$}  {what}"));
+    let lines = steps.map(|(command, what)| format!("\n\n  # {what}\n  {command}"));
     format!("\nnext:{}", lines.concat())
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct Doctor {
     /// Monitoring address of NATS (http://host:8222), to learn how often it syncs to disk
     #[arg(long, value_name = "URL", env = "TERNFLEET_NATS_MONITORING_URL")]
     nats_monitoring_url: Option<String>,
-    /// Print one object: `ok` and `findings`, each with `check`, `state`, `detail` and `mend`
+    /// Print one object: `ok` and `findings`, each with `check`, `state`, `detail` and `fix`
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -57,24 +57,24 @@ struct Finding {
     detail: String,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    mend: Option<String>,
+    fix: Option<String>,
 }
 
 impl Finding {
     fn ok(check: &'static str, detail: impl Into<String>) -> Finding {
-        Finding { check, state: State::Ok, detail: detail.into(), mend: None }
+        Finding { check, state: State::Ok, detail: detail.into(), fix: None }
     }
 
-    fn warning(check: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Finding {
-        Finding { check, state: State::Warning, detail: detail.into(), mend: Some(mend.into()) }
+    fn warning(check: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Finding {
+        Finding { check, state: State::Warning, detail: detail.into(), fix: Some(fix.into()) }
     }
 
-    fn fault(check: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Finding {
-        Finding { check, state: State::Fault, detail: detail.into(), mend: Some(mend.into()) }
+    fn fault(check: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Finding {
+        Finding { check, state: State::Fault, detail: detail.into(), fix: Some(fix.into()) }
     }
 
-    fn unknown(check: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Finding {
-        Finding { check, state: State::Unknown, detail: detail.into(), mend: Some(mend.into()) }
+    fn unknown(check: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Finding {
+        Finding { check, state: State::Unknown, detail: detail.into(), fix: Some(fix.into()) }
     }
 }
 
@@ -110,8 +110,8 @@ fn page(findings: &[Finding], colours: bool) -> String {
         };
         let word = if colours { format!("\u{1b}[{colour}m{word}\u{1b}[0m") } else { word.to_owned() };
         lines.push(format!("{word}  {:width$}  {}", finding.check, printable(&finding.detail)));
-        if let Some(mend) = &finding.mend {
-            lines.push(format!("{:9}{:width$}  → {}", "", "", printable(mend)));
+        if let Some(fix) = &finding.fix {
+            lines.push(format!("{:9}{:width$}  → {}", "", "", printable(fix)));
         }
     }
     let count = |state| findings.iter().filter(|finding| finding.state == state).count();

@@ -54,7 +54,7 @@ impl Key {
             blake3::hash(key.as_bytes()).to_hex(),
             if operator { "operator = true\n" } else { "" }
         ))?;
-        eprintln!("the key, told this once: {key}");
+        eprintln!("the key, shown only this once: {key}");
         eprintln!("append the entry to the file that gateway.keys_file of the coordinator names");
         Ok(ExitCode::SUCCESS)
     }

@@ -46,7 +46,9 @@ impl Pods {
         let table = (!pods.is_empty()).then(|| report::pod_table(&pods));
         let parts = table.into_iter().chain(losses::lost_table(&lost, TimeMs::now()));
         let parts: Vec<String> = parts.chain(spent.map(losses::spent_line)).collect();
-        say(&parts.join("\n\n"))?;
+        if !parts.is_empty() {
+            say(&parts.join("\n\n"))?;
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

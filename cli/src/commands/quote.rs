@@ -155,11 +155,12 @@ pub(crate) fn count(prompt: &Prompt, tokenizer: &Tokenizer) -> Option<u32> {
 
 /// A quote for people.
 pub(crate) fn page(answer: &Answer, sample: &Sample, now: TimeMs) -> String {
-    let after = |at: TimeMs| match at.since(now).as_secs() {
-        never if never > 10 * 365 * 86_400 => "never".to_owned(),
-        seconds if seconds >= 7200 => format!("{:.1} h", seconds as f64 / 3600.0),
-        seconds if seconds >= 120 => format!("{:.1} min", seconds as f64 / 60.0),
-        seconds => format!("{seconds} s"),
+    let after = |at: TimeMs| match at.since(now).as_secs_f64() {
+        never if never > 10.0 * 365.0 * 86_400.0 => "never".to_owned(),
+        seconds if seconds >= 7200.0 => format!("{:.1} h", seconds / 3600.0),
+        seconds if seconds >= 120.0 => format!("{:.1} min", seconds / 60.0),
+        seconds if seconds >= 10.0 => format!("{seconds:.0} s"),
+        seconds => format!("{seconds:.1} s"),
     };
     let mut text = format!(
         "lines     {} ({} counted{})\nwork      {:.0} tokens ({:.0} to {:.0})\n",
@@ -194,7 +195,10 @@ pub(crate) fn page(answer: &Answer, sample: &Sample, now: TimeMs) -> String {
             other.deadline_ms.map_or("without a deadline".to_owned(), |at| format!("due in {}", after(at)));
         text += &format!("cheaper   {cost} {due}, done in {done}\n");
     }
-    if let Some(other) = &answer.faster {
+    // What is faster by less than is shown is no choice.
+    let faster =
+        answer.faster.as_ref().filter(|other| after(other.finish_p95_ms) != after(answer.finish_p95_ms));
+    if let Some(other) = faster {
         text +=
             &format!("faster    {} for a finish in {}\n", other.cost_usd_micro, after(other.finish_p95_ms));
     }

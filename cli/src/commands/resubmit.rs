@@ -90,7 +90,8 @@ impl Again {
                 Chosen::Failed(codes) => failed_lines(&fleet, &old, &codes).await?,
             };
             if chosen.is_empty() {
-                bail!("no line of {id} failed that way: nothing to send again");
+                let such = if old.failed == 0 { "no line failed" } else { "no line is to be sent again" };
+                bail!("{id}: {such}");
             }
             let file = copy_lines(&fleet, &old, &chosen).await?;
             Ok((old, file, chosen.len()))

@@ -143,7 +143,7 @@ fn page(view: &ScaleView, now: TimeMs) -> String {
     let classes = view.classes.iter().map(|class| {
         let note = match &class.refused {
             _ if !class.enabled => "left out".to_owned(),
-            Some(why) => format!("resting: {why}"),
+            Some(why) => format!("not ordered now: {why}"),
             None => String::new(),
         };
         let pods = format!("{}/{}", class.pods, class.pods_max);
@@ -210,10 +210,8 @@ fn plan_page(view: &ScaleView, now: TimeMs) -> String {
         ));
     }
     lines.push(format!(
-        "plan         {} against a bound of {} (regret {:.1} %)",
-        view.plan_usd_micro,
-        view.bound_usd_micro,
-        100.0 * view.regret_ratio
+        "plan         {} for what is left; no plan can cost less than {}",
+        view.plan_usd_micro, view.bound_usd_micro
     ));
     lines.join("\n")
 }

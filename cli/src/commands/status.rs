@@ -58,7 +58,7 @@ pub(crate) fn page(batch: &BatchView) -> String {
     };
     lines.push(format!("  cost      {}{over}", batch.cost_usd_micro));
     lines.extend(quoted(batch));
-    lines.push(format!("  kept      {}", durability(batch)));
+    lines.push(format!("  stored    {}", durability(batch)));
     if let Some(webhook) = &batch.webhook {
         let state = match webhook {
             WebhookState::Waiting => "called at the end".to_owned(),
@@ -96,8 +96,13 @@ fn quoted(batch: &BatchView) -> Option<String> {
     if let Some(binds) = quote.binds {
         line += &format!(", at risk: {}", binds.as_str());
     }
+    // The batch is not billed for pods that start and end.
+    let bill = quote.bill_p50_usd_micro.unwrap_or(cost);
+    if bill < cost {
+        line += &format!(", of it {bill} for the batch");
+    }
     if let Some(ended) = batch.ended_at {
-        let ratio = batch.cost_usd_micro.0 as f64 / quote.cost_p50_usd_micro.0.max(1) as f64;
+        let ratio = batch.cost_usd_micro.0 as f64 / bill.0.max(1) as f64;
         line += &format!("; came to {} ({ratio:.2} x) after {}", batch.cost_usd_micro, span(ended));
     }
     Some(line)
@@ -106,9 +111,9 @@ fn quoted(batch: &BatchView) -> Option<String> {
 /// What "accepted" rests on, in words.
 pub(crate) fn durability(batch: &BatchView) -> String {
     match batch.durability {
-        Durability::Memory => "kept in the memory of NATS alone".to_owned(),
+        Durability::Memory => "in the memory of NATS alone".to_owned(),
         Durability::Stored => {
-            format!("stored by {} of {0} servers, periodic fsync", batch.replicas)
+            format!("on {} of {0} servers, periodic fsync", batch.replicas)
         }
         Durability::Replicated => format!("replicated on {} servers", batch.replicas),
         Durability::Fsynced => format!("fsynced on {} of {0} replicas", batch.replicas),

@@ -135,7 +135,7 @@ impl Submit {
             return if self.json { say_json(&openai::batch_object(&batch)) } else { say(batch.id.as_str()) }
                 .map(|()| ExitCode::SUCCESS);
         }
-        eprintln!("{} accepted, {}", batch.id, crate::commands::status::durability(&batch));
+        eprintln!("{} accepted, stored {}", batch.id, crate::commands::status::durability(&batch));
 
         let mut progress = Progress::new();
         let ended = match self.out {
@@ -221,6 +221,10 @@ pub(crate) struct NewBatch {
 impl NewBatch {
     /// Uploads and creates; both may be tried again without harm.
     pub(crate) async fn create(self, fleet: &Fleet, file: &Path) -> anyhow::Result<BatchView> {
+        let sample = super::quote::read(file, QUOTE_SAMPLE).await?;
+        if sample.lines == 0 && sample.bad == 0 {
+            bail!("there is no request: every line is blank");
+        }
         let input_object = format!("input-{}.jsonl", self.key);
         fleet.upload(file, &input_object).await?;
         let question = BatchCreate {
@@ -232,7 +236,7 @@ impl NewBatch {
             options: self.options,
             traceparent: TraceContext::of(std::env::var(TRACEPARENT).ok().as_deref()).map(|c| c.to_string()),
             metadata: self.metadata,
-            work: Some(super::quote::counted(&super::quote::read(file, QUOTE_SAMPLE).await?, fleet).await),
+            work: Some(super::quote::counted(&sample, fleet).await),
         };
         fleet
             .ask(ApiVerb::BatchCreate, &question, Patience::Endless)

@@ -7,6 +7,7 @@ mod columns;
 mod screen;
 mod view;
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -18,7 +19,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use ternfleet_proto::message::{BatchList, BatchView, FleetView, LostPod, PodView, ScaleView, Spent};
+use ternfleet_proto::message::{
+    BatchFind, BatchPage, BatchState, BatchView, FleetView, LostPod, PodView, ScaleView, Spent,
+};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
 use ternfleet_proto::table::ApiVerb;
 use ternfleet_proto::{TimeMs, UsdMicro, openai};
@@ -27,10 +30,9 @@ use crate::client::Fleet;
 use crate::connection::Connection;
 use crate::output::{say, say_json};
 use crate::stop::Stops;
-use crate::{logging, losses, report, stop};
+use crate::{listing, logging, losses, report, stop};
 use view::{View, order};
 
-const BATCHES_MAX: u32 = 100;
 /// Between two looks at the keyboard by its thread, which ends when the view does.
 const KEY_POLL: Duration = Duration::from_millis(200);
 /// Between two questions about scaling while no pod is there; each makes the coordinator ask the provider.
@@ -38,8 +40,8 @@ const SCALE_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Keys: q, Esc or Ctrl-C quits; ↑ ↓ select; Tab changes between batches and pods; Enter shows all of the \
-                  selected row; a shows ended batches or hides them; ? lists all keys."
+    after_help = "Keys: q, Esc or Ctrl-C quits; ↑ ↓ select; Tab goes to the next list; Enter shows all of the selected \
+                  row; a shows ended batches or hides them; ? lists all keys."
 )]
 pub(crate) struct Top {
     /// Print once and end, as it does when standard output is no terminal
@@ -63,7 +65,12 @@ struct Snapshot {
     pods: Vec<PodView>,
     lost: Vec<LostPod>,
     spent: Option<Spent>,
+    /// All open ones, then the newest of those that have ended.
     batches: Vec<BatchView>,
+    /// All batches by state, those that are not listed included.
+    counts: BTreeMap<BatchState, u64>,
+    /// Lines of open batches without an answer.
+    open_lines: u64,
     /// What may be rented, if anything; known only while there are no pods.
     scale: Option<ScaleView>,
 }
@@ -77,28 +84,29 @@ struct Totals {
     usd_micro_per_million_tokens: Option<UsdMicro>,
     /// What all pods have cost, by the ledger; until the leader has read it, what those known now have cost.
     spent_usd_micro: UsdMicro,
-    /// Handed to a worker, but not in a slot yet.
+    /// Assigned to a worker, but not in a slot yet.
     queued_jobs: u32,
-    /// Lines of batches that have not ended, without an answer.
+    /// Lines of open batches without an answer.
     open_jobs: u64,
 }
 
 impl Snapshot {
     async fn take(fleet: &Fleet) -> anyhow::Result<Snapshot> {
-        let list = BatchList { tenant: fleet.tenant.clone(), after: None, limit: BATCHES_MAX };
         let FleetView { pods, lost, spent } = losses::sorted(fleet.ask_once(ApiVerb::Fleet, &()).await?);
-        let batches = fleet.ask_once(ApiVerb::BatchList, &list).await?;
-        Ok(Snapshot { at: TimeMs::now(), pods, lost, spent, batches, scale: None })
+        let ask = async |question: BatchFind| fleet.ask_once(ApiVerb::BatchFind, &question).await;
+        let all_open = |batches: &[BatchView]| batches.last().is_some_and(|batch| batch.state.is_terminal());
+        let BatchPage { batches, counts, open_lines, .. } = listing::read(fleet, None, ask, all_open).await?;
+        Ok(Snapshot { at: TimeMs::now(), pods, lost, spent, batches, counts, open_lines, scale: None })
     }
 
     fn totals(&self) -> Totals {
         let live = || self.pods.iter().filter(|pod| pod.live);
-        let rate_tok_s = live().map(|pod| pod.rate_tok_s).sum();
+        // Without the zero a sum of nothing is shown as -0.0.
+        let rate_tok_s = 0.0 + live().map(|pod| pod.rate_tok_s).sum::<f64>();
         // Engines of one pod each carry its whole price; the pod is paid once.
-        let prices: std::collections::BTreeMap<&str, UsdMicro> =
+        let prices: BTreeMap<&str, UsdMicro> =
             live().map(|pod| (pod.heartbeat.pod.as_str(), pod.heartbeat.price_usd_micro_per_hour)).collect();
         let usd_micro_per_hour = prices.into_values().sum();
-        let open = self.batches.iter().filter(|batch| !batch.state.is_terminal());
         Totals {
             pods_live: live().count(),
             rate_tok_s,
@@ -109,9 +117,7 @@ impl Snapshot {
                 None => self.pods.iter().map(|pod| pod.cost_usd_micro).sum(),
             },
             queued_jobs: self.pods.iter().map(|pod| pod.queued_jobs).sum(),
-            open_jobs: open
-                .map(|batch| u64::from(batch.total.saturating_sub(batch.completed + batch.failed)))
-                .sum(),
+            open_jobs: self.open_lines,
         }
     }
 

@@ -40,8 +40,9 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
         .find(|program| version(program).is_ok_and(|version| server_is_new_enough(&version)));
     found.with_context(|| {
         format!(
-            "no nats-server of version 2.14 or newer was found: run scripts/fetch-nats-server.sh, install one on \
-             PATH, or set {PROGRAM_VARIABLE}"
+            "no nats-server of version 2.14 or newer was found: put one on PATH (from \
+             https://github.com/nats-io/nats-server/releases) or name it in {PROGRAM_VARIABLE}; in a checkout, \
+             scripts/fetch-nats-server.sh fetches one"
         )
     })
 }

@@ -1,6 +1,8 @@
 //! The folder of fetched models.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -111,7 +113,7 @@ impl Store {
             return Whereabouts::Here { path, stamp };
         }
         if known.name() == STORYTELLER
-            && let Some(path) = shipped::storyteller()
+            && let Some(path) = shipped::storyteller().or_else(|| self.carried().ok())
         {
             return Whereabouts::Here { path, stamp: None };
         }
@@ -119,6 +121,21 @@ impl Store {
             Some((bytes, of)) => Whereabouts::Partly { bytes, of },
             None => Whereabouts::Absent,
         }
+    }
+
+    /// The storyteller that this program carries, written to a file. Each version of the model has its own.
+    pub(crate) fn carried(&self) -> anyhow::Result<PathBuf> {
+        let known = Known::parse(shipped::STORYTELLER_MANIFEST, "the storyteller's manifest")?;
+        let digest = known.manifest.source.and_then(|source| source.sha256).unwrap_or_default();
+        let folder = self.root.join(".carried").join(&digest);
+        let path = folder.join("storyteller.gguf");
+        if !path.is_file() {
+            fs::create_dir_all(&folder)
+                .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+            write_whole(&folder.join(FILE_NAME), known.text.as_bytes())?;
+            write_whole(&path, shipped::STORYTELLER_FILE)?;
+        }
+        Ok(path)
     }
 
     /// The digest of a model's file when it came, whatever became of it since.
@@ -166,18 +183,46 @@ fn size_and_change(path: &Path) -> std::io::Result<(u64, u128)> {
     Ok((facts.len(), changed.as_nanos()))
 }
 
-/// Appears whole or not at all.
+/// Appears whole or not at all, however many write it at once.
 fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let draft = path.with_extension("draft");
-    fs::write(&draft, bytes)
-        .and_then(|()| fs::rename(&draft, path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    let written = || -> std::io::Result<()> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        // The process's umask takes away what it does not give.
+        let mut draft =
+            tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
+        draft.write_all(bytes)?;
+        draft.persist(path)?;
+        Ok(())
+    };
+    written().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::models::named;
+
+    #[test]
+    fn the_storyteller_is_written_once_with_its_manifest() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path());
+        let path = store.carried().unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(
+            bytes.len() as u64,
+            Known::parse(shipped::STORYTELLER_MANIFEST, "test")
+                .unwrap()
+                .manifest
+                .source
+                .unwrap()
+                .bytes
+                .unwrap()
+        );
+        assert!(path.with_file_name(FILE_NAME).is_file());
+        let written = fs::metadata(&path).unwrap().modified().unwrap();
+        assert_eq!(store.carried().unwrap(), path);
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written);
+    }
 
     #[test]
     fn a_stamp_holds_until_the_file_changes() {

@@ -50,6 +50,12 @@ impl Core {
         }
     }
 
+    /// Whether a worker that has not left serves this model.
+    pub fn serves(&self, model: &str) -> bool {
+        let mut workers = self.fleet.workers.values();
+        workers.any(|worker| worker.beat.state != WorkerState::Gone && worker.serves(model))
+    }
+
     /// How prompts and outputs turn into work, as far as the fleet has seen. Copies the history of all outputs.
     pub fn work_lengths(&self) -> Lengths {
         let contexts = self.live_workers().map(|worker| worker.beat.context_tokens);
@@ -111,7 +117,7 @@ impl Core {
                 }
             }
             seen.silent = seen.silent.min(now.since(worker.seen_at));
-            seen.live |= takes_work(worker);
+            seen.live |= is_ready(worker);
             if worker.beat.state != WorkerState::Gone {
                 seen.rate_mean_tok_s += worker.rate.mean_tok_s();
                 *variance += worker.rate.error_tok_s().powi(2);
@@ -129,7 +135,7 @@ impl Core {
 }
 
 /// Registered or about to be: its speed can be counted on.
-fn takes_work(worker: &Worker) -> bool {
+fn is_ready(worker: &Worker) -> bool {
     worker.liveness == Liveness::Live && worker.beat.state == WorkerState::Ready
 }
 

@@ -128,7 +128,7 @@ impl Core {
         }
         let (reason, advice) = match (able.quarantined, able.silent) {
             (0, _) => (
-                format!("every worker{of_model} is silent or hangs"),
+                format!("every worker{of_model} is quiet or hangs"),
                 "check the pods: `ternfleet pods` and `ternfleet doctor`",
             ),
             (_, 0) => (
@@ -138,7 +138,7 @@ impl Core {
                 "replace the pods, or start a worker on another host: `ternfleet worker`",
             ),
             (_, _) => (
-                format!("every worker{of_model} is silent, hangs, or is on a quarantined host"),
+                format!("every worker{of_model} is quiet, hangs, or is on a quarantined host"),
                 "check the pods: `ternfleet pods` and `ternfleet doctor`",
             ),
         };

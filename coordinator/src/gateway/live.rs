@@ -128,7 +128,7 @@ fn warnings(fleet: &FleetView, batches: &[BatchView], history: &History) -> Vec<
     for pod in &fleet.pods {
         let name = &pod.heartbeat.pod;
         if !pod.live {
-            found.push(format!("Pod {name} is silent; its jobs move to others."));
+            found.push(format!("Pod {name} is quiet: its heartbeats are late, and it gets no new jobs."));
         } else if work && pod.busy_ratio < 0.05 && pod.queued_jobs == 0 && pod.heartbeat.slots_in_use == 0 {
             found.push(format!("Pod {name} is paid and idle."));
         }
@@ -170,7 +170,8 @@ async fn look(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Seen> {
         "counts": page.counts,
         "totals": {
             "pods_live": live().count(),
-            "tok_s": live().map(|pod| pod.rate_tok_s).sum::<f64>(),
+            // Without the zero a sum of nothing is -0.0.
+            "tok_s": 0.0 + live().map(|pod| pod.rate_tok_s).sum::<f64>(),
             "usd_micro_per_hour": hourly(pods),
             "spent": fleet.spent,
             "slots": live().map(|pod| pod.heartbeat.slots).sum::<u32>(),
@@ -189,7 +190,7 @@ fn pod(pod: &PodView) -> Value {
     let worker = &pod.heartbeat;
     json!({
         "worker": worker.worker, "pod": worker.pod, "class": worker.pod_class, "host": worker.host,
-        "state": if pod.live { json!(worker.state) } else { json!("lost") },
+        "state": if pod.live { json!(worker.state) } else { json!("quiet") },
         "model": worker.model, "threads": worker.threads, "isa": worker.isa,
         "slots": worker.slots, "slots_in_use": worker.slots_in_use, "queued_jobs": pod.queued_jobs,
         "tok_s": pod.rate_tok_s, "busy_ratio": pod.busy_ratio, "tokens": pod.tokens,

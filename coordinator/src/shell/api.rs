@@ -251,9 +251,7 @@ impl Api {
                     false => bounds::job(&job)
                         .and_then(|()| api.has_room())
                         .and_then(|()| match &job.line.model {
-                            Some(model) if !job.wait_for_model => {
-                                footing.models(now, core).check([model.as_str()])
-                            }
+                            Some(model) if !job.wait_for_model => footing.check(now, core, [model.as_str()]),
                             _ => Ok(()),
                         })
                         .and_then(|()| core.admit_single(now, &job)),

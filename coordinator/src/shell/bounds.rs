@@ -73,48 +73,44 @@ pub(super) fn job(job: &JobCreate) -> Result<(), Refusal> {
     at_most("traceparent", job.traceparent.as_deref().unwrap_or_default(), KEY_BYTES_MAX)
 }
 
-/// Refuses a file of too many lines. Small files cannot have them and are not read; of very large ones so much is read
-/// as a creation may take.
-pub(super) async fn lines(
+/// Refuses a file of too many lines, and collects the models that its lines name if `names_models`. The file is read
+/// once, as far as a creation may wait: lines beyond that are checked when they are read, before any of them is kept, and
+/// models beyond that are not refused; their lines wait for a worker.
+pub(super) async fn content(
     bus: &Arc<dyn Bus>,
     bucket: &str,
     object: &str,
     bytes: u64,
     lines_max: u32,
-) -> Result<(), Refusal> {
-    // All lines but the last have a newline.
-    if bytes <= u64::from(lines_max) {
-        return Ok(());
-    }
-    let content = bus.object_get(bucket, object, 0).await.map_err(|error| unreachable(&error))?;
-    let input = BufReader::with_capacity(256 << 10, content);
-    match tokio::time::timeout(COUNT_WITHIN, lines::is_longer(input, lines_max)).await {
-        Ok(Ok(true)) => {
-            let message = format!("the file {object:?} has more than {lines_max} lines: split it");
-            Err(refusal(RefusalCode::Invalid, message))
-        }
-        // What is not known now is known when the lines are looked through, before any of them is kept.
-        Ok(Ok(false) | Err(_)) | Err(_) => Ok(()),
-    }
-}
-
-/// The models that a file's lines name, as far as it can be looked through in the time that a creation may take. What
-/// comes after that is not refused; its lines wait for a worker of their model.
-pub(super) async fn models(
-    bus: &Arc<dyn Bus>,
-    bucket: &str,
-    object: &str,
+    names_models: bool,
 ) -> Result<BTreeSet<String>, Refusal> {
+    // All lines but the last have a newline, so a small file cannot have too many.
+    let may_be_long = bytes > u64::from(lines_max);
+    if !may_be_long && !names_models {
+        return Ok(BTreeSet::new());
+    }
     let content = bus.object_get(bucket, object, 0).await.map_err(|error| unreachable(&error))?;
     let mut input = BufReader::with_capacity(256 << 10, content);
-    let mut models = BTreeMap::new();
-    let look = async {
-        let mut line = Vec::new();
-        while let Ok(Some(_)) = lines::next_line(&mut input, &mut line, true).await {
-            note_model(&mut models, &line);
-            tokio::task::consume_budget().await;
-        }
-    };
-    let _ = tokio::time::timeout(LOOK_WITHIN, look).await;
+    let (mut models, mut seen) = (BTreeMap::new(), 0u32);
+    if names_models {
+        let look = async {
+            let mut line = Vec::new();
+            while seen < lines_max
+                && let Ok(Some(_)) = lines::next_line(&mut input, &mut line, true).await
+            {
+                note_model(&mut models, &line);
+                seen += 1;
+                tokio::task::consume_budget().await;
+            }
+        };
+        let _ = tokio::time::timeout(LOOK_WITHIN, look).await;
+    }
+    if may_be_long
+        && let Ok(Ok(true)) =
+            tokio::time::timeout(COUNT_WITHIN, lines::is_longer(input, lines_max - seen)).await
+    {
+        let message = format!("the file {object:?} has more than {lines_max} lines: split it");
+        return Err(refusal(RefusalCode::Invalid, message));
+    }
     Ok(models.into_keys().collect())
 }

@@ -29,8 +29,20 @@ impl Footing {
         Self { settings: Settings::default(), intents: Intents::new(), seen, known: !scales }
     }
 
+    /// Refuses a request for models that nobody serves and no class of pods can serve.
+    pub(crate) fn check<'a>(
+        &self,
+        now: Now,
+        core: &Core,
+        wanted: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), Refusal> {
+        // Most requests name what a worker serves; no list of all models is made for them.
+        let mut others = wanted.into_iter().filter(|model| !core.serves(model)).peekable();
+        if others.peek().is_none() { Ok(()) } else { self.models(now, core).check(others) }
+    }
+
     /// What requests may name.
-    pub(crate) fn models(&self, now: Now, core: &Core) -> Models {
+    fn models(&self, now: Now, core: &Core) -> Models {
         let mut models = core.models(now);
         let classes = self.settings.classes.iter().filter(|class| class.pods_max > 0);
         for class in classes.filter(|_| self.settings.pods_max > 0) {

@@ -66,7 +66,7 @@ impl Barrier {
     }
 
     /// Ready for a new run, once no member is inside; true if it was poisoned.
-    pub(crate) fn mend(&self) -> bool {
+    pub(crate) fn repair(&self) -> bool {
         if !self.poisoned.swap(false, Ordering::SeqCst) {
             return false;
         }

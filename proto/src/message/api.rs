@@ -311,7 +311,7 @@ pub struct FileRef {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PodView {
     pub heartbeat: Heartbeat,
-    /// Live, quiet (heartbeats late), lost.
+    /// False while it is quiet: its heartbeats are late.
     pub live: bool,
     pub rate_tok_s: f64,
     pub usd_micro_per_million_tokens: Option<UsdMicro>,

@@ -1,7 +1,7 @@
 //! A streamed answer: what its caller has been told, and what is still to be said.
 //!
-//! Chunks of tokens are hints: they may be lost, doubled by a resumed job, or come late. The committed answer mends each of
-//! these.
+//! Chunks of tokens are hints: they may be lost, doubled by a resumed job, or come late. The committed answer corrects
+//! each of these.
 
 mod response;
 

@@ -196,6 +196,29 @@ await rule("a running prompt can be stopped", async () => {
   return until(async () => (await text("main")).includes("stopped"));
 });
 
+// ── Addresses, storage and answers that are not as they should be ──
+await rule("an address that names no view shows the overview", async () => { for (const hash of ["#/constructor", "#/__proto__/x"]) { await go("#/try", "Try"); await go(hash, "Overview"); } return true; });
+await rule("a batch that cannot be one is told as that", async () => { await go("#/batches/%", "%"); return until(async () => /no such batch|cannot be loaded/.test(await text("main"))); });
+await rule("an answer that is not the gateway's is told by its status", async () => {
+  const other = [/\/api\/scale$/, route => route.fulfill({ status: 502, contentType: "application/json", body: "{}" })];
+  await page.route(...other); await go("#/scaling", "Scaling");
+  const told = await until(async () => (await text("main")).includes("502"));
+  await page.unroute(...other); return told;
+});
+await rule("an answer without text has no time to its first token", async () => {
+  const other = [/\/v1\/completions$/, route => route.fulfill({ status: 200, contentType: "text/event-stream", body: 'data: {"choices": [], "usage": {"completion_tokens": 1}}\n\ndata: [DONE]\n\n' })];
+  await page.route(...other); await go("#/try", "Try"); await press("Generate");
+  const told = await until(async () => /1 token in \d/.test(await text("main")));
+  await page.unroute(...other); return told && !(await text("main")).includes("first after");
+});
+await rule("a browser that blocks storage signs in all the same", async () => {
+  const other = await browser.newContext();
+  await other.addInitScript(() => { for (const box of ["sessionStorage", "localStorage"]) Object.defineProperty(window, box, { get() { throw new DOMException("blocked", "SecurityError"); } }); });
+  const tab = await other.newPage(); await tab.goto(base); await tab.fill("#key", operator); await tab.keyboard.press("Enter");
+  const seen = await until(async () => (await tab.textContent("main")).includes("winter tales"));
+  await other.close(); return seen;
+});
+
 // ── Every view, at three widths, in both themes ──
 const cdp = await context.newCDPSession(page);
 const check = async () => JSON.parse((await cdp.send("Runtime.evaluate", { awaitPromise: true, returnByValue: true, expression: axe + ";axe.run(document, { resultTypes: ['violations'] }).then(r => JSON.stringify(r.violations.map(v => [v.impact, v.id, v.nodes[0].html.slice(0, 120)])))" })).result.value);

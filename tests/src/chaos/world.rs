@@ -60,7 +60,7 @@ pub struct Outcome {
     /// Jobs that took more than one attempt.
     pub moved: u64,
     pub run_s: f64,
-    /// From the last mending to the last batch's end.
+    /// From the last repair to the last batch's end.
     pub settled_s: f64,
     pub small_disks: bool,
     pub broken: Vec<String>,
@@ -98,7 +98,7 @@ pub fn run(plan: &Plan, folder: &Path) -> anyhow::Result<Outcome> {
     while storm.elapsed() < plan.lasting {
         let now = Instant::now();
         for (_, fault) in lasting.extract_if(.., |(until, _)| *until <= now) {
-            world.mend(fault)?;
+            world.repair(fault)?;
         }
         world.look_after_callers(BATCHES_AT_ONCE)?;
         world.raise_the_dead()?;
@@ -113,7 +113,7 @@ pub fn run(plan: &Plan, folder: &Path) -> anyhow::Result<Outcome> {
         std::thread::sleep(Duration::from_millis(50));
     }
     for (_, fault) in lasting {
-        world.mend(fault)?;
+        world.repair(fault)?;
     }
     let repaired = Instant::now();
     while !world.callers.is_empty() && repaired.elapsed() < END_WITHIN {
@@ -125,7 +125,7 @@ pub fn run(plan: &Plan, folder: &Path) -> anyhow::Result<Outcome> {
     for caller in &mut world.callers {
         let _ = caller.child.kill();
         let name = caller.out.display();
-        world.outcome.broken.push(format!("L1: {name} had not ended {END_WITHIN:?} after the last mending"));
+        world.outcome.broken.push(format!("L1: {name} had not ended {END_WITHIN:?} after the last repair"));
     }
     let files = world.finished();
     let (url, outcome) = (world.servers.url(), &mut world.outcome);
@@ -299,7 +299,7 @@ impl World {
         true
     }
 
-    fn mend(&mut self, fault: Fault) -> anyhow::Result<()> {
+    fn repair(&mut self, fault: Fault) -> anyhow::Result<()> {
         match fault {
             Fault::KillWorker { place, .. } => self.workers[place].0.start_again(),
             Fault::DrainWorker { place, .. } => {

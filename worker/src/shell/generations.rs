@@ -372,7 +372,7 @@ impl Choice {
         requests: &mut Vec<(u16, Request)>,
     ) -> Choice {
         let PreparedChoice { request, transcript, done, scores_only, first } = prepared;
-        // Nothing is told again of what an earlier attempt told; what it did not, the answer's text mends.
+        // What an earlier attempt has sent is not sent again; what it has not sent is in the answer's text.
         let untold = request.generated.is_empty();
         let prompt = if request.prompt_logprobs.is_some() { request.prompt.clone() } else { Vec::new() };
         // Prompts that are scored are computed as a whole each.

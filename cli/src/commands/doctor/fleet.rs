@@ -25,13 +25,13 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Con
     let tenant = match tenant_of(connection) {
         Ok(tenant) => tenant,
         Err(reason) => {
-            let mend = "name usable credentials with --nats-credentials-file";
-            return vec![Finding::fault("coordinator", format!("{reason:#}"), mend)];
+            let fix = "name usable credentials with --nats-credentials-file";
+            return vec![Finding::fault("coordinator", format!("{reason:#}"), fix)];
         }
     };
     let Some(bus) = bus else {
         return ["coordinator", "workers"]
-            .map(|check| Finding::unknown(check, "NATS does not answer, see above", "mend NATS first"))
+            .map(|check| Finding::unknown(check, "NATS does not answer, see above", "fix NATS first"))
             .into();
     };
     let began = Instant::now();
@@ -40,15 +40,15 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Con
     let reply: Reply<Vec<PodView>> = match answer.map(|payload| codec::decode(&payload)) {
         Ok(Ok(reply)) => reply,
         Ok(Err(reason)) => {
-            let mend = "coordinator and this program must be of the same version: update the older one";
-            return vec![Finding::fault("coordinator", reason.to_string(), mend)];
+            let fix = "coordinator and this program must be of the same version: update the older one";
+            return vec![Finding::fault("coordinator", reason.to_string(), fix)];
         }
         Err(reason) => {
-            let mend =
+            let fix =
                 format!("start one: `ternfleet coordinator --nats {address}`; if it runs, read its log");
             return vec![
-                Finding::fault("coordinator", format!("nobody leads: {reason}"), mend),
-                Finding::unknown("workers", "the coordinator knows them", "mend the coordinator first"),
+                Finding::fault("coordinator", format!("nobody leads: {reason}"), fix),
+                Finding::unknown("workers", "the coordinator knows them", "fix the coordinator first"),
             ];
         }
     };
@@ -94,8 +94,8 @@ fn rented(view: ScaleView) -> Vec<Finding> {
             ));
         }
         if let Some(why) = class.refused {
-            let mend = "mend the class in the coordinator's configuration, or wait";
-            found.push(Finding::warning("rented pods", format!("none of class {}: {why}", class.name), mend));
+            let fix = "fix the class in the coordinator's configuration, or wait";
+            found.push(Finding::warning("rented pods", format!("none of class {}: {why}", class.name), fix));
         }
     }
     if let Some(why) = view.halted {

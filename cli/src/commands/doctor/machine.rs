@@ -96,27 +96,23 @@ fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
         Err(reason) if named.is_some() => {
             return vec![Finding::fault("model", reason.to_string(), "name a GGUF file with --model PATH")];
         }
-        Err(_) => {
-            return vec![Finding::unknown(
-                "model",
-                "no model was named, and none is next to the program",
-                "--model PATH",
-            )];
+        Err(reason) => {
+            return vec![Finding::unknown("model", format!("{reason:#}"), "name a model with --model")];
         }
     };
     let report = match model_file::inspect(&path) {
         Ok(report) => report,
         Err(reason) => {
-            let mend = format!("{} cannot be read as a model file: download it again", path.display());
-            return vec![Finding::fault("model", reason.to_string(), mend)];
+            let fix = format!("{} cannot be read as a model file: download it again", path.display());
+            return vec![Finding::fault("model", reason.to_string(), fix)];
         }
     };
     let mut found = Vec::new();
     if report.faults.is_empty() {
         found.push(Finding::ok("model", format!("{}, {:.1} MB", path.display(), report.bytes as f64 / 1e6)));
     } else {
-        let mend = format!("`ternfleet model inspect {}` shows all of it", path.display());
-        found.push(Finding::fault("model", report.faults.join("; "), mend));
+        let fix = format!("`ternfleet model inspect {}` shows all of it", path.display());
+        found.push(Finding::fault("model", report.faults.join("; "), fix));
     }
     found.push(match &report.manifest {
         None => Finding::warning(

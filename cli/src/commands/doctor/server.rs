@@ -32,11 +32,11 @@ pub(super) async fn look(
     let bus = match reach(connection).await {
         Ok(bus) => Arc::new(bus),
         Err(reason) => {
-            let mend = format!(
+            let fix = format!(
                 "start a fleet with `ternfleet up` or nats-server with -js, or name its address with --nats (now {})",
                 connection.address().url()
             );
-            let mut found = vec![Finding::fault("nats", format!("{reason:#}"), mend)];
+            let mut found = vec![Finding::fault("nats", format!("{reason:#}"), fix)];
             for check in ["streams", "clock", "durability"] {
                 found.push(Finding::unknown(check, NOT_REACHED, "fix NATS first"));
             }

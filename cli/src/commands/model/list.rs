@@ -44,6 +44,7 @@ impl List {
                 say(&format!("{:width$}  {}", "", path.display()))?;
             }
         }
+        eprintln!("`ternfleet model pull NAME` downloads a model; `--model NAME` uses it");
         Ok(ExitCode::SUCCESS)
     }
 }

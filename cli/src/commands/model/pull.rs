@@ -12,7 +12,7 @@ use ternfleet_engine::gguf;
 use ternfleet_engine::model_file;
 
 use crate::fetch::{Fetched, Source, Wanted, sha256_of, size};
-use crate::models::{self, Known, STORYTELLER, Store, Whereabouts};
+use crate::models::{self, Known, Store, Whereabouts};
 use crate::output::{say, say_json};
 
 #[derive(Debug, Args)]
@@ -155,7 +155,7 @@ impl Pull {
     }
 }
 
-/// A model that is not fetched but comes along with the sources.
+/// A model that is not fetched, because it comes with the program.
 fn shipped(known: &Known, store: &Store) -> anyhow::Result<Here> {
     match store.whereabouts(known) {
         Whereabouts::Here { path, .. } => {
@@ -165,11 +165,6 @@ fn shipped(known: &Known, store: &Store) -> anyhow::Result<Here> {
             let verified = wanted == Some(sha256.as_str());
             ensure!(verified || wanted.is_none(), "{} is not the file of its manifest", path.display());
             Ok(Here { path, sha256, bytes, verified, fetched: false })
-        }
-        _ if known.name() == STORYTELLER => {
-            bail!(
-                "the storyteller ships with the sources of Ternfleet (models/storyteller), and is not fetched"
-            )
         }
         _ => bail!("the manifest of {} has no address to download it from", known.name()),
     }

@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Clear, Paragraph, Sparkline, Wrap};
 
 use ternfleet_proto::TimeMs;
-use ternfleet_proto::message::{BatchState, BatchView, PodView, WorkerState};
+use ternfleet_proto::message::{BatchState, BatchView, LostPod, PodView, WorkerState};
 
 use super::columns::{Column, Kind, lines, shortened, width_of};
 use super::view::{Cover, KEYS, List, View};
@@ -15,11 +15,13 @@ use super::{Snapshot, figures};
 use crate::commands::status;
 use crate::progress::state_or_stall;
 use crate::report::{self, printable};
-use crate::span;
+use crate::{date, span};
 
 const BAR_CELLS: usize = 10;
 /// Lines of the explanation why a batch waits.
 const NOTICE_LINES: u16 = 3;
+/// Lines of the list of lost pods, with its title and head.
+const LOST_LINES: u16 = 5;
 
 /// Colours, or none of them.
 #[derive(Clone, Copy)]
@@ -49,11 +51,16 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
     // Pods get what they need, at most 40 % of the height when there are many.
     let pod_rows =
         u16::try_from(pods).unwrap_or(u16::MAX).saturating_add(2).min((area.height * 2 / 5).max(3)).max(3);
-    let [head, figures, chart, upper, lower, note, foot] = Layout::vertical([
+    let lost_rows = match view.lost().len() {
+        0 => 0,
+        lost => u16::try_from(lost + 2).unwrap_or(LOST_LINES).min(LOST_LINES).min(area.height / 5),
+    };
+    let [head, figures, chart, upper, middle, lower, note, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(totals.as_ref().map_or(1, |lines| lines.len() as u16)),
         Constraint::Length(if area.height >= 24 { 4 } else { 0 }),
         Constraint::Length(pod_rows),
+        Constraint::Length(lost_rows),
         Constraint::Min(3),
         Constraint::Length(notice_lines.min(NOTICE_LINES)),
         Constraint::Length(1),
@@ -67,7 +74,10 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
                 frame.render_widget(speed(view, chart.width, palette), chart);
             }
             draw_pods(frame, view, snapshot, upper, palette);
-            draw_batches(frame, view, snapshot.at, lower, palette);
+            if middle.height > 0 {
+                draw_lost(frame, view, snapshot.at, middle, palette);
+            }
+            draw_batches(frame, view, snapshot, lower, palette);
         }
         _ => frame.render_widget(Paragraph::new(" asking the coordinator …"), figures),
     }
@@ -75,7 +85,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
         let text = Paragraph::new(text).wrap(Wrap { trim: false }).style(palette.of(Color::Yellow));
         frame.render_widget(text, note.inner(Margin { horizontal: 1, vertical: 0 }));
     }
-    let keys = " q quits  ↑↓ selects  Tab pods/batches  Enter details  a ended ones  ? keys";
+    let keys = " q quits  ↑↓ selects  Tab next list  Enter details  a ended ones  ? keys";
     frame.render_widget(Paragraph::new(keys).style(palette.soft()), foot);
     draw_cover(frame, view, palette);
 }
@@ -207,18 +217,35 @@ fn draw_pods(frame: &mut Frame<'_>, view: &View, snapshot: &Snapshot, area: Rect
 }
 
 fn pod_state(pod: &PodView, palette: Palette) -> (String, Style) {
-    let (state, colour) = match pod.heartbeat.state {
-        _ if !pod.live => ("quiet", Color::Red),
-        WorkerState::Ready => ("ready", Color::Green),
-        WorkerState::Calibrating => ("calibrating", Color::Yellow),
-        WorkerState::Draining => ("draining", Color::Yellow),
-        WorkerState::Gone => ("gone", Color::Red),
+    let colour = match pod.heartbeat.state {
+        _ if !pod.live => Color::Red,
+        WorkerState::Ready => Color::Green,
+        WorkerState::Calibrating | WorkerState::Draining => Color::Yellow,
+        WorkerState::Gone => Color::Red,
     };
-    (state.to_owned(), palette.of(colour))
+    (report::pod_state(pod), palette.of(colour))
 }
 
-fn draw_batches(frame: &mut Frame<'_>, view: &View, now: TimeMs, area: Rect, palette: Palette) {
-    let batches = view.batches();
+fn draw_lost(frame: &mut Frame<'_>, view: &View, now: TimeMs, area: Rect, palette: Palette) {
+    let lost = view.lost();
+    let columns = [
+        column("lost pod", Kind::Text { min: 8 }, 0, &lost, |pod| plain(printable(&pod.pod))),
+        column("class", Kind::Text { min: 5 }, 3, &lost, |pod| plain(printable(&pod.class))),
+        column("lost", Kind::Figure, 0, &lost, |pod| (ago(pod, now), palette.of(Color::Red))),
+        column("why", Kind::Text { min: 12 }, 0, &lost, |pod| plain(printable(&pod.why))),
+        column("tokens", Kind::Figure, 2, &lost, |pod| plain(pod.tokens)),
+        column("cost", Kind::Figure, 1, &lost, |pod| plain(pod.cost_usd_micro)),
+    ];
+    let title = |shown| format!(" lost pods{} ", part(shown, lost.len()));
+    draw_list(frame, area, title, &columns, view.selected_row(List::Lost), view.list == List::Lost, palette);
+}
+
+fn ago(pod: &LostPod, now: TimeMs) -> String {
+    format!("{} ago", span::short(now.since(pod.at)))
+}
+
+fn draw_batches(frame: &mut Frame<'_>, view: &View, snapshot: &Snapshot, area: Rect, palette: Palette) {
+    let (batches, now) = (view.batches(), snapshot.at);
     let has_keys = view.list == List::Batches;
     if batches.is_empty() {
         let block = frame_of(" batches ", has_keys, palette);
@@ -272,8 +299,14 @@ fn draw_batches(frame: &mut Frame<'_>, view: &View, now: TimeMs, area: Rect, pal
         column("elapsed", Kind::Figure, 6, &batches, |batch| plain(span::short(report::elapsed(batch, now)))),
     ];
     let waiting = batches.iter().filter(|batch| batch.stall.is_some()).count();
-    let waiting = if waiting > 0 { format!(", {waiting} waiting") } else { String::new() };
-    let title = |shown| format!(" batches{}{waiting} ", part(shown, batches.len()));
+    let waiting = if waiting > 0 { format!(" ({waiting} waiting)") } else { String::new() };
+    let count = |ended: bool| {
+        let states = snapshot.counts.iter().filter(|(state, _)| state.is_terminal() == ended);
+        states.map(|(_, count)| count).sum::<u64>()
+    };
+    let (open, ended) = (count(false), count(true));
+    let title =
+        |shown| format!(" batches: {open} open{waiting}, {ended} ended{} ", part(shown, batches.len()));
     draw_list(frame, area, title, &columns, view.selected_row(List::Batches), has_keys, palette);
 }
 
@@ -336,16 +369,30 @@ fn details(view: &View) -> Option<String> {
     Some(match view.list {
         List::Batches => status::page(view.batches().get(row)?),
         List::Pods => pod_page(view.pods().get(row)?),
+        List::Lost => lost_page(view.lost().get(row)?, view.snapshot.as_ref()?.at),
     })
+}
+
+fn lost_page(pod: &LostPod, now: TimeMs) -> String {
+    let lines = [
+        format!("{}, lost {}", pod.pod, ago(pod, now)),
+        format!("  why       {}", pod.why),
+        format!("  heard of  {} UTC, for the last time", date::utc(pod.at)),
+        format!("  class     {} on host {}", pod.class, pod.host),
+        format!("  model     {}", pod.model),
+        format!("  price     {}/h", pod.price_usd_micro_per_hour),
+        format!("  so far    {} tokens for {}", pod.tokens, pod.cost_usd_micro),
+        format!("  dismiss   ternfleet pods --dismiss {}", pod.pod),
+    ];
+    lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
 }
 
 fn pod_page(pod: &PodView) -> String {
     let said = &pod.heartbeat;
-    let state = if pod.live { format!("{:?}", said.state).to_lowercase() } else { "quiet".to_owned() };
     let price = pod.usd_micro_per_million_tokens.map_or("-".to_owned(), |price| price.to_string());
     let lines = [
         format!("{}, worker {}", said.pod, said.worker),
-        format!("  state     {state}, version {}", said.version),
+        format!("  state     {}, version {}", report::pod_state(pod), said.version),
         format!("  class     {} on host {}", said.pod_class, said.host),
         format!("  model     {}, context of {} tokens", said.model, said.context_tokens),
         format!("  engine    {} threads, {}", said.threads, said.isa),

@@ -44,8 +44,34 @@ fn waiting(name: &str) -> BatchView {
 fn view(pods: usize, batches: Vec<BatchView>) -> View {
     let pods = (0..pods).map(|at| pod(&format!("pod-{at}"))).collect();
     let mut view = View::new("127.0.0.1:4222".into(), "default".into(), true);
-    view.hear(Ok(Snapshot { pods, batches, ..Snapshot::default() }));
+    view.hear(Ok(Snapshot { pods, ..listed(batches) }));
     view
+}
+
+/// With the sums that the coordinator adds to a list.
+fn listed(batches: Vec<BatchView>) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for batch in &batches {
+        *snapshot.counts.entry(batch.state).or_default() += 1;
+        if !batch.state.is_terminal() {
+            snapshot.open_lines += u64::from(batch.total - batch.completed - batch.failed);
+        }
+    }
+    Snapshot { batches, ..snapshot }
+}
+
+fn lost(name: &str) -> LostPod {
+    LostPod {
+        pod: name.to_owned(),
+        class: "spot".to_owned(),
+        host: "h".to_owned(),
+        model: "storyteller".to_owned(),
+        price_usd_micro_per_hour: UsdMicro(340_000),
+        at: TimeMs(1_000),
+        why: "no heartbeat for 5 s".to_owned(),
+        tokens: 88,
+        cost_usd_micro: UsdMicro(1_230_000),
+    }
 }
 
 fn drawn(view: &View, width: u16, height: u16) -> String {
@@ -97,7 +123,7 @@ fn large() -> View {
     let mut pod = pod("a-fleet-of-pods-eu-ro-1-0000000123");
     (pod.tokens, pod.rate_tok_s, pod.queued_jobs) = (9_876_543_210, 12_345.6, 4_321);
     let mut view = View::new("tls://nats.a-long-name.example.org:4222".into(), "default".into(), true);
-    view.hear(Ok(Snapshot { pods: vec![pod; 40], batches: vec![batch; 40], ..Snapshot::default() }));
+    view.hear(Ok(Snapshot { pods: vec![pod; 40], ..listed(vec![batch; 40]) }));
     view
 }
 
@@ -160,7 +186,7 @@ fn the_screen_at_80_columns_is_this() {
 fn a_batch_that_waits_says_why_and_what_to_do() {
     let text = drawn(&view(0, vec![batch("tales", BatchState::Completed, 100), waiting("poems")]), 80, 24);
     for said in [
-        "1 waiting",
+        "1 open (1 waiting), 1 ended",
         "no workers",
         "poems waits: no worker is connected",
         "→ start one with `ternfleet worker`",
@@ -172,7 +198,8 @@ fn a_batch_that_waits_says_why_and_what_to_do() {
 #[test]
 fn a_fleet_that_rents_on_demand_is_well_without_pods() {
     let mut view = view(0, Vec::new());
-    assert!(drawn(&view, 80, 24).contains("no pods: `ternfleet worker` starts one"));
+    let text = drawn(&view, 80, 24);
+    assert!(text.contains("no pods: `ternfleet worker` starts one") && text.contains(" 0.0 tok/s"), "{text}");
     let scale: ScaleView = serde_json::from_value(json!({
         "provider": "local", "fleet": "f", "pods_min": 0, "pods_max": 2, "classes": [], "usd_micro_per_hour_max": null,
         "usd_micro_per_day_max": null, "idle_limit_ms": 0, "spent_today_usd_micro": 0, "spent_usd_micro": 0, "halted": null,
@@ -208,7 +235,7 @@ fn a_selection_stops_at_both_ends_and_stays_with_its_row() {
     assert_eq!(name(&view).as_deref(), Some("z"), "open ones first");
     let mut more = batches();
     more.insert(0, named("new", BatchState::InProgress));
-    view.hear(Ok(Snapshot { batches: more, ..Snapshot::default() }));
+    view.hear(Ok(listed(more)));
     assert_eq!((name(&view).as_deref(), view.selected_row(List::Batches)), (Some("z"), Some(2)));
     view.obey(Order::ToggleEnded);
     assert_eq!(view.batches().len(), 3);
@@ -230,7 +257,41 @@ fn a_long_list_is_shown_at_the_page_of_the_selected_row() {
     view.obey(Order::Move(isize::MAX));
     let text = drawn(&view, 80, 24);
     assert!(text.contains("number 39 ") && !text.contains("number 0 "), "{text}");
-    assert!(text.contains("to 40 of 40"), "{text}");
+    assert!(text.contains("40 open, 0 ended") && text.contains("to 40 of 40"), "{text}");
+}
+
+#[test]
+fn a_lost_pod_is_shown_with_when_and_why_until_it_is_replaced() {
+    let mut view = view(2, vec![batch("tales", BatchState::InProgress, 50)]);
+    assert!(!drawn(&view, 80, 24).contains("lost"));
+    let with = |lost| Snapshot {
+        at: TimeMs(61_000),
+        pods: vec![pod("pod-0")],
+        lost,
+        ..listed(vec![batch("tales", BatchState::InProgress, 50)])
+    };
+    view.hear(Ok(with(vec![lost("spot-6"), lost("spot-7")])));
+    let text = drawn(&view, 80, 24);
+    let row = text.lines().find(|line| line.contains("spot-7")).unwrap();
+    for said in ["spot", "1m 00s ago", "no heartbeat for 5 s", "88", "$1.23"] {
+        assert!(row.contains(said), "{said} is missing in\n{text}");
+    }
+    assert!(text.contains(" lost pods ") && text.contains("tales"), "{text}");
+    view.obey(Order::ChangeList);
+    view.obey(Order::ChangeList);
+    view.obey(Order::Details);
+    let text = drawn(&view, 80, 24);
+    assert!(
+        text.contains("spot-7, lost 1m 00s ago") && text.contains("pods --dismiss spot-7"),
+        "the latest first:\n{text}"
+    );
+    view.hear(Ok(with(Vec::new())));
+    assert_eq!(view.list, List::Pods);
+    assert!(!drawn(&view, 80, 24).contains("lost"));
+    for (width, height) in [(1, 1), (20, 8), (40, 12)] {
+        view.hear(Ok(with(vec![lost("spot-7"); 9])));
+        drawn(&view, width, height);
+    }
 }
 
 #[test]

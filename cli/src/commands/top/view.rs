@@ -1,10 +1,10 @@
 //! What the screen of `top` shows, and what keys do to it. Nothing is drawn here.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-use ternfleet_proto::message::{BatchView, PodView};
+use ternfleet_proto::message::{BatchView, LostPod, PodView};
 
 use super::Snapshot;
 
@@ -17,16 +17,18 @@ pub(super) const KEYS: [(&str, &str); 8] = [
     ("↑ ↓, k j", "select a row"),
     ("PgUp PgDn", "ten rows on"),
     ("Home End", "first and last row"),
-    ("Tab", "change between batches and pods"),
+    ("Tab", "next list: batches, pods, lost pods"),
     ("Enter", "show all of the selected row"),
     ("a", "show ended batches, or hide them"),
     ("?", "these keys; Esc closes"),
 ];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum List {
-    Pods,
     Batches,
+    Pods,
+    /// Only there while a pod is lost.
+    Lost,
 }
 
 /// What covers the lists.
@@ -50,8 +52,7 @@ pub(super) struct View {
     /// The list that keys move in.
     pub(super) list: List,
     /// By identity, so that a selection stays with its row when others come and go.
-    selected_pod: Option<String>,
-    selected_batch: Option<String>,
+    selected: BTreeMap<List, String>,
     pub(super) cover: Cover,
     pub(super) shows_ended: bool,
     pub(super) colours: bool,
@@ -100,8 +101,7 @@ impl View {
             fault: None,
             rates: VecDeque::new(),
             list: List::Batches,
-            selected_pod: None,
-            selected_batch: None,
+            selected: BTreeMap::new(),
             cover: Cover::Nothing,
             shows_ended: true,
             colours,
@@ -117,6 +117,9 @@ impl View {
                 self.rates.push_back(snapshot.totals().rate_tok_s);
                 self.snapshot = Some(snapshot);
                 self.fault = None;
+                if self.lost().is_empty() && self.list == List::Lost {
+                    self.list = List::Pods;
+                }
             }
             Err(reason) => self.fault = Some(format!("{reason:#}")),
         }
@@ -139,7 +142,11 @@ impl View {
             }
             Order::Move(by) => self.select_from(by),
             Order::ChangeList => {
-                self.list = if self.list == List::Pods { List::Batches } else { List::Pods };
+                self.list = match self.list {
+                    List::Batches => List::Pods,
+                    List::Pods if !self.lost().is_empty() => List::Lost,
+                    List::Pods | List::Lost => List::Batches,
+                };
             }
             Order::ToggleEnded => self.shows_ended = !self.shows_ended,
         }
@@ -148,40 +155,39 @@ impl View {
 
     /// Moves the selection so many rows; the first move selects the first row.
     fn select_from(&mut self, by: isize) {
-        let rows = match self.list {
-            List::Pods => self.pods().len(),
-            List::Batches => self.batches().len(),
-        };
-        let Some(last) = rows.checked_sub(1) else { return };
+        let rows = self.names(self.list);
+        let Some(last) = rows.len().checked_sub(1) else { return };
         let row = match self.selected_row(self.list) {
             Some(row) => row.saturating_add_signed(by).min(last),
             None if by == isize::MAX => last,
             None => 0,
         };
-        match self.list {
-            List::Pods => {
-                self.selected_pod = self.pods().get(row).map(|pod| pod.heartbeat.worker.to_string())
-            }
-            List::Batches => self.selected_batch = self.batches().get(row).map(|batch| batch.id.to_string()),
+        let name = rows[row].to_owned();
+        self.selected.insert(self.list, name);
+    }
+
+    /// What tells the rows of a list apart, in the order in which they are shown.
+    fn names(&self, list: List) -> Vec<&str> {
+        match list {
+            List::Batches => self.batches().into_iter().map(|batch| batch.id.as_str()).collect(),
+            List::Pods => self.pods().iter().map(|pod| pod.heartbeat.worker.as_str()).collect(),
+            List::Lost => self.lost().into_iter().map(|pod| pod.pod.as_str()).collect(),
         }
     }
 
     /// Its place in the list, if the list has one and it is still there.
     pub(super) fn selected_row(&self, list: List) -> Option<usize> {
-        match list {
-            List::Pods => {
-                let selected = self.selected_pod.as_deref()?;
-                self.pods().iter().position(|pod| pod.heartbeat.worker.as_str() == selected)
-            }
-            List::Batches => {
-                let selected = self.selected_batch.as_deref()?;
-                self.batches().iter().position(|batch| batch.id.as_str() == selected)
-            }
-        }
+        let selected = self.selected.get(&list)?;
+        self.names(list).iter().position(|name| name == selected)
     }
 
     pub(super) fn pods(&self) -> &[PodView] {
         self.snapshot.as_ref().map_or(&[], |snapshot| &snapshot.pods)
+    }
+
+    /// The latest first.
+    pub(super) fn lost(&self) -> Vec<&LostPod> {
+        self.snapshot.iter().flat_map(|snapshot| snapshot.lost.iter().rev()).collect()
     }
 
     /// Open ones first, each part newest first.

@@ -1,14 +1,16 @@
 // Talking to the gateway: the key, requests, server-sent events, downloads.
 
-const stored = (box, name) => { try { return box.getItem(name) || ""; } catch { return ""; } };
-const store = (box, name, value) => { try { if (value) box.setItem(name, value); else box.removeItem(name); } catch { /* Private windows may refuse. */ } };
-
-let key = stored(sessionStorage, "key");
+let key = "";
+// Where a browser blocks storage, `sessionStorage` itself throws; the key then lasts until the page is loaded again.
+try { key = sessionStorage.getItem("key") || ""; } catch { /* Nothing is stored. */ }
 let refused = () => {};
 
 export const hasKey = () => key !== "";
 /** Kept in this tab alone; "" signs out. */
-export function useKey(value) { key = value; store(sessionStorage, "key", value); }
+export function useKey(value) {
+  key = value;
+  try { if (value) sessionStorage.setItem("key", value); else sessionStorage.removeItem("key"); } catch { /* Not stored. */ }
+}
 /** Called when the gateway asks for a key, or does not know this one. */
 export function whenRefused(act) { refused = act; }
 
@@ -24,10 +26,11 @@ export async function call(path, options = {}) {
     throw new Fault("the coordinator does not answer", 0, "unreachable");
   }
   if (answer.ok) return answer;
-  let said = {};
-  try { said = (await answer.json()).error; } catch { /* No JSON: the status has to do. */ }
+  // A proxy may answer in the gateway's place: then the status has to do.
+  const said = await answer.json().catch(() => null);
   if (answer.status === 401) refused(key !== "");
-  throw new Fault(said.message || answer.status + " " + answer.statusText, answer.status, said.code);
+  const { message, code } = said?.error ?? {};
+  throw new Fault(message || ("the coordinator answers " + answer.status + " " + answer.statusText).trim(), answer.status, code);
 }
 export const get = async path => (await call(path)).json();
 export const send = (path, value, signal) => call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(value), signal });

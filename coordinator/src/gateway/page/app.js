@@ -13,21 +13,24 @@ import { tryView } from "./try.js";
 
 const $ = id => document.getElementById(id);
 const main = $("main");
-const VIEWS = { "": overviewView, batches: batchesView, batch: batchView, pods: podsView, scaling: scalingView, try: tryView };
+const VIEWS = new Map(Object.entries({ "": overviewView, batches: batchesView, pods: podsView, scaling: scalingView, try: tryView }));
 let leave = () => {}, began = false;
 
-/** A view gets the element to fill and what stands behind its name; it answers { title, update(overview), leave() }. */
+/** Addresses are typed and pasted, too: one that is no encoding means itself. */
+function decoded(part) { try { return decodeURIComponent(part); } catch { return part; } }
+
+/** A view gets the element to fill; it answers { title, update(overview), leave() }. */
 function route() {
   const [name, what] = location.hash.replace(/^#\/?/, "").split("/");
-  const wanted = name === "batches" && what ? "batch" : name;
+  const known = VIEWS.has(name) ? name : "";
   leave();
   main.replaceChildren();
-  const view = (VIEWS[wanted] || overviewView)(main, decodeURIComponent(what || ""));
+  const view = known === "batches" && what ? batchView(main, decoded(what)) : VIEWS.get(known)(main);
   const unlisten = view.update ? listen(view.update) : () => {};
   leave = () => { unlisten(); view.leave?.(); };
   document.title = view.title + " · Ternfleet";
   for (const link of document.querySelectorAll("nav a")) {
-    const own = link.getAttribute("href") === (name && VIEWS[name] ? "#/" + name : "#/");
+    const own = link.getAttribute("href") === "#/" + known;
     if (own) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
   }
   // A new view begins at its top, also for those who hear it.

@@ -81,11 +81,11 @@ export function batchView(main, id) {
   const tried = act => async () => { try { say(note, ""); await act(); } catch (error) { say(note, error.message); } };
   function buttons(b) {
     const found = [];
-    if (b.output_file_id) found.push(button("Download results", "Download results", tried(() => download("/v1/files/" + encodeURIComponent(b.output_file_id) + "/content", b.output_file_id)), "small"));
-    if (b.error_file_id) found.push(button("Download errors", "Download errors", tried(() => download("/v1/files/" + encodeURIComponent(b.error_file_id) + "/content", b.error_file_id))));
-    if (!ended(b) && done(b)) found.push(button("Download results so far", "Download results so far", tried(() => download(path + "/results", b.id + "_so_far"))));
-    if (ended(b) && b.request_counts.failed) found.push(button("Resubmit failed lines", "Resubmit failed lines", tried(async () => { location.hash = link(await post(own_path + "/resubmit", {})); })));
-    if (!ended(b)) found.push(button("Cancel batch", "Cancel batch", tried(async () => { if (confirm("Cancel " + title(b) + "? What was answered is kept.")) draw(await post(path + "/cancel", {})); }), "quiet small danger"));
+    if (b.output_file_id) found.push(button("Download results", tried(() => download("/v1/files/" + encodeURIComponent(b.output_file_id) + "/content", b.output_file_id)), "small"));
+    if (b.error_file_id) found.push(button("Download errors", tried(() => download("/v1/files/" + encodeURIComponent(b.error_file_id) + "/content", b.error_file_id))));
+    if (!ended(b) && done(b)) found.push(button("Download results so far", tried(() => download(path + "/results", b.id + "_so_far"))));
+    if (ended(b) && b.request_counts.failed) found.push(button("Resubmit failed lines", tried(async () => { location.hash = link(await post(own_path + "/resubmit", {})); })));
+    if (!ended(b)) found.push(button("Cancel batch", tried(async () => { if (confirm("Cancel " + title(b) + "? What was answered is kept.")) draw(await post(path + "/cancel", {})); }), "quiet small danger"));
     return found;
   }
 

@@ -71,8 +71,8 @@ export function batchesView(main) {
     }
     say(all.note, plural(sum, "batch", "batches"));
   }
-  // The stream brings the first page; another one is asked for again when batches have come or ended, and now and then
-  // while something on it runs.
+  // The stream brings the first page. Another page is requested again, at most every 5 s, when batches have come or ended,
+  // and while something on it runs.
   function update(v) {
     if (isFirst()) return draw(v);
     const fresh = new Map(v.batches.map(b => [b.id, b]));

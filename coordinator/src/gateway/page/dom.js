@@ -36,8 +36,9 @@ export function show(node, mark, make) {
   node.replaceChildren(...[make()].flat().filter(child => child != null && child !== false));
 }
 
-export function button(text, label, act, cls = "quiet small") {
-  return h("button." + cls.split(" ").join("."), { type: "button", "aria-label": label === text ? null : label, onclick: act }, text);
+/** `label` says more than the text to those who hear it. */
+export function button(text, act, cls = "quiet small", label = null) {
+  return h("button." + cls.split(" ").join("."), { type: "button", "aria-label": label, onclick: act }, text);
 }
 
 /** A named field: `field("Prompt", h("textarea", { id: "prompt" }), "a hint")`. */

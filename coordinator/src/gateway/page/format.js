@@ -20,7 +20,7 @@ export function clock(ms) {
 export const comes = ms => ms != null && ms < Date.now() + 3.2e12;
 
 const KINDS = {
-  bad: ["failed", "expired", "lost", "gone"], good: ["completed", "ready", "working"],
+  bad: ["failed", "expired", "quiet", "lost", "gone"], good: ["completed", "ready", "working"],
   warn: ["paused_budget", "draining", "cancelling", "cancelled", "calibrating", "ending"],
 };
 export const kind = state => Object.keys(KINDS).find(kind => KINDS[kind].includes(state)) || "";

@@ -16,7 +16,7 @@ export function podsView(main) {
     { label: "Why", cls: "wide", mark: p => p.why },
     { label: "Tokens", cls: "n", mark: p => count(p.tokens) },
     { label: "Cost", cls: "n", mark: p => money(p.cost_usd_micro) },
-    { label: "Action", mark: p => p.pod, make: p => button("Dismiss", "Dismiss " + p.pod, async () => { try { await remove("/api/pods/lost/" + encodeURIComponent(p.pod)); } catch (error) { say(said, error.message); } }) },
+    { label: "Action", mark: p => p.pod, make: p => button("Dismiss", async () => { try { await remove("/api/pods/lost/" + encodeURIComponent(p.pod)); } catch (error) { say(said, error.message); } }, "quiet small", "Dismiss " + p.pod) },
   ]);
   const losses = card("Lost pods", h("p.hint", "Each is shown until a pod of its class replaces it or somebody dismisses it."), lost, said);
   const pods = table("Pods", [

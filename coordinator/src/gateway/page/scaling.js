@@ -65,7 +65,7 @@ export function scalingView(main) {
   }
   function limitsForm() {
     const number = (id, more) => h("input", { id, type: "number", min: 0, ...more });
-    const min = number("s-min"), max = number("s-max"), hour = number("s-hour", { step: "any", placeholder: "no limit" }), day = number("s-day", { step: "any", placeholder: "no limit" }), idle = number("s-idle", { step: "any" });
+    const min = number("s-min", { required: true }), max = number("s-max", { required: true }), hour = number("s-hour", { step: "any", placeholder: "no limit" }), day = number("s-day", { step: "any", placeholder: "no limit" }), idle = number("s-idle", { step: "any", required: true });
     const ticks = h("div.ticks"), said = h("span.hint", { role: "status" });
     const dials = () => {
       const chosen = [...ticks.querySelectorAll("input")], names = chosen.filter(one => one.checked).map(one => one.value);

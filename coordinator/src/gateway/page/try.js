@@ -2,6 +2,7 @@
 
 import { events, get, send } from "./api.js";
 import { card, field, h, say } from "./dom.js";
+import { plural } from "./format.js";
 
 const EXAMPLE = '{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"]}';
 
@@ -48,7 +49,7 @@ export function tryView(main) {
     let made;
     try { made = body(); } catch (error) { return say(note, "The schema is no JSON: " + error.message); }
     const mine = running = new AbortController(), began = performance.now();
-    let first = 0, usage = null;
+    let first = null, usage = null;
     out.textContent = ""; out.setAttribute("aria-busy", "true"); stop.hidden = false; say(note, "waiting …");
     try {
       const stream = await send(made.messages ? "/v1/chat/completions" : "/v1/completions", made, mine.signal);
@@ -57,12 +58,13 @@ export function tryView(main) {
         const value = JSON.parse(data);
         if (value.error) throw new Error(value.error.message);
         const piece = value.choices?.[0]?.text ?? value.choices?.[0]?.delta?.content ?? "";
-        if (piece && !first) first = performance.now();
+        if (piece) first ??= performance.now();
         usage = value.usage || usage;
         out.append(piece); out.scrollTop = out.scrollHeight;
       });
       const spent = (performance.now() - began) / 1000;
-      if (mine === running) say(note, usage ? usage.completion_tokens + " tokens in " + spent.toFixed(1) + " s, first after " + Math.round(first - began) + " ms" : "");
+      const parts = [usage && plural(usage.completion_tokens, "token") + " in " + spent.toFixed(1) + " s", first && "first after " + Math.round(first - began) + " ms"];
+      if (mine === running) say(note, parts.filter(Boolean).join(", ") || "the answer is empty");
     } catch (error) {
       if (mine === running) {
         if (error.name === "AbortError") say(note, "stopped"); else { say(note, "failed"); out.append((out.textContent ? "\n" : "") + error.message); }

@@ -54,7 +54,7 @@ impl Api {
         let admitted = found.and_then(|Surveyed { ground, models }| {
             self.has_room()?;
             if !create.options.wait_for_model {
-                footing.models(now, core).check(models.iter().map(String::as_str))?;
+                footing.check(now, core, models.iter().map(String::as_str))?;
             }
             core.admit(&create, &ground)?;
             Ok(ground)
@@ -135,11 +135,10 @@ async fn survey(
         let message = format!("there is no file {:?}: upload it first", create.input_object);
         return Err(refusal(RefusalCode::NotFound, message));
     };
-    bounds::lines(bus, &bucket, &create.input_object, input_bytes, lines_max).await?;
-    let mut models: BTreeSet<String> = match &create.work {
-        Some(work) => work.models.keys().cloned().collect(),
-        None => bounds::models(bus, &bucket, &create.input_object).await?,
-    };
+    let object = &create.input_object;
+    let mut models =
+        bounds::content(bus, &bucket, object, input_bytes, lines_max, create.work.is_none()).await?;
+    models.extend(create.work.iter().flat_map(|work| work.models.keys().cloned()));
     models.extend(create.options.model.clone());
     let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
     let files =
