@@ -185,6 +185,56 @@ fn generate_says_why_it_stopped() {
 }
 
 #[test]
+fn generate_keeps_to_a_schema_an_expression_or_a_choice() {
+    let (folder, model) = (tempfile::tempdir().unwrap(), storyteller());
+    let file = |name: &str, schema: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, schema).unwrap();
+        path.display().to_string()
+    };
+    let schema = file(
+        "cat.json",
+        r#"{"type":"object","properties":{"lives":{"type":"integer","minimum":1,"maximum":9},"coat":{"enum":["red","grey"]}},
+            "required":["lives","coat"],"additionalProperties":false}"#,
+    );
+    let base = ["generate", "--model", &model, "-p", "A cat is", "-n", "60", "--json"];
+    let with = |more: &[&str]| run(&[&base[..], more].concat());
+    let text = |more: &[&str]| {
+        let told = with(more).json();
+        assert_eq!(told["stop_reason"], "stop_token", "{told}");
+        told["text"].as_str().unwrap().to_owned()
+    };
+    let cat: Value = serde_json::from_str(&text(&["--json-schema", &schema])).unwrap();
+    assert_eq!(fields(&cat), ["coat", "lives"]);
+    assert!((1..=9).contains(&cat["lives"].as_u64().unwrap()), "{cat}");
+    assert!(["red", "grey"].contains(&cat["coat"].as_str().unwrap()), "{cat}");
+    let code = text(&["--regex", "[A-C]{3}-[0-9]{2}"]);
+    let (letters, digits) = code.split_once('-').unwrap();
+    assert!(letters.len() == 3 && letters.chars().all(|c| ('A'..='C').contains(&c)), "{code}");
+    assert!(digits.len() == 2 && digits.chars().all(|c| c.is_ascii_digit()), "{code}");
+    assert!(["tame", "wild"].contains(&text(&["--choice", "tame,wild"]).as_str()));
+
+    let both = with(&["--regex", "a", "--choice", "b"]);
+    assert_eq!(both.code, Some(64), "{}", both.stderr);
+    assert!(both.stderr.contains("cannot be used with"), "{}", both.stderr);
+    let hopeless = file("hopeless.json", r#"{"properties":{"a":{"uniqueItems":true}}}"#);
+    for (constraint, word) in [
+        (["--json-schema", &hopeless], "`uniqueItems` at #/properties/a"),
+        (["--json-schema", "/nowhere.json"], "/nowhere.json"),
+        (["--regex", "("], "cannot be held to this constraint"),
+    ] {
+        let refused = with(&constraint);
+        assert_eq!(
+            (refused.code, refused.stdout.as_str()),
+            (Some(1), ""),
+            "{constraint:?}: {}",
+            refused.stderr
+        );
+        assert!(refused.stderr.contains(word), "{constraint:?}: {}", refused.stderr);
+    }
+}
+
+#[test]
 fn generate_refuses_with_a_reason() {
     let (_folder, model) = tiny();
     for (arguments, code, word) in [

@@ -297,12 +297,17 @@ async fn until_quiet(mut body: hyper::body::Incoming, bytes_max: usize, quiet: D
     read.into()
 }
 
-fn tls_settings() -> Result<Arc<ClientConfig>, HttpError> {
+fn root_certificates() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let loaded = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(loaded.certs);
     // An image may come without any; those of public authorities are built in.
     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    roots
+}
+
+fn tls_settings() -> Result<Arc<ClientConfig>, HttpError> {
+    let roots = root_certificates();
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
     let settings = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -323,4 +328,29 @@ pub fn encode(text: &str) -> String {
         }
     }
     encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where certificates of the system are looked for, in a process of its own: its variables are nobody else's.
+    #[test]
+    fn public_authorities_are_known_where_the_system_has_no_certificates() {
+        const VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+        const NOTHING: &str = "/nowhere/at/all";
+        if VARIABLES.iter().all(|name| std::env::var(name).is_ok_and(|path| path == NOTHING)) {
+            assert!(rustls_native_certs::load_native_certs().certs.is_empty(), "the system has none");
+            let roots = root_certificates();
+            assert_eq!(roots.len(), webpki_roots::TLS_SERVER_ROOTS.len());
+            assert!(roots.len() > 50, "{} certificates", roots.len());
+            return;
+        }
+        let name = std::thread::current().name().expect("because tests run under their names").to_owned();
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", &name]).envs(VARIABLES.map(|name| (name, NOTHING)));
+        let output = again.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
 }

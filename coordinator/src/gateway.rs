@@ -237,7 +237,7 @@ impl Gateway {
             .route("/openapi.json", get(page::openapi))
             .fallback(unknown)
             .method_not_allowed_fallback(wrong_method)
-            .layer(middleware::map_response(error::in_our_shape))
+            .layer(middleware::map_response_with_state(self.clone(), error::in_our_shape))
             .layer(middleware::from_fn_with_state(self.clone(), cors::allow))
             .layer(middleware::from_fn(name_request))
             .with_state(self.clone())

@@ -36,7 +36,7 @@ fn result(endpoint: Endpoint) -> JobResult {
         attempt: Attempt(1),
         worker: "w".parse().unwrap(),
         tag: AssignmentTag(0),
-        line: Line { custom_id: Some("a".into()), endpoint, model: Some("storyteller".into()) },
+        line: Line::new(Some("a".into()), endpoint, Some("storyteller".into())),
         outcome: Outcome::Text(Generated { more: vec![one("b")], ..one("a") }),
         usage: Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 1, ..Usage::default() },
         timing: Timing::default(),

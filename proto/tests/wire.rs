@@ -33,7 +33,7 @@ fn worker() -> WorkerId {
 }
 
 fn line() -> Line {
-    Line { custom_id: Some("line-8".into()), endpoint: Endpoint::ChatCompletions, model: None }
+    Line { settings: "{}".into(), ..Line::new(Some("line-8".into()), Endpoint::ChatCompletions, None) }
 }
 
 fn logprobs() -> Vec<TokenLogprobs> {

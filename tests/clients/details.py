@@ -2,7 +2,7 @@
 
     python details.py http://127.0.0.1:PORT
 
-Every answer on the way is held against OpenAI's published schemas (openai-schemas.json), where null stands for absent, as in OpenAI's own
+Every answer on the way is held against OpenAI's published schemas (openai-schemas.json, an extract: see README.md), where null stands for absent, as in OpenAI's own
 answers. Prints one line a rule and exits with 1 at the first that does not hold. Called by tests/tests/clients.rs.
 """
 
@@ -93,6 +93,8 @@ def created(body, **options):
 
 
 model = shaped("ListModelsResponse", ask("/v1/models").json())["data"][0]["id"]
+rule("a model is found by its name", shaped("Model", ask(f"/v1/models/{model}").json())["id"] == model)
+ask("/v1/models/nobodys", status=404)
 once = {"prompt": "Once upon a time", "max_tokens": 6, "temperature": 0}
 plain = shaped("CreateCompletionResponse", ask("/v1/completions", once).json())
 text = plain["choices"][0]["text"]
@@ -169,6 +171,19 @@ for wants_stream in (False, True):
 refused({**once, "top_p": 0}, "top_p")
 refused({**once, "n": 17}, "n")
 refused({**once, "store": True}, "store")
+hopeless = {"type": "object", "properties": {"a": {"uniqueItems": True}}}
+format = {"type": "json_schema", "name": "a", "schema": hopeless}
+wrapped = {"type": "json_schema", "json_schema": {"name": "a", "schema": hopeless}}
+function = {"name": "f", "parameters": hopeless}
+refused({**once, "response_format": wrapped}, "response_format")
+refused({**once, "structured_outputs": {"regex": "("}}, "structured_outputs")
+for name, value in (("json", hopeless), ("regex", "("), ("choice", [""]), ("grammar", "begin: ")):
+    refused({**once, f"guided_{name}": value, "response_format": {"type": "text"}}, f"guided_{name}")
+refused({**chat, "tools": [{"type": "function", "function": function}]}, "tools", "/v1/chat/completions")
+refused({"input": "a", "text": {"format": format}}, "text.format", "/v1/responses")
+refused({"input": "a", "tools": [{"type": "function", **function}]}, "tools", "/v1/responses")
+error = ask("/v1/batches", {"requests": [{**once, "prompt": "a" * (8 << 20)}]}, status=413).json()["error"]
+rule("a body that is too long is told the limit", "8388608 bytes" in error["message"] and error["code"] == "body_too_large", error)
 whole = {"input_file_id": "file-unknown", "endpoint": "/v1/completions", "completion_window": "24h"}
 refused({**whole, "endpoint": "/v1/embeddings"}, "endpoint", "/v1/batches")
 refused({**whole, "completion_window": "1s"}, "completion_window", "/v1/batches")
@@ -184,10 +199,12 @@ names = [upload([{**once, "prompt": f"Tale {i}"}], f"{i}.jsonl").id for i in ran
 for query, param in (("limit=0", "limit"), ("limit=10001", "limit"), ("limit=x", "limit"), ("order=newest", "order")):
     error = ask(f"/v1/files?{query}", status=400).json()["error"]
     rule(f"a list refuses {query}", error["param"] == param, error)
-for query in ("limit=0", "limit=101"):
-    rule(f"so do batches with {query}", ask(f"/v1/batches?{query}", status=400).json()["error"]["param"] == "limit")
-ask("/v1/files?after=file-never", status=404), ask("/v1/batches?after=batch_never", status=404)
-rule("an after that never was is an error", True)
+for query, param in (("limit=0", "limit"), ("limit=101", "limit"), ("order=x", "order"), ("order=asc", "order")):
+    rule(f"so do batches with {query}", ask(f"/v1/batches?{query}", status=400).json()["error"]["param"] == param)
+ask("/v1/batches?order=desc")
+for path in ("/v1/files?after=file-never", "/v1/batches?after=batch_never", "/v1/batches?after=nope", "/v1/batches?after=no+pe"):
+    error = shaped("ErrorResponse", ask(path, status=404).json())["error"]
+    rule(f"an after that never was is an error: {path}", error["param"] == "after", error)
 walked, after = [], None
 while True:
     page = shaped("ListFilesResponse", ask("/v1/files?limit=2&order=asc&purpose=batch" + (f"&after={after}" if after else "")).json())
@@ -228,6 +245,14 @@ for name in ("output_file_id", "error_file_id"):
 listed = [f["id"] for f in shaped("ListFilesResponse", ask("/v1/files?purpose=batch_output").json())["data"]]
 rule("files are listed by purpose", batch["output_file_id"] in listed and batch["input_file_id"] not in listed, listed)
 shaped("ListBatchesResponse", ask("/v1/batches?limit=1").json())
+
+asked = {**asked, "instructions": "Be short.", "tool_choice": {"type": "function", "name": "weather"}}
+single = ask("/v1/responses", asked).json()
+batch = ended(created({"endpoint": "/v1/responses", "requests": [asked]}))
+line = shaped("Response", json.loads(ask(f"/v1/files/{batch['output_file_id']}/content").content)["response"]["body"])
+repeated = ("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p")
+differ = {name: (line[name], single[name]) for name in repeated if line[name] != single[name]}
+rule("a response in a line repeats its request as a single one does", not differ and line["instructions"] == "Be short.", differ)
 
 slow = upload([{"prompt": f"Tale {i}", "max_tokens": 400, "temperature": 1} for i in range(40)])
 running = created({"input_file_id": slow.id})

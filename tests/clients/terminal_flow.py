@@ -1,4 +1,5 @@
 """`ternfleet top` on a terminal: it draws, follows a new size, ends on q and on Ctrl-C, and gives the terminal back.
+`ternfleet launch` on a terminal: Ctrl-C asks whether to detach, to end or to go on.
 
     python terminal_flow.py TERNFLEET nats://127.0.0.1:PORT
 """
@@ -12,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 
@@ -28,14 +30,14 @@ def size(terminal, rows, columns):
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-class Top:
-    """A running `top` and the terminal that it believes to be a person's."""
+class Terminal:
+    """A running command and the terminal that it believes to be a person's."""
 
-    def __init__(self, **environment):
+    def __init__(self, *arguments, **environment):
         self.terminal, theirs = pty.openpty()
         size(self.terminal, 30, 120)
         self.before = termios.tcgetattr(theirs)
-        self.process = subprocess.Popen([program, "top", "--nats", nats], stdin=theirs, stdout=theirs, stderr=theirs,
+        self.process = subprocess.Popen([program, *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
                                         env={**os.environ, "TERM": "xterm-256color", **environment}, start_new_session=True)
         self.theirs = theirs
         self.drawn = b""
@@ -52,8 +54,8 @@ class Top:
     def press(self, keys):
         os.write(self.terminal, keys)
 
-    def ends(self):
-        until = time.monotonic() + 10
+    def ends(self, seconds=10):
+        until = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < until:
             if select.select([self.terminal], [], [], 0.1)[0]:
                 self.drawn += os.read(self.terminal, 65536)
@@ -63,6 +65,10 @@ class Top:
 
     def is_given_back(self):
         return b"\x1b[?1049l" in self.drawn and termios.tcgetattr(self.theirs) == self.before
+
+
+def Top(**environment):
+    return Terminal("top", "--nats", nats, **environment)
 
 
 top = Top()
@@ -92,4 +98,40 @@ plain = subprocess.run([program, "top", "--nats", nats], capture_output=True, te
 rule("without a terminal it prints once", plain.returncode == 0 and "tok/s" in plain.stdout and "\x1b" not in plain.stdout)
 told = json.loads(subprocess.run([program, "top", "--json", "--nats", nats], capture_output=True, text=True, timeout=30).stdout)
 rule("--json is one object", told["totals"]["pods_live"] == len(told["pods"]) == 1 and told["batches"] == [])
+
+folder = tempfile.mkdtemp()
+own = {"TERNFLEET_STATE_DIR": os.path.join(folder, "fleets")}
+prompts = os.path.join(folder, "prompts.jsonl")
+with open(prompts, "w") as file:
+    file.writelines(json.dumps({"prompt": f"Tale {n}.", "max_tokens": 200}) + "\n" for n in range(400))
+
+
+def fleets():
+    listed = subprocess.run([program, "fleets", "--all", "--json"], env={**os.environ, **own}, capture_output=True, text=True, timeout=30)
+    return json.loads(listed.stdout)
+
+
+def interrupt(launch, answer):
+    launch.drawn = b""
+    launch.process.send_signal(signal.SIGINT)
+    asked = launch.sees(b"[d]etach and let it work on, [e]nd it and give everything back, or [g]o on? ")
+    launch.drawn = b""
+    launch.press(answer)
+    return asked
+
+
+launch = Terminal("launch", prompts, "--head", nats, "--yes", "--anyway", "--out", os.path.join(folder, "out.jsonl"), **own)
+until = time.monotonic() + 60
+while not any(fleet["batch"] for fleet in fleets()) and launch.process.poll() is None and time.monotonic() < until:
+    time.sleep(0.2)
+name = fleets()[0]["name"]
+rule("Ctrl-C asks", interrupt(launch, b"g\n"))
+rule("whoever goes on is asked again the next time", interrupt(launch, b"d\n"))
+rule("a launch that is let go of says how to come back", launch.ends(30) == 130 and f"launch --resume {name}".encode() in launch.drawn)
+rule("and its fleet works on", fleets()[0]["ended_at"] is None)
+launch = Terminal("launch", "--resume", name, **own)
+launch.sees(b" ", 30)
+time.sleep(0.5)
+rule("Ctrl-C asks whoever came back", interrupt(launch, b"e\n"))
+rule("a launch that is to end gives everything back", launch.ends(60) == 130 and fleets()[0]["ended_at"] is not None)
 print("all rules hold")

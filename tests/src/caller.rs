@@ -74,7 +74,7 @@ impl Client {
         JobCreate {
             tenant: self.tenant.clone(),
             batch: format!("cmpl-{number}").parse().unwrap(),
-            line: Line { custom_id: None, endpoint: Endpoint::Completions, model: None },
+            line: Line::new(None, Endpoint::Completions, None),
             generation: Generation {
                 prompt: Prompt::Text("a".to_owned()),
                 max_tokens: Some(4),

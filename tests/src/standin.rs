@@ -7,11 +7,12 @@
 
 mod api;
 mod container;
+mod dockerfile;
 mod network;
 mod pod;
 mod schema;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use tempfile::TempDir;
 use ternfleet_proto::TimeMs;
 use tokio::runtime::Runtime;
 
-pub use container::Image;
+pub use container::{Image, User};
 pub use network::Network;
 pub use pod::Pod;
 pub use schema::Text;
@@ -42,9 +43,27 @@ pub enum Fault {
     Mute,
     /// The pod is rented and billed, and its container starts so many milliseconds later.
     Late(u64),
-    /// What its container runs ends at once, however often it is started.
+    /// What its container runs says [`LAST_WORD`] and ends at once, however often it is started.
     Doomed,
 }
+
+impl Fault {
+    fn kind(self) -> &'static str {
+        match self {
+            Fault::Refuse(402) => "an order was not paid",
+            Fault::Refuse(429) => "there were too many requests",
+            Fault::Refuse(_) => "an order was refused",
+            Fault::DoneBut(_) => "an order was carried out and said to have failed",
+            Fault::DoneAndCut => "an order was carried out and nothing said",
+            Fault::Mute => "a pod never started",
+            Fault::Late(_) => "a pod started too late",
+            Fault::Doomed => "a pod died at every start",
+        }
+    }
+}
+
+/// What a doomed container says.
+pub const LAST_WORD: &str = "the disk of this host is broken";
 
 /// A price list of one entry each.
 #[derive(Debug, Clone)]
@@ -91,6 +110,8 @@ pub struct State {
     pub list_lag_ms: u64,
     /// Network volumes are mounted for reading alone.
     pub volumes_read_only: bool,
+    /// The faults that have happened, by their kinds.
+    pub played: BTreeSet<&'static str>,
     /// Names of files that were fetched, one for each request.
     pub fetched: Vec<String>,
     /// Bodies of creations.

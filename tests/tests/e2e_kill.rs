@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 use ternfleet_tests::chaos::{Plan, run};
 use ternfleet_tests::program::{LocalFleet, json_lines, wait_for};
 
@@ -18,17 +18,26 @@ fn choices(n: usize) -> usize {
     if n.is_multiple_of(4) { 3 } else { 1 }
 }
 
+/// Every fifth line has an answer that is JSON of a schema.
+fn is_held(n: usize) -> bool {
+    n.is_multiple_of(5)
+}
+
 fn long_batch() -> String {
+    let text = json!({"type": "string", "minLength": 20, "maxLength": 40});
+    let schema = json!({
+        "type": "object", "properties": {"king": text, "queen": text}, "required": ["king", "queen"], "additionalProperties": false,
+    });
+    let form = json!({"type": "json_schema", "json_schema": {"name": "tale", "schema": schema}});
     let line = |n: usize| {
-        json!({
-            "custom_id": format!("job-{n}"),
-            "method": "POST",
-            "url": "/v1/completions",
+        let mut body = json!({
             // Every fourth line wants several answers.
-            "body": {
-                "prompt": format!("There was once a king who had {n} sons"), "max_tokens": 180, "seed": n, "n": choices(n),
-            },
-        })
+            "prompt": format!("There was once a king who had {n} sons"), "max_tokens": 180, "seed": n, "n": choices(n),
+        });
+        if is_held(n) {
+            body["response_format"] = form.clone();
+        }
+        json!({"custom_id": format!("job-{n}"), "method": "POST", "url": "/v1/completions", "body": body})
     };
     (0..JOBS).map(|n| format!("{}\n", line(n))).collect()
 }
@@ -89,6 +98,11 @@ fn survives_the_death_of(victim: &str) {
             (choices(n), choices(n)),
             "{id} has all of its choices, each its own"
         );
+        for text in texts.iter().filter(|_| is_held(n)) {
+            let tale: Value =
+                serde_json::from_str(text).unwrap_or_else(|error| panic!("{id}: {error}: {text}"));
+            assert!(tale["king"].is_string() && tale["queen"].is_string(), "{id}: {text}");
+        }
     }
     assert_eq!(calm, stormy, "the texts are the same to the letter");
     let ended = fleet.run(&["status", &batch, "--json"]).unwrap().json().unwrap();

@@ -190,7 +190,7 @@ fn calls_of_functions_and_responses_come_back_from_a_batch() {
         add(format!("required-{seed}"), chat, one);
         add(format!("auto-{seed}"), chat, ask(&history, json!("auto"), seed));
         let body = json!({"input": items, "tools": flat, "tool_choice": "required", "temperature": 1, "max_output_tokens": 120,
-            "parallel_tool_calls": false, "seed": seed});
+            "parallel_tool_calls": false, "instructions": "Be short.", "seed": seed});
         add(format!("response-{seed}"), responses, body);
     }
     add("none".into(), chat, ask(&question, json!("none"), 1));
@@ -208,6 +208,19 @@ fn calls_of_functions_and_responses_come_back_from_a_batch() {
     assert_eq!(ended.code, Some(2), "one line names a function that there is none of: {ended:?}");
     let answers = json_lines(&std::fs::read_to_string(file("out.jsonl")).unwrap()).unwrap();
     assert_eq!(answers.len(), 36);
+    let settings = |id: &str| {
+        let line = answers.iter().find(|answer| answer["custom_id"] == id).unwrap();
+        let body = &line["response"]["body"];
+        let tools = body["tools"].as_array().unwrap().iter().map(|tool| tool["name"].clone());
+        let rest = ["tool_choice", "parallel_tool_calls", "max_output_tokens", "instructions"];
+        (tools.collect::<Vec<_>>(), rest.map(|name| body[name].clone()))
+    };
+    assert_eq!(
+        settings("response-3"),
+        (vec![json!("weather")], [json!("required"), json!(false), json!(120), json!("Be short.")]),
+        "a response repeats its own settings"
+    );
+    assert_eq!(settings("plain"), (vec![], [json!("auto"), json!(true), json!(8), Value::Null]));
     let valid = |(name, arguments): &(String, Value)| match name.as_str() {
         "now" => *arguments == json!({}),
         "weather" => {

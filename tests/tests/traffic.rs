@@ -327,7 +327,7 @@ fn claim_of(node: &Node, epoch: Epoch) -> Trace {
 }
 
 fn line() -> Line {
-    Line { custom_id: None, endpoint: Endpoint::Completions, model: None }
+    Line::new(None, Endpoint::Completions, None)
 }
 
 fn generation(max_tokens: u32) -> Generation {

@@ -162,7 +162,7 @@ fn work(worker: &WorkerId, index: u32, epoch: u32, tokens: u32, lane: Lane) -> W
         left_ms: None,
         checkpoint_key: KEY.checkpoint_key(&job),
         tokens_estimate: tokens + 4,
-        line: Line { custom_id: Some(format!("line-{index}")), endpoint: Endpoint::Completions, model: None },
+        line: Line::new(Some(format!("line-{index}")), Endpoint::Completions, None),
         input: Input::Inline(Generation {
             prompt: Prompt::Text("once".to_owned()),
             max_tokens: Some(tokens),

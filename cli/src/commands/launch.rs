@@ -77,7 +77,7 @@ pub(crate) struct Launch {
     /// The static binary that is there as `ternfleet`; this program unless given
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// How long results that nobody fetches are kept by a rented head, which then ends itself
+    /// How long results that nobody fetches are kept by a rented head, which then ends itself [default: 6h]
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     keep: Option<Duration>,
     /// In place of the stock image: needs a shell, curl and certificates
@@ -252,7 +252,6 @@ impl Launch {
             settle: self.runpod_settle,
             classes: &self.class,
             pods_max: state.pods_max,
-            budget: state.budget_usd_micro,
             keep: self.keep,
             model: &state.model,
             binary: self.binary.as_deref(),

@@ -26,10 +26,8 @@ const EXAMPLE: &str = include_str!("../../../deploy/fleets/runpod.toml");
 const EXAMPLE_MODEL_BYTES: f64 = 1.19e9;
 /// A head is small: a few messages a second.
 const HEAD_VCPUS: u32 = 2;
-/// Results that nobody fetches are kept for so long at least.
+/// Results that nobody fetches are kept for so long.
 const KEPT_S: u64 = 6 * 3600;
-/// … and without a budget for so long.
-const KEPT_WITHOUT_BUDGET_S: u64 = 24 * 3600;
 const TICK_MS: u64 = 1_000;
 /// Variables that the head sets in every order.
 const FILLED_IN: [&str; 2] = ["TERNFLEET_NATS", "TERNFLEET_NATS_CA_PEM"];
@@ -68,10 +66,9 @@ pub(crate) struct Wishes<'a> {
     pub(crate) fleet: Option<&'a Path>,
     pub(crate) classes: &'a [String],
     pub(crate) pods_max: u32,
-    pub(crate) budget: Option<UsdMicro>,
     /// After an order without an answer the client waits so long before it looks for the pod.
     pub(crate) settle: Option<Duration>,
-    /// How long results that nobody fetches are kept, where it is not for the budget to say.
+    /// How long results that nobody fetches are kept; six hours unless given.
     pub(crate) keep: Option<Duration>,
     pub(crate) model: &'a Path,
     /// The static binary that pods run; this program unless given.
@@ -198,7 +195,7 @@ impl Rent {
             head_cpu,
             head_vcpus,
             head_price_usd_micro_per_hour,
-            unheard_limit_s: KEPT_WITHOUT_BUDGET_S,
+            unheard_limit_s: KEPT_S,
             from_head: wishes.from_head,
             scale,
             files,
@@ -236,11 +233,6 @@ impl Rent {
         scale.runpod.base.clone_from(&self.base);
         if let Some(settle) = wishes.settle {
             scale.runpod.settle_ms = settle.as_millis() as u64;
-        }
-        if let Some(budget) = wishes.budget {
-            // A tenth of the budget keeps results that nobody fetches, six hours at least.
-            let tenth = 360.0 * budget.0 as f64 / self.head_price_usd_micro_per_hour.0.max(1) as f64;
-            self.unheard_limit_s = (tenth as u64).clamp(KEPT_S, KEPT_WITHOUT_BUDGET_S);
         }
         if let Some(keep) = wishes.keep {
             self.unheard_limit_s = keep.as_secs().max(1);

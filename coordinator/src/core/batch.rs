@@ -246,11 +246,8 @@ impl Batch {
 
 /// What the coordinator knows of a line whose text it no longer holds.
 pub(super) fn bare_line(index: u32, record: &BatchRecord) -> Line {
-    Line {
-        custom_id: Some(format!("line-{}", u64::from(index) + 1)),
-        endpoint: record.endpoint.unwrap_or(ternfleet_proto::openai::Endpoint::Completions),
-        model: None,
-    }
+    let endpoint = record.endpoint.unwrap_or(ternfleet_proto::openai::Endpoint::Completions);
+    Line::new(Some(format!("line-{}", u64::from(index) + 1)), endpoint, None)
 }
 
 #[cfg(test)]

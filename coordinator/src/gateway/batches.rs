@@ -158,6 +158,7 @@ pub(super) async fn results(
 pub(super) struct ListQuery {
     limit: Option<String>,
     after: Option<String>,
+    order: Option<String>,
 }
 
 /// `GET /v1/batches`, newest first, paged by `after` and `limit`.
@@ -167,8 +168,11 @@ pub(super) async fn list(
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<Value>> {
     let limit = lists::limit(query.limit.as_deref(), 20, BATCHES_A_PAGE_MAX)? as u32;
+    lists::newest_first(query.order.as_deref())?;
     let after = query.after.as_deref().map(batch_id).transpose().map_err(|error| error.about("after"))?;
-    let mut views = batches(&gateway, &tenant, after, limit + 1).await?;
+    let views = batches(&gateway, &tenant, after, limit + 1).await;
+    // Nothing else is named in the question.
+    let mut views = views.map_err(|error| if error.is_not_found() { error.about("after") } else { error })?;
     let has_more = views.len() > limit as usize;
     views.truncate(limit as usize);
     let data: Vec<Value> = views.iter().map(batch_object).collect();

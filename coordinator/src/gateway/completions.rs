@@ -75,7 +75,13 @@ async fn run(
         random_id(prefix).parse().expect("because a prefix and hexadecimal digits make a valid id");
     let job = JobKey { batch, index: 0 };
     let mut single = openai::parse_single(endpoint, &body, &job)?;
-    gateway.shared.constraints.check(&single.generation).await?;
+    if let Err(failure) = gateway.shared.constraints.check(&single.generation).await {
+        let error = ApiError::from(failure);
+        return Err(match single.held_by {
+            Some(field) => error.about(field),
+            None => error,
+        });
+    }
     single.line.model = models::chosen(&gateway, single.line.model.take()).await?;
     let wants_stream = single.generation.stream;
     let patience = Duration::from_secs(gateway.limits().completion_timeout_s);

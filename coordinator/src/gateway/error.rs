@@ -1,11 +1,14 @@
 //! Errors of the HTTP gateway in OpenAI's shape: `{"error": {message, type, param, code}}`.
 
 use axum::Json;
+use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use ternfleet_proto::message::{Failure, FailureCode, Refusal, RefusalCode};
 use ternfleet_proto::{BusError, openai};
+
+use super::Gateway;
 
 /// What a caller is told. `code` is for programs and stays the same; `message` is for people.
 #[derive(Debug, Clone)]
@@ -41,6 +44,10 @@ impl ApiError {
     /// Somebody has decided; anything else may have happened or not.
     pub(super) fn is_refusal(&self) -> bool {
         self.status != StatusCode::SERVICE_UNAVAILABLE && self.status != StatusCode::BAD_GATEWAY
+    }
+
+    pub(super) fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
     }
 
     /// OpenAI's error families, which its clients turn into exception classes.
@@ -97,7 +104,7 @@ impl From<Refusal> for ApiError {
 
 /// The framework's own refusals (a body that is too long, a query or a form that cannot be read) come as plain text;
 /// callers get them in the same shape as ours.
-pub(super) async fn in_our_shape(response: Response) -> Response {
+pub(super) async fn in_our_shape(State(gateway): State<Gateway>, response: Response) -> Response {
     const TEXT_BYTES_MAX: usize = 4096;
     let plain = response
         .headers()
@@ -115,7 +122,14 @@ pub(super) async fn in_our_shape(response: Response) -> Response {
         status if status.is_client_error() => "invalid_request",
         _ => "internal",
     };
-    let message = if text.is_empty() { status.to_string() } else { format!("{text}.") };
+    let message = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => format!(
+            "The body has more than {} bytes, the most that is taken here: send a larger batch as a file.",
+            gateway.limits().body_bytes_max
+        ),
+        _ if text.is_empty() => status.to_string(),
+        _ => format!("{text}."),
+    };
     ApiError::new(status, code, message).into_response()
 }
 

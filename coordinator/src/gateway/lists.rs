@@ -24,6 +24,17 @@ pub(super) fn is_ascending(given: Option<&str>) -> ApiResult<bool> {
     }
 }
 
+/// `order` of a list that is there with the newest first alone.
+pub(super) fn newest_first(given: Option<&str>) -> ApiResult<()> {
+    match is_ascending(given)? {
+        false => Ok(()),
+        true => {
+            Err(ApiError::invalid("`order` \"asc\" is not supported here: the newest come first.")
+                .about("order"))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,5 +48,6 @@ mod tests {
         }
         assert!(is_ascending(Some("asc")).unwrap() && !is_ascending(None).unwrap());
         assert!(is_ascending(Some("newest")).is_err());
+        assert!(newest_first(Some("desc")).is_ok() && newest_first(Some("asc")).is_err());
     }
 }

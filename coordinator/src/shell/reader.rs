@@ -216,7 +216,7 @@ impl Reader {
             return Ok(Content::Bad(Box::new((line, failure))));
         }
         let (tokens_estimate, constrained) = (estimate::tokens(&generation), generation.is_constrained());
-        let (input, bytes) = self.input(&job, generation).await?;
+        let (input, bytes) = self.input(&job, &line, generation).await?;
         Ok(Content::Good(Arc::new(Task { line, input, constrained, tokens_estimate, bytes })))
     }
 
@@ -236,20 +236,26 @@ impl Reader {
         repeated.then(|| format!("an earlier line has the custom_id {id:?} already"))
     }
 
-    /// Small requests travel in the message, large ones as an object.
-    async fn input(&mut self, job: &JobKey, generation: Generation) -> anyhow::Result<(JobInput, u32)> {
-        let bytes = estimate::bytes(&generation);
+    /// Small requests travel in the message, large ones as an object. What the answer repeats is in the message in any case.
+    async fn input(
+        &mut self,
+        job: &JobKey,
+        line: &Line,
+        generation: Generation,
+    ) -> anyhow::Result<(JobInput, u32)> {
+        let settings = line.settings.len();
+        let bytes = estimate::bytes(&generation) + settings as u32;
         if (bytes as usize) < table::WORK_MESSAGE_BYTES_MAX / 4 {
             return Ok((JobInput::Inline(generation), bytes));
         }
         let encoded = codec::encode(&generation);
-        if encoded.len() + ENVELOPE_BYTES <= table::WORK_MESSAGE_BYTES_MAX {
+        if encoded.len() + settings + ENVELOPE_BYTES <= table::WORK_MESSAGE_BYTES_MAX {
             return Ok((JobInput::Inline(generation), bytes));
         }
         let name = format!("{}{}", job_objects(&job.batch), job.index);
         let content = Box::pin(std::io::Cursor::new(encoded));
         self.bus.object_put(table::LARGE_REQUESTS, &name, content).await.context("a large request")?;
-        Ok((JobInput::Object(name), 400))
+        Ok((JobInput::Object(name), settings as u32 + 400))
     }
 }
 

@@ -46,6 +46,17 @@ pub struct Line {
     pub custom_id: Option<String>,
     pub endpoint: Endpoint,
     pub model: Option<String>,
+    /// What a response repeats of its request, as the text of a JSON object: schemas may nest deeper than messages.
+    /// Empty for other endpoints and for single requests.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub settings: String,
+}
+
+impl Line {
+    /// A line that repeats no settings.
+    pub fn new(custom_id: Option<String>, endpoint: Endpoint, model: Option<String>) -> Line {
+        Line { custom_id, endpoint, model, settings: String::new() }
+    }
 }
 
 /// The request itself, or where it lies when it is too large for a message.

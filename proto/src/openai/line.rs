@@ -7,9 +7,12 @@ use super::request::{Origin, request};
 use super::{Endpoint, ModelDefaults};
 use crate::id::JobKey;
 use crate::message::{Failure, FailureCode, Generation, Line};
+use crate::table;
 
 /// Longest line that is read at all. A reader skips the rest of a longer one and answers with [`line_too_long`].
 pub const LINE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of what a response repeats of its request: half of a work message.
+const SETTINGS_BYTES_MAX: usize = table::WORK_MESSAGE_BYTES_MAX / 2;
 const CUSTOM_ID_BYTES_MAX: usize = 512;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -32,7 +35,7 @@ pub fn parse_line(
     job: &JobKey,
     served: &ModelDefaults,
 ) -> Result<(Line, Generation), (Line, Failure)> {
-    let mut line = Line { custom_id: None, endpoint: Endpoint::Completions, model: served.name.clone() };
+    let mut line = Line::new(None, Endpoint::Completions, served.name.clone());
     match read(bytes, line_number, job, served, &mut line) {
         Ok(generation) => Ok((line, generation)),
         Err(fault) => Err((line, invalid(line_number, &fault))),
@@ -57,7 +60,7 @@ pub fn model_named(bytes: &[u8]) -> Option<String> {
 
 /// The answer to a line of more than [`LINE_BYTES_MAX`] bytes, which nobody should hold in memory to say so.
 pub fn line_too_long(line_number: u64, bytes: u64) -> (Line, Failure) {
-    let line = Line { custom_id: None, endpoint: Endpoint::Completions, model: None };
+    let line = Line::new(None, Endpoint::Completions, None);
     let fault = format!("{bytes} bytes are too many for one line; at most {LINE_BYTES_MAX} are read");
     (line, invalid(line_number, &fault))
 }
@@ -82,7 +85,24 @@ fn read(
     };
     let read = request(line.endpoint, body, job.seed(), served, Origin::Batch)?;
     line.model = read.model.or(line.model.take());
+    line.settings = repeated(read.settings)?;
     Ok(read.generation)
+}
+
+/// What the answer repeats of a request for a response. It travels with the job and its result.
+fn repeated(settings: Map<String, Value>) -> Result<String, Fault> {
+    if settings.is_empty() {
+        return Ok(String::new());
+    }
+    let text = Value::Object(settings).to_string();
+    match text.len() > SETTINGS_BYTES_MAX {
+        true => Err(format!(
+            "`instructions`, `tools`, `metadata` and `text` have {} bytes together, which a response repeats; at most \
+             {SETTINGS_BYTES_MAX} are allowed in a batch: put long instructions into `input`, as a message of the system",
+            text.len()
+        )),
+        false => Ok(text),
+    }
 }
 
 fn object(bytes: &[u8], line_number: u64) -> Result<Map<String, Value>, Fault> {

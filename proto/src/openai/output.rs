@@ -1,6 +1,6 @@
 //! Answers as OpenAI Batch output lines, and the response body inside them.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::logprobs::{chat_logprobs, completion_logprobs};
 use super::{Endpoint, json_line, responses};
@@ -73,8 +73,10 @@ pub(super) fn body(result: &JobResult, generated: &Generated) -> Value {
     let object = match result.line.endpoint {
         Endpoint::Completions => "text_completion",
         Endpoint::ChatCompletions => "chat.completion",
-        // The request's own settings are not in its answer.
-        Endpoint::Responses => return responses::body(result, generated, &Map::new()),
+        Endpoint::Responses => {
+            let settings = serde_json::from_str(&result.line.settings).unwrap_or_default();
+            return responses::body(result, generated, &settings);
+        }
     };
     let choices = generated.choices().enumerate().map(|(index, one)| choice(result, index, one));
     json!({
@@ -161,7 +163,7 @@ mod tests {
             attempt: Attempt(1),
             worker: "w".parse().unwrap(),
             tag: AssignmentTag(0),
-            line: Line { custom_id: Some("mine".into()), endpoint, model: Some("storyteller".into()) },
+            line: Line::new(Some("mine".into()), endpoint, Some("storyteller".into())),
             outcome,
             usage: Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() },
             timing: Timing::default(),

@@ -8,6 +8,18 @@ use crate::message::Constraint;
 /// Characters of a schema's name; OpenAI's limit.
 const NAME_CHARS_MAX: usize = 64;
 
+/// The fields that say what the form of an answer is, and how each is named; those that may be there to ask for nothing
+/// are the last.
+pub(super) const FIELDS: [(&str, &str); 7] = [
+    ("structured_outputs", "structured_outputs"),
+    ("guided_json", "guided_json"),
+    ("guided_regex", "guided_regex"),
+    ("guided_choice", "guided_choice"),
+    ("guided_grammar", "guided_grammar"),
+    ("response_format", "response_format"),
+    ("text.format", "text"),
+];
+
 /// What the output is held to; `None` when it is free. Whether a schema or a grammar can be kept to is for whoever has a
 /// compiler to say.
 pub(super) fn constraint(fields: &mut Fields) -> Result<Option<Constraint>, Fault> {

@@ -157,6 +157,6 @@ fn task(index: u32) -> Task {
         seed: 1,
         ..Generation::default()
     };
-    let line = Line { custom_id: Some(format!("c{index}")), endpoint: Endpoint::Completions, model: None };
+    let line = Line::new(Some(format!("c{index}")), Endpoint::Completions, None);
     Task { line, input: Input::Inline(generation), constrained: false, tokens_estimate: 20, bytes: 420 }
 }

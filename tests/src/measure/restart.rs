@@ -79,7 +79,7 @@ async fn answer_half(bus: &Arc<dyn Bus>, id: &BatchId, lines: u32) -> anyhow::Re
             epoch,
             attempt: Attempt(1),
             worker: worker.clone(),
-            line: Line { custom_id: Some(format!("c{index}")), endpoint: Endpoint::Completions, model: None },
+            line: Line::new(Some(format!("c{index}")), Endpoint::Completions, None),
             outcome: Outcome::Text(Generated {
                 text: "an answer of the usual length, some sixteen tokens of it or so".to_owned(),
                 finish: Finish::Stop,

@@ -103,11 +103,7 @@ pub(super) async fn complete(line: Line, clock: Clock, number: usize, at_ms: u64
     let mut create = JobCreate {
         tenant: tenant(0),
         batch,
-        line: ternfleet_proto::message::Line {
-            custom_id: None,
-            endpoint: Endpoint::Completions,
-            model: None,
-        },
+        line: ternfleet_proto::message::Line::new(None, Endpoint::Completions, None),
         generation: Generation {
             prompt: Prompt::Text("tell me".to_owned()),
             max_tokens: Some(COMPLETION_TOKENS),

@@ -137,6 +137,7 @@ fn create(shared: &Arc<Shared>, body: &[u8]) -> Response {
     };
     shared.state().orders.push(order.clone());
     let fault = shared.state().creations.pop_front().flatten();
+    shared.state().played.extend(fault.map(Fault::kind));
     if let Some(Fault::Refuse(status)) = fault {
         return problem(status, "refused for the test");
     }
@@ -238,6 +239,7 @@ fn list(shared: &Shared, query: &BTreeMap<String, String>) -> Response {
     let body = {
         let mut state = shared.state();
         if let Some(status) = state.lists.pop_front().flatten() {
+            state.played.insert("a list failed");
             return problem(status, "refused for the test");
         }
         // The cursor is the last pod that was shown, so that a page is no shorter for a pod that ended meanwhile.
@@ -289,7 +291,9 @@ fn logs(shared: &Shared, id: &str, query: &BTreeMap<String, String>) -> Response
 }
 
 async fn delete(shared: &Arc<Shared>, id: &str) -> Response {
-    if let Some(status) = shared.state().deletions.pop_front().flatten() {
+    let refused = shared.state().deletions.pop_front().flatten();
+    if let Some(status) = refused {
+        shared.state().played.insert("a pod was not ended");
         return problem(status, "refused for the test");
     }
     let (ending, id) = (Arc::clone(shared), id.to_owned());

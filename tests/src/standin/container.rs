@@ -24,6 +24,18 @@ pub struct Image {
     pub files: Vec<(PathBuf, String)>,
     /// Folders, with their owner.
     pub folders: Vec<(String, u32)>,
+    /// Besides root.
+    pub users: Vec<User>,
+    /// Ports that it says it answers on; nothing depends on them.
+    pub exposed: Vec<u16>,
+}
+
+/// A user of an image, and the group of the same name and number.
+#[derive(Debug, Clone)]
+pub struct User {
+    pub name: String,
+    pub uid: u32,
+    pub home: String,
 }
 
 /// What is started.
@@ -58,8 +70,8 @@ done
 for part in ssl ca-certificates alternatives ld.so.cache nsswitch.conf; do
   [ ! -e "/etc/$part" ] || cp -R "/etc/$part" "$root/etc/"
 done
-printf 'root:x:0:0::/root:/bin/sh\ntern:x:10001:10001::/data:/bin/sh\n' > "$root/etc/passwd"
-printf 'root:x:0:\ntern:x:10001:\n' > "$root/etc/group"
+printf 'root:x:0:0::/root:/bin/sh\n' > "$root/etc/passwd"
+printf 'root:x:0:\n' > "$root/etc/group"
 printf '127.0.0.1 localhost %s\n' "$hostname" > "$root/etc/hosts"
 mount -t proc proc "$root/proc"
 for device in null zero full random urandom; do
@@ -71,7 +83,13 @@ ln -s /proc/self/fd "$root/dev/fd"
 hostname "$hostname" 2>/dev/null || true
 while [ "$1" != "--" ]; do
   case $1 in
-    file) mkdir -p "$(dirname "$root$3")"; : > "$root$3"; mount --bind "$2" "$root$3" ;;
+    file)
+      # What is in this machine's own folder of that name is not in the image.
+      at=$(dirname "$root$3")
+      while [ ! -d "$at" ]; do at=$(dirname "$at"); done
+      [ -w "$at" ] || mount -t tmpfs -o mode=755 tmpfs "$at"
+      mkdir -p "$(dirname "$root$3")"; : > "$root$3"; mount --bind "$2" "$root$3" ;;
+    user) printf '%s\n' "$2" >> "$root/etc/passwd"; printf '%s\n' "$3" >> "$root/etc/group" ;;
     folder) mkdir -p "$root$3"; chown "$2:$2" "$root$3" ;;
     mount) mkdir -p "$root$3"; mount --bind "$2" "$root$3" ;;
     mount-read-only) mkdir -p "$root$3"; mount --bind "$2" "$root$3"; mount -o remount,bind,ro "$root$3" ;;
@@ -107,6 +125,13 @@ impl Container {
         ]);
         command.args(["private", "sh", "-c", ENTER]).arg(root);
         command.args([self.hostname.as_str(), &format!("{uid}:{gid}"), workdir]);
+        for User { name, uid, home } in &self.image.users {
+            command.args([
+                "user",
+                &format!("{name}:x:{uid}:{uid}::{home}:/bin/sh"),
+                &format!("{name}:x:{uid}:"),
+            ]);
+        }
         for (from, to) in &self.image.files {
             command.arg("file").arg(from).arg(to);
         }
@@ -119,7 +144,9 @@ impl Container {
         command.arg("--");
         let path =
             ("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-        let home = ("HOME".to_owned(), if uid == 0 { "/root" } else { "/data" }.to_owned());
+        let user = self.image.users.iter().find(|user| user.uid == uid);
+        let home = user.map_or(if uid == 0 { "/root" } else { "/" }, |user| &user.home);
+        let home = ("HOME".to_owned(), home.to_owned());
         for (name, value) in [path, home].iter().chain(&self.image.env).chain(&self.env) {
             command.arg(format!("{name}={value}"));
         }

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::container::{Container, Image};
 use super::network::Link;
-use super::{Fault, Shared};
+use super::{Fault, LAST_WORD, Shared};
 
 /// Between the end of a container and its next start.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
@@ -186,7 +186,8 @@ fn start(shared: &Shared, id: &str) -> anyhow::Result<()> {
     let mut command = entrypoint.unwrap_or_else(|| image.entrypoint.clone());
     command.extend(cmd.unwrap_or(fallback));
     if pod.fault == Some(Fault::Doomed) {
-        command = vec!["/bin/false".to_owned()];
+        let script = format!("echo '{LAST_WORD}' >&2; exit 1");
+        command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script];
     }
     let set = |name: &str, value: String| (name.to_owned(), value);
     let mut env: Vec<(String, String)> = pod.order["env"]

@@ -5,16 +5,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use serde_json::{Value, json};
 use ternfleet_cloud::start::STOCK_IMAGE;
+use ternfleet_proto::bus::Replayed;
+use ternfleet_proto::message::{Event, EventKind};
+use ternfleet_proto::nats::{self, ConnectOptions};
+use ternfleet_proto::{codec, table};
 use ternfleet_tests::program::{self, Ended, STORYTELLER, Service, json_lines, wait_for};
 use ternfleet_tests::server::{Watched, find_binary, free_port, is_healthy};
-use ternfleet_tests::standin::{Image, StandIn};
+use ternfleet_tests::standin::{Fault, Image, LAST_WORD, StandIn};
 
 use crate::launch::{pod_files, stripped_binary};
 use crate::{post, stand_in};
 
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A pod that is not ready by then has failed.
+const READY_LIMIT_S: u32 = 25;
 
 /// A secured nats-server on this machine that pods reach, as `ternfleet nats init` sets it up.
 struct Site {
@@ -63,6 +70,30 @@ impl Site {
         self.folder.path().join("site").join(name)
     }
 
+    /// The pods whose failures the audit log has, with their last lines.
+    fn pod_failures(&self) -> Vec<(String, Vec<String>)> {
+        let connect = ConnectOptions {
+            url: self.url.clone(),
+            credentials_file: Some(self.path("coordinator/coordinator.creds")),
+            root_certificates: Some(self.path("coordinator/ca.crt")),
+            ..ConnectOptions::default()
+        };
+        let read = async {
+            let bus = nats::connect(&connect).await.unwrap();
+            let mut log = bus.replay(table::EVENTS, table::events_all(), 1).await.unwrap();
+            let mut failed = Vec::new();
+            while let Some(Replayed::Message(message)) = log.next().await.transpose().unwrap() {
+                let event: Event = codec::decode(&message.payload).unwrap();
+                if let EventKind::PodFailed { pod, log, .. } = event.what {
+                    assert_eq!(message.subject, table::event("pod"));
+                    failed.push((pod, log));
+                }
+            }
+            failed
+        };
+        tokio::runtime::Runtime::new().unwrap().block_on(read)
+    }
+
     /// A command in the operator's own name.
     fn run(&self, arguments: &[&str]) -> Ended {
         let (credentials, authority) =
@@ -88,7 +119,12 @@ fn shipped(name: &str) -> String {
 fn the_shipped_fleet_and_order_give_pods_that_work() {
     let binary_folder = tempfile::tempdir().unwrap();
     let binary = stripped_binary(binary_folder.path());
-    let images = [(STOCK_IMAGE.to_owned(), Image::default())].into();
+    std::fs::write(binary_folder.path().join("ternfleet.cdx.json"), "{}").unwrap();
+    let target = |name: &str| {
+        let image = Image::of_dockerfile(&shipped("deploy/Dockerfile"), name, binary_folder.path()).unwrap();
+        (format!("example.com/ternfleet-{name}:1"), image)
+    };
+    let images = [(STOCK_IMAGE.to_owned(), Image::default()), target("pod"), target("fleet")].into();
     let Some(provider) = stand_in(images, pod_files(&binary)) else { return };
     let site = Site::start(&provider);
     let digest = |path: &Path| {
@@ -108,8 +144,10 @@ fn the_shipped_fleet_and_order_give_pods_that_work() {
         .replace(&"0".repeat(64), &binary_sha256)
         .replace("tls://NATS.EXAMPLE:4222", &site.url)
         .replace("file:coordinator/ca.crt", &format!("file:{}", site.path("coordinator/ca.crt").display()));
-    // The provider's address, and a shorter turn: addresses and patience of the test.
-    let config = config.replace("[scale]\n", "[scale]\ntick_ms = 500\n")
+    // The provider's address, and shorter times: addresses and patience of the test.
+    let config = config
+        .replace("[scale]\n", "[scale]\ntick_ms = 500\n")
+        .replace("ready_limit_s = 900", &format!("ready_limit_s = {READY_LIMIT_S}"))
         + &format!("\n[scale.runpod]\nbase = \"{}\"\nsettle_ms = 200\n", provider.base());
     let file = site.path("runpod.toml");
     std::fs::write(&file, config).unwrap();
@@ -130,7 +168,7 @@ fn the_shipped_fleet_and_order_give_pods_that_work() {
     };
 
     // The order that a person sends by hand.
-    let token = program::run(&["nats", "token", "--dir", &site.path("").display().to_string()]).unwrap();
+    let token = || program::run(&["nats", "token", "--dir", &site.path("").display().to_string()]).unwrap();
     let mut order: Value = serde_json::from_str(&shipped("deploy/runpod/pod.json")).unwrap();
     let env = order["env"].as_object_mut().unwrap();
     env.remove("TERNFLEET_MODEL");
@@ -142,7 +180,7 @@ fn the_shipped_fleet_and_order_give_pods_that_work() {
         ("TERNFLEET_MANIFEST_URL", provider.file("manifest.toml")),
         ("TERNFLEET_NATS", site.url.clone()),
         ("TERNFLEET_NATS_CA_PEM", std::fs::read_to_string(site.path("coordinator/ca.crt")).unwrap()),
-        ("TERNFLEET_NATS_JOIN_TOKEN", token.stdout.trim().to_owned()),
+        ("TERNFLEET_NATS_JOIN_TOKEN", token().stdout.trim().to_owned()),
         ("TERNFLEET_RUNPOD_BASE", provider.base()),
     ] {
         env.insert(name.to_owned(), json!(value));
@@ -151,6 +189,24 @@ fn the_shipped_fleet_and_order_give_pods_that_work() {
     order["name"] = json!("by-hand");
     order["env"]["TERNFLEET_POD"] = json!("by-hand");
     assert_eq!(post(&provider, provider.key(), "/v2/pods", &order).0, 201);
+
+    // The same with images of one's own, which say themselves what they start.
+    order["name"] = json!("by-image");
+    order["image"] = json!("example.com/ternfleet-pod:1");
+    let fields = order.as_object_mut().unwrap();
+    fields.remove("entrypoint");
+    fields.remove("cmd");
+    let env = fields["env"].as_object_mut().unwrap();
+    env.remove("TERNFLEET_BINARY_URL");
+    env.remove("TERNFLEET_BINARY_SHA256");
+    env.insert("TERNFLEET_POD".to_owned(), json!("by-image"));
+    env.insert("TERNFLEET_NATS_JOIN_TOKEN".to_owned(), json!(token().stdout.trim()));
+    assert_eq!(post(&provider, provider.key(), "/v2/pods", &order).0, 201);
+    order["name"] = json!("version");
+    order["image"] = json!("example.com/ternfleet-fleet:1");
+    order["cmd"] = json!(["--version"]);
+    assert_eq!(post(&provider, provider.key(), "/v2/pods", &order).0, 201);
+
     let pods = || {
         site.run(&["pods", "--json"])
             .json()
@@ -158,10 +214,20 @@ fn the_shipped_fleet_and_order_give_pods_that_work() {
             .and_then(|pods| pods.as_array().cloned())
             .unwrap_or_default()
     };
-    let is_ready = |pod: &Value| pod["heartbeat"]["pod"] == "by-hand" && pod["heartbeat"]["state"] == "ready";
-    wait_for(PATIENCE, || Ok(pods().iter().any(is_ready).then_some(())))
-        .unwrap_or_else(|error| panic!("{error}: {}", said()));
-    provider.vanish("by-hand");
+    for name in ["by-hand", "by-image"] {
+        let is_ready = |pod: &Value| pod["heartbeat"]["pod"] == name && pod["heartbeat"]["state"] == "ready";
+        wait_for(PATIENCE, || Ok(pods().iter().any(is_ready).then_some(())))
+            .unwrap_or_else(|error| panic!("{name}: {error}: {}", said()));
+        provider.vanish(name);
+    }
+    let version = format!("ternfleet {}", env!("CARGO_PKG_VERSION"));
+    wait_for(PATIENCE, || Ok(provider.log("version").contains(&version).then_some(())))
+        .unwrap_or_else(|error| panic!("{error}: {}", provider.log("version")));
+    provider.vanish("version");
+
+    // The first pod that is rented dies at once, and so often that another one takes its place.
+    provider.state().creations = [Some(Fault::Doomed)].into();
+    site.run(&["scale", "set", "--max", "1"]);
 
     let input = site.path("in.jsonl");
     let lines: String =
@@ -177,6 +243,13 @@ fn the_shipped_fleet_and_order_give_pods_that_work() {
         "rented pods did it: {}",
         said()
     );
+
+    // What it wrote last is told wherever somebody looks.
+    let shown = [site.run(&["scale", "show"]).stdout, site.run(&["doctor"]).stdout];
+    assert!(shown.iter().all(|text| text.contains(LAST_WORD)), "{shown:?}: {}", said());
+    let failed = site.pod_failures();
+    let tells = |(_, log): &(String, Vec<String>)| log.iter().any(|line| line.contains(LAST_WORD));
+    assert!(failed.iter().any(tells), "{failed:?}: {}", said());
 
     site.run(&["scale", "set", "--max", "0"]);
     wait_for(PATIENCE, || Ok(provider.alive().is_empty().then_some(())))

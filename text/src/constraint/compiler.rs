@@ -58,7 +58,7 @@ impl Compiler {
         Compiler::of(&vocabulary::of(tokenizer)?, end)
     }
 
-    fn of(vocabulary: &TokEnv, end: u32) -> Option<Compiler> {
+    pub(super) fn of(vocabulary: &TokEnv, end: u32) -> Option<Compiler> {
         let able = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
         let slices = llguidance::earley::SlicedBiasComputer::json_slices();
         let mut factory = ParserFactory::new(vocabulary, able, &slices).ok()?;

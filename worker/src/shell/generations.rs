@@ -394,3 +394,60 @@ impl Choice {
         Choice { stage, prompt, prompt_logprobs: Vec::new(), untold, scores_only }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ternfleet_engine::{Engine, Options};
+    use ternfleet_proto::message::{Generation, Prompt, Several};
+
+    use super::*;
+    use crate::core::Kept;
+    use crate::generator::Generator;
+    use crate::request::prepare;
+
+    #[tokio::test]
+    async fn the_choices_of_a_prompt_compute_it_once() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/storyteller/storyteller.gguf");
+        let options = Options { threads: Some(1), prefix_cache: true, ..Options::default() };
+        let load = move || {
+            let engine = Engine::load(&path, &options)?;
+            let (pages, context) = (engine.info().page_tokens, engine.info().max_context);
+            Ok((Box::new(engine) as Box<dyn Generator>, (pages, context)))
+        };
+        let (mut engine, loaded) = EngineThread::start(load).unwrap();
+        let (page_tokens, context) = loaded.await.unwrap().unwrap();
+        let language = Arc::new(Language::Bytes);
+        let (n, n_prompt) = (8, 2 * page_tokens + 44);
+        let ids: Vec<u32> = (0..n_prompt as u32).map(|place| place * 37 % 4000 + 50).collect();
+        let prompt = Prompt::Several(Several { prompts: vec![Prompt::Tokens(ids)], n });
+        let asked = Generation { prompt, max_tokens: Some(3), ..Generation::default() };
+        let prepared = prepare(&asked, Kept::default(), &language, &Default::default(), context).unwrap();
+
+        let mut generations = Generations::new(language, page_tokens);
+        let slot = SlotId(1);
+        generations.prepare(slot);
+        let mut events = generations.on_prepared((slot, Ok(Box::new(prepared))), &engine);
+        let mut prefilled = 0;
+        let ended = loop {
+            let found = events.into_iter().find_map(|event| match event {
+                Event::Ended { end, .. } => Some(end),
+                _ => None,
+            });
+            if let Some(end) = found {
+                break end;
+            }
+            let report = engine.reports.recv().await.unwrap();
+            prefilled += report.steps.prefill_tokens as usize;
+            events = generations.on_report(report, &engine);
+        };
+        let End::Complete(whole) = ended else { panic!("{ended:?}") };
+        assert_eq!(whole.outputs.len(), n as usize);
+        // What is no whole page is computed by each of them.
+        let most = n_prompt + (n as usize - 1) * (n_prompt % page_tokens);
+        assert!(prefilled <= most, "{prefilled} of at most {most} tokens of prompts");
+        assert_eq!(whole.cached_tokens, 0, "an earlier request had nothing of it");
+        engine.stop();
+    }
+}

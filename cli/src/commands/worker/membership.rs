@@ -176,3 +176,39 @@ async fn renew_for_ever(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ternfleet_proto::access::Site;
+
+    use super::*;
+
+    #[test]
+    fn a_new_token_is_advised_only_where_the_token_is_at_fault() {
+        let now = TimeMs(1_800_000_000_000);
+        let issuer = Site::new(now).issuer();
+        let token = JoinToken::make(&issuer, "pods", now, Duration::from_secs(3600)).unwrap();
+        let (soon, late) = (now.plus(Duration::from_secs(60)), now.plus(Duration::from_secs(7200)));
+        let unreachable = || BusError::Unreachable("authorization: no answer within 10 s".into());
+        let refused = |why: &str| BusError::Refused(why.into());
+        for (error, at, is_token) in [
+            (unreachable(), soon, false),
+            (refused("the fleet is full: 400 workers"), soon, false),
+            (refused("the coordinator has no issuer file"), soon, false),
+            (refused("Authorization Violation"), soon, true),
+            (refused("this token has been used by another pod"), soon, true),
+            // Whoever has an expired token needs another one, whatever else is wrong.
+            (unreachable(), late, true),
+        ] {
+            let said = format!("{:#}", not_let_in(error.clone(), token.credentials(), at));
+            assert_eq!(said.contains("`ternfleet nats token`"), is_token, "{error:?}: {said}");
+            assert!(said.contains(&error.to_string()), "the cause is told: {said}");
+        }
+        let said = not_let_in(unreachable(), token.credentials(), soon).to_string();
+        assert!(said.contains("does not answer"), "{said}");
+        assert_eq!(
+            not_let_in(refused("no"), token.credentials(), soon).to_string(),
+            "this worker is not let in"
+        );
+    }
+}

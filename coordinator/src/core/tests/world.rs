@@ -512,7 +512,7 @@ impl World {
 }
 
 pub(super) fn line(n: u32) -> Line {
-    Line { custom_id: Some(format!("c{n}")), endpoint: Endpoint::Completions, model: None }
+    Line::new(Some(format!("c{n}")), Endpoint::Completions, None)
 }
 
 fn failure() -> Failure {

@@ -23,7 +23,7 @@ fn body(url: &str, body: &str) -> String {
 #[test]
 fn the_short_form_takes_openais_defaults() {
     let (line, generation) = good(r#"{"prompt":"Once"}"#);
-    assert_eq!(line, Line { custom_id: Some("line-7".into()), endpoint: Endpoint::Completions, model: None });
+    assert_eq!(line, Line::new(Some("line-7".into()), Endpoint::Completions, None));
     assert_eq!(generation.prompt, Prompt::Text("Once".into()));
     let open = OpenSampling { temperature: true, top_p: true, top_k: true, frequency_penalty: true };
     assert_eq!(
@@ -443,4 +443,23 @@ fn tools_make_a_constrained_request_and_stand_beside_json_alone() {
     let text = body("chat/completions", &format!(r#"{{{tools},"guided_regex":"a"}}"#));
     let found = read_line(text.as_bytes()).unwrap_err().1.message;
     assert!(found.contains("`tools` cannot stand beside a regular expression"), "{found}");
+}
+
+#[test]
+fn a_line_for_a_response_carries_what_its_answer_repeats() {
+    let asked = r#"{"input":"a","instructions":"Be short.","max_output_tokens":60,"tool_choice":"required",
+        "tools":[{"type":"function","name":"f","parameters":{"type":"object"}}],"parallel_tool_calls":false}"#;
+    let (line, _) = good(&body("responses", asked).replace('\n', " "));
+    let settings: Value = serde_json::from_str(&line.settings).unwrap();
+    assert_eq!(
+        (&settings["instructions"], &settings["tools"][0]["name"]),
+        (&"Be short.".into(), &"f".into())
+    );
+    assert_eq!((&settings["tool_choice"], &settings["max_output_tokens"]), (&"required".into(), &60.into()));
+    assert_eq!(settings["parallel_tool_calls"], false);
+    assert!(good(r#"{"prompt":"a"}"#).0.settings.is_empty());
+    let text =
+        body("responses", &format!(r#"{{"input":"a","instructions":{:?}}}"#, "x".repeat(SETTINGS_BYTES_MAX)));
+    let found = read_line(text.as_bytes()).unwrap_err().1.message;
+    assert!(found.contains("at most 131072 are allowed") && found.contains("`input`"), "{found}");
 }

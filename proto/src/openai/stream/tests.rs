@@ -42,7 +42,7 @@ fn result(endpoint: Endpoint, texts: &[&str]) -> JobResult {
         attempt: Attempt(1),
         worker: "w".parse().unwrap(),
         tag: AssignmentTag(0),
-        line: crate::message::Line { custom_id: None, endpoint, model: Some("storyteller".into()) },
+        line: crate::message::Line::new(None, endpoint, Some("storyteller".into())),
         outcome: Outcome::Text(first),
         usage: Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() },
         timing: Timing::default(),

@@ -88,7 +88,7 @@ pub(super) fn work(index: u32, epoch: u32) -> Work {
         deadline: None,
         left_ms: None,
         tokens_estimate: 100,
-        line: Line { custom_id: Some(format!("line-{index}")), endpoint: Endpoint::Completions, model: None },
+        line: Line::new(Some(format!("line-{index}")), Endpoint::Completions, None),
         input: Input::Inline(Generation {
             prompt: Prompt::Tokens(vec![1, 2, 3]),
             max_tokens: Some(40),
