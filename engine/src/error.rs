@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub enum LoadError {
     #[error("the model {path} cannot be used: {reason}")]
     File { path: PathBuf, reason: String },
-    #[error("tensor `{name}`: {reason}")]
+    #[error("tensor '{name}': {reason}")]
     Tensor { name: String, reason: String },
     #[error("this model's shape is not supported: {0}")]
     Shape(String),

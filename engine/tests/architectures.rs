@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 mod common;
+#[path = "architectures/file_types.rs"]
+mod file_types;
 
 use common::{generate, load};
 use serde_json::Value;

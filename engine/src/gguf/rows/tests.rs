@@ -38,6 +38,13 @@ fn q8_0_widens_as_ggml_does() {
 }
 
 #[test]
+fn bf16_is_the_upper_half_of_an_f32() {
+    let mut row = [0.0; 4];
+    dequantise(Kind::BF16, &[0x80, 0x3f, 0x20, 0xc0, 0x01, 0x00, 0x49, 0x40], &mut row);
+    assert_eq!(row, [1.0, -2.5, f32::from_bits(0x0001_0000), 3.140625]);
+}
+
+#[test]
 fn every_half_widens_exactly_and_comes_back() {
     assert_eq!(f16_to_f32(0x3c00), 1.0);
     assert_eq!(f16_to_f32(0x0001), 2f32.powi(-24));
