@@ -6,10 +6,8 @@ use ternfleet_proto::message::{FleetView, LostPod, Spent};
 use crate::report::{printable, sort_by_name, table};
 use crate::span;
 
-/// Pods in the order of their names, without the jobs that each of them runs: no command shows those, and a
-/// `serde_json::Value` cannot contain their 128-bit tags.
+/// Pods in the order of their names.
 pub(crate) fn sorted(mut view: FleetView) -> FleetView {
-    view.pods.iter_mut().for_each(|pod| pod.heartbeat.running.clear());
     sort_by_name(&mut view.pods);
     view
 }

@@ -440,7 +440,7 @@ impl Metrics {
         }
         // Only the leader's view is complete; a standby would show the same pods twice.
         let (pods, batches) = match levels.leading {
-            true => (core.pod_views(), fleet::soonest(now, core)),
+            true => (core.pod_views(None), fleet::soonest(now, core)),
             false => Default::default(),
         };
         self.fleet.refresh(now.wall, &pods, &batches);

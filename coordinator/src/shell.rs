@@ -325,7 +325,8 @@ impl Service {
                     let Call { verb, payload, reply, .. } = call;
                     let _ = scaler.calls.send(scaler::ScaleCall { verb, payload, reply });
                 } else if self.core.is_leading() && call.verb == ApiVerb::Fleet {
-                    let fleet = account::fleet_view(now.wall, &self.core, self.rented_before);
+                    let viewer = call.tenant.as_ref();
+                    let fleet = account::fleet_view(now.wall, &self.core, viewer, self.rented_before);
                     self.send(call.reply, codec::encode(&Reply::<FleetView>::Ok(fleet)));
                 } else if self.core.is_leading() {
                     // The page asks for pods by itself, whether somebody looks at it or not.

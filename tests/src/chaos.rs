@@ -1,8 +1,10 @@
-//! Chaos on real processes: nats-servers, coordinators, workers and callers of a whole fleet, killed, stopped, cut off and
-//! starved of disk at random, and a checker that reads what came of it.
+//! Chaos on real processes: nats-servers with keys and permissions, coordinators, workers and callers of a whole fleet,
+//! killed, stopped, cut off, starved of disk and given wrong wall clocks at random, beside somebody who has a stolen
+//! worker's key, and a checker that reads what came of it.
 //!
-//! `chaos::run` is called by a short test and by the binary `chaos` (`make chaos`). Power loss and clocks that jump are
-//! the simulation's business: no process can be made to suffer them here.
+//! `chaos::run` is called by a short test and by the binary `chaos` (`make chaos`). Power loss is
+//! not among the faults: no process can be made to suffer it here. The clock of nats-server stays true: libfaketime works on programs that are
+//! linked to libc, and Go's are not.
 
 mod check;
 mod cluster;
@@ -10,6 +12,7 @@ mod faults;
 mod processes;
 mod proxy;
 mod report;
+mod thief;
 mod world;
 
 pub use faults::Fault;

@@ -37,6 +37,21 @@ impl Cluster {
     /// # Errors
     /// When `ternfleet nats init` fails or a server does not come up.
     pub fn start(size: usize) -> anyhow::Result<Cluster> {
+        let mut cluster = Self::prepare(size)?;
+        for number in 0..size {
+            cluster.restart(number)?;
+        }
+        for number in 0..size {
+            cluster.wait(number)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Makes the keys of `size` servers, which somebody else runs by [`Cluster::command`].
+    ///
+    /// # Errors
+    /// When `ternfleet nats init` fails.
+    pub fn prepare(size: usize) -> anyhow::Result<Cluster> {
         let folder = tempfile::tempdir()?;
         let mut arguments = vec!["nats".to_owned(), "init".to_owned(), "--dir".to_owned()];
         arguments.push(folder.path().join("site").display().to_string());
@@ -50,14 +65,22 @@ impl Cluster {
         }
         let made = program::run(&arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
         ensure!(made.code == Some(0), "nats init: {}", made.stderr);
-        let mut cluster = Cluster { folder, binary: find_binary()?, nodes };
-        for number in 0..size {
-            cluster.restart(number)?;
-        }
-        for number in 0..size {
-            cluster.wait(number)?;
-        }
-        Ok(cluster)
+        Ok(Cluster { folder, binary: find_binary()?, nodes })
+    }
+
+    /// What runs one server, with its data in `store`.
+    ///
+    /// # Errors
+    /// When its configuration cannot be written.
+    pub fn command(&self, number: usize, store: &Path) -> anyhow::Result<Vec<String>> {
+        let conf = self.effective_config(number, store)?;
+        Ok([&self.binary, Path::new("-c"), &conf].map(|part| part.display().to_string()).to_vec())
+    }
+
+    /// Where clients reach one server, and where its monitoring answers.
+    pub fn ports(&self, number: usize) -> (u16, u16) {
+        let [client, _, monitor] = self.nodes[number].ports;
+        (client, monitor)
     }
 
     /// The folder that `ternfleet nats` works in.
@@ -106,11 +129,10 @@ impl Cluster {
         let name = self.nodes[number].name.clone();
         let home = self.folder.path().join(&name);
         std::fs::create_dir_all(&home)?;
-        let conf = self.effective_config(number)?;
+        let command = self.command(number, &home)?;
         let log = std::fs::File::options().create(true).append(true).open(home.join("nats.log"))?;
         let server = Command::new(&self.binary)
-            .args(["-c"])
-            .arg(conf)
+            .args(&command[1..])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -121,14 +143,15 @@ impl Cluster {
     }
 
     /// The generated file with this machine's folders in it, and on loopback.
-    fn effective_config(&self, number: usize) -> anyhow::Result<PathBuf> {
+    fn effective_config(&self, number: usize, store: &Path) -> anyhow::Result<PathBuf> {
         let node = &self.nodes[number];
         let home = self.folder.path().join(&node.name);
+        std::fs::create_dir_all(&home)?;
         let text = std::fs::read_to_string(self.config(number))?;
         let servers = self.site().join("servers").join(&node.name);
         let text = text
             .replace("/etc/nats/tls", &servers.display().to_string())
-            .replace("/data/jetstream", &home.display().to_string())
+            .replace("/data/jetstream", &store.display().to_string())
             .replace("0.0.0.0", "127.0.0.1");
         let path = home.join("nats.conf");
         std::fs::write(&path, text)?;
@@ -141,7 +164,7 @@ impl Cluster {
     /// When a server is gone.
     pub fn reload(&self) -> anyhow::Result<()> {
         for (number, node) in self.nodes.iter().enumerate() {
-            self.effective_config(number)?;
+            self.effective_config(number, &self.folder.path().join(&node.name))?;
             if let Some(running) = &node.running {
                 running.signal(nix::sys::signal::Signal::SIGHUP)?;
             }

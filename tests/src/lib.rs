@@ -6,6 +6,7 @@ pub mod account;
 pub mod caller;
 pub mod chaos;
 pub mod cluster;
+pub mod hostile;
 pub mod http;
 pub mod instant;
 pub mod measure;

@@ -132,6 +132,7 @@ fn half_a_minute_of_chaos_breaks_no_promise() {
         pause_ms: (800, 2_500),
         small_disks: false,
         long_stops: false,
+        step_clocks: false,
     };
     let mut folder = tempfile::tempdir().unwrap();
     let outcome = run(&plan, folder.path());

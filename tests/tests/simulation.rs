@@ -1,6 +1,8 @@
 //! Fleets in simulation, seed by seed: faults of every kind, invariants after every step, an end when faults stop.
 
-use ternfleet_tests::sim::{Scenario, run_scenario, run_seed};
+use std::time::Duration;
+
+use ternfleet_tests::sim::{Fault, Scenario, run_scenario, run_seed};
 
 /// Runs a range of seeds on this thread; the ranges run side by side as tests of their own.
 fn seeds(from: u64, count: u64) {
@@ -97,6 +99,22 @@ fn seeds_that_failed_once_pass() {
         let back = run_scenario(Scenario::of(seed).keeping(&faults));
         assert!(back.is_ok(), "seed {seed}: {back:?}");
     }
+}
+
+/// Half of all answers of the server are lost for a while: it is not known then what of the leader's writes was stored.
+#[test]
+fn what_a_fleet_costs_is_stored_again_after_writes_that_nobody_heard() {
+    let faults = vec![(0, 2_000, Fault::LoseAnswers { one_in: 2, lasting: Duration::from_secs(20) })];
+    let mut scenario = Scenario { coordinators: 1, completions: Vec::new(), faults, ..Scenario::of(1) };
+    scenario.workers.truncate(1);
+    scenario.batches.truncate(1);
+    (scenario.workers[0].rate_tok_s, scenario.workers[0].price_usd_micro_per_hour) = (20, 1_000_000);
+    let batch = &mut scenario.batches[0];
+    (batch.lines, batch.tokens_max) = (40, 60);
+    (batch.window_ms, batch.budget_usd_micro, batch.cancel_at_ms, batch.killer) = (None, None, None, None);
+    let tally = run_scenario(scenario).unwrap_or_else(|broken| panic!("{broken}"));
+    assert!(tally.virtual_s > 40.0, "it lasts longer than the fault: {tally:?}");
+    assert!(tally.ended_at.since(tally.account_stored_at) < Duration::from_secs(4), "{tally:?}");
 }
 
 /// In whole fleets under faults: whoever writes checkpoints of jobs that it was not given fences nobody, blames nobody and

@@ -162,7 +162,7 @@ impl Core {
 
     /// The host is given nothing more, and what it has goes elsewhere; the last healthy one is only told of.
     fn convict(&mut self, audit: &Audit, second: &Party, host: String, actions: &mut Vec<Action>) {
-        let spared = self.fleet.healthy_hosts() <= 1;
+        let spared = !self.fleet.has_healthy_host_beside(&host);
         if spared {
             self.counts.last_host_suspect += 1;
         } else if self.fleet.convict(&host) {

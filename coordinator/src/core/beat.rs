@@ -74,6 +74,7 @@ impl Core {
         if came_back {
             self.welcome(beat);
         }
+        self.fleet.know_host(&beat.host);
         let Some(worker) = self.fleet.get_mut(slot) else { return };
         let before = &worker.beat.counters;
         let after = &beat.counters;

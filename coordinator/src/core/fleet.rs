@@ -194,8 +194,7 @@ impl Fleet {
         } else {
             Rate::guess(calibrated, 0.2)
         };
-        let convicted = self.convicted.contains(&beat.host);
-        self.hosts.entry(beat.host.clone()).or_default().quarantined |= convicted;
+        self.know_host(&beat.host);
         let worker = Worker {
             beat,
             kind,
@@ -213,6 +212,14 @@ impl Fleet {
         };
         self.workers.insert(slot, worker);
         slot
+    }
+
+    /// A worker runs there. One whose name was given to it may come back on another host than before.
+    pub fn know_host(&mut self, host: &str) {
+        if !self.hosts.contains_key(host) {
+            let quarantined = self.convicted.contains(host);
+            self.hosts.insert(host.to_owned(), Host { quarantined, ..Host::default() });
+        }
     }
 
     pub fn remove(&mut self, slot: WorkerSlot) -> Option<Worker> {
@@ -275,14 +282,9 @@ impl Fleet {
         self.canaries.stands_out(host) || self.hosts.get(host).is_some_and(|host| host.quarantined)
     }
 
-    /// Hosts that are not quarantined and have a live worker.
-    pub fn healthy_hosts(&self) -> usize {
-        let live: BTreeSet<&str> = self
-            .workers
-            .values()
-            .filter(|worker| worker.liveness != Liveness::Lost)
-            .map(|worker| worker.host())
-            .collect();
-        live.into_iter().filter(|host| !self.shut_out(host)).count()
+    /// True if another host is not quarantined and has a live worker.
+    pub fn has_healthy_host_beside(&self, host: &str) -> bool {
+        let mut others = self.workers.values().filter(|worker| worker.host() != host);
+        others.any(|other| other.liveness != Liveness::Lost && !self.quarantined(other))
     }
 }

@@ -37,6 +37,10 @@ impl Core {
             self.act(actions, Action::Discard { sequence });
             return;
         }
+        // Whatever has become of the job: its tag proves that this worker had it.
+        if answer.verdict == Verdict::HostFault {
+            self.host_fault_reported(answer);
+        }
         let found = self.ledger.find(&answer.job.batch).and_then(|slot| Some((slot, self.ledger.get(slot)?)));
         let Some((slot, batch)) = found else {
             self.counts.answers_without_batch += 1;
@@ -121,6 +125,18 @@ impl Core {
         }
     }
 
+    /// A worker says that its machine is at fault, which a process of that name that began later may know nothing of:
+    /// RESULTS is read again after a restart.
+    fn host_fault_reported(&mut self, answer: &Answer) {
+        let Some(worker) = self.fleet.slot(&answer.worker).and_then(|slot| self.fleet.get(slot)) else {
+            return;
+        };
+        if worker.beat.started_at <= answer.finished_at {
+            let host = worker.host().to_owned();
+            self.shut_out(&host);
+        }
+    }
+
     /// A worker says that it could not continue with a job.
     fn fault_reported(&mut self, now: Now, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
         self.counts.worker_faults += 1;
@@ -151,11 +167,12 @@ impl Core {
         }
         self.take_off(job);
         let host = failed.host.clone().unwrap_or_default();
-        if answer.verdict == Verdict::HostFault && self.shut_out(&host) {
+        if answer.verdict == Verdict::Fault {
+            self.blame_host(job, &host);
+        } else if self.fleet.hosts.get(&host).is_some_and(|host| host.quarantined) {
             self.requeue(now, job, 0, actions);
             return;
         }
-        self.blame_host(job, &host);
         self.failed_once(now, job, failed, actions);
     }
 
@@ -371,16 +388,16 @@ impl Core {
         self.shut_out(&name)
     }
 
-    /// The host gets nothing more, unless it is the last that is left.
+    /// The host gets nothing more, unless it is the last that is left. True if it is quarantined.
     fn shut_out(&mut self, name: &str) -> bool {
-        if self.fleet.hosts.get(name).is_some_and(|host| host.quarantined) {
-            return true;
-        }
-        if self.fleet.healthy_hosts() <= 1 {
+        let Some(host) = self.fleet.hosts.get(name) else { return false };
+        if !host.quarantined && !self.fleet.has_healthy_host_beside(name) {
             self.counts.last_host_suspect += 1;
             return false;
         }
-        self.quarantine(name);
+        if !host.quarantined {
+            self.quarantine(name);
+        }
         true
     }
 
@@ -388,6 +405,7 @@ impl Core {
     fn quarantine(&mut self, name: &str) {
         let Some(host) = self.fleet.hosts.get_mut(name) else { return };
         host.quarantined = true;
+        self.work_changed = true;
         self.counts.quarantined_hosts += 1;
         let failed = std::mem::take(&mut host.failed);
         let crashes = std::mem::take(&mut host.crashes);

@@ -200,7 +200,7 @@ mod tests {
         on(&mut core, 50, heartbeat("rented-a-0", 0, "b"));
         on(&mut core, 50, Event::Tick);
         assert_eq!(core.money.leased_total(), UsdMicro(30_000 + 20_000));
-        let view = &core.pod_views()[0].heartbeat;
+        let view = &core.pod_views(None)[0].heartbeat;
         assert_eq!((view.price_usd_micro_per_hour, view.pod_class.as_str()), (UsdMicro(7_200_000), "a"));
     }
 
@@ -234,7 +234,7 @@ mod tests {
             spent = now;
         }
         assert!((19_000..=25_000).contains(&spent.0), "{spent}");
-        assert!(core.pod_views().is_empty(), "the pod is gone");
+        assert!(core.pod_views(None).is_empty(), "the pod is gone");
         let mut next = leader(core.account().clone(), 2, 100);
         assert_eq!(next.account().unrented_usd_micro, spent);
         for second in 100..=110 {

@@ -2,15 +2,17 @@
 
 mod audits;
 mod budgets;
+mod hosts;
 mod stalls;
 mod world;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use ternfleet_proto::message::{BatchOptions, BatchState, RefusalCode, WebhookState};
-use ternfleet_proto::{JobKey, TimeMs, UsdMicro};
+use ternfleet_proto::{JobKey, TenantId, TimeMs, UsdMicro};
 
 use super::*;
 use world::{World, epoch_zero, good_lines, line, task, tenant};
@@ -153,46 +155,6 @@ fn a_batch_that_an_earlier_leader_may_have_moved_jobs_of_is_fenced_after_its_end
     world.run_to_the_end();
     world.perform_all();
     assert_eq!(world.forgotten, [(quiet, false), (open, true)]);
-}
-
-#[test]
-fn a_host_on_which_everything_fails_is_quarantined_and_its_jobs_get_their_attempts_back() {
-    let mut world = World::new(4);
-    world.add_worker("sick", "host-s", 1);
-    world.add_worker("well", "host-w", 1);
-    world.workers[0].sick = true;
-    let slot = world.submit_content("in", "t", good_lines(200), BatchOptions::default());
-    world.run_to_the_end();
-    world.check(slot);
-    assert_eq!(world.core.counts.quarantined_hosts, 1);
-    assert_eq!(world.dead, []);
-    assert_eq!(world.core.batch(slot).unwrap().record.totals.completed, 200);
-}
-
-#[test]
-fn a_host_that_says_it_is_at_fault_gets_nothing_more_and_no_job_is_to_blame() {
-    let mut world = World::new(4);
-    world.add_worker("broken", "host-b", 1);
-    world.add_worker("well", "host-w", 1);
-    world.workers[0].broken = true;
-    let slot = world.submit_content("in", "t", good_lines(60), BatchOptions::default());
-    world.run_to_the_end();
-    world.check(slot);
-    let counts = &world.core.counts;
-    assert_eq!((counts.quarantined_hosts, counts.failed_attempts), (1, 0), "{counts:?}");
-    assert_eq!(world.core.batch(slot).unwrap().record.totals.completed, 60);
-}
-
-#[test]
-fn the_last_healthy_host_is_never_quarantined() {
-    let mut world = World::new(5);
-    world.add_worker("only", "host-o", 1);
-    world.workers[0].sick = true;
-    let slot = world.submit_content("in", "t", good_lines(30), BatchOptions::default());
-    world.run_to_the_end();
-    assert_eq!(world.core.counts.quarantined_hosts, 0);
-    assert!(world.core.counts.last_host_suspect > 0);
-    world.check(slot);
 }
 
 #[test]
@@ -440,38 +402,6 @@ proptest! {
 }
 
 #[test]
-fn hosts_whose_workers_crash_at_every_job_are_quarantined_and_no_good_job_is_poison() {
-    for seed in 0..4 {
-        let mut world = World::new(seed);
-        for host in ["a", "b", "c", "d"] {
-            world.add_worker(host, host, 340_000);
-        }
-        world.workers[..3].iter_mut().for_each(|worker| worker.crashes = true);
-        let slot = world.submit_content("b", "default", good_lines(60), BatchOptions::default());
-        world.run_to_the_end();
-        let totals = world.core.batch(slot).unwrap().record.totals;
-        assert_eq!((totals.completed, totals.failed), (60, 0), "seed {seed}");
-        assert_eq!(world.core.counts.quarantined_hosts, 3, "seed {seed}");
-        assert!(world.dead.is_empty());
-    }
-}
-
-#[test]
-fn one_job_that_kills_whoever_runs_it_shuts_no_host_out() {
-    let mut world = World::new(3);
-    for host in ["a", "b", "c"] {
-        world.add_worker(host, host, 340_000);
-    }
-    world.poisonous = vec![5];
-    let slot = world.submit_content("b", "default", good_lines(60), BatchOptions::default());
-    world.run_to_the_end();
-    let totals = world.core.batch(slot).unwrap().record.totals;
-    assert_eq!((totals.completed, totals.failed), (59, 1));
-    assert_eq!(world.core.counts.quarantined_hosts, 0);
-    assert_eq!(world.dead.len(), 1);
-}
-
-#[test]
 fn a_completion_whose_worker_is_lost_goes_to_another() {
     let mut world = World::new(1);
     world.add_worker("a", "a", 340_000);
@@ -510,4 +440,29 @@ fn a_completion_whose_worker_is_lost_goes_to_another() {
     })));
     let told = |action: &Action| matches!(action, Action::Announce { key, .. } if key.batch == create.batch);
     assert!(world.actions.iter().any(told), "{:?}", world.actions);
+}
+
+/// Workers say their tags to the coordinator; who looks at the fleet needs none, and sees of others' jobs nothing.
+#[test]
+fn a_view_of_the_pods_has_no_tags_and_a_tenant_sees_its_own_jobs_alone() {
+    let mut world = World::new(16);
+    world.add_worker("a", "host-a", 340_000);
+    for name in ["t", "u"] {
+        world.submit_content(name, name, good_lines(2), BatchOptions::default());
+    }
+    while world.workers[0].running.len() < 4 {
+        world.beat(0);
+        world.tell(Event::Turn);
+        world.perform_all();
+        world.pull(0);
+    }
+    world.beat(0);
+    let running = |viewer: Option<&TenantId>| world.core.pod_views(viewer)[0].heartbeat.running.clone();
+    assert_eq!(running(None).len(), 4);
+    assert!(running(None).iter().all(|running| running.tag.is_none()));
+    let (tenant, nobody): (TenantId, TenantId) = ("t".parse().unwrap(), "v".parse().unwrap());
+    let own: BTreeSet<_> = running(Some(&tenant)).into_iter().map(|running| running.job.batch).collect();
+    let of_tenant = |record: &&BatchRecord| record.tenant == tenant;
+    assert_eq!(own, world.records.values().filter(of_tenant).map(|record| record.id.clone()).collect());
+    assert_eq!(running(Some(&nobody)), []);
 }

@@ -6,7 +6,7 @@ use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView, Sta
 use ternfleet_proto::money::usd_micro_per_million_tokens;
 use ternfleet_proto::{BatchId, Lane, Now, TenantId, TimeMs, UsdMicro, WorkerId};
 
-use super::batch::Batch;
+use super::batch::{Batch, Origin};
 use super::event::BatchSlot;
 use super::fleet::Liveness;
 use super::{BatchRecord, Core};
@@ -202,7 +202,21 @@ impl Core {
         models
     }
 
-    pub fn pod_views(&self) -> Vec<PodView> {
+    /// What `viewer`, or who runs the fleet, may see of its workers: of the jobs that they run those of batches that
+    /// the viewer can name, and nobody's tags.
+    pub fn pod_views(&self, viewer: Option<&TenantId>) -> Vec<PodView> {
+        let may_see = |id: &BatchId| {
+            let batch = self.ledger.find(id).and_then(|slot| self.ledger.get(slot));
+            batch.is_some_and(|batch| {
+                batch.origin != Origin::Audit && viewer.is_none_or(|viewer| *viewer == batch.record.tenant)
+            })
+        };
+        let heartbeat_of = |worker: &super::Worker| {
+            let mut heartbeat = worker.beat.clone();
+            heartbeat.running.retain(|running| may_see(&running.job.batch));
+            heartbeat.running.iter_mut().for_each(|running| running.tag = None);
+            heartbeat
+        };
         let of_worker = |(slot, worker): (&super::WorkerSlot, &super::Worker)| {
             let pod = self.money.pods().get(worker.pod_name());
             let engines = pod.map_or(1, |pod| pod.workers.len().max(1)) as i64;
@@ -215,7 +229,7 @@ impl Core {
                 cost_usd_micro: pod.map_or(UsdMicro::ZERO, |pod| UsdMicro(pod.bill.billed.0 / engines)),
                 busy_ratio: worker.busy_ratio(),
                 queued_jobs: self.flights.held(*slot).0.saturating_sub(worker.beat.slots_in_use),
-                heartbeat: worker.beat.clone(),
+                heartbeat: heartbeat_of(worker),
             }
         };
         self.fleet

@@ -11,6 +11,7 @@ use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{MonoMs, TimeMs, UsdMicro, WorkerId};
 
 use super::Gateway;
+use super::error::ApiResult;
 use super::live;
 
 /// One point of the fleet's charts in this time.
@@ -121,8 +122,12 @@ pub(super) async fn sample(gateway: Gateway) {
     for turn in 0u64.. {
         ticks.tick().await;
         if turn.is_multiple_of(SCALER_EVERY) {
-            let said = scaler(&gateway).await;
-            history.lock().scaler = said;
+            match scaler(&gateway).await {
+                Ok(said) => history.lock().scaler = Some(said),
+                Err(error) if error.is_refusal() => history.lock().scaler = None,
+                // Nobody has answered: what was said last still stands.
+                Err(_) => {}
+            }
         }
         let Ok(fleet) = live::fleet(&gateway).await else { continue };
         let now = gateway.clock().now();
@@ -142,9 +147,9 @@ pub(super) async fn sample(gateway: Gateway) {
     }
 }
 
-/// Classes whose pods fail, and why nothing is ordered.
-async fn scaler(gateway: &Gateway) -> Option<Vec<String>> {
-    let view: ScaleView = gateway.ask(ApiVerb::ScaleShow, &ScaleDials::default()).await.ok()?;
+/// Classes whose pods fail, and why nothing is ordered. Refused where nothing is rented.
+async fn scaler(gateway: &Gateway) -> ApiResult<Vec<String>> {
+    let view: ScaleView = gateway.ask(ApiVerb::ScaleShow, &ScaleDials::default()).await?;
     let mut found: Vec<String> = view.halted.iter().map(|why| format!("No pod is ordered: {why}.")).collect();
     for class in view.classes {
         if let (Some(failed), Some(why)) = (&class.failed, &class.refused) {
@@ -155,5 +160,5 @@ async fn scaler(gateway: &Gateway) -> Option<Vec<String>> {
             ));
         }
     }
-    Some(found)
+    Ok(found)
 }

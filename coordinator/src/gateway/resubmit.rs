@@ -1,5 +1,6 @@
 //! `POST /api/batches/{id}/resubmit`: the failed lines of an ended batch as a new batch, with its priority.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -63,10 +64,15 @@ pub(super) async fn create(
     };
     let file = random_id("file-");
     let (copied, stored) = tokio::join!(copy, gateway.bus().object_put(&bucket, &file, Box::pin(reader)));
-    copied.map_err(unread)?;
+    let bytes = match (copied, stored) {
+        (Ok(()), stored) => stored?,
+        // Nobody reads on where the new input could not be stored: that is the cause.
+        (Err(error), Err(refused)) if error.kind() == ErrorKind::BrokenPipe => return Err(refused.into()),
+        (Err(error), _) => return Err(unread(error)),
+    };
     let name = again::name(&old);
     let filename = format!("{}.jsonl", name.as_deref().unwrap_or(&file));
-    let record = FileRecord::new(filename, files::INPUT, stored?, gateway.clock().wall(), None);
+    let record = FileRecord::new(filename, files::INPUT, bytes, gateway.clock().wall(), None);
     files::keep(gateway.bus(), &tenant, &file, &record).await?;
     let create = BatchCreate {
         tenant,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{FleetView, Spent};
-use ternfleet_proto::{TimeMs, UsdMicro, codec, table};
+use ternfleet_proto::{TenantId, TimeMs, UsdMicro, codec, table};
 
 use crate::core::{Account, Core};
 
@@ -16,6 +16,8 @@ const TRIES: u32 = 10;
 #[derive(Debug, Default)]
 pub(super) struct AccountStamp {
     revision: u64,
+    /// What was written since, and may be stored: nobody answered.
+    unheard: Vec<Vec<u8>>,
     /// Another leader writes now, or what is stored cannot be read and is left alone.
     closed: bool,
 }
@@ -26,7 +28,9 @@ pub(super) async fn read(bus: &Arc<dyn Bus>) -> (Account, AccountStamp) {
         match bus.kv_get(table::KV_CONTROL, KEY).await {
             Ok(None) | Err(BusError::NotFound(_)) => return Default::default(),
             Ok(Some(entry)) => match codec::decode(&entry.value) {
-                Ok(account) => return (account, AccountStamp { revision: entry.revision, closed: false }),
+                Ok(account) => {
+                    return (account, AccountStamp { revision: entry.revision, ..AccountStamp::default() });
+                }
                 Err(error) => {
                     tracing::error!(%error, "the account of the fleet cannot be read; left alone");
                     break;
@@ -38,13 +42,13 @@ pub(super) async fn read(bus: &Arc<dyn Bus>) -> (Account, AccountStamp) {
             }
         }
     }
-    (Account::default(), AccountStamp { revision: 0, closed: true })
+    (Account::default(), AccountStamp { closed: true, ..AccountStamp::default() })
 }
 
 impl AccountStamp {
-    /// By compare-and-set. A lost answer is repaired by the next write, a second later.
+    /// By compare-and-set.
     pub(super) async fn store(&mut self, bus: &dyn Bus, account: &Account) {
-        if self.closed {
+        if self.closed || (!self.unheard.is_empty() && self.look_again(bus).await.is_err()) {
             return;
         }
         let value = codec::encode(account);
@@ -53,23 +57,27 @@ impl AccountStamp {
             revision => bus.kv_update(table::KV_CONTROL, KEY, value.clone(), revision, None).await,
         };
         match stored {
-            Ok(revision) => self.revision = revision,
-            Err(BusError::Unreachable(_)) => self.look_again(bus, &value).await,
+            Ok(revision) => (self.revision, self.unheard) = (revision, Vec::new()),
+            Err(BusError::Unreachable(_)) => self.unheard.push(value.into()),
+            // An earlier write of this leader may have arrived after all: then the next one follows it.
             Err(BusError::Exists(_) | BusError::WrongLastSequence) => {
-                tracing::warn!("another leader has written the account of the fleet; this one stops");
-                self.closed = true;
+                if self.look_again(bus).await == Ok(false) {
+                    tracing::warn!("another leader has written the account of the fleet; this one stops");
+                    self.closed = true;
+                }
             }
             Err(error) => tracing::warn!(%error, "the account of the fleet is not stored"),
         }
     }
 
-    /// It is not known whether the write was stored.
-    async fn look_again(&mut self, bus: &dyn Bus, written: &[u8]) {
-        if let Ok(Some(entry)) = bus.kv_get(table::KV_CONTROL, KEY).await
-            && entry.value == written
-        {
-            self.revision = entry.revision;
+    /// True if what is stored was written by this leader and not known to be stored.
+    async fn look_again(&mut self, bus: &dyn Bus) -> Result<bool, BusError> {
+        let stored = bus.kv_get(table::KV_CONTROL, KEY).await?;
+        let own = stored.filter(|entry| self.unheard.iter().any(|written| entry.value == *written));
+        if let Some(entry) = &own {
+            (self.revision, self.unheard) = (entry.revision, Vec::new());
         }
+        Ok(own.is_some())
     }
 }
 
@@ -81,7 +89,12 @@ pub(crate) struct RentedBefore {
     pub(crate) today: UsdMicro,
 }
 
-pub(super) fn fleet_view(now: TimeMs, core: &Core, rented_before: Option<RentedBefore>) -> FleetView {
+pub(super) fn fleet_view(
+    now: TimeMs,
+    core: &Core,
+    viewer: Option<&TenantId>,
+    rented_before: Option<RentedBefore>,
+) -> FleetView {
     let (account, leased) = (core.account(), core.money().leased_total());
     let spent = rented_before.map(|before| Spent {
         since: account.since.unwrap_or(now),
@@ -89,5 +102,5 @@ pub(super) fn fleet_view(now: TimeMs, core: &Core, rented_before: Option<RentedB
         today_usd_micro: account.today(now) + before.today + leased,
         rented_usd_micro: before.total + leased,
     });
-    FleetView { pods: core.pod_views(), lost: account.lost.iter().cloned().collect(), spent }
+    FleetView { pods: core.pod_views(viewer), lost: account.lost.iter().cloned().collect(), spent }
 }

@@ -112,10 +112,10 @@ impl Api {
         footing: &Footing,
     ) -> Vec<Event> {
         let Call { verb, tenant, payload, reply } = call;
-        if let Some(tenant) = tenant
+        if let Some(tenant) = &tenant
             && !matches!(verb, ApiVerb::Pods | ApiVerb::Fleet | ApiVerb::PodDismiss)
             && !verb.is_of_the_scaler()
-            && !names(&payload, &tenant)
+            && !names(&payload, tenant)
         {
             let message = format!("you are {tenant}: ask in that name");
             self.answer::<()>(reply, &Err(refusal(RefusalCode::Invalid, message)));
@@ -192,7 +192,7 @@ impl Api {
                 Vec::new()
             }),
             ApiVerb::Pods => {
-                self.answer(reply, &Ok(core.pod_views()));
+                self.answer(reply, &Ok(core.pod_views(tenant.as_ref())));
                 Vec::new()
             }
             // Answered by the loop, which knows the ledgers.

@@ -21,6 +21,8 @@ const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
 const children = [];
 let browser = null, page = null;
 
+// Also when the script itself breaks: nothing that it started outlives it.
+process.on("exit", () => { for (const child of children) child.kill("SIGKILL"); });
 async function end(code) {
   await browser?.close().catch(() => {});
   for (const child of children) { child.kill("SIGINT"); for (let i = 0; i < 150 && child.exitCode === null && child.signalCode === null; i++) await sleep(100); child.kill("SIGKILL"); }

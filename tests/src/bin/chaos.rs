@@ -1,6 +1,7 @@
 //! Chaos on real processes, for as long as you like: `chaos [--minutes M] [--seed S] [--servers 1|3|both] [--report FILE]`.
 //!
-//! Needs the binary beside it (`cargo build -p ternfleet`), nats-server as the tests do, and root for full disks. Exits
+//! Needs the binary beside it (`cargo build -p ternfleet`), nats-server as the tests do, root for full disks, and
+//! the Debian package `faketime` for steps of wall clocks. Exits
 //! with 1 when a promise was broken; what the processes said is kept in the folder that is named then.
 
 use std::path::PathBuf;
@@ -38,6 +39,7 @@ fn main() -> anyhow::Result<ExitCode> {
             pause_ms: (1_500, 6_000),
             small_disks: true,
             long_stops: true,
+            step_clocks: true,
         };
         let mut folder = tempfile::tempdir()?;
         let outcome = run(&plan, folder.path())?;

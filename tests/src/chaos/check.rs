@@ -7,18 +7,23 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
+use ternfleet_coordinator::core::BatchRecord;
 use ternfleet_proto::bus::Replayed;
 use ternfleet_proto::message::{JobResult, Outcome as Answer};
-use ternfleet_proto::nats::{ConnectOptions, connect};
-use ternfleet_proto::{codec, table};
+use ternfleet_proto::tag::AssignmentKey;
+use ternfleet_proto::{UsdMicro, codec, table};
 
 use super::Outcome;
+use crate::cluster::Cluster;
 use crate::program::json_lines;
 
 /// Every so many lines one is no request.
 const BAD_EVERY: usize = 20;
 /// A batch's worth of complaints is enough.
 const BROKEN_MAX: usize = 20;
+
+/// Three pods cost less than half of this in the longest time that a batch may take.
+const COST_MAX: UsdMicro = UsdMicro(200_000);
 
 /// A file of stories to tell, of different lengths, with an occasional line that is not a request.
 pub(super) fn input(lines: usize) -> String {
@@ -95,34 +100,41 @@ pub(super) fn files(files: &[PathBuf], expected: &Expected, outcome: &mut Outcom
     }
 }
 
-/// Reads RESULTS from its beginning: every answer to one job must be the same.
-pub(super) fn streams(url: &str, outcome: &mut Outcome) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let options =
-            ConnectOptions { url: url.to_owned(), first_connect_ms: 30_000, ..ConnectOptions::default() };
-        let bus = connect(&options).await?;
-        let mut replay = bus.replay(table::RESULTS, table::results_all(), 1).await?;
-        let mut first: BTreeMap<String, JobResult> = BTreeMap::new();
-        while let Some(item) = replay.next().await {
-            let Replayed::Message(message) = item? else { break };
-            let result: JobResult =
-                codec::decode(&message.payload).with_context(|| message.subject.clone())?;
-            outcome.completion_tokens += u64::from(result.usage.completion_tokens);
-            outcome.reprefilled_tokens += u64::from(result.usage.reprefilled_tokens);
-            let Some(before) = first.get(&result.job.to_string()) else {
-                first.insert(result.job.to_string(), result);
-                continue;
-            };
-            outcome.duplicates += 1;
-            if let (Answer::Text(one), Answer::Text(other)) = (&before.outcome, &result.outcome)
-                && one.ids_digest != other.ids_digest
-            {
-                outcome.divergent += 1;
-                outcome.broken.push(format!("{} was answered in two ways", result.job));
-            }
+/// Reads RESULTS from its beginning: every answer to one job must be the same, where what nobody signed is no answer. And
+/// no batch may have been billed by the price that somebody claims who has a stolen key.
+pub(super) async fn stored(site: &Cluster, outcome: &mut Outcome) -> anyhow::Result<()> {
+    let bus = site.coordinator_bus().await?;
+    let key = bus.kv_get(table::KV_CONTROL, "assignment_key").await?.context("no key of assignments")?;
+    let key: AssignmentKey = codec::decode(&key.value)?;
+    let mut replay = bus.replay(table::RESULTS, table::results_all(), 1).await?;
+    let mut first: BTreeMap<String, JobResult> = BTreeMap::new();
+    while let Some(item) = replay.next().await {
+        let Replayed::Message(message) = item? else { break };
+        let result: JobResult = codec::decode(&message.payload).with_context(|| message.subject.clone())?;
+        if !key.verifies(result.tag, &result.job, result.epoch, &result.worker) {
+            continue;
         }
-        bus.close().await;
-        anyhow::Ok(())
-    })
+        outcome.completion_tokens += u64::from(result.usage.completion_tokens);
+        outcome.reprefilled_tokens += u64::from(result.usage.reprefilled_tokens);
+        let Some(before) = first.get(&result.job.to_string()) else {
+            first.insert(result.job.to_string(), result);
+            continue;
+        };
+        outcome.duplicates += 1;
+        if let (Answer::Text(one), Answer::Text(other)) = (&before.outcome, &result.outcome)
+            && one.ids_digest != other.ids_digest
+        {
+            outcome.divergent += 1;
+            outcome.broken.push(format!("{} was answered in two ways", result.job));
+        }
+    }
+    for entry in bus.kv_entries(table::KV_BATCHES).await? {
+        let Ok(record) = codec::decode::<BatchRecord>(&entry.value) else { continue };
+        let cost = record.totals.cost_usd_micro;
+        if cost > COST_MAX {
+            outcome.broken.push(format!("M1: {} costs {cost}", record.id));
+        }
+    }
+    bus.close().await;
+    Ok(())
 }

@@ -1,6 +1,5 @@
-//! One nats-server, or a cluster of three on loopback, whose disks can be filled.
+//! One nats-server, or a cluster of three on loopback, with keys and permissions, whose disks can be filled.
 
-use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,16 +9,14 @@ use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
 use super::processes::Part;
+use crate::cluster::Cluster;
 use crate::program::wait_for;
-use crate::server::{find_binary, free_port};
 
 /// Far more than a run stores, and soon full of ballast.
 const DISK_MB: u64 = 160;
 
 #[derive(Debug)]
 struct Place {
-    port: u16,
-    monitor_port: u16,
     store: PathBuf,
     /// On a file system of its own.
     mounted: bool,
@@ -28,41 +25,24 @@ struct Place {
 
 #[derive(Debug)]
 pub(super) struct Servers {
+    pub(super) site: Cluster,
     places: Vec<Place>,
 }
 
 impl Servers {
     /// `small_disks` mounts a small tmpfs under each server's store; that takes root, and is left out where it fails.
     pub(super) fn start(count: usize, folder: &Path, small_disks: bool) -> anyhow::Result<Servers> {
-        let binary = find_binary()?.display().to_string();
-        let ports: Vec<[u16; 3]> = (0..count)
-            .map(|_| Ok([free_port()?, free_port()?, free_port()?]))
-            .collect::<anyhow::Result<_>>()?;
-        let routes: Vec<String> =
-            ports.iter().map(|[_, _, route]| format!("nats-route://127.0.0.1:{route}")).collect();
+        let site = Cluster::prepare(count)?;
         let mut places = Vec::new();
-        for (place, [port, monitor_port, route]) in ports.iter().copied().enumerate() {
+        for place in 0..count {
             let store = folder.join(format!("store-{place}"));
             std::fs::create_dir_all(&store)?;
             let mounted = small_disks && mount(&store);
-            let mut text = format!(
-                "server_name: n{place}\nlisten: 127.0.0.1:{port}\nhttp: 127.0.0.1:{monitor_port}\n\
-                 jetstream {{ store_dir: {store:?}, max_file_store: 10GB }}\n"
-            );
-            if count > 1 {
-                writeln!(
-                    text,
-                    "cluster {{ name: chaos, listen: 127.0.0.1:{route}, no_advertise: true, routes: [{}] }}",
-                    routes.join(", ")
-                )?;
-            }
-            let configuration = folder.join(format!("nats-{place}.conf"));
-            std::fs::write(&configuration, text)?;
-            let command = vec![binary.clone(), "-c".to_owned(), configuration.display().to_string()];
-            let part = Part::start(command, folder.join(format!("nats-{place}.log")))?;
-            places.push(Place { port, monitor_port, store, mounted, part });
+            let part =
+                Part::start(site.command(place, &store)?, folder.join(format!("nats-{place}.log")), None)?;
+            places.push(Place { store, mounted, part });
         }
-        let servers = Servers { places };
+        let servers = Servers { site, places };
         wait_for(Duration::from_secs(60), || Ok(servers.all_ready().then_some(())))
             .context("the nats-servers are not ready")?;
         Ok(servers)
@@ -78,14 +58,7 @@ impl Servers {
     }
 
     pub(super) fn port(&self, place: usize) -> u16 {
-        self.places[place].port
-    }
-
-    /// Addresses of all, as callers write them.
-    pub(super) fn url(&self) -> String {
-        let urls: Vec<String> =
-            self.places.iter().map(|place| format!("nats://127.0.0.1:{}", place.port)).collect();
-        urls.join(",")
+        self.site.ports(place).0
     }
 
     pub(super) fn part(&mut self, place: usize) -> &mut Part {
@@ -117,7 +90,7 @@ impl Servers {
     }
 
     pub(super) fn all_ready(&self) -> bool {
-        self.places.iter().all(|place| is_ready(place.monitor_port))
+        (0..self.count()).all(|place| is_ready(self.site.ports(place).1))
     }
 }
 

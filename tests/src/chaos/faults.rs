@@ -49,6 +49,17 @@ pub enum Fault {
         place: usize,
         ms: u64,
     },
+    /// Its wall clock is stepped, and back again after a while.
+    StepWorker {
+        place: usize,
+        off_s: i64,
+        ms: u64,
+    },
+    StepCoordinator {
+        place: usize,
+        off_s: i64,
+        ms: u64,
+    },
     /// Everything is killed at once and comes back in any order.
     KillAll {
         ms: u64,
@@ -69,6 +80,8 @@ impl Fault {
             Fault::KillServer { .. } => "nats-server: kill -9",
             Fault::StopServer { .. } => "nats-server: SIGSTOP",
             Fault::FillDisk { .. } => "nats-server: disk full",
+            Fault::StepWorker { .. } => "worker: wall clock stepped",
+            Fault::StepCoordinator { .. } => "coordinator: wall clock stepped",
             Fault::KillAll { .. } => "everything: kill -9",
         }
     }
@@ -86,6 +99,8 @@ impl Fault {
             | Fault::KillServer { ms, .. }
             | Fault::StopServer { ms, .. }
             | Fault::FillDisk { ms, .. }
+            | Fault::StepWorker { ms, .. }
+            | Fault::StepCoordinator { ms, .. }
             | Fault::KillAll { ms } => ms,
         }
     }
@@ -98,6 +113,7 @@ pub(super) struct Places {
     pub(super) coordinators: usize,
     pub(super) servers: usize,
     pub(super) small_disks: bool,
+    pub(super) clocks: bool,
     /// Sometimes longer than the ack wait of 20 s.
     pub(super) long_stops: bool,
 }
@@ -109,7 +125,10 @@ pub(super) fn draw(chance: &mut Chance, places: Places) -> Fault {
     let ms = chance.within(200, 6_000);
     let long = places.long_stops && chance.one_in(4);
     let stop_ms = if long { chance.within(22_000, 30_000) } else { ms };
-    match chance.within(0, 21) {
+    // From a second to four hours, either way.
+    let off_s = 4i64.pow(chance.within(0, 6) as u32) * chance.within(1, 4) as i64;
+    let off_s = if chance.one_in(2) { off_s } else { -off_s };
+    match chance.within(0, if places.clocks { 24 } else { 21 }) {
         0..=3 => Fault::KillWorker { place: worker, ms },
         4 | 5 => Fault::StopWorker { place: worker, ms: stop_ms },
         6 => Fault::DrainWorker { place: worker, ms },
@@ -122,6 +141,8 @@ pub(super) fn draw(chance: &mut Chance, places: Places) -> Fault {
         17 | 18 => Fault::StopServer { place: server, ms: if long { stop_ms } else { ms } },
         19 | 20 if places.small_disks => Fault::FillDisk { place: server, ms },
         19 | 20 => Fault::KillServer { place: server, ms: ms / 2 },
-        _ => Fault::KillAll { ms: ms / 2 },
+        21 => Fault::KillAll { ms: ms / 2 },
+        22 | 23 => Fault::StepWorker { place: worker, off_s, ms },
+        _ => Fault::StepCoordinator { place: coordinator, off_s, ms },
     }
 }

@@ -1,5 +1,6 @@
 //! A process of the fleet under test: started, killed, stopped, started again.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -10,11 +11,57 @@ use nix::unistd::Pid;
 
 use crate::program;
 
+/// The wall clock of a part, as libfaketime makes it.
+#[derive(Debug)]
+pub(super) struct WallClock {
+    library: PathBuf,
+    /// By how much it is off, in the library's words.
+    offset: PathBuf,
+}
+
+impl WallClock {
+    /// A true one; `None` where the library (Debian's package `faketime`) is not installed.
+    pub(super) fn new(offset: PathBuf) -> anyhow::Result<Option<WallClock>> {
+        let Some(library) = library() else { return Ok(None) };
+        let clock = WallClock { library, offset };
+        clock.step_to(0)?;
+        Ok(Some(clock))
+    }
+
+    /// So many seconds off the truth from now on.
+    pub(super) fn step_to(&self, off_s: i64) -> std::io::Result<()> {
+        // A reader never finds half of it.
+        let new = self.offset.with_extension("new");
+        std::fs::write(&new, format!("{off_s:+}"))?;
+        std::fs::rename(&new, &self.offset)
+    }
+
+    /// Monotonic clocks stay true. The file is read again every second.
+    fn settings(&self) -> [(&'static str, &OsStr); 5] {
+        [
+            ("LD_PRELOAD", self.library.as_os_str()),
+            ("FAKETIME_TIMESTAMP_FILE", self.offset.as_os_str()),
+            ("FAKETIME_CACHE_DURATION", OsStr::new("1")),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", OsStr::new("1")),
+            ("DONT_FAKE_MONOTONIC", OsStr::new("1")),
+        ]
+    }
+}
+
+/// Where Debian keeps the library.
+fn library() -> Option<PathBuf> {
+    let mut folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    folders.find_map(|folder| {
+        Some(folder.path().join("faketime/libfaketime.so.1")).filter(|path| path.is_file())
+    })
+}
+
 /// One part, alive or dead. It dies with this process, whatever ends it.
 #[derive(Debug)]
 pub(super) struct Part {
     command: Vec<String>,
     log: PathBuf,
+    clock: Option<WallClock>,
     child: Option<Child>,
     /// Since when it drains.
     draining_since: Option<Instant>,
@@ -22,8 +69,12 @@ pub(super) struct Part {
 
 impl Part {
     /// Starts a program with arguments; what it says is appended to the log.
-    pub(super) fn start(command: Vec<String>, log: PathBuf) -> anyhow::Result<Part> {
-        let mut part = Part { command, log, child: None, draining_since: None };
+    pub(super) fn start(
+        command: Vec<String>,
+        log: PathBuf,
+        clock: Option<WallClock>,
+    ) -> anyhow::Result<Part> {
+        let mut part = Part { command, log, clock, child: None, draining_since: None };
         part.start_again()?;
         Ok(part)
     }
@@ -36,9 +87,14 @@ impl Part {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let mut command: Command = program::command(&["attached", "--parent", &parent, "--"])?;
         command.args(&self.command).env("TERNFLEET_CALIBRATE_MS", "150");
+        command.envs(self.clock.iter().flat_map(WallClock::settings));
         self.draining_since = None;
         self.child = Some(command.stdout(log.try_clone()?).stderr(log).spawn()?);
         Ok(())
+    }
+
+    pub(super) fn clock(&self) -> Option<&WallClock> {
+        self.clock.as_ref()
     }
 
     /// Starts it again if it has ended by itself, rather than by [`Part::kill`].

@@ -11,8 +11,9 @@ use nix::sys::signal::Signal;
 use super::check::{self, Expected};
 use super::cluster::Servers;
 use super::faults::{Fault, Places, draw};
-use super::processes::Part;
+use super::processes::{Part, WallClock};
 use super::proxy::{Line, Proxy};
+use super::thief::{TENANT, Thief};
 use crate::program::{self, STORYTELLER, wait_for};
 use crate::sim::Chance;
 
@@ -40,6 +41,8 @@ pub struct Plan {
     pub small_disks: bool,
     /// Sometimes stop a process for longer than the ack wait.
     pub long_stops: bool,
+    /// Step wall clocks, where libfaketime is installed.
+    pub step_clocks: bool,
 }
 
 /// What came of a run; the promises are kept when `broken` is empty.
@@ -63,6 +66,10 @@ pub struct Outcome {
     /// From the last repair to the last batch's end.
     pub settled_s: f64,
     pub small_disks: bool,
+    /// Wall clocks can be stepped: libfaketime is installed.
+    pub clocks: bool,
+    /// What the owner of a stolen worker's key has sent.
+    pub forged: u64,
     pub broken: Vec<String>,
 }
 
@@ -79,6 +86,8 @@ struct World {
     workers: Vec<(Part, Vec<Proxy>)>,
     coordinators: Vec<(Part, Vec<Proxy>)>,
     callers: Vec<Caller>,
+    /// How callers reach the fleet.
+    connection: Vec<String>,
     begun: u64,
     outcome: Outcome,
 }
@@ -91,6 +100,7 @@ pub fn run(plan: &Plan, folder: &Path) -> anyhow::Result<Outcome> {
     let began = Instant::now();
     let mut world = World::start(plan, folder)?;
     let expected = world.calm_run(plan)?;
+    let thief = Thief::start(&world.servers.site)?;
     let mut chance = Chance::new(plan.seed);
     let storm = Instant::now();
     let mut lasting: Vec<(Instant, Fault)> = Vec::new();
@@ -128,9 +138,11 @@ pub fn run(plan: &Plan, folder: &Path) -> anyhow::Result<Outcome> {
         world.outcome.broken.push(format!("L1: {name} had not ended {END_WITHIN:?} after the last repair"));
     }
     let files = world.finished();
-    let (url, outcome) = (world.servers.url(), &mut world.outcome);
+    world.outcome.forged = thief.stop();
+    let (site, outcome) = (&world.servers.site, &mut world.outcome);
     check::files(&files, &expected, outcome);
-    check::streams(&url, outcome).context("RESULTS cannot be read")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(check::stored(site, outcome)).context("what is stored cannot be read")?;
     outcome.run_s = began.elapsed().as_secs_f64();
     Ok(world.outcome)
 }
@@ -141,9 +153,11 @@ fn same_part(one: Fault, other: Fault) -> bool {
         | Fault::StopWorker { place, .. }
         | Fault::DrainWorker { place, .. }
         | Fault::CutWorker { place, .. }
+        | Fault::StepWorker { place, .. }
         | Fault::SilenceWorker { place, .. } => (1, place),
         Fault::KillCoordinator { place, .. }
         | Fault::StopCoordinator { place, .. }
+        | Fault::StepCoordinator { place, .. }
         | Fault::CutCoordinator { place, .. } => (2, place),
         Fault::KillServer { place, .. } | Fault::StopServer { place, .. } | Fault::FillDisk { place, .. } => {
             (3, place)
@@ -157,8 +171,16 @@ fn same_part(one: Fault, other: Fault) -> bool {
 impl World {
     fn start(plan: &Plan, folder: &Path) -> anyhow::Result<World> {
         let servers = Servers::start(plan.servers, folder, plan.small_disks)?;
+        let caller = servers.site.user_file("tenant", TENANT)?;
+        let connection = [
+            ("--nats", servers.site.url()),
+            ("--nats-credentials-file", caller.display().to_string()),
+            ("--nats-root-certificates", servers.site.root_certificates().display().to_string()),
+        ];
+        let connection = connection.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
         let mut world = World {
             folder: folder.to_owned(),
+            connection: connection.collect(),
             servers,
             workers: Vec::new(),
             coordinators: Vec::new(),
@@ -167,35 +189,52 @@ impl World {
             outcome: Outcome::default(),
         };
         world.outcome.small_disks = world.servers.small_disks();
+        let site = &world.servers.site;
+        let file = |path: PathBuf| path.display().to_string();
+        let [keys, issuer] = [site.coordinator_credentials(), site.site().join("coordinator/issuer.json")];
+        let settings =
+            [format!("nats_credentials_file={}", file(keys)), format!("issuer_file={}", file(issuer))];
+        let (replicas, monitor) = (plan.servers.to_string(), site.monitor_url(0));
         for place in 0..plan.coordinators {
-            let replicas = plan.servers.to_string();
             let name = format!("c{place}");
-            let part = world.part(&name, &["coordinator", "--name", &name, "--replicas", &replicas])?;
+            let coordinator = ["coordinator", "--name", &name, "--replicas", &replicas];
+            let connection =
+                ["--nats-monitoring-url", &monitor, "--set", &settings[0], "--set", &settings[1]];
+            let part = world.part(&name, &[&coordinator[..], &connection].concat(), plan.step_clocks)?;
             world.coordinators.push(part);
         }
+        let token = format!("nats_join_token={}", world.servers.site.nats(&["token"])?.trim());
         for place in 0..plan.workers {
-            let name = format!("w{place}");
-            let slots = SLOTS.to_string();
+            let (name, slots) = (format!("w{place}"), SLOTS.to_string());
             let worker =
                 ["worker", "--model", STORYTELLER, "--threads", "1", "--slots", &slots, "--pod", &name];
-            let part = world.part(&name, &worker)?;
+            let more = ["--price-usd-per-hour", "0.34", "--set", &token];
+            let part = world.part(&name, &[&worker[..], &more].concat(), plan.step_clocks)?;
             world.workers.push(part);
         }
+        let parts = world.workers.iter().chain(&world.coordinators);
+        world.outcome.clocks = parts.into_iter().all(|(part, _)| part.clock().is_some());
         Ok(world)
     }
 
-    /// A part with a proxy to each server.
-    fn part(&self, name: &str, arguments: &[&str]) -> anyhow::Result<(Part, Vec<Proxy>)> {
+    /// A part with a proxy to each server and, if it can be had, a wall clock of its own.
+    fn part(&self, name: &str, arguments: &[&str], step_clocks: bool) -> anyhow::Result<(Part, Vec<Proxy>)> {
         let proxies: Vec<Proxy> = (0..self.servers.count())
             .map(|place| Proxy::to(self.servers.port(place)))
             .collect::<std::io::Result<_>>()?;
         let urls: Vec<String> =
-            proxies.iter().map(|proxy| format!("nats://127.0.0.1:{}", proxy.port())).collect();
+            proxies.iter().map(|proxy| format!("tls://127.0.0.1:{}", proxy.port())).collect();
+        let certificates = self.servers.site.root_certificates();
         let mut command = vec![program::binary()?.display().to_string()];
         command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         command.extend(["--nats".to_owned(), urls.join(",")]);
+        command.extend(["--set".to_owned(), format!("nats_root_certificates={}", certificates.display())]);
         let log = self.folder.join(format!("{name}.log"));
-        Ok((Part::start(command, log)?, proxies))
+        let clock = match step_clocks {
+            true => WallClock::new(self.folder.join(format!("{name}.clock")))?,
+            false => None,
+        };
+        Ok((Part::start(command, log, clock)?, proxies))
     }
 
     fn places(&self, plan: &Plan) -> Places {
@@ -204,6 +243,7 @@ impl World {
             coordinators: self.coordinators.len(),
             servers: self.servers.count(),
             small_disks: self.servers.small_disks(),
+            clocks: self.outcome.clocks,
             long_stops: plan.long_stops,
         }
     }
@@ -231,8 +271,8 @@ impl World {
         self.begun += 1;
         let (input, target) = (self.folder.join("in.jsonl"), out.display().to_string());
         let input = input.display().to_string();
-        let mut command =
-            program::command(&["submit", &input, "--out", &target, "--nats", &self.servers.url()])?;
+        let mut command = program::command(&["submit", &input, "--out", &target])?;
+        command.args(&self.connection);
         let said = std::fs::File::create(&log)?;
         let child = command.stdout(Stdio::null()).stderr(said).spawn()?;
         self.callers.push(Caller { child, out, log });
@@ -290,6 +330,8 @@ impl World {
             Fault::KillServer { place, .. } => self.servers.part(place).kill(),
             Fault::StopServer { place, .. } => self.servers.part(place).signal(Signal::SIGSTOP),
             Fault::FillDisk { place, .. } => return self.servers.fill_disk(place),
+            Fault::StepWorker { place, off_s, .. } => return step(&self.workers[place].0, off_s),
+            Fault::StepCoordinator { place, off_s, .. } => return step(&self.coordinators[place].0, off_s),
             Fault::KillAll { .. } => {
                 let parts = self.workers.iter_mut().chain(&mut self.coordinators);
                 parts.for_each(|(part, _)| part.kill());
@@ -335,6 +377,14 @@ impl World {
                 Ok(())
             }
             Fault::FillDisk { place, .. } => self.servers.free_disk(place),
+            Fault::StepWorker { place, .. } => {
+                step(&self.workers[place].0, 0);
+                Ok(())
+            }
+            Fault::StepCoordinator { place, .. } => {
+                step(&self.coordinators[place].0, 0);
+                Ok(())
+            }
             Fault::KillAll { .. } => {
                 // In any order: workers and coordinators find no server at first, and keep trying or are restarted.
                 let parts = self.workers.iter_mut().chain(&mut self.coordinators);
@@ -352,6 +402,11 @@ impl World {
         let mut parts = self.workers.iter_mut().chain(&mut self.coordinators);
         parts.try_for_each(|(part, _)| part.start_if_ended())
     }
+}
+
+/// False where its clock cannot be stepped.
+fn step(part: &Part, off_s: i64) -> bool {
+    part.clock().is_some_and(|clock| clock.step_to(off_s).is_ok())
 }
 
 fn set(proxies: &[Proxy], line: Line) {

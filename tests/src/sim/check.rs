@@ -58,12 +58,11 @@ pub(super) struct Checker {
     newest_leader: LeaderRevision,
     duplicates: u64,
     moved: u64,
-    repeated_tokens: u64,
     /// Somebody lies: then answers may be wrong, and audits must say so.
     has_liar: bool,
     has_forger: bool,
     wrong: u64,
-    completions: u64,
+    account_stored_at: TimeMs,
 }
 
 /// The batch that a scenario's plan becomes.
@@ -106,11 +105,10 @@ impl Checker {
             newest_leader: LeaderRevision(0),
             duplicates: 0,
             moved: 0,
-            repeated_tokens: 0,
             has_liar: scenario.workers.iter().any(|worker| worker.lies),
             has_forger: scenario.forges,
             wrong: 0,
-            completions: 0,
+            account_stored_at: TimeMs(0),
         }
     }
 
@@ -189,7 +187,6 @@ impl Checker {
 
     fn result(&mut self, sequence: u64, result: &JobResult) {
         self.answered_epochs.insert((result.job.clone(), result.epoch));
-        self.repeated_tokens += u64::from(result.usage.repeated_tokens);
         let verdict = Answer::from(result).verdict;
         if verdict.is_answer() {
             self.answered_jobs.insert(result.job.clone());
@@ -218,7 +215,6 @@ impl Checker {
 
     /// A single completion came back to whoever asked for it.
     pub(super) fn completed(&mut self, result: &JobResult, seed: u64, tokens_max: usize) {
-        self.completions += 1;
         // Nothing that is written for it from here on counts for anybody.
         self.ending.insert(result.job.batch.clone());
         if let Verdict::Good { ids_digest } = Answer::from(result).verdict
@@ -307,6 +303,11 @@ impl Checker {
         }
     }
 
+    /// What the fleet has cost in all was stored.
+    pub(super) fn account_stored(&mut self, now: TimeMs) {
+        self.account_stored_at = now;
+    }
+
     fn incomplete(&self, record: &BatchRecord) -> Option<String> {
         let batch = self.batches.get(&record.id)?;
         if record.state == BatchState::Failed {
@@ -364,12 +365,10 @@ impl Checker {
     pub(super) fn count(&self, tally: &mut Tally) {
         let good = |committed: &&Verdict| matches!(committed, Verdict::Good { .. });
         tally.good = self.committed.values().filter(good).count() as u64;
-        tally.bad = self.committed.len() as u64 - tally.good;
         tally.duplicates = self.duplicates;
         tally.moved = self.moved;
-        tally.repeated_tokens = self.repeated_tokens;
         tally.wrong = self.wrong;
-        tally.completions = self.completions;
+        tally.account_stored_at = self.account_stored_at;
     }
 }
 

@@ -83,9 +83,15 @@ impl Line {
         message?.ok().flatten().map(|message| message.payload)
     }
 
-    fn recorded(&self, bucket: &str, value: &Bytes, stored: &Result<u64>) {
-        if bucket == table::KV_BATCHES && stored.is_ok() {
+    fn recorded(&self, bucket: &str, key: &str, value: &Bytes, stored: &Result<u64>) {
+        if stored.is_err() {
+            return;
+        }
+        if bucket == table::KV_BATCHES {
             self.network.check().recorded(value);
+        } else if (bucket, key) == (table::KV_CONTROL, "account") {
+            let now = self.network.bus.look(|_, now| now);
+            self.network.check().account_stored(now);
         }
     }
 }
@@ -232,14 +238,14 @@ impl Bus for Line {
     async fn kv_put(&self, bucket: &str, key: &str, value: Bytes) -> Result<u64> {
         self.go().await?;
         let done = self.network.bus.kv_put(bucket, key, value.clone()).await;
-        self.recorded(bucket, &value, &done);
+        self.recorded(bucket, key, &value, &done);
         self.back(done).await
     }
 
     async fn kv_create(&self, bucket: &str, key: &str, value: Bytes, ttl: Option<Duration>) -> Result<u64> {
         self.go().await?;
         let done = self.network.bus.kv_create(bucket, key, value.clone(), ttl).await;
-        self.recorded(bucket, &value, &done);
+        self.recorded(bucket, key, &value, &done);
         self.back(done).await
     }
 
@@ -253,7 +259,7 @@ impl Bus for Line {
     ) -> Result<u64> {
         self.go().await?;
         let done = self.network.bus.kv_update(bucket, key, value.clone(), revision, ttl).await;
-        self.recorded(bucket, &value, &done);
+        self.recorded(bucket, key, &value, &done);
         self.back(done).await
     }
 

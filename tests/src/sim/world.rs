@@ -44,18 +44,17 @@ pub struct Tally {
     pub virtual_s: f64,
     pub jobs: u64,
     pub good: u64,
-    pub bad: u64,
     pub duplicates: u64,
     pub moved: u64,
-    pub repeated_tokens: u64,
     pub leaders: u64,
     pub audits_agreed: u64,
     pub audits_diverged: u64,
     pub quarantined_hosts: u64,
     /// Wrong answers that were committed: a liar's, before it was caught.
     pub wrong: u64,
-    /// Single completions that came back to whoever asked.
-    pub completions: u64,
+    /// By the server's clock: when what the fleet has cost was last stored, and when the run ended.
+    pub account_stored_at: TimeMs,
+    pub ended_at: TimeMs,
 }
 
 /// A place where a process runs, life after life.
@@ -74,6 +73,10 @@ struct Node {
     /// When it goes on after it was stopped in the middle of an operation, and for how long it will be.
     goes_on_at_ms: Option<u64>,
     stop_ms: u64,
+    /// Nobody starts it before, however it ends.
+    away_until_ms: u64,
+    /// What slows its engine down.
+    slowed: Vec<u64>,
 }
 
 pub(super) struct World {
@@ -87,6 +90,7 @@ pub(super) struct World {
     /// Faults that have not begun, the next one last, and when those that have end.
     to_come: Vec<(u64, usize)>,
     open: Vec<(u64, usize)>,
+    full_streams: Vec<&'static str>,
     calm_since_ms: u64,
     tally: Tally,
 }
@@ -125,6 +129,7 @@ impl World {
             nodes,
             to_come,
             open: Vec::new(),
+            full_streams: Vec::new(),
             calm_since_ms: 0,
             tally: Tally { jobs, ..Tally::default() },
         }
@@ -172,6 +177,7 @@ impl World {
         drop(check);
         self.tally.steps = self.steps;
         self.tally.virtual_s = self.now_ms as f64 / 1e3;
+        self.tally.ended_at = TimeMs(BEGIN.0 + self.now_ms);
         let term = self.network.bus.look(|net, now| net.kv_get(now, table::KV_CONTROL, "term"));
         let term: Option<u64> = term.ok().flatten().and_then(|entry| codec::decode(&entry.value).ok());
         self.tally.leaders = term.unwrap_or(0);
@@ -234,7 +240,7 @@ impl World {
         let is_caller = place + 1 == self.nodes.len();
         let node = &mut self.nodes[place];
         if !is_caller && node.process.as_mut().is_some_and(Process::ended) {
-            node.start_at_ms.get_or_insert(now_ms + RESTART_MS);
+            node.start_at_ms.get_or_insert((now_ms + RESTART_MS).max(node.away_until_ms));
             self.stop(place);
         }
     }
@@ -302,7 +308,6 @@ impl World {
                 }
                 Some(plan) => {
                     let (life, pace) = (node.lives, Arc::clone(&node.pace));
-                    pace.tok_s.store(plan.rate_tok_s, Ordering::Relaxed);
                     pace.lies.store(plan.lies, Ordering::Relaxed);
                     let plan = plan.clone();
                     Process::start(self.now_ms, wall, |clock, shutdown| {
@@ -324,6 +329,9 @@ impl World {
                 }
             };
             node.process = Some(process);
+            if (coordinators..coordinators + self.scenario.workers.len()).contains(&place) {
+                self.pace(place - coordinators);
+            }
         }
     }
 }

@@ -59,6 +59,7 @@ pub(super) struct SimWorker {
     pub(super) busy_ms: u64,
     pub(super) price: UsdMicro,
     pub(super) model: String,
+    pub(super) started_at: TimeMs,
 }
 
 #[derive(Debug)]
@@ -152,6 +153,7 @@ impl World {
             busy_ms: 0,
             price: UsdMicro(price),
             model: "m".to_owned(),
+            started_at: TimeMs(0),
         });
     }
 
@@ -322,10 +324,14 @@ impl World {
     }
 
     pub(super) fn beat(&mut self, n: usize) {
-        let worker = &self.workers[n];
-        if !worker.up {
-            return;
+        if self.workers[n].up {
+            self.beat_in(n, WorkerState::Ready);
         }
+    }
+
+    /// A heartbeat of a worker in this state.
+    pub(super) fn beat_in(&mut self, n: usize, state: WorkerState) {
+        let worker = &self.workers[n];
         let running = worker.running.iter().map(|work| Running {
             job: work.job.clone(),
             epoch: work.epoch,
@@ -339,7 +345,7 @@ impl World {
             host: worker.host.clone(),
             pod_class: "test".to_owned(),
             price_usd_micro_per_hour: worker.price,
-            state: WorkerState::Ready,
+            state,
             model: worker.model.clone(),
             model_digest: "d".to_owned(),
             numerics: "n".to_owned(),
@@ -361,7 +367,7 @@ impl World {
             },
             leader_seen: LeaderRevision(u64::MAX),
             version: "test".to_owned(),
-            started_at: TimeMs(0),
+            started_at: worker.started_at,
             at: self.now.wall,
             mono: self.now.mono,
             running: running.collect(),

@@ -51,11 +51,13 @@ impl World {
             Fault::CrashWorker { place, back_after } => self.crash(self.worker(place), ms(back_after)),
             Fault::CrashCoordinator { place, back_after } => self.crash(place, ms(back_after)),
             Fault::DrainWorker { place, back_after } => {
+                let now_ms = self.now_ms;
                 let node = &mut self.nodes[self.scenario.coordinators + place];
                 if let Some(process) = &node.process {
                     process.shutdown.cancel();
-                    // Back only after the longest drain; if it is paused, its supervisor waits for its end.
+                    // It comes back once it has ended and this time is over; one that is paused ends later.
                     node.start_at_ms = None;
+                    node.away_until_ms = now_ms + ms(back_after);
                 }
                 ms(back_after)
             }
@@ -82,8 +84,9 @@ impl World {
                 ms(lasting)
             }
             Fault::SlowWorker { place, factor, lasting } => {
-                let rate = self.scenario.workers[place].rate_tok_s / factor.max(1);
-                self.pace(place, rate.max(1));
+                let worker = self.worker(place);
+                self.nodes[worker].slowed.push(factor);
+                self.pace(place);
                 ms(lasting)
             }
             Fault::ServerDown { lasting } => {
@@ -91,6 +94,7 @@ impl World {
                 ms(lasting)
             }
             Fault::FullStream { results, lasting } => {
+                self.full_streams.push(full_stream(results));
                 self.network.bus.set_no_room(full_stream(results), true);
                 ms(lasting)
             }
@@ -123,14 +127,22 @@ impl World {
             }
             Fault::CutWorker { place, .. } => self.network.line(self.worker(place), |line| line.cut -= 1),
             Fault::CutCoordinator { place, .. } => self.network.line(place, |line| line.cut -= 1),
-            Fault::SlowWorker { place, .. } => self.pace(place, self.scenario.workers[place].rate_tok_s),
+            Fault::SlowWorker { place, factor, .. } => {
+                let worker = self.worker(place);
+                forget_one(&mut self.nodes[worker].slowed, &factor);
+                self.pace(place);
+            }
             Fault::ServerDown { .. } => self.network.faults(|faults| faults.server_down -= 1),
-            Fault::FullStream { results, .. } => self.network.bus.set_no_room(full_stream(results), false),
+            Fault::FullStream { results, .. } => {
+                let stream = full_stream(results);
+                forget_one(&mut self.full_streams, &stream);
+                self.network.bus.set_no_room(stream, self.full_streams.contains(&stream));
+            }
             Fault::LoseRequests { one_in, .. } => {
-                self.network.faults(|faults| forget_one(&mut faults.lose_requests, one_in));
+                self.network.faults(|faults| forget_one(&mut faults.lose_requests, &one_in));
             }
             Fault::LoseAnswers { one_in, .. } => {
-                self.network.faults(|faults| forget_one(&mut faults.lose_answers, one_in));
+                self.network.faults(|faults| forget_one(&mut faults.lose_answers, &one_in));
             }
             Fault::DoubleMessages { .. } => self.network.faults(|faults| faults.doubling -= 1),
             Fault::CrashWorker { .. }
@@ -147,8 +159,12 @@ impl World {
         back_after_ms
     }
 
-    fn pace(&self, place: usize, tok_s: u64) {
-        self.nodes[self.worker(place)].pace.tok_s.store(tok_s, Ordering::Relaxed);
+    /// A worker's engine is as fast as the worst that slows it down lets it be.
+    pub(super) fn pace(&self, place: usize) {
+        let node = &self.nodes[self.worker(place)];
+        let slowest = node.slowed.iter().copied().max().unwrap_or(1).max(1);
+        let tok_s = (self.scenario.workers[place].rate_tok_s / slowest).max(1);
+        node.pace.tok_s.store(tok_s, Ordering::Relaxed);
     }
 
     /// Steps the wall clock of a process, and of those that run in its place after it.
@@ -166,8 +182,9 @@ fn full_stream(results: bool) -> &'static str {
     if results { table::RESULTS } else { table::CHECKPOINTS }
 }
 
-fn forget_one(rates: &mut Vec<u64>, rate: u64) {
-    if let Some(at) = rates.iter().position(|other| *other == rate) {
-        rates.remove(at);
+/// Of faults that last at the same time, one is over.
+fn forget_one<T: PartialEq>(lasting: &mut Vec<T>, one: &T) {
+    if let Some(at) = lasting.iter().position(|other| other == one) {
+        lasting.remove(at);
     }
 }
