@@ -4,6 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+use ternfleet_engine::gguf;
+use ternfleet_text::{Manifest, TokenType};
+
 use super::server::{Asked, Reply, Server};
 use super::{Ended, run_with, storyteller};
 
@@ -381,4 +385,58 @@ fn names_that_lead_nowhere_say_where_to_look() {
     let shipped = place.run(&[], &["model", "pull", "storyteller"]);
     assert!(shipped.stdout.trim().ends_with("storyteller.gguf"), "{}", shipped.stderr);
     assert!(Path::new(shipped.stdout.trim()).is_file());
+}
+
+/// The storyteller's vocabulary as a `tokenizer.json` has it, with `split` in place of its own.
+fn tokenizer_json(split: &str) -> String {
+    let file = gguf::File::open(storyteller()).unwrap();
+    let vocabulary = gguf::vocabulary(&file).unwrap();
+    let tokens = || vocabulary.tokens.iter().zip(&vocabulary.token_types).enumerate();
+    let of_type = |wanted: TokenType| tokens().filter(move |(_, (_, kind))| **kind == wanted);
+    let added = of_type(TokenType::Control).map(|(id, (text, _))| {
+        json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
+    });
+    let words: serde_json::Map<String, Value> =
+        of_type(TokenType::Normal).map(|(id, (text, _))| (text.clone(), json!(id))).collect();
+    let split =
+        json!({"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": false});
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    json!({
+        "version": "1.0",
+        "added_tokens": added.collect::<Vec<Value>>(),
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes]},
+        "model": {"type": "BPE", "ignore_merges": true, "vocab": words, "merges": vocabulary.merges},
+    })
+    .to_string()
+}
+
+#[test]
+fn a_tokenizer_json_is_compared_with_what_the_engine_makes_of_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json").display().to_string();
+    let model = storyteller();
+    let verify = || run_with(&[], &["model", "verify", &model, "--tokenizer", &path]);
+    let manifest = Manifest::parse(MANIFEST, "the manifest").unwrap();
+    let split = &manifest.tokenizer.unwrap().splits[0];
+
+    std::fs::write(&path, tokenizer_json(split)).unwrap();
+    let right = verify();
+    assert!(right.code == Some(0) && right.stdout.starts_with("ok "), "{}{}", right.stdout, right.stderr);
+    assert!(right.stderr.contains("23 texts give the ids of"), "{}", right.stderr);
+
+    // Spaces by themselves and not with the words.
+    let other = split.replace(r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{L}+");
+    assert_ne!(other, *split);
+    std::fs::write(&path, tokenizer_json(&other)).unwrap();
+    let wrong = verify();
+    assert_eq!(wrong.code, Some(1), "{}", wrong.stderr);
+    for part in ["WRONG", "The quick brown fox", "becomes [", "tokenizer.json"] {
+        assert!(wrong.stdout.contains(part), "{part:?} is not in: {}", wrong.stdout);
+    }
+
+    std::fs::write(&path, "{}").unwrap();
+    refused(&verify(), &["tokenizer.json"]);
+    std::fs::remove_file(&path).unwrap();
+    refused(&verify(), &["tokenizer.json"]);
 }

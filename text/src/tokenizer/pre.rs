@@ -91,3 +91,6 @@ pub(crate) fn names() -> String {
     let names: Vec<&str> = PRES.iter().flat_map(|pre| pre.names).copied().collect();
     names.join(", ")
 }
+
+#[cfg(test)]
+mod tests;
