@@ -116,7 +116,13 @@ impl Core {
                 host.succeeded += 1;
             }
             self.counts.handover_ms_sum += now.since(flight.since).as_millis() as u64;
-        } else if flight.stage != Stage::Withdrawing {
+            return;
+        }
+        // Its worker may be paused and know nothing of the answer: what fences it has to stay for a while.
+        if let Some(batch) = self.ledger.get_mut(job.batch) {
+            batch.moved = true;
+        }
+        if flight.stage != Stage::Withdrawing {
             let order = Order::Revoke { job: key.clone(), epoch: flight.epoch };
             let (name, shard) = (worker.beat.worker.clone(), worker.shard);
             self.act(actions, Action::Tell { worker: Some(name), order });

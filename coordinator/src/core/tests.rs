@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use ternfleet_proto::message::{BatchOptions, BatchState, RefusalCode, WebhookState};
-use ternfleet_proto::{JobKey, TenantId, TimeMs, UsdMicro};
+use ternfleet_proto::{Epoch, JobKey, TenantId, TimeMs, UsdMicro, WorkerId};
 
 use super::*;
 use world::{World, epoch_zero, good_lines, line, task, tenant};
@@ -155,6 +155,30 @@ fn a_batch_that_an_earlier_leader_may_have_moved_jobs_of_is_fenced_after_its_end
     world.run_to_the_end();
     world.perform_all();
     assert_eq!(world.forgotten, [(quiet, false), (open, true)]);
+}
+
+/// A leader that was paused hears of the answer under a later one, while the worker that it had chosen is paused, too.
+#[test]
+fn a_batch_is_fenced_whose_last_answer_came_from_another_worker_than_the_one_that_has_the_job() {
+    let mut world = World::new(6);
+    world.add_worker("a", "host-a", 340_000);
+    let slot = world.submit_content("in", "t", good_lines(1), BatchOptions::default());
+    while world.workers[0].running.is_empty() {
+        world.beat(0);
+        world.tell(Event::Turn);
+        world.perform_all();
+        world.pull(0);
+    }
+    let (work, worker) = (world.workers[0].running[0].clone(), "b-0".parse::<WorkerId>().unwrap());
+    world.finish(0);
+    let answer = world.results.last_mut().unwrap();
+    answer.epoch = Epoch((2 << EPOCH_TERM_SHIFT) | 1);
+    answer.tag = world::KEY.sign(&work.job, answer.epoch, &worker);
+    answer.worker = worker;
+    world.tell_results(usize::MAX);
+    world.perform_all();
+    assert_eq!(world.state(slot), BatchState::Completed);
+    assert_eq!(world.forgotten, [(work.job.batch, true)]);
 }
 
 #[test]

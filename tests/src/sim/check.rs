@@ -215,8 +215,6 @@ impl Checker {
 
     /// A single completion came back to whoever asked for it.
     pub(super) fn completed(&mut self, result: &JobResult, seed: u64, tokens_max: usize) {
-        // Nothing that is written for it from here on counts for anybody.
-        self.ending.insert(result.job.batch.clone());
         if let Verdict::Good { ids_digest } = Answer::from(result).verdict
             && ids_digest != Generated::digest_of(&ids_of(seed, tokens_max))
             && !self.has_liar
