@@ -76,7 +76,7 @@ fn a_program_that_is_installed_alone_has_its_model_with_it() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    assert!(!run(&["generate", "-p", "Once upon a time", "--max-tokens", "8"]).trim().is_empty());
+    assert!(!run(&["generate", "-p", "Once upon a time", "-n", "8"]).trim().is_empty());
     let listed = run(&["model", "list"]);
     assert!(listed.starts_with("storyteller") && listed.contains("here, 3.8 MB"), "{listed}");
     assert!(run(&["model", "verify"]).contains("storyteller"));
