@@ -26,13 +26,6 @@ struct Query {
 fn every_panel_and_every_rule_has_an_answer_on_a_real_fleet() {
     let fleet = LocalFleet::start(&["--prometheus", "--price-usd-per-hour", "0.34,1.19"]).unwrap();
     let prometheus = fleet.addresses.prometheus.clone().unwrap();
-    // A batch that ends, so that a bill can be compared with its quote; bills of a few micro-dollars are not.
-    let small: String =
-        (0..80).map(|n| format!("{{\"prompt\": \"Once\", \"max_tokens\": 60, \"seed\": {n}}}\n")).collect();
-    let small = fleet.write("small.jsonl", &small).unwrap();
-    let ended = fleet.run(&["submit", &small]).unwrap();
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-
     // Long enough for any machine; it is cancelled once everything has been seen. One line is no request.
     let mut lines: String = (0..5000)
         .map(|n| {
@@ -44,6 +37,16 @@ fn every_panel_and_every_rule_has_an_answer_on_a_real_fleet() {
     let submit = fleet.run(&["submit", &input, "--detach", "--budget", "5", "--deadline", "1h"]).unwrap();
     assert_eq!(submit.code, Some(0), "{submit:?}");
     let batch = submit.stdout.trim().to_owned();
+
+    // A batch that ends once Prometheus looks on, so that it sees a bill being compared with its quote; bills of a few
+    // micro-dollars are not.
+    let looks_on = || Ok(has_data(&ask(&prometheus, "ternfleet_quote_error_ratio_count")).then_some(()));
+    wait_for(ANSWERS_WITHIN, looks_on).expect("Prometheus scrapes the coordinator");
+    let small: String =
+        (0..80).map(|n| format!("{{\"prompt\": \"Once\", \"max_tokens\": 60, \"seed\": {n}}}\n")).collect();
+    let small = fleet.write("small.jsonl", &small).unwrap();
+    let ended = fleet.run(&["submit", &small]).unwrap();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
 
     let mut unanswered: BTreeSet<Query> = DASHBOARDS.into_iter().flat_map(queries).collect();
     let all = unanswered.clone();
