@@ -26,6 +26,8 @@ const CHUNK_BYTES: usize = 128 << 10;
 const CHUNKS_IN_FLIGHT: usize = 32;
 /// A cluster that chooses a new leader answers nothing for a few seconds.
 const READ_TRIES: usize = 8;
+/// Up to here a round trip for each chunk costs less than a consumer.
+const FEW_BYTES: u64 = 8 * CHUNK_BYTES as u64;
 const OFFSET: &str = "Ternfleet-Offset";
 const ROLLUP: &str = "Nats-Rollup";
 /// Key of the object's own metadata: milliseconds since 1970 by the clock of whoever stored it.
@@ -199,14 +201,15 @@ impl NatsBus {
         }
         let subject = chunks(bucket, &info.nuid);
         let (sequence, offset) = self.chunk_at(bucket, &subject, from_byte).await?.ok_or_else(missing)?;
+        let left = size - offset;
         let messages = match self.role {
-            None | Some(Role::Coordinator) => {
+            None | Some(Role::Coordinator) if left > FEW_BYTES => {
                 replay::open(self.clone(), &stream_name(bucket), &subject, sequence).await?
             }
-            // Others may make no consumers: see `table::permissions`.
-            Some(_) => one_by_one(self.clone(), stream_name(bucket), subject, sequence),
+            // Others may make no consumers: see `table::permissions`. And a stream has only so many: a few hundred small
+            // objects that are read at about the same time would use them up.
+            _ => one_by_one(self.clone(), stream_name(bucket), subject, sequence),
         };
-        let left = size - offset;
         let check = (offset == 0 && from_byte == 0).then(Sha256::new);
         let body = stream::try_unfold(
             Body { messages, left, check, digest: info.digest, name: name.to_owned() },
