@@ -59,9 +59,10 @@ impl<K: Copy + Ord> Ring<K> {
     /// Gives back what a key has paid, and its turn: it is first again, also when it has left since. Otherwise a job that
     /// is larger than what workers hold in reserve would be overtaken without end.
     fn refund(&mut self, key: K, tokens: i64) {
-        let place = (!self.members.insert(key)).then(|| self.order.iter().position(|(k, _)| *k == key));
-        let left = place.flatten().and_then(|place| self.order.remove(place));
-        self.order.push_front((key, left.map_or(0, |(_, deficit)| deficit) + tokens));
+        self.members.insert(key);
+        let place = self.order.iter().position(|(k, _)| *k == key);
+        let deficit = place.and_then(|place| self.order.remove(place)).map_or(0, |(_, deficit)| deficit);
+        self.order.push_front((key, deficit + tokens));
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) struct Request {
     pub(super) generation: Generation,
     /// The caller of a stream asked for one more chunk, with the usage.
     pub(super) include_usage: bool,
+    /// The field that holds the answers to a form.
+    pub(super) held_by: Option<&'static str>,
     /// What a response repeats of its request; empty for other endpoints.
     pub(super) settings: Map<String, Value>,
 }
@@ -62,16 +64,17 @@ pub(super) fn request(
     let stop = stop(&mut fields)?;
     let logprobs = logprobs(endpoint, &mut fields)?;
     let (stream, include_usage) = stream(&mut fields, origin)?;
-    let constraint = shape::constraint(&mut fields)?;
+    let (form, constraint) = shape::constraint(&mut fields)?.unzip();
     tools::with_constraint(prompt.tools(), constraint.as_ref())?;
     inert::take(&mut fields)?;
     fields.finish(match endpoint {
         Endpoint::Completions => "a completion request",
         Endpoint::ChatCompletions | Endpoint::Responses => "a chat completion request",
     })?;
+    let held_by = prompt.tools().map(|_| "tools").or(form);
     let generation =
         Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint };
-    Ok(Request { model, generation, include_usage, settings: Map::new() })
+    Ok(Request { model, generation, include_usage, held_by, settings: Map::new() })
 }
 
 fn response(
@@ -104,6 +107,7 @@ fn response(
     fields.finish("a request for a response")?;
     tools::with_constraint(asked.tools.as_ref(), constraint.as_ref())?;
     let prompt = chat::prompt(asked.messages, asked.tools);
+    let held_by = prompt.tools().map(|_| "tools").or(constraint.as_ref().map(|_| "text.format"));
     let (max_tokens, logprobs) = (asked.max_tokens, asked.logprobs);
     let generation = Generation {
         prompt,
@@ -115,7 +119,7 @@ fn response(
         constraint,
         ..Generation::default()
     };
-    Ok(Request { model, generation, include_usage: false, settings })
+    Ok(Request { model, generation, include_usage: false, held_by, settings })
 }
 
 fn max_tokens(

@@ -8,22 +8,10 @@ use crate::message::Constraint;
 /// Characters of a schema's name; OpenAI's limit.
 const NAME_CHARS_MAX: usize = 64;
 
-/// The fields that say what the form of an answer is, and how each is named; those that may be there to ask for nothing
-/// are the last.
-pub(super) const FIELDS: [(&str, &str); 7] = [
-    ("structured_outputs", "structured_outputs"),
-    ("guided_json", "guided_json"),
-    ("guided_regex", "guided_regex"),
-    ("guided_choice", "guided_choice"),
-    ("guided_grammar", "guided_grammar"),
-    ("response_format", "response_format"),
-    ("text.format", "text"),
-];
-
-/// What the output is held to; `None` when it is free. Whether a schema or a grammar can be kept to is for whoever has a
-/// compiler to say.
-pub(super) fn constraint(fields: &mut Fields) -> Result<Option<Constraint>, Fault> {
-    let mut found: Vec<(&str, Constraint)> = Vec::new();
+/// What the output is held to, and the field that says so; `None` when it is free. Whether a schema or a grammar can be
+/// kept to is for whoever has a compiler to say.
+pub(super) fn constraint(fields: &mut Fields) -> Result<Option<(&'static str, Constraint)>, Fault> {
+    let mut found: Vec<(&'static str, Constraint)> = Vec::new();
     if let Some(format) = fields.object("response_format")? {
         found.extend(response_format(format)?.map(|constraint| ("response_format", constraint)));
     }
@@ -42,7 +30,7 @@ pub(super) fn constraint(fields: &mut Fields) -> Result<Option<Constraint>, Faul
     }
     match found.as_slice() {
         [] => Ok(None),
-        [_] => Ok(found.pop().map(|(_, constraint)| constraint)),
+        [_] => Ok(found.pop()),
         [(first, _), (second, _), ..] => {
             Err(format!("`{second}` and `{first}` are both given: an answer is held to one of them"))
         }
@@ -180,7 +168,7 @@ mod tests {
 
     fn read(value: Value) -> Result<Option<Constraint>, String> {
         let Value::Object(map) = value else { panic!("an object") };
-        constraint(&mut Fields::new(map))
+        Ok(constraint(&mut Fields::new(map))?.map(|(_, constraint)| constraint))
     }
 
     #[test]

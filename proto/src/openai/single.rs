@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::output::body;
 use super::request::{Origin, request};
-use super::{Endpoint, ModelDefaults, responses, shape};
+use super::{Endpoint, ModelDefaults, responses};
 use crate::id::{JobKey, TimeMs};
 use crate::message::{Failure, Generation, JobResult, Line, Outcome};
 
@@ -29,13 +29,11 @@ pub struct Single {
 /// [`crate::message::FailureCode::InvalidRequest`] with a sentence that names the field.
 pub fn parse_single(endpoint: Endpoint, bytes: &[u8], job: &JobKey) -> Result<Single, Failure> {
     let body = super::object_of(bytes)?;
-    let given = |name: &str| body.get(name).is_some_and(|value| !value.is_null());
-    let form = shape::FIELDS.into_iter().find(|(_, name)| given(name)).map(|(shown, _)| shown);
     let read = request(endpoint, body, job.seed(), &ModelDefaults::default(), Origin::Single);
     let read = read.map_err(super::refused)?;
     Ok(Single {
         line: Line::new(None, endpoint, read.model),
-        held_by: read.generation.prompt.tools().map(|_| "tools").or(form),
+        held_by: read.held_by,
         generation: read.generation,
         include_usage: read.include_usage,
         created_at: TimeMs::now(),

@@ -4,73 +4,21 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use ternfleet_proto::bus::{Bus, Publish};
-use ternfleet_proto::message::{Checkpoint, Heartbeat, PodView, Reply, Running, WorkerState};
+use ternfleet_proto::message::{PodView, Reply};
 use ternfleet_proto::table::{self, ApiVerb};
-use ternfleet_proto::tag::AssignmentTag;
-use ternfleet_proto::{Attempt, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId, codec};
+use ternfleet_proto::{JobKey, TenantId, UsdMicro, WorkerId, codec};
 use ternfleet_tests::cluster::Cluster;
-use ternfleet_tests::instant::{Manner, first_beat};
+use ternfleet_tests::hostile;
 use ternfleet_tests::program::wait_for;
 
 use crate::fleet::{as_tenant, coordinator, prompts, wait_for_pods, worker};
 
 const JOBS: usize = 40;
-/// An id that no answer is made of.
-const WRONG: u32 = 35;
-/// More than any budget.
-const RUINOUS: UsdMicro = UsdMicro(1_000_000_000_000_000);
 
 async fn pods(bus: &dyn Bus, tenant: &TenantId) -> Vec<PodView> {
     let subject = table::api_of(ApiVerb::Pods, tenant);
     let answer = bus.request(&subject, codec::encode(&()), Duration::from_secs(10)).await.unwrap();
     codec::decode::<Reply<Vec<PodView>>>(&answer).unwrap().unwrap()
-}
-
-/// The victim's pod and host with another price and canary, and every job of the batch as its own.
-fn lies(me: &WorkerId, victim: &Heartbeat, batch: &str) -> Heartbeat {
-    let job = |index| JobKey { batch: batch.parse().unwrap(), index };
-    let running = (0..JOBS as u32).map(|index| Running {
-        job: job(index),
-        epoch: Epoch(0),
-        tag: (index % 2 == 0).then_some(AssignmentTag(7)),
-        generated: 1000,
-        engine_us: u64::MAX,
-    });
-    Heartbeat {
-        pod: victim.pod.clone(),
-        host: victim.host.clone(),
-        price_usd_micro_per_hour: RUINOUS,
-        // It asks for no work: what it does besides must cost nobody anything.
-        state: WorkerState::Draining,
-        model: victim.model.clone(),
-        model_digest: victim.model_digest.clone(),
-        numerics: victim.numerics.clone(),
-        canary: "c2-00000000000000000000000000000000".to_owned(),
-        leader_seen: LeaderRevision(u64::MAX),
-        running: running.collect(),
-        slots_in_use: JOBS as u32,
-        ..first_beat(me, &Manner::default(), TimeMs::now())
-    }
-}
-
-fn forged(me: &WorkerId, job: JobKey) -> Checkpoint {
-    Checkpoint {
-        job,
-        epoch: Epoch(u32::MAX),
-        tag: Some(AssignmentTag(7)),
-        attempt: Attempt(9),
-        owner: me.clone(),
-        host: "elsewhere".to_owned(),
-        leader: LeaderRevision(u64::MAX),
-        model_digest: String::new(),
-        numerics: String::new(),
-        generated: Vec::new(),
-        logprobs: Vec::new(),
-        choices: Vec::new(),
-        claim: true,
-        released: false,
-        at: TimeMs::now(),
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -94,9 +42,10 @@ async fn a_stolen_workers_key_pins_no_job_spends_no_money_and_shuts_nobody_out()
     let thief = cluster.bus(&cluster.user("worker", "stolen").unwrap()).await.unwrap();
     for index in [3, 7, 11, 38, 39] {
         let job = JobKey { batch: batch.parse().unwrap(), index };
-        let subject = table::checkpoint(&job);
-        let payload = codec::encode(&forged(&me, job));
-        thief.publish(&subject, payload, Publish::default()).await.unwrap();
+        let answer = hostile::forged_answer(&me, &tenant, job.clone());
+        for (subject, payload) in [hostile::forged_checkpoint(&me, job), answer] {
+            thief.publish(&subject, payload, Publish::default()).await.unwrap();
+        }
     }
     // What others have written it can read, and so write back with other ids under their own names and tags.
     let rewriting = tokio::spawn({
@@ -105,18 +54,7 @@ async fn a_stolen_workers_key_pins_no_job_spends_no_money_and_shuts_nobody_out()
         async move {
             loop {
                 for index in 0..JOBS as u32 {
-                    let subject = table::checkpoint(&JobKey { batch: batch.parse().unwrap(), index });
-                    let Ok(Some(last)) = thief.last_on_subject(table::CHECKPOINTS, &subject).await else {
-                        continue;
-                    };
-                    let Ok(mut found) = codec::decode::<Checkpoint>(&last.payload) else { continue };
-                    if found.generated.is_empty() || found.generated.iter().all(|id| *id == WRONG) {
-                        continue;
-                    }
-                    found.generated.fill(WRONG);
-                    let seal = &last.payload[last.payload.len() - 16..];
-                    let payload = [&codec::encode(&found)[..], seal].concat();
-                    let _ = thief.publish(&subject, payload.into(), Publish::default()).await;
+                    hostile::rewrite(&*thief, &JobKey { batch: batch.parse().unwrap(), index }).await;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -126,7 +64,8 @@ async fn a_stolen_workers_key_pins_no_job_spends_no_money_and_shuts_nobody_out()
         let (me, victim, batch) = (me.clone(), victim.clone(), batch.clone());
         async move {
             loop {
-                let beat = codec::encode(&lies(&me, &victim, &batch));
+                let jobs = (0..JOBS as u32).map(|index| JobKey { batch: batch.parse().unwrap(), index });
+                let beat = codec::encode(&hostile::lies(&me, &victim, jobs));
                 let _ = thief.send(&table::heartbeat(&me), beat).await;
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
