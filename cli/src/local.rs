@@ -19,4 +19,4 @@ pub(crate) use fleet::{Ended, Plan, Secured, run};
 pub(crate) use rented::{
     Range, end as end_rented, guessed_class, parse_range, provider as rented_pods, return_all,
 };
-pub(crate) use watch::{Purse, Why};
+pub(crate) use watch::{LaunchBudget, Why};

@@ -64,7 +64,7 @@ pub use fleet::{Fleet, Liveness, Worker};
 pub use flights::{Committed, Flight, Flights, Size, Stage, Used};
 pub use ledger::{Commit, Kept, Ledger};
 pub use money::{Bill, Claim, ClosedBills, LeasePhase, Money, Pod, PodNumber, Share, Spent};
-pub use record::{BatchRecord, COMPLETION_WINDOW_MS, Ending, Ground, Totals, batch_id, creation_digest};
+pub use record::{BatchFacts, BatchRecord, COMPLETION_WINDOW_MS, Ending, Totals, batch_id, creation_digest};
 pub use situation::Situation;
 pub use supply::Supply;
 pub use view::{Gauges, view_of};

@@ -338,7 +338,7 @@ impl Metrics {
         self.warm.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_ground(&self, durability: Durability) {
+    pub(crate) fn set_durability(&self, durability: Durability) {
         self.durability.set(match durability {
             Durability::Memory => 0.0,
             Durability::Stored => 1.0,

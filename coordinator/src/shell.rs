@@ -168,8 +168,8 @@ async fn serve_once(
 ) -> anyhow::Result<Ended> {
     let rental = scaler::rental(options)?;
     let admission = join::Admission::of(options)?;
-    let ground = setup::prepare(bus, options).await?;
-    metrics.set_ground(ground.durability);
+    let bus_facts = setup::prepare(bus, options).await?;
+    metrics.set_durability(bus_facts.durability);
     let limits = Limits {
         quotas: options.quotas.clone(),
         text_bytes_max: options.text_bytes_max,
@@ -177,7 +177,7 @@ async fn serve_once(
         audit_share_ppm: (options.audit_share.clamp(0.0, 1.0) * 1e6) as u32,
         ..Limits::default()
     };
-    let mut core = Core::new(ground.key.clone(), limits);
+    let mut core = Core::new(bus_facts.key.clone(), limits);
     let mut actions = Vec::new();
     let records_end = bus.stream_facts(&table::kv_stream(table::KV_BATCHES)).await;
     let records_end = records_end.context("the stored batches cannot be counted")?.last_sequence;
@@ -208,8 +208,8 @@ async fn serve_once(
         clock: clock.clone(),
         options: options.clone(),
         admission,
-        api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), ground.clone(), options),
-        ground,
+        api: Api::new(Arc::clone(bus), inbox.clone(), recent.clone(), bus_facts.clone(), options),
+        bus_facts,
         recent,
         diary: spans::Diary::default(),
         inbox: inbox.clone(),
@@ -283,7 +283,7 @@ struct Service {
     bus: Arc<dyn Bus>,
     clock: Clock,
     options: Options,
-    ground: setup::Ground,
+    bus_facts: setup::BusFacts,
     admission: join::Admission,
     api: Api,
     recent: Recent,
@@ -477,7 +477,7 @@ impl Service {
     fn write(&mut self, slot: BatchSlot) {
         let Some(batch) = self.core.batch(slot) else { return };
         let record = BatchRecord { totals: batch.totals, ..batch.record.clone() };
-        let (bus, key) = (Arc::clone(&self.bus), self.ground.key.clone());
+        let (bus, key) = (Arc::clone(&self.bus), self.bus_facts.key.clone());
         let (scratch, inbox) = (self.options.scratch_dir.clone(), self.inbox.clone());
         let clock = self.clock.clone();
         self.tasks.spawn(async move {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use ternfleet_coordinator::Quotas;
 use ternfleet_coordinator::core::{
-    Action, Answer, BatchRecord, BatchSlot, Content, Core, Event, Fed, Ground, JobRef, Lead, Limits, Outputs,
-    Task, Trace, Verdict,
+    Action, Answer, BatchFacts, BatchRecord, BatchSlot, Content, Core, Event, Fed, JobRef, Lead, Limits,
+    Outputs, Task, Trace, Verdict,
 };
 use ternfleet_proto::message::{
     BatchCreate, BatchOptions, Durability, EventKind, Generation, Input, JobCreate, Line, Prompt, Refusal,
@@ -112,14 +112,14 @@ impl World {
             traceparent: None,
             work: None,
         };
-        let ground = Ground {
+        let facts = BatchFacts {
             input_bytes: 1_000,
             stored_bytes: 1_000,
             results_after: 0,
             durability: Durability::Stored,
             replicas: 1,
         };
-        let record = BatchRecord::new(self.now.wall, &create, ground);
+        let record = BatchRecord::new(self.now.wall, &create, facts);
         let id = record.id.clone();
         self.tell(Event::BatchKnown(Box::new(record)));
         self.core.find(&id).unwrap()

@@ -95,7 +95,7 @@ impl Head {
             prometheus: false,
             scale: None,
             unheard_limit: Some(Duration::from_secs(bundle.unheard_limit_s)),
-            purse: bundle.purse.clone(),
+            budget: bundle.budget.clone(),
             secured: Some(Secured {
                 nats_server,
                 nats_config: written.nats_config,

@@ -68,7 +68,7 @@ impl Up {
             prometheus: self.prometheus,
             scale,
             unheard_limit: self.end_unheard,
-            purse: None,
+            budget: None,
             secured: None,
         };
         let fleet = local::run(plan, |addresses, dir| {

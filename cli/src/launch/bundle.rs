@@ -13,7 +13,7 @@ use ternfleet_proto::access::{Folders, Node, Site};
 use ternfleet_proto::table::Role;
 
 use crate::commands::nats::Authority;
-use crate::local::Purse;
+use crate::local::LaunchBudget;
 use crate::output::write_secret;
 
 /// The variable.
@@ -44,7 +44,7 @@ pub(crate) struct Bundle {
     /// The head ends itself when it has heard of nobody for so long.
     pub(crate) unheard_limit_s: u64,
     /// What it and its pods may cost together.
-    pub(crate) purse: Option<Purse>,
+    pub(crate) budget: Option<LaunchBudget>,
     /// Workers fetch their files from the head, when it is told to serve them.
     pub(crate) serves: Option<Serves>,
     pub(crate) scale: ScaleOptions,
@@ -193,7 +193,7 @@ mod tests {
             nats_server_sha256: "ab".repeat(32),
             ordered_at: TimeMs(0),
             unheard_limit_s: 21_600,
-            purse: None,
+            budget: None,
             serves: Some(Serves { model: None }),
             scale: ScaleOptions { fleet: "tf-1-w1".to_owned(), ..ScaleOptions::default() },
         };

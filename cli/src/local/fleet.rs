@@ -54,7 +54,7 @@ pub(crate) struct Plan {
     /// End by itself when nobody has asked anything, and nothing was to be done, for so long.
     pub(crate) unheard_limit: Option<Duration>,
     /// What a rented head and its pods may cost together; it ends when that is spent.
-    pub(crate) purse: Option<watch::Purse>,
+    pub(crate) budget: Option<watch::LaunchBudget>,
     /// NATS asks everybody who they are, and may be reached from elsewhere.
     pub(crate) secured: Option<Secured>,
 }
@@ -187,7 +187,7 @@ impl Running {
                 let secured = plan.secured.as_ref().map(|secured| secured.connection.clone());
                 let connection = secured.unwrap_or_else(|| Connection::local(addresses.nats));
                 let ports = watch::Ports { monitor: ports.monitor.number(), http: ports.http.number() };
-                self.until(watch::end_of(ports, connection, limit, plan.purse.clone())).await?
+                self.until(watch::end_of(ports, connection, limit, plan.budget.clone())).await?
             }
         };
         Ok(done.map_or(Ended::Asked, Ended::Done))

@@ -29,7 +29,7 @@ pub(crate) struct Ports {
 
 /// What a rented head and its pods may cost together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Purse {
+pub(crate) struct LaunchBudget {
     pub(crate) budget_usd_micro: UsdMicro,
     /// Kept back for the time in which results wait to be fetched.
     pub(crate) aside_usd_micro: UsdMicro,
@@ -37,7 +37,7 @@ pub(crate) struct Purse {
     pub(crate) head_since: TimeMs,
 }
 
-impl Purse {
+impl LaunchBudget {
     fn head_cost(&self, now: TimeMs) -> UsdMicro {
         self.head_usd_micro_per_hour.over(now.since(self.head_since))
     }
@@ -123,17 +123,22 @@ struct NatsClient {
 }
 
 /// Resolves when the fleet is to end, and what was rented has been given back: nobody was connected, nothing was asked
-/// and no batch was under way for `limit`, or the purse is empty.
-pub(crate) async fn end_of(ports: Ports, to: Connection, limit: Duration, purse: Option<Purse>) -> Why {
+/// and no batch was under way for `limit`, or the budget is empty.
+pub(crate) async fn end_of(
+    ports: Ports,
+    to: Connection,
+    limit: Duration,
+    budget: Option<LaunchBudget>,
+) -> Why {
     let mut watch = Watch::new(limit, Instant::now());
     let mut fleet = None;
     let why = loop {
         tokio::time::sleep(LOOK_EVERY.min(limit)).await;
         let mut stuck = false;
-        if let Some(purse) = &purse
-            && let Some(view) = keep_limit(&mut fleet, &to, purse).await
+        if let Some(budget) = &budget
+            && let Some(view) = keep_limit(&mut fleet, &to, budget).await
         {
-            if purse.is_spent(view.spent_usd_micro, TimeMs::now()) {
+            if budget.is_spent(view.spent_usd_micro, TimeMs::now()) {
                 break Why::Spent;
             }
             stuck = view.limit_reached && view.pods.is_empty();
@@ -160,10 +165,10 @@ async fn connected<'a>(fleet: &'a mut Option<Fleet>, to: &Connection) -> Option<
 }
 
 /// Lowers the scaler's limit as the head's own cost grows; answers what the scaler says.
-async fn keep_limit(fleet: &mut Option<Fleet>, to: &Connection, purse: &Purse) -> Option<ScaleView> {
+async fn keep_limit(fleet: &mut Option<Fleet>, to: &Connection, budget: &LaunchBudget) -> Option<ScaleView> {
     let fleet = connected(fleet, to).await?;
     let view: ScaleView = fleet.ask_once(ApiVerb::ScaleShow, &ScaleDials::default()).await.ok()?;
-    if let Some(limit) = purse.lower(&view, TimeMs::now()) {
+    if let Some(limit) = budget.lower(&view, TimeMs::now()) {
         let dials = ScaleDials { usd_micro_per_day_max: Some(limit), ..ScaleDials::default() };
         return fleet.ask_once(ApiVerb::ScaleSet, &dials).await.ok();
     }
@@ -235,7 +240,7 @@ mod tests {
     #[test]
     fn head_and_pods_together_stay_within_the_budget() {
         let usd = UsdMicro::from_dollars;
-        let purse = Purse {
+        let budget = LaunchBudget {
             budget_usd_micro: usd(2.0),
             aside_usd_micro: usd(0.5),
             head_usd_micro_per_hour: usd(0.1),
@@ -248,16 +253,20 @@ mod tests {
             usd_micro_per_day_max: limit.map(usd),
             ..ScaleView::default()
         };
-        assert_eq!(purse.lower(&view(0.0, 0.0, None), hour(1)), Some(usd(1.4)));
-        assert_eq!(purse.lower(&view(1.0, 1.0, Some(1.4)), hour(1)), None, "it stands");
-        assert_eq!(purse.lower(&view(1.0, 1.0, Some(1.4)), hour(3)), Some(usd(1.2)), "the head costs, too");
+        assert_eq!(budget.lower(&view(0.0, 0.0, None), hour(1)), Some(usd(1.4)));
+        assert_eq!(budget.lower(&view(1.0, 1.0, Some(1.4)), hour(1)), None, "it stands");
+        assert_eq!(budget.lower(&view(1.0, 1.0, Some(1.4)), hour(3)), Some(usd(1.2)), "the head costs, too");
         assert_eq!(
-            purse.lower(&view(1.0, 0.0, Some(1.2)), hour(3)),
+            budget.lower(&view(1.0, 0.0, Some(1.2)), hour(3)),
             Some(usd(0.2)),
             "a new day is no new money"
         );
-        assert_eq!(purse.lower(&view(1.5, 0.0, Some(0.2)), hour(4)), Some(UsdMicro(1)), "zero would lift it");
-        assert_eq!(purse.lower(&view(1.0, 1.0, Some(0.3)), hour(1)), None, "somebody wants less");
-        assert!(!purse.is_spent(usd(1.5), hour(4)) && purse.is_spent(usd(1.5), hour(5)));
+        assert_eq!(
+            budget.lower(&view(1.5, 0.0, Some(0.2)), hour(4)),
+            Some(UsdMicro(1)),
+            "zero would lift it"
+        );
+        assert_eq!(budget.lower(&view(1.0, 1.0, Some(0.3)), hour(1)), None, "somebody wants less");
+        assert!(!budget.is_spent(usd(1.5), hour(4)) && budget.is_spent(usd(1.5), hour(5)));
     }
 }

@@ -135,14 +135,14 @@ impl Core {
                     None => Choice::Nobody,
                     Some(_) => self.choose_payable(&job, urgency, snapshot),
                 };
-                self.settle(now, job, choice, snapshot, &mut back, actions);
+                self.apply(now, job, choice, snapshot, &mut back, actions);
             }
             let sizes: Vec<JobSize> =
                 easy.iter().map(|job| JobSize { tokens: job.size.tokens, pages: 0 }).collect();
             let placed = route::assign(&snapshot.fleet, &Demand { kind, urgency, jobs: &sizes }).placed;
             for (job, &place) in easy.iter().zip(&placed) {
                 let choice = self.choose(job, place, urgency, snapshot);
-                self.settle(now, *job, choice, snapshot, &mut back, actions);
+                self.apply(now, *job, choice, snapshot, &mut back, actions);
             }
             held.extend(back.iter().map(|job| job.job.batch));
             all &= placed.len() == easy.len();
@@ -155,7 +155,7 @@ impl Core {
     }
 
     /// Does with the job what was chosen for it; what has to wait is added to `back`.
-    fn settle(
+    fn apply(
         &mut self,
         now: Now,
         mut job: Drawn,

@@ -136,7 +136,7 @@ impl Bill {
     }
 
     /// Of what has accrued, no more than the last `open` can still be claimed: the rest was idle.
-    pub fn settle(&mut self, open: Duration) -> UsdMicro {
+    pub fn close_interval(&mut self, open: Duration) -> UsdMicro {
         let idle = self.pending - self.price_usd_micro_per_hour.over(open).min(self.pending);
         self.pending = self.pending - idle;
         self.idle += idle;
@@ -237,8 +237,8 @@ impl Pod {
         fresh
     }
 
-    fn settle(&mut self, open: Duration) {
-        let idle = self.bill.settle(open);
+    fn close_interval(&mut self, open: Duration) {
+        let idle = self.bill.close_interval(open);
         match self.lease {
             Some(LeasePhase::Boot) => self.bill.boot += idle,
             Some(LeasePhase::Drain) => self.bill.drain += idle,
@@ -306,7 +306,7 @@ impl Money {
         pod.workers.insert(worker);
         if pod.lease == Some(LeasePhase::Boot) {
             pod.bill.accrue(now.mono);
-            pod.settle(Duration::ZERO);
+            pod.close_interval(Duration::ZERO);
             pod.lease = Some(LeasePhase::Work);
             pod.active_at = now.mono;
         }
@@ -376,7 +376,7 @@ impl Money {
         for (name, pod) in &mut self.pods {
             pod.bill.accrue(now.mono);
             let longest = pod.workers.iter().map(|worker| silence(*worker)).max();
-            pod.settle(longest.map_or(Duration::ZERO, |silence| silence + GRACE));
+            pod.close_interval(longest.map_or(Duration::ZERO, |silence| silence + GRACE));
             if pod.is_gone() || now.since(pod.told_at.mono) >= every {
                 told.extend(pod.tell(now, name));
             }
@@ -447,7 +447,7 @@ impl Money {
             pod.bill.accrue(now);
             // What is pending was work, or idleness before the end.
             if pod.workers.is_empty() {
-                pod.settle(Duration::ZERO);
+                pod.close_interval(Duration::ZERO);
             }
             pod.lease = Some(LeasePhase::Drain);
         }
@@ -457,7 +457,7 @@ impl Money {
     pub(super) fn lease_ended(&mut self, now: Now, name: &str) -> Option<Spent> {
         let mut pod = self.pods.remove(name)?;
         pod.bill.accrue(now.mono);
-        pod.settle(Duration::ZERO);
+        pod.close_interval(Duration::ZERO);
         self.closed.add(&pod);
         self.closed.keep(name, &pod);
         pod.tell(now, name)

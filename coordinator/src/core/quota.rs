@@ -7,7 +7,7 @@ use ternfleet_proto::{MonoMs, Now, TenantId, UsdMicro};
 
 use super::batch::{Batch, Origin};
 use super::event::BatchSlot;
-use super::record::Ground;
+use super::record::BatchFacts;
 use super::{Core, estimate};
 use crate::options::Quotas;
 
@@ -53,8 +53,8 @@ impl Allowances {
 
 impl Core {
     /// May this batch be accepted now? Called before it is stored.
-    pub fn admit(&self, create: &BatchCreate, ground: &Ground) -> Result<(), Refusal> {
-        let durability = ground.durability;
+    pub fn admit(&self, create: &BatchCreate, facts: &BatchFacts) -> Result<(), Refusal> {
+        let durability = facts.durability;
         let refuse = |code, message: String| Err(Refusal { code, message, retry_after_ms: None });
         if !(-10..=10).contains(&create.options.priority) {
             return refuse(RefusalCode::Invalid, "priority must be from -10 (last) to 10 (first)".to_owned());
@@ -71,7 +71,7 @@ impl Core {
             );
             return refuse(RefusalCode::NotDurable, message);
         }
-        self.admit_quota(&create.tenant, ground)
+        self.admit_quota(&create.tenant, facts)
     }
 
     /// May this single job be accepted now? It counts towards its tenant's quota like the lines of a batch.
@@ -98,9 +98,9 @@ impl Core {
         self.fits(&job.tenant, &queued, bytes, u64::from(estimate::tokens(&job.generation)))
     }
 
-    fn admit_quota(&self, tenant: &TenantId, ground: &Ground) -> Result<(), Refusal> {
+    fn admit_quota(&self, tenant: &TenantId, facts: &BatchFacts) -> Result<(), Refusal> {
         let quotas = &self.limits.quotas;
-        let Ground { input_bytes, stored_bytes, .. } = *ground;
+        let BatchFacts { input_bytes, stored_bytes, .. } = *facts;
         if stored_bytes > quotas.stored_bytes_max {
             let message = format!(
                 "the files of tenant {tenant} take {stored_bytes} bytes, this one included; the limit is {}: delete \

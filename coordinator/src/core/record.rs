@@ -91,7 +91,7 @@ pub struct BatchRecord {
 
 /// What the shell finds out before a batch can be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ground {
+pub struct BatchFacts {
     pub input_bytes: u64,
     /// Of all the tenant's files, with the space that deleted ones still take.
     pub stored_bytes: u64,
@@ -163,7 +163,7 @@ impl BatchRecord {
         }
     }
 
-    pub fn new(now: TimeMs, create: &BatchCreate, ground: Ground) -> Self {
+    pub fn new(now: TimeMs, create: &BatchCreate, facts: BatchFacts) -> Self {
         let window = create.options.completion_window_ms.unwrap_or(COMPLETION_WINDOW_MS);
         let window_end = TimeMs(now.0.saturating_add(window));
         Self {
@@ -171,16 +171,16 @@ impl BatchRecord {
             tenant: create.tenant.clone(),
             name: create.name.clone(),
             input_object: create.input_object.clone(),
-            input_bytes: ground.input_bytes,
+            input_bytes: facts.input_bytes,
             endpoint: create.endpoint,
             options: create.options.clone(),
             metadata: create.metadata.clone(),
             creation_digest: creation_digest(create),
             created_at: now,
             expires_at: create.options.deadline.map_or(window_end, |deadline| deadline.min(window_end)),
-            results_after: ground.results_after,
-            durability: ground.durability,
-            replicas: ground.replicas,
+            results_after: facts.results_after,
+            durability: facts.durability,
+            replicas: facts.replicas,
             state: BatchState::Validating,
             ending: None,
             reason: None,

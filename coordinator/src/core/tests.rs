@@ -350,12 +350,17 @@ fn a_tenant_over_its_quota_is_told_when_to_come_back() {
         work: None,
     };
     let durability = record.durability;
-    let fits =
-        super::Ground { input_bytes: 1000, stored_bytes: 1000, results_after: 0, durability, replicas: 1 };
+    let fits = super::BatchFacts {
+        input_bytes: 1000,
+        stored_bytes: 1000,
+        results_after: 0,
+        durability,
+        replicas: 1,
+    };
     assert_eq!(world.core.admit(&create, &fits), Ok(()));
     for over in [
-        super::Ground { input_bytes: u64::MAX / 8, ..fits },
-        super::Ground { stored_bytes: u64::MAX / 8, ..fits },
+        super::BatchFacts { input_bytes: u64::MAX / 8, ..fits },
+        super::BatchFacts { stored_bytes: u64::MAX / 8, ..fits },
     ] {
         let refused = world.core.admit(&create, &over).unwrap_err();
         assert_eq!(refused.code, RefusalCode::Busy);

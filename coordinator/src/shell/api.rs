@@ -43,7 +43,7 @@ pub(crate) struct Call {
 pub(crate) struct Api {
     bus: Arc<dyn Bus>,
     inbox: mpsc::Sender<Input>,
-    ground: setup::Ground,
+    bus_facts: setup::BusFacts,
     pages: Pages,
     /// Inputs of batches that are being created.
     reserves: Reserves,
@@ -80,14 +80,14 @@ impl Api {
         bus: Arc<dyn Bus>,
         inbox: mpsc::Sender<Input>,
         recent: Recent,
-        ground: setup::Ground,
+        bus_facts: setup::BusFacts,
         options: &Options,
     ) -> Self {
         let webhooks_allow = options.webhooks.allow.clone().into();
         let lines_max = options.quotas.queued_lines_max;
-        let pages = Pages::new(Arc::clone(&bus), ground.key.clone(), recent, inbox.clone());
+        let pages = Pages::new(Arc::clone(&bus), bus_facts.key.clone(), recent, inbox.clone());
         let (reserves, full) = (Reserves::default(), None);
-        Self { bus, inbox, ground, pages, reserves, webhooks_allow, lines_max, full }
+        Self { bus, inbox, bus_facts, pages, reserves, webhooks_allow, lines_max, full }
     }
 
     pub(crate) fn pages(&mut self) -> &mut Pages {
@@ -207,7 +207,7 @@ impl Api {
                 vec![Event::Dismiss { pod: lost.pod }]
             }),
             ApiVerb::TenantOpen => self.with(&payload, reply, |api, open: TenantOpen, reply| {
-                let (bus, replicas) = (Arc::clone(&api.bus), api.ground.replicas as usize);
+                let (bus, replicas) = (Arc::clone(&api.bus), api.bus_facts.replicas as usize);
                 tokio::spawn(async move {
                     let made = bus.ensure_objects(&table::files_spec(&open.tenant, replicas)).await;
                     let answer: Reply<()> = made.map_err(|error| unreachable(&error));
@@ -308,7 +308,7 @@ impl Api {
 
     /// A single job of an earlier leader: if its answer is stored, whoever waits is told; otherwise it is started again.
     fn revive(&self, job: JobCreate) {
-        let (bus, key, inbox) = (Arc::clone(&self.bus), self.ground.key.clone(), self.inbox.clone());
+        let (bus, key, inbox) = (Arc::clone(&self.bus), self.bus_facts.key.clone(), self.inbox.clone());
         tokio::spawn(async move {
             let answered = async {
                 let filter = table::results_of(&job.tenant, &job.batch);

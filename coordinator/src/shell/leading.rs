@@ -59,8 +59,8 @@ impl Service {
                 Arc::clone(bus),
                 perform::Under {
                     leader: lead.revision,
-                    syncs_always: self.ground.syncs_always,
-                    key: self.ground.key.clone(),
+                    syncs_always: self.bus_facts.syncs_always,
+                    key: self.bus_facts.key.clone(),
                     clock: self.clock.clone(),
                 },
                 action_queue,

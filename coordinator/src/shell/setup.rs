@@ -17,7 +17,7 @@ const KEY_NAME: &str = "assignment_key";
 
 /// What was found and made.
 #[derive(Debug, Clone)]
-pub(crate) struct Ground {
+pub(crate) struct BusFacts {
     pub(crate) key: AssignmentKey,
     pub(crate) durability: Durability,
     pub(crate) replicas: u32,
@@ -26,7 +26,7 @@ pub(crate) struct Ground {
 }
 
 /// Makes streams and buckets; finds out what an acceptance rests on.
-pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Result<Ground> {
+pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Result<BusFacts> {
     let server = bus.server();
     check_age(&server.version, options.allow_old_server)?;
     let replicas = options.replicas.max(1) as usize;
@@ -70,7 +70,7 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
              nats-server's jetstream block and name its monitoring address in nats_monitoring_url"
         );
     }
-    Ok(Ground { key, durability, replicas: replicas as u32, syncs_always })
+    Ok(BusFacts { key, durability, replicas: replicas as u32, syncs_always })
 }
 
 /// Makes a stream with as many bytes as are configured for it, if any.

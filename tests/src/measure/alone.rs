@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use ternfleet_coordinator::core::{
-    Action, Answer, BatchRecord, Content, Core, Event, Fed, Ground, Lead, Limits, Task, Verdict,
+    Action, Answer, BatchFacts, BatchRecord, Content, Core, Event, Fed, Lead, Limits, Task, Verdict,
 };
 use ternfleet_proto::message::{BatchCreate, BatchOptions, Durability, Generation, Input, Line, Prompt};
 use ternfleet_proto::openai::Endpoint;
@@ -140,14 +140,14 @@ fn record(now: TimeMs, jobs: u32) -> BatchRecord {
         work: None,
     };
     let bytes = u64::from(jobs) * 100;
-    let ground = Ground {
+    let facts = BatchFacts {
         input_bytes: bytes,
         stored_bytes: bytes,
         results_after: 0,
         durability: Durability::Stored,
         replicas: 1,
     };
-    BatchRecord::new(now, &create, ground)
+    BatchRecord::new(now, &create, facts)
 }
 
 fn task(index: u32) -> Task {

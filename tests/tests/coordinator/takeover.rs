@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ternfleet_coordinator::Options;
-use ternfleet_coordinator::core::{BatchRecord, Ground};
+use ternfleet_coordinator::core::{BatchFacts, BatchRecord};
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchList, BatchOptions, BatchState, BatchView, Durability};
 use ternfleet_proto::table::{self, ApiVerb};
@@ -81,14 +81,14 @@ async fn a_record_that_nobody_announced_is_found_by_whoever_leads() {
     // As a leader leaves it that was paused between its check and its write, and has been followed by another.
     client.upload("late", prompts(5)).await;
     let facts = bus.stream_facts(table::RESULTS).await.unwrap();
-    let ground = Ground {
+    let facts = BatchFacts {
         input_bytes: prompts(5).len() as u64,
         stored_bytes: 0,
         results_after: facts.last_sequence,
         durability: Durability::Stored,
         replicas: 1,
     };
-    let record = BatchRecord::new(TimeMs::now(), &client.creation("late", BatchOptions::default()), ground);
+    let record = BatchRecord::new(TimeMs::now(), &client.creation("late", BatchOptions::default()), facts);
     bus.kv_create(table::KV_BATCHES, record.id.as_str(), codec::encode(&record), None).await.unwrap();
     let view = client.wait_end(&record.id).await;
     assert_eq!((view.state, view.completed), (BatchState::Completed, 5));

@@ -22,7 +22,7 @@ use crate::launch::bill::{Bill, PodBill};
 use crate::launch::bundle::{self, Bundle, Serves};
 use crate::launch::rent::Rent;
 use crate::launch::state::{Folder, State};
-use crate::local::Purse;
+use crate::local::LaunchBudget;
 use crate::output::write_secret;
 
 /// An order that is not answered clearly is repeated for so long.
@@ -305,7 +305,7 @@ impl RunpodHead {
             nats_server_sha256: self.rent.nats_server_sha256.clone(),
             ordered_at: TimeMs::now(),
             unheard_limit_s: self.rent.unheard_limit_s,
-            purse: budget.map(|budget| Purse {
+            budget: budget.map(|budget| LaunchBudget {
                 budget_usd_micro: budget,
                 aside_usd_micro: budget - self.rent.for_workers(budget),
                 head_usd_micro_per_hour: self.rent.head_price_usd_micro_per_hour,

@@ -21,7 +21,7 @@ proptest! {
             match what {
                 0 => drop(bill.claim(MonoMs(now), &id(0), engine_us, 1, UsdMicro(i64::MAX))),
                 1 => prop_assert!(bill.claim(MonoMs(now), &id(0), engine_us, 2, UsdMicro(room)).cost.0 <= room),
-                _ => drop(bill.settle(Duration::from_millis(engine_us / 100_000))),
+                _ => drop(bill.close_interval(Duration::from_millis(engine_us / 100_000))),
             }
             prop_assert!(bill.adds_up(), "{bill:?}");
         }
@@ -41,7 +41,7 @@ fn a_bill_is_the_same_however_many_events_cut_it() {
         for now in (0..=3_600_000u64).step_by(piece_ms as usize).skip(1) {
             one += bill.claim(MonoMs(now), &id(0), piece_ms * 500, 1, UsdMicro(i64::MAX)).cost.0;
             other += bill.claim(MonoMs(now), &id(1), piece_ms * 100, 1, UsdMicro(i64::MAX)).cost.0;
-            bill.settle(GRACE);
+            bill.close_interval(GRACE);
         }
         shares.push((one, other));
     }
@@ -69,10 +69,10 @@ fn what_a_budget_has_no_room_for_is_shown_and_is_not_idle() {
 fn time_is_pending_until_the_workers_have_spoken_and_idle_after_that() {
     let mut bill = Bill::new(MonoMs(0), UsdMicro(3_600_000));
     bill.accrue(MonoMs(10_000));
-    assert_eq!(bill.settle(Duration::from_secs(4)), UsdMicro(6_000));
+    assert_eq!(bill.close_interval(Duration::from_secs(4)), UsdMicro(6_000));
     assert_eq!((bill.pending, bill.idle), (UsdMicro(4_000), UsdMicro(6_000)));
     assert_eq!(bill.claim(MonoMs(10_000), &id(0), 4_000_000, 1, UsdMicro(i64::MAX)).cost, UsdMicro(4_000));
-    assert_eq!(bill.settle(Duration::ZERO), UsdMicro::ZERO);
+    assert_eq!(bill.close_interval(Duration::ZERO), UsdMicro::ZERO);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use ternfleet_proto::message::{BatchCreate, BatchOptions, Durability};
 use ternfleet_proto::{MonoMs, Now, TimeMs, UsdMicro};
 
 use crate::core::event::BatchSlot;
-use crate::core::{Batch, BatchRecord, Bill, Flights, Ground, Origin, Size};
+use crate::core::{Batch, BatchFacts, BatchRecord, Bill, Flights, Origin, Size};
 use crate::random::Random;
 
 const CASES: u64 = 40_000;
@@ -33,14 +33,14 @@ fn batch(random: &mut Random) -> Batch {
         work: None,
         traceparent: None,
     };
-    let ground = Ground {
+    let facts = BatchFacts {
         input_bytes: 1,
         stored_bytes: 1,
         results_after: 0,
         durability: Durability::Stored,
         replicas: 1,
     };
-    Batch::new(Now::default(), BatchRecord::new(TimeMs(0), &create, ground), Origin::File)
+    Batch::new(Now::default(), BatchRecord::new(TimeMs(0), &create, facts), Origin::File)
 }
 
 /// One case; the fault, if there is one.
@@ -84,7 +84,7 @@ fn case(seed: u64) -> Result<(), String> {
                 batches[batch].totals.cost_usd_micro += claim.cost;
                 batches[batch].totals.over_budget_usd_micro += claim.over;
             }
-            pod.settle(Duration::from_millis(random.below(10_000)));
+            pod.close_interval(Duration::from_millis(random.below(10_000)));
             if random.below(6) == 0 {
                 pod.set_price(MonoMs(now), UsdMicro(of_any_size(&mut random, 24)));
             }

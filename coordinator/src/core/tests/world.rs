@@ -192,14 +192,14 @@ impl World {
             traceparent: None,
             work: None,
         };
-        let ground = Ground {
+        let facts = BatchFacts {
             input_bytes: content.len() as u64 * 100,
             stored_bytes: content.len() as u64 * 100,
             results_after: self.results.len() as u64,
             durability: Durability::Stored,
             replicas: 1,
         };
-        let record = BatchRecord::new(self.now.wall, &create, ground);
+        let record = BatchRecord::new(self.now.wall, &create, facts);
         let id = record.id.clone();
         self.records.insert(id.to_string(), record.clone());
         self.inputs.insert(id.to_string(), content);

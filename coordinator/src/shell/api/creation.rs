@@ -9,7 +9,7 @@ use ternfleet_proto::message::{BatchCreate, Refusal, RefusalCode, Reply};
 use ternfleet_proto::{Now, codec, table};
 
 use super::{Api, refusal, stored_record, unreachable};
-use crate::core::{BatchRecord, Core, Event, Ground, batch_id, creation_digest};
+use crate::core::{BatchFacts, BatchRecord, Core, Event, batch_id, creation_digest};
 use crate::shell::deletion::Reserved;
 use crate::shell::quotes::{Footing, Question, asked, quoted};
 use crate::shell::{Input, bounds, setup, spans};
@@ -18,11 +18,11 @@ impl Api {
     /// First half of a creation: find out what it stands on.
     pub(super) fn create(&mut self, create: BatchCreate, reply: String) -> Vec<Event> {
         let reserved = self.reserves.reserve(&create.tenant, &create.input_object);
-        let (bus, inbox, ground) = (Arc::clone(&self.bus), self.inbox.clone(), self.ground.clone());
+        let (bus, inbox, bus_facts) = (Arc::clone(&self.bus), self.inbox.clone(), self.bus_facts.clone());
         let (allow, lines_max) = (Arc::clone(&self.webhooks_allow), self.lines_max);
         tokio::spawn(async move {
             let found = match bounds::creation(&create).and_then(|()| check_webhook(&create, &allow)) {
-                Ok(()) => survey(&bus, &create, &ground, lines_max).await,
+                Ok(()) => survey(&bus, &create, &bus_facts, lines_max).await,
                 Err(refused) => Err(refused),
             };
             let _ = inbox.send(Input::Surveyed { create: Box::new(create), found, reply, reserved }).await;
@@ -51,19 +51,19 @@ impl Api {
             }
             return;
         }
-        let admitted = found.and_then(|Surveyed { ground, models }| {
+        let admitted = found.and_then(|Surveyed { facts, models }| {
             self.has_room()?;
             if !create.options.wait_for_model {
                 footing.check(now, core, models.iter().map(String::as_str))?;
             }
-            core.admit(&create, &ground)?;
-            Ok(ground)
+            core.admit(&create, &facts)?;
+            Ok(facts)
         });
-        let ground = match admitted {
-            Ok(ground) => ground,
+        let facts = match admitted {
+            Ok(facts) => facts,
             Err(refused) => return self.answer::<()>(reply, &Err(refused)),
         };
-        let mut record = BatchRecord::new(now.wall, &create, ground);
+        let mut record = BatchRecord::new(now.wall, &create, facts);
         spans::accepted(&record.id, &mut record.traceparent);
         let (bus, inbox) = (Arc::clone(&self.bus), self.inbox.clone());
         let question = asked(&create).map(|ask| Question::new(now, core, footing, ask));
@@ -114,7 +114,7 @@ fn check_webhook(create: &BatchCreate, allow: &[String]) -> Result<(), Refusal> 
 /// What a creation stands on.
 #[derive(Debug)]
 pub(crate) struct Surveyed {
-    ground: Ground,
+    facts: BatchFacts,
     /// Models that its lines name.
     models: BTreeSet<String>,
 }
@@ -122,7 +122,7 @@ pub(crate) struct Surveyed {
 async fn survey(
     bus: &Arc<dyn Bus>,
     create: &BatchCreate,
-    ground: &setup::Ground,
+    bus_facts: &setup::BusFacts,
     lines_max: u32,
 ) -> Result<Surveyed, Refusal> {
     let bucket = table::files_bucket(&create.tenant);
@@ -140,15 +140,15 @@ async fn survey(
         bounds::content(bus, &bucket, object, input_bytes, lines_max, create.work.is_none()).await?;
     models.extend(create.work.iter().flat_map(|work| work.models.keys().cloned()));
     models.extend(create.options.model.clone());
-    let facts = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
+    let results = bus.stream_facts(table::RESULTS).await.map_err(|error| unreachable(&error))?;
     let files =
         bus.stream_facts(&table::object_stream(&bucket)).await.map_err(|error| unreachable(&error))?;
-    let ground = Ground {
+    let facts = BatchFacts {
         input_bytes,
         stored_bytes: files.bytes,
-        results_after: facts.last_sequence,
-        durability: ground.durability,
-        replicas: ground.replicas,
+        results_after: results.last_sequence,
+        durability: bus_facts.durability,
+        replicas: bus_facts.replicas,
     };
-    Ok(Surveyed { ground, models })
+    Ok(Surveyed { facts, models })
 }
