@@ -1,5 +1,5 @@
-//! Clients that are not ours against a real local fleet: the `openai` packages of Python and npm, schemathesis over the
-//! OpenAPI document, nats-py as submitter and as worker over plain NATS, a terminal in front of `top`.
+//! Clients that are not ours against a real local fleet: the `openai` packages of Python and npm, `async-openai`,
+//! schemathesis over the OpenAPI document, nats-py as submitter and as worker over plain NATS, a terminal in front of `top`.
 //!
 //! `make test` fetches them first (`scripts/fetch-clients.sh`, `scripts/fetch-npm-clients.sh`).
 
@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ternfleet_tests::program::{LocalFleet, binary};
+
+#[path = "clients/openai_flow.rs"]
+mod openai_flow;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -86,6 +89,11 @@ fn the_openai_npm_package_runs_batches_streams_and_errors_unchanged() {
     command.arg(root().join("tests/clients/npm/openai_flow.mjs")).arg(base(&fleet)).arg(modules);
     let said = run(command);
     assert!(said.contains("all rules hold"), "{said}");
+}
+
+#[tokio::test]
+async fn the_rust_client_async_openai_runs_batches_streams_and_errors_unchanged() {
+    openai_flow::Flow::new(&base(&fleet_with_tools())).run().await;
 }
 
 #[test]

@@ -1,4 +1,4 @@
-// The `openai` npm package against a local fleet: files, a whole batch, streams, hanging up, errors.
+// The `openai` npm package against a local fleet: files, a whole batch, streams, hanging up, functions, responses, errors.
 //
 //     node openai_flow.mjs http://127.0.0.1:PORT MODULES
 //
@@ -75,6 +75,34 @@ await refused("a shape that is not known is refused by name", OpenAI.BadRequestE
 const shape = { type: "json_schema", json_schema: { name: "king", strict: true, schema: { type: "object", properties: { king: { enum: ["old", "young"] }, sons: { type: "integer", minimum: 0, maximum: 9 } }, required: ["king", "sons"], additionalProperties: false } } };
 const shaped = JSON.parse((await client.chat.completions.create({ model, messages, max_tokens: 60, response_format: shape })).choices[0].message.content);
 rule("an answer has the shape of its schema", ["old", "young"].includes(shaped.king) && Number.isInteger(shaped.sons) && Object.keys(shaped).length === 2);
+
+const parameters = { type: "object", properties: { place: { enum: ["Oslo", "Rome"] }, days: { type: "integer", minimum: 1, maximum: 9 } }, required: ["place", "days"], additionalProperties: false };
+const valid = text => { const { place, days, ...more } = JSON.parse(text); return ["Oslo", "Rome"].includes(place) && days >= 1 && days <= 9 && Object.keys(more).length === 0; };
+const rain = [{ role: "user", content: "Will it rain?" }];
+const offered = { model, messages: rain, max_tokens: 120, temperature: 0, tools: [{ type: "function", function: { name: "weather", description: "The weather at a place", parameters, strict: true } }], tool_choice: "required", parallel_tool_calls: false };
+const called = (await client.chat.completions.create(offered)).choices[0];
+const call = called.message.tool_calls[0];
+rule("a required function is called with valid arguments", called.finish_reason === "tool_calls" && called.message.content === null && call.function.name === "weather" && valid(call.function.arguments));
+let pieces = "";
+for await (const chunk of await client.chat.completions.create({ ...offered, stream: true })) pieces += chunk.choices[0]?.delta?.tool_calls?.[0]?.function?.arguments ?? "";
+rule("a stream builds up the same call", pieces === call.function.arguments);
+const after = await client.chat.completions.create({ model, max_tokens: 8, messages: [...rain, called.message, { role: "tool", tool_call_id: call.id, content: "Rain." }] });
+rule("what a tool says goes back to the model", after.choices[0].message.content.length > 0);
+
+const response = await client.responses.create({ model, input: messages, max_output_tokens: 10, temperature: 0 });
+rule("a response says what a chat does", response.output_text === chat.choices[0].message.content && response.status === "incomplete" && response.usage.output_tokens === 10);
+let delta = "", last = null;
+for await (const event of await client.responses.create({ model, input: messages, max_output_tokens: 10, temperature: 0, stream: true })) { if (event.type === "response.output_text.delta") delta += event.delta; last = event; }
+rule("and streams it in events", delta === response.output_text && last.type === "response.incomplete");
+const asking = { model, input: "Will it rain?", max_output_tokens: 120, temperature: 0, tools: [{ type: "function", name: "weather", parameters, strict: true }], tool_choice: { type: "function", name: "weather" } };
+const asked = await client.responses.create(asking);
+rule("a response calls a function", asked.output[0].type === "function_call" && asked.status === "completed" && valid(asked.output[0].arguments));
+let written = "";
+for await (const event of client.responses.stream(asking)) if (event.type === "response.function_call_arguments.delta") written += event.delta;
+rule("and streams the call in events", written === asked.output[0].arguments);
+const followed = await client.responses.create({ model, max_output_tokens: 8, input: [...rain, ...asked.output, { type: "function_call_output", call_id: asked.output[0].call_id, output: "Rain." }] });
+rule("its output goes back as an item", followed.output_text.length > 0);
+
 await refused("an unknown batch is not found", OpenAI.NotFoundError, () => client.batches.retrieve("batch_unknown"));
 await refused("an unknown file is not found", OpenAI.NotFoundError, () => client.files.retrieve("file-unknown"));
 await refused("embeddings are clearly not served", OpenAI.APIError, () => client.embeddings.create({ model, input: "x" }));
