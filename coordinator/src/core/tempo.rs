@@ -43,9 +43,9 @@ impl Tempo {
             return;
         }
         let calibrated = Engine::new(beat.slots, &beat.calibration, 0.0, 0.0, 1.0);
-        let speed = calibrated.speed_at(sequences / steps);
+        let calibrated_s = calibrated.step_s(sequences / steps) * steps * decoded / sequences;
         let reading_s = if beat.prefill_tok_s > 0.0 { prefilled / beat.prefill_tok_s } else { 0.0 };
-        let ratio = (busy_s - reading_s).max(0.0) * speed / decoded;
+        let ratio = (busy_s - reading_s).max(0.0) / calibrated_s;
         if !RANGE.contains(&ratio) {
             return;
         }
@@ -74,7 +74,7 @@ mod tests {
         let mut tempo = Tempo::default();
         for _ in 0..60 {
             let before = beat.counters;
-            // A second, of which a tenth reads prompts; 2 steps of 8 sequences where 4.5 were calibrated.
+            // A second, of which a tenth reads prompts: 18 tokens in 0.9 s, for which 0.45 s were calibrated.
             beat.counters.busy_ms += 1_000;
             beat.counters.prefill_tokens += 10;
             beat.counters.steps += 2;

@@ -67,20 +67,25 @@ impl Engine {
 
     /// Tokens per second of `n` sequences together.
     pub fn speed(&self, n: u32) -> f64 {
-        self.speed_at(f64::from(n))
+        let step_s = self.step_s(f64::from(n));
+        if step_s > 0.0 { f64::from(n) / step_s } else { 0.0 }
     }
 
-    /// The same for a mean of several numbers of sequences.
-    pub fn speed_at(&self, at: f64) -> f64 {
-        let mut before = (0.0, 0.0);
+    /// How long a step takes, by the mean number of its sequences. A step takes a while whatever their number, and a while
+    /// for each of them: so between two measured points lies a line, and a mean over steps is as good as each of them.
+    pub fn step_s(&self, n: f64) -> f64 {
+        let step_s = |point: &RatePoint| f64::from(point.batch) / point.tok_s;
+        let Some(first) = self.curve.first() else { return 0.0 };
+        let mut before = (0.0, step_s(first));
         for point in &self.curve {
-            let (batch, tok_s) = (f64::from(point.batch), point.tok_s);
-            if at <= batch {
-                return before.1 + (tok_s - before.1) * (at - before.0) / (batch - before.0);
+            let (batch, step_s) = (f64::from(point.batch), step_s(point));
+            if n <= batch {
+                return before.1 + (step_s - before.1) * (n - before.0) / (batch - before.0);
             }
-            before = (batch, tok_s);
+            before = (batch, step_s);
         }
-        before.1
+        // More than were measured go no faster together.
+        before.1 * n / before.0
     }
 
     pub fn full_tok_s(&self) -> f64 {
@@ -98,7 +103,8 @@ mod tests {
         let engine = Engine::new(8, &points, 100.0, 0.0, 1.0);
         let speeds: Vec<f64> = [0, 1, 8, 20].map(|n| engine.speed(n)).into();
         assert_eq!(speeds, [0.0, 10.0, 40.0, 40.0]);
-        assert!((engine.speed(4) - (10.0 + 30.0 * 3.0 / 7.0)).abs() < 1e-9);
+        // A step of one takes 0.1 s and one of eight 0.2 s.
+        assert!((engine.step_s(4.5) - 0.15).abs() < 1e-9 && (engine.speed(4) - 28.0).abs() < 1e-9);
         let slowed = Engine::new(8, &points, 100.0, 0.0, 2.0);
         assert_eq!((slowed.speed(8), slowed.prefill_tok_s), (20.0, 100.0));
         assert_eq!(engine.scaled_to(80.0).speed(1), 20.0);

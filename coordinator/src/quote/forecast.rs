@@ -161,16 +161,16 @@ impl Course<'_> {
             (bill, reboots) = self.stream(&bulk, &mut chances, &mut end_s, &mut random);
         }
         let last_s = end_s.iter().copied().fold(0.0, f64::max);
+        let weight = self.work.lengths.prompt_weight;
+        let ratio = if weight > 0.0 { 1.0 / weight } else { 1e9 };
         let mut seats: Vec<Seat<'_>> = (0..chances.len())
             .filter(|&n| end_s[n].is_infinite() || end_s[n] >= END_RATIO * last_s)
             .map(|n| {
                 let one = &self.engines[n];
-                Seat::new(&one.engine, one.price_per_s, n, chances[n].ready_s, chances[n].luck)
+                Seat::new(&one.engine, one.price_per_s, n, chances[n].ready_s, chances[n].luck, ratio)
             })
             .collect();
-        let weight = self.work.lengths.prompt_weight;
-        let ratio = if weight > 0.0 { 1.0 / weight } else { 1e9 };
-        let mut played = play(&mut seats, jobs.drain(..), ratio)?;
+        let mut played = play(&mut seats, jobs.drain(..))?;
         played.bill = (played.bill + bill) * self.scale * doubt * self.skill.bias.exp();
         played.finish_s += AROUND_S;
         Some((played, reboots * self.scale))

@@ -1,8 +1,13 @@
-//! One course of a batch, job by job: engines take jobs as their slots come free, as the router gives them, and run
-//! as fast as so many sequences run together. What is played is the end of a batch, or a small one as a whole.
+//! One course of a batch, job by job: the router assigns jobs to engines, ahead of free slots too, and an engine runs as
+//! fast as so many sequences run together. What is played is the end of a batch, or a small one as a whole.
+
+use std::collections::VecDeque;
 
 use super::engine::Engine;
 use crate::route::WINDOW_S;
+
+/// The coordinator looks for waiting jobs that an idle engine could begin about once in so long.
+const REBALANCE_S: f64 = 1.0;
 
 /// One line, by chance.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,6 +30,8 @@ pub(super) struct Seat<'a> {
     pub(super) ready_s: f64,
     /// True speed over measured speed.
     pub(super) luck: f64,
+    /// Of prompts, measured or by the decode speed.
+    prefill_tok_s: f64,
     state: Running,
 }
 
@@ -37,6 +44,9 @@ struct Running {
     reading_s: f64,
     /// Progress at which each running job ends.
     jobs: Vec<(f64, Job)>,
+    /// Assigned beyond the slots.
+    waiting: VecDeque<Job>,
+    waiting_tokens: f64,
     own: usize,
     /// By the router's estimate.
     held_tokens: f64,
@@ -54,9 +64,21 @@ pub(super) struct Played {
 }
 
 impl<'a> Seat<'a> {
-    pub(super) fn new(engine: &'a Engine, price_per_s: f64, rank: usize, ready_s: f64, luck: f64) -> Self {
+    /// Prompts are read at `reading_ratio` times the decode speed where the engine does not say.
+    pub(super) fn new(
+        engine: &'a Engine,
+        price_per_s: f64,
+        rank: usize,
+        ready_s: f64,
+        luck: f64,
+        reading_ratio: f64,
+    ) -> Self {
         let state = Running { next_s: f64::INFINITY, ..Running::default() };
-        Seat { engine, price_per_s, rank, ready_s, luck, state }
+        let prefill_tok_s = match engine.prefill_tok_s {
+            measured if measured > 0.0 => measured,
+            _ => engine.full_tok_s() * reading_ratio,
+        };
+        Seat { engine, price_per_s, rank, ready_s, luck, prefill_tok_s, state }
     }
 
     fn each_tok_s(&self) -> f64 {
@@ -87,21 +109,39 @@ impl<'a> Seat<'a> {
         decoding_s * self.price_per_s * state.own as f64 / state.jobs.len() as f64
     }
 
-    /// Begins a job; answers what reading its prompt costs, if it is an own one.
-    fn take(&mut self, job: Job, now_s: f64, typical_prompt_tok_s: f64) -> f64 {
-        let prefill_tok_s = match self.engine.prefill_tok_s {
-            measured if measured > 0.0 => measured,
-            _ => typical_prompt_tok_s,
-        };
-        let reading_s = job.prompt_tokens / (prefill_tok_s * self.luck).max(1e-9);
-        let state = &mut self.state;
-        state.at_s = state.at_s.max(now_s);
-        state.reading_s += reading_s;
-        state.held_tokens += job.size;
-        state.own += usize::from(job.own);
-        state.jobs.push((state.progress + job.output_tokens.max(1.0), job));
+    fn has_slot(&self) -> bool {
+        self.state.jobs.len() < self.engine.slots as usize
+    }
+
+    /// As the router: what fills the slots, and a window of work beyond.
+    fn admits(&self, job: &Job) -> bool {
+        self.has_slot() || self.state.waiting_tokens + job.size <= WINDOW_S * self.engine.rate_tok_s
+    }
+
+    /// Is assigned a job. It answers as [`Seat::begin`].
+    fn take(&mut self, job: Job, now_s: f64) -> f64 {
+        self.state.held_tokens += job.size;
+        self.state.waiting_tokens += job.size;
+        self.state.waiting.push_back(job);
+        self.begin(now_s)
+    }
+
+    /// Begins what waits while there are slots; answers what reading the own prompts costs.
+    fn begin(&mut self, now_s: f64) -> f64 {
+        let mut own_s = 0.0;
+        while self.has_slot() {
+            let Some(job) = self.state.waiting.pop_front() else { break };
+            let reading_s = job.prompt_tokens / (self.prefill_tok_s * self.luck).max(1e-9);
+            let state = &mut self.state;
+            state.at_s = state.at_s.max(now_s);
+            state.waiting_tokens -= job.size;
+            state.reading_s += reading_s;
+            state.own += usize::from(job.own);
+            state.jobs.push((state.progress + job.output_tokens.max(1.0), job));
+            own_s += if job.own { reading_s } else { 0.0 };
+        }
         self.look_ahead();
-        if job.own { reading_s * self.price_per_s } else { 0.0 }
+        own_s * self.price_per_s
     }
 
     /// Removes the jobs that have ended; how many own ones there were.
@@ -117,9 +157,7 @@ impl<'a> Seat<'a> {
             }
             !ended
         });
-        let left = before - state.own;
-        self.look_ahead();
-        left
+        before - state.own
     }
 
     /// The router's order: the window in which it would be through with one more job, then the price.
@@ -129,36 +167,31 @@ impl<'a> Seat<'a> {
     }
 }
 
-/// Plays these jobs, in their order. Prompts are read at `reading_ratio` times the decode speed where an engine does not
-/// say. `None` if no engine ever takes one.
-pub(super) fn play(
-    seats: &mut [Seat<'_>],
-    jobs: impl IntoIterator<Item = Job>,
-    reading_ratio: f64,
-) -> Option<Played> {
-    let mut waiting = jobs.into_iter().peekable();
+/// Plays these jobs, in their order. `None` if no engine ever takes one.
+pub(super) fn play(seats: &mut [Seat<'_>], jobs: impl IntoIterator<Item = Job>) -> Option<Played> {
+    let mut unassigned = jobs.into_iter().peekable();
     let mut played = Played::default();
     let mut now_s = seats.iter().map(|seat| seat.ready_s).fold(f64::INFINITY, f64::min);
+    let mut rebalance_s = now_s + REBALANCE_S;
     if !now_s.is_finite() {
         return None;
     }
     loop {
-        while let Some(job) = waiting.peek().copied() {
-            let free =
-                |seat: &Seat<'_>| seat.ready_s <= now_s && (seat.state.jobs.len() as u32) < seat.engine.slots;
+        while let Some(job) = unassigned.peek().copied() {
             let taker = (0..seats.len())
-                .filter(|&place| free(&seats[place]))
+                .filter(|&place| seats[place].ready_s <= now_s && seats[place].admits(&job))
                 .min_by_key(|&place| seats[place].turn(job.size));
             let Some(taker) = taker else { break };
-            let seat = &mut seats[taker];
-            played.bill += seat.advance(now_s);
-            let typical = seat.engine.full_tok_s() * reading_ratio;
-            played.bill += seat.take(job, now_s, typical);
-            waiting.next();
+            played.bill += seats[taker].advance(now_s) + seats[taker].take(job, now_s);
+            unassigned.next();
+        }
+        if now_s >= rebalance_s && unassigned.peek().is_none() {
+            played.bill += rebalance(seats, now_s);
+            rebalance_s = now_s + REBALANCE_S;
         }
         let ends = seats.iter().map(|seat| seat.state.next_s);
         let readies = seats.iter().map(|seat| seat.ready_s).filter(|ready_s| *ready_s > now_s);
-        let readies = readies.filter(|_| waiting.peek().is_some());
+        let readies = readies.filter(|_| unassigned.peek().is_some());
         let next_s = ends.chain(readies).fold(f64::INFINITY, f64::min);
         if !next_s.is_finite() {
             return Some(played);
@@ -169,8 +202,28 @@ pub(super) fn play(
             if seat.leave() > 0 {
                 played.finish_s = next_s;
             }
+            played.bill += seat.begin(next_s);
         }
     }
+}
+
+/// Moves jobs that would wait long to engines with an empty slot, as [`crate::route::rebalance`] does. It answers as
+/// [`Seat::begin`].
+fn rebalance(seats: &mut [Seat<'_>], now_s: f64) -> f64 {
+    let mut bill = 0.0;
+    let waits_s = |seat: &Seat<'_>| seat.state.waiting_tokens / seat.engine.rate_tok_s.max(1e-9);
+    for receiver in 0..seats.len() {
+        while seats[receiver].ready_s <= now_s && seats[receiver].has_slot() {
+            let donors = (0..seats.len()).filter(|&place| waits_s(&seats[place]) > WINDOW_S / 4.0);
+            let donor = donors.max_by(|&a, &b| waits_s(&seats[a]).total_cmp(&waits_s(&seats[b])));
+            let Some(donor) = donor else { return bill };
+            let Some(job) = seats[donor].state.waiting.pop_back() else { return bill };
+            seats[donor].state.held_tokens -= job.size;
+            seats[donor].state.waiting_tokens -= job.size;
+            bill += seats[receiver].advance(now_s) + seats[receiver].take(job, now_s);
+        }
+    }
+    bill
 }
 
 #[cfg(test)]
@@ -197,8 +250,8 @@ mod tests {
     #[test]
     fn a_job_alone_pays_for_the_whole_engine() {
         let engine = engine();
-        let mut seats = [Seat::new(&engine, 2.0, 0, 5.0, 1.0)];
-        let played = play(&mut seats, [job(true, 100.0)], 1.0).unwrap();
+        let mut seats = [Seat::new(&engine, 2.0, 0, 5.0, 1.0, 1.0)];
+        let played = play(&mut seats, [job(true, 100.0)]).unwrap();
         // A tenth of a second of reading and ten of decoding, from 5 s on.
         assert!((played.finish_s - 15.1).abs() < 1e-6, "{played:?}");
         assert!((played.bill - 20.2).abs() < 1e-6, "{played:?}");
@@ -208,8 +261,8 @@ mod tests {
     fn jobs_that_run_together_share_the_engine_and_its_price() {
         let engine = engine();
         let whole = |own: usize| {
-            let mut seats = [Seat::new(&engine, 1.0, 0, 0.0, 1.0)];
-            play(&mut seats, (0..16).map(|n| job(n < own, 100.0)), 1.0).unwrap()
+            let mut seats = [Seat::new(&engine, 1.0, 0, 0.0, 1.0, 1.0)];
+            play(&mut seats, (0..16).map(|n| job(n < own, 100.0))).unwrap()
         };
         let (all, half) = (whole(16), whole(8));
         assert!((all.finish_s - (1.6 + 40.0)).abs() < 1e-6 && (all.bill - 41.6).abs() < 1e-6, "{all:?}");
@@ -219,11 +272,27 @@ mod tests {
     #[test]
     fn more_jobs_than_slots_wait_and_an_engine_that_comes_later_takes_its_share() {
         let engine = engine();
-        let seat = |ready_s| Seat::new(&engine, 1.0, 0, ready_s, 1.0);
+        let seat = |ready_s| Seat::new(&engine, 1.0, 0, ready_s, 1.0, 1.0);
         let jobs = || (0..64).map(|_| job(true, 100.0));
-        let alone = play(&mut [seat(0.0)], jobs(), 1.0).unwrap();
-        let two = play(&mut [seat(0.0), seat(30.0)], jobs(), 1.0).unwrap();
+        let alone = play(&mut [seat(0.0)], jobs()).unwrap();
+        let two = play(&mut [seat(0.0), seat(30.0)], jobs()).unwrap();
         assert!(alone.finish_s > 160.0 && two.finish_s < 0.75 * alone.finish_s, "{alone:?} {two:?}");
-        assert!(play(&mut [], jobs(), 1.0).is_none());
+        assert!(play(&mut [], jobs()).is_none());
+    }
+
+    #[test]
+    fn jobs_wait_at_the_cheaper_of_two_engines_for_a_window_as_the_router_has_it() {
+        // Of two seconds of work each: eight slots, and eight jobs beyond.
+        let points = [RatePoint { batch: 1, tok_s: 400.0 }];
+        let engine = Engine::new(8, &points, 1e9, 400.0, 1.0);
+        let job = Job { own: true, prompt_tokens: 0.0, output_tokens: 50.0, size: 50.0 };
+        let bill = |count: usize| {
+            let seat = |price, rank| Seat::new(&engine, price, rank, 0.0, 1.0, 1.0);
+            play(&mut [seat(1.0, 0), seat(100.0, 1)], vec![job; count]).unwrap().bill
+        };
+        // A second of the cheap one for eight; only what goes beyond its window is assigned to the other.
+        assert!((bill(8) - 1.0).abs() < 1e-6, "{}", bill(8));
+        assert!((bill(15) - 15.0 / 8.0).abs() < 1e-6, "{}", bill(15));
+        assert!(bill(24) > 100.0, "{}", bill(24));
     }
 }
