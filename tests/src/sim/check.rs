@@ -49,6 +49,9 @@ pub(super) struct Checker {
     answered_jobs: BTreeSet<JobKey>,
     answered_epochs: BTreeSet<(JobKey, Epoch)>,
     claimed: BTreeMap<JobKey, Epoch>,
+    /// The newest epoch that ever claimed a job, even if that claim was lost with the server's power: whoever has read
+    /// it may have acted on it.
+    claimed_once: BTreeMap<JobKey, Epoch>,
     /// By the seed of the job.
     kills: BTreeMap<u64, u32>,
     faults: u32,
@@ -98,6 +101,7 @@ impl Checker {
             answered_jobs: BTreeSet::new(),
             answered_epochs: BTreeSet::new(),
             claimed: BTreeMap::new(),
+            claimed_once: BTreeMap::new(),
             kills: BTreeMap::new(),
             faults: scenario.faults.len() as u32,
             revoked: BTreeMap::new(),
@@ -244,7 +248,23 @@ impl Checker {
                 self.fail(format!("J3: attempt {} of {}", checkpoint.attempt, checkpoint.job));
             }
             self.moved += u64::from(before != Epoch(0) && checkpoint.epoch > before);
+            let once = self.claimed_once.entry(checkpoint.job.clone()).or_default();
+            *once = checkpoint.epoch.max(*once);
             self.claimed.insert(checkpoint.job.clone(), checkpoint.epoch.max(before));
+        }
+    }
+
+    /// Claims that the server has lost are nobody's any more.
+    pub(super) fn power_lost(&mut self, net: &JetStream) {
+        self.claimed.clear();
+        self.checkpoints_read = net.stream_facts(table::CHECKPOINTS).map_or(0, |facts| facts.last_sequence);
+        let mut from = 1;
+        while let Ok(Some(message)) = net.next_message(table::CHECKPOINTS, table::checkpoints_all(), from) {
+            from = message.sequence + 1;
+            let Some(job) = table::parse_checkpoint_subject(&message.subject) else { continue };
+            if let Some(checkpoint) = self.key.checkpoint_key(&job).open(&message.payload) {
+                self.claimed.insert(job, checkpoint.epoch);
+            }
         }
     }
 
@@ -272,7 +292,7 @@ impl Checker {
         let allowed = self.answered_jobs.contains(&work.job)
             || self.answered_epochs.contains(&this)
             || self.revoked.get(&work.job).is_some_and(|epoch| *epoch >= work.epoch)
-            || self.claimed.get(&work.job).is_some_and(|epoch| *epoch > work.epoch)
+            || self.claimed_once.get(&work.job).is_some_and(|epoch| *epoch > work.epoch)
             || self.ending.contains(&work.job.batch)
             || work.deadline.is_some_and(|deadline| deadline <= now.plus(SKEW_MAX))
             || self.newest_leader > work.leader;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ternfleet_proto::TimeMs;
 use ternfleet_proto::table::ConsumerSpec;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Consumer {
     pub(super) spec: ConsumerSpec,
     next_sequence: u64,
@@ -26,6 +26,11 @@ impl Consumer {
             returned: BTreeMap::new(),
             delivered: BTreeMap::new(),
         }
+    }
+
+    /// The same deliveries under other settings.
+    pub(super) fn with(self, spec: ConsumerSpec) -> Consumer {
+        Consumer { spec, ..self }
     }
 
     /// Next message to deliver, returned ones first; `find` looks in the stream from a sequence on.

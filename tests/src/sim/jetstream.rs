@@ -23,6 +23,10 @@ pub struct JetStream {
     buckets: BTreeMap<String, BTreeMap<String, (Bytes, TimeMs)>>,
 }
 
+/// The unsynced streams of a server at some moment.
+#[derive(Debug)]
+pub(super) struct Unsynced(BTreeMap<String, Stream>);
+
 impl JetStream {
     /// As `Bus::ensure_stream`.
     pub fn ensure_stream(&mut self, spec: &StreamSpec) -> Result<StreamFacts> {
@@ -168,6 +172,22 @@ impl JetStream {
     pub fn set_no_room(&mut self, stream: &str, no_room: bool) {
         if let Some(stream) = self.streams.get_mut(stream) {
             stream.no_room = no_room;
+        }
+    }
+
+    /// What is not synced before it is acknowledged, as it is on the disk by now.
+    pub(super) fn unsynced(&self) -> Unsynced {
+        let unsynced = self.streams.iter().filter(|(_, stream)| stream.is_unsynced());
+        Unsynced(unsynced.map(|(name, stream)| (name.clone(), stream.clone())).collect())
+    }
+
+    /// The power fails, and the server comes back: of what is not synced, what was on the disk is left.
+    pub(super) fn lose_since(&mut self, disk: &Unsynced) {
+        for (name, stream) in self.streams.iter_mut().filter(|(_, stream)| stream.is_unsynced()) {
+            match disk.0.get(name) {
+                Some(synced) => stream.lose_since(synced),
+                None => stream.lose_since(&Stream::new(stream.spec.clone())),
+            }
         }
     }
 

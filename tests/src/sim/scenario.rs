@@ -108,6 +108,12 @@ pub enum Fault {
     DoubleMessages {
         lasting: Duration,
     },
+    /// The server's machine loses its power: what was written to caches in the time before is gone, where everything
+    /// else is synced.
+    PowerLoss {
+        unsynced: Duration,
+        lasting: Duration,
+    },
     StepWorkersClock {
         place: usize,
         by_ms: i64,
@@ -141,8 +147,13 @@ impl Scenario {
                 (number, at, fault(&mut chance, n_workers, coordinators))
             })
             .collect();
-        faults.sort_by_key(|(number, at, _)| (*at, *number));
         let completions = (0..chance.within(0, 6)).map(|_| chance.within(1_000, 50_000)).collect();
+        // Drawn last, so that the other faults of a seed stay what they were.
+        if chance.one_in(4) {
+            let at = chance.within(FAULTS_MS.0, FAULTS_MS.1);
+            faults.push((count, at, power_loss(&mut chance)));
+        }
+        faults.sort_by_key(|(number, at, _)| (*at, *number));
         Scenario { seed, workers, coordinators, batches, completions, faults, forges: false }
     }
 
@@ -166,6 +177,14 @@ fn batch(chance: &mut Chance) -> BatchPlan {
         budget_usd_micro: chance.one_in(5).then(|| chance.within(10, 20_000) as i64),
         cancel_at_ms: chance.one_in(8).then(|| chance.within(11_000, 40_000)),
         killer: chance.one_in(12).then(|| chance.within(0, u64::from(lines) - 1) as u32),
+    }
+}
+
+fn power_loss(chance: &mut Chance) -> Fault {
+    let unsynced_ms = if chance.one_in(3) { chance.within(5_000, 60_000) } else { chance.within(10, 3_000) };
+    Fault::PowerLoss {
+        unsynced: Duration::from_millis(unsynced_ms),
+        lasting: Duration::from_millis(chance.within(500, 8_000)),
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) struct Kept {
     pub(super) expires: Option<TimeMs>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Stream {
     pub(super) spec: StreamSpec,
     messages: BTreeMap<u64, Kept>,
@@ -225,6 +225,23 @@ impl Stream {
         let gone: Vec<u64> =
             self.messages.iter().filter(|(_, kept)| matching(kept)).map(|(s, _)| *s).collect();
         gone.iter().filter(|sequence| self.remove(**sequence)).count() as u64
+    }
+
+    /// A cache without replicas is not synced at each write; everything else is, by `sync_interval: always`.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.spec.clone().at(true).unsynced
+    }
+
+    /// The machine had no power: what was written after `synced` is gone, and its sequences are given out again. How the
+    /// stream and its consumers are set up is kept.
+    pub(super) fn lose_since(&mut self, synced: &Stream) {
+        let again = |(name, now): (&String, &Consumer)| {
+            let before =
+                synced.consumers.get(name).cloned().unwrap_or_else(|| Consumer::new(now.spec.clone()));
+            (name.clone(), before.with(now.spec.clone()))
+        };
+        let consumers = self.consumers.iter().map(again).collect();
+        *self = Stream { spec: self.spec.clone(), no_room: self.no_room, consumers, ..synced.clone() };
     }
 
     pub(super) fn is_work_queue(&self) -> bool {

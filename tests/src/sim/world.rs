@@ -15,6 +15,7 @@ use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{TimeMs, codec, table};
 
 use super::check::Checker;
+use super::jetstream::Unsynced;
 use super::line::Line;
 use super::network::Network;
 use super::process::Process;
@@ -91,6 +92,8 @@ pub(super) struct World {
     to_come: Vec<(u64, usize)>,
     open: Vec<(u64, usize)>,
     full_streams: Vec<&'static str>,
+    /// What is left when the power fails, by the fault.
+    disk: Vec<(usize, Unsynced)>,
     calm_since_ms: u64,
     tally: Tally,
 }
@@ -130,6 +133,7 @@ impl World {
             to_come,
             open: Vec::new(),
             full_streams: Vec::new(),
+            disk: Vec::new(),
             calm_since_ms: 0,
             tally: Tally { jobs, ..Tally::default() },
         }
@@ -141,6 +145,7 @@ impl World {
     /// The first broken invariant, or what has not ended in time.
     pub(super) fn run(mut self) -> Result<Tally, String> {
         loop {
+            self.sync();
             self.begin_faults();
             self.end_faults();
             self.start_nodes();

@@ -32,6 +32,9 @@ impl World {
 
     pub(super) fn begin_faults(&mut self) {
         while let Some((_, at)) = self.to_come.pop_if(|(ms, _)| *ms <= self.now_ms) {
+            if let Fault::PowerLoss { .. } = self.scenario.faults[at].2 {
+                self.lose_power(at);
+            }
             let lasting_ms = self.begin(self.scenario.faults[at].2);
             self.open.push((self.now_ms + lasting_ms, at));
         }
@@ -89,7 +92,7 @@ impl World {
                 self.pace(place);
                 ms(lasting)
             }
-            Fault::ServerDown { lasting } => {
+            Fault::ServerDown { lasting } | Fault::PowerLoss { lasting, .. } => {
                 self.network.faults(|faults| faults.server_down += 1);
                 ms(lasting)
             }
@@ -132,7 +135,9 @@ impl World {
                 forget_one(&mut self.nodes[worker].slowed, &factor);
                 self.pace(place);
             }
-            Fault::ServerDown { .. } => self.network.faults(|faults| faults.server_down -= 1),
+            Fault::ServerDown { .. } | Fault::PowerLoss { .. } => {
+                self.network.faults(|faults| faults.server_down -= 1);
+            }
             Fault::FullStream { results, .. } => {
                 let stream = full_stream(results);
                 forget_one(&mut self.full_streams, &stream);
@@ -165,6 +170,28 @@ impl World {
         let slowest = node.slowed.iter().copied().max().unwrap_or(1).max(1);
         let tok_s = (self.scenario.workers[place].rate_tok_s / slowest).max(1);
         node.pace.tok_s.store(tok_s, Ordering::Relaxed);
+    }
+
+    /// Remembers what is on the disk, for each loss of power that is so near that it will lose what comes after.
+    pub(super) fn sync(&mut self) {
+        for &(at_ms, at) in &self.to_come {
+            let Fault::PowerLoss { unsynced, .. } = self.scenario.faults[at].2 else { continue };
+            if self.now_ms + ms(unsynced) >= at_ms && self.disk.iter().all(|(of, _)| *of != at) {
+                self.disk.push((at, self.network.bus.look(|net, _| net.unsynced())));
+            }
+        }
+    }
+
+    fn lose_power(&mut self, at: usize) {
+        let Some((_, disk)) = self.disk.iter().find(|(of, _)| *of == at) else { return };
+        let mut check = self.network.check();
+        self.network.bus.look(|net, _| {
+            net.lose_since(disk);
+            check.power_lost(net);
+        });
+        drop(check);
+        // A later loss has only this to go back to.
+        self.disk.clear();
     }
 
     /// Steps the wall clock of a process, and of those that run in its place after it.
