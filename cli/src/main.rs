@@ -42,6 +42,9 @@ use clap::FromArgMatches;
 
 use args::{Arguments, Command};
 
+#[global_allocator]
+static HEAP: ternfleet_worker::Heap = ternfleet_worker::Heap;
+
 fn main() -> ExitCode {
     let parsed = help::command().try_get_matches().and_then(|found| Arguments::from_arg_matches(&found));
     let arguments = match parsed {

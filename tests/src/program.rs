@@ -362,6 +362,10 @@ impl Service {
         Self::start_command(command, log)
     }
 
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// How it ended, if it has.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ pub mod core;
 pub mod engine_thread;
 pub mod engines;
 pub mod generator;
+mod heap;
 mod http;
 mod identity;
 pub mod language;
@@ -22,6 +23,7 @@ pub mod request;
 mod shell;
 pub mod transcript;
 
+pub use heap::Heap;
 pub use identity::Identity;
 pub use model::{LoadedModel, digest_of_file};
 pub use options::{EngineKind, Options, OptionsError};

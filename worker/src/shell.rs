@@ -27,14 +27,14 @@ use crate::core::{Action, Core, Event, HostFacts};
 use crate::engine_thread::{EngineThread, Report};
 use crate::metrics::Metrics;
 use crate::options::Options;
-use crate::{Identity, LoadedModel, http, model};
+use crate::{Identity, LoadedModel, heap, http, model};
 use dead_man::{DeadMan, Due};
 use generations::{Generations, Preparation};
 use perform::{Performer, Preparer};
 use spans::Spans;
 
 const TICK: Duration = Duration::from_millis(100);
-/// How often the model's file is looked at.
+/// How often the model's file and memory are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is still on its way when the core has ended may take this long.
 const FINISH_MAX: Duration = Duration::from_millis(400);
@@ -53,6 +53,7 @@ pub async fn run_then(
     ready_now: impl FnOnce() + Send,
 ) -> anyhow::Result<()> {
     let kind = options.check()?;
+    heap::set_aside();
     let metrics = Arc::new(Metrics::new());
     let ready = Arc::new(AtomicBool::new(false));
     let http_stop = CancellationToken::new();
@@ -351,7 +352,7 @@ impl Shell {
         let throttled_us =
             host::throttling().map_or(0, |t| t.throttled_us).saturating_sub(self.throttled_at_start);
         let host = HostFacts { throttled_ms: throttled_us / 1000 };
-        let going_on = self.handle(Event::Tick { host }) && self.look_at_model();
+        let going_on = self.handle(Event::Tick { host }) && self.look_at_machine();
         let age = self.core.checkpoint_age(self.clock.now());
         self.metrics.copy(&self.core, age, Duration::from_micros(throttled_us), up);
         match self.dead_man.due(self.clock.mono()) {
@@ -366,13 +367,16 @@ impl Shell {
         going_on
     }
 
-    fn look_at_model(&mut self) -> bool {
+    /// What this worker runs from may go away: its model's file, and memory.
+    fn look_at_machine(&mut self) -> bool {
         let now = self.clock.mono();
         if now.since(self.looked_at) < LOOK_EVERY {
             return true;
         }
         self.looked_at = now;
-        let Some(reason) = self.mapped.as_ref().and_then(model::MappedFile::fault) else { return true };
+        let out_of_memory =
+            heap::ran_out().then(|| "the system has no memory left for this worker".to_owned());
+        let Some(reason) = out_of_memory.or_else(|| self.mapped.as_ref()?.fault()) else { return true };
         tracing::error!(
             reason,
             "this machine cannot be relied on: its jobs go elsewhere, and this worker ends"

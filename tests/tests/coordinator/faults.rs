@@ -61,9 +61,8 @@ async fn weights_that_overflow_fail_their_jobs_by_name_and_the_worker_lives() {
     coordinator.stop().await;
 }
 
-/// The program itself runs a model; while it does, the model's file goes away.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_whose_model_vanishes_says_so_its_host_is_quarantined_and_no_job_is_to_blame() {
+/// A batch on a real worker beside one of another host; then something goes wrong at the real one, which says `told`.
+async fn host_at_fault(harm: impl FnOnce(&Path, &Service), told: &str) {
     let server = NatsServer::start().unwrap();
     let options = ternfleet_coordinator::Options { audit_share: 0.0, ..Default::default() };
     let (options, address) = ternfleet_tests::http::options(options);
@@ -75,13 +74,14 @@ async fn a_worker_whose_model_vanishes_says_so_its_host_is_quarantined_and_no_jo
     let arguments = ["worker", "--nats", &url, "--model", &path, "--slots", "4", "--set", "calibrate_ms=0"];
     let mut worker = Service::start(&arguments, &log).unwrap();
     let client = Client::new(server.bus().await.unwrap());
-    let lines: String = (0..120)
-        .map(|n| {
-            format!(
-                "{{\"custom_id\": \"c{n}\", \"prompt\": \"Once {n}\", \"max_tokens\": 150, \"seed\": {n}}}\n"
-            )
-        })
-        .collect();
+    // Some prompts are long: to read them takes more memory than a heap has at hand.
+    let line = |n: usize| {
+        let more = if n % 8 == 7 { "once more ".repeat(20_000) } else { String::new() };
+        format!(
+            "{{\"custom_id\": \"c{n}\", \"prompt\": \"Once {n} {more}\", \"max_tokens\": 150, \"seed\": {n}}}\n"
+        )
+    };
+    let lines: String = (0..120).map(line).collect();
     let view = client.submit("in", lines.into_bytes()).await;
     client.wait(&view.id, "a first answer", |view| view.completed > 0).await;
     let manner = Manner { host: "other".to_owned(), ..Manner::default() };
@@ -94,11 +94,13 @@ async fn a_worker_whose_model_vanishes_says_so_its_host_is_quarantined_and_no_jo
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    std::fs::remove_file(&model).unwrap();
+    harm(&model, &worker);
     let view = client.wait_end(&view.id).await;
     let said = std::fs::read_to_string(&log).unwrap_or_default();
-    assert_eq!((view.completed, view.failed), (120, 0), "{said}");
-    assert!(said.contains("has vanished"), "{said}");
+    // Prompts that no context holds are refused by the real one.
+    assert_eq!(view.completed + view.failed, 120, "{said}");
+    assert!(view.failed <= 15, "{view:?}");
+    assert!(said.contains(told), "{said}");
     // What the core counts is copied from time to time.
     let began = std::time::Instant::now();
     let metrics = loop {
@@ -119,4 +121,24 @@ async fn a_worker_whose_model_vanishes_says_so_its_host_is_quarantined_and_no_jo
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     coordinator.stop().await;
+}
+
+/// The program itself runs a model; while it does, the model's file goes away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_model_vanishes_says_so_its_host_is_quarantined_and_no_job_is_to_blame() {
+    host_at_fault(|model, _| std::fs::remove_file(model).unwrap(), "has vanished").await;
+}
+
+/// The same where the system gives it no more memory from then on (`prlimit` is in Debian's util-linux).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_refused_memory_says_so_its_host_is_quarantined_and_no_job_is_to_blame() {
+    let harm = |_: &Path, worker: &Service| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", worker.id())).unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("VmData:")).unwrap();
+        let bytes = size.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024;
+        let limits = [format!("--pid={}", worker.id()), format!("--data={bytes}")];
+        let limited = std::process::Command::new("prlimit").args(limits).status().unwrap();
+        assert!(limited.success());
+    };
+    host_at_fault(harm, "no memory left").await;
 }
