@@ -1,8 +1,9 @@
 //! Canaries: what every worker's engine made of the same few prompts before it registered.
 //!
 //! Workers of one kind give the same bits, so they must say the same. A host that says something else than most hosts
-//! of its kind gets no work, and what it has goes elsewhere, until it says as they do; among equal numbers whoever was
-//! heard first counts. So the fleet never judges all of its hosts odd. A worker without a canary is not judged.
+//! of its kind gets no work, and what it has goes elsewhere, until it says as they do. Equal numbers cannot outvote each
+//! other: then the alarm is all, or one stolen key could shut out the only other host. So the fleet never judges all of
+//! its hosts odd. A worker without a canary is not judged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,8 +71,10 @@ fn most_said(words: &[Word]) -> Option<&Word> {
 }
 
 fn dissenters(words: &[Word]) -> impl Iterator<Item = &String> {
-    let right = most_said(words).map(|word| &word.canary);
-    words.iter().filter(move |word| Some(&word.canary) != right).flat_map(|word| &word.hosts)
+    let most = words.iter().map(|word| word.hosts.len()).max().unwrap_or(0);
+    let is_undecided = words.iter().filter(|word| word.hosts.len() == most).count() > 1;
+    let odd = words.iter().filter(move |word| !is_undecided && word.hosts.len() < most);
+    odd.flat_map(|word| &word.hosts)
 }
 
 impl Core {
@@ -80,7 +83,18 @@ impl Core {
         let Some(worker) = self.fleet.get(slot) else { return };
         let (kind, host) = (worker.kind, worker.host().to_owned());
         let before = self.fleet.canaries.odd.clone();
-        if !self.fleet.canaries.hear(kind, &host, &beat.canary) || self.fleet.canaries.odd == before {
+        if !self.fleet.canaries.hear(kind, &host, &beat.canary) {
+            return;
+        }
+        if self.fleet.canaries.odd == before {
+            let expected = self.fleet.canaries.expected(kind, &beat.canary).map(str::to_owned);
+            if let Some(expected) = expected.filter(|expected| *expected != beat.canary)
+                && !before.contains(&host)
+            {
+                self.counts.canaries_diverged += 1;
+                let (worker, said) = (beat.worker.clone(), beat.canary.clone());
+                self.act(actions, Action::Audit(EventKind::CanaryDiverged { worker, host, said, expected }));
+            }
             return;
         }
         self.work_changed = true;
@@ -124,9 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn the_first_is_believed_until_it_is_outvoted() {
-        assert_eq!(odd(&[("a", "c1-x"), ("b", "c1-y")]), ["b"]);
+    fn equal_numbers_cannot_outvote_each_other() {
+        assert_eq!(odd(&[("a", "c1-x"), ("b", "c1-y")]), Vec::<String>::new());
         assert_eq!(odd(&[("a", "c1-x"), ("b", "c1-y"), ("c", "c1-y")]), ["a"]);
+        let even = [("a", "c1-x"), ("b", "c1-y"), ("c", "c1-y"), ("d", "c1-x")];
+        assert_eq!(odd(&even), Vec::<String>::new());
     }
 
     #[test]

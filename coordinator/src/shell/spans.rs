@@ -75,7 +75,7 @@ impl Diary {
                 tracing::info!(target: TARGET, %worker, pod, reason, "worker gone; its jobs go elsewhere");
             }
             EventKind::CanaryDiverged { worker, host, said, expected } => {
-                tracing::error!(target: TARGET, %worker, host, said, expected, "a machine computes otherwise; it gets no work");
+                tracing::error!(target: TARGET, %worker, host, said, expected, "a machine computes otherwise than others; where most agree it gets no work");
             }
             EventKind::ClockStepped { by_ms } => {
                 tracing::warn!(target: TARGET, by_ms, "the wall clock was stepped; only dates and deadlines follow it");

@@ -127,9 +127,7 @@ impl Lies {
             .collect();
         let others: Vec<&PodView> = pods.iter().filter(|pod| pod.heartbeat.worker != self.me).collect();
         if let Some(victim) = others.get(round as usize % others.len().max(1)) {
-            let mut beat = hostile::lies(&self.me, &victim.heartbeat, jobs.iter().cloned());
-            // Two hosts with two canaries cannot be told apart, and all honest workers run on one here.
-            beat.canary.clone_from(&victim.heartbeat.canary);
+            let beat = hostile::lies(&self.me, &victim.heartbeat, jobs.iter().cloned());
             if self.bus.send(&table::heartbeat(&self.me), codec::encode(&beat)).await.is_ok() {
                 self.forged.fetch_add(1, Ordering::Relaxed);
             }
