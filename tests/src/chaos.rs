@@ -3,7 +3,7 @@
 //! worker's key, and a checker that reads what came of it.
 //!
 //! `chaos::run` is called by a short test and by the binary `chaos` (`make chaos`). Power loss is
-//! not among the faults: no process can be made to suffer it here. The clock of nats-server stays true: libfaketime works on programs that are
+//! not among the faults: no process can be made to suffer it here; the simulation has it. The clock of nats-server stays true: libfaketime works on programs that are
 //! linked to libc, and Go's are not.
 
 mod check;

@@ -94,6 +94,9 @@ fn seeds_that_failed_once_pass() {
     // not know that an audit's job was answered.
     let answered = run_scenario(Scenario::of(922_329).keeping(&[0]));
     assert!(answered.is_ok(), "seed 922329: {answered:?}");
+    // The power failed, and an ack from before removed the message that had got its sequence.
+    let reused = run_scenario(Scenario::of(700_082).keeping(&[1]));
+    assert!(reused.is_ok(), "seed 700082: {reused:?}");
     // Told to drain while it was paused, a worker ended only after the simulation had meant to restart it.
     for (seed, faults) in [(921_754, [4, 1]), (913_165, [0, 1])] {
         let back = run_scenario(Scenario::of(seed).keeping(&faults));

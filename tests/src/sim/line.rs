@@ -155,7 +155,10 @@ impl Bus for Line {
         self.go().await?;
         let held = self.payload(&delivery.stream, delivery.sequence);
         let done = self.network.bus.settle(delivery, how).await;
-        if let Some(work) = held.filter(|_| matches!(how, Settle::Ack))
+        // After a loss of power the server gives out sequences again: an ack of a message that it has lost then removes the
+        // one in its place. Its job is lost to nobody: this worker alone was given it, and holds it or is swept.
+        let held = held.filter(|held| matches!(how, Settle::Ack) && *held == delivery.payload);
+        if let Some(work) = held
             && self.payload(&delivery.stream, delivery.sequence).is_none()
         {
             let now = self.network.bus.look(|_, now| now);
