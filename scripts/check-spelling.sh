@@ -28,4 +28,4 @@ ignored=ratatui,unstalled,inout,disjointness,nd,ot,ser,abd,pres,caf,promt,tempra
 exec "$venv/bin/codespell" --ignore-words-list "$ignored" \
   --skip '*.gguf,*.json,*.jsonl,*.svg,*.png,*.lock,*.f32,*.bin,*.xz,*.safetensors,*.npz,*/corpus/*,*/golden/*,*/tests/data/*,*/node_modules/*,*/__pycache__/*' \
   README.md ARCHITECTURE.md CHANGELOG.md Makefile Cargo.toml docs dashboards deploy models scripts \
-  text engine proto cloud worker coordinator cli tests
+  text engine proto cloud worker coordinator cli python tests

