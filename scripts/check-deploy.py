@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Has the deployment files read by the programs' own parsers: the compose file by compose-spec's, the Dockerfile by
-hadolint's, the Kubernetes manifests by the schemas of its API. All come from the Python package index, pinned in tests/deploy/requirements.txt; scripts/system-tests.sh
+hadolint's, the Kubernetes manifests by kubectl's kustomize and the schemas of its API. All come from the Python package index, pinned in tests/deploy/requirements.txt; scripts/system-tests.sh
 makes the environment that this runs in."""
 
 import re
@@ -57,22 +57,41 @@ def check_dockerfile() -> None:
             sys.exit(f"Dockerfile: {source} is not there")
 
 
-def check_kubernetes() -> None:
-    file = ROOT / "deploy/kubernetes/ternfleet.yaml"
+def check_kubernetes(folder: str, expected: set[str]) -> None:
+    """Renders a folder as `kubectl apply -k` does, and holds every resource against the API's schemas."""
+    program = Path(sys.executable).parent / "kubectl"
+    rendered = subprocess.run([program, "kustomize", ROOT / folder], check=True, capture_output=True, text=True).stdout
+    nats = re.search(r"image: (nats:\S+)", (ROOT / "deploy/compose/compose.yaml").read_text()).group(1)
     release = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.M).group(1)
-    made, wanted = set(), set()
-    for resource in yaml.safe_load_all(file.read_text()):
+    resources = list(yaml.safe_load_all(rendered))
+    names = {f"{resource['kind']}/{resource['metadata']['name']}" for resource in resources}
+    for resource in resources:
         kubernetes_validate.validate(resource, KUBERNETES, strict=True)
-        spec = resource["spec"].get("template", {}).get("spec", {})
-        made.update(volume["name"] for volume in spec.get("volumes", []))
+        spec = resource.get("spec", {}).get("template", {}).get("spec", {})
+        claims = resource.get("spec", {}).get("volumeClaimTemplates", [])
+        made = {volume["name"] for volume in spec.get("volumes", [])} | {claim["metadata"]["name"] for claim in claims}
+        wanted = set()
         for container in spec.get("containers", []):
             wanted.update(mount["name"] for mount in container.get("volumeMounts", []))
-            if not container["image"].endswith(f":{release}"):
-                sys.exit(f"{file.name}: {container['image']} is not of release {release}")
-    if made != wanted:
-        sys.exit(f"{file.name}: volumes {sorted(made)} are made and {sorted(wanted)} mounted")
+            if container["image"] != nats and not container["image"].endswith(f":{release}"):
+                sys.exit(f"{folder}: {container['image']} is neither of release {release} nor {nats}")
+        for volume in spec.get("volumes", []):
+            if "configMap" in volume and f"ConfigMap/{volume['configMap']['name']}" not in names:
+                sys.exit(f"{folder}: {volume['configMap']['name']} is mounted and not made")
+        if made != wanted:
+            sys.exit(f"{folder}: volumes {sorted(made)} are made and {sorted(wanted)} mounted")
+    # A generated ConfigMap has a digest of its content at its end.
+    found = {re.sub(r"(ConfigMap/nats-server)-\w+$", r"\1", name) for name in names}
+    if found != expected:
+        sys.exit(f"{folder}: {sorted(found)} are made, not {sorted(expected)}")
 
 
 check_compose()
 check_dockerfile()
-check_kubernetes()
+ours = {"Deployment/ternfleet-coordinator", "Service/ternfleet", "Deployment/ternfleet-worker"}
+with_nats = ours | {"StatefulSet/nats", "Service/nats", "Service/nats-headless", "ConfigMap/nats-server"}
+check_kubernetes("deploy/kubernetes/base", ours)
+check_kubernetes("deploy/kubernetes/overlays/single-nats", with_nats)
+check_kubernetes("deploy/kubernetes/overlays/three-nats", with_nats)
+monitored = {"ConfigMap/ternfleet-dashboards", "ConfigMap/ternfleet-rules"}
+check_kubernetes("deploy/kubernetes/overlays/monitoring", with_nats | monitored)

@@ -140,7 +140,7 @@ fn services_know_every_setting_that_they_are_given() {
         printed.stdout.lines().map(key).collect::<BTreeSet<String>>()
     };
     let (coordinator, worker) = (known("coordinator"), known("worker"));
-    let mut files = vec!["deploy/compose/compose.yaml", "deploy/kubernetes/ternfleet.yaml"];
+    let mut files = vec!["deploy/compose/compose.yaml", "deploy/kubernetes/base/ternfleet.yaml"];
     files.extend(["deploy/systemd/coordinator.env.sample", "deploy/systemd/worker.env.sample"]);
     for file in files {
         for found in read(file).split("TERNFLEET_").skip(1) {

@@ -1,4 +1,4 @@
-//! `deploy/kubernetes/ternfleet.yaml`, run as it stands, addresses and the model apart: each container's arguments,
+//! `deploy/kubernetes/base/ternfleet.yaml`, run as it stands, addresses and the model apart: each container's arguments,
 //! environment and mounts, under its security context (no root, no capability, a read-only root file system).
 
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ struct Container {
 
 impl Container {
     fn read(name: &str) -> Container {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/ternfleet.yaml");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/base/ternfleet.yaml");
         let all = std::fs::read_to_string(path).unwrap();
         let document = all.split("\n---\n").find(|part| part.contains(&format!("- name: {name}\n")));
         let text = document.unwrap().to_owned();
