@@ -258,14 +258,57 @@ fn links_between_documents_resolve() {
     for path in files(&[".md"]) {
         let text = read(&path);
         for (number, target) in links(&text) {
-            let file = target.split('#').next().unwrap();
-            let elsewhere = target.contains("://") || target.starts_with("mailto:");
-            if !elsewhere && !file.is_empty() && !path.parent().unwrap().join(file).exists() {
+            let (file, anchor) = target.split_once('#').unwrap_or((target.as_str(), ""));
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let to = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            let is_page = to.extension().is_some_and(|ending| ending == "md");
+            if !to.exists() {
                 faults.push(format!("{}:{number} links to {target}, which is not there", relative(&path)));
+            } else if is_page && !anchor.is_empty() && !anchors(&read(&to)).contains(anchor) {
+                faults.push(format!("{}:{number} links to {target}: no such heading", relative(&path)));
             }
         }
     }
     report(faults);
+}
+
+/// What headings are linked by, as GitHub and mdBook make it of their text.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut in_code = false;
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        let title = line.trim_start_matches('#');
+        if in_code || title.len() == line.len() || !title.starts_with(' ') {
+            continue;
+        }
+        let lower = title.trim().to_lowercase();
+        let kept = lower.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        let anchor: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
+        // A heading that is there twice is numbered.
+        let mut name = anchor.clone();
+        let mut again = 0;
+        while found.contains(&name) {
+            again += 1;
+            name = format!("{anchor}-{again}");
+        }
+        found.insert(name);
+    }
+    found
+}
+
+#[test]
+fn every_page_is_listed_in_the_summary_of_the_site() {
+    let docs = root().join("docs");
+    let listed = links(&read(&docs.join("SUMMARY.md"))).into_iter().map(|(_, target)| docs.join(target));
+    let listed: BTreeSet<PathBuf> = listed.collect();
+    let pages = files(&[".md"]).into_iter().filter(|path| path.starts_with(&docs));
+    let missing = pages.filter(|path| !path.ends_with("SUMMARY.md") && !listed.contains(path));
+    report(missing.map(|path| format!("{} is not in docs/SUMMARY.md", relative(&path))).collect());
 }
 
 /// Targets of `[text](target)` outside of code blocks, with their lines.
