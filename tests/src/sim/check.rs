@@ -15,7 +15,7 @@ use ternfleet_proto::{BatchId, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, 
 use super::JetStream;
 use super::generator::ids_of;
 use super::inputs::{blanks, seed};
-use super::scenario::Scenario;
+use super::scenario::{Fault, Scenario};
 use super::world::Tally;
 
 /// Failed attempts that make a job poison.
@@ -55,6 +55,8 @@ pub(super) struct Checker {
     /// By the seed of the job.
     kills: BTreeMap<u64, u32>,
     faults: u32,
+    /// The counts of attempts that a loss of power may take away: they are in checkpoints.
+    attempts_lost: u32,
     /// The last epoch of a job that was taken back.
     revoked: BTreeMap<JobKey, Epoch>,
     ending: BTreeSet<BatchId>,
@@ -91,6 +93,9 @@ impl Checker {
             };
             (id_of(place, &tenant(plan.tenant)), batch)
         });
+        let losses =
+            scenario.faults.iter().filter(|(_, _, fault)| matches!(fault, Fault::PowerLoss { .. })).count()
+                as u32;
         Checker {
             key,
             broken: None,
@@ -103,6 +108,7 @@ impl Checker {
             claimed: BTreeMap::new(),
             claimed_once: BTreeMap::new(),
             kills: BTreeMap::new(),
+            attempts_lost: losses * ATTEMPTS_MAX,
             faults: scenario.faults.len() as u32,
             revoked: BTreeMap::new(),
             ending: BTreeSet::new(),
@@ -279,7 +285,7 @@ impl Checker {
         *kills += 1;
         let kills = *kills;
         // What is forged takes the place of the count of attempts.
-        let most = (ATTEMPTS_MAX + self.faults) * if self.has_forger { 3 } else { 1 };
+        let most = (ATTEMPTS_MAX + self.attempts_lost + self.faults) * if self.has_forger { 3 } else { 1 };
         if kills > most {
             self.fail(format!("J3: one job has killed {kills} workers"));
         }
