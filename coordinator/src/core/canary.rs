@@ -92,8 +92,7 @@ impl Core {
                 && !before.contains(&host)
             {
                 self.counts.canaries_diverged += 1;
-                let (worker, said) = (beat.worker.clone(), beat.canary.clone());
-                self.act(actions, Action::Audit(EventKind::CanaryDiverged { worker, host, said, expected }));
+                self.report_divergence(beat, host, expected, actions);
             }
             return;
         }
@@ -109,9 +108,19 @@ impl Core {
                     (expected != worker.beat.canary).then(|| (worker.beat.clone(), expected.to_owned()))
                 });
             let Some((odd, expected)) = told else { continue };
-            let what = EventKind::CanaryDiverged { worker: odd.worker, host, said: odd.canary, expected };
-            self.act(actions, Action::Audit(what));
+            self.report_divergence(&odd, host, expected, actions);
         }
+    }
+
+    fn report_divergence(
+        &mut self,
+        beat: &Heartbeat,
+        host: String,
+        expected: String,
+        actions: &mut Vec<Action>,
+    ) {
+        let (worker, said) = (beat.worker.clone(), beat.canary.clone());
+        self.act(actions, Action::Audit(EventKind::CanaryDiverged { worker, host, said, expected }));
     }
 }
 

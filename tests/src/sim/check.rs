@@ -52,6 +52,8 @@ pub(super) struct Checker {
     /// The newest epoch that ever claimed a job, even if that claim was lost with the server's power: whoever has read
     /// it may have acted on it.
     claimed_once: BTreeMap<JobKey, Epoch>,
+    /// Jobs whose last message in CHECKPOINTS is a forged one.
+    hidden: BTreeSet<JobKey>,
     /// By the seed of the job.
     kills: BTreeMap<u64, u32>,
     faults: u32,
@@ -107,6 +109,7 @@ impl Checker {
             answered_epochs: BTreeSet::new(),
             claimed: BTreeMap::new(),
             claimed_once: BTreeMap::new(),
+            hidden: BTreeSet::new(),
             kills: BTreeMap::new(),
             attempts_lost: losses * ATTEMPTS_MAX,
             faults: scenario.faults.len() as u32,
@@ -241,10 +244,15 @@ impl Checker {
             self.checkpoints_read = message.sequence;
             let Some(job) = table::parse_checkpoint_subject(&message.subject) else { continue };
             // Anybody may write there; what counts is sealed.
-            let Some(checkpoint) = self.key.checkpoint_key(&job).open(&message.payload) else { continue };
+            let Some(checkpoint) = self.key.checkpoint_key(&job).open(&message.payload) else {
+                self.hidden.insert(job);
+                continue;
+            };
+            // An old owner cannot read a claim in whose place somebody has written what is not sealed.
+            let hidden = self.hidden.remove(&job);
             let before = self.claimed.get(&checkpoint.job).copied().unwrap_or_default();
             let over = self.ending.contains(&checkpoint.job.batch);
-            if checkpoint.epoch < before && !over {
+            if checkpoint.epoch < before && !over && !hidden {
                 let Checkpoint { job, epoch, owner, .. } = &checkpoint;
                 self.fail(format!(
                     "J3: {owner} wrote {job} under epoch {epoch} after epoch {before} had claimed it"

@@ -62,7 +62,8 @@ async fn weights_that_overflow_fail_their_jobs_by_name_and_the_worker_lives() {
 }
 
 /// A batch on a real worker beside one of another host; then something goes wrong at the real one, which says `told`.
-async fn host_at_fault(harm: impl FnOnce(&Path, &Service), told: &str) {
+/// `too_long` of the 120 prompts fit into no context: the real one fails them, if it comes to them.
+async fn host_at_fault(too_long: usize, harm: impl FnOnce(&Path, &Service), told: &str) {
     let server = NatsServer::start().unwrap();
     let options = ternfleet_coordinator::Options { audit_share: 0.0, ..Default::default() };
     let (options, address) = ternfleet_tests::http::options(options);
@@ -74,9 +75,8 @@ async fn host_at_fault(harm: impl FnOnce(&Path, &Service), told: &str) {
     let arguments = ["worker", "--nats", &url, "--model", &path, "--slots", "4", "--set", "calibrate_ms=0"];
     let mut worker = Service::start(&arguments, &log).unwrap();
     let client = Client::new(server.bus().await.unwrap());
-    // Some prompts are long: to read them takes more memory than a heap has at hand.
     let line = |n: usize| {
-        let more = if n % 8 == 7 { "once more ".repeat(20_000) } else { String::new() };
+        let more = if n % 8 == 7 && n / 8 < too_long { "once more ".repeat(20_000) } else { String::new() };
         format!(
             "{{\"custom_id\": \"c{n}\", \"prompt\": \"Once {n} {more}\", \"max_tokens\": 150, \"seed\": {n}}}\n"
         )
@@ -97,9 +97,8 @@ async fn host_at_fault(harm: impl FnOnce(&Path, &Service), told: &str) {
     harm(&model, &worker);
     let view = client.wait_end(&view.id).await;
     let said = std::fs::read_to_string(&log).unwrap_or_default();
-    // Prompts that no context holds are refused by the real one.
     assert_eq!(view.completed + view.failed, 120, "{said}");
-    assert!(view.failed <= 15, "{view:?}");
+    assert!(view.failed as usize <= too_long, "{view:?}");
     assert!(said.contains(told), "{said}");
     // What the core counts is copied from time to time.
     let began = std::time::Instant::now();
@@ -126,7 +125,7 @@ async fn host_at_fault(harm: impl FnOnce(&Path, &Service), told: &str) {
 /// The program itself runs a model; while it does, the model's file goes away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_whose_model_vanishes_says_so_its_host_is_quarantined_and_no_job_is_to_blame() {
-    host_at_fault(|model, _| std::fs::remove_file(model).unwrap(), "has vanished").await;
+    host_at_fault(0, |model, _| std::fs::remove_file(model).unwrap(), "has vanished").await;
 }
 
 /// The same where the system gives it no more memory from then on (`prlimit` is in Debian's util-linux).
@@ -140,5 +139,6 @@ async fn a_worker_that_is_refused_memory_says_so_its_host_is_quarantined_and_no_
         let limited = std::process::Command::new("prlimit").args(limits).status().unwrap();
         assert!(limited.success());
     };
-    host_at_fault(harm, "no memory left").await;
+    // To read a long prompt takes more memory than a heap has at hand.
+    host_at_fault(15, harm, "no memory left").await;
 }

@@ -80,11 +80,11 @@ async fn a_record_that_nobody_announced_is_found_by_whoever_leads() {
 
     // As a leader leaves it that was paused between its check and its write, and has been followed by another.
     client.upload("late", prompts(5)).await;
-    let facts = bus.stream_facts(table::RESULTS).await.unwrap();
+    let results = bus.stream_facts(table::RESULTS).await.unwrap();
     let facts = BatchFacts {
         input_bytes: prompts(5).len() as u64,
         stored_bytes: 0,
-        results_after: facts.last_sequence,
+        results_after: results.last_sequence,
         durability: Durability::Stored,
         replicas: 1,
     };
