@@ -41,11 +41,13 @@ pub(crate) struct GroupedJob {
 /// off in integers, as floats.
 ///
 /// # Safety
-/// CPU features of the implementation; eight lines, or the 2 KiB of a panel, and 128 activations a token, `stride` apart.
+/// CPU features of the implementation; eight lines, or the `G` · 2 KiB of a panel, and 128 activations a token, `stride` apart.
 pub(super) trait Blocks {
     type Lane: Lanes;
     /// Tokens whose sums fit into the registers.
     const TILE: usize;
+    /// Whether the sums of two groups of rows fit, which then share each load of activations.
+    const TWO: bool;
     /// Straight from packed lines.
     unsafe fn stream<const T: usize>(
         lines: *const u8,
@@ -53,15 +55,15 @@ pub(super) trait Blocks {
         stride: usize,
         less: [i32; T],
     ) -> [Self::Lane; T];
-    /// The planes of eight lines, one after the other.
-    unsafe fn decode(lines: *const u8, panel: *mut u8);
-    /// From what [`Blocks::decode`] wrote.
-    unsafe fn tile<const T: usize>(
+    /// The planes of eight lines, every `G`-th of the panel's.
+    unsafe fn decode<const G: usize>(lines: *const u8, panel: *mut u8);
+    /// From what [`Blocks::decode`] wrote, `G` groups of rows side by side.
+    unsafe fn tile<const T: usize, const G: usize>(
         panel: *const u8,
         acts: *const i8,
         stride: usize,
         less: [i32; T],
-    ) -> [Self::Lane; T];
+    ) -> [[Self::Lane; G]; T];
 }
 
 /// The sums of all tokens.
@@ -70,18 +72,25 @@ pub(super) trait Blocks {
 /// CPU features of `B`; as [`GroupedJob`] says.
 #[inline(always)]
 pub(super) unsafe fn product<B: Blocks>(job: &GroupedJob) {
-    let scale_bytes = group_scale_bytes(job.n_blocks * GROUP);
-    let group_bytes = scale_bytes + job.n_blocks * GROUP_LINES * LINE;
+    if job.n_tokens > FEW && job.n_groups == 2 && B::TWO {
+        return many::<B, 2>(job, 0);
+    }
     for group in 0..job.n_groups {
-        let scales = job.groups.add(group * group_bytes);
-        let (lines, sums) = (scales.add(scale_bytes), job.sums.add(group * ROWS));
         match job.n_tokens {
-            1 => few::<B, 1>(job, scales.cast(), lines, sums),
-            2 => few::<B, 2>(job, scales.cast(), lines, sums),
-            FEW => few::<B, FEW>(job, scales.cast(), lines, sums),
-            _ => many::<B>(job, scales.cast(), lines, sums),
+            1 => few::<B, 1>(job, group),
+            2 => few::<B, 2>(job, group),
+            FEW => few::<B, FEW>(job, group),
+            _ => many::<B, 1>(job, group),
         }
     }
+}
+
+/// Where the scales of a group of rows start, and its lines.
+#[inline(always)]
+unsafe fn parts_of(job: &GroupedJob, group: usize) -> (*const u16, *const u8) {
+    let scale_bytes = group_scale_bytes(job.n_blocks * GROUP);
+    let scales = job.groups.add(group * (scale_bytes + job.n_blocks * GROUP_LINES * LINE));
+    (scales.cast(), scales.add(scale_bytes))
 }
 
 /// What is taken off the code sums of `T` tokens from `token` on, and their steps.
@@ -96,12 +105,8 @@ unsafe fn of_tokens<const T: usize>(job: &GroupedJob, token: usize, block: usize
 }
 
 #[inline(always)]
-unsafe fn few<B: Blocks, const T: usize>(
-    job: &GroupedJob,
-    scales: *const u16,
-    lines: *const u8,
-    sums: *mut f32,
-) {
+unsafe fn few<B: Blocks, const T: usize>(job: &GroupedJob, group: usize) {
+    let (scales, lines) = parts_of(job, group);
     let mut parts = [B::Lane::splat(0.0); T];
     for block in 0..job.n_blocks {
         let (less, steps) = of_tokens::<T>(job, 0, block);
@@ -113,16 +118,21 @@ unsafe fn few<B: Blocks, const T: usize>(
         }
     }
     for (t, part) in parts.iter().enumerate() {
-        part.store(sums.add(t * 2 * ROWS));
+        part.store(job.sums.add(t * 2 * ROWS + group * ROWS));
     }
 }
 
+/// `G` groups of rows from the `first` on.
 #[inline(always)]
-unsafe fn many<B: Blocks>(job: &GroupedJob, scales: *const u16, lines: *const u8, sums: *mut f32) {
+unsafe fn many<B: Blocks, const G: usize>(job: &GroupedJob, first: usize) {
     let most = if B::TILE < TILE { B::TILE } else { TILE };
     for block in 0..job.n_blocks {
-        B::decode(lines.add(block * GROUP_LINES * LINE), job.panel);
-        let scale = B::Lane::load_f16(scales.add(block * ROWS));
+        let mut scale = [B::Lane::splat(0.0); G];
+        for group in 0..G {
+            let (scales, lines) = parts_of(job, first + group);
+            B::decode::<G>(lines.add(block * GROUP_LINES * LINE), job.panel.add(group * LINE));
+            scale[group] = B::Lane::load_f16(scales.add(block * ROWS));
+        }
         let mut token = 0;
         while token < job.n_tokens {
             let left = job.n_tokens - token;
@@ -130,7 +140,7 @@ unsafe fn many<B: Blocks>(job: &GroupedJob, scales: *const u16, lines: *const u8
             macro_rules! tiles {
                 ($($tokens:literal)*) => {
                     match tile_tokens {
-                        $($tokens if $tokens <= B::TILE => tile::<B, $tokens>(job, token, block, scale, sums),)*
+                        $($tokens if $tokens <= B::TILE => tile::<B, $tokens, G>(job, first, token, block, scale),)*
                         _ => unreachable!("because a tile has at most twelve tokens"),
                     }
                 };
@@ -142,19 +152,22 @@ unsafe fn many<B: Blocks>(job: &GroupedJob, scales: *const u16, lines: *const u8
 }
 
 #[inline(always)]
-unsafe fn tile<B: Blocks, const T: usize>(
+unsafe fn tile<B: Blocks, const T: usize, const G: usize>(
     job: &GroupedJob,
+    first: usize,
     token: usize,
     block: usize,
-    scale: B::Lane,
-    sums: *mut f32,
+    scale: [B::Lane; G],
 ) {
     let (less, steps) = of_tokens::<T>(job, token, block);
     let acts = job.acts.add(token * job.act_stride + block * GROUP);
-    let dots = B::tile::<T>(job.panel, acts, job.act_stride, less);
+    let dots = B::tile::<T, G>(job.panel, acts, job.act_stride, less);
     for t in 0..T {
-        let place = sums.add((token + t) * 2 * ROWS);
-        let before = if block == 0 { B::Lane::splat(0.0) } else { B::Lane::load(place) };
-        dots[t].fma(scale.mul(B::Lane::splat(steps[t])), before).store(place);
+        let step = B::Lane::splat(steps[t]);
+        for group in 0..G {
+            let place = job.sums.add((token + t) * 2 * ROWS + (first + group) * ROWS);
+            let before = if block == 0 { B::Lane::splat(0.0) } else { B::Lane::load(place) };
+            dots[t][group].fma(scale[group].mul(step), before).store(place);
+        }
     }
 }

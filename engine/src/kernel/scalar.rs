@@ -124,6 +124,7 @@ pub(super) struct Plain;
 impl Blocks for Plain {
     type Lane = [f32; 16];
     const TILE: usize = 1;
+    const TWO: bool = false;
 
     #[inline(always)]
     unsafe fn stream<const T: usize>(
@@ -133,42 +134,43 @@ impl Blocks for Plain {
         less: [i32; T],
     ) -> [[f32; 16]; T] {
         let mut panel = [0; GROUP_LINES * 4 * LINE];
-        Self::decode(lines, panel.as_mut_ptr());
-        Self::tile(panel.as_ptr(), acts, stride, less)
+        Self::decode::<1>(lines, panel.as_mut_ptr());
+        Self::tile::<T, 1>(panel.as_ptr(), acts, stride, less).map(|[sums]| sums)
     }
 
     #[inline(always)]
-    unsafe fn decode(lines: *const u8, panel: *mut u8) {
+    unsafe fn decode<const G: usize>(lines: *const u8, panel: *mut u8) {
         for line in 0..GROUP_LINES {
             for plane in 0..4 {
                 for i in 0..LINE {
                     let code = *lines.add(line * LINE + i) >> (2 * plane) & 3;
-                    panel.add((line * 4 + plane) * LINE + i).write(code);
+                    panel.add((line * 4 + plane) * G * LINE + i).write(code);
                 }
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn tile<const T: usize>(
+    unsafe fn tile<const T: usize, const G: usize>(
         panel: *const u8,
         acts: *const i8,
         stride: usize,
         less: [i32; T],
-    ) -> [[f32; 16]; T] {
-        std::array::from_fn(|t| {
+    ) -> [[[f32; 16]; G]; T] {
+        let sums = |t: usize, group: usize| {
             let mut sums = [0i32; ROWS];
             for step in 0..GROUP_LINES * 4 {
+                let codes = panel.add((step * G + group) * LINE).cast::<[u8; LINE]>().read_unaligned();
                 let four = acts.add(t * stride + step * 4).cast::<[i8; 4]>().read_unaligned();
                 for (row, sum) in sums.iter_mut().enumerate() {
                     for (j, &activation) in four.iter().enumerate() {
-                        let code = *panel.add(step * LINE + 4 * row + j);
-                        *sum += i32::from(code) * i32::from(activation);
+                        *sum += i32::from(codes[4 * row + j]) * i32::from(activation);
                     }
                 }
             }
             sums.map(|sum| (sum - less[t]) as f32)
-        })
+        };
+        std::array::from_fn(|t| std::array::from_fn(|group| sums(t, group)))
     }
 }
 

@@ -26,6 +26,7 @@ pub(in crate::kernel) struct Halves<M>(PhantomData<M>);
 impl<M: Multiply> Blocks for Halves<M> {
     type Lane = Pair;
     const TILE: usize = 6;
+    const TWO: bool = false;
 
     #[inline(always)]
     unsafe fn stream<const T: usize>(
@@ -52,14 +53,14 @@ impl<M: Multiply> Blocks for Halves<M> {
     }
 
     #[inline(always)]
-    unsafe fn decode(lines: *const u8, panel: *mut u8) {
+    unsafe fn decode<const G: usize>(lines: *const u8, panel: *mut u8) {
         for i in 0..GROUP_LINES {
             let at = lines.add(i * LINE);
             ask_ahead(at);
             let upper = decode(_mm256_loadu_si256(at.cast()));
             let lower = decode(_mm256_loadu_si256(at.add(32).cast()));
             for plane in 0..4 {
-                let to = panel.add((i * 4 + plane) * LINE);
+                let to = panel.add((i * 4 + plane) * G * LINE);
                 _mm256_storeu_si256(to.cast(), upper[plane]);
                 _mm256_storeu_si256(to.add(32).cast(), lower[plane]);
             }
@@ -67,23 +68,30 @@ impl<M: Multiply> Blocks for Halves<M> {
     }
 
     #[inline(always)]
-    unsafe fn tile<const T: usize>(
+    unsafe fn tile<const T: usize, const G: usize>(
         panel: *const u8,
         acts: *const i8,
         stride: usize,
         less: [i32; T],
-    ) -> [Pair; T] {
-        let mut sums = [[_mm256_setzero_si256(); 2]; T];
-        for step in 0..GROUP_LINES * 4 {
-            let upper = _mm256_loadu_si256(panel.add(step * LINE).cast());
-            let lower = _mm256_loadu_si256(panel.add(step * LINE + 32).cast());
-            for t in 0..T {
-                let act = broadcast(acts.add(t * stride + step * 4));
-                sums[t][0] = M::add(sums[t][0], upper, act);
-                sums[t][1] = M::add(sums[t][1], lower, act);
+    ) -> [[Pair; G]; T] {
+        let mut out = [[Pair::splat(0.0); G]; T];
+        for group in 0..G {
+            let mut sums = [[_mm256_setzero_si256(); 2]; T];
+            for step in 0..GROUP_LINES * 4 {
+                let codes = panel.add((step * G + group) * LINE);
+                let upper = _mm256_loadu_si256(codes.cast());
+                let lower = _mm256_loadu_si256(codes.add(32).cast());
+                for t in 0..T {
+                    let act = broadcast(acts.add(t * stride + step * 4));
+                    sums[t][0] = M::add(sums[t][0], upper, act);
+                    sums[t][1] = M::add(sums[t][1], lower, act);
+                }
+            }
+            for (out, sum) in out.iter_mut().zip(floats::<M, T>(sums, less)) {
+                out[group] = sum;
             }
         }
-        floats::<M, T>(sums, less)
+        out
     }
 }
 

@@ -13,6 +13,7 @@ pub(in crate::kernel) struct Lines;
 impl Blocks for Lines {
     type Lane = Whole;
     const TILE: usize = TILE;
+    const TWO: bool = true;
 
     #[inline(always)]
     unsafe fn stream<const T: usize>(
@@ -44,33 +45,45 @@ impl Blocks for Lines {
     }
 
     #[inline(always)]
-    unsafe fn decode(lines: *const u8, panel: *mut u8) {
+    unsafe fn decode<const G: usize>(lines: *const u8, panel: *mut u8) {
         for i in 0..GROUP_LINES {
             let at = lines.add(i * LINE);
             ask_ahead(at);
             for (plane, &code) in decode(_mm512_loadu_si512(at.cast())).iter().enumerate() {
-                _mm512_storeu_si512(panel.add((i * 4 + plane) * LINE).cast(), code);
+                _mm512_storeu_si512(panel.add((i * 4 + plane) * G * LINE).cast(), code);
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn tile<const T: usize>(
+    unsafe fn tile<const T: usize, const G: usize>(
         panel: *const u8,
         acts: *const i8,
         stride: usize,
         less: [i32; T],
-    ) -> [Whole; T] {
-        let mut sums = [_mm512_setzero_si512(); T];
+    ) -> [[Whole; G]; T] {
+        // What is taken off stands in the sums from the start, which saves a subtraction.
+        let mut sums = [[_mm512_setzero_si512(); G]; T];
+        for t in 0..T {
+            sums[t] = [_mm512_set1_epi32(less[t].wrapping_neg()); G];
+        }
         for step in 0..GROUP_LINES * 4 {
-            let codes = _mm512_loadu_si512(panel.add(step * LINE).cast());
+            let mut codes = [_mm512_setzero_si512(); G];
+            for (group, code) in codes.iter_mut().enumerate() {
+                *code = _mm512_loadu_si512(panel.add((step * G + group) * LINE).cast());
+            }
             for t in 0..T {
-                sums[t] = _mm512_dpbusd_epi32(sums[t], codes, broadcast(acts.add(t * stride + step * 4)));
+                let act = broadcast(acts.add(t * stride + step * 4));
+                for group in 0..G {
+                    sums[t][group] = _mm512_dpbusd_epi32(sums[t][group], codes[group], act);
+                }
             }
         }
-        let mut out = [Whole::splat(0.0); T];
+        let mut out = [[Whole::splat(0.0); G]; T];
         for t in 0..T {
-            out[t] = as_floats(sums[t], less[t]);
+            for group in 0..G {
+                out[t][group] = Whole(_mm512_cvtepi32_ps(sums[t][group]));
+            }
         }
         out
     }
