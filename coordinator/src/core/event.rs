@@ -352,10 +352,11 @@ pub enum Action {
     Sweep {
         shards: std::collections::BTreeMap<u16, Vec<WorkerId>>,
     },
-    /// Remove what a closed batch left in the caches; with a tenant, what its reader left in the tenant's bucket too.
+    /// Remove what a closed batch left in the caches.
     Forget {
         batch: BatchId,
-        tenant: Option<TenantId>,
+        /// It was read from a file, and its reader may have stored objects.
+        read: bool,
         /// A job of it was taken back from a worker, which may be paused and still believe that the job is its own: what
         /// holds such a worker off stays for a while.
         fenced: bool,

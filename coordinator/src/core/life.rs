@@ -267,7 +267,7 @@ impl Core {
         // A single job may have been begun by an earlier leader, under the same name and unknown to this one.
         let may_be_older = batch.record.single && self.lead.is_some_and(|lead| lead.term > 1);
         let (id, fenced) = (batch.record.id.clone(), batch.moved || may_be_older);
-        let tenant = (!batch.record.single).then(|| batch.record.tenant.clone());
+        let read = !batch.record.single;
         self.flights.close_batch(slot);
         self.ledger.end(now, slot, state);
         self.act(actions, Action::StopReading { batch: slot });
@@ -275,7 +275,7 @@ impl Core {
         if let Some(batch) = self.ledger.get(slot) {
             self.checks.learn(&batch.record, true);
         }
-        self.act(actions, Action::Forget { batch: id, tenant, fenced });
+        self.act(actions, Action::Forget { batch: id, read, fenced });
         if notify && let Some(batch) = self.ledger.get(slot) {
             let record = Box::new(batch.record.clone());
             self.act(actions, Action::Notify(record));

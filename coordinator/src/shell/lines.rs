@@ -8,6 +8,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use ternfleet_proto::openai::{LINE_BYTES_MAX, is_blank};
+use ternfleet_proto::table::WORK_MESSAGE_BYTES_MAX;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 
 #[cfg(test)]
@@ -18,6 +19,10 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// An offset is kept for every so many lines.
 pub(crate) const INDEX_EVERY: u32 = 1000;
 
+/// A request is an object if it is longer than a work message, and that is several times as much as its line when numbers of
+/// one digit fill it.
+pub(crate) const LONG_LINE_BYTES: u64 = WORK_MESSAGE_BYTES_MAX as u64 / 16;
+
 /// Where the lines of an input begin, and which of them repeat a `custom_id`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LineIndex {
@@ -27,6 +32,8 @@ pub(crate) struct LineIndex {
     pub(crate) offsets: Vec<u64>,
     /// Lines whose `custom_id` an earlier line has, ascending.
     pub(crate) repeated: Vec<u32>,
+    /// Lines of at least [`LONG_LINE_BYTES`], ascending: only their requests may have become objects.
+    pub(crate) long: Vec<u32>,
 }
 
 impl LineIndex {
@@ -40,7 +47,7 @@ impl LineIndex {
     /// Bytes of the stored form of an index of so many lines, at most.
     pub(crate) fn bytes_max(lines_max: u32) -> u64 {
         let lines = u64::from(lines_max);
-        64 + 9 * lines.div_ceil(u64::from(INDEX_EVERY)) + 5 * lines
+        64 + 9 * lines.div_ceil(u64::from(INDEX_EVERY)) + 10 * lines
     }
 }
 
@@ -117,6 +124,9 @@ pub(crate) async fn scan(
         offset += bytes;
         if raw != RawLine::Text || !is_blank(&line) {
             index.lines = number + 1;
+        }
+        if bytes >= LONG_LINE_BYTES {
+            index.long.push(number);
         }
         if let Some(id) = custom_id(&line) {
             let mut hasher = DefaultHasher::new();
@@ -243,6 +253,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn long_lines_are_noted() {
+        let mut input = b"short\n".to_vec();
+        input.resize(input.len() + LONG_LINE_BYTES as usize, b'x');
+        input.extend_from_slice(b"\nshort\n");
+        let index = scan(&input[..], 100).await.unwrap().unwrap();
+        assert_eq!((index.lines, index.long), (3, vec![1]));
+    }
+
+    #[tokio::test]
     async fn a_custom_id_is_known_again_however_it_is_written() {
         let input = "\u{feff}{\"custom_id\": \"a\"}\n{\"custom_id\":\"\\u0061\"}\n{\"custom_id\": null}\n\
                      {\"custom_id\": null}\n{\"custom_id\": \"b\", \"custom_id\": \"a\"}\n{\"custom_id\": \"b\"}\n";
@@ -273,7 +292,8 @@ mod tests {
 
     #[test]
     fn the_index_finds_the_nearest_line_before() {
-        let index = LineIndex { lines: 2500, offsets: vec![0, 50_000, 99_000], repeated: vec![] };
+        let index =
+            LineIndex { lines: 2500, offsets: vec![0, 50_000, 99_000], repeated: vec![], long: vec![] };
         assert_eq!(index.before(0), (0, 0));
         assert_eq!(index.before(999), (0, 0));
         assert_eq!(index.before(2499), (2000, 99_000));

@@ -136,16 +136,11 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
             }
             None
         }
-        Action::Forget { batch, tenant, .. } => {
+        Action::Forget { batch, read, .. } => {
             let filter = table::checkpoints_of(&batch);
             retry(|| bus.purge(table::CHECKPOINTS, &filter)).await;
-            if let Some(tenant) = tenant {
-                for bucket in [table::files_bucket(&tenant), table::LARGE_REQUESTS.to_owned()] {
-                    let objects = retry(|| bus.object_list(&bucket)).await.unwrap_or_default();
-                    for object in objects.iter().filter(|object| reader::is_of(&object.name, &batch)) {
-                        retry(|| bus.object_delete(&bucket, &object.name)).await;
-                    }
-                }
+            if read {
+                retry(|| reader::forget(&**bus, &batch)).await;
             }
             None
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use ternfleet_proto::bus::Bus;
+use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{Failure, FailureCode, Generation, Input as JobInput, Line};
 use ternfleet_proto::openai::{Endpoint, ModelDefaults, is_blank, line_too_long, parse_line};
 use ternfleet_proto::{BatchId, JobKey, TenantId, codec, table};
@@ -124,7 +124,7 @@ impl Reader {
 
     async fn stream(&mut self, from_byte: u64) -> anyhow::Result<Stream> {
         let content = self.bus.object_get(&self.bucket(), &self.source.object, from_byte).await?;
-        Ok(BufReader::with_capacity(256 << 10, content))
+        Ok(BufReader::with_capacity(64 << 10, content))
     }
 
     /// The stored index, or a new one that is stored; `None` when the file has too many lines. It lies where tenants
@@ -188,7 +188,8 @@ impl Reader {
             next += 1;
         }
         end |= self.index.as_ref().is_some_and(|index| next >= index.lines);
-        self.open = Some((stream, next));
+        // Most batches end here; a file that is read again is opened again.
+        self.open = (!end).then_some((stream, next));
         Ok(Event::Lines { batch: self.source.slot, lines: fed, next, end })
     }
 
@@ -252,7 +253,7 @@ impl Reader {
         if encoded.len() + settings + ENVELOPE_BYTES <= table::WORK_MESSAGE_BYTES_MAX {
             return Ok((JobInput::Inline(generation), bytes));
         }
-        let name = format!("{}{}", job_objects(&job.batch), job.index);
+        let name = job_object(job);
         let content = Box::pin(std::io::Cursor::new(encoded));
         self.bus.object_put(table::LARGE_REQUESTS, &name, content).await.context("a large request")?;
         Ok((JobInput::Object(name), settings as u32 + 400))
@@ -260,18 +261,34 @@ impl Reader {
 }
 
 /// Name of the object that holds a batch's line index.
-pub(crate) fn index_object(batch: &BatchId) -> String {
+fn index_object(batch: &BatchId) -> String {
     format!("index-{batch}")
 }
 
-/// What the names of a batch's large requests begin with.
-fn job_objects(batch: &BatchId) -> String {
-    format!("job-{batch}-")
+/// Name of the object that holds a large request.
+fn job_object(job: &JobKey) -> String {
+    format!("job-{}-{}", job.batch, job.index)
 }
 
-/// True for what a reader has made of this batch, and nobody needs once it has ended.
-pub(crate) fn is_of(object: &str, batch: &BatchId) -> bool {
-    object == index_object(batch) || object.starts_with(&job_objects(batch))
+/// Deletes what a reader stored for a batch that has ended, each object by its name: the work does not grow with what other
+/// batches have stored. Without an index nothing was stored.
+pub(crate) async fn forget(bus: &dyn Bus, batch: &BatchId) -> Result<(), BusError> {
+    let name = index_object(batch);
+    let mut content = Vec::new();
+    match bus.object_get(table::LARGE_REQUESTS, &name, 0).await {
+        Err(BusError::NotFound(_)) => return Ok(()),
+        opened => {
+            let read = opened?.read_to_end(&mut content).await;
+            read.map_err(|error| BusError::Unreachable(error.to_string()))?;
+        }
+    }
+    let index: LineIndex = codec::decode(&content).unwrap_or_default();
+    for index in index.long {
+        let job = JobKey { batch: batch.clone(), index };
+        bus.object_delete(table::LARGE_REQUESTS, &job_object(&job)).await?;
+    }
+    // The index is last: whoever begins again still finds the names.
+    bus.object_delete(table::LARGE_REQUESTS, &name).await
 }
 
 fn is_set(bits: &[u64], place: u32) -> bool {

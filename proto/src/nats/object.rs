@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use super::{NatsBus, reconnect_delay, replay};
-use crate::bus::{BusError, BusStream, ObjectFacts, PendingAck, Publish, Replayed, Result};
+use crate::bus::{BusError, BusStream, ObjectFacts, PendingAck, Publish, Replayed, Result, Stored};
 use crate::id::TimeMs;
 use crate::table::{self, ObjectSpec, Role, object_chunks as chunks, object_stream as stream_name};
 
@@ -152,11 +152,11 @@ impl NatsBus {
         Ok((size, n_chunks, format!("SHA-256={}", URL_SAFE.encode(hasher.finalize()))))
     }
 
-    async fn put_metadata(&self, bucket: &str, info: &ObjectInfo) -> Result<()> {
+    async fn put_metadata(&self, bucket: &str, info: &ObjectInfo) -> Result<Stored> {
         let payload =
             serde_json::to_vec(info).expect("because object metadata holds only strings and numbers");
         let how = Publish { headers: vec![(ROLLUP.to_owned(), "sub".to_owned())], ..Publish::default() };
-        self.start_publish(&metadata(bucket, &info.name), payload.into(), how).await?.await.map(drop)
+        self.start_publish(&metadata(bucket, &info.name), payload.into(), how).await?.await
     }
 
     /// Reads all metadata of the bucket once; each object has one such message.
@@ -183,8 +183,10 @@ impl NatsBus {
     pub(super) async fn delete_object(&self, bucket: &str, name: &str) -> Result<()> {
         let Some(mut info) = self.object_info(bucket, name).await? else { return Ok(()) };
         (info.size, info.chunks, info.deleted) = (0, 0, true);
-        self.put_metadata(bucket, &info).await?;
-        self.purge_filtered(&stream_name(bucket), &chunks(bucket, &info.nuid)).await.map(drop)
+        let mark = self.put_metadata(bucket, &info).await?;
+        self.purge_filtered(&stream_name(bucket), &chunks(bucket, &info.nuid)).await?;
+        // The mark has done its work: nobody reads on. An object that got the name meanwhile is behind it.
+        self.purge_up_to(&stream_name(bucket), &metadata(bucket, name), mark.sequence).await.map(drop)
     }
 
     pub(super) async fn open_object(

@@ -186,11 +186,19 @@ impl NatsBus {
     }
 
     pub(super) async fn purge_filtered(&self, stream: &str, filter: &str) -> Result<u64> {
+        self.purge_by(stream, json!({ "filter": filter })).await
+    }
+
+    /// Of the filter's messages only those up to `sequence`, this one included.
+    pub(super) async fn purge_up_to(&self, stream: &str, filter: &str, sequence: u64) -> Result<u64> {
+        self.purge_by(stream, json!({ "filter": filter, "seq": sequence + 1 })).await
+    }
+
+    async fn purge_by(&self, stream: &str, body: Value) -> Result<u64> {
         #[derive(Deserialize)]
         struct Purged {
             purged: u64,
         }
-        let body = json!({ "filter": filter });
         let purged: Purged =
             self.api(&format!("STREAM.PURGE.{stream}"), &body, &format!("stream {stream}")).await?;
         Ok(purged.purged)

@@ -13,6 +13,7 @@ on_both!(
     a_renewed_lease_is_held,
     an_object_comes_back_whole_and_from_any_byte,
     an_object_is_replaced_listed_and_deleted,
+    a_deleted_object_leaves_nothing,
     objects_stored_at_the_same_time_do_not_mix,
     a_missing_object_is_not_found,
 );
@@ -146,6 +147,21 @@ async fn an_object_is_replaced_listed_and_deleted(bus: Shared) {
     bus.object_delete("files_t", "c").await.unwrap();
     assert_eq!(bus.object_length("files_t", "c").await.unwrap(), None);
     assert_eq!(bus.object_list("files_t").await.unwrap().len(), 1);
+    store(&bus, "c", &content(20, 4)).await;
+    assert_eq!(read(&bus, "c", 0).await, content(20, 4), "a name may be used again");
+}
+
+/// A deleted object leaves no message, or the bucket grows with each batch that ever was.
+async fn a_deleted_object_leaves_nothing(bus: Shared) {
+    with_objects(&bus).await;
+    for turn in 0..20 {
+        store(&bus, &format!("o{turn}"), &content(300_000, 1)).await;
+        bus.object_delete("files_t", &format!("o{turn}")).await.unwrap();
+    }
+    // The simulated bus keeps objects apart from its streams.
+    if let Ok(facts) = bus.stream_facts("OBJ_files_t").await {
+        assert_eq!(facts.messages, 0);
+    }
 }
 
 async fn objects_stored_at_the_same_time_do_not_mix(bus: Shared) {

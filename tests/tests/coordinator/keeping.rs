@@ -74,13 +74,24 @@ async fn an_old_batch_leaves_a_tombstone_and_a_new_one_keeps_everything() {
     );
     let worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
     let client = Client::new(Arc::clone(&bus));
-    let mut input = prompts(20);
-    input.extend_from_slice(b"no request\n");
+    let mut input = prompts(19);
+    // Longer than a work message, so it travels as an object.
+    let body = json!({ "prompt": "x".repeat(300_000), "max_tokens": 1 });
+    let long = json!({ "custom_id": "long", "method": "POST", "url": "/v1/completions", "body": body });
+    input.extend_from_slice(format!("{long}\nno request\n").as_bytes());
     let old = client.submit("shared", input.clone()).await;
     let alone = client.submit("alone", input.clone()).await;
     let old = client.wait_end(&old.id).await;
     client.wait_end(&alone.id).await;
     drop(worker);
+    let began = std::time::Instant::now();
+    while !bus.object_list(table::LARGE_REQUESTS).await.unwrap().is_empty() {
+        assert!(
+            began.elapsed() < Duration::from_secs(30),
+            "an ended batch keeps its index and its long requests"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     // Another batch of the same input, which cannot end: nobody is there to run it.
     let again = client.creation("shared", BatchOptions::default());
     let again = BatchCreate { idempotency_key: "again".to_owned(), ..again };
