@@ -41,7 +41,7 @@ use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, FleetView, JoinRequest, Refusal, Reply, StartFailed};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, Clock, JobKey, Now, WorkerId, codec};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +58,8 @@ use deletion::Reserved;
 const INBOX: usize = 16_384;
 /// Inputs processed before jobs are assigned again.
 const GULP: usize = 1024;
+/// Batches whose output files are written at a time.
+const WRITERS_MAX: usize = 16;
 const TICK: Duration = Duration::from_millis(200);
 
 /// Everything that comes to the loop.
@@ -222,6 +224,7 @@ async fn serve_once(
         rented_before: rental.is_none().then(account::RentedBefore::default),
         rental,
         readers: BTreeMap::new(),
+        writers: Arc::new(Semaphore::new(WRITERS_MAX)),
         tasks,
         unknown: BTreeSet::new(),
     };
@@ -299,6 +302,8 @@ struct Service {
     rented_before: Option<account::RentedBefore>,
     rental: Option<scaler::Rental>,
     readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
+    /// Turns to write output files. Each writer reads RESULTS by a consumer, and NATS allows a stream only so many.
+    writers: Arc<Semaphore>,
     tasks: JoinSet<()>,
     /// Batches that answers name and nobody knows: single jobs of an earlier leader, mostly.
     unknown: BTreeSet<BatchId>,
@@ -368,9 +373,9 @@ impl Service {
             }
             Input::PastCommits { batch, commits } => self.api.pages().past_commits(batch, commits),
             Input::Recorded(record) => {
-                self.stored.note(&record);
+                let news = self.stored.note(&record);
                 // What has ended and left memory, as a tombstone for one, stays where it is.
-                if !record.state.is_terminal() || self.core.find(&record.id).is_some() {
+                if news && (!record.state.is_terminal() || self.core.find(&record.id).is_some()) {
                     self.core.on(now, Event::BatchKnown(record), actions);
                 }
             }
@@ -434,7 +439,13 @@ impl Service {
                 self.readers.remove(&batch);
             }
             Action::Write { batch } => self.write(batch),
-            Action::Record(record) => self.book(books::Entry::Record(record)),
+            Action::Record(record) => {
+                // An ended batch may leave memory before its earlier records have come back from the bucket.
+                if record.state.is_terminal() {
+                    self.stored.note(&record);
+                }
+                self.book(books::Entry::Record(record));
+            }
             Action::Audit(kind) => {
                 self.diary.note(&kind, &self.core);
                 self.book(books::Entry::Audit(now.wall, kind));
@@ -479,8 +490,9 @@ impl Service {
         let record = BatchRecord { totals: batch.totals, ..batch.record.clone() };
         let (bus, key) = (Arc::clone(&self.bus), self.bus_facts.key.clone());
         let (scratch, inbox) = (self.options.scratch_dir.clone(), self.inbox.clone());
-        let clock = self.clock.clone();
+        let (clock, turns) = (self.clock.clone(), Arc::clone(&self.writers));
         self.tasks.spawn(async move {
+            let _turn = turns.acquire().await;
             let outputs: Result<Outputs, String> = writer::write(bus, key, record, scratch, clock).await;
             let _ = inbox.send(Input::Event(Event::Written { batch: slot, outputs })).await;
         });

@@ -89,7 +89,13 @@ impl Shelf {
 }
 
 impl Stored {
-    pub(super) fn note(&mut self, record: &BatchRecord) {
+    /// False for what an older record says: a batch that has ended stays so, and its leader knows of the end before the
+    /// bucket's values from before it have come back.
+    pub(super) fn note(&mut self, record: &BatchRecord) -> bool {
+        let ended = matches!(self.places.get(&record.id), Some((_, Group::Ended, _)));
+        if ended && !record.state.is_terminal() {
+            return false;
+        }
         self.forget(&record.id);
         let (group, age) = (Group::of(record.state), (record.created_at, record.id.clone()));
         let text = format!("{}\n{}", record.name.as_deref().unwrap_or_default(), record.id).to_lowercase();
@@ -97,6 +103,7 @@ impl Stored {
         *shelf.counts.entry(record.state).or_default() += 1;
         shelf.group_mut(group).insert(age, Known { state: record.state, text });
         self.places.insert(record.id.clone(), (record.tenant.clone(), group, record.created_at));
+        true
     }
 
     pub(super) fn forget(&mut self, batch: &BatchId) {
@@ -213,6 +220,17 @@ mod tests {
 
     fn ids(found: Vec<BatchId>) -> Vec<String> {
         found.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_batch_that_has_ended_is_not_open_again_by_an_older_record() {
+        let mut stored = Stored::default();
+        assert!(stored.note(&record(0, "acme", BatchState::InProgress)));
+        assert!(stored.note(&record(0, "acme", BatchState::Completed)));
+        assert!(!stored.note(&record(0, "acme", BatchState::Validating)));
+        assert!(stored.note(&record(0, "acme", BatchState::Completed)), "its tombstone is news");
+        let acme: TenantId = "acme".parse().unwrap();
+        assert_eq!(stored.shelves[&acme].counts[&BatchState::Completed], 1);
     }
 
     #[test]

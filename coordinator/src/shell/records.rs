@@ -39,6 +39,8 @@ pub(super) async fn load(
         bus.stream_facts(table::RESULTS).await.context("the state of RESULTS cannot be read")?.last_sequence;
     let live = records.iter().filter(|record| !record.state.is_terminal());
     let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
+    // What a leader before said of an end that it did not get to store is void.
+    *stored = Stored::default();
     for record in records {
         stored.note(&record);
         core.on(now, Event::BatchKnown(Box::new(record)), actions);
