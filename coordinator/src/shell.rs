@@ -302,7 +302,7 @@ struct Service {
     rented_before: Option<account::RentedBefore>,
     rental: Option<scaler::Rental>,
     readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
-    /// Turns to write output files. Each writer reads RESULTS by a consumer, and NATS allows a stream only so many.
+    /// Turns to write output files: each writer has a consumer on RESULTS, and buffers.
     writers: Arc<Semaphore>,
     tasks: JoinSet<()>,
     /// Batches that answers name and nobody knows: single jobs of an earlier leader, mostly.

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use async_nats::{StatusCode, Subscriber};
+use async_nats::{Client, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use serde::Deserialize;
@@ -38,10 +38,28 @@ struct Replay {
     ended: bool,
 }
 
+/// A consumer at the server, which is deleted when the replay is over: NATS allows a stream 1,000 of them, and one that is
+/// left goes only after [`INACTIVE`].
 struct Consumer {
+    client: Client,
+    stream: String,
     name: String,
     consumer_sequence: u64,
     fetch: Option<Fetch>,
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // Without a runtime the process ends, and the consumer goes by its age.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (client, call) =
+            (self.client.clone(), format!("$JS.API.CONSUMER.DELETE.{}.{}", self.stream, self.name));
+        runtime.spawn(async move {
+            if let Err(error) = client.publish(call, Bytes::new()).await {
+                tracing::debug!(%error, "a consumer is left to its age");
+            }
+        });
+    }
 }
 
 struct Fetch {
@@ -184,7 +202,8 @@ impl Replay {
         });
         let call = format!("CONSUMER.CREATE.{}.{name}.{}", self.stream, self.filter);
         let created: Pending = self.bus.api(&call, &body, &format!("stream {}", self.stream)).await?;
-        self.consumer = Some(Consumer { name, consumer_sequence: 0, fetch: None });
+        let (client, stream) = (self.bus.client.clone(), self.stream.clone());
+        self.consumer = Some(Consumer { client, stream, name, consumer_sequence: 0, fetch: None });
         Ok(created.num_pending)
     }
 }

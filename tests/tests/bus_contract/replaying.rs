@@ -11,6 +11,7 @@ on_both!(
     deleted_messages_are_skipped_and_the_mark_still_comes,
     a_filter_that_matches_nothing_is_caught_up_at_once,
     two_replays_do_not_disturb_each_other,
+    a_replay_that_is_over_leaves_no_consumer,
 );
 
 type Items = BusStream<Result<Replayed, BusError>>;
@@ -102,4 +103,18 @@ async fn two_replays_do_not_disturb_each_other(bus: Shared) {
     assert_eq!(next(&mut second).await, Some((2, "2".into())));
     assert_eq!(next(&mut first).await, Some((2, "2".into())));
     assert_eq!((next(&mut first).await, next(&mut second).await), (None, None));
+}
+
+async fn a_replay_that_is_over_leaves_no_consumer(bus: Shared) {
+    bus.ensure_stream(&plain("R", "r.>")).await.unwrap();
+    for _ in 0..5 {
+        let mut items = bus.replay("R", "r.>", 1).await.unwrap();
+        assert_eq!(next(&mut items).await, None);
+    }
+    // Far less than the age at which the server itself removes one.
+    let began = std::time::Instant::now();
+    while !bus.consumers("R").await.unwrap().is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(10), "consumers are left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
