@@ -16,6 +16,9 @@ pub(crate) struct Addresses {
     pub(crate) http: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) prometheus: Option<String>,
+    /// The monitoring address of its nats-server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) nats_monitoring: Option<String>,
     /// Of `ternfleet up`.
     pub(crate) pid: u32,
 }
@@ -34,7 +37,7 @@ pub(crate) fn running(root: &Path) -> Option<i32> {
 pub(crate) fn at(root: &Path) -> anyhow::Result<Option<Addresses>> {
     match std::fs::read(root.join(FILE)) {
         Ok(text) => {
-            serde_json::from_slice(&text).map(Some).with_context(|| format!("{FILE} is not understood"))
+            serde_json::from_slice(&text).map(Some).with_context(|| format!("{FILE} cannot be parsed"))
         }
         Err(_) => Ok(None),
     }
@@ -53,7 +56,8 @@ mod tests {
     #[test]
     fn a_fleet_that_does_not_hold_its_lock_is_not_running() {
         let folder = tempfile::tempdir().unwrap();
-        let addresses = Addresses { nats: "n".into(), http: "h".into(), prometheus: None, pid: 1 };
+        let (nats, http) = ("n".into(), "h".into());
+        let addresses = Addresses { nats, http, prometheus: None, nats_monitoring: None, pid: 1 };
         std::fs::write(folder.path().join(FILE), serde_json::to_string(&addresses).unwrap()).unwrap();
         assert_eq!(of_running(folder.path()), None);
         let Claim::Held(lock) = Claim::ask(&lock_file(folder.path())).unwrap() else {

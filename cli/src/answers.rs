@@ -44,7 +44,7 @@ impl Format {
         if self == Format::Jsonl {
             return Ok(format!("{line}\n"));
         }
-        let answer: Value = serde_json::from_str(line).context("a line of the results is not understood")?;
+        let answer: Value = serde_json::from_str(line).context("a line of the results cannot be parsed")?;
         Ok(if self == Format::Csv { rows(&answer) } else { paragraph(&answer) })
     }
 }
@@ -127,7 +127,7 @@ fn paragraph(answer: &Value) -> String {
     let mut text = String::new();
     for (number, choice) in choices.iter().enumerate() {
         let number = if choices.len() > 1 { format!(", choice {}", number + 1) } else { String::new() };
-        let cut = if choice.finish == "length" { " (cut off at its limit of tokens)" } else { "" };
+        let cut = if choice.finish == "length" { " (cut off at the token limit)" } else { "" };
         // Writing into a string does not fail.
         let _ = write!(text, "== {name}{number}{cut}\n{}\n\n", readable(&choice.text));
     }
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn texts_stand_below_their_names_and_cannot_steer_the_terminal() {
         let text = Format::Text.answer(&completion()).unwrap();
-        assert_eq!(text, "== a,b (cut off at its limit of tokens)\nA \"fox\",\nrunning\u{FFFD}[2J\n\n");
+        assert_eq!(text, "== a,b (cut off at the token limit)\nA \"fox\",\nrunning\u{FFFD}[2J\n\n");
     }
 
     #[test]

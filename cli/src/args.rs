@@ -49,8 +49,8 @@ const VERSION: &str = match option_env!("TERNFLEET_VERSION") {
 #[derive(Debug, Parser)]
 #[command(name = "ternfleet", version = VERSION, propagate_version = true, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 all good, 2 some lines of the batch are error lines, 1 anything else went wrong,\n\
-                        64 the command line is wrong, 130 interrupted.\n\
+    after_help = "Exit codes: 0 success, 1 error, 2 the batch ended and has error lines, 64 invalid command line,\n\
+                        130 interrupted.\n\
                         Environment: TERNFLEET_NATS, TERNFLEET_NATS_SERVER, TERNFLEET_ISA, TERNFLEET_CACHE,\n\
                         TERNFLEET_STATE_DIR, TERNFLEET_LOG, NO_COLOR."
 )]
@@ -61,82 +61,82 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Rent a fleet for one file of prompts, get its answers, and give everything back
+    /// Rent a fleet for one batch, write its answers, and return all pods
     Launch(Launch),
-    /// Run the head of a fleet that was launched, in its rented pod
+    /// Run the head of a launched fleet in its rented pod
     #[command(hide = true)]
     Head(Head),
-    /// List the fleets that were launched from this machine
+    /// List the fleets launched from this machine
     Fleets(Fleets),
-    /// End a fleet that `up` or `launch` started, and give everything back
+    /// Stop a fleet that `up` or `launch` started, and return all pods
     Down(Down),
-    /// Run a whole fleet on this machine: NATS, a coordinator and workers
+    /// Run a fleet on this machine: NATS, a coordinator and workers
     Up(Up),
-    /// Send a file of prompts to the fleet and wait for its answers
+    /// Submit a file of prompts as a batch, and wait for the answers
     Submit(Submit),
-    /// List batches: the open ones, then those that have ended
+    /// List batches, open ones first
     Batches(Batches),
-    /// Show one batch
+    /// Show state, progress and cost of a batch
     Status(Status),
-    /// Get the answers of a batch, finished or still running
+    /// Get the answers of a running or finished batch
     Results(Results),
-    /// Stop a batch; what was answered stays
+    /// Cancel a batch; finished answers are kept
     Cancel(Cancel),
-    /// Send the failed lines of a batch again, as a new batch
+    /// Submit the failed lines of a batch again, as a new batch
     Resubmit(Resubmit),
-    /// See jobs that were given up, with every attempt, and send them again
+    /// Show and retry dead letters: jobs whose attempts all failed
     Dead(Dead),
-    /// Change what a running batch may cost, or when it must be done
+    /// Change budget, deadline or priority of an open batch
     Batch(Batch),
-    /// List the pods with their measured speed and price
+    /// List pods with their measured speed and price
     Pods(Pods),
-    /// Watch pods, batches, queue and money, live
+    /// Show pods, batches, queue and cost, live
     Top(Top),
-    /// Show what the parts of a fleet on this machine have logged
+    /// Show the logs of a fleet on this machine
     Logs(Logs),
-    /// Check NATS, streams, coordinator, workers, model, clocks and CPU; each failed check says how to fix it
+    /// Check NATS, streams, coordinator, workers, model, clocks and CPU, and suggest fixes
     Doctor(Doctor),
-    /// Run one worker: an engine that pulls jobs from NATS
+    /// Run a worker: an engine that pulls jobs from NATS
     Worker(Worker),
-    /// Run the worker of a rented pod: find or fetch the model, check it, become the worker
+    /// Run the worker of a rented pod: download and check the model, then run the worker
     Pod(Pod),
-    /// Run one coordinator
+    /// Run a coordinator
     Coordinator(Coordinator),
-    /// Continue one prompt on this machine, without a fleet
+    /// Generate text from one prompt on this machine, without a fleet
     Generate(Generate),
-    /// Write the scores of the next token after each of some ids, for comparing engines
+    /// Write the logits after each token of a sequence, to compare engines
     Logits(Logits),
-    /// Measure this machine: prompt and generation by threads and by batch
+    /// Measure prompt and generation speed of this machine, by thread count and batch size
     Bench(Bench),
-    /// Measure how well a model predicts a text, or score given continuations
+    /// Measure a model's perplexity on a text, or score given continuations
     Perplexity(PerplexityOf),
-    /// Measure the quality of a model's predictions, and how far those of two models differ
+    /// Measure a model's quality, or how far the predictions of two models differ
     Eval(Eval),
-    /// Make, convert and look into model files
+    /// Download, verify, inspect, convert and create model files
     Model(Model),
-    /// Show what the engine sees of this machine, and what it would do
+    /// Show cores, caches and instruction sets of this machine, and the engine's settings for it
     Topology(TopologyCommand),
-    /// Say what a file of prompts will cost and when it will be done
+    /// Estimate cost and finish time of a file of prompts
     Quote(Quote),
-    /// Show and set what may be rented, and what would be done
+    /// Show and change the limits of rented pods, and show what the scaler would do next
     Scale(Scale),
-    /// Compare policies of renting and routing on a virtual fleet
+    /// Compare renting and routing policies on a simulated fleet
     Simulate(Simulate),
-    /// Make API keys for the gateway
+    /// Create API keys for the HTTP API
     Key(Key),
-    /// Keys, permissions and server configuration of a NATS with more than one user
+    /// Create keys, permissions and server configuration for NATS with several users
     Nats(Nats),
-    /// Save everything that must not be lost, from a running fleet, into a folder
+    /// Back up the data of a running fleet to a folder
     Backup(Backup),
-    /// Bring a backup back into an empty NATS
+    /// Restore a backup into an empty NATS server
     Restore(Restore),
-    /// Start a fleet, run some real prompts through it, show texts and prices, and stop it
+    /// Start a fleet, run some prompts, show answers and costs, and stop it
     Demo(Demo),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write manual pages
     Man(Man),
-    /// Run a program that ends when its parent does
+    /// Run a program that ends with its parent process
     #[command(hide = true)]
     Attached(Attached),
 }

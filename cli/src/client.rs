@@ -66,7 +66,8 @@ impl std::fmt::Display for Unanswered {
         let Unanswered { address, waited_s } = self;
         write!(
             f,
-            "no coordinator has answered at {address} for {waited_s} s: look at its log, or start one with `ternfleet up`"
+            "no coordinator has replied at {address} for {waited_s} s: read its log, or start one with \
+             `ternfleet up`"
         )
     }
 }
@@ -124,7 +125,8 @@ impl Fleet {
             {
                 Ok(answer) => {
                     let reply: Reply<A> = codec::decode(&answer).context(
-                        "the coordinator's answer is not understood: are both of the same version?",
+                        "the coordinator's reply cannot be parsed: check that coordinator and command have \
+                         the same version",
                     )?;
                     match reply {
                         Ok(answer) => return Ok(answer),
@@ -132,7 +134,7 @@ impl Fleet {
                     }
                 }
                 Err(BusError::Unreachable(_) | BusError::NotFound(_)) => RETRY_PAUSE,
-                Err(refused) => return Err(anyhow!(refused).context("NATS did not pass the question on")),
+                Err(refused) => return Err(anyhow!(refused).context("NATS did not deliver the request")),
             };
             silence.goes_on(patience)?;
             tokio::time::sleep(pause).await;
@@ -149,8 +151,8 @@ impl Fleet {
             .bus
             .request(&table::api_of(verb, &self.tenant), codec::encode(question), ANSWER_TIMEOUT)
             .await;
-        let answer = answer.map_err(|_| anyhow!("no coordinator answers at {}", self.address))?;
-        let reply: Reply<A> = codec::decode(&answer).context("the coordinator's answer is not understood")?;
+        let answer = answer.map_err(|_| anyhow!("no coordinator replies at {}", self.address))?;
+        let reply: Reply<A> = codec::decode(&answer).context("the coordinator's reply cannot be parsed")?;
         Ok(reply?)
     }
 
@@ -220,7 +222,7 @@ pub(crate) fn tenant_of(to: &Connection) -> anyhow::Result<TenantId> {
         Ok(holder) if holder.role == Role::Tenant => {
             let own: TenantId = holder.name.parse().with_context(said)?;
             if to.tenant != own && to.tenant != TenantId::default_tenant() {
-                bail!("the credentials in {} are {own}'s, not {}'s", file.display(), to.tenant);
+                bail!("the credentials in {} belong to tenant {own}, not to {}", file.display(), to.tenant);
             }
             Ok(own)
         }
@@ -235,7 +237,8 @@ pub(crate) async fn connect(to: &Connection) -> anyhow::Result<Arc<dyn Bus>> {
     let address = address.url();
     nats::connect(&connect_options(to)).await.map_err(|error| match error {
         BusError::Unreachable(_) => anyhow!(
-            "no NATS server answers at {address}: start a fleet with `ternfleet up`, or give its address with --nats"
+            "no NATS server replies at {address}: start a fleet with `ternfleet up`, or pass its address \
+             with --nats"
         ),
         refused => anyhow!(refused).context(format!("cannot connect to NATS at {address}")),
     })
@@ -280,7 +283,7 @@ impl<'a> Silence<'a> {
         }
         if waited >= SAY_AFTER && !self.said {
             self.said = true;
-            eprintln!("no coordinator answers at {}; still trying", self.address);
+            eprintln!("no coordinator replies at {}; retrying", self.address);
         }
         Ok(())
     }

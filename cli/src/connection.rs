@@ -14,16 +14,16 @@ pub(crate) const USUAL_FOLDER: &str = "ternfleet-data";
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Connection {
-    /// Address of NATS [default: that of the fleet that runs in ./ternfleet-data, else 127.0.0.1:4222]
+    /// Address of NATS [default: the fleet that runs in ./ternfleet-data, else 127.0.0.1:4222]
     #[arg(long, value_name = "URL", env = "TERNFLEET_NATS")]
     nats: Option<String>,
-    /// Credentials for a NATS with permissions (`ternfleet nats user` makes them)
+    /// Credentials for a NATS server with permissions (created by `ternfleet nats user`)
     #[arg(long, value_name = "FILE", env = "TERNFLEET_NATS_CREDENTIALS_FILE")]
     pub(crate) nats_credentials_file: Option<PathBuf>,
-    /// Certificates to trust besides the system's
+    /// Additional certificates to trust (PEM file)
     #[arg(long, value_name = "FILE", env = "TERNFLEET_NATS_ROOT_CERTIFICATES")]
     pub(crate) nats_root_certificates: Option<PathBuf>,
-    /// Whose batches these are
+    /// Tenant of the batches
     #[arg(long, value_name = "NAME", env = "TERNFLEET_TENANT", default_value = "default")]
     pub(crate) tenant: TenantId,
 }
@@ -110,6 +110,16 @@ impl Connection {
             None => Address::Usual,
         }
     }
+
+    /// The monitoring address of the nats-server, if it belongs to the fleet that runs in the current folder.
+    pub(crate) fn monitoring(&self) -> Option<String> {
+        self.monitoring_from(Path::new(""))
+    }
+
+    fn monitoring_from(&self, here: &Path) -> Option<String> {
+        let local = addresses::of_running(&here.join(USUAL_FOLDER))?;
+        (self.address_from(here).url() == local.nats).then_some(local.nats_monitoring)?
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +140,7 @@ mod tests {
             nats: "nats://127.0.0.1:4333".into(),
             http: "http://127.0.0.1:8081".into(),
             prometheus: None,
+            nats_monitoring: Some("http://127.0.0.1:8333".into()),
             pid: std::process::id(),
         };
         let file = here.path().join(USUAL_FOLDER).join(addresses::FILE);
@@ -139,6 +150,10 @@ mod tests {
         assert_eq!(found.url(), "nats://127.0.0.1:4333");
         assert!(found.notice().unwrap().contains(&file.display().to_string()));
         assert_eq!(found.flag(), "");
+        let monitoring = |connection: Connection| connection.monitoring_from(here.path());
+        assert_eq!(monitoring(nowhere()).as_deref(), Some("http://127.0.0.1:8333"));
+        assert_eq!(monitoring(Connection::local(running.nats)).as_deref(), Some("http://127.0.0.1:8333"));
+        assert_eq!(monitoring(Connection::local("nats://10.0.0.1:4222".into())), None);
         // What was named counts more.
         let named = Connection::local("nats://10.0.0.1:4222".into()).address_from(here.path());
         assert_eq!((named.url(), named.notice()), ("nats://10.0.0.1:4222", None));

@@ -7,7 +7,7 @@ pub(crate) fn parse(text: &str) -> Result<UsdMicro, String> {
     let least = UsdMicro(1).dollars();
     match text.trim_start_matches('$').parse::<f64>() {
         Ok(usd) if (least..=1e9).contains(&usd) => Ok(UsdMicro::from_dollars(usd)),
-        _ => Err("write dollars above 0, such as 0.50".to_owned()),
+        _ => Err("expected an amount in dollars above 0, such as 0.50".to_owned()),
     }
 }
 

@@ -67,7 +67,7 @@ impl Wanted<'_> {
         // What an earlier attempt left may have been of another file. What came in one go is the server's word.
         ensure!(resumed, fault);
         if !self.quiet {
-            eprintln!("what was here before does not fit; fetching all of it again");
+            eprintln!("the partial download does not match; downloading from the beginning");
         }
         self.transfer(part)?;
         self.check(part)?.map_err(|fault| {
@@ -86,7 +86,7 @@ impl Wanted<'_> {
         if let (Some(total), Some(bytes)) = (total, self.bytes) {
             ensure!(
                 total == bytes,
-                "{} offers a file of {total} bytes, and the manifest says {bytes}: it is another file",
+                "{} offers a file of {total} bytes, but the manifest says {bytes}: it is a different file",
                 self.source.host()
             );
         }
@@ -111,7 +111,7 @@ impl Wanted<'_> {
                 room_for(path, total.unwrap_or(0))?;
                 let meter = Meter::new(total, 0, self.quiet);
                 meter.note(format_args!(
-                    "{} sends the file in one piece only: an interruption starts it over",
+                    "{} does not support ranges: an interrupted download starts from the beginning",
                     self.source.host()
                 ));
                 transfer::in_one_piece(self, opened, path, total, &meter)?;
@@ -144,12 +144,12 @@ impl Wanted<'_> {
         let sha256 = sha256_of(path)?;
         let host = self.source.host();
         if let Some(wanted) = self.bytes.filter(|&wanted| wanted != bytes) {
-            return Ok(Err(format!("{host} sent {bytes} bytes, and the manifest says {wanted}")));
+            return Ok(Err(format!("{host} sent {bytes} bytes, but the manifest says {wanted}")));
         }
         if let Some(wanted) = self.sha256.filter(|wanted| **wanted != sha256) {
             return Ok(Err(format!(
-                "what {host} sent is not the file of the manifest: its SHA-256 is {sha256}, and {wanted} is wanted. \
-                 Nothing of it was kept; try another --endpoint"
+                "the file from {host} does not match the manifest: its SHA-256 is {sha256}, expected \
+                 {wanted}. It was deleted; try another --endpoint"
             )));
         }
         Ok(Ok(Fetched { path: path.to_owned(), bytes, sha256 }))
@@ -193,7 +193,7 @@ fn room_for(path: &Path, bytes: u64) -> anyhow::Result<()> {
     let Some(free) = free_bytes(folder) else { return Ok(()) };
     ensure!(
         bytes.saturating_add(SPARE_BYTES) <= free,
-        "{} has {} free, and {} more are to come: make room, or name another folder with --dir",
+        "{} has {} free, but {} more are needed: free some space, or choose another folder with --dir",
         folder.display(),
         size(free),
         size(bytes)

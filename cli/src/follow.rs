@@ -96,7 +96,7 @@ pub(crate) async fn into_file(
             written += 1;
         }
         if written != batch.completed + batch.failed {
-            bail!("{written} answers were read, but the batch has {}", batch.completed + batch.failed);
+            bail!("read {written} answers, but the batch has {}", batch.completed + batch.failed);
         }
     } else {
         for line in committed_so_far(fleet, &batch.id, patience).await?.values() {
@@ -205,7 +205,7 @@ impl<'a> Answers<'a> {
                     tries += 1;
                     // Opening again waits for a server that is away; one that keeps breaking off is another matter.
                     if tries >= READS_MAX {
-                        return Err(error).context("the results cannot be read to their end");
+                        return Err(error).context("the results cannot be read completely");
                     }
                     tokio::time::sleep(READ_AGAIN).await;
                 }
@@ -216,8 +216,7 @@ impl<'a> Answers<'a> {
         }
         self.read += line.len() as u64;
         let line = line.trim_end_matches('\n').to_owned();
-        let placed: Placed =
-            serde_json::from_str(&line).context("a line of the results is not understood")?;
+        let placed: Placed = serde_json::from_str(&line).context("a line of the results cannot be parsed")?;
         self.next = Some((placed.ternfleet.index, line));
         Ok(())
     }

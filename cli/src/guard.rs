@@ -56,7 +56,7 @@ impl Guard {
                 if !watching.is_ready() {
                     tracing::error!(
                         limit_s = limit.as_secs(),
-                        "the worker did not come up in time; this pod ends"
+                        "the worker did not start in time; terminating this pod"
                     );
                     watching.end();
                     std::process::exit(1);
@@ -83,7 +83,7 @@ impl Guard {
     /// broke is restarted.
     pub(crate) fn failed(&self, why: &anyhow::Error) {
         if !self.is_ready() && self.how != EndMyself::Exit {
-            tracing::error!(why = format!("{why:#}"), "the start failed; this pod ends");
+            tracing::error!(why = format!("{why:#}"), "the start failed; terminating this pod");
             self.end();
         }
     }
@@ -116,7 +116,11 @@ impl Guard {
 fn until_done(mut once: impl FnMut() -> anyhow::Result<()>, mut pause: Duration) {
     while let Err(fault) = once() {
         let fault = format!("{fault:#}");
-        tracing::error!(fault, "this pod cannot end itself and goes on costing money: terminate it by hand");
+        tracing::error!(
+            fault,
+            "this pod cannot terminate itself and still costs money: terminate it by \
+                                hand"
+        );
         std::thread::sleep(pause);
         pause = (2 * pause).min(PAUSE_MAX);
     }

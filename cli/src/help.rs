@@ -28,7 +28,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "demo",
-        &[("ternfleet demo", ""), ("ternfleet demo --prompts my-prompts.jsonl", "with prompts of your own")],
+        &[("ternfleet demo", ""), ("ternfleet demo --prompts my-prompts.jsonl", "with your own prompts")],
     ),
     (
         "up",
@@ -36,9 +36,9 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("ternfleet up", "two workers that run the storyteller"),
             (
                 "ternfleet up --model bitnet-b1.58-2B-4T --workers 1",
-                "a model fetched with `ternfleet model pull`",
+                "a model downloaded by `ternfleet model pull`",
             ),
-            ("ternfleet up --scale 0..2", "workers come with the work and go without it"),
+            ("ternfleet up --scale 0..2", "workers start and stop as batches need them"),
         ],
     ),
     (
@@ -46,10 +46,10 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         &[
             ("ternfleet launch prompts.jsonl", "on this machine"),
             ("ternfleet launch prompts.jsonl --at runpod --budget 5 --deadline 2h", "on rented pods"),
-            ("ternfleet launch --resume", "go on after an interruption"),
+            ("ternfleet launch --resume", "continue after an interruption"),
         ],
     ),
-    ("fleets", &[("ternfleet fleets", "those that have not ended"), ("ternfleet fleets --all", "")]),
+    ("fleets", &[("ternfleet fleets", "fleets that have not ended"), ("ternfleet fleets --all", "")]),
     (
         "down",
         &[
@@ -65,15 +65,21 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
                 "wait, then write the answers in input order",
             ),
             ("ternfleet submit prompts.jsonl --detach --name tales", "print the batch id and return"),
-            ("ternfleet submit prompts.jsonl --budget 0.50 --deadline 2h", "refused if it cannot be kept"),
-            ("ternfleet submit - --out -", "from standard input to standard output, as answers come"),
+            (
+                "ternfleet submit prompts.jsonl --budget 0.50 --deadline 2h",
+                "rejected if these limits cannot be met",
+            ),
+            ("ternfleet submit - --out -", "from standard input to standard output"),
         ],
     ),
     (
         "quote",
         &[
             ("ternfleet quote prompts.jsonl", "cost and finish on the running fleet"),
-            ("ternfleet quote prompts.jsonl --deadline 2h --budget 0.50", "and whether both can be kept"),
+            (
+                "ternfleet quote prompts.jsonl --deadline 2h --budget 0.50",
+                "and whether both limits can be met",
+            ),
         ],
     ),
     ("batches", &[("ternfleet batches", ""), ("ternfleet batches --limit 5 --json", "")]),
@@ -84,7 +90,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     (
         "results",
         &[
-            ("ternfleet results tales --format text", "read the answers that have come so far"),
+            ("ternfleet results tales --format text", "print the answers so far"),
             ("ternfleet results tales --wait --out answers.jsonl", "all of them, in input order"),
             ("ternfleet results tales --format csv --out answers.csv", "for a spreadsheet"),
         ],
@@ -94,22 +100,22 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "resubmit",
         &[
             ("ternfleet resubmit tales --failed --out again.jsonl", ""),
-            ("ternfleet resubmit tales --failed --code batch_expired", "only lines that ran out of time"),
+            ("ternfleet resubmit tales --failed --code batch_expired", "only expired lines"),
         ],
     ),
     ("batch", &[("ternfleet batch set tales --budget 2", "")]),
     (
         "batch set",
         &[
-            ("ternfleet batch set tales --budget 2", "a paused batch goes on"),
+            ("ternfleet batch set tales --budget 2", "a paused batch continues"),
             ("ternfleet batch set tales --deadline 6h --priority 5", ""),
         ],
     ),
     ("dead", &[("ternfleet dead list", ""), ("ternfleet dead retry tales", "")]),
     ("dead list", &[("ternfleet dead list --batch tales", "")]),
-    ("dead show", &[("ternfleet dead show tales 12", "line 12, with every attempt")]),
-    ("dead retry", &[("ternfleet dead retry tales 12 40", "these lines again, as a new batch")]),
-    ("top", &[("ternfleet top", ""), ("ternfleet top --once", "print once, as for a script")]),
+    ("dead show", &[("ternfleet dead show tales 12", "every attempt of line 12")]),
+    ("dead retry", &[("ternfleet dead retry tales 12 40", "retry these lines, as a new batch")]),
+    ("top", &[("ternfleet top", ""), ("ternfleet top --once", "print once, for scripts")]),
     ("pods", &[("ternfleet pods", ""), ("ternfleet pods --json", "")]),
     ("scale", &[("ternfleet scale show", ""), ("ternfleet scale set --max 4", "")]),
     ("scale show", &[("ternfleet scale show", "")]),
@@ -117,20 +123,20 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "scale set",
         &[
             ("ternfleet scale set --max 4 --usd-per-hour 2", "at most 4 pods for at most $2 an hour"),
-            ("ternfleet scale set --max 0", "give everything back"),
+            ("ternfleet scale set --max 0", "return all pods"),
         ],
     ),
     (
         "scale plan",
-        &[("ternfleet scale plan", ""), ("ternfleet scale plan --max 8", "what 8 pods would change")],
+        &[("ternfleet scale plan", ""), ("ternfleet scale plan --max 8", "the plan with at most 8 pods")],
     ),
     ("doctor", &[("ternfleet doctor", "")]),
     (
         "logs",
         &[
-            ("ternfleet logs", "the last lines of every part"),
+            ("ternfleet logs", "the last lines of every process"),
             ("ternfleet logs coordinator -n 100", ""),
-            ("ternfleet logs -f", "go on with new lines"),
+            ("ternfleet logs -f", "follow new lines"),
         ],
     ),
     ("model", &[("ternfleet model list", ""), ("ternfleet model pull bitnet-b1.58-2B-4T", "")]),
@@ -138,7 +144,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("model list", &[("ternfleet model list", "")]),
     (
         "model verify",
-        &[("ternfleet model verify", "every model that is here"), ("ternfleet model verify storyteller", "")],
+        &[("ternfleet model verify", "all downloaded models"), ("ternfleet model verify storyteller", "")],
     ),
     ("model synth", &[("ternfleet model synth --shape tiny --out tiny.gguf", "")]),
     (
@@ -172,7 +178,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("eval perplexity", &[("ternfleet eval perplexity text.txt", "")]),
     ("eval lambada", &[("ternfleet eval lambada lambada.jsonl --limit 200", "")]),
     ("eval multiple-choice", &[("ternfleet eval multiple-choice arc.jsonl --format arc", "")]),
-    ("eval kl", &[("ternfleet eval kl model.gguf --head q8 --text text.txt", "what a lossy head changes")]),
+    ("eval kl", &[("ternfleet eval kl model.gguf --head q8 --text text.txt", "the effect of a lossy head")]),
     ("logits", &[("ternfleet logits --ids 1,2,3 --out logits.f32", "")]),
     ("coordinator", &[("ternfleet coordinator --nats nats://127.0.0.1:4222 --http 127.0.0.1:8080", "")]),
     (
@@ -185,7 +191,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ),
         ],
     ),
-    ("pod", &[("ternfleet pod --model bitnet-b1.58-2B-4T", "fetch the model, then become its worker")]),
+    ("pod", &[("ternfleet pod --model bitnet-b1.58-2B-4T", "download the model, then run the worker")]),
     ("nats", &[("ternfleet nats init --node n1=nats.example.org", ""), ("ternfleet nats token", "")]),
     (
         "nats init",
@@ -198,13 +204,16 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("nats user", &[("ternfleet nats user --name acme", "credentials for a tenant")]),
-    ("nats token", &[("ternfleet nats token --life 15m", "lets new pods join")]),
-    ("nats revoke", &[("ternfleet nats revoke UDXK", "the key as the credentials name it")]),
+    ("nats token", &[("ternfleet nats token --life 15m", "new pods can join with it")]),
+    ("nats revoke", &[("ternfleet nats revoke UDXK", "the user's public key, from the coordinator's log")]),
     ("nats rotate", &[("ternfleet nats rotate worker", "every worker has to join again")]),
     ("key", &[("ternfleet key new --tenant acme", "")]),
     ("key new", &[("ternfleet key new --tenant acme", "append its output to the file of gateway.keys_file")]),
     ("backup", &[("ternfleet backup --dir backup-monday", "")]),
-    ("restore", &[("ternfleet restore --dir backup-monday", "into a NATS without the fleet's streams")]),
+    (
+        "restore",
+        &[("ternfleet restore --dir backup-monday", "into a NATS server without the fleet's streams")],
+    ),
     ("simulate", &[("ternfleet simulate --fleet deploy/fleets/report.toml", "")]),
     ("completions", &[("ternfleet completions bash", "")]),
     ("man", &[("ternfleet man --out man1", "")]),
@@ -321,6 +330,30 @@ mod tests {
             }
         }
         assert_eq!(EXAMPLES.len(), all.len(), "an example of a command that there is not");
+    }
+
+    /// Every help text of a command and of those below it.
+    fn texts(command: &Command, into: &mut Vec<String>) {
+        into.extend(command.get_about().map(ToString::to_string));
+        into.extend(command.get_arguments().filter_map(|one| one.get_help().map(ToString::to_string)));
+        for sub in command.get_subcommands() {
+            texts(sub, into);
+        }
+    }
+
+    #[test]
+    fn help_texts_are_plain_and_have_one_form() {
+        let mut all = Vec::new();
+        texts(&Arguments::command(), &mut all);
+        assert!(all.len() > 200, "{}", all.len());
+        for text in &all {
+            assert!(!text.ends_with('.') && !text.starts_with(char::is_lowercase), "{text}");
+            for unclear in
+                ["unless given", "go on", "goes on", "give back", "given back", "Most that", "at once"]
+            {
+                assert!(!text.contains(unclear), "{unclear:?} in: {text}");
+            }
+        }
     }
 
     #[test]

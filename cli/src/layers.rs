@@ -131,16 +131,16 @@ impl NatsOptions {
 /// Flags that every service has.
 #[derive(Debug, Args)]
 pub(crate) struct ServiceFlags {
-    /// Configuration file (TOML); its keys are those that --print-config shows
+    /// Configuration file (TOML); --print-config shows all keys
     #[arg(long, value_name = "FILE", env = "TERNFLEET_CONFIG")]
     config: Option<PathBuf>,
     /// Address of NATS
     #[arg(long, value_name = "URL")]
     nats: Option<String>,
-    /// Set any key of the configuration; may be given several times
+    /// Set one key of the configuration; can be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting)]
     settings: Vec<(String, String)>,
-    /// Print the configuration that results, with where each value came from, and end
+    /// Print the resulting configuration with the source of each value, and exit
     #[arg(long)]
     pub(crate) print_config: bool,
 }
@@ -148,7 +148,7 @@ pub(crate) struct ServiceFlags {
 fn parse_setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
-        None => Err(format!("{text:?} is no KEY=VALUE")),
+        None => Err(format!("{text:?} is not KEY=VALUE")),
     }
 }
 
@@ -212,7 +212,7 @@ impl Layers {
             (Some(connection), Some(options)) if faults.is_empty() => {
                 Ok(Effective { connection, options, origins: self.set.into_keys().collect() })
             }
-            _ => bail!("the configuration has {} fault(s):\n  {}", faults.len(), faults.join("\n  ")),
+            _ => bail!("the configuration has {} error(s):\n  {}", faults.len(), faults.join("\n  ")),
         }
     }
 
@@ -233,7 +233,7 @@ impl Layers {
             return Ok(None);
         }
         let whole = with_defaults(mine.into_iter().map(|((_, key), value)| (key, value)));
-        whole.map(Some).context("the parts of the configuration do not fit together")
+        whole.map(Some).context("the configuration is inconsistent")
     }
 
     fn put(&mut self, origin: Origin, key: &str, value: Value, known: &[String]) {
@@ -241,7 +241,7 @@ impl Layers {
             self.set.insert((origin, key.to_owned()), value);
         } else {
             self.faults.push(format!(
-                "{key} ({}): there is no such key; there are {}",
+                "{key} ({}): unknown key; known keys are {}",
                 origin.named(),
                 known.join(", ")
             ));
@@ -381,7 +381,7 @@ mod tests {
     fn every_fault_is_reported_at_once() {
         let layers = read("slots = \"many\"\nhttp = \"nowhere\"\ncolour = \"red\"\n");
         let faults = layers.resolve::<Sample>().unwrap_err().to_string();
-        for part in ["slots (file)", "http (file)", "colour (file): there is no such key"] {
+        for part in ["slots (file)", "http (file)", "colour (file): unknown key"] {
             assert!(faults.contains(part), "{faults}");
         }
     }

@@ -5,7 +5,7 @@ use ternfleet_proto::table::ApiVerb;
 
 use crate::client::{Fleet, Patience};
 
-/// Batches of one request; with the most metadata that batches may have, the answer still is one NATS message.
+/// Batches of one request. A reply has fewer where they would not fit into one message.
 const PAGE_BATCHES: u32 = 100;
 
 /// Reads one page after the other until `enough` holds of what was read. `next` of the answer is none if that is all.

@@ -50,7 +50,7 @@ fn here(known: &Known) -> anyhow::Result<PathBuf> {
         // It says why it cannot be written.
         _ if known.name() == STORYTELLER => store.carried(),
         Whereabouts::Partly { .. } | Whereabouts::Absent => {
-            bail!("{0} is not here yet: fetch it with `ternfleet model pull {0}`", known.name())
+            bail!("{0} is not downloaded: run `ternfleet model pull {0}`", known.name())
         }
     }
 }

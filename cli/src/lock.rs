@@ -92,7 +92,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(50));
             drop(look);
         });
-        let Claim::Held(held) = Claim::ask(&path).unwrap() else { panic!("nobody holds it") };
+        let Claim::Held(held) = Claim::ask(&path).unwrap() else { panic!("the lock is free") };
         ends.join().unwrap();
         assert_eq!(Claim::holder(&path), i32::try_from(std::process::id()).ok());
         let began = Instant::now();

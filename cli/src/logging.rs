@@ -118,7 +118,8 @@ where
     tracing_subscriber::registry().with(log).init();
     if collector {
         tracing::warn!(
-            "a collector is named for spans, and this program cannot export them: build it with --features otlp"
+            "a span collector is configured, but this program cannot export spans: build it with \
+             --features otlp"
         );
     }
     Guard

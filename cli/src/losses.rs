@@ -26,7 +26,7 @@ pub(crate) fn lost_table(lost: &[LostPod], now: TimeMs) -> Option<String> {
 /// What all pods have cost, those that are gone included.
 pub(crate) fn spent_line(spent: Spent) -> String {
     let Spent { total_usd_micro, today_usd_micro, rented_usd_micro, .. } = spent;
-    format!("{total_usd_micro} spent in all, {today_usd_micro} today; {rented_usd_micro} by the scaler")
+    format!("{total_usd_micro} spent in total, {today_usd_micro} today; {rented_usd_micro} by the scaler")
 }
 
 #[cfg(test)]

@@ -77,8 +77,8 @@ pub(crate) fn threads(asked: Option<usize>) -> usize {
         Some(threads) => {
             if threads > usable {
                 eprintln!(
-                    "warning: {threads} threads on {usable} usable cores (affinity, quota and physical cores counted) \
-                     will be slower than {usable}"
+                    "warning: {threads} threads are slower than {usable} on {usable} usable cores (limited \
+                     by affinity, quota and physical cores)"
                 );
             }
             threads
@@ -92,7 +92,7 @@ pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
         .map(|id| {
             id.trim()
                 .parse::<u32>()
-                .map_err(|_| format!("{:?} is no token id: give numbers like 1,2,3", id.trim()))
+                .map_err(|_| format!("{:?} is not a token id: write numbers like 1,2,3", id.trim()))
         })
         .collect()
 }

@@ -55,12 +55,12 @@ impl Named {
 
     fn only(&self, mut found: Vec<BatchView>) -> anyhow::Result<BatchView> {
         match found.len() {
-            0 => bail!("there is no batch with the id or name {}: see `ternfleet batches`", self.0),
+            0 => bail!("no batch has the id or name {}: see `ternfleet batches`", self.0),
             1 => Ok(found.remove(0)),
             count => {
                 let ids: Vec<&str> = found.iter().take(SHOWN_MAX).map(|batch| batch.id.as_str()).collect();
                 let more = if count > SHOWN_MAX { ", …" } else { "" };
-                bail!("{} may be any of {count} batches: {}{more}", self.0, ids.join(", "))
+                bail!("{} matches {count} batches: {}{more}", self.0, ids.join(", "))
             }
         }
     }
@@ -69,7 +69,7 @@ impl Named {
 /// A batch that may still be changed; an error if it has ended.
 pub(crate) fn running(batch: BatchView) -> anyhow::Result<BatchView> {
     if batch.state.is_terminal() {
-        bail!("{} has ended already ({}): nothing was changed", batch.id, state_name(batch.state));
+        bail!("{} has already ended ({}): nothing was changed", batch.id, state_name(batch.state));
     }
     Ok(batch)
 }

@@ -80,10 +80,10 @@ impl WholeFile {
     /// Begins a draft beside `path`, so that an impossible place is found out before any work is done.
     pub(crate) fn create(path: &Path, existing: Existing) -> anyhow::Result<WholeFile> {
         if path.is_dir() {
-            bail!("{} is a folder: name a file", path.display());
+            bail!("{} is a folder: pass a file name", path.display());
         }
         if existing == Existing::Refused && path.exists() {
-            bail!("{} exists: name another file, or replace it with --force", path.display());
+            bail!("{} exists: choose another file, or overwrite it with --force", path.display());
         }
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,

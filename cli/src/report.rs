@@ -33,14 +33,14 @@ pub(crate) async fn scale(fleet: &Fleet) -> Option<ScaleView> {
 
 /// In place of a table without rows. A fleet that rents its pods on demand is well without any.
 pub(crate) fn no_pods(scale: Option<&ScaleView>) -> String {
-    let Some(scale) = scale else { return "no pods: `ternfleet worker` starts one".to_owned() };
+    let Some(scale) = scale else { return "no pods: start one with `ternfleet worker`".to_owned() };
     let starting = scale
         .pods
         .iter()
         .filter(|pod| matches!(pod.state, ScalePodState::Ordered | ScalePodState::Booting))
         .count();
     match (scale.pods_max, starting) {
-        (0, _) => "0 pods, and none may be rented: allow some with `ternfleet scale set --max N`".to_owned(),
+        (0, _) => "0 pods, and the limit is 0: raise it with `ternfleet scale set --max N`".to_owned(),
         (max, 0) => format!("0 pods, rented on demand (at most {max})"),
         (max, starting) => format!("0 pods ready, {starting} starting (at most {max})"),
     }

@@ -6,7 +6,7 @@ pub(crate) use ternfleet_proto::span::short;
 
 /// `90s`, `45m`, `2h`, `1d`.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time: write 90s, 45m, 2h or 1d");
+    let wrong = || format!("{text:?} is not a time span: write 90s, 45m, 2h or 1d");
     let unit = text.chars().last().ok_or_else(wrong)?;
     let seconds = match unit {
         's' => 1.0,

@@ -40,7 +40,7 @@ pub(crate) fn drain_on_signal(shutdown: CancellationToken) -> anyhow::Result<()>
     let mut stops = Stops::listen()?;
     tokio::spawn(async move {
         stops.next().await;
-        tracing::info!("draining; a second signal ends at once");
+        tracing::info!("draining; a second signal exits at once");
         shutdown.cancel();
         stops.next().await;
         std::process::exit(crate::exit::INTERRUPTED.into());

@@ -221,7 +221,7 @@ fn generate_keeps_to_a_schema_an_expression_or_a_choice() {
     for (constraint, word) in [
         (["--json-schema", &hopeless], "`uniqueItems` at #/properties/a"),
         (["--json-schema", "/nowhere.json"], "/nowhere.json"),
-        (["--regex", "("], "cannot be held to this constraint"),
+        (["--regex", "("], "this constraint cannot be applied"),
     ] {
         let refused = with(&constraint);
         assert_eq!(
@@ -366,7 +366,7 @@ fn bench_tables_name_the_ceiling_and_a_sequence_that_does_not_fit_is_refused_in_
         "--allow-throttled",
     ]);
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("ask for a shorter --prompt or --gen"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("use a shorter --prompt or --gen"), "{}", ended.stderr);
     let ended = run(&[
         "bench",
         "--model",
@@ -422,7 +422,7 @@ fn topology_says_what_it_would_do() {
     assert!(!seen["plan"]["engines_auto"].as_array().unwrap().is_empty() && seen["smt_siblings"].is_array());
     let told = run(&["topology"]).stdout;
     assert!(
-        told.contains("would run") && told.contains("engines auto") && told.contains("huge pages"),
+        told.contains("thread(s) pinned to") && told.contains("engines auto") && told.contains("huge pages"),
         "{told}"
     );
 }

@@ -60,7 +60,7 @@ pub enum HttpError {
     #[error("cannot connect to {host}: {reason}")]
     NotSent { host: String, reason: String },
     /// It may have been carried out.
-    #[error("no whole answer from {host}: {reason}")]
+    #[error("no complete reply from {host}: {reason}")]
     Lost { host: String, reason: String },
     /// The address is none.
     #[error("{0}")]
@@ -99,7 +99,7 @@ impl fmt::Debug for Server {
 impl Server {
     /// `https://host[:port]`, or `http://` to this machine only: a key must not cross a network in clear.
     pub fn new(base: &str, key: Option<Secret>, timeout: Duration) -> Result<Server, HttpError> {
-        let wrong = |why: &str| HttpError::Address(format!("{base:?} is no usable address: {why}"));
+        let wrong = |why: &str| HttpError::Address(format!("{base:?} is not a valid address: {why}"));
         let (secure, rest) = match (base.strip_prefix("https://"), base.strip_prefix("http://")) {
             (Some(rest), _) => (true, rest),
             (_, Some(rest)) => (false, rest),
@@ -107,14 +107,14 @@ impl Server {
         };
         let authority = rest.trim_end_matches('/');
         if authority.is_empty() || authority.contains(['/', '@', '?', '#', ' ']) {
-            return Err(wrong("give a host and nothing after it"));
+            return Err(wrong("it must be a host without a path"));
         }
         let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse().map_err(|_| wrong("the port is no number"))?),
+            Some((host, port)) => (host, port.parse().map_err(|_| wrong("the port is not a number"))?),
             None => (authority, if secure { 443 } else { 80 }),
         };
         if !secure && !matches!(host, "127.0.0.1" | "localhost") {
-            return Err(wrong("http:// is for this machine only"));
+            return Err(wrong("http:// is allowed only for this machine"));
         }
         let tls = if secure { Some(tls_settings()?) } else { None };
         Ok(Server { host: host.to_owned(), port, tls, key, timeout, address: None })
@@ -160,8 +160,12 @@ impl Server {
     ) -> Result<Answer, HttpError> {
         let mut request = self.request(Method::POST, path, Some(body))?;
         for (name, value) in headers {
-            let value = hyper::header::HeaderValue::from_str(value)
-                .map_err(|_| HttpError::Address(format!("{name} holds characters that no header may")))?;
+            let value = hyper::header::HeaderValue::from_str(value).map_err(|_| {
+                HttpError::Address(format!(
+                    "{name} contains characters that are not allowed \
+                                                         in a header"
+                ))
+            })?;
             request.headers_mut().insert(*name, value);
         }
         self.ask(request, Reading::Whole).await
@@ -182,7 +186,7 @@ impl Server {
             None => self.exchange(stream, request, reading).await,
             Some(settings) => {
                 let name = ServerName::try_from(self.host.clone())
-                    .map_err(|_| HttpError::Address(format!("{} is no host name", self.host)))?;
+                    .map_err(|_| HttpError::Address(format!("{} is not a host name", self.host)))?;
                 let connector = TlsConnector::from(Arc::clone(settings));
                 let stream = tokio::time::timeout(self.timeout, connector.connect(name, stream))
                     .await
@@ -253,7 +257,13 @@ impl Server {
             .header(hyper::header::USER_AGENT, concat!("ternfleet/", env!("CARGO_PKG_VERSION")));
         if let Some(key) = &self.key {
             let mut value = hyper::header::HeaderValue::from_str(&format!("Bearer {}", key.reveal()))
-                .map_err(|_| HttpError::Address("the key holds characters that no header may".to_owned()))?;
+                .map_err(|_| {
+                    HttpError::Address(
+                        "the key contains characters that are not allowed in a \
+                                                 header"
+                            .to_owned(),
+                    )
+                })?;
             value.set_sensitive(true);
             request = request.header(hyper::header::AUTHORIZATION, value);
         }

@@ -90,7 +90,8 @@ impl Local {
             if path.extension().is_some_and(|extension| extension == "json") {
                 let text = std::fs::read_to_string(&path);
                 let card = text.ok().and_then(|text| serde_json::from_str::<Card>(&text).ok());
-                let unreadable = || CloudError::Protocol(format!("{} is no pod's file", path.display()));
+                let unreadable =
+                    || CloudError::Protocol(format!("{} is not the file of a pod", path.display()));
                 cards.push(card.ok_or_else(unreadable)?);
             }
         }
@@ -131,7 +132,7 @@ impl Local {
             .classes
             .iter()
             .find(|class| class.name == *id)
-            .ok_or_else(|| CloudError::Invalid(format!("there is no local class {id:?}")))
+            .ok_or_else(|| CloudError::Invalid(format!("no local class {id:?}")))
     }
 
     fn spawn(&self, order: &Order, class: &LocalClass, seat: usize) -> Result<Child, CloudError> {
@@ -184,7 +185,7 @@ impl Provider for Local {
     async fn create(&self, order: &Order) -> Result<Rented, CloudError> {
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if order.name.is_empty() || !order.name.chars().all(fits) {
-            return Err(CloudError::Invalid(format!("{:?} is no name for a pod", order.name)));
+            return Err(CloudError::Invalid(format!("{:?} is not a valid name for a pod", order.name)));
         }
         let cards = self.refresh().await?;
         if let Some(card) = cards.iter().find(|card| card.name == order.name) {

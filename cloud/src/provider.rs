@@ -99,20 +99,21 @@ impl Offer {
         let units = match (&self.hardware, wanted) {
             (Hardware::Gpu { count_max, .. }, Compute::Gpu { count, .. }) => {
                 if *count == 0 || count > count_max {
-                    return Err(format!("{count} GPUs are ordered, and a pod has 1 to {count_max}"));
+                    return Err(format!("{count} GPUs were ordered, but a pod has 1 to {count_max}"));
                 }
                 *count
             }
             (Hardware::Cpu { vcpus_min, vcpus_max, .. }, Compute::Cpu { vcpus, .. }) => {
                 if !(vcpus_min..=vcpus_max).contains(&vcpus) || !vcpus.is_power_of_two() {
                     return Err(format!(
-                        "{vcpus} vCPUs are ordered, and a pod has a power of two from {vcpus_min} to {vcpus_max}"
+                        "{vcpus} vCPUs were ordered, but a pod has a power of two from {vcpus_min} to \
+                         {vcpus_max}"
                     ));
                 }
                 *vcpus
             }
             (Hardware::Whole { .. }, Compute::Cpu { .. }) => 1,
-            _ => return Err("this is other hardware".to_owned()),
+            _ => return Err("this is different hardware".to_owned()),
         };
         Ok(self.unit_price_usd_micro_per_hour.saturating_mul(i64::from(units)))
     }
@@ -240,10 +241,10 @@ pub enum CloudError {
     #[error("the provider does not allow this: {0}")]
     Forbidden(String),
     /// Never try this again: the request itself is wrong.
-    #[error("the provider refuses the request: {0}")]
+    #[error("the provider rejects the request: {0}")]
     Invalid(String),
     /// Stop everything: the key is missing or wrong.
-    #[error("the provider does not accept the key: {0}")]
+    #[error("the provider rejects the key: {0}")]
     Unauthorized(String),
     /// Come back later.
     #[error("the provider asks to wait {} s", retry_after.as_secs())]
@@ -256,13 +257,13 @@ pub enum CloudError {
     #[error("{0} does not exist")]
     NotFound(String),
     /// Not possible in the pod's present state.
-    #[error("the provider refuses for now: {0}")]
+    #[error("the provider rejects the request for now: {0}")]
     Conflict(String),
     /// The provider cannot be reached or answers with its own failure; nothing was changed.
-    #[error("the provider does not answer: {0}")]
+    #[error("the provider does not reply: {0}")]
     Unreachable(String),
     /// The answer is not what the provider's documents say.
-    #[error("the provider's answer is not understood: {0}")]
+    #[error("the provider's reply cannot be parsed: {0}")]
     Protocol(String),
 }
 

@@ -217,7 +217,7 @@ pub async fn end_this_pod(
     base: Option<&str>,
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<(), CloudError> {
-    let missing = |name: &str| CloudError::Invalid(format!("{name} is not set: this is no RunPod pod"));
+    let missing = |name: &str| CloudError::Invalid(format!("{name} is not set: this is not a RunPod pod"));
     let pod = variable("RUNPOD_POD_ID").ok_or_else(|| missing("RUNPOD_POD_ID"))?;
     let key = variable("RUNPOD_API_KEY").ok_or_else(|| missing("RUNPOD_API_KEY"))?;
     let mut options = Options::new(Secret::new(key));

@@ -30,11 +30,12 @@ pub enum WebhookError {
     Unusable(String),
     /// The address leads into a network that callers may not reach through us.
     #[error(
-        "{host} is {address}, which is no public address: the operator may allow it in the coordinator's webhooks.allow"
+        "{host} is {address}, which is not a public address: the operator can allow it in the \
+         coordinator's webhooks.allow"
     )]
     NotPublic { host: String, address: IpAddr },
     /// The receiver wants no more calls (410).
-    #[error("the receiver is gone (410)")]
+    #[error("the receiver no longer exists (410)")]
     Gone,
     /// Worth another try.
     #[error("{0}")]
@@ -76,16 +77,19 @@ impl Webhook {
         }
         let parsed = Url::parse(url).map_err(|reason| unusable(&reason.to_string()))?;
         if !parsed.username().is_empty() || parsed.password().is_some() {
-            return Err(unusable("a name and password in the address would stand in logs; sign instead"));
+            return Err(unusable(
+                "a name and password in the address would appear in logs; use a signature \
+                                 instead",
+            ));
         }
         let webhook = Webhook { url: parsed, key: secret.map(key_of).transpose()? };
-        let Some(host) = webhook.url.host() else { return Err(unusable("it names no host")) };
+        let Some(host) = webhook.url.host() else { return Err(unusable("it has no host")) };
         let allowed = webhook.is_allowed(allow);
         match webhook.url.scheme() {
             "https" => {}
             "http" if allowed => {}
             "http" => return Err(unusable("it must begin with https://")),
-            _ => return Err(unusable("only https:// is spoken")),
+            _ => return Err(unusable("only https:// is supported")),
         }
         let address = match host {
             Host::Ipv4(address) => Some(IpAddr::V4(address)),
@@ -110,7 +114,7 @@ impl Webhook {
         allow: &[String],
     ) -> Result<(), WebhookError> {
         let called = tokio::time::timeout(TIMEOUT, self.call_unbounded(id, now_s, body, allow)).await;
-        called.unwrap_or_else(|_| Err(WebhookError::Failed(format!("no answer within {TIMEOUT:?}"))))
+        called.unwrap_or_else(|_| Err(WebhookError::Failed(format!("no reply within {TIMEOUT:?}"))))
     }
 
     async fn call_unbounded(
@@ -137,7 +141,7 @@ impl Webhook {
         match answer.status {
             200..=299 => Ok(()),
             410 => Err(WebhookError::Gone),
-            status => Err(failed(format!("{host} answered {status}"))),
+            status => Err(failed(format!("{host} replied {status}"))),
         }
     }
 
@@ -167,8 +171,8 @@ fn key_of(secret: &str) -> Result<Vec<u8>, WebhookError> {
     let key = STANDARD.decode(secret.trim().trim_start_matches("whsec_")).ok();
     key.filter(|key| KEY_BYTES.contains(&key.len())).ok_or_else(|| {
         WebhookError::Unusable(
-            "the webhook's secret must be whsec_ followed by the base64 of 24 to 64 bytes: \
-             `echo whsec_$(openssl rand -base64 32)` makes one"
+            "the webhook's secret must be whsec_ followed by the base64 of 24 to 64 bytes: create one with \
+             `echo whsec_$(openssl rand -base64 32)`"
                 .to_owned(),
         )
     })

@@ -74,7 +74,7 @@ pub async fn copy_lines(
         let Some(next) = wanted.peek() else { break };
         line.clear();
         if input.read_until(b'\n', &mut line).await? == 0 {
-            let message = format!("the old input has no line {}: was its file replaced?", next + 1);
+            let message = format!("the old input has no line {}: its file may have been replaced", next + 1);
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
         }
         if index == *next {

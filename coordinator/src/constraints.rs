@@ -99,7 +99,7 @@ fn fault_of(constraint: Option<&Constraint>, tools: Option<&Tools>, stops: &[Str
         }
     };
     let checked = grammar.check().and_then(|()| grammar.check_stops(stops));
-    checked.err().map(|fault| format!("an answer cannot be held to {what}: {fault}"))
+    checked.err().map(|fault| format!("{what} cannot be applied: {fault}"))
 }
 
 /// How the model writes its calls is not known here; whether they can be had does not depend on it.
@@ -130,11 +130,7 @@ mod tests {
         let constraints = Constraints::default();
         let bad = generation(Constraint::Regex("(".into()), &[]);
         let first = constraints.check(&bad).await.unwrap_err();
-        assert!(
-            first.message.starts_with("an answer cannot be held to the regular expression: "),
-            "{}",
-            first.message
-        );
+        assert!(first.message.starts_with("the regular expression cannot be applied: "), "{}", first.message);
         assert_eq!(constraints.check(&bad).await.unwrap_err(), first);
         constraints
             .check(&generation(Constraint::JsonSchema(r#"{"type":"object"}"#.into()), &[]))

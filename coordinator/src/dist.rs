@@ -48,7 +48,7 @@ pub(crate) fn own_sha256() -> anyhow::Result<String> {
             }
         }
     };
-    let digest = read().context("this program's own file cannot be read")?.finalize();
+    let digest = read().context("the file of this program cannot be read")?.finalize();
     Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -81,7 +81,7 @@ async fn serve(State(dist): State<Dist>, Path(name): Path<String>, headers: Head
 }
 
 fn missing() -> Response {
-    (StatusCode::NOT_FOUND, "there is no such file here\n").into_response()
+    (StatusCode::NOT_FOUND, "no such file\n").into_response()
 }
 
 /// The file, or the one range that is asked for: a fetch that broke off continues.

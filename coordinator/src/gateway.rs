@@ -87,7 +87,8 @@ pub enum GatewayError {
     #[error(transparent)]
     Keys(#[from] KeyFileError),
     #[error(
-        "gateway.cors_origins: {0:?} is no origin; write scheme, host and port, like https://app.example.com"
+        "gateway.cors_origins: {0:?} is not an origin; write scheme, host and port, like \
+         https://app.example.com"
     )]
     Origin(String),
 }
@@ -187,7 +188,7 @@ impl Gateway {
             ApiError::new(
                 StatusCode::BAD_GATEWAY,
                 "version_mismatch",
-                format!("The coordinator's answer: {e}"),
+                format!("The coordinator's reply: {e}"),
             )
         })?;
         Ok(reply?)
@@ -245,13 +246,12 @@ impl Gateway {
 }
 
 async fn unknown(request: Request) -> ApiError {
-    let message =
-        format!("There is nothing at {}; /openapi.json lists what is served.", request.uri().path());
+    let message = format!("Nothing is served at {}; see /openapi.json for all paths.", request.uri().path());
     ApiError::new(StatusCode::NOT_FOUND, "unknown_path", message)
 }
 
 async fn wrong_method(request: Request) -> ApiError {
-    let message = format!("{} does not answer to {}.", request.uri().path(), request.method());
+    let message = format!("{} does not support the method {}.", request.uri().path(), request.method());
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", message)
 }
 
@@ -272,8 +272,7 @@ async fn name_request(request: Request, next: Next) -> Response {
 
 /// Parses a JSON body; what is wrong is told with its place.
 fn parse_body<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
-    serde_json::from_slice(body)
-        .map_err(|e| ApiError::invalid(format!("The body is not what is expected: {e}")))
+    serde_json::from_slice(body).map_err(|e| ApiError::invalid(format!("The body is invalid: {e}")))
 }
 
 /// The caller's trace context; what is none is passed over, as the standard asks.

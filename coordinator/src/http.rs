@@ -58,9 +58,9 @@ pub(crate) async fn serve_routes(
 /// Ready: connected, and leading or warm enough to take over.
 async fn ready(State(shared): State<Shared>) -> (StatusCode, &'static str) {
     if !shared.bus.connected() {
-        (StatusCode::SERVICE_UNAVAILABLE, "NATS does not answer\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "NATS does not reply\n")
     } else if !shared.metrics.is_warm() {
-        (StatusCode::SERVICE_UNAVAILABLE, "reading what is stored\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "loading stored batches\n")
     } else {
         (StatusCode::OK, "ready\n")
     }

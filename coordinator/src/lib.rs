@@ -92,7 +92,7 @@ async fn serve_dist(options: &Options, shutdown: CancellationToken) -> anyhow::R
     let Some(address) = options.dist_http else { return Ok(()) };
     anyhow::ensure!(
         options.issuer_file.is_some(),
-        "dist_http needs issuer_file: without it no token can be judged"
+        "dist_http needs issuer_file: without it no token can be verified"
     );
     http::serve_routes(address, dist::routes(options)?, options.gateway.connections_max, shutdown).await
 }
@@ -107,8 +107,9 @@ fn open_gateway(
     let gateway = Gateway::new(bus, options.gateway.clone(), options.quotas.stored_bytes_max, clock)?;
     if gateway.is_open() && !address.ip().is_loopback() && !options.gateway.serve_without_keys {
         anyhow::bail!(
-            "{address} can be reached from other machines and there are no API keys: set gateway.keys_file \
-             (`ternfleet key new` makes an entry), or gateway.serve_without_keys = true where the network is trusted"
+            "{address} can be reached from other machines, and no API keys are configured: set \
+             gateway.keys_file (`ternfleet key new` creates an entry), or gateway.serve_without_keys = \
+             true in a trusted network"
         );
     }
     Ok(gateway)

@@ -364,28 +364,34 @@ fn explain(verdict: Verdict, request: &Request, cost: UsdMicro) -> String {
     let (sure, limit) = match verdict {
         Verdict::Kept => {
             return match (request.deadline.is_some(), request.budget.is_some()) {
-                (true, true) => "It will be done in time and within the budget.",
-                (true, false) => "It will be done in time.",
+                (true, true) => "It will finish in time and within the budget.",
+                (true, false) => "It will finish in time.",
                 (false, true) => "It will stay within the budget.",
-                (false, false) => "There is neither a deadline nor a budget to keep.",
+                (false, false) => "No deadline and no budget was set.",
             }
             .to_owned();
         }
         Verdict::AtRisk(limit) => ("The limits may be exceeded.", limit),
-        Verdict::Missed(limit) => ("The limits cannot be kept.", limit),
+        Verdict::Missed(limit) => ("The limits cannot be met.", limit),
     };
     let what = match limit {
         Limit::Deadline => "No pod would be ready before the deadline: choose a later one.".to_owned(),
         Limit::Budget => {
             let budget = request.budget.unwrap_or(UsdMicro::ZERO);
             let or = if request.deadline.is_some() { ", or choose a later deadline" } else { "" };
-            format!("It would cost up to {cost}, and the budget is {budget}: raise it{or}.")
+            format!("It would cost up to {cost}, but the budget is {budget}: raise it{or}.")
         }
         Limit::Capacity if request.deadline.is_some() => {
-            "All pods of the market together are too slow for the deadline: choose a later one, or more classes.".to_owned()
+            "All pods of the market together are too slow for the deadline: choose a later one, or more \
+             classes."
+                .to_owned()
         }
-        Limit::Capacity => "No pod of the market may run it: choose more classes, or start a worker.".to_owned(),
-        Limit::FleetLimit => "The fleet's own limits (dollars, number of pods) allow no more pods: see `ternfleet scale show`.".to_owned(),
+        Limit::Capacity => "No pod of the market can run it: choose more classes, or start a \
+                            worker."
+            .to_owned(),
+        Limit::FleetLimit => "The fleet's own limits (dollars, number of pods) allow no more pods: see \
+                              `ternfleet scale show`."
+            .to_owned(),
     };
     format!("{sure} {what}")
 }

@@ -135,7 +135,7 @@ impl Sample {
     /// verb `count` on which the caller may ask.
     pub async fn counted_by_fleet(&self, bus: &dyn Bus, subject: &str, tenant: &TenantId) -> WorkSample {
         let counts = self.ask(bus, subject, tenant).await.unwrap_or_else(|why| {
-            tracing::debug!(why, "prompts are reckoned from their bytes");
+            tracing::debug!(why, "prompt tokens are estimated from their bytes");
             self.requests.iter().map(|request| Some(request.reckoned_tokens)).collect()
         });
         let sizes = self.requests.iter().zip(counts).map(|(request, count)| size_of(count, request));
@@ -169,7 +169,7 @@ impl Sample {
             let reply: Reply<Vec<Option<u32>>> = codec::decode(&answer).map_err(|error| error.to_string())?;
             let part = reply.map_err(|refusal| refusal.message)?;
             if part.len() != asked || asked == 0 {
-                return Err(format!("{} of {asked} prompts were counted", part.len()));
+                return Err(format!("the tokens of {} of {asked} prompts were counted", part.len()));
             }
             counts.extend(part);
             rest = &rest[asked..];

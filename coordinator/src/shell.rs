@@ -152,7 +152,7 @@ pub(crate) async fn serve(
             // What worked once works again when NATS does: a cluster that elects new leaders is no reason to end. At the
             // first start an error is the operator's to see.
             Err(error) if served => {
-                tracing::warn!(error = format!("{error:#}"), "cannot stand by now; trying again")
+                tracing::warn!(error = format!("{error:#}"), "cannot become a standby; retrying")
             }
             Err(error) => return Err(error),
         }
@@ -268,7 +268,7 @@ async fn serve_once(
             }
         }
         if let Some(why) = deposed {
-            tracing::warn!(why, "the lease is lost; standing by");
+            tracing::warn!(why, "the lease is lost; now a standby");
             break Ended::Deposed;
         }
         service.core.on(now, Event::Turn, &mut actions);

@@ -62,12 +62,13 @@ pub(crate) fn layout(
     let Ok(rates) = measure_both(hyper, n_tokens, kernels, pool) else { return Layout::I2s };
     let best = if rates[1] > rates[0] { CANDIDATES[1] } else { CANDIDATES[0] };
     tracing::info!(
-        kernel = %best.0, i2s_gmac_s = rates[0] / 1e9, tl2_gmac_s = rates[1] / 1e9, n_tokens, "kernels measured"
+        kernel = %best.0, i2s_gmac_s = rates[0] / 1e9, tl2_gmac_s = rates[1] / 1e9, n_tokens, "kernels \
+                                                                                               measured"
     );
     if let Some(file) = file
         && let Err(error) = remember(&file, &key, best.0, rates)
     {
-        tracing::warn!(%error, file = %file.display(), "the measured kernel could not be remembered");
+        tracing::warn!(%error, file = %file.display(), "the measured kernel could not be stored");
     }
     best.1
 }

@@ -69,7 +69,7 @@ pub enum Error {
         reason: std::io::Error,
     },
     /// A file of the checkpoint contradicts itself or ends early.
-    #[error("{} is damaged at {field}: {reason}; fetch it again", path.display())]
+    #[error("{} is damaged at {field}: {reason}; download it again", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

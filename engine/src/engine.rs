@@ -7,11 +7,11 @@ use crate::forward::{self, Column, HeadColumn, Plan, Segment};
 use crate::gguf::Hyper;
 use crate::gguf::architecture::Rounding;
 use crate::head::{Bits, Drawn, HeadCounters, HeadWork, Screen};
-use crate::kernel::{Kernels, Layout, PAGE};
+use crate::kernel::{Kernels, PAGE};
 use crate::kv::{self, Cache};
 use crate::model::Model;
 use crate::ops::{Ops, Work};
-use crate::options::{Head, KernelChoice, MAX_SEQUENCES, Options, Speculation};
+use crate::options::{Head, MAX_SEQUENCES, Options, Speculation};
 use crate::pool::Pool;
 use crate::profile::Profile;
 use crate::request::{Event, Request, SequenceId, SpeculationCounters, StepStats};
@@ -40,8 +40,8 @@ pub struct Info {
     pub hyper: Hyper,
     pub threads: usize,
     pub isa: Isa,
-    /// The kernel that runs; never `Auto`.
-    pub kernel: KernelChoice,
+    /// The kernel that runs: `i2s`, `tl2`, or `grouped` for models with a scale for each group of inputs.
+    pub kernel: &'static str,
     pub head: Head,
     /// Seconds from the start of loading to the first step being possible.
     pub load_s: f64,
@@ -93,8 +93,7 @@ impl Engine {
         let n_tokens = options.max_sequences;
         let choose = |hyper: &Hyper, pool: &mut Pool| {
             if !options.kernel.runs(hyper) {
-                let reason =
-                    "tl2 has no scales for groups of inputs, as this architecture needs them; use auto";
+                let reason = "tl2 does not support group scales, which this architecture needs; use auto";
                 return Err(LoadError::Option { name: "kernel", reason: reason.to_owned() });
             }
             Ok(choose::layout(options.kernel, hyper, n_tokens, &topology.cpu_model, kernels, pool))
@@ -113,8 +112,7 @@ impl Engine {
         let n_heads = (options.max_sequences + SCORED_TOKENS).max(LOGITS_CHUNK);
         let ternary_head = model.head_matrix.is_some();
         if ternary_head && matches!(options.head, Head::Q8 | Head::Q6) {
-            let reason =
-                "this model's output matrix is ternary, and smaller than a copy of it would be; use full";
+            let reason = "the output matrix of this model is ternary, and a copy would be larger; use full";
             return Err(LoadError::Option { name: "head", reason: reason.to_owned() });
         }
         let bits = match options.head {
@@ -152,10 +150,7 @@ impl Engine {
         let info = Info {
             threads,
             isa,
-            kernel: match model.layout {
-                Layout::I2s | Layout::Grouped => KernelChoice::I2s,
-                Layout::Tl2 => KernelChoice::Tl2,
-            },
+            kernel: model.layout.name(),
             head: options.head,
             load_s: start.elapsed().as_secs_f64(),
             weights_bytes: anonymous_bytes,
@@ -392,7 +387,10 @@ fn kv_pages(
     let budget = options.kv_budget_bytes.unwrap_or((usable_bytes / 4).max(page_bytes));
     let pages = usize::try_from(budget / page_bytes).unwrap_or(usize::MAX).min(wanted);
     if pages == 0 {
-        let reason = format!("{budget} bytes hold no page: one page of 128 positions takes {page_bytes}");
+        let reason = format!(
+            "{budget} bytes are less than one page: a page of 128 positions has \
+                              {page_bytes}"
+        );
         return Err(LoadError::Option { name: "kv_budget_bytes", reason });
     }
     Ok(pages)

@@ -16,7 +16,7 @@ pub enum LoadError {
     Isa(#[from] IsaError),
     #[error("option {name}: {reason}")]
     Option { name: &'static str, reason: String },
-    #[error("{bytes} bytes of memory for {what} were refused: {source}")]
+    #[error("cannot allocate {bytes} bytes of memory for {what}: {source}")]
     Memory { what: &'static str, bytes: u64, source: std::io::Error },
     #[error("a thread could not be started: {0}")]
     Thread(std::io::Error),
@@ -32,15 +32,16 @@ pub enum Refused {
     #[error("{tokens} tokens do not fit into a context of {max_context}: shorten the prompt")]
     TooLong { tokens: usize, max_context: usize },
     #[error(
-        "{needed} key/value pages are needed, there are {total}: raise the key/value budget or ask for fewer tokens"
+        "{needed} KV cache pages are needed, but there are {total}: raise the KV cache budget or request \
+         fewer tokens"
     )]
     TooLarge { needed: usize, total: usize },
-    #[error("{needed} key/value pages are needed now, {free} are free: wait for running sequences")]
+    #[error("{needed} KV cache pages are needed, but {free} are free: wait for running sequences")]
     Busy { needed: usize, free: usize },
     #[error("{name} is {value}: {rule}")]
     Parameter { name: &'static str, value: String, rule: &'static str },
-    #[error("its constraint cannot be kept to here: {reason}")]
+    #[error("its constraint cannot be applied: {reason}")]
     Constraint { reason: String },
-    #[error("nothing is left to generate: {kept} tokens are kept and max_new_tokens is {max_new_tokens}")]
+    #[error("nothing left to generate: {kept} tokens are kept and max_new_tokens is {max_new_tokens}")]
     NothingLeft { kept: usize, max_new_tokens: usize },
 }

@@ -136,6 +136,14 @@ pub(crate) enum Layout {
 }
 
 impl Layout {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Layout::I2s => "i2s",
+            Layout::Tl2 => "tl2",
+            Layout::Grouped => "grouped",
+        }
+    }
+
     /// Bytes of 16 rows.
     pub(crate) fn group_bytes(self, width: usize) -> usize {
         match self {

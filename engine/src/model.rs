@@ -254,7 +254,7 @@ impl<'a> FloatRows<'a> {
 fn check_shape(hyper: &Hyper) -> Result<(), LoadError> {
     let rule = |holds: bool, text: &str| if holds { Ok(()) } else { Err(LoadError::Shape(text.to_owned())) };
     let whole_norms = !hyper.graph.qk_norms || hyper.head_dim.is_multiple_of(16);
-    rule(whole_norms, "the head size must be a multiple of 16 where heads have norms")?;
+    rule(whole_norms, "the head size must be a multiple of 16 if heads have norms")?;
     rule(hyper.head_dim <= MAX_HEAD_DIM, "the head size must be at most 256")?;
     rule(hyper.hidden.is_multiple_of(128), "embedding_length must be a multiple of 128")?;
     rule(hyper.ffn.is_multiple_of(128), "feed_forward_length must be a multiple of 128")?;

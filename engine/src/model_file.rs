@@ -100,7 +100,7 @@ fn disagreements(path: &Path, file: &File, hyper: Option<&Hyper>, manifest: &Man
         if let (Some(file), Some(manifest)) = (file, manifest)
             && file != manifest
         {
-            found.push(format!("{what}: the file says {file}, the manifest {manifest}"));
+            found.push(format!("{what}: the file says {file}, but the manifest says {manifest}"));
         }
     };
     let shape = &manifest.shape;

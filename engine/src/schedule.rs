@@ -260,7 +260,7 @@ impl Schedule {
         if let Some(constraint) = &sequence.request.constraint {
             if constraint.n_vocab() > self.vocab {
                 let (n, vocab) = (constraint.n_vocab(), self.vocab);
-                let reason = format!("it was compiled for {n} tokens, and this model has {vocab}");
+                let reason = format!("it was compiled for {n} tokens, but this model has {vocab}");
                 return Err(Refused::Constraint { reason });
             }
             let kept = sequence.request.generated.clone();

@@ -188,13 +188,13 @@ fn rows_that_do_not_fill_bytes_are_refused_both_ways() {
         config["head_dim"] = 2.into();
     });
     let refused = refusal(folder.path());
-    assert!(refused.contains("k_proj") && refused.contains("2 rows do not pack"), "{refused}");
+    assert!(refused.contains("k_proj") && refused.contains("2 rows are not a multiple of four"), "{refused}");
     let path = folder.path().join("small.gguf");
     let shape = "llama:1x128x128x64x1x259x2".parse().unwrap();
     synth::write(&shape, 1, &mut std::fs::File::create(&path).unwrap()).unwrap();
     let refused = convert::to_safetensors(&path, folder.path()).unwrap_err().to_string();
     assert!(refused.contains("k_proj") || refused.contains("attn_k"), "{refused}");
-    assert!(refused.contains("2 rows do not pack"), "{refused}");
+    assert!(refused.contains("2 rows are not a multiple of four"), "{refused}");
 }
 
 /// A copy of a checkpoint, with its config changed.

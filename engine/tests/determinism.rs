@@ -253,6 +253,8 @@ fn other_architectures_give_one_value_each() {
         let is_llama = shape.starts_with("llama");
         let shape: Shape = shape.parse().unwrap();
         let (_folder, path) = synthetic(&shape, 7);
+        let options = Options { max_context: Some(512), ..Options::default() };
+        assert_eq!(load(&path, options).info().kernel == "grouped", !is_llama);
         // What looks weights up knows no groups.
         let kernel = |way| if is_llama { way } else { Way { kernel: KernelChoice::I2s, ..way } };
         one_value_of(&path, in_turn().map(kernel), !is_llama);

@@ -21,7 +21,7 @@ pub use site::{Folders, Node, Site};
 /// What is wrong with a key or a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
-    #[error("{what} is not usable: {reason}")]
+    #[error("{what} cannot be used: {reason}")]
     Unusable { what: String, reason: String },
     #[error("{0} is the coordinator's own name: choose another")]
     Reserved(String),

@@ -20,19 +20,19 @@ pub enum BusError {
     #[error("the last sequence of the subject is not the expected one")]
     WrongLastSequence,
     /// The stream is at its limit (10077): keep the message, try again, raise an alarm.
-    #[error("the stream {stream} has no room: {reason}")]
+    #[error("the stream {stream} is full: {reason}")]
     Full { stream: String, reason: String },
     /// Stream, consumer, key, object or message does not exist.
     #[error("{0} does not exist")]
     NotFound(String),
     /// Create-only, and it is there.
-    #[error("{0} exists already")]
+    #[error("{0} already exists")]
     Exists(String),
     /// No answer in time, or the connection is down; the operation may or may not have happened.
-    #[error("no answer from NATS: {0}")]
+    #[error("no reply from NATS: {0}")]
     Unreachable(String),
     /// The server refuses this and will refuse it again.
-    #[error("NATS refused: {0}")]
+    #[error("rejected by NATS: {0}")]
     Refused(String),
 }
 

@@ -14,7 +14,7 @@ pub const ID_BYTES_MAX: usize = 64;
 
 /// An id that cannot be a token of a subject.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} {value:?} is not usable: use 1 to {ID_BYTES_MAX} of the characters A-Z a-z 0-9 _ -")]
+#[error("{kind} {value:?} is invalid: use 1 to {ID_BYTES_MAX} of the characters A-Z a-z 0-9 _ -")]
 pub struct IdError {
     kind: &'static str,
     value: String,

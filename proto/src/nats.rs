@@ -168,14 +168,14 @@ impl NatsBus {
                             | ConnectErrorKind::Tls
                     ) || is_shut_out(&reason);
                     if hopeless {
-                        return Err(BusError::Refused(format!("{shown} does not let us in: {reason}")));
+                        return Err(BusError::Refused(format!("{shown} rejects the credentials: {reason}")));
                     }
                     attempt += 1;
                     let pause = reconnect_delay(attempt);
                     if began.elapsed() + pause > patience {
                         return Err(BusError::Unreachable(format!(
-                            "no server at {shown} in {:.1} s ({reason}); start nats-server with JetStream there, \
-                             or name another address",
+                            "no server at {shown} within {:.1} s ({reason}); start nats-server with \
+                             JetStream there, or use another address",
                             patience.as_secs_f64()
                         )));
                     }
@@ -241,7 +241,7 @@ fn library_options(
                         Event::Connected => tracing::info!("connected to NATS"),
                         Event::Disconnected => tracing::warn!("connection to NATS lost, reconnecting"),
                         Event::ServerError(error) => {
-                            tracing::warn!(%error, "the NATS server refuses something");
+                            tracing::warn!(%error, "the NATS server rejected an operation");
                             refusals.hear(&error.to_string());
                         }
                         other => tracing::warn!(event = %other, "NATS client event"),

@@ -1,4 +1,4 @@
-"""A batch and the table that it was made of: waiting for it, its answers as they come, the table with its answers."""
+"""A batch and its table: wait for it, stream its answers, or get the table with its answers."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class Result(NamedTuple):
     row: int
     id: str
     answer: Any
-    """The text; with a schema, the value that it says."""
+    """The text; with a schema, the parsed value."""
     finish_reason: Optional[str]
     prompt_tokens: Optional[int]
     completion_tokens: Optional[int]
     error: Optional[str]
     values: List[Any]
-    """Of the columns that the schema makes, in their order; the text alone without a schema."""
+    """Values of the schema's columns, in their order; without a schema, only the text."""
 
 
 class Batch(Generic[TableT]):
-    """A batch that was accepted. It runs whether anybody waits or not."""
+    """An accepted batch. It runs whether or not a client waits for it."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Batch(Generic[TableT]):
         deadline: Union[str, datetime.timedelta, datetime.datetime, None] = None,
         priority: Optional[int] = None,
     ) -> Dict[str, Any]:
-        """Changes an open batch. One that is paused for its budget goes on with a higher one."""
+        """Changes an open batch. A batch that is paused for its budget continues with a higher one."""
         body: Dict[str, Any] = {}
         if budget is not None:
             body["budget_usd_micro"] = usd_micro(budget)
@@ -93,11 +93,11 @@ class Batch(Generic[TableT]):
         return self._http.json("POST", f"/v1/batches/{self.id}/ternfleet", body)
 
     def cancel(self) -> Dict[str, Any]:
-        """Stops the batch. Answers that are there are kept; the other rows get an `error`."""
+        """Cancels the batch. Finished answers are kept; the other rows get an `error`."""
         return self._http.json("POST", f"/v1/batches/{self.id}/cancel", {})
 
     def results(self) -> Iterator[Result]:
-        """Each answer once, in the order in which they come, until the batch has ended."""
+        """Yields each answer once, in order of completion, until the batch has ended."""
         seen: Dict[int, bool] = {}
         read, quiet_until = 0, 0.0
         for batch in self._states():
@@ -126,7 +126,7 @@ class Batch(Generic[TableT]):
 
     def _joined(self, results: Iterator[Result]) -> TableT:
         by_row = {result.row: result for result in results}
-        missing = "there is no answer to this row"
+        missing = "no answer for this row"
         columns: List[List[Any]] = [[] for _ in new_columns(self._shape, "")]
         nothing = [None] * len(self._shape.columns)
         for row in range(self._table.length):
@@ -140,7 +140,7 @@ class Batch(Generic[TableT]):
         return joined
 
     def _states(self) -> Iterator[Dict[str, Any]]:
-        """The batch object, again and again, with pauses; the last one is of a batch that has ended."""
+        """Yields the batch object repeatedly, with pauses; the last one is of an ended batch."""
         pause, paused_since = _POLL_MIN_S, None
         while True:
             batch = self.status()
@@ -183,13 +183,13 @@ class Batch(Generic[TableT]):
         try:
             answer, values = self._shape.read(text)
         except (ValueError, OverflowError, RecursionError) as unread:
-            why = "it was cut at max_tokens" if finish == "length" else str(unread)
+            why = "it was cut off at max_tokens" if finish == "length" else str(unread)
             answer, values, error = None, nothing, f"the answer does not follow the schema: {why}"
         tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
         return Result(row, line["custom_id"], answer, finish, *tokens, error, values)
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """Waits out a lost connection: the batch goes on without this process."""
+        """Retries after a lost connection: the batch continues without this process."""
 
         said = False
 
@@ -199,7 +199,7 @@ class Batch(Generic[TableT]):
                 return call()
             except ConnectionLost as error:
                 if not said:
-                    _log.warning("%s goes on; waiting for the connection: %s", self.id, error)
+                    _log.warning("%s continues; waiting for the connection: %s", self.id, error)
                 said = True
                 raise
 
@@ -207,7 +207,7 @@ class Batch(Generic[TableT]):
             try:
                 return self._http.retried(once, self._patience)
             except ConnectionLost as error:
-                wait = f"{self.id} may go on; wait for it again with client.resume({self.id!r}, table)"
+                wait = f"{self.id} may continue; follow it again with client.resume({self.id!r}, table)"
                 raise ConnectionLost(f"{error}; {wait}", self.id) from error
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The client: submits a table as a batch, waits for it, and finds a batch again."""
+"""The client: submits a table as a batch, waits for it, and resumes a batch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Client:
         return _wait(batch, on_result)
 
     def stream(self, table: Any, prompt: Optional[Prompt] = None, **request: Unpack[Request]) -> Iterator[Result]:
-        """As `run`, but yields each answer as it comes, in no order of the rows."""
+        """As `run`, but yields each answer in order of completion."""
         yield from self.submit(table, prompt, **request).results()
 
     def submit(self, table: TableT, prompt: Optional[Prompt] = None, **request: Unpack[Request]) -> Batch[TableT]:
@@ -75,21 +75,21 @@ class Client:
         with tempfile.TemporaryFile() as form:
             lines, skipped = _write_form(plan, form)
             if lines == 0:
-                raise TableError("no row of the table asks for anything")
+                raise TableError("no row of the table has a request")
             return self._submit(rows, plan, form, skipped)
 
     def batch(self, batch_id: str, table: TableT) -> Batch[TableT]:
-        """A batch that this module submitted, with the table that it was made of."""
+        """A batch that this module submitted, with its table."""
         facts = self._http.json("GET", f"/v1/batches/{batch_id}")
         metadata = facts.get("metadata") or {}
         if "table_rows" not in metadata:
-            raise TableError(f"{batch_id} was not made of a table by this module")
+            raise TableError(f"{batch_id} was not created from a table by this module")
         rows = _tables.of(table)
         if str(rows.length) != metadata["table_rows"]:
-            raise TableError(f"{batch_id} was made of a table of {metadata['table_rows']} rows; this one has {rows.length}")
+            raise TableError(f"{batch_id} was created from a table of {metadata['table_rows']} rows; this one has {rows.length}")
         id_column = metadata.get("table_id") or None
         if id_column is not None and id_column not in rows.columns:
-            raise TableError(f"{batch_id} names its rows by the column {id_column!r}, which this table has not")
+            raise TableError(f"{batch_id} uses the id column {id_column!r}, which this table does not have")
         shape = Shape(self._schema(facts["input_file_id"]))
         prefix = metadata.get("table_prefix", "")
         return Batch(self._http, batch_id, rows, shape, id_column, prefix, {}, self._patience)
@@ -97,7 +97,7 @@ class Client:
     def resume(
         self, batch_id: str, table: TableT, *, on_result: Optional[Callable[[Result], object]] = None
     ) -> TableT:
-        """Waits for a batch that was submitted before, by this process or another, and returns what `run` would have."""
+        """Waits for a batch that this or another process has submitted, and returns the same as `run`."""
         return _wait(self.batch(batch_id, table), on_result)
 
     def _submit(self, rows: _tables.Table, plan: Plan, form: Any, skipped: Mapping[int, str]) -> Batch[Any]:
@@ -112,14 +112,14 @@ class Client:
             key = {"Idempotency-Key": f"python-{uuid.uuid4()}"}
             batch = self._http.retried(lambda: self._http.json("POST", "/v1/batches", body, key), _SUBMIT_PATIENCE_S)
         except ConnectionLost as error:
-            hint = "start a fleet with `ternfleet up`, or name one by base_url or TERNFLEET_BASE_URL"
+            hint = "start a fleet with `ternfleet up`, or set base_url or TERNFLEET_BASE_URL"
             raise ConnectionLost(f"{error}; {hint}") from error
         return Batch(
             self._http, str(batch["id"]), rows, plan.shape, plan.id_column, plan.prefix, skipped, self._patience
         )
 
     def _schema(self, file: str) -> Optional[Mapping[str, Any]]:
-        """The schema that the lines of an input ask for; they all have the same."""
+        """The schema in the lines of an input; all lines have the same."""
         first = next(iter(self._http.lines(f"/v1/files/{file}/content")))
         wanted = json.loads(first)["body"].get("response_format")
         return wanted["json_schema"]["schema"] if wanted else None

@@ -1,4 +1,4 @@
-"""What can go wrong, named for what the caller can do about it."""
+"""The errors, named for what the caller can do about them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class TernfleetError(Exception):
 
 
 class TableError(TernfleetError, ValueError):
-    """The table and the request do not fit together. Nothing was submitted."""
+    """The request does not match the table. Nothing was submitted."""
 
 
 class ApiError(TernfleetError):
-    """The server refused a request; the text is its own message."""
+    """The server rejected a request; the text is the server's message."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class ApiError(TernfleetError):
 
 
 class ConnectionLost(TernfleetError):
-    """Nothing answers. With `batch_id`, the batch goes on: `Client.resume` waits for it again."""
+    """The server does not reply. With `batch_id`, the batch continues: `Client.resume` waits for it again."""
 
     def __init__(self, message: str, batch_id: Optional[str] = None) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class ConnectionLost(TernfleetError):
 
 
 class BatchFailed(TernfleetError):
-    """The batch failed as a whole. A row that fails alone is a row with `error` instead."""
+    """The batch failed as a whole. If single rows fail, they have an `error` instead."""
 
     def __init__(self, message: str, batch_id: str) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class BatchFailed(TernfleetError):
 
 
 class BudgetSpent(TernfleetError):
-    """The batch is paused because its budget is spent. It goes on with `Batch.set(budget=…)`, or ends with `Batch.cancel()`."""
+    """The batch is paused because its budget is spent. It continues with `Batch.set(budget=…)`, or ends with `Batch.cancel()`."""
 
     def __init__(self, message: str, batch_id: str) -> None:
         super().__init__(message)
@@ -56,8 +56,8 @@ class BudgetSpent(TernfleetError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while waiting. The batch goes on."""
+    """Ctrl-C while waiting. The batch continues."""
 
     def __init__(self, batch_id: str) -> None:
-        super().__init__(f"{batch_id} goes on; wait for it again with client.resume({batch_id!r}, table)")
+        super().__init__(f"{batch_id} continues; follow it again with client.resume({batch_id!r}, table)")
         self.batch_id = batch_id

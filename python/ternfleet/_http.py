@@ -115,7 +115,7 @@ class Http:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise ApiError(200, f"{self.base_url}{path} answered with no JSON object: is it the address of a fleet?")
+            raise ApiError(200, f"{self.base_url}{path} did not return a JSON object: check that this is the address of a fleet")
         return answer
 
     def _blocks(self, method: str, path: str, data: Any, headers: Dict[str, str]) -> Iterator[bytes]:
@@ -132,7 +132,7 @@ class Http:
                     yield block
                 # http.client reports a chunked body that breaks off, but not this.
                 if length is not None and read != int(length):
-                    raise ConnectionLost(f"{url}: the connection broke off after {read} of {length} bytes")
+                    raise ConnectionLost(f"{url}: the connection was interrupted after {read} of {length} bytes")
         except urllib.error.HTTPError as error:
             with error:
                 raise _refusal(error) from None

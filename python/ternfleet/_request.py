@@ -39,28 +39,28 @@ class Request(TypedDict, total=False):
     """The keyword arguments of `Client.run`, `stream` and `submit`."""
 
     messages: Messages
-    """Instead of a prompt: a chat, whose texts are templates, or a function of the row that returns one."""
+    """Instead of a prompt: chat messages with templates, or a function that returns messages for a row."""
     system: str
-    """With a prompt: makes it a chat of this message and the prompt."""
+    """With a prompt: the system message of a chat with the prompt."""
     schema: Any
     """A JSON schema, or a class with `model_json_schema()`. Each answer follows it, and its fields become columns."""
     id: str
-    """The column that names the rows on the server; the row's number unless given."""
+    """The column with the `custom_id` of each row; the row number by default."""
     prefix: str
-    """Before the name of each new column."""
+    """Prefix of the names of new columns."""
     budget: Union[float, decimal.Decimal]
-    """US dollars. The batch pauses when they are spent."""
+    """Maximum cost in US dollars. The batch pauses when it is spent."""
     deadline: Union[str, datetime.timedelta, datetime.datetime]
     """`"2h"`, or a time from now, or a time of day."""
     model: str
-    """A model that the fleet serves; any one unless given."""
+    """Name of a model that the fleet serves; any model by default."""
     name: str
-    """Of the batch, for lists and the page."""
+    """Name of the batch, for lists and the web page."""
     priority: int
     accept_at_risk: bool
     wait_for_model: bool
     max_tokens: int
-    """Of each answer; 256 unless given."""
+    """Maximum tokens of each answer; 256 by default."""
     temperature: float
     top_p: float
     top_k: int
@@ -125,7 +125,7 @@ class Plan:
             raise TableError(f"`id`: the table has no column {self.id_column!r}; it has: {', '.join(table.columns)}")
         for name in new_columns(self.shape, self.prefix):
             if name in table.columns:
-                raise TableError(f"the table has a column {name!r} already: rename it, or give the new ones a `prefix`")
+                raise TableError(f"the table already has a column {name!r}: rename it, or set a `prefix` for the new ones")
         self.batch_fields = _batch_fields(request)
 
     @property

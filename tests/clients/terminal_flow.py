@@ -114,7 +114,7 @@ def fleets():
 def interrupt(launch, answer):
     launch.drawn = b""
     launch.process.send_signal(signal.SIGINT)
-    asked = launch.sees(b"[d]etach and let it work on, [e]nd it and give everything back, or [g]o on? ")
+    asked = launch.sees(b"[d]etach and let it run, [e]nd it and return all pods, or [c]ontinue? ")
     launch.drawn = b""
     launch.press(answer)
     return asked
@@ -125,13 +125,13 @@ until = time.monotonic() + 60
 while not any(fleet["batch"] for fleet in fleets()) and launch.process.poll() is None and time.monotonic() < until:
     time.sleep(0.2)
 name = fleets()[0]["name"]
-rule("Ctrl-C asks", interrupt(launch, b"g\n"))
-rule("whoever goes on is asked again the next time", interrupt(launch, b"d\n"))
-rule("a launch that is let go of says how to come back", launch.ends(30) == 130 and f"launch --resume {name}".encode() in launch.drawn)
-rule("and its fleet works on", fleets()[0]["ended_at"] is None)
+rule("Ctrl-C asks", interrupt(launch, b"c\n"))
+rule("after c it asks again the next time", interrupt(launch, b"d\n"))
+rule("a detached launch says how to follow it again", launch.ends(30) == 130 and f"launch --resume {name}".encode() in launch.drawn)
+rule("and its fleet keeps running", fleets()[0]["ended_at"] is None)
 launch = Terminal("launch", "--resume", name, **own)
 launch.sees(b" ", 30)
 time.sleep(0.5)
-rule("Ctrl-C asks whoever came back", interrupt(launch, b"e\n"))
-rule("a launch that is to end gives everything back", launch.ends(60) == 130 and fleets()[0]["ended_at"] is not None)
+rule("Ctrl-C asks after --resume, too", interrupt(launch, b"e\n"))
+rule("a launch that is ended returns all pods", launch.ends(60) == 130 and fleets()[0]["ended_at"] is not None)
 print("all rules hold")

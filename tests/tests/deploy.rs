@@ -100,7 +100,7 @@ fn nats_server_itself_accepts_what_init_writes() {
     }
     let again = program::run(&init).unwrap();
     assert_eq!(again.code, Some(1));
-    assert!(again.stderr.contains("holds a fleet's keys already"), "{again:?}");
+    assert!(again.stderr.contains("already contains keys of a fleet"), "{again:?}");
 }
 
 #[test]

@@ -178,7 +178,7 @@ fn a_signal_detaches_and_down_keeps_what_was_answered() {
     let fleet = laptop.wait_for("a batch", |fleet| fleet["batch"].is_string());
     assert_eq!(end(child, Signal::SIGINT), Some(130));
     let said = std::fs::read_to_string(laptop.path("launch.log")).unwrap();
-    assert!(said.contains("goes on without this command"), "{said}");
+    assert!(said.contains("continues without this command"), "{said}");
     let nats = std::fs::read(laptop.head(&fleet).join("addresses.json")).unwrap();
     let nats = serde_json::from_slice::<Value>(&nats).unwrap()["nats"].as_str().unwrap().to_owned();
     wait_for(PATIENCE, || {

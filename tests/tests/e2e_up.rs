@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use ternfleet_tests::program::{LocalFleet, is_running, json_lines, run, up_command, wait_for};
+use ternfleet_tests::program::{LocalFleet, command, is_running, json_lines, run, up_command, wait_for};
 
 const END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -23,8 +23,9 @@ fn all_gone(processes: &BTreeMap<String, i32>) {
 
 #[test]
 fn a_signal_ends_it_with_0_and_leaves_no_process_but_its_state() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut fleet = LocalFleet::start_in(folder.path(), &[]).unwrap();
+    let here = tempfile::tempdir().unwrap();
+    let folder = &here.path().join("ternfleet-data");
+    let mut fleet = LocalFleet::start_in(folder, &[]).unwrap();
     assert_eq!(fleet.addresses.pid, fleet.pid());
     assert_eq!(http_status(&fleet.addresses.http, "/readyz"), 200);
     assert_eq!(http_status(&fleet.addresses.http, "/metrics"), 200);
@@ -32,9 +33,9 @@ fn a_signal_ends_it_with_0_and_leaves_no_process_but_its_state() {
     let id = fleet.run(&["submit", &input, "--detach"]).unwrap().stdout.trim().to_owned();
     fleet.wait_for_answers(&id, 1).unwrap();
 
-    let second = up_command(folder.path(), &[]).unwrap().output().unwrap();
+    let second = up_command(folder, &[]).unwrap().output().unwrap();
     assert_eq!(second.status.code(), Some(1), "the folder is locked");
-    let said = std::fs::read_to_string(folder.path().join("up.log")).unwrap();
+    let said = std::fs::read_to_string(folder.join("up.log")).unwrap();
     assert!(said.contains("in use by another"), "{said}");
 
     let processes = fleet.processes().unwrap();
@@ -44,19 +45,25 @@ fn a_signal_ends_it_with_0_and_leaves_no_process_but_its_state() {
     let status = fleet.wait(END_WITHIN).unwrap();
     assert_eq!(status.code(), Some(0), "after {:?}", began.elapsed());
     all_gone(&processes);
-    assert!(!folder.path().join("addresses.json").exists());
+    assert!(!folder.join("addresses.json").exists());
 
     // The next one finds what this one knew.
-    let mut fleet = LocalFleet::start_in(folder.path(), &[]).unwrap();
+    let mut fleet = LocalFleet::start_in(folder, &[]).unwrap();
     let results = fleet.run(&["results", &id]).unwrap();
     assert_eq!(json_lines(&results.stdout).unwrap().len(), 1, "{results:?}");
-    let dir = folder.path().display().to_string();
+    let dir = folder.display().to_string();
     let logs = run(&["logs", "--dir", &dir]).unwrap();
     assert!(logs.stdout.contains("coordinator  ") && logs.stdout.contains("worker-2  "), "{logs:?}");
     let one = run(&["logs", "coordinator", "-n", "1", "--dir", &dir]).unwrap();
     assert_eq!((one.code, one.stdout.lines().count()), (Some(0), 1), "{one:?}");
     let absent = run(&["logs", "worker-9", "--dir", &dir]).unwrap();
     assert!(absent.code == Some(1) && absent.stderr.contains("worker-1, worker-2"), "{absent:?}");
+    let doctor = command(&["doctor", "--json"]).unwrap().current_dir(here.path()).output().unwrap();
+    let doctor: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let findings = doctor["findings"].as_array().unwrap();
+    let durability = findings.iter().find(|found| found["check"] == "durability").unwrap();
+    assert_eq!(durability["state"], "warning", "one server syncs every two minutes: {durability}");
+    assert!(durability["detail"].as_str().unwrap().contains("every 120 s"), "{durability}");
     let processes = fleet.processes().unwrap();
     let down = run(&["down", "--dir", &dir]).unwrap();
     assert_eq!(down.code, Some(0), "{down:?}");

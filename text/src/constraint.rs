@@ -50,7 +50,7 @@ pub enum Grammar {
 #[non_exhaustive]
 pub enum Fault {
     /// A limit of this program.
-    #[error("{what} is {found}{}, and at most {most} is allowed", at(path))]
+    #[error("{what} is {found}{}; at most {most} is allowed", at(path))]
     TooMuch {
         /// What is limited, with its unit.
         what: &'static str,

@@ -15,7 +15,7 @@ pub enum Error {
         reason: std::io::Error,
     },
     /// A manifest is wrong, in every way that is listed.
-    #[error("{origin} has {} fault(s); correct them:\n  - {}", faults.len(), faults.join("\n  - "))]
+    #[error("{origin} has {} error(s); correct them:\n  - {}", faults.len(), faults.join("\n  - "))]
     Manifest {
         /// The path, or another name for where the text came from.
         origin: String,
@@ -27,7 +27,7 @@ pub enum Error {
     Vocabulary(String),
     /// Nothing says how this vocabulary splits text, and guessing would give wrong ids in silence.
     #[error(
-        "how this model splits text is not known: {0}; put its manifest.toml beside the model file \
+        "the pre-tokenizer of this model is not known: {0}; put its manifest.toml next to the model file \
          (models/*/manifest.toml are examples), or pass token ids instead of text"
     )]
     UnknownSplit(String),

@@ -54,7 +54,7 @@ pub struct Source {
     pub url: Option<String>,
     /// Its file name.
     pub file: String,
-    /// SHA-256 in lower-case hexadecimal; `None` if nobody here has seen the file.
+    /// SHA-256 in lower-case hexadecimal; `None` if the file was not available during development.
     pub sha256: Option<String>,
     /// Its size.
     pub bytes: Option<u64>,
@@ -155,7 +155,7 @@ impl Manifest {
         let size = std::fs::metadata(path).map_err(io)?.len();
         let origin = path.display().to_string();
         if size > MAX_BYTES {
-            let faults = vec![format!("it has {size} bytes, and no manifest is longer than {MAX_BYTES}")];
+            let faults = vec![format!("it has {size} bytes; a manifest has at most {MAX_BYTES}")];
             return Err(Error::Manifest { origin, faults });
         }
         Self::parse(&std::fs::read_to_string(path).map_err(io)?, &origin)
@@ -194,7 +194,8 @@ fn read(root: &mut Reader) -> Option<Manifest> {
     {
         root.fault(
             "name",
-            "letters, digits and -._ are needed, and no dot in front: it becomes a folder's name",
+            "it must consist of letters, digits and -._ and must not begin with a dot, because it is used \
+             as a folder name",
         );
     }
     let description = root.text("description");
@@ -208,20 +209,17 @@ fn read(root: &mut Reader) -> Option<Manifest> {
         if let Some(digest) = &sha256
             && !(digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
         {
-            section.fault("sha256", "64 lower-case hexadecimal digits are needed");
+            section.fault("sha256", "it must be 64 lower-case hexadecimal digits");
         }
         if let Some(url) = &url
             && !["https://", "http://"].iter().any(|scheme| url.starts_with(scheme))
         {
-            section.fault(
-                "url",
-                "an address is needed that begins with https://, or http:// on a network of your own",
-            );
+            section.fault("url", "it must begin with https://, or http:// in your own network");
         }
         if let Some(file) = &file
             && (file.is_empty() || file.contains(['/', '\\']) || file == "..")
         {
-            section.fault("file", "a plain file name is needed, without folders");
+            section.fault("file", "it must be a file name without folders");
         }
         Some(Source { url, file: file?, sha256, bytes })
     });
@@ -253,7 +251,7 @@ fn read(root: &mut Reader) -> Option<Manifest> {
         let format = ToolFormat::named(&name);
         if format.is_none() {
             let known = ToolFormat::ALL.map(ToolFormat::name).join(", ");
-            section.fault("format", &format!("'{name}' is not known; use one of: {known}"));
+            section.fault("format", &format!("'{name}' is unknown; use one of: {known}"));
         }
         format
     });
@@ -294,17 +292,15 @@ fn read_tokenizer(section: &mut Reader) -> Option<TokenizerFacts> {
         Some("bpe") => (Kind::ByteLevel, None),
         Some("sentencepiece") => (Kind::SentencePiece, None),
         Some(other) => {
-            section.fault(
-                "kind",
-                &format!("'{other}' is not known; 'llama3-bpe', 'bpe' and 'sentencepiece' are"),
-            );
+            section
+                .fault("kind", &format!("'{other}' is unknown; use 'llama3-bpe', 'bpe' or 'sentencepiece'"));
             (Kind::ByteLevel, None)
         }
     };
     let name = section.optional_text("pre").or(of_kind.map(str::to_owned));
     let pre = name.as_deref().and_then(pre::named);
     if let (Some(name), None) = (&name, pre) {
-        section.fault("pre", &format!("'{name}' is not known; {} are", pre::names()));
+        section.fault("pre", &format!("'{name}' is unknown; known are {}", pre::names()));
     }
     let mut splits = section.texts("split");
     for split in splits.iter().flatten() {
@@ -316,14 +312,14 @@ fn read_tokenizer(section: &mut Reader) -> Option<TokenizerFacts> {
         splits = pre.map(Pre::splits);
     }
     if splits.is_none() && kind == Kind::ByteLevel {
-        section.fault("split", "it is missing (text or a list of texts), and no `pre` names one");
+        section.fault("split", "it is missing (text or a list of texts), and `pre` is not set");
     }
     let normalizer = match section.optional_text("normalizer").as_deref() {
         None => pre.map_or(Normalizer::None, |pre| pre.normalizer),
         Some("none") => Normalizer::None,
         Some("nfc") => Normalizer::Nfc,
         Some(other) => {
-            section.fault("normalizer", &format!("'{other}' is not known; 'none' and 'nfc' are"));
+            section.fault("normalizer", &format!("'{other}' is unknown; use 'none' or 'nfc'"));
             Normalizer::None
         }
     };
@@ -331,7 +327,7 @@ fn read_tokenizer(section: &mut Reader) -> Option<TokenizerFacts> {
     let ignore_merges = stated.or(pre.map(|pre| pre.ignore_merges)).unwrap_or(false);
     let (bos, add_bos, eos) = (section.optional_id("bos"), section.flag("add_bos"), section.id("eos"));
     if bos.is_none() && add_bos == Some(true) {
-        section.fault("bos", "it is missing (a token id), and add_bos is true");
+        section.fault("bos", "it is missing (a token id), but add_bos is true");
     }
     let stop_ids = section.ids("stop_ids");
     Some(TokenizerFacts {

@@ -127,7 +127,8 @@ impl Tokenizer {
         match &self.rules.template {
             Some(template) => chat::encode(self, template, messages, extras),
             None => Err(Error::Template(
-                "this model has none: neither its file nor a manifest's [chat] section has one; send a prompt instead of messages"
+                "this model has no chat template in its file or in the [chat] section of a manifest; send \
+                 a prompt instead of messages"
                     .into(),
             )),
         }

@@ -105,7 +105,7 @@ fn look_after(
     for engine in engines {
         match &mut engine.child {
             Some(child) => {
-                if let Some(status) = child.try_wait().context("an engine process cannot be watched")? {
+                if let Some(status) = child.try_wait().context("cannot wait for an engine process")? {
                     engine.child = None;
                     note_death(engine, status, deaths)?;
                 }
@@ -124,7 +124,7 @@ fn note_death(engine: &mut Engine, status: ExitStatus, deaths: &mut Vec<Instant>
     if deaths.len() > DEATHS_MAX {
         bail!("engine processes died {} times within a minute, the last with {status}", deaths.len());
     }
-    tracing::error!(engine = engine.number, %status, "an engine process died; it is started again");
+    tracing::error!(engine = engine.number, %status, "an engine process died; restarting it");
     engine.start_at = now + RESTART_DELAY;
     Ok(())
 }
@@ -135,12 +135,12 @@ fn start(engine: &mut Engine, arguments: &[OsString], options: &Options) -> anyh
     let before = sched_getaffinity(myself).context("the CPU affinity cannot be read")?;
     let mut cpus = CpuSet::new();
     for &cpu in &engine.cpus {
-        cpus.set(cpu).with_context(|| format!("CPU {cpu} is beyond what an affinity mask holds"))?;
+        cpus.set(cpu).with_context(|| format!("CPU {cpu} does not fit into an affinity mask"))?;
     }
     if let Err(fault) = sched_setaffinity(myself, &cpus) {
         tracing::warn!(%fault, engine = engine.number, "an engine process could not be bound to its CPUs");
     }
-    let mut command = Command::new(std::env::current_exe().context("this program's own path is unknown")?);
+    let mut command = Command::new(std::env::current_exe().context("the path of this program is not known")?);
     command.args(arguments);
     if let Some(mut address) = options.http {
         if address.port() != 0 {

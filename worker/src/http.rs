@@ -40,7 +40,7 @@ pub(crate) async fn serve(
     Ok(tokio::spawn(async move {
         let served = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await;
         if let Err(fault) = served {
-            tracing::error!(%fault, "the HTTP server ended");
+            tracing::error!(%fault, "the HTTP server stopped");
         }
     }))
 }

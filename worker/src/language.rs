@@ -59,8 +59,7 @@ impl Language {
         };
         let without = || {
             invalid(
-                "`tools` are not served by this model: its manifest says nothing of how it calls functions"
-                    .into(),
+                "this model does not support `tools`: its manifest does not describe function calls".into(),
             )
         };
         format.ok_or_else(without)
@@ -75,8 +74,7 @@ impl Language {
                 .get_or_init(|| Compiler::new(Arc::clone(&words.tokenizer)).map(Arc::new))
                 .as_ref(),
         };
-        let without_end =
-            || invalid("this model has no token that ends an output, so no constraint can".into());
+        let without_end = || invalid("this model has no end-of-text token, which constraints need".into());
         Ok(compiler.ok_or_else(without_end)?.constraint(grammar))
     }
 

@@ -192,7 +192,8 @@ impl Metrics {
                 CounterVec::new(
                     Opts::new(
                         "ternfleet_worker_seconds_total",
-                        "Time during which the engine was busy, and time during which the cgroup throttled it."
+                        "Time during which the engine was busy, and time during which the cgroup throttled \
+                         it."
                     ),
                     &["kind"],
                 )
@@ -205,7 +206,7 @@ impl Metrics {
                 r,
                 counter(
                     "ternfleet_worker_checkpoints_skipped_total",
-                    "Checkpoints that had no room or were too large."
+                    "Checkpoints that were not stored, because the stream was full or they were too large."
                 )
             ),
             fenced: register!(
@@ -244,7 +245,7 @@ impl Metrics {
                 r,
                 counter(
                     "ternfleet_worker_results_full_total",
-                    "Results refused because their stream was full."
+                    "Results rejected because their stream was full."
                 )
             ),
             faults: register!(

@@ -64,8 +64,8 @@ impl MappedFile {
     /// What is wrong with it by now. Another file in its place is a new version, and this one stays mapped.
     pub(crate) fn fault(&self) -> Option<String> {
         let what = match std::fs::metadata(&self.path) {
-            Ok(found) if found.ino() == self.inode && found.len() < self.bytes => "was cut short",
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => "has vanished",
+            Ok(found) if found.ino() == self.inode && found.len() < self.bytes => "is truncated",
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => "no longer exists",
             _ => return None,
         };
         Some(format!("the model {} {what}", self.path.display()))
@@ -172,7 +172,7 @@ fn with_the_best_threads(
         tok_s = with_half.tok_s,
         of = all,
         tok_s_of_all = with_all.tok_s,
-        "more threads are no faster here: this worker uses half of them; set `threads` to decide otherwise"
+        "more threads are not faster on this machine: using half of them; set `threads` to override this"
     );
     drop(engine);
     let (engine, took) = load(Some(half))?;
@@ -197,7 +197,7 @@ fn load_instant(options: &Options, step: Duration) -> (Box<dyn Generator>, Loade
         load: Duration::ZERO,
         calibration,
         canary,
-        notes: vec!["the engine makes up its letters: for measurements only".to_owned()],
+        notes: vec!["this engine generates random letters: for measurements only".to_owned()],
     };
     (Box::new(engine), loaded)
 }

@@ -112,7 +112,7 @@ pub enum EngineKind {
 
 /// Options that cannot be used, all of them at once.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{} of the worker's options cannot be used:\n  - {}", faults.len(), faults.join("\n  - "))]
+#[error("{} of the worker's options are invalid:\n  - {}", faults.len(), faults.join("\n  - "))]
 pub struct OptionsError {
     pub faults: Vec<String>,
 }
@@ -173,7 +173,7 @@ impl Options {
         );
         require(
             engine != Some(EngineKind::Model) || !self.model.as_os_str().is_empty(),
-            "model is missing: name a GGUF file".to_owned(),
+            "model is missing: set it to a GGUF file".to_owned(),
         );
         match engine {
             Some(engine) if faults.is_empty() => Ok(engine),

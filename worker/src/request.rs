@@ -51,7 +51,7 @@ pub fn prepare(
     if generation.logprobs.is_some_and(|count| count > TOP_LOGPROBS_MAX) {
         return Err(Failure {
             code: FailureCode::InvalidRequest,
-            message: format!("logprobs is above {TOP_LOGPROBS_MAX}: ask for fewer"),
+            message: format!("logprobs is above {TOP_LOGPROBS_MAX}: request fewer"),
         });
     }
     let n_choices = generation.prompt.choices() as usize;
@@ -99,8 +99,8 @@ fn choice(
         return Err(Failure {
             code: FailureCode::PromptTooLong,
             message: format!(
-                "the prompt has {} tokens and {} are to be generated, but the model's context holds {context}: \
-                 shorten the prompt or lower max_tokens",
+                "the prompt has {} tokens and up to {} will be generated, but the model's context has \
+                 {context}: shorten the prompt or lower max_tokens",
                 ids.len(),
                 generation.max_tokens.map_or("some".to_owned(), |most| most.to_string()),
             ),

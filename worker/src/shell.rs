@@ -80,7 +80,7 @@ pub async fn run_then(
     ready.store(false, Ordering::Relaxed);
     http_stop.cancel();
     if let Some(server) = server {
-        server.await.context("the HTTP server ended with an error")?;
+        server.await.context("the HTTP server stopped with an error")?;
     }
     outcome
 }
@@ -252,7 +252,7 @@ impl Shell {
                 biased;
                 () = shutdown.cancelled(), if !signalled => {
                     signalled = true;
-                    tracing::info!("draining: jobs go back with what they have");
+                    tracing::info!("draining: returning jobs with their checkpoints");
                     self.handle(Event::Signal)
                 }
                 _ = ticks.tick() => self.on_tick(),
@@ -269,7 +269,7 @@ impl Shell {
                 }
                 report = self.engine.reports.recv() => match report {
                     Some(report) => self.on_report(report),
-                    None => break Err(anyhow::anyhow!("the engine's thread died; start the worker again")),
+                    None => break Err(anyhow::anyhow!("the engine's thread died; restart the worker")),
                 },
             };
             if !going_on {
@@ -359,7 +359,7 @@ impl Shell {
             Due::Ask => self.ask_whether_anybody_is_there(),
             Due::End if !self.orphaned => {
                 self.orphaned = true;
-                tracing::error!("no coordinator was heard for too long: this worker ends");
+                tracing::error!("no message from a coordinator for too long: this worker exits");
                 return going_on && self.handle(Event::Signal);
             }
             Due::End | Due::Nothing => {}
@@ -374,12 +374,11 @@ impl Shell {
             return true;
         }
         self.looked_at = now;
-        let out_of_memory =
-            heap::ran_out().then(|| "the system has no memory left for this worker".to_owned());
+        let out_of_memory = heap::ran_out().then(|| "out of memory: this worker exits".to_owned());
         let Some(reason) = out_of_memory.or_else(|| self.mapped.as_ref()?.fault()) else { return true };
         tracing::error!(
             reason,
-            "this machine cannot be relied on: its jobs go elsewhere, and this worker ends"
+            "this machine failed its checks: its jobs move to other workers, and this worker exits"
         );
         self.mapped = None;
         self.handle(Event::HostFault { reason })

@@ -16,13 +16,13 @@ use nix::unistd::{Pid, getppid};
 
 #[derive(Debug, Args)]
 pub(crate) struct Attached {
-    /// The process to end with, which must be the parent; without it the program outlives everybody
+    /// End with this process, which must be the parent; without it the program keeps running
     #[arg(long)]
     parent: Option<i32>,
-    /// Logical CPUs to run on
+    /// Logical CPUs on which it runs
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
-    /// Program and arguments
+    /// Program and its arguments
     #[arg(required = true, last = true)]
     command: Vec<OsString>,
 }
@@ -30,16 +30,16 @@ pub(crate) struct Attached {
 impl Attached {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         if let Some(parent) = self.parent {
-            set_pdeathsig(Signal::SIGKILL).context("cannot ask to end with the parent")?;
+            set_pdeathsig(Signal::SIGKILL).context("cannot set the parent-death signal")?;
             // The parent may have ended before the mark was set.
             if getppid() != Pid::from_raw(parent) {
                 bail!("process {parent} is not the parent of this one");
             }
         }
         if let Err(error) = confine(&self.cpus) {
-            eprintln!("warning: cannot stay on CPUs {:?}: {error}", self.cpus);
+            eprintln!("warning: cannot pin to CPUs {:?}: {error}", self.cpus);
         }
-        let (program, arguments) = self.command.split_first().context("no program was named")?;
+        let (program, arguments) = self.command.split_first().context("no program given")?;
         let error = std::process::Command::new(program).args(arguments).exec();
         Err(error).with_context(|| format!("cannot run {}", program.to_string_lossy()))
     }

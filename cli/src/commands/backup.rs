@@ -18,7 +18,7 @@ const ENDING: &str = "stream";
 
 #[derive(Debug, Args)]
 pub(crate) struct Backup {
-    /// Folder for the backup; it must not be there yet
+    /// Folder for the backup; it must not exist yet
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     #[command(flatten)]
@@ -30,7 +30,7 @@ pub(crate) struct Restore {
     /// Folder of the backup
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// Copies of each stream; 3 on a cluster
+    /// Replicas of each stream; use 3 on a cluster of three servers
     #[arg(long, value_name = "N", default_value_t = 1)]
     replicas: usize,
     #[command(flatten)]
@@ -40,7 +40,7 @@ pub(crate) struct Restore {
 impl Backup {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         if self.dir.exists() {
-            bail!("{} already exists: name a new folder", self.dir.display());
+            bail!("{} already exists: choose a new folder", self.dir.display());
         }
         stop::block_on(async {
             let bus = NatsBus::connect(&client::connect_options(&self.connection)).await?;
@@ -76,7 +76,7 @@ impl Restore {
         }
         files.sort();
         if files.is_empty() {
-            bail!("{} holds no backup: it has no .{ENDING} files", self.dir.display());
+            bail!("{} is not a backup: it has no .{ENDING} files", self.dir.display());
         }
         stop::block_on(async {
             let bus = NatsBus::connect(&client::connect_options(&self.connection)).await?;
@@ -88,7 +88,8 @@ impl Restore {
                 .collect();
             if !taken.is_empty() {
                 bail!(
-                    "{} there already: restore into a NATS without the fleet's streams, with its coordinators stopped",
+                    "{} already exists: restore into a NATS server without the fleet's streams, while \
+                     coordinators are stopped",
                     taken.join(", ")
                 );
             }

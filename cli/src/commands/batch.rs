@@ -32,20 +32,20 @@ enum Action {
 #[derive(Debug, Args)]
 #[group(id = "change", required = true, multiple = true, args = ["budget", "deadline", "priority"])]
 struct Set {
-    /// The batch: its id, the beginning of its id, or its name
+    /// Batch id, the beginning of it, or the batch name
     #[arg(value_name = "BATCH")]
     id: Named,
-    /// Most that the batch may cost in all, in dollars
+    /// Maximum cost of the whole batch, in dollars
     #[arg(long, value_name = "USD", value_parser = dollars::parse, allow_negative_numbers = true)]
     budget: Option<UsdMicro>,
-    /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
+    /// Time from now by which the batch must be done: 90s, 45m, 2h, 1d
     #[arg(long, value_name = "SPAN", value_parser = span::parse)]
     deadline: Option<Duration>,
-    /// From -10 (last) to 10 (first)
+    /// Priority, from -10 (last) to 10 (first)
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(i8).range(-10..=10))]
     priority: Option<i8>,
-    /// Print OpenAI's batch object
+    /// Print the batch object as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]

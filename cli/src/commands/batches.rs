@@ -13,11 +13,11 @@ use crate::{listing, report, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Batches {
-    /// Most batches to list
+    /// Maximum number of batches to list
     #[arg(long, value_name = "N", default_value_t = 100)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// Print an array of OpenAI's batch objects
+    /// Print a JSON array of batch objects
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -37,7 +37,7 @@ impl Batches {
         if self.json {
             say_json(&batches.iter().map(openai::batch_object).collect::<Vec<_>>())?;
         } else if batches.is_empty() {
-            eprintln!("there are no batches; `ternfleet submit FILE.jsonl` makes one");
+            eprintln!("no batches; submit one with `ternfleet submit FILE.jsonl`");
         } else {
             say(&report::batch_table(&batches, TimeMs::now()))?;
             if let Some(waits) = report::waits(&batches) {

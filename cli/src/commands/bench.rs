@@ -28,55 +28,55 @@ use report::{BatchRow, Machine, Memory, Model, Oversubscribed, Report, Stream, T
 
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
-    /// Model file; the storyteller that ships unless given
+    /// Model: a file, or a name of `ternfleet model list` [default: the included storyteller]
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// Thread counts to compare
+    /// Thread counts to measure
     #[arg(short = 't', long, value_name = "LIST", value_delimiter = ',', default_value = "1,2,4,8,16,32")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Vec<u16>,
-    /// Numbers of sequences generated at once
+    /// Batch sizes to measure: numbers of sequences generated at the same time
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
     batch: Vec<u16>,
-    /// Tokens of a prompt
+    /// Length of the prompt, in tokens
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     prompt: u32,
-    /// Prompts of the batch rows, if others than --prompt; shortened where the output would not fit the model's context
+    /// Prompt lengths of the batch rows, if different from --prompt; shortened if prompt and output exceed the model's context
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     context: Vec<u32>,
-    /// Tokens to generate
+    /// Number of tokens to generate
     #[arg(long = "gen", value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     generated: u32,
-    /// Runs of each measurement, of which the median counts
+    /// Runs per measurement; the median is reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=99))]
     repeat: u16,
     /// Output head: screened, full, q8 or q6
     #[arg(long, value_name = "NAME", default_value_t = Head::Screened)]
     head: Head,
-    /// Ternary kernel, or `all` for a table of every kernel of every instruction set that this machine has
+    /// Ternary kernel; `all` prints a table of every kernel and instruction set of this machine
     #[arg(long, value_name = "NAME", default_value = "auto")]
     kernel: String,
-    /// Ask for no huge pages
+    /// Do not use huge pages
     #[arg(long)]
     no_huge_pages: bool,
-    /// Measure thread counts above what quota, affinity and cores allow, too, and what twice as many threads cost
+    /// Also measure thread counts above what quota, affinity and cores allow, and the cost of twice as many threads
     #[arg(long)]
     oversubscribe: bool,
-    /// What an hour of this machine costs: rates are shown as $ per 1M tokens, too
+    /// Price of this machine per hour; also prints $ per 1M tokens
     #[arg(long, value_name = "X", value_parser = price)]
     price_usd_per_hour: Option<f64>,
-    /// End well even if the CPU quota held the process back; the report still says so
+    /// Exit with 0 even if the CPU quota throttled the process; the report still says so
     #[arg(long)]
     allow_throttled: bool,
-    /// Draw rates and ceilings into an SVG file
+    /// Write a plot of rates and ceilings to an SVG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// Replace the file of --plot if it exists
+    /// Overwrite the file of --plot if it exists
     #[arg(long)]
     force: bool,
-    /// Print one object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -84,7 +84,7 @@ pub(crate) struct Bench {
 fn price(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(price) if (0.0..=10_000.0).contains(&price) => Ok(price),
-        _ => Err("give dollars from 0 to 10000".to_owned()),
+        _ => Err("expected dollars from 0 to 10000".to_owned()),
     }
 }
 
@@ -167,10 +167,7 @@ impl Bench {
         }
         if self.json { say_json(&report) } else { say(&show::tables(&report)) }?;
         if !report.quotable && !self.allow_throttled {
-            bail!(
-                "{} (with --allow-throttled the command succeeds nevertheless)",
-                show::not_quotable(&report)
-            );
+            bail!("{} (--allow-throttled makes the command succeed)", show::not_quotable(&report));
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -280,7 +277,7 @@ fn refusal(topology: &Topology) -> String {
     let usable = topology.usable_threads;
     let quota = topology.quota_cpus.map_or(String::new(), |cpus| format!(", a quota of {cpus:.2} CPUs"));
     format!(
-        "only {usable} thread(s) can run at once here: {} CPUs by affinity, {} physical cores{quota}",
+        "only {usable} thread(s) can run at the same time: {} CPUs by affinity, {} physical cores{quota}",
         topology.cpus.len(),
         topology.physical_cores
     )

@@ -17,10 +17,10 @@ use crate::stop;
 
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
-    /// The batch: its id, the beginning of its id, or its name
+    /// Batch id, the beginning of it, or the batch name
     #[arg(value_name = "BATCH")]
     id: Named,
-    /// Print OpenAI's batch object
+    /// Print the batch object as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]

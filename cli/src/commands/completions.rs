@@ -14,7 +14,7 @@ use crate::output::say;
                         fish:  ternfleet completions fish > ~/.config/fish/completions/ternfleet.fish"
 )]
 pub(crate) struct Completions {
-    /// The shell that will read the script
+    /// The shell
     #[arg(value_enum)]
     shell: Shell,
 }

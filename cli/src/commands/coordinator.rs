@@ -19,22 +19,22 @@ use crate::stop;
 pub(crate) struct Coordinator {
     #[command(flatten)]
     service: ServiceFlags,
-    /// Where HTTP answers
+    /// Address on which HTTP is served
     #[arg(long, value_name = "ADDR")]
     http: Option<String>,
-    /// Name of this process among the coordinators
+    /// Name of this coordinator process
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Copies of what must not be lost; 3 on a cluster
+    /// Replicas of streams that must not be lost; use 3 on a cluster of three servers
     #[arg(long, value_name = "N")]
     replicas: Option<u32>,
-    /// Monitoring address of NATS, to learn how often it syncs to disk
+    /// Monitoring address of NATS, to read how often it syncs to disk
     #[arg(long, value_name = "URL")]
     nats_monitoring_url: Option<String>,
-    /// Refuse to lead unless NATS syncs before it acknowledges
+    /// Refuse to start unless NATS syncs each message before it acknowledges it
     #[arg(long)]
     strict_durability: bool,
-    /// Where output files are put together
+    /// Folder in which output files are assembled
     #[arg(long, value_name = "DIR")]
     scratch_dir: Option<PathBuf>,
 }

@@ -28,20 +28,20 @@ pub(crate) struct Dead {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List jobs that were given up, oldest first
+    /// List dead letters, oldest first
     List(List),
-    /// Show every attempt of the dead jobs of a batch
+    /// Show every attempt of the dead letters of a batch
     Show(Show),
-    /// Send dead jobs of a batch again, as a new batch
+    /// Submit the dead letters of a batch again, as a new batch
     Retry(Retry),
 }
 
 #[derive(Debug, Args)]
 struct List {
-    /// Only those of this batch
+    /// Only dead letters of this batch
     #[arg(long, value_name = "BATCH")]
     batch: Option<Named>,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -50,13 +50,13 @@ struct List {
 
 #[derive(Debug, Args)]
 struct Show {
-    /// The batch: its id, the beginning of its id, or its name
+    /// Batch id, the beginning of it, or the batch name
     #[arg(value_name = "BATCH")]
     id: Named,
-    /// Numbers of lines in the input, from 1; all dead ones when none is given
+    /// Line numbers in the input, from 1 [default: all dead letters of the batch]
     #[arg(value_name = "LINE", value_parser = clap::value_parser!(u32).range(1..))]
     lines: Vec<u32>,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -65,10 +65,10 @@ struct Show {
 
 #[derive(Debug, Args)]
 struct Retry {
-    /// The batch: its id, the beginning of its id, or its name
+    /// Batch id, the beginning of it, or the batch name
     #[arg(value_name = "BATCH")]
     id: Named,
-    /// Numbers of lines in the input, from 1; all dead ones when none is given
+    /// Line numbers in the input, from 1 [default: all dead letters of the batch]
     #[arg(value_name = "LINE", value_parser = clap::value_parser!(u32).range(1..))]
     lines: Vec<u32>,
     #[command(flatten)]
@@ -84,7 +84,7 @@ impl Dead {
                     return each_as_json(&jobs);
                 }
                 if jobs.is_empty() {
-                    eprintln!("no job was given up");
+                    eprintln!("no dead letters");
                 } else {
                     say(&table(&jobs))?;
                 }
@@ -93,7 +93,7 @@ impl Dead {
             Action::Show(show) => {
                 let jobs = read(&show.connection, Some(&show.id), &show.lines)?;
                 if jobs.is_empty() {
-                    bail!("none of these jobs of {} was given up: see `ternfleet dead list`", show.id);
+                    bail!("none of these lines of {} is a dead letter: see `ternfleet dead list`", show.id);
                 }
                 if show.json {
                     return each_as_json(&jobs);
@@ -104,7 +104,7 @@ impl Dead {
             Action::Retry(retry) => {
                 let jobs = read(&retry.again.connection, Some(&retry.id), &retry.lines)?;
                 if jobs.is_empty() {
-                    bail!("none of these jobs of {} was given up: see `ternfleet dead list`", retry.id);
+                    bail!("none of these lines of {} is a dead letter: see `ternfleet dead list`", retry.id);
                 }
                 let mut lines: Vec<u32> = jobs.iter().map(|dead| dead.job.index).collect();
                 lines.sort_unstable();
@@ -122,7 +122,7 @@ fn read(to: &Connection, batch: Option<&Named>, lines: &[u32]) -> anyhow::Result
             Some(batch) => Some(batch.find(&fleet).await?.id),
             None => None,
         };
-        all(&fleet, &fleet.tenant, batch).await.context("the dead jobs cannot be read")
+        all(&fleet, &fleet.tenant, batch).await.context("the dead letters cannot be read")
     })?;
     jobs.retain(|dead| lines.is_empty() || lines.contains(&(dead.job.index + 1)));
     Ok(jobs)
@@ -168,7 +168,7 @@ fn page(dead: &DeadJob) -> String {
     if let Some(id) = &dead.line.custom_id {
         lines.push(format!("  custom_id  {}", printable(id)));
     }
-    lines.push(format!("  given up   {}: {}", ago(dead.at), printable(&dead.reason)));
+    lines.push(format!("  died       {}: {}", ago(dead.at), printable(&dead.reason)));
     for attempt in &dead.log {
         let worker = attempt.worker.as_ref().map_or("no worker".to_owned(), ToString::to_string);
         let host = attempt.host.as_ref().map_or(String::new(), |host| format!(" on {}", printable(host)));
@@ -181,9 +181,9 @@ fn page(dead: &DeadJob) -> String {
     }
     let untold = dead.attempts.saturating_sub(dead.log.len() as u32);
     if untold > 0 {
-        lines.push(format!("  attempts   {untold} more under an earlier leader, counted and not described"));
+        lines.push(format!("  attempts   {untold} more under an earlier leader, without details"));
     }
-    lines.push(format!("  again:     ternfleet dead retry {} {}", dead.job.batch, dead.job.index + 1));
+    lines.push(format!("  retry:     ternfleet dead retry {} {}", dead.job.batch, dead.job.index + 1));
     lines.join("\n")
 }
 

@@ -35,13 +35,13 @@ pub(crate) struct Demo {
     /// Folder for the fleet's state, its logs and the results
     #[arg(long, value_name = "DIR", default_value = "ternfleet-data/demo")]
     dir: PathBuf,
-    /// Worker processes
+    /// Number of worker processes
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: u16,
-    /// File of prompts [default: the included ones, each several times]
+    /// File of prompts [default: the included prompts, each several times]
     #[arg(long, value_name = "FILE.jsonl")]
     prompts: Option<PathBuf>,
-    /// Price of each worker per hour, for the cost shown
+    /// Price of each worker per hour, used for the costs
     #[arg(long, value_name = "X", value_delimiter = ',', default_value = "0.34,0.50")]
     price_usd_per_hour: Vec<f64>,
 }
@@ -63,7 +63,7 @@ impl Demo {
             tokio::select! {
                 () = end(&mut fleet) => {}
                 // A second Ctrl-C: the fleet's processes die with `up`, which dies here.
-                () = stops.next() => fleet.kill().await.context("the fleet cannot be ended")?,
+                () = stops.next() => fleet.kill().await.context("the fleet cannot be stopped")?,
             }
             outcome
         })
@@ -154,9 +154,9 @@ fn next_steps(program: &str) -> String {
         (r#"echo '{"prompt": "Once upon a time"}' > prompts.jsonl"#.to_owned(), "one request per line"),
         (
             format!("{program} submit prompts.jsonl --out answers.jsonl"),
-            "a batch of your own, in another terminal",
+            "your own batch, in another terminal",
         ),
-        (format!("{program} model list"), "larger models, and how to get them"),
+        (format!("{program} model list"), "larger models, and how to download them"),
     ];
     let lines = steps.map(|(command, what)| format!("\n\n  # {what}\n  {command}"));
     format!("\nnext:{}", lines.concat())
@@ -236,7 +236,7 @@ fn print_answers(prompts: &Path, results: &Path) -> anyhow::Result<()> {
         let asked: InputLine = serde_json::from_str(prompt).unwrap_or_default();
         let asked = asked.prompt.or(asked.body.prompt).unwrap_or_default();
         let line: OutputLine =
-            serde_json::from_str(result).context("a line of the results is not understood")?;
+            serde_json::from_str(result).context("a line of the results cannot be parsed")?;
         let answer = match line {
             OutputLine { error: Some(error), .. } => format!("error: {}", error.message),
             OutputLine { response: Some(Response { body }), .. } => {

@@ -20,16 +20,18 @@ use crate::{logging, stop};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 nothing is wrong (warnings may stand), 1 at least one fault, 64 the command line is wrong."
+    after_help = "Exit codes: 0 no fault (warnings are allowed), 1 at least one fault, 64 invalid command \
+                  line."
 )]
 pub(crate) struct Doctor {
-    /// Model file to check; the storyteller that ships unless given
+    /// Model file to check [default: the included storyteller]
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// Monitoring address of NATS (http://host:8222), to learn how often it syncs to disk
+    /// Monitoring address of NATS (http://host:8222), to read how often it syncs to disk [default: that of the fleet in
+    /// ./ternfleet-data]
     #[arg(long, value_name = "URL", env = "TERNFLEET_NATS_MONITORING_URL")]
     nats_monitoring_url: Option<String>,
-    /// Print one object: `ok` and `findings`, each with `check`, `state`, `detail` and `fix`
+    /// Print one JSON object: `ok` and `findings`, each with `check`, `state`, `detail` and `fix`
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -82,7 +84,8 @@ impl Doctor {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let mut findings = machine::look(self.model.as_deref());
         findings.extend(stop::block_on(async {
-            let (mut found, bus) = server::look(&self.connection, self.nats_monitoring_url.as_deref()).await;
+            let monitoring = self.nats_monitoring_url.or_else(|| self.connection.monitoring());
+            let (mut found, bus) = server::look(&self.connection, monitoring.as_deref()).await;
             found.extend(fleet::look(bus.as_ref(), &self.connection).await);
             Ok(found)
         })?);
@@ -118,7 +121,7 @@ fn page(findings: &[Finding], colours: bool) -> String {
     let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
     lines.push(String::new());
     lines.push(match (count(State::Fault), count(State::Warning), count(State::Unknown)) {
-        (0, 0, 0) => "all is well".to_owned(),
+        (0, 0, 0) => "no faults".to_owned(),
         (faults, warnings, unknown) => {
             format!("{}, {}, {unknown} not checked", plural(faults, "fault"), plural(warnings, "warning"))
         }
@@ -134,12 +137,12 @@ mod tests {
     fn the_page_says_what_to_do_below_each_fault() {
         let findings = [
             Finding::ok("nats", "answers"),
-            Finding::fault("coordinator", "nobody answers", "start one with `ternfleet coordinator`"),
+            Finding::fault("coordinator", "no coordinator leads", "start one with `ternfleet coordinator`"),
         ];
         let text = page(&findings, false);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "ok       nats         answers");
-        assert_eq!(lines[1], "FAULT    coordinator  nobody answers");
+        assert_eq!(lines[1], "FAULT    coordinator  no coordinator leads");
         assert!(lines[2].ends_with("→ start one with `ternfleet coordinator`"), "{text}");
         assert_eq!(lines[4], "1 fault, 0 warnings, 0 not checked");
         assert!(!text.contains('\u{1b}'));

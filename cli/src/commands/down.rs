@@ -23,13 +23,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Args)]
 pub(crate) struct Down {
-    /// A launched fleet; unless named, the fleet of `up` in the current folder, or the launched one that is open
+    /// A launched fleet [default: the fleet of `up` in the current folder, else the only launched fleet that is open]
     #[arg(value_name = "NAME", conflicts_with = "all")]
     name: Option<String>,
-    /// Every launched fleet that has not ended
+    /// All launched fleets that have not ended
     #[arg(long)]
     all: bool,
-    /// The fleet that `ternfleet up` runs in this folder [default: ternfleet-data]
+    /// Folder of a fleet that `ternfleet up` runs [default: ternfleet-data]
     #[arg(long, value_name = "DIR", conflicts_with_all = ["name", "all"])]
     dir: Option<PathBuf>,
 }
@@ -45,8 +45,8 @@ impl Down {
                     if given.is_none() && !open.is_empty() {
                         let names: Vec<&str> = open.iter().map(|state| state.name.as_str()).collect();
                         bail!(
-                            "a fleet runs in {0}, and a launched one is open: end one with `ternfleet down --dir {0}` or \
-                             `ternfleet down {1}`",
+                            "a fleet runs in {0}, and a launched fleet is open: use `ternfleet down --dir \
+                             {0}` or `ternfleet down {1}`",
                             dir.display(),
                             names.join("|")
                         );
@@ -80,20 +80,21 @@ impl Down {
 /// Has `ternfleet up` drain and end, as its Ctrl-C does.
 fn end_local(dir: &Path, process: i32) -> anyhow::Result<ExitCode> {
     kill(Pid::from_raw(process), Signal::SIGTERM).with_context(|| {
-        format!("process {process}, which runs the fleet in {}, takes no signal", dir.display())
+        format!("cannot send a signal to process {process}, which runs the fleet in {}", dir.display())
     })?;
     eprintln!("draining the fleet in {}", dir.display());
     let began = Instant::now();
     while addresses::running(dir) == Some(process) {
         if began.elapsed() >= ENDS_WITHIN {
             bail!(
-                "process {process} has not ended for {} s: see `ternfleet logs`, or end it with `kill -9 {process}`",
+                "process {process} has not exited for {} s: see `ternfleet logs`, or end it with `kill -9 \
+                 {process}`",
                 ENDS_WITHIN.as_secs()
             );
         }
         std::thread::sleep(LOOK_EVERY);
     }
-    say(&format!("the fleet in {} has ended; its batches and results stay there", dir.display()))?;
+    say(&format!("the fleet in {} has stopped; its batches and results are kept there", dir.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -120,7 +121,7 @@ async fn cancel(fleet: &Fleet, folder: &Folder, state: &mut State) -> anyhow::Re
     if batch.completed > 0 {
         let draft = folder.begin_out(state)?;
         let path = follow::into_file(fleet, &batch, draft, Format::Jsonl, Patience::Short).await?;
-        eprintln!("what was answered: {}", path.display());
+        eprintln!("finished answers: {}", path.display());
     }
     Ok(())
 }

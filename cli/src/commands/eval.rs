@@ -24,23 +24,23 @@ pub(crate) struct Eval {
 
 #[derive(Debug, Subcommand)]
 enum Measure {
-    /// Perplexity of a text file; the same as `ternfleet perplexity`
+    /// Perplexity of a text file; same as `ternfleet perplexity`
     Perplexity(PerplexityOf),
-    /// Last words of passages, JSON lines with "text"
+    /// Predict the last words of passages; JSON lines with "text"
     Lambada(tasks::Lambada),
-    /// Multiple-choice questions, JSON lines
+    /// Answer multiple-choice questions; JSON lines
     MultipleChoice(tasks::MultipleChoice),
-    /// Divergence of B's predictions from A's: two model files, or two files of `ternfleet logits`
+    /// KL divergence of B's predictions from A's, for two models or two files of `ternfleet logits`
     Kl(kl::Kl),
 }
 
 /// What every measure takes.
 #[derive(Debug, Args)]
 struct Common {
-    /// Threads; the usable cores up to 16 unless given
+    /// Threads [default: usable cores, at most 16]
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// One JSON object on stdout
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }

@@ -13,10 +13,10 @@ use crate::span;
 
 #[derive(Debug, Args)]
 pub(crate) struct Fleets {
-    /// Those that have ended, too
+    /// Also list fleets that have ended
     #[arg(long)]
     all: bool,
-    /// Print an array of state files
+    /// Print a JSON array of state files
     #[arg(long)]
     json: bool,
 }
@@ -29,7 +29,10 @@ impl Fleets {
         if self.json {
             say_json(&fleets)?;
         } else if fleets.is_empty() {
-            eprintln!("no fleet of this machine is open; `ternfleet launch PROMPTS` begins one");
+            eprintln!(
+                "no fleet launched from this machine is open; start one with `ternfleet launch \
+                       PROMPTS`"
+            );
         } else {
             let now = TimeMs::now();
             let row = |state: &State| {

@@ -21,64 +21,64 @@ use crate::output::say_json;
 
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
-    /// Model file; the storyteller that ships unless given
+    /// Model: a file, or a name of `ternfleet model list` [default: the included storyteller]
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// The text to continue
+    /// Prompt
     #[arg(short, long, value_name = "TEXT", required_unless_present = "ids", conflicts_with = "ids")]
     prompt: Option<String>,
-    /// Token ids to continue, used as they are: no BOS is added
+    /// Token ids in place of a prompt, used as they are; no BOS is added
     #[arg(long, value_name = "1,2,3", value_parser = parse_ids)]
     ids: Option<IdList>,
-    /// Most tokens to generate
+    /// Maximum number of tokens to generate
     #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 100)]
     tokens: u32,
-    /// Threads; the usable cores up to 16 unless given
+    /// Threads [default: usable cores, at most 16]
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Temperature; 0 always takes the most likely token [default: the model's, or else 0.7]
+    /// Temperature; 0 always selects the most likely token [default: the model's, else 0.7]
     #[arg(long, value_name = "X")]
     temp: Option<f32>,
-    /// Keep the most likely tokens up to this probability [default: the model's, or else 0.9]
+    /// Sample from the most likely tokens up to this total probability [default: the model's, else 0.9]
     #[arg(long, value_name = "X")]
     top_p: Option<f32>,
-    /// Keep this many most likely tokens; 0 keeps all [default: the model's, or else 40]
+    /// Sample from this many most likely tokens; 0 means all [default: the model's, else 40]
     #[arg(long, value_name = "K")]
     top_k: Option<u32>,
-    /// Lower the score of a token for each time that it was generated [default: the model's, or else 0]
+    /// Lower a token's score for each time it was generated [default: the model's, else 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
-    /// Keep tokens at least this probable relative to the best
+    /// Drop tokens below this probability relative to the most likely one
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     min_p: f32,
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Stop before this text; may be given several times
+    /// Stop before this text; can be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Go on to -n tokens, whatever comes
+    /// Do not stop at an end-of-text token; generate -n tokens
     #[arg(long)]
     ignore_eos: bool,
     /// Output head: screened and full give the same tokens, q8 and q6 approximate them
     #[arg(long, value_name = "NAME", default_value_t = Head::Screened)]
     head: Head,
-    /// Guess up to this many tokens ahead and check them in one step: the same tokens, sooner; 0 guesses none
+    /// Draft up to this many tokens and verify them in one step; the output is the same; 0 turns it off
     #[arg(long, value_name = "N", default_value_t = Speculation::TAIL.draft_tokens as u8)]
     #[arg(value_parser = clap::value_parser!(u8).range(0..=Speculation::MAX_DRAFT_TOKENS as i64))]
     speculate: u8,
-    /// Ask as a chat, by the template of the model's manifest
+    /// Format the prompt as a chat message, with the template of the model's manifest
     #[arg(long, conflicts_with = "ids")]
     chat: bool,
-    /// Write JSON that the schema in this file takes; - reads it from standard input
+    /// Generate JSON that is valid under the schema in this file; `-` reads standard input
     #[arg(long, value_name = "FILE", group = "constraint")]
     json_schema: Option<PathBuf>,
-    /// Write a whole match of this regular expression
+    /// Generate text that matches this regular expression as a whole
     #[arg(long, value_name = "R", group = "constraint")]
     regex: Option<String>,
-    /// Write one of these texts
+    /// Generate one of these texts
     #[arg(long, value_name = "A,B", value_delimiter = ',', group = "constraint")]
     choice: Vec<String>,
-    /// Print one object on one line instead of the text
+    /// Print one JSON object on one line in place of the text
     #[arg(long)]
     json: bool,
 }
@@ -110,7 +110,7 @@ impl Generate {
         let model = ModelFile::open(self.model.as_deref())?;
         let (tokenizer, prompt_ids) = self.prompt_ids(&model)?;
         if !self.stop.is_empty() && tokenizer.is_none() {
-            bail!("--stop needs a tokenizer, and this model file has none that can be used");
+            bail!("--stop needs a tokenizer, but this model file has no usable one");
         }
         let tokenizer = tokenizer.map(Arc::new);
         let constraint = self.constraint(tokenizer.as_ref())?;
@@ -203,10 +203,10 @@ impl Generate {
             (None, None, []) => return Ok(None),
             (None, None, texts) => Grammar::Choice(texts.to_vec()),
         };
-        grammar.check().context("outputs cannot be held to this constraint")?;
+        grammar.check().context("this constraint cannot be applied")?;
         grammar.check_stops(&self.stop).context("--stop")?;
         let compiler = tokenizer.and_then(|tokenizer| Compiler::new(Arc::clone(tokenizer)));
-        let compiler = compiler.context("a constraint needs a tokenizer with a token that ends an output")?;
+        let compiler = compiler.context("a constraint needs a tokenizer with an end-of-text token")?;
         Ok(Some(Arc::new(compiler).constraint(grammar)))
     }
 
@@ -215,7 +215,7 @@ impl Generate {
         if let Some(ids) = &self.ids {
             return Ok((model.tokenizer().ok(), ids.clone()));
         }
-        let text = self.prompt.as_deref().context("give a prompt with -p TEXT")?;
+        let text = self.prompt.as_deref().context("pass a prompt with -p TEXT")?;
         let tokenizer = model.tokenizer()?;
         let ids = if self.chat {
             tokenizer.encode_chat(&[Message::new(Role::User, text)])?
@@ -223,7 +223,7 @@ impl Generate {
             tokenizer.encode(text, tokenizer.adds_bos())?
         };
         if ids.is_empty() {
-            bail!("the prompt is empty: give at least one token");
+            bail!("the prompt is empty: it needs at least one token");
         }
         Ok((Some(tokenizer), ids))
     }
@@ -242,7 +242,7 @@ impl Report {
         let rate = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{rate:.1} tok/s"));
         let guessed = match self.drafted_tokens {
             0 => String::new(),
-            drafted => format!(" ({} of {drafted} guesses right)", self.accepted_tokens),
+            drafted => format!(" ({} of {drafted} drafted tokens accepted)", self.accepted_tokens),
         };
         format!(
             "{} tokens ({}); prompt of {}: {}, generation: {}{guessed}; {} threads, {}, loaded in {:.2} s",

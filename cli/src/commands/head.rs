@@ -28,7 +28,7 @@ const CONNECTIONS: usize = 2;
 
 #[derive(Debug, Args)]
 pub(crate) struct Head {
-    /// Folder for everything; the first that can be written unless given
+    /// Folder for all data [default: the first that is writable]
     #[arg(long)]
     dir: Option<PathBuf>,
 }
@@ -41,10 +41,10 @@ impl Head {
             Ok(Ended::Asked) => {}
             Ok(Ended::Done(why)) => {
                 let why = match why {
-                    Why::Unheard => "nobody has asked anything for long enough",
+                    Why::Unheard => "there was no request for the time of --keep",
                     Why::Spent => "the budget is spent",
                 };
-                eprintln!("{why}: this pod ends itself");
+                eprintln!("{why}: this pod terminates itself");
                 guard.end();
             }
             Err(error) => {
@@ -76,7 +76,7 @@ impl Head {
         if let Some(model) = bundle.serves.as_ref().and_then(|serves| serves.model.as_ref()) {
             fetch(&model.url, &model.sha256, &dist.join(bundle::MODEL_NAME))?;
             let manifest = small(&Source::new(&model.manifest_url, None, true)?);
-            let manifest = manifest.context("the model's manifest did not come")?;
+            let manifest = manifest.context("the model's manifest could not be downloaded")?;
             std::fs::write(dist.join(bundle::MANIFEST_NAME), manifest)
                 .with_context(|| format!("cannot write in {}", dist.display()))?;
         }
@@ -117,9 +117,9 @@ impl Head {
 /// The public side of one of this pod's ports.
 fn public_port(port: u16) -> anyhow::Result<u16> {
     let told = std::env::var(format!("RUNPOD_TCP_PORT_{port}"));
-    told.with_context(|| format!("the port {port} has no public side"))?
+    told.with_context(|| format!("port {port} has no public port"))?
         .parse()
-        .with_context(|| format!("the public side of port {port} is no number"))
+        .with_context(|| format!("the public port of port {port} is not a number"))
 }
 
 fn nats_server(bundle: &Bundle, dir: &Path) -> anyhow::Result<PathBuf> {
@@ -148,6 +148,6 @@ fn fetch(url: &str, sha256: &str, path: &Path) -> anyhow::Result<()> {
     let fetched = wanted
         .fetch(&path.with_file_name(format!("{name}.part")))
         .with_context(|| format!("{name} could not be downloaded"))?;
-    ensure!(fetched.sha256 == sha256, "{name} has another digest than the order says");
+    ensure!(fetched.sha256 == sha256, "the digest of {name} differs from the order");
     std::fs::rename(&fetched.path, path).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -17,19 +17,19 @@ pub(crate) struct Key {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Print an entry for the coordinator's key file; the key itself is told once, on standard error
+    /// Print an entry for the coordinator's key file; the key itself is printed once, on standard error
     New(New),
 }
 
 #[derive(Debug, Args)]
 struct New {
-    /// On whose account the key's batches run
+    /// Tenant of the key
     #[arg(long, value_name = "NAME", default_value = "default")]
     tenant: TenantId,
-    /// The key's holder is an operator: may see and change what the fleet rents
+    /// Operator key: may also see and change what the fleet rents
     #[arg(long)]
     operator: bool,
-    /// Print one object with `tenant`, `key` and `blake3` in place of the entry
+    /// Print one JSON object with `tenant`, `key` and `blake3` in place of the entry
     #[arg(long)]
     json: bool,
 }
@@ -38,7 +38,7 @@ impl Key {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let Action::New(New { tenant, operator, json }) = self.action;
         let mut secret = [0u8; 32];
-        getrandom::fill(&mut secret).context("the system gives no random bytes")?;
+        getrandom::fill(&mut secret).context("the system returns no random bytes")?;
         let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let key = format!("tf-{hex}");
         if json {

@@ -25,8 +25,9 @@ const NAME_DIGITS: usize = 8;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Nothing is ordered before the quote has been shown and accepted. Ctrl-C asks whether to detach or to end.\n\
-                  `ternfleet fleets` lists what was launched from here, `ternfleet down` ends it."
+    after_help = "Nothing is ordered before you accept the quote. Ctrl-C asks whether to detach or to end \
+                  the batch.\n\
+                  `ternfleet fleets` lists launched fleets, `ternfleet down` ends one."
 )]
 pub(crate) struct Launch {
     /// JSONL file of requests, as for `submit`
@@ -35,76 +36,76 @@ pub(crate) struct Launch {
     /// Where the fleet runs
     #[arg(long, value_enum, default_value = "local", conflicts_with_all = ["head", "resume"])]
     at: Place,
-    /// Use the coordinator behind this NATS in place of a fleet of its own
+    /// Use the running coordinator at this NATS address in place of a new fleet
     #[arg(long, value_name = "URL", conflicts_with = "resume")]
     head: Option<String>,
-    /// With --head: credentials for a NATS with permissions
+    /// With --head: credentials for a NATS server with permissions
     #[arg(long, value_name = "FILE", env = "TERNFLEET_NATS_CREDENTIALS_FILE")]
     nats_credentials_file: Option<PathBuf>,
-    /// With --head: certificates to trust besides the system's
+    /// With --head: additional certificates to trust
     #[arg(long, value_name = "FILE", env = "TERNFLEET_NATS_ROOT_CERTIFICATES")]
     nats_root_certificates: Option<PathBuf>,
-    /// With --head: whose batch it is
+    /// With --head: tenant of the batch
     #[arg(long, value_name = "NAME", env = "TERNFLEET_TENANT", default_value = "default")]
     tenant: TenantId,
-    /// Go on with a fleet that was launched before; the one that is open unless named
+    /// Continue a launched fleet [default: the only one that is open]
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
     resume: Option<String>,
-    /// Model: a file or a name of `model list`; the storyteller unless given
+    /// Model: a file, or a name of `ternfleet model list` [default: the included storyteller]
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Most that the batch may cost, in dollars; it pauses when that is spent
+    /// Maximum cost of the batch, in dollars; the batch pauses when it is spent
     #[arg(long, value_name = "USD", value_parser = dollars::parse, allow_negative_numbers = true)]
     budget: Option<UsdMicro>,
-    /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
+    /// Time from now by which the batch must be done: 90s, 45m, 2h, 1d
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     deadline: Option<Duration>,
-    /// Pods at once, at most
+    /// Maximum number of pods at the same time
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
     pods: u32,
-    /// Only pods of these classes (deploy/fleets/runpod.toml describes them)
+    /// Use only these pod classes (see deploy/fleets/runpod.toml)
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     class: Vec<String>,
-    /// Where pods fetch `ternfleet`, `nats-server` and, with a model file, `model.gguf` and `manifest.toml` from
+    /// Address from which pods download `ternfleet`, `nats-server` and, for a model file, `model.gguf` and `manifest.toml`
     #[arg(long, value_name = "URL", env = "TERNFLEET_FILES_URL")]
     files: Option<String>,
-    /// Workers fetch from the head, which fetches those files once: for an address that is slow, or valid for a short time
+    /// Only the head downloads from --files, and workers download from the head; for an address that is slow or expires soon
     #[arg(long, requires = "files")]
     files_from_head: bool,
-    /// Classes and limits in place of those that ship: a table `scale` as in deploy/fleets/runpod.toml
+    /// File with your own classes and limits: a [scale] table as in deploy/fleets/runpod.toml
     #[arg(long, value_name = "FILE")]
     fleet: Option<PathBuf>,
-    /// The static binary that is there as `ternfleet`; this program unless given
+    /// The static binary that --files serves as `ternfleet` [default: this program]
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// How long results that nobody fetches are kept by a rented head, which then ends itself [default: 6h]
+    /// How long a rented head keeps results before it terminates itself [default: 6h]
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     keep: Option<Duration>,
-    /// In place of the stock image: needs a shell, curl and certificates
+    /// Container image in place of the default one; needs a shell, curl and certificates
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// File with the key of the provider's API; RUNPOD_API_KEY unless given
+    /// File with the API key of the provider [default: RUNPOD_API_KEY]
     #[arg(long, value_name = "FILE", env = "RUNPOD_API_KEY_FILE")]
     key_file: Option<PathBuf>,
-    /// Another address than RunPod's own
+    /// Address in place of RunPod's API
     #[arg(long, value_name = "URL", env = "TERNFLEET_RUNPOD_BASE", hide = true)]
     runpod_base: Option<String>,
     /// How long an order without an answer takes to show in the provider's list
     #[arg(long, value_name = "TIME", value_parser = span::parse, hide = true)]
     runpod_settle: Option<Duration>,
-    /// Price of a pod on this machine, for quote and bill
+    /// Price of a local pod per hour, used for quote and bill
     #[arg(long, value_name = "X", default_value_t = 0.34)]
     price_usd_per_hour: f64,
-    /// File for the results, whole and in input order; PROMPTS.answers.jsonl here unless given
+    /// File for the results, complete and in input order [default: PROMPTS.answers.jsonl in the current folder]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Replace the file of --out if it exists
+    /// Overwrite the file of --out if it exists
     #[arg(long)]
     force: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
-    /// Go on even if the quote says that deadline or budget cannot be kept
+    /// Continue even if the quote exceeds the deadline or budget
     #[arg(long)]
     anyway: bool,
 }
@@ -133,7 +134,7 @@ impl Launch {
 
     /// Shows the quote, asks, and answers what is to be done; `None` when it is not.
     async fn begin(&self, stops: &mut Stops) -> anyhow::Result<Option<State>> {
-        let prompts = self.prompts.as_deref().context("no file of prompts was named")?;
+        let prompts = self.prompts.as_deref().context("no file of prompts given")?;
         check_input(prompts)?;
         let out = self.out.clone().unwrap_or_else(|| answers_beside(prompts));
         drop(WholeFile::create(&out, Existing::forced(self.force))?);
@@ -166,17 +167,17 @@ impl Launch {
         let (quote, text) = self.quote(&state).await?;
         say(text.trim_end())?;
         if !quote.kept && self.yes && !self.anyway {
-            bail!("the quote does not keep what was asked for: change it, or add --anyway");
+            bail!("the quote exceeds the deadline or budget: change them, or add --anyway");
         }
         state.quote = Some(quote);
         if self.yes {
             return Ok(Some(state));
         }
         if !std::io::stdin().is_terminal() {
-            bail!("this is not a terminal, so the plan cannot be confirmed: add --yes");
+            bail!("standard input is not a terminal, so the plan cannot be confirmed: add --yes");
         }
         let answer = tokio::select! {
-            answer = ask("go on? [y/N] ") => answer?,
+            answer = ask("continue? [y/N] ") => answer?,
             () = stops.next() => String::new(),
         };
         Ok(matches!(answer.as_str(), "y" | "yes").then_some(state))
@@ -234,8 +235,8 @@ impl Launch {
     /// Asks the provider what may be rented, and for how much.
     async fn rent(&self, state: &State) -> anyhow::Result<Rent> {
         let files = self.files.as_deref().context(
-            "pods fetch this program, nats-server and a model of your own from an address of yours: put them there and \
-             name it with --files (docs/runpod.md says how)",
+            "pods download this program, nats-server and your own model from an address that you provide: \
+             pass it with --files (see docs/runpod.md)",
         )?;
         let key = launch::key(self.key_file.as_deref())?;
         let mut options = Options::new(Secret::new(key));
@@ -270,7 +271,7 @@ fn answers_beside(prompts: &Path) -> PathBuf {
 /// What Ctrl-C is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
-    GoOn,
+    Continue,
     Detach,
     End,
 }
@@ -291,7 +292,7 @@ async fn go(folder: &Folder, state: State, stops: &mut Stops) -> anyhow::Result<
                 // Asked a second time, it lets go.
                 () = stops.next() => Wish::Detach,
             };
-            if wish != Wish::GoOn {
+            if wish != Wish::Continue {
                 break Err(wish);
             }
         }
@@ -328,8 +329,8 @@ async fn end(folder: &Folder, mut state: State) -> anyhow::Result<()> {
 }
 
 fn say_how_to_go_on(name: &str) {
-    eprintln!("\n{name} goes on without this command.");
-    eprintln!("  to come back:       ternfleet launch --resume {name}");
+    eprintln!("\n{name} continues without this command.");
+    eprintln!("  to follow it again: ternfleet launch --resume {name}");
     eprintln!("  to end it:          ternfleet down {name}");
 }
 
@@ -339,12 +340,11 @@ async fn wish() -> anyhow::Result<Wish> {
         return Ok(Wish::Detach);
     }
     loop {
-        let answer =
-            ask("\n[d]etach and let it work on, [e]nd it and give everything back, or [g]o on? ").await?;
+        let answer = ask("\n[d]etach and let it run, [e]nd it and return all pods, or [c]ontinue? ").await?;
         match answer.as_str() {
             "d" | "detach" => return Ok(Wish::Detach),
             "e" | "end" => return Ok(Wish::End),
-            "g" | "go on" => return Ok(Wish::GoOn),
+            "c" | "continue" => return Ok(Wish::Continue),
             _ => {}
         }
     }

@@ -15,19 +15,19 @@ use crate::output::{Existing, WholeFile};
 
 #[derive(Debug, Args)]
 pub(crate) struct Logits {
-    /// Model file; the storyteller that ships unless given
+    /// Model: a file, or a name of `ternfleet model list` [default: the included storyteller]
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// Token ids, taken as they are: no BOS is added
+    /// Token ids, used as they are; no BOS is added
     #[arg(long, value_name = "1,2,3", value_parser = parse_ids)]
     ids: IdList,
-    /// Threads; the usable cores up to 16 unless given
+    /// Threads [default: usable cores, at most 16]
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// File for the scores
+    /// File for the logits (little-endian f32)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Replace the file if it exists
+    /// Overwrite the file if it exists
     #[arg(long)]
     force: bool,
 }
@@ -52,7 +52,7 @@ impl Logits {
                 .with_context(|| format!("cannot write {}", self.out.display()))?;
         }
         file.publish()?;
-        eprintln!("{} x {} scores, f32, little-endian", self.ids.len(), model.hyper.vocab);
+        eprintln!("{} x {} logits, f32, little-endian", self.ids.len(), model.hyper.vocab);
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -20,13 +20,13 @@ const TAIL_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    /// Only this part: coordinator, nats-server, worker-1 and so on, or a rented pod; all of them unless given
+    /// Process: coordinator, nats-server, worker-1, …, or a rented pod [default: all]
     #[arg(value_name = "PART")]
     part: Option<String>,
-    /// Go on with what is written from now on, until Ctrl-C
+    /// Follow new lines until Ctrl-C
     #[arg(short, long)]
     follow: bool,
-    /// Lines of each part to begin with
+    /// Lines of each process to start with
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
     lines: usize,
     /// Folder of the fleet
@@ -99,19 +99,17 @@ impl Logs {
         let mut logs = self.found()?;
         if logs.is_empty() {
             let dir = self.dir.display();
-            bail!(
-                "there are no logs in {dir}: `ternfleet up` writes them, in the folder that its --dir names"
-            );
+            bail!("no logs in {dir}: `ternfleet up` writes them to the folder of its --dir");
         }
         if let Some(part) = &self.part {
             let names: Vec<String> = logs.iter().map(|log| log.part.clone()).collect();
             logs.retain(|log| log.part == *part);
             if logs.is_empty() {
-                bail!("there is no part {part} in {}; there are: {}", self.dir.display(), names.join(", "));
+                bail!("no process {part} in {}; known are: {}", self.dir.display(), names.join(", "));
             }
         }
         if self.follow && addresses::running(&self.dir).is_none() {
-            eprintln!("the fleet in {} does not run now", self.dir.display());
+            eprintln!("the fleet in {} is not running", self.dir.display());
         }
         Ok(logs)
     }

@@ -12,8 +12,8 @@ use crate::output::say;
 #[command(after_help = "Install them:  ternfleet man --out ~/.local/share/man/man1\n\
                         Read one:      ternfleet man | man -l -")]
 pub(crate) struct Man {
-    /// Folder for one page a command (ternfleet.1, ternfleet-submit.1, …); made if it is not there. Without it the
-    /// first page goes to standard output
+    /// Folder for one page per command (ternfleet.1, ternfleet-submit.1, …); created if missing. Without it the
+    /// first page is printed to standard output
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }

@@ -24,32 +24,32 @@ pub(crate) struct Model {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Fetch a model by its name, check it, and keep it where --model NAME finds it
+    /// Download and check a model, and store it where --model NAME finds it
     Pull(pull::Pull),
-    /// List the models that are known, and which of them are here
+    /// List known models, and which of them are downloaded
     List(list::List),
-    /// Read model files whole, and compare digest and shape with their manifests
+    /// Compare digest and shape of model files with their manifests
     Verify(verify::Verify),
-    /// Write a random ternary model in the exact layout of a published file
+    /// Write a ternary model with random weights, in the layout of a published file
     Synth(Synth),
-    /// Show architecture, tensors, sizes and tokenizer, and what disagrees with the manifest
+    /// Show architecture, tensors, sizes and tokenizer, and differences from the manifest
     Inspect(inspect::Inspect),
-    /// Convert a Hugging Face checkpoint to a GGUF, or back
+    /// Convert a Hugging Face checkpoint to GGUF, or back
     Convert(convert::Convert),
 }
 
 #[derive(Debug, Args)]
 struct Synth {
-    /// `2b4t`, `bonsai-8b`, `bonsai-4b`, `bonsai-1.7b`, `falcon3-7b`, `falcon-e-3b`, `llama3-8b`, `tiny`, or `[ARCHITECTURE:]` and layers
-    /// x hidden x ffn x heads x key/value heads x vocabulary [x head width], as 2x256x512x4x2x512
+    /// `2b4t`, `bonsai-8b`, `bonsai-4b`, `bonsai-1.7b`, `falcon3-7b`, `falcon-e-3b`, `llama3-8b`, `tiny`, or
+    /// [ARCHITECTURE:]LAYERSxHIDDENxFFNxHEADSxKV_HEADSxVOCABULARY[xHEAD_WIDTH], for example 2x256x512x4x2x512
     #[arg(long, value_name = "SHAPE")]
     shape: Shape,
-    /// The same shape and seed give the same file everywhere
+    /// Seed of the weights; the same shape and seed give the same file on every machine
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Replace the file if it exists
+    /// Overwrite the file if it exists
     #[arg(long)]
     force: bool,
 }

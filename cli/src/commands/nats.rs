@@ -31,15 +31,15 @@ pub(crate) struct Nats {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make keys, certificates and the configuration of each server
+    /// Create keys, certificates and the configuration of each server
     Init(Init),
     /// Print credentials for a tenant, a coordinator or one worker
     User(User),
-    /// Print a join token: it lets new pods in, for minutes
+    /// Print a short-lived token with which new pods can join
     Token(Token),
-    /// Shut out one key: its tokens are void once the servers have read their new configuration
+    /// Revoke one key; takes effect when the servers have reloaded their configuration
     Revoke(Revoke),
-    /// New signing keys for a role: shuts out everybody who has it
+    /// Replace the signing key of a role; revokes all credentials of the role
     Rotate(Rotate),
 }
 
@@ -54,19 +54,19 @@ struct Where {
 struct Init {
     #[command(flatten)]
     place: Where,
-    /// A server: its name and where others reach it; give one or three. Ports are client, cluster, monitoring
+    /// A server: its name and the address at which others reach it; one or three servers. Ports: client, cluster, monitoring
     #[arg(long = "node", value_name = "NAME=HOST[:4222[:6222[:8222]]]", value_parser = parse_node, required = true)]
     nodes: Vec<Node>,
-    /// Where clients reach a server from elsewhere, if that differs: behind a mapped port, or by a public name
+    /// Address of a server for clients elsewhere, if it differs: a mapped port or a public name
     #[arg(long = "public", value_name = "NAME=HOST:PORT", value_parser = parse_public)]
     publics: Vec<(String, (String, u16))>,
-    /// Where a server finds its certificates
+    /// Folder of the certificates on the server
     #[arg(long, value_name = "DIR", default_value = "/etc/nats/tls")]
     tls_dir: String,
-    /// Where a server keeps its streams
+    /// Folder of the streams on the server
     #[arg(long, value_name = "DIR", default_value = "/data/jetstream")]
     store_dir: String,
-    /// How long the coordinator's credentials last
+    /// How long the coordinator's credentials are valid
     #[arg(long, value_name = "SPAN", default_value = "365d", value_parser = span::parse)]
     life: Duration,
 }
@@ -96,10 +96,10 @@ struct User {
     place: Where,
     #[arg(long, value_enum, default_value = "tenant")]
     role: NamedRole,
-    /// The tenant, or the worker's id
+    /// Tenant name or worker id
     #[arg(long)]
     name: String,
-    /// How long they last
+    /// How long the credentials are valid
     #[arg(long, value_name = "SPAN", default_value = "90d", value_parser = span::parse)]
     life: Duration,
 }
@@ -108,7 +108,7 @@ struct User {
 struct Token {
     #[command(flatten)]
     place: Where,
-    /// How long it lets new pods in
+    /// How long the token is valid
     #[arg(long, value_name = "SPAN", default_value = "15m", value_parser = span::parse)]
     life: Duration,
 }
@@ -117,7 +117,7 @@ struct Token {
 struct Revoke {
     #[command(flatten)]
     place: Where,
-    /// The user's public key, as the coordinator's log names it when it issues credentials
+    /// The user's public key, as shown in the coordinator's log when it issues credentials
     key: String,
 }
 
@@ -153,7 +153,7 @@ impl Nats {
                 folder.site.rotate(rotate.role.into());
                 folder.write(now)?;
                 eprintln!("{}", folder.what_now());
-                eprintln!("the coordinator must be started again with the new coordinator/issuer.json");
+                eprintln!("restart the coordinator with the new coordinator/issuer.json");
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -163,18 +163,18 @@ impl Nats {
 impl Init {
     fn run(self, now: TimeMs) -> anyhow::Result<()> {
         if self.nodes.len() == 2 {
-            bail!("two servers lose their majority with either one: give one node or three");
+            bail!("two servers have no majority when one fails: use one node or three");
         }
         let mut names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         if names.len() < self.nodes.len() {
-            bail!("two nodes have one name");
+            bail!("two nodes have the same name");
         }
         let mut nodes = self.nodes;
         for (name, public) in self.publics {
             let node = nodes.iter_mut().find(|node| node.name == name);
-            node.with_context(|| format!("--public {name}: there is no such node"))?.public = Some(public);
+            node.with_context(|| format!("--public {name}: no such node"))?.public = Some(public);
         }
         let folders = Folders { tls: self.tls_dir, store: self.store_dir };
         let folder = Folder::create(&self.place.dir, Site::new(now), nodes, folders)?;
@@ -183,13 +183,18 @@ impl Init {
         folder.write_coordinator(now, self.life)?;
         let dir = folder.root.display();
         eprintln!(
-            "{dir}/servers/NAME      to each server: nats.conf where it is started, the rest to {}",
+            "{dir}/servers/NAME      copy to each server: nats.conf to the folder where it is started, the \
+             rest to {}",
             folder.folders.tls
         );
         eprintln!(
-            "{dir}/coordinator       to the coordinator: nats_credentials_file, nats_root_certificates, issuer_file"
+            "{dir}/coordinator       copy to the coordinator: nats_credentials_file, \
+             nats_root_certificates, issuer_file"
         );
-        eprintln!("{dir}/site.json, ca.key stay where nobody serves from: whoever has them has the fleet");
+        eprintln!(
+            "{dir}/site.json, ca.key keep these secret and off the servers: they give full control \
+                   of the fleet"
+        );
         eprintln!(
             "next: `ternfleet nats user --name TENANT` for each tenant, `ternfleet nats token` for new pods"
         );
@@ -200,7 +205,7 @@ impl Init {
 /// Tokens are told apart in logs by it.
 fn token_name() -> anyhow::Result<String> {
     let mut bytes = [0u8; 8];
-    getrandom::fill(&mut bytes).context("the system gives no random bytes")?;
+    getrandom::fill(&mut bytes).context("the system returns no random bytes")?;
     Ok(bytes.iter().fold("token-".to_owned(), |name, byte| format!("{name}{byte:02x}")))
 }
 
@@ -211,7 +216,7 @@ fn parse_public(text: &str) -> Result<(String, (String, u16)), String> {
         Some((name, host, port)) if !name.is_empty() && is_usable(host) => {
             Ok((name.to_owned(), (host.to_owned(), port)))
         }
-        _ => Err(format!("{text:?} is no public address: write NAME=HOST:PORT")),
+        _ => Err(format!("{text:?} is not a public address: write NAME=HOST:PORT")),
     }
 }
 
@@ -221,7 +226,7 @@ fn is_usable(part: &str) -> bool {
 }
 
 fn parse_node(text: &str) -> Result<Node, String> {
-    let wrong = || format!("{text:?} is no node: write NAME=HOST or NAME=HOST:CLIENT:CLUSTER:MONITORING");
+    let wrong = || format!("{text:?} is not a node: write NAME=HOST or NAME=HOST:CLIENT:CLUSTER:MONITORING");
     let (name, address) = text.split_once('=').ok_or_else(wrong)?;
     let mut parts = address.split(':');
     let host = parts.next().filter(|host| is_usable(host)).ok_or_else(wrong)?;

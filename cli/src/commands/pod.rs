@@ -21,31 +21,31 @@ use places::Places;
 
 #[derive(Debug, Args)]
 pub(crate) struct Pod {
-    /// A name of `ternfleet model list`, or a file
+    /// A name of `ternfleet model list`, or a model file
     #[arg(long, value_name = "NAME", env = "TERNFLEET_MODEL")]
     model: Option<String>,
-    /// Where to fetch the model file, in place of the model's own address
+    /// Address of the model file, in place of the model's own
     #[arg(long, value_name = "URL", env = "TERNFLEET_MODEL_URL")]
     model_url: Option<String>,
-    /// What the model file must be; the manifest's digest unless given
+    /// Expected digest of the model file [default: the manifest's]
     #[arg(long, value_name = "SHA-256", env = "TERNFLEET_MODEL_SHA256", value_parser = digest)]
     model_sha256: Option<String>,
-    /// Manifest of a model that `model list` does not know
+    /// Address of the manifest, for a model that is not in `ternfleet model list`
     #[arg(long, value_name = "URL", env = "TERNFLEET_MANIFEST_URL")]
     manifest_url: Option<String>,
-    /// Folders in which the model may be, and may be put; others are tried after them
+    /// Folders in which to look for the model and to store it; default folders are tried after them
     #[arg(long = "dir", value_name = "DIR", env = "TERNFLEET_POD_DIR", value_delimiter = ':')]
     dirs: Vec<PathBuf>,
-    /// Certificates of NATS, as PEM
+    /// Certificates of the NATS server, as PEM text
     #[arg(long, value_name = "PEM", env = "TERNFLEET_NATS_CA_PEM", hide_env_values = true)]
     nats_ca_pem: Option<String>,
-    /// A coordinator that serves models under /dist/
+    /// Address of a coordinator that serves models under /dist/
     #[arg(long, value_name = "URL", env = "TERNFLEET_DIST_URL")]
     dist_url: Option<String>,
-    /// Shown to it
+    /// Token for that coordinator
     #[arg(long, value_name = "TOKEN", env = "TERNFLEET_DIST_TOKEN", hide_env_values = true)]
     dist_token: Option<String>,
-    /// Flags of `ternfleet worker`
+    /// Flags for `ternfleet worker`
     #[arg(last = true, value_name = "FLAG")]
     worker: Vec<OsString>,
 }
@@ -60,7 +60,7 @@ struct WorkerLine {
 
 fn digest(text: &str) -> Result<String, String> {
     let fits = text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    if fits { Ok(text.to_owned()) } else { Err("must be 64 small hexadecimal digits".to_owned()) }
+    if fits { Ok(text.to_owned()) } else { Err("must be 64 lower-case hexadecimal digits".to_owned()) }
 }
 
 impl Pod {
@@ -73,8 +73,7 @@ impl Pod {
             // Even then the worker's configuration tells how to reach the coordinator.
             Err(_) => self.line(None, self.certificates(&places).ok().flatten().as_deref(), None),
         };
-        let worker =
-            WorkerLine::try_parse_from(line).context("the flags of the worker are not usable")?.worker;
+        let worker = WorkerLine::try_parse_from(line).context("the flags of the worker are invalid")?.worker;
         match outcome {
             Ok(line) => worker.run_under(&guard, &line),
             Err(error) => {
@@ -91,7 +90,7 @@ impl Pod {
     fn prepare(&self, places: &Places) -> anyhow::Result<Vec<OsString>> {
         let certificates = self.certificates(places)?;
         let model = self.find_model(places)?;
-        tracing::info!(model = %model.display(), "the model is here, and it is the right one");
+        tracing::info!(model = %model.display(), "the model is verified");
         let kept = places.own().ok().map(|folder| folder.join("pod.creds"));
         Ok(self.line(Some(&model), certificates.as_deref(), kept.as_deref()))
     }

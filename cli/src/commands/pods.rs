@@ -14,10 +14,10 @@ use crate::{losses, report, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Pods {
-    /// Do not show this lost pod any more
+    /// Dismiss this lost pod from the list
     #[arg(long, value_name = "POD")]
     dismiss: Option<String>,
-    /// Print an array of pods; money is in micro-dollars
+    /// Print a JSON array of pods; money is in micro-dollars
     #[arg(long)]
     json: bool,
     #[command(flatten)]

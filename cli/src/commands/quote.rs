@@ -28,28 +28,28 @@ pub(crate) struct Quote {
     /// JSONL file of requests, as for `submit`
     #[arg(value_name = "FILE.jsonl")]
     file: PathBuf,
-    /// Done within this time: 90s, 45m, 2h, 1d
+    /// Time within which the batch must be done: 90s, 45m, 2h, 1d
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     deadline: Option<Duration>,
-    /// Most that it may cost, in dollars
+    /// Maximum cost of the batch, in dollars
     #[arg(long, value_name = "USD", value_parser = dollars::parse, allow_negative_numbers = true)]
     budget: Option<UsdMicro>,
-    /// Only pods of these classes
+    /// Use only these pod classes
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     class: Vec<String>,
-    /// Pods that could be rented, in place of those that the fleet rents (TOML, as for `simulate`)
+    /// File with the pods that can be rented, in place of the fleet's own (TOML, as for `simulate`)
     #[arg(long, value_name = "FILE")]
     market: Option<PathBuf>,
-    /// Do not ask a running fleet: the market alone
+    /// Do not use a running fleet; use only the file of --market
     #[arg(long, requires = "market")]
     offline: bool,
-    /// Lines whose prompts are counted, at most 1000
+    /// Number of lines whose tokens are counted, at most 1000
     #[arg(long, value_name = "N", default_value_t = 1000)]
     sample: usize,
-    /// Model whose tokenizer counts for `--offline`; the storyteller by default
+    /// With --offline: model whose tokenizer counts the tokens [default: the included storyteller]
     #[arg(long, value_name = "PATH", requires = "offline")]
     model: Option<PathBuf>,
-    /// Print one object; money is in micro-dollars, times in milliseconds since 1970
+    /// Print one JSON object; money is in micro-dollars, times are in milliseconds since 1970
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -75,7 +75,8 @@ impl Quote {
         } else {
             let fleet = Fleet::connect(&self.connection).await?;
             let question = self.question(&fleet.tenant, counted(&sample, &fleet).await, now)?;
-            let unasked = "the running fleet does not answer; `--offline --market FILE` quotes without it";
+            let unasked = "the running fleet does not reply; use `--offline --market FILE` to quote \
+                           without it";
             match &market {
                 None => fleet.ask(ApiVerb::Quote, &question, Patience::Short).await.context("no quote")?,
                 Some(market) => {
@@ -95,7 +96,7 @@ impl Quote {
 
     fn question(&self, tenant: &TenantId, work: WorkSample, now: TimeMs) -> anyhow::Result<QuoteAsk> {
         if work.sample.is_empty() {
-            bail!("{} has no line that is a request: there is nothing to quote", self.file.display());
+            bail!("{} has no valid request: there is nothing to quote", self.file.display());
         }
         Ok(QuoteAsk {
             tenant: tenant.clone(),
@@ -166,21 +167,22 @@ pub(crate) fn page(answer: &Answer, sample: &Sample, now: TimeMs) -> String {
         "lines     {} ({} counted{})\nwork      {:.0} tokens ({:.0} to {:.0})\n",
         sample.lines,
         sample.requests.len(),
-        if sample.bad > 0 { format!(", {} of them bad", sample.bad) } else { String::new() },
+        if sample.bad > 0 { format!(", {} invalid", sample.bad) } else { String::new() },
         answer.work_tokens,
         answer.work_tokens_low,
         answer.work_tokens_high,
     );
     let (cost, cost_max) = (answer.cost_p50_usd_micro, answer.cost_p95_usd_micro);
     text += &match (after(answer.finish_p50_ms), after(answer.finish_p95_ms)) {
-        (likely, _) if likely == "never" => "done      not with the pods that there are\n".to_owned(),
+        (likely, _) if likely == "never" => "done      not possible with these pods\n".to_owned(),
         (likely, late) => {
             let rented =
                 answer.bill_p50_usd_micro.filter(|bill| *bill < cost).map_or(String::new(), |bill| {
-                    format!("          of it {bill} for the batch, the rest to start and end pods\n")
+                    format!("          {bill} of it for the batch, the rest for starting and ending pods\n")
                 });
             format!(
-                "cost      {cost} (p50), {cost_max} (p95)\n{rented}done      in {likely} (p50), in {late} (p95)\n"
+                "cost      {cost} (p50), {cost_max} (p95)\n{rented}done      in {likely} (p50), in {late} \
+                 (p95)\n"
             )
         }
     };

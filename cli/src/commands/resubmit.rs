@@ -21,14 +21,14 @@ use crate::{dollars, span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Resubmit {
-    /// The batch whose lines are sent again, by id or name; it must have ended
+    /// Batch whose lines are submitted again, by id or name; it must have ended
     #[arg(value_name = "BATCH")]
     id: Named,
-    /// The lines that ended as error lines
+    /// Submit the lines that ended as error lines
     #[arg(long, required = true)]
     failed: bool,
-    /// Only lines that failed with this code, as batch_expired or poison; may be given several times. Without it, all
-    /// but those that are no valid request (invalid_request), which would fail again
+    /// Only lines that failed with this code, such as batch_expired or poison; can be repeated. By default all
+    /// except invalid requests (invalid_request), which would fail again
     #[arg(long, value_name = "CODE", value_parser = parse_code)]
     code: Vec<FailureCode>,
     #[command(flatten)]
@@ -38,25 +38,25 @@ pub(crate) struct Resubmit {
 /// What the new batch is given: as `submit`, but for what it takes over from the old one.
 #[derive(Debug, Args)]
 pub(crate) struct Again {
-    /// File for the results, whole and in input order; `-` writes them to standard output as they land
+    /// File for the results, complete and in input order; `-` writes to standard output, in order of completion
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     out: Option<Target>,
-    /// Replace the file of --out if it exists
+    /// Overwrite the file of --out if it exists
     #[arg(long)]
     force: bool,
-    /// Print the new batch's id and do not wait
+    /// Print the id of the new batch and do not wait
     #[arg(long)]
     detach: bool,
-    /// Most that the new batch may cost, in dollars
+    /// Maximum cost of the new batch, in dollars
     #[arg(long, value_name = "USD", value_parser = dollars::parse, allow_negative_numbers = true)]
     budget: Option<UsdMicro>,
-    /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
+    /// Time from now by which the batch must be done: 90s, 45m, 2h, 1d
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     deadline: Option<Duration>,
-    /// Accept it even if its quote says that deadline or budget cannot be kept
+    /// Submit even if the quote exceeds the deadline or budget
     #[arg(long)]
     anyway: bool,
-    /// Print the batch object at the end
+    /// Print the batch object as JSON at the end
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -90,13 +90,13 @@ impl Again {
                 Chosen::Failed(codes) => failed_lines(&fleet, &old, &codes).await?,
             };
             if chosen.is_empty() {
-                let such = if old.failed == 0 { "no line failed" } else { "no line is to be sent again" };
+                let such = if old.failed == 0 { "no line failed" } else { "no line was selected" };
                 bail!("{id}: {such}");
             }
             let file = copy_lines(&fleet, &old, &chosen).await?;
             Ok((old, file, chosen.len()))
         })?;
-        eprintln!("{count} of {} lines of {} go again", old.total, old.id);
+        eprintln!("submitting {count} of {} lines of {} again", old.total, old.id);
         let submit = Submit {
             file: file.path().to_owned(),
             out: self.out,
@@ -122,21 +122,23 @@ impl Again {
 
 fn parse_code(text: &str) -> Result<FailureCode, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
-        "not a code: invalid_request, prompt_too_long, model_not_found, batch_expired, batch_cancelled, poison"
+        "unknown code; known are invalid_request, prompt_too_long, model_not_found, batch_expired, \
+         batch_cancelled, \
+         poison"
             .to_owned()
     })
 }
 
 async fn failed_lines(fleet: &Fleet, old: &BatchView, codes: &[FailureCode]) -> anyhow::Result<Vec<u32>> {
     if !old.state.is_terminal() {
-        bail!("{0} has not ended: wait for it (`ternfleet results {0} --wait`) or cancel it first", old.id);
+        bail!("{0} has not ended: wait for it (`ternfleet results {0} --wait`), or cancel it first", old.id);
     }
     let Some(object) = &old.error_object else { return Ok(Vec::new()) };
     let mut errors = BufReader::new(fleet.open(object, 0, Patience::Short).await?);
     let chosen = again::failed_lines(&mut errors, codes).await.context("the error file cannot be read")?;
     if chosen.left_out > 0 {
         eprintln!(
-            "{} line(s) left out, since they are no valid request: correct them, or add --code invalid_request",
+            "{} invalid line(s) left out: correct them, or add --code invalid_request",
             chosen.left_out
         );
     }
@@ -148,9 +150,9 @@ async fn copy_lines(fleet: &Fleet, old: &BatchView, chosen: &[u32]) -> anyhow::R
     let input = fleet
         .open(&old.input_object, 0, Patience::Short)
         .await
-        .context("the old batch's input is not there any more")?;
+        .context("the input of the old batch has been deleted")?;
     let mut input = BufReader::with_capacity(1 << 18, input);
-    let file = NamedTempFile::new().context("cannot keep the lines in a temporary file")?;
+    let file = NamedTempFile::new().context("cannot write the lines to a temporary file")?;
     let mut output = tokio::fs::File::from_std(file.reopen().context("the temporary file")?);
     again::copy_lines(&mut input, chosen, &mut output).await.context("the lines cannot be copied")?;
     Ok(file)

@@ -14,22 +14,22 @@ use crate::{exit, follow, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Results {
-    /// The batch: its id, the beginning of its id, or its name
+    /// Batch id, the beginning of it, or the batch name
     #[arg(value_name = "BATCH")]
     id: Named,
-    /// File for the results, whole and in input order; `-` writes them to standard output in order of completion
+    /// File for the results, complete and in input order; `-` writes to standard output, in order of completion
     #[arg(long, value_name = "FILE", default_value = "-", num_args = 0..=1, default_missing_value = "-")]
     out: Target,
-    /// Replace the file of --out if it exists
+    /// Overwrite the file of --out if it exists
     #[arg(long)]
     force: bool,
-    /// Wait for the end of the batch
+    /// Wait until the batch has ended
     #[arg(long)]
     wait: bool,
-    /// Form of the answers
+    /// Format of the answers
     #[arg(long, value_enum, value_name = "FORM", default_value_t = Format::Jsonl)]
     format: Format,
-    /// The same as --format jsonl
+    /// Same as --format jsonl
     #[arg(long, conflicts_with = "format")]
     json: bool,
     #[command(flatten)]

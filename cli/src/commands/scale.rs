@@ -24,17 +24,17 @@ pub(crate) struct Scale {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Show the rented pods, the limits and what has been spent
+    /// Show the rented pods, the limits and the money spent
     Show(Show),
-    /// Change the limits; kept until they are changed again
+    /// Change the limits; they survive restarts
     Set(Set),
-    /// Say what the scaler would do next, and why, without doing it
+    /// Show what the scaler would do next, and why; changes nothing
     Plan(Set),
 }
 
 #[derive(Debug, Args)]
 struct Show {
-    /// Print one object; money is in micro-dollars, times in milliseconds since 1970
+    /// Print one JSON object; money is in micro-dollars, times are in milliseconds since 1970
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -43,28 +43,28 @@ struct Show {
 
 #[derive(Debug, Args)]
 struct Set {
-    /// Pods that run even without work
+    /// Minimum number of pods, kept even without work
     #[arg(long, value_name = "N")]
     min: Option<u32>,
-    /// Pods that run at once; 0 gives everything back
+    /// Maximum number of pods; 0 returns all pods
     #[arg(long, value_name = "N")]
     max: Option<u32>,
-    /// Only these of the configured classes; `all` for every one
+    /// Use only these of the configured classes; `all` means all of them
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     class: Vec<String>,
-    /// Most that all rented pods may cost an hour, in dollars; `none` lifts the limit
+    /// Maximum cost of all rented pods per hour, in dollars; `none` removes the limit
     #[arg(long, value_name = "USD", value_parser = limit)]
     usd_per_hour: Option<UsdMicro>,
-    /// Most that may be spent between two midnights UTC, in dollars; `none` lifts the limit
+    /// Maximum cost per UTC day, in dollars; `none` removes the limit
     #[arg(long, value_name = "USD", value_parser = limit)]
     usd_per_day: Option<UsdMicro>,
-    /// Give a pod back after so long without work: 90s, 5m
+    /// Return a pod after this time without work: 90s, 5m
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     idle: Option<Duration>,
-    /// Say what would be done under these settings, and change nothing
+    /// Show what would be done with these settings; changes nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print one object; money is in micro-dollars, times in milliseconds since 1970
+    /// Print one JSON object; money is in micro-dollars, times are in milliseconds since 1970
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -78,7 +78,10 @@ fn limit(text: &str) -> Result<UsdMicro, String> {
     }
     match text.trim_start_matches('$').parse::<f64>() {
         Ok(usd) if usd.is_finite() && usd >= 0.000_001 => Ok(UsdMicro::from_dollars(usd)),
-        _ => Err(format!("{text:?} is no sum: use dollars above 0, or none; to rent nothing use --max 0")),
+        _ => Err(format!(
+            "{text:?} is not an amount: use dollars above 0, or none; to rent nothing use \
+                          --max 0"
+        )),
     }
 }
 
@@ -90,7 +93,7 @@ impl Scale {
                 let dials = set.dials();
                 if dials == ScaleDials::default() {
                     bail!(
-                        "nothing to set: give --min, --max, --class, --usd-per-hour, --usd-per-day or --idle"
+                        "nothing to set: pass --min, --max, --class, --usd-per-hour, --usd-per-day or --idle"
                     );
                 }
                 (ApiVerb::ScaleSet, dials, set.json, set.connection)
@@ -133,8 +136,8 @@ fn page(view: &ScaleView, now: TimeMs) -> String {
         format!("pods      {} of {} to {}", view.pods.len(), view.pods_min, view.pods_max),
         format!("per hour  {per_hour} ({})", sum(view.usd_micro_per_hour_max)),
         format!("today     {} ({})", view.spent_today_usd_micro, sum(view.usd_micro_per_day_max)),
-        format!("in all    {}", view.spent_usd_micro),
-        format!("idle      given back after {} s", view.idle_limit_ms / 1000),
+        format!("total     {}", view.spent_usd_micro),
+        format!("idle      returned after {} s", view.idle_limit_ms / 1000),
     ];
     if let Some(why) = &view.halted {
         lines.push(format!("halted    {why}"));
@@ -189,10 +192,13 @@ fn plan_page(view: &ScaleView, now: TimeMs) -> String {
         lines.push(format!("nothing is ordered: {why}"));
     }
     if view.acts.is_empty() {
-        lines.push("nothing to do: what runs is what the plan wants".to_owned());
+        lines.push("nothing to do: the running pods match the plan".to_owned());
     }
     for act in &view.acts {
-        let what = act.what.replace('_', " ");
+        let what = match act.what.as_str() {
+            "give_back" => "return".to_owned(),
+            other => other.replace('_', " "),
+        };
         lines.push(format!("{what:<12} {} ({}): {}", act.pod, act.class, act.why));
     }
     for batch in &view.batches {
@@ -206,11 +212,11 @@ fn plan_page(view: &ScaleView, now: TimeMs) -> String {
         };
         let (name, tokens, cost) = (&batch.batch, batch.tokens_left, batch.cost_usd_micro);
         lines.push(format!(
-            "batch        {name}: {tokens:.0} tokens left, {cost}, done {done} with 95 %, {verdict}"
+            "batch        {name}: {tokens:.0} tokens left, {cost}, done {done} (p95), {verdict}"
         ));
     }
     lines.push(format!(
-        "plan         {} for what is left; no plan can cost less than {}",
+        "plan         {} for the rest of the work; no plan can cost less than {}",
         view.plan_usd_micro, view.bound_usd_micro
     ));
     lines.join("\n")

@@ -12,22 +12,22 @@ use crate::output::{say, say_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct Simulate {
-    /// Pods that can be rented and batches that want them (TOML; deploy/fleets/report.toml is one)
+    /// File with the pods that can be rented and the batches to run (TOML; example: deploy/fleets/report.toml)
     #[arg(long, value_name = "FILE")]
     fleet: PathBuf,
-    /// Losses and changes of price and speed at set times (TOML)
+    /// File with pod losses and changes of price and speed at set times (TOML)
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Of everything random: speeds, losses, prices
+    /// Seed of all random values: speeds, losses, prices
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// ours, round-robin, least-loaded, cheapest, fastest
+    /// Policies to compare: ours, round-robin, least-loaded, cheapest, fastest
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = Policy::ALL)]
     policy: Vec<Policy>,
-    /// Print an array of reports; money is in micro-dollars
+    /// Print a JSON array of reports; money is in micro-dollars
     #[arg(long)]
     json: bool,
-    /// Draw cost and course of every policy
+    /// Write a plot of cost and progress of every policy to an SVG file
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 }

@@ -17,10 +17,10 @@ use crate::{date, span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// The batch: its id, the beginning of its id, or its name
+    /// Batch id, the beginning of it, or the batch name
     #[arg(value_name = "BATCH")]
     id: Named,
-    /// Print OpenAI's batch object with our `ternfleet` object inside
+    /// Print the batch object as JSON: OpenAI's fields, and `ternfleet`
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -54,17 +54,17 @@ pub(crate) fn page(batch: &BatchView) -> String {
     ));
     let over = match batch.over_budget_usd_micro {
         UsdMicro::ZERO => String::new(),
-        over => format!(", and {over} beyond its budget that nobody pays for"),
+        over => format!(", and {over} over budget that is not charged"),
     };
     lines.push(format!("  cost      {}{over}", batch.cost_usd_micro));
     lines.extend(quoted(batch));
     lines.push(format!("  stored    {}", durability(batch)));
     if let Some(webhook) = &batch.webhook {
         let state = match webhook {
-            WebhookState::Waiting => "called at the end".to_owned(),
+            WebhookState::Waiting => "will be called at the end".to_owned(),
             WebhookState::Calling => "being called".to_owned(),
             WebhookState::Delivered => "delivered".to_owned(),
-            WebhookState::GivenUp(reason) => format!("given up: {}", printable(reason)),
+            WebhookState::GivenUp(reason) => format!("failed: {}", printable(reason)),
         };
         lines.push(format!("  webhook   {state}"));
     }
@@ -88,9 +88,11 @@ fn quoted(batch: &BatchView) -> Option<String> {
     };
     let (cost, cost_max) = (quote.cost_p50_usd_micro, quote.cost_p95_usd_micro);
     let mut line = match (span(quote.finish_p50_ms), span(quote.finish_p95_ms)) {
-        (likely, _) if likely == "never" => format!("  quoted    {cost} for a part of it, not done in time"),
+        (likely, _) if likely == "never" => {
+            format!("  quoted    {cost} for a part of it, not finished in time")
+        }
         (likely, late) => {
-            format!("  quoted    {cost} (up to {cost_max}), done after {likely} ({late} with 95 %)")
+            format!("  quoted    {cost} (p50), {cost_max} (p95), done after {likely} (p50), {late} (p95)")
         }
     };
     if let Some(binds) = quote.binds {
@@ -99,11 +101,11 @@ fn quoted(batch: &BatchView) -> Option<String> {
     // The batch is not billed for pods that start and end.
     let bill = quote.bill_p50_usd_micro.unwrap_or(cost);
     if bill < cost {
-        line += &format!(", of it {bill} for the batch");
+        line += &format!(", {bill} of it for the batch");
     }
     if let Some(ended) = batch.ended_at {
         let ratio = batch.cost_usd_micro.0 as f64 / bill.0.max(1) as f64;
-        line += &format!("; came to {} ({ratio:.2} x) after {}", batch.cost_usd_micro, span(ended));
+        line += &format!("; actual: {} ({ratio:.2} x) after {}", batch.cost_usd_micro, span(ended));
     }
     Some(line)
 }
@@ -111,7 +113,7 @@ fn quoted(batch: &BatchView) -> Option<String> {
 /// What "accepted" rests on, in words.
 pub(crate) fn durability(batch: &BatchView) -> String {
     match batch.durability {
-        Durability::Memory => "in the memory of NATS alone".to_owned(),
+        Durability::Memory => "in the memory of NATS only".to_owned(),
         Durability::Stored => {
             format!("on {} of {0} servers, periodic fsync", batch.replicas)
         }

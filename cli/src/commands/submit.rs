@@ -33,56 +33,57 @@ const QUOTE_SAMPLE: usize = 200;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each line is an OpenAI Batch line, or short: {\"prompt\": \"Once upon a time\", \"max_tokens\": 50}"
+    after_help = "A line has OpenAI's Batch format or a short form: {\"prompt\": \"Once upon a time\", \
+                  \"max_tokens\": 50}"
 )]
 pub(crate) struct Submit {
     /// JSONL file of requests; `-` reads standard input
     #[arg(value_name = "FILE.jsonl")]
     pub(crate) file: PathBuf,
-    /// File for the results, whole and in input order; `-` writes them to standard output as they land
+    /// File for the results, complete and in input order; `-` writes to standard output, in order of completion
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     pub(crate) out: Option<Target>,
-    /// Replace the file of --out if it exists
+    /// Overwrite the file of --out if it exists
     #[arg(long)]
     pub(crate) force: bool,
     /// Print the batch id and do not wait
     #[arg(long)]
     pub(crate) detach: bool,
-    /// A name for people
+    /// Name of the batch
     #[arg(long, value_name = "N")]
     pub(crate) name: Option<String>,
-    /// Model of the lines that name none: a name of `ternfleet pods --json`; any worker takes them unless given
+    /// Model of lines that name none, as listed by `ternfleet pods --json` [default: the model of any worker]
     #[arg(long, value_name = "NAME")]
     pub(crate) model: Option<String>,
-    /// Most that the batch may cost, in dollars; it pauses when that is spent
+    /// Maximum cost of the batch, in dollars; the batch pauses when it is spent
     #[arg(long, value_name = "USD", value_parser = dollars::parse, allow_negative_numbers = true)]
     pub(crate) budget: Option<UsdMicro>,
-    /// Time from now by which it must be done, as 90s, 45m, 2h or 1d
+    /// Time from now by which the batch must be done: 90s, 45m, 2h, 1d
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     pub(crate) deadline: Option<Duration>,
-    /// Accept it even if its quote says that deadline or budget cannot be kept
+    /// Submit even if the quote exceeds the deadline or budget
     #[arg(long)]
     pub(crate) anyway: bool,
-    /// Accept it even if no worker serves its model yet, and wait for one
+    /// Submit even if no worker serves the model yet, and wait for one
     #[arg(long)]
     pub(crate) wait_for_model: bool,
-    /// From -10 (last) to 10 (first)
+    /// Priority, from -10 (last) to 10 (first)
     #[arg(long, value_name = "P", default_value_t = 0, allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(i8).range(-10..=10))]
     pub(crate) priority: i8,
-    /// Address to call at the end, https://…; the coordinator does it, and tries for some hours
+    /// URL that the coordinator calls when the batch ends (https://…); failed calls are retried for some hours
     #[arg(long, value_name = "URL")]
     pub(crate) webhook: Option<String>,
-    /// File with the secret that signs the call: whsec_ and base64
+    /// File with the secret that signs the call: whsec_ followed by base64
     #[arg(long, value_name = "FILE", requires = "webhook")]
     pub(crate) webhook_secret_file: Option<PathBuf>,
-    /// Command to run here at the end, by sh, with TERNFLEET_BATCH, TERNFLEET_STATUS and TERNFLEET_RESULTS set
+    /// Shell command to run on this machine at the end; TERNFLEET_BATCH, TERNFLEET_STATUS and TERNFLEET_RESULTS are set
     #[arg(long, value_name = "COMMAND", conflicts_with = "detach")]
     pub(crate) then: Option<String>,
     /// The caller's own pairs
     #[arg(skip)]
     pub(crate) metadata: BTreeMap<String, String>,
-    /// Print the batch object at the end
+    /// Print the batch object as JSON at the end
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -103,7 +104,8 @@ impl Submit {
                 () = stops.next() => {
                     match accepted.borrow().as_ref() {
                         Some(batch) => self.say_how_to_go_on(batch),
-                        None => eprintln!("interrupted before the batch was accepted; the fleet may have it: see `ternfleet batches`"),
+                        None => eprintln!("interrupted before the batch was accepted; the fleet may still \
+                                           accept it: see `ternfleet batches`"),
                     }
                     Ok(ExitCode::from(exit::INTERRUPTED))
                 }
@@ -202,9 +204,9 @@ impl Submit {
 
     fn say_how_to_go_on(&self, batch: &BatchView) {
         let (id, elsewhere) = (&batch.id, self.connection.address().flag());
-        eprintln!("\n{id} goes on without this command.");
-        eprintln!("  its results:  ternfleet results {id} --wait --out FILE{elsewhere}");
-        eprintln!("  to stop it:   ternfleet cancel {id}{elsewhere}");
+        eprintln!("\n{id} continues without this command.");
+        eprintln!("  results:  ternfleet results {id} --wait --out FILE{elsewhere}");
+        eprintln!("  cancel:   ternfleet cancel {id}{elsewhere}");
     }
 }
 
@@ -223,7 +225,7 @@ impl NewBatch {
     pub(crate) async fn create(self, fleet: &Fleet, file: &Path) -> anyhow::Result<BatchView> {
         let sample = super::quote::read(file, QUOTE_SAMPLE).await?;
         if sample.lines == 0 && sample.bad == 0 {
-            bail!("there is no request: every line is blank");
+            bail!("no requests: every line is blank");
         }
         let input_object = format!("input-{}.jsonl", self.key);
         fleet.upload(file, &input_object).await?;
@@ -253,9 +255,9 @@ fn run_then(command: &str, ended: &BatchView, results: Option<&Path>) -> anyhow:
         .env("TERNFLEET_STATUS", state_name(ended.state))
         .env("TERNFLEET_RESULTS", results.unwrap_or(Path::new("")))
         .status()
-        .context("sh cannot be run")?;
+        .context("cannot run sh")?;
     if !status.success() {
-        bail!("the batch has ended, and the command of --then failed: {status}");
+        bail!("the batch has ended, but the command of --then failed: {status}");
     }
     Ok(())
 }
@@ -263,10 +265,10 @@ fn run_then(command: &str, ended: &BatchView, results: Option<&Path>) -> anyhow:
 pub(crate) fn check_input(file: &Path) -> anyhow::Result<()> {
     let facts = std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
     if facts.is_dir() {
-        bail!("{} is a folder: name a JSONL file", file.display());
+        bail!("{} is a folder: pass a JSONL file", file.display());
     }
     if facts.is_file() && facts.len() == 0 {
-        bail!("{} is empty: it needs at least one request, one a line", file.display());
+        bail!("{} is empty: it needs at least one request, one per line", file.display());
     }
     // Opened once now, so that a missing permission is said before anything is sent.
     std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -275,17 +277,17 @@ pub(crate) fn check_input(file: &Path) -> anyhow::Result<()> {
 
 /// Keeps standard input in a file, since an upload that breaks has to start again.
 fn spool_stdin() -> anyhow::Result<NamedTempFile> {
-    let mut file = NamedTempFile::new().context("cannot keep standard input in a temporary file")?;
+    let mut file = NamedTempFile::new().context("cannot write standard input to a temporary file")?;
     std::io::copy(&mut std::io::stdin().lock().take(u64::MAX), &mut file)
         .context("cannot read standard input")?;
-    file.flush().context("cannot keep standard input in a temporary file")?;
+    file.flush().context("cannot write standard input to a temporary file")?;
     Ok(file)
 }
 
 /// 128 bits that nobody else has, in hexadecimal.
 pub(crate) fn random_name() -> anyhow::Result<String> {
     let mut bytes = [0u8; 16];
-    getrandom::fill(&mut bytes).context("the system gives no random bytes")?;
+    getrandom::fill(&mut bytes).context("the system returns no random bytes")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -40,17 +40,18 @@ const SCALE_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Keys: q, Esc or Ctrl-C quits; ↑ ↓ select; Tab goes to the next list; Enter shows all of the selected \
+    after_help = "Keys: q, Esc or Ctrl-C quits; ↑ ↓ select; Tab goes to the next list; Enter shows all of \
+                  the selected \
                   row; a shows ended batches or hides them; ? lists all keys."
 )]
 pub(crate) struct Top {
-    /// Print once and end, as it does when standard output is no terminal
+    /// Print once and exit; the default if standard output is not a terminal
     #[arg(long)]
     once: bool,
-    /// Print one object with `totals`, `pods` and `batches`, and end; money is in micro-dollars
+    /// Print one JSON object with `totals`, `pods` and `batches`, and exit; money is in micro-dollars
     #[arg(long)]
     json: bool,
-    /// Seconds between two looks
+    /// Seconds between updates
     #[arg(long, value_name = "S", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=3600))]
     every: u16,
@@ -151,7 +152,7 @@ impl Snapshot {
         }
         parts.extend(losses::lost_table(&self.lost, self.at));
         if self.batches.is_empty() {
-            parts.push("there are no batches; `ternfleet submit FILE.jsonl` makes one".to_owned());
+            parts.push("no batches; submit one with `ternfleet submit FILE.jsonl`".to_owned());
         } else {
             parts.push(report::batch_table(&self.batches, self.at));
             parts.extend(report::waits(&self.batches));
@@ -217,7 +218,7 @@ impl<'a> Looks<'a> {
 /// Draws until somebody has seen enough. The terminal is given back as it was, however this ends.
 async fn watch(fleet: &Fleet, every: Duration) -> anyhow::Result<()> {
     let mut stops = Stops::listen()?;
-    let mut terminal = ratatui::try_init().context("this terminal cannot be drawn on: use --once")?;
+    let mut terminal = ratatui::try_init().context("this terminal is not supported: use --once")?;
     let _restored = Restored;
     let mut view = View::new(fleet.address().to_owned(), fleet.tenant.to_string(), logging::colours(true));
     let mut keys = keyboard();

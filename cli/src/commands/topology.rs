@@ -13,7 +13,7 @@ use crate::output::{say, say_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct TopologyCommand {
-    /// Print one object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -73,9 +73,9 @@ fn siblings(seen: &Topology) -> Vec<Vec<usize>> {
 fn bound(seen: &Topology) -> &'static str {
     let quota = seen.quota_cpus.map_or(usize::MAX, |cpus| cpus.floor().max(1.0) as usize);
     match seen.usable_threads {
-        threads if threads > MAX_DEFAULT_THREADS => "more than 16 do not pay",
+        threads if threads > MAX_DEFAULT_THREADS => "more than 16 are not faster",
         threads if threads == quota && quota < seen.physical_cores => "the quota",
-        threads if threads == seen.physical_cores => "one thread a physical core",
+        threads if threads == seen.physical_cores => "one thread per physical core",
         _ => "the affinity",
     }
 }
@@ -121,7 +121,7 @@ fn in_words(seen: &Topology, isa: Isa, pins: &[usize]) -> String {
         format!("huge pages     {}", seen.transparent_huge_pages),
         format!("instructions   {}", isas.join(" ")),
         format!(
-            "would run      {} thread(s) pinned to {}, with {isa}: {}",
+            "engine         {} thread(s) pinned to {}, with {isa}: {}",
             pins.len(),
             list(pins),
             bound(seen)

@@ -13,37 +13,37 @@ use crate::{connection, locate, span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// Worker processes, which share this machine's cores: 2 unless given, with --scale none
+    /// Number of worker processes, which share this machine's cores [default: 2, or 0 with --scale]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
     workers: Option<u16>,
-    /// Rent pods on this machine as the work asks for them, from MIN to MAX at once, and give them back
+    /// Rent between MIN and MAX pods on this machine as batches need them, and return them when idle
     #[arg(long, value_name = "MIN..MAX", value_parser = local::parse_range)]
     scale: Option<local::Range>,
-    /// Model file; the storyteller that ships unless given
+    /// Model: a file, or a name of `ternfleet model list` [default: the included storyteller]
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// Folder for the fleet's state and logs
     #[arg(long, value_name = "DIR", default_value = connection::USUAL_FOLDER)]
     dir: PathBuf,
-    /// Port of NATS; the last one, 4222 or any free one unless given
+    /// Port of NATS [default: the port of the last run, else 4222, else a free port]
     #[arg(long, value_name = "P")]
     nats_port: Option<u16>,
-    /// Port of the coordinator's HTTP; the last one, 8080 or any free one unless given
+    /// Port of HTTP [default: the port of the last run, else 8080, else a free port]
     #[arg(long, value_name = "P")]
     http_port: Option<u16>,
-    /// Price of a worker per hour; with several values, each worker has its own, and the last applies to the rest
+    /// Price of a worker per hour: one value for each worker; the last one applies to the rest
     #[arg(long, value_name = "X", value_delimiter = ',', default_value = "0.34")]
     price_usd_per_hour: Vec<f64>,
-    /// Threads of a worker, one value or one each, in place of an equal share of the cores
+    /// Threads of a worker: one value, or one for each worker [default: an equal share of the cores]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     threads: Vec<usize>,
-    /// Jobs that a worker runs at once
+    /// Number of jobs that a worker runs at the same time
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
-    /// Also run Prometheus, which must be installed, with the alerts and recording rules that ship
+    /// Also run Prometheus with the included alert and recording rules; it must be installed
     #[arg(long)]
     prometheus: bool,
-    /// End when nobody has asked anything for so long, once every batch has ended: 90s, 45m, 6h
+    /// Exit after this time without a request, when all batches have ended: 90s, 45m, 6h
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
     end_unheard: Option<Duration>,
 }
@@ -80,14 +80,12 @@ impl Up {
             say(&format!("data     {}", dir.root().display()))?;
             say(&format!("workers  {workers}, running {}", model.display()))?;
             if let Some(local::Range { min, max }) = scale {
-                say(&format!(
-                    "rented   {min} to {max} pods, as the work asks for them; see `ternfleet scale show`"
-                ))?;
+                say(&format!("rented   {min} to {max} pods on demand; see `ternfleet scale show`"))?;
             }
             if let Some(line) = connection::export_line(&addresses.nats) {
-                say(&format!("other folders and shells find this fleet with:\n  {line}"))?;
+                say(&format!("to use this fleet from another folder or shell:\n  {line}"))?;
             }
-            say("ready; Ctrl-C drains and ends")
+            say("ready; Ctrl-C drains and exits")
         });
         stop::block_on(LocalSet::new().run_until(fleet))?;
         Ok(ExitCode::SUCCESS)

@@ -27,25 +27,25 @@ pub(crate) struct Worker {
     /// Model file
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// Threads of the engine; the usable cores up to 16 unless given
+    /// Threads of the engine [default: usable cores, at most 16]
     #[arg(long, value_name = "N")]
     threads: Option<u32>,
-    /// 1, or auto: one engine process for each socket or large cache group
+    /// Engine processes: 1, or `auto` for one per socket or large cache group
     #[arg(long, value_name = "1|auto")]
     engines: Option<String>,
-    /// Jobs at once
+    /// Number of jobs at the same time
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
-    /// What this pod costs while it runs
+    /// Price of this pod per hour
     #[arg(long, value_name = "X")]
     price_usd_per_hour: Option<f64>,
-    /// Kind of pod, for comparing
+    /// Class of the pod, for comparisons
     #[arg(long, value_name = "NAME")]
     pod_class: Option<String>,
-    /// Name of this pod; the host's name unless given
+    /// Name of this pod [default: the host name]
     #[arg(long, value_name = "NAME")]
     pod: Option<String>,
-    /// One engine of several: its supervisor judges its end
+    /// One of several engine processes, controlled by a supervisor
     #[arg(long, hide = true)]
     supervised: bool,
 }

@@ -75,11 +75,11 @@ impl Source {
             secure || uri.scheme_str() == Some("http"),
             "{url:?} is not an address to download from: it must begin with https:// (or http://)"
         );
-        ensure!(!host.is_empty(), "{url:?} names no host");
+        ensure!(!host.is_empty(), "{url:?} has no host");
         let is_here = matches!(host.as_str(), "127.0.0.1" | "localhost" | "[::1]");
         ensure!(
             secure || is_here || may_be_plain,
-            "without a digest to check, a file is fetched from {host} over https:// only"
+            "without a digest, a file is downloaded from {host} only over https://"
         );
         ensure!(
             secure || is_here || token.is_none(),
@@ -128,7 +128,7 @@ impl Source {
                 Ok(Answer::Part { start, total })
             }
             _ => Err(self.passing(format!(
-                "asked for bytes {}-{}, and it answers {told:?}",
+                "requested bytes {}-{}, but the reply has {told:?}",
                 asked.start,
                 asked.end.saturating_sub(1)
             ))),
@@ -140,27 +140,28 @@ impl Source {
         let (host, code) = (&self.host, status.as_u16());
         match code {
             401 | 403 if self.token.is_none() => Fault::Final(format!(
-                "{host} gives this file only to those it knows ({code}): accept the model's terms there, make an access \
-                 token, and pass it as HF_TOKEN"
+                "{host} requires a login for this file ({code}): accept the model's terms there, create an \
+                 access token, and pass it as HF_TOKEN"
             )),
             401 | 403 => Fault::Final(format!(
-                "{host} refuses the token in HF_TOKEN ({code}): it is wrong or expired, or its owner has not accepted \
-                 the model's terms"
+                "{host} rejects the token in HF_TOKEN ({code}): it is wrong or expired, or its owner has \
+                 not accepted the model's terms"
             )),
             404 | 410 => Fault::Final(format!(
-                "{host} has no such file ({code}): {}; was it moved, or is --endpoint no mirror of it?",
+                "{host} has no such file ({code}): {}; it may have moved, or --endpoint is not a mirror of \
+                 it",
                 self.shown()
             )),
             429 | 500..=599 | 408 | 425 => {
                 let after = number(headers, header::RETRY_AFTER).map(Duration::from_secs);
-                let why = if code == 429 { "wants fewer requests" } else { "has trouble" };
+                let why = if code == 429 { "limits the rate of requests" } else { "has a server error" };
                 Fault::Passing {
                     reason: format!("{host} {why} ({code})"),
                     after: after.map(|after| after.min(RETRY_AFTER_MAX)),
                     crowded: code == 429 || code == 503,
                 }
             }
-            416 => self.passing("the file is shorter there than it was told (416)".to_owned()),
+            416 => self.passing("the file is shorter than expected (416)".to_owned()),
             _ => Fault::Final(format!("{host} answers {status} for {}", self.shown())),
         }
     }
@@ -168,7 +169,7 @@ impl Source {
     fn fault_of(&self, error: &ureq::Error) -> Fault {
         use ureq::Error as E;
         match error {
-            E::TooManyRedirects => Fault::Final(format!("{} sends us round in circles", self.host)),
+            E::TooManyRedirects => Fault::Final(format!("{} redirects in a loop", self.host)),
             E::BadUri(_) | E::Http(_) | E::InvalidProxyUrl | E::RequireHttpsOnly(_) => {
                 Fault::Final(format!("{}: {error}", self.shown()))
             }
@@ -261,7 +262,7 @@ mod tests {
             Source::new(url, token.map(str::to_owned), digest).unwrap_err().to_string()
         };
         assert!(refused("http://mirror.example/x", Some("secret"), true).contains("not sent over http"));
-        assert!(refused("http://mirror.example/x", None, false).contains("https:// only"));
+        assert!(refused("http://mirror.example/x", None, false).contains("only over https://"));
         assert!(refused("ftp://mirror.example/x", None, true).contains("https://"));
         let source = Source::new("https://h.example/x?sig=abc", Some("secret".into()), true).unwrap();
         assert!(!format!("{source:?}").contains("secret"));

@@ -56,7 +56,7 @@ impl Meter {
             history: Mutex::new(History { seen: VecDeque::from([(now, here_before)]), line_at: now }),
         };
         if here_before > 0 {
-            meter.note(format_args!("{} are here already; going on from there", size(here_before)));
+            meter.note(format_args!("continuing after {}", size(here_before)));
         }
         meter
     }

@@ -89,7 +89,11 @@ impl Part {
             let chunks = ".".repeat(n_chunks);
             Journal { bytes, chunk_bytes, validator: validator.map(str::to_owned), chunks }
         });
-        anyhow::ensure!(journal.is_sound(), "{} is no size for a model file: {bytes} bytes", path.display());
+        anyhow::ensure!(
+            journal.is_sound(),
+            "{} is not a valid size for a model file: {bytes} bytes",
+            path.display()
+        );
         let file = File::options().create(true).truncate(false).write(true).open(path).with_context(fault)?;
         file.set_len(bytes).with_context(fault)?;
         let part = Part { file, journal_path, journal: Mutex::new(journal) };

@@ -51,7 +51,8 @@ impl Patience {
             let tries =
                 if self.most == 0 { "one try".to_owned() } else { format!("{} tries", self.most + 1) };
             bail!(
-                "{reason}; given up after {tries}. The downloaded part is kept: the same command continues from there"
+                "{reason}; gave up after {tries}. The downloaded part is kept: run the same command to \
+                 continue"
             );
         }
         let doubled = PAUSE_MIN.saturating_mul(1 << self.borne.min(16)).min(PAUSE_MAX);
@@ -189,7 +190,7 @@ impl Work<'_> {
                         return Ok(Ended::TooMany);
                     }
                     if patience.borne > 0 {
-                        self.meter.note(format_args!("{reason}; trying again"));
+                        self.meter.note(format_args!("{reason}; retrying"));
                     }
                     patience.bear(&reason, after, || self.over.load(Ordering::Acquire))?;
                     if self.over.load(Ordering::Acquire) {
@@ -220,12 +221,11 @@ impl Work<'_> {
             let source = self.wanted.source;
             anyhow::ensure!(
                 self.validator.is_none(),
-                "the file on {} changed while it was fetched: give the command again, and it begins anew",
+                "the file on {} changed during the download: run the command again to start from the \
+                 beginning",
                 source.host()
             );
-            return Ok(Some(
-                source.passing("it sends the whole file where a range was asked for".to_owned()),
-            ));
+            return Ok(Some(source.passing("it sends the whole file in place of a range".to_owned())));
         }
         while *at < end {
             if self.over.load(Ordering::Acquire) {
@@ -238,7 +238,8 @@ impl Work<'_> {
                 }
                 Ok(n) => {
                     self.part.write_at(&buffer[..n], *at).context(
-                        "cannot write to the disk (the downloaded part is kept: the same command continues from there)",
+                        "cannot write to the disk (the downloaded part is kept: run the same command to \
+                         continue)",
                     )?;
                     *at += n as u64;
                     self.meter.add(n as u64);
@@ -301,7 +302,7 @@ fn copy(
                 done += n as u64;
                 meter.add(n as u64);
                 if total.is_some_and(|total| done > total) {
-                    return Ok(Err("more bytes came than were told".to_owned()));
+                    return Ok(Err("more bytes arrived than announced".to_owned()));
                 }
             }
         }

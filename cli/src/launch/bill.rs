@@ -33,9 +33,9 @@ pub(crate) async fn read_meter(bus: &dyn Bus, bill: &mut Bill) -> anyhow::Result
         bus.replay(table::EVENTS, table::events_all(), 1).await.context("the audit log cannot be read")?;
     let mut read = Bill::new();
     while let Some(item) = log.next().await {
-        match item.context("the audit log cannot be read to its end")? {
+        match item.context("the audit log cannot be read completely")? {
             Replayed::Message(message) => {
-                let event: Event = codec::decode(&message.payload).context("an event is not understood")?;
+                let event: Event = codec::decode(&message.payload).context("an event cannot be parsed")?;
                 take(&mut read, event.what);
             }
             Replayed::CaughtUp => break,
@@ -125,7 +125,7 @@ pub(crate) fn page(bill: &Bill, quote: Option<&Quote>) -> String {
     let mut rows: Vec<Vec<String>> = rented.map(row).collect();
     let metered: UsdMicro = bill.values().map(|row| row.metered_usd_micro).sum();
     rows.push(vec![
-        "in all".to_owned(),
+        "total".to_owned(),
         String::new(),
         String::new(),
         metered.to_string(),

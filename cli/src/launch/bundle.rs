@@ -108,9 +108,9 @@ impl Bundle {
     /// When the variable is not set, or holds something else.
     pub(crate) fn from_environment() -> anyhow::Result<Bundle> {
         let text = std::env::var(VARIABLE).with_context(|| {
-            format!("{VARIABLE} is not set: `ternfleet launch` starts heads, people do not")
+            format!("{VARIABLE} is not set: this command is started only by `ternfleet launch`")
         })?;
-        serde_json::from_str(&text).with_context(|| format!("{VARIABLE} is not understood"))
+        serde_json::from_str(&text).with_context(|| format!("{VARIABLE} cannot be parsed"))
     }
 
     pub(crate) fn to_variable(&self) -> anyhow::Result<String> {

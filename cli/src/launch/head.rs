@@ -38,7 +38,7 @@ impl Head {
         match state.at {
             Place::Local => Ok(Head::Local(LocalHead::new(state, folder))),
             Place::Elsewhere => {
-                let elsewhere = state.elsewhere.as_ref().context("the state names no coordinator")?;
+                let elsewhere = state.elsewhere.as_ref().context("the state file has no coordinator")?;
                 Ok(Head::Elsewhere(elsewhere.connection()))
             }
             Place::Runpod => Ok(Head::Runpod(Box::new(RunpodHead::new(state, folder)?))),

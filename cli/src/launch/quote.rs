@@ -40,7 +40,7 @@ pub(crate) async fn plan(asked: &Plan<'_>) -> anyhow::Result<(Quote, String)> {
             let other = |named: &&String| **named != name && !named.starts_with("blake3:");
             if let Some(named) = sample.models.keys().find(other) {
                 let file = asked.prompts.display();
-                bail!("{file} names the model {named:?}, and the pods would serve {name}");
+                bail!("{file} names the model {named:?}, but the pods would serve {name}");
             }
             let tokenizer = model.tokenizer()?;
             (sample.counted_by(|prompt| count(prompt, &tokenizer)), model.hyper.context as u32)
@@ -48,7 +48,7 @@ pub(crate) async fn plan(asked: &Plan<'_>) -> anyhow::Result<(Quote, String)> {
         Err(_) => (sample.reckoned(), CONTEXT_TOKENS),
     };
     if work.sample.is_empty() {
-        bail!("{} has no line that is a request: there is nothing to do", asked.prompts.display());
+        bail!("{} has no valid request: there is nothing to do", asked.prompts.display());
     }
     let question = QuoteAsk {
         tenant: TenantId::default_tenant(),
@@ -62,17 +62,15 @@ pub(crate) async fn plan(asked: &Plan<'_>) -> anyhow::Result<(Quote, String)> {
     let mut text = page(&quote, &sample, now);
     let (head, price) = asked.head;
     text += "\nplan\n";
-    text += &format!("head      {head}, {price} an hour\n");
+    text += &format!("head      {head}, {price} per hour\n");
     for pod in asked.pods {
         let price = UsdMicro::from_dollars(pod.price_usd_per_hour);
-        text += &format!(
-            "workers   up to {} × {}, {price} an hour each while they are rented\n",
-            pod.count, pod.class
-        );
+        text +=
+            &format!("workers   up to {} × {}, {price} per hour each while rented\n", pod.count, pod.class);
     }
     text += &match asked.budget {
-        Some(budget) => format!("limit     {budget}; the batch pauses when that is spent\n"),
-        None => "limit     none: give --budget to have one\n".to_owned(),
+        Some(budget) => format!("limit     {budget}; the batch pauses when it is spent\n"),
+        None => "limit     none: set one with --budget\n".to_owned(),
     };
     if let Some(deadline) = asked.deadline {
         text += &format!("deadline  in {}\n", span::short(deadline.since(now)));

@@ -83,8 +83,7 @@ struct File {
 /// Classes and limits of a file, or those that ship.
 fn scale_of(file: Option<&Path>) -> anyhow::Result<ScaleOptions> {
     let Some(path) = file else {
-        let File { mut scale } =
-            toml::from_str(EXAMPLE).context("the classes that ship are not understood")?;
+        let File { mut scale } = toml::from_str(EXAMPLE).context("the included classes cannot be parsed")?;
         // The values in capitals are filled in, and nothing else binds the fleet than what is asked for.
         (scale.usd_per_hour_max, scale.usd_per_day_max) = (0.0, 0.0);
         scale.pod.env = BTreeMap::new();
@@ -140,7 +139,7 @@ impl Rent {
         let mut scale = scale_of(wishes.fleet)?;
         let known: Vec<String> = scale.classes.iter().map(|class| class.name.clone()).collect();
         if let Some(name) = wishes.classes.iter().find(|name| !known.contains(name)) {
-            bail!("there is no class {name:?}; there are {}", known.join(", "));
+            bail!("no class {name:?}; known classes are {}", known.join(", "));
         }
         let (model, bytes) = Model::find(wishes.model)?;
         scale.classes.retain(|class| wishes.classes.is_empty() || wishes.classes.contains(&class.name));
@@ -160,13 +159,13 @@ impl Rent {
                     false
                 }
                 None => {
-                    missing.push(format!("{}: none is free", class.name));
+                    missing.push(format!("{}: no capacity", class.name));
                     false
                 }
             }
         });
         if scale.classes.is_empty() {
-            bail!("none of the classes can be rented now: {}", missing.join("; "));
+            bail!("no class can be rented now: {}", missing.join("; "));
         }
         let cpu = offers.iter().filter_map(|offer| match &offer.hardware {
             Hardware::Cpu { id, vcpus_min, .. }
@@ -178,12 +177,12 @@ impl Rent {
             _ => None,
         });
         let (price, head_cpu, head_vcpus) =
-            cpu.min().context("the provider has no CPU pod free for the head")?;
+            cpu.min().context("the provider has no capacity for the CPU pod of the head")?;
         let head_price_usd_micro_per_hour = UsdMicro(price);
 
         let binary = match wishes.binary {
             Some(path) => path.to_owned(),
-            None => std::env::current_exe().context("this program's own file is not known")?,
+            None => std::env::current_exe().context("the path of this program is not known")?,
         };
         let files = wishes.files.trim_end_matches('/').to_owned();
         let mut rent = Rent {
@@ -204,7 +203,7 @@ impl Rent {
         rent.pods(&model, wishes);
         let faults = rent.scale.faults();
         if !faults.is_empty() {
-            bail!("nothing can be ordered like this:\n  {}", faults.join("\n  "));
+            bail!("this order is not possible:\n  {}", faults.join("\n  "));
         }
         Ok(rent)
     }
@@ -268,13 +267,12 @@ pub(crate) fn key(file: Option<&Path>) -> anyhow::Result<String> {
         Some(path) => {
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
         }
-        None => std::env::var("RUNPOD_API_KEY").context(
-            "RUNPOD_API_KEY is not set: set it, or name a file that holds the key with --key-file",
-        )?,
+        None => std::env::var("RUNPOD_API_KEY")
+            .context("RUNPOD_API_KEY is not set: set it, or pass a file with the key with --key-file")?,
     };
     let key = text.trim().to_owned();
     if key.is_empty() {
-        bail!("the key of RunPod's API is empty");
+        bail!("the API key of RunPod is empty");
     }
     Ok(key)
 }
@@ -297,7 +295,7 @@ impl Model {
         let known = models::named(&name, &Store::find(None)?)?;
         let source = known.manifest.source.as_ref().filter(|source| source.url.is_some());
         let Some(source) = source else {
-            bail!("{name} has no download address: give its file with --model")
+            bail!("{name} has no download address: pass its file with --model")
         };
         Ok((Model::Named(known.name().to_owned()), source.bytes.unwrap_or(EXAMPLE_MODEL_BYTES as u64)))
     }

@@ -26,11 +26,11 @@ const FILE: &str = "state.json";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Place {
-    /// Processes of this machine
+    /// Processes on this machine
     Local,
-    /// Pods at RunPod
+    /// Pods on RunPod
     Runpod,
-    /// A coordinator that runs already
+    /// A coordinator that is already running
     #[value(skip)]
     Elsewhere,
 }
@@ -156,7 +156,7 @@ impl Folders {
             .filter(|path| path.is_absolute())
             .or_else(|| variable("HOME").map(|home| home.join(".local/state")));
         let state = state.with_context(|| {
-            format!("neither HOME nor {VARIABLE} is set: name a folder for the state of fleets by {VARIABLE}")
+            format!("neither HOME nor {VARIABLE} is set: set {VARIABLE} to a folder for the state of fleets")
         })?;
         Ok(Folders { root: state.join("ternfleet/fleets") })
     }
@@ -194,19 +194,23 @@ impl Folders {
     pub(crate) fn choose(&self, name: Option<&str>) -> anyhow::Result<State> {
         if let Some(name) = name {
             let found = self.all()?.into_iter().find(|state| state.name == name);
-            return found
-                .with_context(|| format!("no fleet {name} was launched from here: see `ternfleet fleets`"));
+            return found.with_context(|| {
+                format!(
+                    "no fleet {name} was launched from this machine: see `ternfleet \
+                                          fleets`"
+                )
+            });
         }
         let mut open = self.open()?;
         match (open.pop(), open.is_empty()) {
             (Some(state), true) => Ok(state),
             (None, _) => bail!(
-                "no fleet runs in {USUAL_FOLDER} here, and no launched one is open: see `ternfleet fleets`"
+                "no fleet runs in {USUAL_FOLDER}, and no launched fleet is open: see `ternfleet fleets`"
             ),
             (Some(last), false) => {
                 open.push(last);
                 let names: Vec<&str> = open.iter().map(|state| state.name.as_str()).collect();
-                bail!("more than one fleet is open: name one of {}", names.join(", "))
+                bail!("more than one fleet is open: pass one of {}", names.join(", "))
             }
         }
     }
@@ -230,7 +234,7 @@ impl Folder {
     pub(crate) fn read(&self) -> anyhow::Result<State> {
         let path = self.file();
         let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is not understood", path.display()))
+        serde_json::from_slice(&text).with_context(|| format!("{} cannot be parsed", path.display()))
     }
 
     pub(crate) fn write(&self, state: &State) -> anyhow::Result<()> {
@@ -249,7 +253,7 @@ impl Folder {
         if !state.replaces_out {
             if state.out.exists() {
                 let free = free_beside(&state.out);
-                eprintln!("{} came up meanwhile and is kept", state.out.display());
+                eprintln!("{} has appeared and is kept", state.out.display());
                 state.out = free;
             }
             // From now on the file there is this launch's own, also for a command that goes on after this one.
@@ -267,7 +271,7 @@ impl Folder {
             Claim::Held(lock) => Ok(lock),
             Claim::Taken(owner) => {
                 bail!(
-                    "another `ternfleet` (process {owner}) is at work on this fleet: {}",
+                    "another `ternfleet` (process {owner}) is working on this fleet: {}",
                     self.root.display()
                 )
             }
@@ -323,7 +327,7 @@ pub(crate) mod tests {
     fn the_one_open_fleet_is_chosen_and_of_several_one_must_be_named() {
         let folder = tempfile::tempdir().unwrap();
         let folders = Folders { root: folder.path().join("fleets") };
-        assert!(folders.choose(None).unwrap_err().to_string().contains("no launched one is open"));
+        assert!(folders.choose(None).unwrap_err().to_string().contains("no launched fleet is open"));
         let put = |name: &str, ended_at| {
             folders.folder(name).write(&State { ended_at, ..state(name) }).unwrap();
         };

@@ -70,14 +70,14 @@ async fn work_with(head: &Head, folder: &Folder, state: &RefCell<State>) -> anyh
             },
             lost = head.keep() => {
                 let Lost = lost?;
-                anyhow!("the head is gone, or somewhere else")
+                anyhow!("the head is lost or has a new address")
             }
         };
-        eprintln!("{lost:#}; looking for it again");
+        eprintln!("{lost:#}; searching for it");
         fault = Some(lost);
         tokio::time::sleep(AGAIN_AFTER).await;
     }
-    Err(fault.unwrap_or_else(|| anyhow!("no head was tried"))).context("the head was lost too often")
+    Err(fault.unwrap_or_else(|| anyhow!("no head was started"))).context("the head was lost too often")
 }
 
 /// The head could not be asked, or it does not know the batch: one that was started again on an empty disk knows none.
@@ -118,7 +118,7 @@ async fn work(
         Ok(ended) => ended,
         // Nobody will give this fleet more: what was answered is kept.
         Err(()) => {
-            eprintln!("the budget is spent; what was answered so far is fetched");
+            eprintln!("the budget is spent; writing the finished answers");
             fleet.cancel(&batch.id).await?;
             follow::to_the_end(fleet, &batch.id, &mut progress).await?
         }
@@ -211,15 +211,15 @@ fn change(folder: &Folder, state: &RefCell<State>, change: impl FnOnce(&mut Stat
 pub(crate) async fn give_back(head: &Head, folder: &Folder, state: &mut State) -> anyhow::Result<()> {
     let mut returned = false;
     if head.is_own() {
-        eprintln!("giving everything back");
+        eprintln!("returning all pods");
         if let Some(connection) = head.find().await {
             match Fleet::connect(&connection).await {
                 Ok(fleet) => returned = by_the_coordinator(&fleet, folder, state).await,
-                Err(error) => eprintln!("the head does not answer ({error:#}); it is ended as it is"),
+                Err(error) => eprintln!("the head does not reply ({error:#}); terminating it"),
             }
         }
     }
-    head.end(returned).await.context("something may still be rented: repeat `ternfleet down`")?;
+    head.end(returned).await.context("pods may still be rented: repeat `ternfleet down`")?;
     head.complete(&mut state.bill)?;
     if let Some(provider) = head.provider()?
         && let Err(error) =
@@ -236,7 +236,7 @@ pub(crate) async fn give_back(head: &Head, folder: &Folder, state: &mut State) -
 async fn by_the_coordinator(fleet: &Fleet, folder: &Folder, state: &mut State) -> bool {
     let returned = local::return_all(fleet).await;
     if let Err(error) = &returned {
-        eprintln!("{error:#}; the rest is ended without the coordinator");
+        eprintln!("{error:#}; terminating the rest without the coordinator");
     }
     let read = bill::read_meter(&*fleet.bus, &mut state.bill).await;
     if let Err(error) = read.and_then(|()| folder.write(state)) {

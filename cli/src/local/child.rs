@@ -27,7 +27,7 @@ pub(crate) fn start(dir: &Path, arguments: &[OsString], life: Life) -> anyhow::R
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     // Left over from a fleet that was killed, it would be taken for the new one's.
     let _ = std::fs::remove_file(dir.join(addresses::FILE));
-    let this_program = std::env::current_exe().context("this program's own file is not known")?;
+    let this_program = std::env::current_exe().context("the path of this program is not known")?;
     let mut command = Command::new(&this_program);
     if life == Life::WithThis {
         command.args(["attached", "--parent", &std::process::id().to_string(), "--"]).arg(&this_program);
@@ -57,7 +57,7 @@ pub(crate) async fn wait_until_ready(dir: &Path, mut child: Option<&mut Child>) 
             return Ok(addresses);
         }
         let status = child.as_mut().map(|child| child.try_wait()).transpose();
-        if let Some(status) = status.context("the fleet cannot be watched")?.flatten() {
+        if let Some(status) = status.context("the fleet's state cannot be read")?.flatten() {
             bail!("the fleet did not start ({status}): see above, or {}", dir.join("up.log").display());
         }
         if began.elapsed() > START_TIMEOUT {

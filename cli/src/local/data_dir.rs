@@ -55,7 +55,7 @@ impl DataDir {
         let path = self.log(part);
         if fs::metadata(&path).is_ok_and(|facts| facts.len() > LOG_BYTES_MAX) {
             fs::rename(&path, path.with_extension("log.1"))
-                .with_context(|| format!("cannot set aside {}", path.display()))?;
+                .with_context(|| format!("cannot move {}", path.display()))?;
         }
         File::options()
             .create(true)

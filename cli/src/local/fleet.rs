@@ -238,13 +238,13 @@ impl Running {
             }
             News::Ended { name, status } => {
                 self.pids.remove(&name);
-                eprintln!("{name} ended ({status}); starting it again");
+                eprintln!("{name} exited ({status}); restarting it");
                 if let Some(deaths) = &mut self.deaths {
                     let count = deaths.entry(name.clone()).or_insert(0);
                     *count += 1;
                     if *count >= DEATHS_BEFORE_READY {
                         let (log, tail) = (self.dir.log(&name), self.dir.log_tail(&name));
-                        bail!("{name} does not come up; the end of {}:\n  {tail}", log.display());
+                        bail!("{name} does not start; last lines of {}:\n  {tail}", log.display());
                     }
                 }
             }
@@ -258,7 +258,7 @@ impl Running {
         if keepers.is_empty() {
             return;
         }
-        eprintln!("draining; a second signal ends at once");
+        eprintln!("draining; a second signal exits at once");
         let mut workers = keepers.split_off(keepers.len().min(2));
         let root = self.dir.root().to_owned();
         let in_order = async {
@@ -300,6 +300,7 @@ fn addresses(ports: &Ports) -> Addresses {
         nats: format!("nats://127.0.0.1:{}", ports.nats.number()),
         http: format!("http://127.0.0.1:{}", ports.http.number()),
         prometheus: None,
+        nats_monitoring: Some(format!("http://127.0.0.1:{}", ports.monitor.number())),
         pid: std::process::id(),
     }
 }

@@ -113,7 +113,7 @@ async fn keep(
 fn spawn(part: &Part, dir: &DataDir) -> anyhow::Result<Child> {
     let log = dir.open_log(&part.name)?;
     let errors = log.try_clone().context("cannot write its log")?;
-    let this_program: PathBuf = std::env::current_exe().context("this program's own file is not known")?;
+    let this_program: PathBuf = std::env::current_exe().context("the path of this program is not known")?;
     let mut command = Command::new(this_program);
     command.arg("attached").arg("--parent").arg(std::process::id().to_string());
     if !part.cpus.is_empty() {
@@ -129,7 +129,7 @@ fn spawn(part: &Part, dir: &DataDir) -> anyhow::Result<Child> {
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .context("no process could be made")
+        .context("no process could be created")
 }
 
 /// SIGTERM, then SIGKILL when the grace is over or somebody insists.
@@ -155,6 +155,6 @@ async fn end(child: &mut Child, grace: Duration, insist: &CancellationToken) {
 fn describe(status: std::io::Result<ExitStatus>) -> String {
     match status {
         Ok(status) => status.to_string(),
-        Err(error) => format!("its end could not be awaited: {error}"),
+        Err(error) => format!("cannot wait for its exit: {error}"),
     }
 }

@@ -25,7 +25,10 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
         let version =
             version(&program).with_context(|| format!("{PROGRAM_VARIABLE} names {}", program.display()))?;
         if !server_is_new_enough(&version) {
-            bail!("{} is {version}: {PROGRAM_VARIABLE} must name 2.14 or newer", program.display());
+            bail!(
+                "{} is version {version}: {PROGRAM_VARIABLE} must point to 2.14 or newer",
+                program.display()
+            );
         }
         return Ok(program);
     }
@@ -41,8 +44,8 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
     found.with_context(|| {
         format!(
             "no nats-server of version 2.14 or newer was found: put one on PATH (from \
-             https://github.com/nats-io/nats-server/releases) or name it in {PROGRAM_VARIABLE}; in a checkout, \
-             scripts/fetch-nats-server.sh fetches one"
+             https://github.com/nats-io/nats-server/releases), or set {PROGRAM_VARIABLE}; in a checkout, \
+             scripts/fetch-nats-server.sh downloads one"
         )
     })
 }
@@ -51,7 +54,7 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
 fn version(program: &Path) -> anyhow::Result<String> {
     let output = Command::new(program).arg("--version").output().context("it cannot be run")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    parse_version(&text).with_context(|| format!("its version {:?} is not understood", text.trim()))
+    parse_version(&text).with_context(|| format!("its version {:?} cannot be parsed", text.trim()))
 }
 
 fn parse_version(text: &str) -> Option<String> {

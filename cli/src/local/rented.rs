@@ -47,7 +47,7 @@ pub(crate) fn parse_range(text: &str) -> Result<Range, String> {
     let (min, max) = text.split_once("..").unwrap_or(("0", text));
     match (min.parse(), max.trim_start_matches('=').parse()) {
         (Ok(min), Ok(max)) if min <= max && (1..=256).contains(&max) => Ok(Range { min, max }),
-        _ => Err(format!("{text:?} is no range of pods: write 0..2 for none to two")),
+        _ => Err(format!("{text:?} is not a range of pods: write MIN..MAX, such as 0..2")),
     }
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn folder(root: &Path) -> PathBuf {
 impl Rented<'_> {
     /// The coordinator's configuration, as TOML: a string of JSON is one of TOML.
     pub(crate) fn configuration(&self, root: &Path) -> anyhow::Result<String> {
-        let program = std::env::current_exe().context("this program's own file is not known")?;
+        let program = std::env::current_exe().context("the path of this program is not known")?;
         let program = program.display().to_string();
         let model =
             self.model.canonicalize().with_context(|| format!("no model at {}", self.model.display()))?;
@@ -95,7 +95,8 @@ impl Rented<'_> {
             "[scale]\nprovider = \"local\"\nfleet = \"rented\"\npods_min = {min}\npods_max = {max}\n\
              tick_ms = {TICK_MS}\nlease_s = {LEASE_S}\nidle_limit_s = {IDLE_S}\ndrain_limit_s = {DRAIN_S}\n\
              ready_limit_s = 120\nreconcile_s = 60\n\n\
-             [[scale.classes]]\nname = \"local\"\nmodel = {name}\nprice_usd_per_hour = {price:.6}\nrate_tok_s = {rate:.1}\n\
+             [[scale.classes]]\nname = \"local\"\nmodel = {name}\nprice_usd_per_hour = \
+             {price:.6}\nrate_tok_s = {rate:.1}\n\
              boot_s = {BOOT_S}\nloss_per_hour = 0.0\npods_max = {max}\nthreads = {threads}\n\n\
              [scale.local]\nprogram = {program}\narguments = {arguments}\nfolder = {folder}\ncpus = {cpus}\n",
             name = json!(name),
@@ -149,7 +150,7 @@ pub(crate) async fn return_all(fleet: &Fleet) -> anyhow::Result<()> {
     let mut view: ScaleView = fleet.ask(ApiVerb::ScaleSet, &none, Patience::Short).await?;
     while !view.pods.is_empty() {
         if began.elapsed() > RETURN_WITHIN {
-            bail!("{} pod(s) were not given back within {} s", view.pods.len(), RETURN_WITHIN.as_secs());
+            bail!("{} pod(s) were not returned within {} s", view.pods.len(), RETURN_WITHIN.as_secs());
         }
         tokio::time::sleep(LOOK_EVERY).await;
         view = fleet.ask(ApiVerb::ScaleShow, &ScaleDials::default(), Patience::Short).await?;
@@ -167,7 +168,7 @@ pub(crate) async fn end(root: &Path) -> anyhow::Result<()> {
     let ended = join_all(pods.iter().map(|pod| local.terminate(&pod.id))).await;
     match ended.into_iter().find_map(Result::err) {
         None => Ok(()),
-        Some(fault) => bail!("a rented pod may be left: {fault}"),
+        Some(fault) => bail!("a rented pod may still run: {fault}"),
     }
 }
 

@@ -48,7 +48,7 @@ pub(crate) fn named(name: &str, store: &Store) -> anyhow::Result<Known> {
     let names: Vec<String> = all.iter().map(|known| known.name().to_owned()).collect();
     match all.into_iter().find(|known| same(known.name(), name)) {
         Some(known) => Ok(known),
-        None => bail!("no model is called {name:?}; known are {}", names.join(", ")),
+        None => bail!("no model is named {name:?}; known are {}", names.join(", ")),
     }
 }
 

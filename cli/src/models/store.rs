@@ -63,7 +63,7 @@ impl Store {
             .or_else(|| variable("HOME").map(|home| home.join(".local/share")));
         let data = data.with_context(|| {
             format!(
-                "neither HOME nor {VARIABLE} is set: name the folder of the models by --dir or {VARIABLE}"
+                "neither HOME nor {VARIABLE} is set: set the folder of the models with --dir or {VARIABLE}"
             )
         })?;
         Ok(Store { root: data.join("ternfleet/models") })
@@ -172,7 +172,7 @@ impl Store {
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         match Claim::ask(&folder.join(".lock"))? {
             Claim::Held(lock) => Ok(lock),
-            Claim::Taken(owner) => bail!("{} is being fetched already, by process {owner}", known.name()),
+            Claim::Taken(owner) => bail!("{} is already being downloaded by process {owner}", known.name()),
         }
     }
 }

@@ -146,7 +146,7 @@ fn a_model_is_pulled_once_listed_verified_and_run_by_its_name() {
     );
     assert!(rows.iter().any(|row| row["name"] == "bitnet-b1.58-2B-4T" && row["path"].is_null()));
     let told = place.run(&[], &["model", "list"]).stdout;
-    assert!(told.contains("here, verified") && told.contains("not run by this engine"), "{told}");
+    assert!(told.contains("downloaded, verified") && told.contains("not supported by this engine"), "{told}");
 
     let n_asked = server.asked().len();
     let again = place.pull(&["--json"]).json();
@@ -195,7 +195,7 @@ fn a_killed_pull_goes_on_where_it_was() {
     let mut child = place.pull_beside();
     until("some chunks", || server.bytes_sent() > 1_200_000);
     // Meanwhile nobody else may write the same file.
-    refused(&place.pull(&[]), &["being fetched already", &child.id().to_string()]);
+    refused(&place.pull(&[]), &["already being downloaded", &child.id().to_string()]);
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(place.left(), ["storyteller.gguf.part", "storyteller.gguf.part.journal"]);
@@ -231,7 +231,7 @@ fn wrong_bytes_are_thrown_away() {
     for reply in [|_: &Asked| Reply::Honest, |_: &Asked| Reply::Whole(None)] {
         let server = Server::start(wrong.clone(), reply);
         let place = Place::of(&server);
-        refused(&place.pull(&[]), &["not the file of the manifest", "SHA-256", "d525fe33", "127.0.0.1"]);
+        refused(&place.pull(&[]), &["does not match the manifest", "SHA-256", "d525fe33", "127.0.0.1"]);
         assert_eq!(place.left(), Vec::<String>::new());
     }
 }
@@ -245,14 +245,17 @@ fn what_an_earlier_pull_left_of_another_file_does_not_spoil_this_one() {
         _ => Reply::Status(500, String::new()),
     });
     let place = Place::of(&cut);
-    refused(&place.pull(&["--connections", "1"]), &["has trouble (500)", "given up after 3 tries", "kept"]);
+    refused(
+        &place.pull(&["--connections", "1"]),
+        &["has a server error (500)", "gave up after 3 tries", "kept"],
+    );
     assert_eq!(place.left().len(), 2);
     let honest = Server::start(file(), |_| Reply::Honest);
     let moved = Place::of(&honest);
     std::fs::rename(place.models(), moved.models()).unwrap();
     let ended = moved.pull(&[]);
     came(&ended, &moved);
-    assert!(ended.stderr.contains("fetching all of it again"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("downloading from the beginning"), "{}", ended.stderr);
 }
 
 #[test]
@@ -264,12 +267,12 @@ fn lies_about_lengths_are_found_out() {
     let (place, _server) = place_with(|_| Reply::OfTotal(4_000_000));
     refused(&place.pull(&[]), &["4000000 bytes", "3766048", "another file"]);
     let (place, _server) = place_with(|_| Reply::OtherRange);
-    refused(&place.pull(&[]), &["asked for bytes 0-0", "bytes 1-1/"]);
+    refused(&place.pull(&[]), &["requested bytes 0-0", "bytes 1-1/"]);
     let (place, _server) = place_with(|asked| match asked.number {
         0 => Reply::Honest,
         _ => Reply::CutAfter(0),
     });
-    refused(&place.pull(&[]), &["given up after 3 tries", "the same command continues"]);
+    refused(&place.pull(&[]), &["gave up after 3 tries", "run the same command to continue"]);
     // Without a digest and a size, the server is believed, until the disk is too small.
     let server = Server::start(file(), |_| Reply::OfTotal(100_000_000_000_000));
     let place = Place::new(&server.url("/x"), without_digest);
@@ -286,9 +289,9 @@ fn refusals_say_what_to_do() {
     let answer = |code: u16| Server::start(file(), move |_| Reply::Status(code, String::new()));
     for (code, token, words) in [
         (401, "", vec!["(401)", "HF_TOKEN", "terms"]),
-        (403, "hf_secret", vec!["refuses the token", "(403)"]),
+        (403, "hf_secret", vec!["rejects the token", "(403)"]),
         (404, "", vec!["no such file (404)", "/org/model.gguf", "--endpoint"]),
-        (500, "", vec!["has trouble (500)", "given up after 3 tries"]),
+        (500, "", vec!["has a server error (500)", "gave up after 3 tries"]),
         (418, "", vec!["418"]),
     ] {
         let server = answer(code);
@@ -299,7 +302,7 @@ fn refusals_say_what_to_do() {
         assert_eq!(server.asked().len(), tries, "{code}");
     }
     let nobody = Place::new("http://127.0.0.1:9/x", |text| text);
-    refused(&nobody.pull(&[]), &["127.0.0.1", "given up after 3 tries"]);
+    refused(&nobody.pull(&[]), &["127.0.0.1", "gave up after 3 tries"]);
 }
 
 #[test]
@@ -350,7 +353,7 @@ fn without_a_digest_nothing_is_pulled_unless_told_so() {
     came(&ended, &place);
     assert!(ended.stderr.contains("UNVERIFIED") && ended.stderr.contains("d525fe33"), "{}", ended.stderr);
     let verified = place.run(&[], &["model", "verify"]).stdout;
-    assert!(verified.contains("guest: shape is the manifest's, which knows no digest"), "{verified}");
+    assert!(verified.contains("guest: shape matches the manifest, which has no digest"), "{verified}");
 
     // What comes has to be a model, and the one that the manifest describes.
     let page = Server::start(vec![b'<'; 300_000], |_| Reply::Honest);
@@ -367,21 +370,28 @@ fn without_a_digest_nothing_is_pulled_unless_told_so() {
         _ => Reply::Whole(None),
     });
     let place = Place::new(&changing.url("/x"), without_digest);
-    refused(&place.pull(&["--accept-unverified"]), &["changed while it was fetched"]);
+    refused(&place.pull(&["--accept-unverified"]), &["changed during the download"]);
 }
 
 #[test]
 fn names_that_lead_nowhere_say_where_to_look() {
     let place = Place::new("http://127.0.0.1:9/x", |text| text);
-    refused(&place.run(&[], &["model", "pull", "gpt-5"]), &["no model is called", "bitnet-b1.58-2B-4T"]);
-    refused(&place.run(&[], &["model", "verify", "bitnet-b1.58-2b-4t"]), &["is not here", "model pull"]);
+    refused(&place.run(&[], &["model", "pull", "gpt-5"]), &["no model is named", "bitnet-b1.58-2B-4T"]);
+    refused(
+        &place.run(&[], &["model", "verify", "bitnet-b1.58-2b-4t"]),
+        &[
+            "is not downloaded",
+            "model \
+                                                                                                 pull",
+        ],
+    );
     for command in ["generate", "bench"] {
         let mut line = vec![command, "--model", "bitnet-b1.58-2b-4t"];
         line.extend((command == "generate").then_some(["-p", "x"]).into_iter().flatten());
-        refused(&place.run(&[], &line), &["not here yet", "ternfleet model pull bitnet-b1.58-2B-4T"]);
+        refused(&place.run(&[], &line), &["is not downloaded", "ternfleet model pull bitnet-b1.58-2B-4T"]);
     }
     refused(&place.run(&[], &["up", "--model", "bitnet_b1_58-3B"]), &["cannot be run", "8640"]);
-    refused(&place.run(&[], &["worker", "--model", "bitnet-b1.58-2B-4T"]), &["not here yet"]);
+    refused(&place.run(&[], &["worker", "--model", "bitnet-b1.58-2B-4T"]), &["is not downloaded"]);
     let shipped = place.run(&[], &["model", "pull", "storyteller"]);
     assert!(shipped.stdout.trim().ends_with("storyteller.gguf"), "{}", shipped.stderr);
     assert!(Path::new(shipped.stdout.trim()).is_file());
@@ -423,7 +433,7 @@ fn a_tokenizer_json_is_compared_with_what_the_engine_makes_of_a_text() {
     std::fs::write(&path, tokenizer_json(split)).unwrap();
     let right = verify();
     assert!(right.code == Some(0) && right.stdout.starts_with("ok "), "{}{}", right.stdout, right.stderr);
-    assert!(right.stderr.contains("23 texts give the ids of"), "{}", right.stderr);
+    assert!(right.stderr.contains("23 texts give the same token ids as"), "{}", right.stderr);
 
     // Spaces by themselves and not with the words.
     let other = split.replace(r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{L}+");

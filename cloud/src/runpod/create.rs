@@ -146,7 +146,7 @@ impl Runpod {
         for surplus in pods {
             let PodId(id) = &surplus.id;
             match self.terminate(&surplus.id).await {
-                Ok(()) => tracing::warn!(pod = %surplus.name, id, "ended a pod that was created twice"),
+                Ok(()) => tracing::warn!(pod = %surplus.name, id, "terminated a pod that was created twice"),
                 Err(fault) => {
                     tracing::error!(pod = %surplus.name, id, %fault, "a pod created twice still runs")
                 }

@@ -481,7 +481,7 @@ impl PodBillingRecord {
     pub fn bill(self) -> Result<Bill, CloudError> {
         let time = |text: &str| {
             from_rfc3339(text)
-                .ok_or_else(|| CloudError::Protocol(format!("{text:?} in the billing is no time")))
+                .ok_or_else(|| CloudError::Protocol(format!("{text:?} in the bill is not a time")))
         };
         Ok(Bill {
             from_ms: time(&self.start_time)?,

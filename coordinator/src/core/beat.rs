@@ -44,7 +44,7 @@ impl Core {
             self.release_queued(slot, beat.state == WorkerState::Gone, actions);
         }
         if beat.state == WorkerState::Gone {
-            self.lose(now, slot, "it said goodbye", actions);
+            self.lose(now, slot, "it announced its end", actions);
         }
     }
 

@@ -65,7 +65,8 @@ impl Core {
         let limit = self.limits.quotas.queued_lines_max;
         if open + u64::from(lines) > u64::from(limit) {
             let reason = format!(
-                "the quota of tenant {tenant} is used up: {limit} lines may be queued, {open} are, and the file has {lines}"
+                "the quota of tenant {tenant} is exceeded: at most {limit} lines may be queued, {open} are \
+                 queued, and the file has {lines}"
             );
             self.input_lost(now, slot, reason, actions);
             return;

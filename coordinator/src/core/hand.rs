@@ -273,7 +273,7 @@ impl Core {
         let Some(live) = batch.live.get_mut(&job.index) else { return };
         let Some(task) = live.task.clone() else { return };
         if live.handovers >= HANDOVERS_MAX {
-            let why = format!("it was handed over {HANDOVERS_MAX} times without an answer");
+            let why = format!("it was assigned {HANDOVERS_MAX} times without an answer");
             self.answer_ourselves(now, job, None, FailureCode::Poison, why, actions);
             return;
         }

@@ -66,7 +66,7 @@ impl Core {
             && durability < wanted
         {
             let message = format!(
-                "the batch demands {wanted:?} and this fleet's streams are {durability:?}; \
+                "the batch requires durability {wanted:?}, but this fleet's streams are {durability:?}: \
                  see the replicas and sync_interval settings of NATS"
             );
             return refuse(RefusalCode::NotDurable, message);
@@ -85,8 +85,10 @@ impl Core {
         let an_hour = self.allowances.an_hour;
         let left = self.allowances.left(now, &job.tenant) - queued.promised;
         if left <= UsdMicro::ZERO {
-            let message =
-                format!("the completions of tenant {} may cost {an_hour} an hour, and they have", job.tenant);
+            let message = format!(
+                "the completions of tenant {} have reached their limit of {an_hour} per hour",
+                job.tenant
+            );
             let wait_ms = 3_600_000.0 * (1 - left.0) as f64 / an_hour.0 as f64;
             return Err(Refusal {
                 code: RefusalCode::Busy,
@@ -103,15 +105,15 @@ impl Core {
         let BatchFacts { input_bytes, stored_bytes, .. } = *facts;
         if stored_bytes > quotas.stored_bytes_max {
             let message = format!(
-                "the files of tenant {tenant} take {stored_bytes} bytes, this one included; the limit is {}: delete \
-                 files, or wait until old batches are cleared away",
+                "the files of tenant {tenant} take {stored_bytes} bytes, this one included; the limit is \
+                 {}: delete files, or wait until old batches are deleted",
                 quotas.stored_bytes_max
             );
             return Err(Refusal { code: RefusalCode::Busy, message, retry_after_ms: Some(3_600_000) });
         }
         let queued = self.queued(tenant);
         if queued.batches >= quotas.batches_max {
-            let what = format!("{} batches are running; the limit is {}", queued.batches, quotas.batches_max);
+            let what = format!("{} batches are open; the limit is {}", queued.batches, quotas.batches_max);
             return Err(self.used_up(tenant, &what, 0));
         }
         self.fits(tenant, &queued, input_bytes, estimate::tokens_of_bytes(input_bytes))
@@ -146,14 +148,18 @@ impl Core {
         let quotas = &self.limits.quotas;
         if queued.bytes + bytes > quotas.queued_bytes_max {
             let excess = estimate::tokens_of_bytes(queued.bytes + bytes - quotas.queued_bytes_max);
-            let what =
-                format!("{} bytes of input may be queued, {} are", quotas.queued_bytes_max, queued.bytes);
+            let what = format!(
+                "at most {} bytes of input may be queued, {} are queued",
+                quotas.queued_bytes_max, queued.bytes
+            );
             return Err(self.used_up(tenant, &what, excess));
         }
         if queued.tokens + tokens > quotas.queued_tokens_max {
             let excess = queued.tokens + tokens - quotas.queued_tokens_max;
-            let what =
-                format!("about {} tokens may be queued, {} are", quotas.queued_tokens_max, queued.tokens);
+            let what = format!(
+                "at most about {} tokens may be queued, {} are queued",
+                quotas.queued_tokens_max, queued.tokens
+            );
             return Err(self.used_up(tenant, &what, excess));
         }
         Ok(())
@@ -162,7 +168,7 @@ impl Core {
     fn used_up(&self, tenant: &TenantId, what: &str, excess_tokens: u64) -> Refusal {
         let rate: f64 = self.fleet.workers.values().map(|worker| worker.rate.mean_tok_s()).sum();
         let wait_s = if rate > 0.0 { (excess_tokens as f64 / rate).clamp(1.0, 600.0) } else { 60.0 };
-        let message = format!("the quota of tenant {tenant} is used up: {what}; try again in {wait_s:.0} s");
+        let message = format!("the quota of tenant {tenant} is exceeded: {what}; retry in {wait_s:.0} s");
         Refusal { code: RefusalCode::Busy, message, retry_after_ms: Some((wait_s * 1000.0) as u64) }
     }
 }

@@ -163,7 +163,7 @@ impl Core {
             worker: Some(answer.worker.clone()),
             host: Some(worker.host().to_owned()),
             generated: flight.generated.max(answer.completion_tokens),
-            reason: answer.fault.as_deref().unwrap_or("it could not go on").to_owned(),
+            reason: answer.fault.as_deref().unwrap_or("it could not continue").to_owned(),
         };
         let heard = Used { engine_us: answer.engine_us, tokens: answer.completion_tokens };
         let fresh = flight.used.take(heard);

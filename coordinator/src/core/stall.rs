@@ -72,8 +72,8 @@ impl Core {
                 true => None,
                 false => stall(
                     StallCode::NoHealthyHost,
-                    "the workers that have its jobs do not answer; the jobs move to others",
-                    Some("see which pods are quiet: `ternfleet pods`".to_owned()),
+                    "the workers that have its jobs send no heartbeats; the jobs move to other workers",
+                    Some("see which pods are quiet with `ternfleet pods`".to_owned()),
                 ),
             };
         }
@@ -82,7 +82,7 @@ impl Core {
                 true => None,
                 false => stall(
                     StallCode::Retrying,
-                    format!("{} failed and will be tried again", count(batch.delayed.len() as u64, "line")),
+                    format!("{} failed and will be retried", count(batch.delayed.len() as u64, "line")),
                     None,
                 ),
             };
@@ -110,7 +110,7 @@ impl Core {
                             format!("{batches} other batches")
                         }
                     ),
-                    Some(format!("to go first: `ternfleet batch set {} --priority 5`", batch.record.id)),
+                    Some(format!("to run it first: `ternfleet batch set {} --priority 5`", batch.record.id)),
                 ),
             };
         }
@@ -128,7 +128,7 @@ impl Core {
         }
         let (reason, advice) = match (able.quarantined, able.silent) {
             (0, _) => (
-                format!("every worker{of_model} is quiet or hangs"),
+                format!("every worker{of_model} is quiet or hanging"),
                 "check the pods: `ternfleet pods` and `ternfleet doctor`",
             ),
             (_, 0) => (
@@ -138,7 +138,7 @@ impl Core {
                 "replace the pods, or start a worker on another host: `ternfleet worker`",
             ),
             (_, _) => (
-                format!("every worker{of_model} is quiet, hangs, or is on a quarantined host"),
+                format!("every worker{of_model} is quiet, hanging, or on a quarantined host"),
                 "check the pods: `ternfleet pods` and `ternfleet doctor`",
             ),
         };

@@ -103,7 +103,11 @@ impl Batch {
 
 /// A batch that is no longer in memory, from its record.
 pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
-    let aged = record.aged_out_at.map(|_| "its files and answers were removed, as old ones are".to_owned());
+    let aged = record.aged_out_at.map(|_| {
+        "its files and answers were deleted after their retention \
+                                           time"
+            .to_owned()
+    });
     BatchView {
         id: record.id.clone(),
         tenant: record.tenant.clone(),

@@ -185,7 +185,7 @@ impl Core {
                 let spent_up = spent >= budget;
                 let too_small = !spent_up && self.nothing_affordable(slot, &mut snapshot);
                 if spent_up || too_small {
-                    let reason = format!("{spent} of the budget of {budget} is spent; raise it to go on");
+                    let reason = format!("{spent} of the budget of {budget} is spent; raise it to continue");
                     self.pause(slot, reason, actions);
                 }
             }

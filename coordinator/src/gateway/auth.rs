@@ -39,7 +39,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Operator {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
         parts.extensions.get::<Operator>().copied().ok_or_else(|| {
-            let message = "This is for operators: sign in with a key that has `operator = true` in the key file \
+            let message = "Only operators may do this: use a key with `operator = true` in the key file \
                            (`ternfleet key new --operator`).";
             ApiError::new(StatusCode::FORBIDDEN, "not_an_operator", message)
         })
@@ -147,7 +147,8 @@ pub(super) async fn require_key(
         None => ApiError::new(
             StatusCode::UNAUTHORIZED,
             "invalid_api_key",
-            "Incorrect or missing API key: send `Authorization: Bearer <key>`; keys are made by `ternfleet key new`.",
+            "Incorrect or missing API key: send `Authorization: Bearer <key>`; create keys with `ternfleet \
+             key new`.",
         )
         .into_response(),
     }

@@ -185,8 +185,19 @@ pub(super) async fn list(
 async fn batches(
     gateway: &Gateway,
     tenant: &TenantId,
-    after: Option<BatchId>,
+    mut after: Option<BatchId>,
     limit: u32,
 ) -> ApiResult<Vec<BatchView>> {
-    gateway.ask(ApiVerb::BatchList, &BatchList { tenant: tenant.clone(), after, limit }).await
+    let mut views: Vec<BatchView> = Vec::new();
+    loop {
+        let list = BatchList { tenant: tenant.clone(), after, limit: limit - views.len() as u32 };
+        // A reply may have fewer than requested, since it is one message. Only an empty one is the end.
+        let more: Vec<BatchView> = gateway.ask(ApiVerb::BatchList, &list).await?;
+        let is_end = more.is_empty();
+        views.extend(more);
+        if is_end || views.len() >= limit as usize {
+            return Ok(views);
+        }
+        after = views.last().map(|view| view.id.clone());
+    }
 }

@@ -65,7 +65,7 @@ impl Form {
 }
 
 fn broken(error: axum::extract::multipart::MultipartError) -> ApiError {
-    ApiError::invalid(format!("The upload broke off: {error}"))
+    ApiError::invalid(format!("The upload was interrupted: {error}"))
 }
 
 /// A field of a few characters.
@@ -93,7 +93,7 @@ where
         let chunk = chunk.map_err(Into::into)?;
         read += chunk.len() as u64;
         if read > allowed.load(Ordering::Relaxed) {
-            return Err("the form has more than a file in it".into());
+            return Err("the form is larger than a file with its fields may be".into());
         }
         Ok(chunk)
     })
@@ -105,7 +105,7 @@ pub(super) async fn patiently(request: Request, next: Next) -> Response {
     let begin = (body.into_data_stream(), Instant::now(), 0u64);
     let body = stream::unfold(Some(begin), |state| async move {
         let (mut chunks, began, mut bytes) = state?;
-        let slow = || -> axum::BoxError { "the body comes too slowly".into() };
+        let slow = || -> axum::BoxError { "the body arrives too slowly".into() };
         let chunk = match timeout(BODY_SILENCE_MAX, chunks.next()).await {
             Err(_) => return Some((Err(slow()), None)),
             Ok(chunk) => chunk?,
@@ -149,8 +149,9 @@ impl<'a> StoredQuota<'a> {
             return Ok(());
         }
         let message = format!(
-            "The files of tenant {} take {stored} bytes, with what has arrived of this one; the limit is {limit}: \
-             delete files, or wait until old batches are cleared away.",
+            "The files of tenant {} take {stored} bytes, with what has arrived of this one; the limit is \
+             {limit}: \
+             delete files, or wait until old batches are deleted.",
             self.tenant
         );
         let refusal = Refusal { code: RefusalCode::Busy, message, retry_after_ms: Some(3_600_000) };

@@ -148,7 +148,8 @@ impl Drop for HangUp {
             let order = codec::encode(&request);
             let asked = bus.request(&table::api(ApiVerb::BatchCancel), order, Duration::from_secs(5)).await;
             if let Err(error) = asked {
-                tracing::warn!(batch = %request.id, %error, "could not cancel a completion whose caller hung up");
+                tracing::warn!(batch = %request.id, %error, "could not cancel a completion whose caller \
+                                                             disconnected");
             }
         });
     }
@@ -190,7 +191,7 @@ impl Waiting {
                 ));
             }
             Err(_) => {
-                let message = "No answer in time: the fleet is busy or has no worker for this model.";
+                let message = "No answer in time: the fleet is busy, or no worker serves this model.";
                 return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message));
             }
         };

@@ -32,7 +32,7 @@ impl ApiError {
     }
 
     pub(super) fn not_found(what: &str, id: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", format!("There is no {what} {id:?} for this key."))
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("No {what} {id:?} exists for this key."))
     }
 
     #[must_use]
@@ -124,7 +124,7 @@ pub(super) async fn in_our_shape(State(gateway): State<Gateway>, response: Respo
     };
     let message = match status {
         StatusCode::PAYLOAD_TOO_LARGE => format!(
-            "The body has more than {} bytes, the most that is taken here: send a larger batch as a file.",
+            "The body has more than {} bytes, the limit: upload a larger batch as a file.",
             gateway.limits().body_bytes_max
         ),
         _ if text.is_empty() => status.to_string(),

@@ -63,7 +63,7 @@ pub(super) async fn upload(
         Err(fault) => Some(fault),
         Ok(()) if taken.purpose.as_deref() == Some("batch") => None,
         Ok(()) => {
-            let message = "`purpose` must be \"batch\": files serve batches here.";
+            let message = "`purpose` must be \"batch\".";
             Some(ApiError::invalid(message).about("purpose"))
         }
     };
@@ -72,7 +72,7 @@ pub(super) async fn upload(
         (fault, Some((id, ..))) => {
             // A refused form leaves nothing behind.
             gateway.bus().object_delete(&files_bucket(&tenant), &id).await.ok();
-            return Err(fault.unwrap_or_else(|| ApiError::invalid("The form is refused.")));
+            return Err(fault.unwrap_or_else(|| ApiError::invalid("The form is invalid.")));
         }
         (fault, None) => {
             let empty = || ApiError::invalid("The form has no field `file`.").about("file");
@@ -210,7 +210,10 @@ async fn store(
                 break;
             }
             Err(e) => {
-                fault = Some(ApiError::invalid(format!("The upload broke off after {bytes} bytes: {e}")));
+                fault = Some(ApiError::invalid(format!(
+                    "The upload was interrupted after {bytes} bytes: \
+                                                        {e}"
+                )));
                 break;
             }
         }
@@ -360,7 +363,7 @@ pub(super) async fn content(
     let length = known(&gateway, &tenant, &id).await?;
     let range = match headers.get(header::RANGE).and_then(|value| value.to_str().ok()) {
         Some(text) => Some(parse_range(text, length).ok_or_else(|| {
-            let message = format!("The range {text:?} lies outside of the file's {length} bytes.");
+            let message = format!("The range {text:?} is outside the file's {length} bytes.");
             ApiError::new(StatusCode::RANGE_NOT_SATISFIABLE, "bad_range", message)
         })?),
         None => None,

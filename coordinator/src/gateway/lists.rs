@@ -29,7 +29,7 @@ pub(super) fn newest_first(given: Option<&str>) -> ApiResult<()> {
     match is_ascending(given)? {
         false => Ok(()),
         true => {
-            Err(ApiError::invalid("`order` \"asc\" is not supported here: the newest come first.")
+            Err(ApiError::invalid("`order` \"asc\" is not supported: the list is newest first.")
                 .about("order"))
         }
     }

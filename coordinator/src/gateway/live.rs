@@ -117,7 +117,8 @@ fn warnings(fleet: &FleetView, batches: &[BatchView], history: &History) -> Vec<
     if dead > 0 {
         let jobs = if dead == 1 { "One job was" } else { &format!("{dead} jobs were") };
         found.push(format!(
-            "{jobs} given up in the last hour after failing on several workers: `ternfleet dead` tells why."
+            "{jobs} failed on several workers in the last hour and became dead letters: see `ternfleet \
+             dead list`."
         ));
     }
     let scaler = history.scaler();
@@ -128,19 +129,22 @@ fn warnings(fleet: &FleetView, batches: &[BatchView], history: &History) -> Vec<
     for pod in &fleet.pods {
         let name = &pod.heartbeat.pod;
         if !pod.live {
-            found.push(format!("Pod {name} is quiet: its heartbeats are late, and it gets no new jobs."));
+            found.push(format!("Pod {name} is quiet: its heartbeats are late. It gets no new jobs."));
         } else if work && pod.busy_ratio < 0.05 && pod.queued_jobs == 0 && pod.heartbeat.slots_in_use == 0 {
-            found.push(format!("Pod {name} is paid and idle."));
+            found.push(format!("Pod {name} costs money and is idle."));
         }
     }
     for batch in batches {
         let name = batch.name.as_deref().unwrap_or(batch.id.as_str());
         if batch.state == BatchState::PausedBudget {
-            found.push(format!("Batch {name} has spent its budget: raise it to let the batch go on."));
+            found.push(format!(
+                "Batch {name} has spent its budget and is paused: raise the budget to \
+                                continue."
+            ));
         }
         let deadline = batch.options.deadline.unwrap_or(batch.expires_at);
         if !batch.state.is_terminal() && batch.finish_estimate.is_some_and(|estimate| estimate > deadline) {
-            found.push(format!("Batch {name} will miss its deadline at the present speed."));
+            found.push(format!("Batch {name} will miss its deadline at the current speed."));
         }
     }
     found.extend(scaler.into_iter().flatten());

@@ -84,6 +84,6 @@ pub(super) async fn get(
 
 pub(super) async fn embeddings(_caller: Caller) -> ApiError {
     let message =
-        "Embeddings are not served: this fleet generates text (see /v1/completions and /v1/batches).";
+        "Embeddings are not supported: this fleet generates text (see /v1/completions and /v1/batches).";
     ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_served", message)
 }

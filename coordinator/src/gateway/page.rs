@@ -92,6 +92,9 @@ pub(super) async fn openapi() -> Response {
 
 #[cfg(test)]
 mod tests {
+    use ternfleet_proto::JobKey;
+    use ternfleet_proto::openai::{self, Endpoint};
+
     use super::*;
 
     #[test]
@@ -106,6 +109,43 @@ mod tests {
             for inline in ["<script>", "<style", "onclick=", "javascript:"] {
                 assert!(!content.contains(inline), "{inline} stands in {name}");
             }
+        }
+    }
+
+    #[test]
+    fn the_openapi_document_lists_every_format_and_constraint_of_an_answer() {
+        let document: serde_json::Value = serde_json::from_str(include_str!("page/openapi.json")).unwrap();
+        let schemas = &document["components"]["schemas"];
+        let formats = ["text", "json_object", "json_schema"];
+        assert_eq!(schemas["ResponseFormat"]["properties"]["type"]["enum"], serde_json::json!(formats));
+        let constraints = schemas["StructuredOutputs"]["properties"].as_object().unwrap();
+        for request in ["CompletionRequest", "ChatRequest"] {
+            let fields = &schemas[request]["properties"];
+            assert_eq!(fields["response_format"]["$ref"], "#/components/schemas/ResponseFormat", "{request}");
+            assert_eq!(
+                fields["structured_outputs"]["$ref"], "#/components/schemas/StructuredOutputs",
+                "{request}"
+            );
+        }
+        let taken = |field: &str, value: serde_json::Value| {
+            let body = serde_json::json!({ "prompt": "a", field: value });
+            let job = JobKey { batch: "b".parse().unwrap(), index: 0 };
+            openai::parse_single(Endpoint::Completions, body.to_string().as_bytes(), &job)
+        };
+        for format in formats {
+            let schema = serde_json::json!({ "name": "a", "schema": {} });
+            let json_schema = (format == "json_schema").then_some(schema);
+            let value = serde_json::json!({ "type": format, "json_schema": json_schema });
+            taken("response_format", value).unwrap();
+        }
+        for (name, kind) in constraints {
+            let value = match kind["type"].as_str() {
+                Some("array") => serde_json::json!(["a"]),
+                Some("boolean") => serde_json::json!(true),
+                Some(_) => serde_json::json!("a"),
+                None => serde_json::json!({}),
+            };
+            taken("structured_outputs", serde_json::json!({ name: value })).unwrap();
         }
     }
 

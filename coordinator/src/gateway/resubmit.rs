@@ -33,7 +33,7 @@ pub(super) async fn create(
     let old: BatchView = gateway.ask(ApiVerb::BatchGet, &which).await?;
     let conflict = |message: String| ApiError::new(StatusCode::CONFLICT, "conflict", message);
     if !old.state.is_terminal() {
-        return Err(conflict(format!("{id} has not ended: wait for it or cancel it first.")));
+        return Err(conflict(format!("{id} has not ended: wait for its end, or cancel it first.")));
     }
     let bucket = files_bucket(&tenant);
     let unread = |error: std::io::Error| conflict(format!("The failed lines cannot be read: {error}"));
@@ -47,9 +47,9 @@ pub(super) async fn create(
     if chosen.lines.is_empty() {
         let why = match chosen.left_out {
             0 => "no line failed".to_owned(),
-            left_out => format!("its {left_out} failed lines are no valid requests and would fail again"),
+            left_out => format!("its {left_out} failed lines are invalid requests and would fail again"),
         };
-        return Err(conflict(format!("Nothing of {id} can be sent again: {why}.")));
+        return Err(conflict(format!("No line of {id} can be submitted again: {why}.")));
     }
     let mut input = BufReader::new(gateway.bus().object_get(&bucket, &old.input_object, 0).await?);
     let (mut writer, reader) = tokio::io::duplex(PIPE_BYTES);

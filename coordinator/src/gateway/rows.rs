@@ -67,8 +67,11 @@ fn states(name: &str) -> ApiResult<Vec<BatchState>> {
         "ended" => Ok(vec![Completed, Failed, Expired, Cancelled]),
         one => match serde_json::from_value(Value::from(one)) {
             Ok(state) => Ok(vec![state]),
-            Err(_) => Err(ApiError::invalid(format!("`state` must be open, ended or a state, not {one:?}."))
-                .about("state")),
+            Err(_) => Err(ApiError::invalid(format!(
+                "`state` must be open, ended or the name of a state, \
+                                                     not {one:?}."
+            ))
+            .about("state")),
         },
     }
 }

@@ -93,7 +93,7 @@ async fn one(socket: TcpStream, router: Router, shutdown: CancellationToken, _co
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke off");
+        tracing::debug!(%error, "a connection was interrupted");
     }
 }
 

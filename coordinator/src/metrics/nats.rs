@@ -60,7 +60,7 @@ impl NatsSeries {
             ),
             bytes_max: maker.gauges(
                 "nats_stream_bytes_max",
-                "Bytes that a stream may hold; 0 when the disk alone bounds it.",
+                "Maximum bytes of a stream; 0 if only the disk limits it.",
                 "stream",
                 &streams,
             ),
@@ -125,10 +125,11 @@ pub(crate) async fn watch(bus: Arc<dyn Bus>, metrics: Arc<Metrics>) {
             let answer = series.ask(&*bus, stream).await;
             match silence.heard(&answer, bus.connected()) {
                 Some(Noticed::Silent) => tracing::error!(
-                    "NATS is there and its JetStream does not answer: look at the log of nats-server. If its disk is or \
-                     was full, make room and restart it; nothing acknowledged is lost, and all go on by themselves"
+                    "NATS replies, but JetStream does not: read the log of nats-server. If its disk is or \
+                     was full, free some space and restart it; nothing acknowledged is lost, and all \
+                     processes continue by themselves"
                 ),
-                Some(Noticed::Back) => tracing::info!("JetStream answers again"),
+                Some(Noticed::Back) => tracing::info!("JetStream replies again"),
                 None => {}
             }
             if let Ok(facts) = answer {

@@ -151,18 +151,19 @@ impl ScaleOptions {
             faults.push(format!("scale.fleet {:?}: use letters, digits, - and _", self.fleet));
         }
         if self.classes.is_empty() {
-            faults.push("scale.classes is empty: name at least one class of pods".to_owned());
+            faults.push("scale.classes is empty: add at least one class of pods".to_owned());
         }
         for class in &self.classes {
             let name = &class.name;
             if !plain(name) || self.fleet.len() + name.len() > 40 {
                 faults.push(format!(
-                    "scale.classes: the name {name:?} must be short, of letters, digits, - and _"
+                    "scale.classes: the name {name:?} must be short and contain only letters, digits, - and _"
                 ));
             }
             if !(class.rate_tok_s > 0.0 && class.price_usd_per_hour >= 0.0 && class.boot_s >= 0.0) {
                 faults.push(format!(
-                    "scale.classes {name:?}: rate_tok_s must be positive, price and boot not negative"
+                    "scale.classes {name:?}: rate_tok_s must be positive, and price and boot must not be \
+                     negative"
                 ));
             }
             if self.provider == ProviderKind::Runpod {
@@ -181,7 +182,11 @@ impl ScaleOptions {
             faults.push(format!("scale.pods_min {} is above pods_max {}", self.pods_min, self.pods_max));
         }
         if self.provider == ProviderKind::Local && self.local.program.as_os_str().is_empty() {
-            faults.push("scale.local.program is missing: name the program that runs the worker".to_owned());
+            faults.push(
+                "scale.local.program is missing: set it to the program that runs the \
+                         worker"
+                    .to_owned(),
+            );
         }
         if self.tick_ms < 100 || self.lease_s < 10.0 {
             faults.push("scale.tick_ms must be at least 100 and scale.lease_s at least 10".to_owned());

@@ -32,12 +32,12 @@ pub(super) async fn read(bus: &Arc<dyn Bus>) -> (Account, AccountStamp) {
                     return (account, AccountStamp { revision: entry.revision, ..AccountStamp::default() });
                 }
                 Err(error) => {
-                    tracing::error!(%error, "the account of the fleet cannot be read; left alone");
+                    tracing::error!(%error, "the account of the fleet cannot be read; ignored");
                     break;
                 }
             },
             Err(error) => {
-                tracing::warn!(%error, "the account of the fleet cannot be read; trying again");
+                tracing::warn!(%error, "the account of the fleet cannot be read; retrying");
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
@@ -62,11 +62,11 @@ impl AccountStamp {
             // An earlier write of this leader may have arrived after all: then the next one follows it.
             Err(BusError::Exists(_) | BusError::WrongLastSequence) => {
                 if self.look_again(bus).await == Ok(false) {
-                    tracing::warn!("another leader has written the account of the fleet; this one stops");
+                    tracing::warn!("another leader has written the account of the fleet; this leader stops");
                     self.closed = true;
                 }
             }
-            Err(error) => tracing::warn!(%error, "the account of the fleet is not stored"),
+            Err(error) => tracing::warn!(%error, "the account of the fleet could not be stored"),
         }
     }
 

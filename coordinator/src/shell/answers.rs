@@ -86,7 +86,7 @@ pub(crate) async fn follow(
                             }
                         }
                         Err(error) => {
-                            tracing::warn!(%error, "RESULTS must be read anew");
+                            tracing::warn!(%error, "RESULTS must be read again");
                             break;
                         }
                     };

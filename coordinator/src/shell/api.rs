@@ -117,7 +117,10 @@ impl Api {
             && !verb.is_of_the_scaler()
             && !names(&payload, tenant)
         {
-            let message = format!("you are {tenant}: ask in that name");
+            let message = format!(
+                "these credentials belong to tenant {tenant}: send requests for that \
+                                   tenant"
+            );
             self.answer::<()>(reply, &Err(refusal(RefusalCode::Invalid, message)));
             return Vec::new();
         }
@@ -165,7 +168,7 @@ impl Api {
                     return Vec::new();
                 };
                 if core.batch(slot).is_some_and(|batch| batch.is_ended()) {
-                    let message = format!("batch {} has ended; nothing can be changed", set.id);
+                    let message = format!("batch {} has ended and cannot be changed", set.id);
                     api.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
                     return Vec::new();
                 }
@@ -199,7 +202,7 @@ impl Api {
             ApiVerb::Fleet => Vec::new(),
             ApiVerb::PodDismiss => self.with(&payload, reply, |api, lost: PodRef, reply| {
                 if !core.account().lost.iter().any(|known| known.pod == lost.pod) {
-                    let message = format!("no lost pod {:?} is shown", lost.pod);
+                    let message = format!("no lost pod {:?} in the list", lost.pod);
                     api.answer::<()>(reply, &Err(refusal(RefusalCode::NotFound, message)));
                     return Vec::new();
                 }
@@ -238,7 +241,8 @@ impl Api {
                 Vec::new()
             }),
             ApiVerb::ScaleShow | ApiVerb::ScaleSet | ApiVerb::ScalePlan => {
-                let message = "scaling is off: this coordinator rents no pods. To turn it on, start the fleet with \
+                let message = "scaling is off: this coordinator rents no pods. To enable it, start the \
+                               fleet with \
                                `ternfleet up --scale 0..2`, or add a [scale] section to the coordinator's \
                                configuration (docs/runpod.md)";
                 self.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
@@ -334,19 +338,23 @@ impl Api {
     fn list(&self, now: Now, ids: Vec<BatchId>, reply: String, core: &Core) {
         let (bus, known) = (Arc::clone(&self.bus), find::in_memory(now, ids, core));
         tokio::spawn(async move {
-            let answer: Reply<Vec<BatchView>> = find::views(&bus, known).await;
+            let answer: Reply<Vec<BatchView>> = find::views(&bus, known).await.map(|(views, _)| views);
             let _ = bus.send(&reply, codec::encode(&answer)).await;
         });
     }
 
     fn page(&self, now: Now, tenant: &TenantId, found: Found, reply: String, core: &Core) {
-        let Found { ids, next, counts } = found;
+        let Found { places, next, counts } = found;
         let (open_lines, oldest_open) = core.open_lines(tenant);
+        let ids = places.iter().map(|place| place.id().clone()).collect();
         let (bus, known) = (Arc::clone(&self.bus), find::in_memory(now, ids, core));
         tokio::spawn(async move {
             let views = find::views(&bus, known).await;
-            let answer: Reply<BatchPage> =
-                views.map(|batches| BatchPage { batches, next, counts, open_lines, oldest_open });
+            let answer: Reply<BatchPage> = views.map(|(batches, fit)| {
+                // A page that had to be shorter is continued behind its last entry.
+                let next = if fit < places.len() { Some(places[fit - 1].cursor()) } else { next };
+                BatchPage { batches, next, counts, open_lines, oldest_open }
+            });
             let _ = bus.send(&reply, codec::encode(&answer)).await;
         });
     }
@@ -370,7 +378,8 @@ impl Api {
             || self.reserves.holds(&file.tenant, &file.object).then(|| "being created".to_owned());
         if let Some(reader) = reader.or_else(being_made) {
             let message = format!(
-                "the file {} is the input of a batch that has not ended ({reader}): cancel the batch or wait for its end",
+                "the file {} is the input of a batch that has not ended ({reader}): cancel the batch or \
+                 wait for its end",
                 file.object
             );
             return self.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
@@ -384,7 +393,7 @@ impl Api {
 
 /// What a caller is answered who asked for a batch, or changed it.
 pub(crate) fn view_or_gone(now: Now, slot: BatchSlot, core: &Core) -> Reply<BatchView> {
-    core.batch_view(now, slot).ok_or_else(|| refusal(RefusalCode::NotFound, "the batch is gone"))
+    core.batch_view(now, slot).ok_or_else(|| refusal(RefusalCode::NotFound, "the batch no longer exists"))
 }
 
 fn find(core: &Core, tenant: &TenantId, id: &BatchId) -> Option<BatchSlot> {

@@ -54,7 +54,7 @@ pub(crate) async fn keep(
                 }
             }
             Entry::Answer { batch, .. } if unstored.contains(&batch) => {
-                tracing::warn!(%batch, "a caller is not answered: what it asked for is not stored");
+                tracing::warn!(%batch, "a request gets no reply, because its result could not be stored");
             }
             Entry::Answer { reply, payload, .. } => {
                 if let Err(error) = bus.send(&reply, payload).await {
@@ -93,7 +93,7 @@ async fn store(bus: &Arc<dyn Bus>, revisions: &mut BTreeMap<BatchId, u64>, recor
             Err(BusError::WrongLastSequence) => {}
             Err(BusError::Unreachable(_) | BusError::Full { .. }) => tokio::time::sleep(WAIT).await,
             Err(error) => {
-                tracing::error!(batch = %record.id, %error, "the record of a batch is not stored");
+                tracing::error!(batch = %record.id, %error, "the record of a batch could not be stored");
                 return false;
             }
         }
@@ -115,7 +115,8 @@ enum Look {
 async fn look(bus: &Arc<dyn Bus>, record: &BatchRecord, value: &Bytes) -> Look {
     let found = retry(|| bus.kv_get(table::KV_BATCHES, record.id.as_str())).await.flatten();
     let Some(entry) = found else {
-        tracing::error!(batch = %record.id, "the record of a batch is not in its bucket; nothing is written");
+        tracing::error!(batch = %record.id, "the record of a batch is missing in its bucket; nothing was \
+                                             written");
         return Look::Unusable;
     };
     if entry.value == *value {
@@ -123,12 +124,13 @@ async fn look(bus: &Arc<dyn Bus>, record: &BatchRecord, value: &Bytes) -> Look {
     }
     match codec::decode::<BatchRecord>(&entry.value) {
         Ok(stored) if record.gives_way_to(&stored) => {
-            tracing::warn!(batch = %record.id, "a later leader has written this batch's record; ours is dropped");
+            tracing::warn!(batch = %record.id, "a later leader has written this batch's record; this \
+                                                leader's version is dropped");
             Look::Later
         }
         Ok(_) => Look::Earlier(entry.revision),
         Err(error) => {
-            tracing::error!(batch = %record.id, %error, "the stored record cannot be read; it is left alone");
+            tracing::error!(batch = %record.id, %error, "the stored record cannot be read; ignored");
             Look::Unusable
         }
     }

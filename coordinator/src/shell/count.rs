@@ -20,7 +20,7 @@ pub(super) async fn answer(bus: Arc<dyn Bus>, worker: Option<WorkerId>, ask: Cou
 }
 
 async fn counted(bus: &dyn Bus, worker: Option<WorkerId>, ask: CountAsk) -> Result<Vec<Option<u32>>, String> {
-    let worker = worker.ok_or("no worker is up")?;
+    let worker = worker.ok_or("no worker is live")?;
     let said = bus.request(&table::count(&worker), codec::encode(&ask), WORKER_TIMEOUT).await;
     codec::decode(&said.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchFind, BatchState, BatchView, Refusal, RefusalCode};
-use ternfleet_proto::{BatchId, Now, TenantId, TimeMs};
+use ternfleet_proto::{BatchId, Now, TenantId, TimeMs, codec};
 
 use super::api::{refusal, stored_record, unreachable};
+use super::pages::PAGE_BYTES_MAX;
 use crate::core::{BatchRecord, Core, view_of};
 
 /// Entries of a page.
@@ -21,6 +22,13 @@ const LOOKED_AT_MAX: usize = 20_000;
 
 /// When a batch was created, and which it is: a place in its group.
 type Age = (TimeMs, BatchId);
+
+/// Where a batch stands in the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    group: Group,
+    age: Age,
+}
 
 /// In the order in which they are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,10 +59,10 @@ pub(super) struct Stored {
     places: BTreeMap<BatchId, (TenantId, Group, TimeMs)>,
 }
 
-/// A page of ids.
+/// A page of batches, by their places.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
-    pub(super) ids: Vec<BatchId>,
+    pub(super) places: Vec<Place>,
     pub(super) next: Option<String>,
     pub(super) counts: BTreeMap<BatchState, u64>,
 }
@@ -152,14 +160,14 @@ impl Stored {
         let rest = open.into_iter().flatten().chain(ended);
         let mut last: Option<(Group, &Age)> = None;
         for (looked_at, (group, age, known)) in rest.enumerate() {
-            if found.ids.len() == limit || looked_at == LOOKED_AT_MAX {
+            if found.places.len() == limit || looked_at == LOOKED_AT_MAX {
                 found.next = last.map(cursor);
                 break;
             }
             last = Some((group, age));
             let wanted = ask.states.is_empty() || ask.states.contains(&known.state);
             if wanted && text.as_ref().is_none_or(|text| known.text.contains(text)) {
-                found.ids.push(age.1.clone());
+                found.places.push(Place { group, age: age.clone() });
             }
         }
         Ok(found)
@@ -182,7 +190,18 @@ fn place_of(cursor: &str) -> Result<(Group, Age), Refusal> {
         };
         Some((group, (TimeMs(at.parse().ok()?), id.parse().ok()?)))
     };
-    parsed().ok_or_else(|| refusal(RefusalCode::Invalid, "`after` is no place that a page ended at"))
+    parsed().ok_or_else(|| refusal(RefusalCode::Invalid, "`after` is not the end of a page"))
+}
+
+impl Place {
+    pub(super) fn id(&self) -> &BatchId {
+        &self.age.1
+    }
+
+    /// What [`BatchFind::after`] has for the page that begins behind this place.
+    pub(super) fn cursor(&self) -> String {
+        cursor((self.group, &self.age))
+    }
 }
 
 /// Batches that are in memory as they stand now; the others are to be read from their records.
@@ -191,10 +210,11 @@ pub(super) fn in_memory(now: Now, ids: Vec<BatchId>, core: &Core) -> Vec<(BatchI
     ids.into_iter().map(|id| (id.clone(), view(&id))).collect()
 }
 
+/// The views, as many as one reply can carry, and how many of `known` they cover.
 pub(super) async fn views(
     bus: &Arc<dyn Bus>,
     known: Vec<(BatchId, Option<BatchView>)>,
-) -> Result<Vec<BatchView>, Refusal> {
+) -> Result<(Vec<BatchView>, usize), Refusal> {
     let read = stream::iter(known).map(|(id, view)| async move {
         match view {
             Some(view) => Ok(Some(view)),
@@ -202,7 +222,20 @@ pub(super) async fn views(
         }
     });
     let views: Result<Vec<Option<BatchView>>, _> = read.buffered(32).try_collect().await;
-    views.map(|views| views.into_iter().flatten().collect()).map_err(|error| unreachable(&error))
+    let views = views.map_err(|error| unreachable(&error))?;
+    let fit = fitting(&views);
+    Ok((views.into_iter().take(fit).flatten().collect(), fit))
+}
+
+/// How many entries from the first on stay under the limit of a reply: metadata alone may take 36 KiB of a view. One
+/// always does.
+fn fitting(views: &[Option<BatchView>]) -> usize {
+    let mut bytes = 0;
+    let fits = views.iter().take_while(|view| {
+        bytes += view.as_ref().map_or(0, |view| codec::encode(view).len());
+        bytes <= PAGE_BYTES_MAX
+    });
+    fits.count().max(1)
 }
 
 #[cfg(test)]
@@ -218,8 +251,27 @@ mod tests {
         record
     }
 
-    fn ids(found: Vec<BatchId>) -> Vec<String> {
+    fn ids(found: &[BatchId]) -> Vec<String> {
         found.iter().map(ToString::to_string).collect()
+    }
+
+    fn found(page: Found) -> Vec<String> {
+        page.places.iter().map(|place| place.id().to_string()).collect()
+    }
+
+    #[test]
+    fn a_page_of_large_batches_stays_under_the_limit_of_a_message() {
+        let view = |metadata_bytes: usize| {
+            let mut record = record(1, "acme", BatchState::Completed);
+            record.metadata.insert("k".to_owned(), "v".repeat(metadata_bytes));
+            Some(view_of(&record, record.totals))
+        };
+        let large = vec![view(36 << 10); 200];
+        let fit = fitting(&large);
+        let bytes = |n: usize| codec::encode(&&large[..n]).len();
+        assert!(bytes(fit) < PAGE_BYTES_MAX + 1024 && bytes(fit + 1) > PAGE_BYTES_MAX, "{fit} entries");
+        assert_eq!(fitting(&vec![view(0); 200]), 200);
+        assert_eq!(fitting(&[view(PAGE_BYTES_MAX), view(0)]), 1, "one always fits");
     }
 
     #[test]
@@ -243,7 +295,7 @@ mod tests {
         let acme: TenantId = "acme".parse().unwrap();
         let names = |after: Option<&str>, limit| {
             let after: Option<BatchId> = after.map(|id| id.parse().unwrap());
-            ids(stored.newest(&acme, after.as_ref(), limit))
+            ids(&stored.newest(&acme, after.as_ref(), limit))
         };
         assert_eq!(names(None, 2), ["batch_8", "batch_6"]);
         assert_eq!(names(Some("batch_6"), 9), ["batch_4", "batch_2", "batch_0"]);
@@ -270,7 +322,12 @@ mod tests {
         loop {
             let page = stored.find(&ask).unwrap();
             assert_eq!(page.counts.values().sum::<u64>(), 50, "the totals are true");
-            all.extend(ids(page.ids));
+            let last = page.places.last().map(Place::cursor);
+            assert!(
+                page.next.is_none() || page.next == last,
+                "a page that is cut short continues as any other"
+            );
+            all.extend(page.places.iter().map(|place| place.id().to_string()));
             // One that ends while somebody pages moves to the ended ones.
             if all.len() == 21 {
                 stored.note(&record(45, "acme", BatchState::Completed));
@@ -293,9 +350,9 @@ mod tests {
             let (text, after) = (Some(text.to_owned()), after.map(str::to_owned));
             stored.find(&BatchFind { tenant, states, text, after, limit: 10 })
         };
-        assert_eq!(ids(find(&[], "TALE 1", None).unwrap().ids), ["batch_12", "batch_1"]);
-        assert_eq!(ids(find(&[BatchState::Failed], "", None).unwrap().ids), ["batch_1"]);
-        assert_eq!(ids(find(&[], "batch_12", None).unwrap().ids), ["batch_12"]);
+        assert_eq!(found(find(&[], "TALE 1", None).unwrap()), ["batch_12", "batch_1"]);
+        assert_eq!(found(find(&[BatchState::Failed], "", None).unwrap()), ["batch_1"]);
+        assert_eq!(found(find(&[], "batch_12", None).unwrap()), ["batch_12"]);
         for bad in ["", "x", "2.1.batch_1", "0.1", "0.x.batch_1"] {
             assert!(find(&[], "", Some(bad)).is_err(), "{bad}");
         }

@@ -183,7 +183,7 @@ pub(super) async fn store(bus: &Arc<dyn Bus>, granted: &Granted) -> bool {
         created => created.map(drop),
     };
     if let Err(error) = &stored {
-        tracing::warn!(worker = key, %error, "who a worker is was not stored; it asks again");
+        tracing::warn!(worker = key, %error, "a worker's grant could not be stored; the worker retries");
     }
     stored.is_ok()
 }

@@ -68,12 +68,12 @@ impl UsedToken {
                 Ok(grant)
             }
             Ok(_) => {
-                tracing::warn!(token = self.name, "a join token was shown a second time, by somebody else");
-                let message = "this join token has been used: it is good for one pod, once";
+                tracing::warn!(token = self.name, "a join token was presented a second time, by another pod");
+                let message = "this join token has been used: it is valid for one pod, once";
                 Err(refusal(RefusalCode::Conflict, message))
             }
             Err(error) => {
-                let message = format!("whether this token was used is not known: {error}");
+                let message = format!("it is not known whether this token was used: {error}");
                 Err(refusal(RefusalCode::Unavailable, message))
             }
         }
@@ -126,19 +126,19 @@ impl Admission {
         let renews = asker == worker.as_str();
         // A name is known from its grant as well: right after a takeover nobody has been heard of yet.
         if !renews && (fleet.slot(worker).is_some() || grants.knows(worker)) {
-            return Err(refusal(RefusalCode::Conflict, format!("there is a worker {worker} already")));
+            return Err(refusal(RefusalCode::Conflict, format!("worker {worker} already exists")));
         }
         let joiner = Joiner::parse(asker);
         let mut ordered = None;
         if let Some(name) = joiner.pod() {
-            let unknown = || format!("no order of {name} is known here (yet)");
+            let unknown = || format!("no order of {name} is known (yet)");
             let Some(pod) = money.pods().get(name) else {
                 return Err(refusal(RefusalCode::Unavailable, unknown()));
             };
             match pod.lease() {
                 None => return Err(refusal(RefusalCode::Unavailable, unknown())),
                 Some(LeasePhase::Drain) => {
-                    return Err(refusal(RefusalCode::Conflict, format!("{name} is being given back")));
+                    return Err(refusal(RefusalCode::Conflict, format!("{name} is being returned")));
                 }
                 Some(LeasePhase::Boot | LeasePhase::Work) => {}
             }
@@ -262,7 +262,7 @@ mod tests {
         assert!(!may_have_failed("order-f-a-0", &money), "whoever says so is somebody else");
         money.lease_ending(MonoMs(0), "f-a-0");
         let refused = answer(&name, &again, &money).unwrap_err();
-        assert!(refused.message.contains("given back"), "{refused}");
+        assert!(refused.message.contains("being returned"), "{refused}");
     }
 
     #[test]

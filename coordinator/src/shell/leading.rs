@@ -34,7 +34,7 @@ impl Hands {
         for task in working {
             let abort = task.abort_handle();
             if tokio::time::timeout(Duration::from_secs(2), task).await.is_err() {
-                tracing::warn!(leader = leader.0, "left an operation unfinished");
+                tracing::warn!(leader = leader.0, "an operation was not finished");
                 abort.abort();
             }
         }
@@ -112,7 +112,8 @@ impl Service {
                 Ok(count) => tracing::debug!(stream, count, "cleared"),
                 Err(BusError::NotFound(_)) => return,
                 Err(error) => {
-                    tracing::warn!(stream, %error, "not cleared; workers drop what is stale");
+                    tracing::warn!(stream, %error, "the work stream was not cleared; workers drop stale \
+                                                    messages");
                     return;
                 }
             }

@@ -47,14 +47,14 @@ pub(crate) async fn keep(
                     let asked_at = Instant::now();
                     match bus.kv_update(table::KV_CONTROL, LEADER, value.clone(), left, Some(ttl)).await {
                         Ok(revision) if asked_at.elapsed() < ttl => {
-                            tracing::warn!("the server kept a lease that had run out; it is taken over");
+                            tracing::warn!("the server kept an expired lease; taking it over");
                             break revision;
                         }
                         Ok(_) | Err(_) => seen = Seen::default(),
                     }
                 }
             }
-            Err(error) => tracing::warn!(%error, "the leader's lease cannot be asked for"),
+            Err(error) => tracing::warn!(%error, "the leader's lease cannot be requested"),
         }
         tokio::select! {
             biased;
@@ -93,14 +93,14 @@ pub(crate) async fn keep(
                 continue;
             }
             Ok(Err(BusError::WrongLastSequence | BusError::NotFound(_))) => {
-                "it ran out or another holds it".to_owned()
+                "it has expired or another coordinator holds it".to_owned()
             }
             Ok(Err(error)) if renewed_at.elapsed() < ttl => {
-                tracing::warn!(%error, "the leader's lease could not be renewed; trying again");
+                tracing::warn!(%error, "the leader's lease could not be renewed; retrying");
                 continue;
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer in time".to_owned(),
+            Err(_) => "no reply in time".to_owned(),
         };
         let _ = inbox.send(Input::Deposed(lost)).await;
         return;

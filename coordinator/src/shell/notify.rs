@@ -18,7 +18,7 @@ const WAITS_S: [u64; 8] = [5, 30, 120, 600, 1800, 3600, 3600, 7200];
 pub(crate) async fn call(record: BatchRecord, allow: Vec<String>, clock: Clock, inbox: mpsc::Sender<Input>) {
     let outcome = call_until_taken(&record, &allow, &clock).await;
     if let Err(reason) = &outcome {
-        tracing::warn!(batch = %record.id, reason, "the webhook is given up");
+        tracing::warn!(batch = %record.id, reason, "the webhook failed; no further retries");
     }
     let _ = inbox.send(Input::Event(Event::Notified { batch: record.id, outcome })).await;
 }
@@ -37,7 +37,7 @@ async fn call_until_taken(record: &BatchRecord, allow: &[String], clock: &Clock)
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        tracing::info!(batch = %record.id, %error, "the webhook was not taken");
+        tracing::info!(batch = %record.id, %error, "the webhook call failed; it is retried");
         let Some(wait_s) = waits_s.next().filter(|_| error.may_pass()) else {
             return Err(error.to_string());
         };

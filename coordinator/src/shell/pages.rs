@@ -21,7 +21,7 @@ use crate::core::{Batch, BatchSlot, Core, view_of};
 
 const PAGE_LINES_MAX: u32 = 1000;
 /// Replies stay well under the server's largest message.
-const PAGE_BYTES_MAX: usize = 700 << 10;
+pub(super) const PAGE_BYTES_MAX: usize = 700 << 10;
 const WAIT_MS_MAX: u32 = 30_000;
 /// Callers who may wait for results at a time.
 const POLLERS_MAX: usize = 4096;
@@ -153,7 +153,7 @@ async fn past_page(
     let record = stored_record(bus, &request.id).await.map_err(|error| unreachable(&error))?;
     let record = record.filter(|r| r.tenant == request.tenant).ok_or_else(|| unknown(&request.id))?;
     if record.aged_out_at.is_some() {
-        let message = format!("the answers of {} were removed, as those of old batches are", request.id);
+        let message = format!("the answers of {} were deleted after their retention time", request.id);
         return Err(refusal(RefusalCode::NotFound, message));
     }
     let commits = match known {

@@ -119,7 +119,8 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
                 worker.map_or_else(|| table::control_all().to_owned(), |worker| table::control(&worker));
             let control = codec::encode(&Control { leader: under.leader, order });
             if let Err(error) = bus.send(&subject, control).await {
-                tracing::debug!(%error, subject, "order not sent; it is repeated or fenced");
+                tracing::debug!(%error, subject, "an order to a worker was not sent; it is repeated or \
+                                                  fenced");
             }
             None
         }
@@ -164,7 +165,7 @@ async fn sweep(bus: &Arc<dyn Bus>, shard: u16, workers: &[WorkerId]) {
     let Some(found) = retry(|| bus.consumers(&stream)).await else { return };
     for consumer in workers.iter().flat_map(|worker| table::work_consumers(shard, worker)) {
         if !found.contains(&consumer.name) {
-            tracing::warn!(consumer = consumer.name, "a consumer was missing");
+            tracing::warn!(consumer = consumer.name, "a consumer was missing and is created again");
             retry(|| bus.ensure_consumer(&consumer)).await;
         }
     }
@@ -211,7 +212,7 @@ async fn store_hand_over(
             Ok(stored) => return Event::Handed { job, epoch, sequence: Some(stored.sequence) },
             Err(BusError::Unreachable(_)) => tokio::time::sleep(WAIT * (attempt + 1)).await,
             Err(error) => {
-                tracing::warn!(%error, %subject, "a hand-over was refused");
+                tracing::warn!(%error, %subject, "an assignment was rejected");
                 break;
             }
         }
@@ -231,7 +232,7 @@ async fn store_once(bus: &Arc<dyn Bus>, subject: &str, payload: bytes::Bytes) {
         match stored {
             Ok(_) | Err(BusError::WrongLastSequence) => return,
             Err(error) => {
-                tracing::warn!(%error, subject, "an answer waits to be stored");
+                tracing::warn!(%error, subject, "an answer could not be stored yet; retrying");
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(Duration::from_secs(5));
             }
@@ -249,7 +250,7 @@ pub(crate) async fn retry<T, F: Future<Output = Result<T, BusError>>>(
             Ok(value) => return Some(value),
             Err(BusError::NotFound(_) | BusError::WrongLastSequence | BusError::Exists(_)) => return None,
             Err(BusError::Refused(reason)) => {
-                tracing::warn!(reason, "NATS refused an operation");
+                tracing::warn!(reason, "NATS rejected an operation");
                 return None;
             }
             Err(BusError::Unreachable(_) | BusError::Full { .. }) => {

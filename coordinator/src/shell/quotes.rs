@@ -95,7 +95,7 @@ impl Question {
         self.models.check(ask.work.models.keys().map(String::as_str))?;
         let classes = self.classes()?.and(self.able());
         if ask.work.sample.is_empty() || ask.work.lines == 0 {
-            let message = "there is nothing to quote: no line of the file is a request";
+            let message = "the file has no valid request to quote";
             return Err(refuse(RefusalCode::Invalid, message.into()));
         }
         if ask.budget_usd_micro.is_some_and(|budget| budget.0 <= 0) {
@@ -169,7 +169,7 @@ impl Question {
         let names: BTreeSet<&str> = self.prospect.kinds.iter().map(|kind| kind.class.as_str()).collect();
         if let Some(name) = self.ask.classes.iter().find(|name| !names.contains(name.as_str())) {
             let known = names.into_iter().collect::<Vec<_>>().join(", ");
-            let message = format!("there are no pods of class {name:?}; there are: {known}");
+            let message = format!("no pods of class {name:?}; known classes are: {known}");
             return Err(refuse(RefusalCode::Invalid, message));
         }
         Ok(class_set(&self.prospect.kinds, |kind| self.ask.classes.contains(&kind.class)))
@@ -200,7 +200,7 @@ pub(crate) async fn quoted(
         },
         // A file without a single good line is a batch all the same: every line gets its error.
         Err(none) => {
-            tracing::debug!(%none, "a new batch has no quote");
+            tracing::debug!(%none, "a new batch was accepted without a quote");
             Ok(None)
         }
     }
@@ -218,7 +218,7 @@ fn objection(create: &BatchCreate, quote: &Quote) -> Option<Refusal> {
     if let Some(other) = &quote.cheaper {
         message += &format!(" With a later deadline it would cost {}.", other.cost_usd_micro);
     }
-    message += " Ask for it all the same with accept_at_risk (`submit --anyway`).";
+    message += " To submit it nevertheless, set accept_at_risk (`submit --anyway`).";
     Some(refuse(RefusalCode::Unaffordable, message))
 }
 

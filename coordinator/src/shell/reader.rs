@@ -94,7 +94,9 @@ async fn patiently(reader: &mut Reader, command: &Command) -> anyhow::Result<Eve
                 if attempt >= ATTEMPTS {
                     return Err(error);
                 }
-                tracing::warn!(batch = %reader.source.batch, error = format!("{error:#}"), "reading again");
+                tracing::warn!(batch = %reader.source.batch, error = format!("{error:#}"), "the input \
+                                                                                            could not be \
+                                                                                            read; retrying");
                 tokio::time::sleep(Duration::from_millis(200 * u64::from(attempt + 1))).await;
             }
         }
@@ -227,14 +229,14 @@ impl Reader {
             && endpoint != line.endpoint
         {
             return Some(format!(
-                "it names {}, the batch is for {}",
+                "its url is {}, but the batch is for {}",
                 line.endpoint.as_str(),
                 endpoint.as_str()
             ));
         }
         let repeated = self.index.as_ref().is_some_and(|known| known.repeated.binary_search(&index).is_ok());
         let id = line.custom_id.as_deref().unwrap_or_default();
-        repeated.then(|| format!("an earlier line has the custom_id {id:?} already"))
+        repeated.then(|| format!("an earlier line has the same custom_id {id:?}"))
     }
 
     /// Small requests travel in the message, large ones as an object. What the answer repeats is in the message in any case.

@@ -30,7 +30,7 @@ pub(super) async fn load(
         match codec::decode(&entry.value) {
             Ok(record) => records.push(record),
             Err(error) => {
-                tracing::error!(key = entry.key, %error, "a stored batch cannot be read; left alone")
+                tracing::error!(key = entry.key, %error, "a stored batch cannot be read; ignored")
             }
         }
     }
@@ -66,7 +66,7 @@ pub(super) async fn follow(
                         Ok(Replayed::Message(message)) => message,
                         Ok(Replayed::CaughtUp) => continue,
                         Err(error) => {
-                            tracing::warn!(%error, "a bucket must be read anew");
+                            tracing::warn!(%error, "a bucket must be read again");
                             break;
                         }
                     };
@@ -93,7 +93,7 @@ pub(super) fn understood(key: &str, payload: &[u8]) -> Option<Input> {
     match codec::decode::<BatchRecord>(payload) {
         Ok(record) => Some(Input::Recorded(Box::new(record))),
         Err(error) => {
-            tracing::error!(key, %error, "a stored batch cannot be read; left alone");
+            tracing::error!(key, %error, "a stored batch cannot be read; ignored");
             None
         }
     }

@@ -67,13 +67,13 @@ pub(crate) async fn keep_sweeping(
         let date = doubt.date(clock.now());
         match sweep(&bus, leader, &retention, date, &inbox).await {
             Ok(0) => {}
-            Ok(count) => tracing::info!(count, "files and answers of old batches were removed"),
-            Err(error) => tracing::warn!(%error, "old batches are swept later"),
+            Ok(count) => tracing::info!(count, "deleted files and answers of old batches"),
+            Err(error) => tracing::warn!(%error, "old batches could not be deleted; retrying later"),
         }
         match expire(&*bus, date).await {
             Ok(0) => {}
-            Ok(count) => tracing::info!(count, "files whose time was up were removed"),
-            Err(error) => tracing::warn!(%error, "files whose time is up are removed later"),
+            Ok(count) => tracing::info!(count, "deleted expired files"),
+            Err(error) => tracing::warn!(%error, "expired files could not be deleted; retrying later"),
         }
         if inbox.is_closed() {
             return;

@@ -18,8 +18,8 @@ const NEARLY_FULL_RATIO: f64 = 0.95;
 fn refusal(results: StreamFacts) -> Option<Refusal> {
     let max = results.bytes_max?;
     let message = format!(
-        "the answers stored in NATS take {} of {max} bytes (streams.results_bytes_max), and nothing new is accepted: wait \
-         until old batches are cleared away (retention.files_ms), or raise the limit",
+        "the answers stored in NATS take {} of {max} bytes (streams.results_bytes_max), and nothing new is \
+         accepted: wait until old batches are deleted (retention.files_ms), or raise the limit",
         results.bytes
     );
     let full = results.bytes as f64 >= NEARLY_FULL_RATIO * max as f64;

@@ -146,7 +146,7 @@ pub(crate) async fn serve(rental: Rental, ties: Ties) {
     tracing::info!(
         provider = scaler.rental.provider.name(),
         intents = scaler.store.intents.len(),
-        "the scaler begins"
+        "the scaler has started"
     );
     let mut ticks = tokio::time::interval(Duration::from_millis(scaler.rental.options.tick_ms));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -378,7 +378,7 @@ impl Scaler {
         let now = self.ties.clock.mono();
         match fault {
             CloudError::NoBalance(_) | CloudError::Unauthorized(_) => {
-                tracing::error!(what, %fault, "nothing is ordered until a person has looked at the account");
+                tracing::error!(what, %fault, "no pods are ordered until the provider's account is fixed");
                 let halt = HALT.min(Duration::from_secs_f64(self.rental.options.refusal_s));
                 self.halted = Some((fault.to_string(), now.plus(halt)));
             }
@@ -388,7 +388,7 @@ impl Scaler {
             _ => {
                 // Told once, and again when it comes back after it was gone.
                 if self.faults.insert(format!("{what}: {fault}")) {
-                    tracing::warn!(what, %fault, "the provider refuses");
+                    tracing::warn!(what, %fault, "the provider rejects requests");
                 }
                 if self.faults.len() > 100 {
                     self.faults.clear();
@@ -447,7 +447,7 @@ impl Scaler {
                         ours = sum_ours,
                         theirs = sum_theirs,
                         drift,
-                        "the bill beside the provider's"
+                        "compared own bill with the provider's"
                     );
                 }
             }
@@ -471,7 +471,7 @@ impl Scaler {
         let dials = self.store.dials.value.clone().with(asked);
         if verb == ApiVerb::ScaleSet {
             self.store.keep_dials(&self.ties, dials.clone()).await?;
-            tracing::info!(?dials, "the scaler's dials were set");
+            tracing::info!(?dials, "the scaler's settings were changed");
         }
         self.look().await;
         let settings = self.settings_with(&dials);
@@ -490,19 +490,19 @@ impl Scaler {
         for name in asked.classes.iter().flatten() {
             if !known.contains(&name.as_str()) {
                 let known = known.join(", ");
-                return Err(invalid(format!("there is no class {name:?}; the configuration has {known}")));
+                return Err(invalid(format!("no class {name:?}; configured are {known}")));
             }
         }
         let whole = self.rental.settings(&self.store.dials.value.clone().with(asked.clone()));
         if whole.pods_min > whole.pods_max {
             let (min, max) = (whole.pods_min, whole.pods_max);
             return Err(invalid(format!(
-                "at least {min} and at most {max} pods cannot both hold: set --min and --max"
+                "the minimum of {min} pods is above the maximum of {max}: set --min and --max"
             )));
         }
         let negative = |limit: Option<UsdMicro>| limit.is_some_and(|usd| usd < UsdMicro::ZERO);
         if negative(asked.usd_micro_per_hour_max) || negative(asked.usd_micro_per_day_max) {
-            return Err(invalid("a limit must not be negative; 0 lifts it".to_owned()));
+            return Err(invalid("a limit must not be negative; 0 removes it".to_owned()));
         }
         Ok(asked)
     }

@@ -25,7 +25,7 @@ pub(crate) struct BusFacts {
     pub(crate) syncs_always: bool,
 }
 
-/// Makes streams and buckets; finds out what an acceptance rests on.
+/// Makes streams and buckets; finds out durability of accepted batches.
 pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Result<BusFacts> {
     let server = bus.server();
     check_age(&server.version, options.allow_old_server)?;
@@ -34,7 +34,8 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
     if found.is_some_and(|(version, _)| version > table::VERSION) {
         let (version, _) = found.unwrap_or_default();
         bail!(
-            "the streams of this fleet were set up by a newer coordinator (version {version} of the table, this one \
+            "the streams of this fleet were set up by a newer coordinator (version {version} of the table, \
+             this one \
              knows {}): upgrade this coordinator; nothing was changed",
             table::VERSION
         );
@@ -49,25 +50,25 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
     }
     bus.ensure_stream(&table::work_stream_spec(0, 1).at(syncs_always))
         .await
-        .context("the work stream cannot be made")?;
+        .context("the work stream cannot be created")?;
     for spec in table::kv_specs(replicas) {
-        bus.ensure_kv(&spec).await.with_context(|| format!("bucket {} cannot be made", spec.bucket))?;
+        bus.ensure_kv(&spec).await.with_context(|| format!("bucket {} cannot be created", spec.bucket))?;
     }
     raise_table_version(bus, found).await.context("the version of the streams cannot be written")?;
     let tenant = ternfleet_proto::TenantId::default_tenant();
     bus.ensure_objects(&table::files_spec(&tenant, replicas))
         .await
-        .context("the object store cannot be made")?;
+        .context("the object store cannot be created")?;
     bus.ensure_objects(&table::large_requests_spec(replicas))
         .await
-        .context("the store of large requests cannot be made")?;
-    let key = assignment_key(bus).await.context("the fleet's key cannot be read or made")?;
+        .context("the store of large requests cannot be created")?;
+    let key = assignment_key(bus).await.context("the fleet's key cannot be read or created")?;
     let durability = table::durability(replicas, sync);
-    tracing::info!(?durability, replicas, server = %server.version, "what an acceptance rests on");
+    tracing::info!(?durability, replicas, server = %server.version, "durability of accepted batches");
     if options.strict_durability && durability < Durability::Fsynced {
         bail!(
-            "strict durability is asked for, and this fleet is {durability:?}: set sync_interval: always in \
-             nats-server's jetstream block and name its monitoring address in nats_monitoring_url"
+            "strict_durability is set, but this fleet is {durability:?}: set sync_interval: always in the \
+             jetstream block of nats-server, and nats_monitoring_url to its monitoring address"
         );
     }
     Ok(BusFacts { key, durability, replicas: replicas as u32, syncs_always })
@@ -83,8 +84,8 @@ async fn ensure_bounded(bus: &Arc<dyn Bus>, spec: StreamSpec, streams: &Streams)
     let max_bytes = i64::try_from(bytes_max).ok().filter(|max| *max > 0);
     let made = bus.ensure_stream(&StreamSpec { max_bytes, ..spec.clone() }).await;
     made.map(drop).with_context(|| match bytes_max {
-        0 => format!("stream {} cannot be made", spec.name),
-        _ => format!("stream {} cannot be made with streams.{option} = {bytes_max}", spec.name),
+        0 => format!("stream {} cannot be created", spec.name),
+        _ => format!("stream {} cannot be created with streams.{option} = {bytes_max}", spec.name),
     })
 }
 
@@ -96,11 +97,12 @@ fn check_age(version: &str, allowed: bool) -> anyhow::Result<()> {
     }
     if !allowed {
         bail!(
-            "nats-server {version} is too old: {major}.{minor} or newer is needed, since older ones lose acknowledged writes \
-             when they are killed; upgrade it (allow_old_server = true works with it all the same)"
+            "nats-server {version} is too old: {major}.{minor} or newer is needed, because older ones can \
+             lose acknowledged writes when they are killed; upgrade it (allow_old_server = true accepts it \
+             nevertheless)"
         );
     }
-    tracing::warn!(version, "this nats-server is known to lose acknowledged writes when it is killed");
+    tracing::warn!(version, "this version of nats-server can lose acknowledged writes when it is killed");
     Ok(())
 }
 
@@ -136,7 +138,7 @@ async fn assignment_key(bus: &Arc<dyn Bus>) -> anyhow::Result<AssignmentKey> {
             return Ok(codec::decode(&entry.value)?);
         }
         let mut bytes = [0u8; 32];
-        getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
+        getrandom::fill(&mut bytes).context("the system returns no random numbers")?;
         let made = codec::encode(&AssignmentKey(bytes));
         match bus.kv_create(table::KV_CONTROL, KEY_NAME, made, None).await {
             Ok(_) | Err(BusError::Exists(_)) => {}
@@ -151,11 +153,12 @@ async fn read_varz(url: &str) -> Option<SyncFacts> {
     match body {
         Ok(Ok(body)) => SyncFacts::from_varz(&body),
         Ok(Err(error)) => {
-            tracing::warn!(url, %error, "NATS's monitoring address does not answer; syncing counts as seldom");
+            tracing::warn!(url, %error, "the monitoring address of NATS does not reply; periodic fsync is \
+                                         assumed");
             None
         }
         Err(_) => {
-            tracing::warn!(url, "NATS's monitoring address takes too long; syncing counts as seldom");
+            tracing::warn!(url, "the monitoring address of NATS is too slow; periodic fsync is assumed");
             None
         }
     }
@@ -170,9 +173,9 @@ async fn http_get(url: &str, path: &str) -> anyhow::Result<Vec<u8>> {
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(1 << 20).read_to_end(&mut answer).await?;
-    let text = answer.windows(4).position(|w| w == b"\r\n\r\n").context("the answer is not HTTP")?;
+    let text = answer.windows(4).position(|w| w == b"\r\n\r\n").context("the reply is not HTTP")?;
     if !answer.starts_with(b"HTTP/1.1 200") && !answer.starts_with(b"HTTP/1.0 200") {
-        bail!("the answer is not 200");
+        bail!("the reply is not 200");
     }
     Ok(answer.split_off(text + 4))
 }

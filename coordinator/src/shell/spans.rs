@@ -72,13 +72,18 @@ impl Diary {
                 tracing::info!(target: TARGET, %worker, pod, pod_class, usd_per_hour, "worker joined");
             }
             EventKind::WorkerLost { worker, pod, reason } => {
-                tracing::info!(target: TARGET, %worker, pod, reason, "worker gone; its jobs go elsewhere");
+                tracing::info!(target: TARGET, %worker, pod, reason, "worker lost; its jobs move to other \
+                                                                      workers");
             }
             EventKind::CanaryDiverged { worker, host, said, expected } => {
-                tracing::error!(target: TARGET, %worker, host, said, expected, "a machine computes otherwise than others; where most agree it gets no work");
+                tracing::error!(target: TARGET, %worker, host, said, expected, "the canary digest of a \
+                                                                                host differs from others \
+                                                                                of its kind; the minority \
+                                                                                gets no work");
             }
             EventKind::ClockStepped { by_ms } => {
-                tracing::warn!(target: TARGET, by_ms, "the wall clock was stepped; only dates and deadlines follow it");
+                tracing::warn!(target: TARGET, by_ms, "the wall clock was stepped; this affects only dates \
+                                                       and deadlines");
             }
             other => tracing::debug!(?other, "audit"),
         }

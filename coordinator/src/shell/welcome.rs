@@ -20,7 +20,7 @@ impl Service {
                 }
                 self.core.on(now, Event::Heartbeat(beat), actions);
             }
-            Err(()) => tracing::debug!(worker = %beat.worker, "nobody vouches for this worker yet"),
+            Err(()) => tracing::debug!(worker = %beat.worker, "no grant exists for this worker yet"),
         }
     }
 

@@ -58,7 +58,9 @@ pub(crate) async fn write(
             Ok(outputs) => return Ok(outputs),
             Err(error) => {
                 attempt += 1;
-                tracing::warn!(batch = %record.id, error = format!("{error:#}"), attempt, "output files not written");
+                tracing::warn!(batch = %record.id, error = format!("{error:#}"), attempt, "output files \
+                                                                                           could not be \
+                                                                                           written");
                 if attempt >= ATTEMPTS && error.is::<Missing>() {
                     return Err(format!("the output files cannot be written: {error:#}"));
                 }
@@ -163,5 +165,5 @@ fn temporary(dir: Option<&Path>) -> anyhow::Result<File> {
         Some(dir) => tempfile::tempfile_in(dir),
         None => tempfile::tempfile(),
     }
-    .context("a scratch file cannot be made")
+    .context("a scratch file cannot be created")
 }

@@ -94,7 +94,7 @@ pub struct LimitSpec {
 /// A fleet file that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FleetError {
-    #[error("the fleet file is not what was expected: {0}")]
+    #[error("the fleet file is invalid: {0}")]
     Syntax(String),
     #[error("the fleet file has {0}; correct it and try again")]
     Value(String),

@@ -84,12 +84,13 @@ fn a_trace_takes_pods_away_and_the_deadline_still_holds() {
 
 #[test]
 fn a_fleet_file_with_faults_names_them_all() {
-    let text = "[[pods]]\nclass = \"a\"\ncount = 1\nprice_usd_per_hour = -1\nrate_tok_s = 0\n[[batches]]\nname = \"b\"\ntokens = nan\n";
+    let text = "[[pods]]\nclass = \"a\"\ncount = 1\nprice_usd_per_hour = -1\nrate_tok_s = \
+                0\n[[batches]]\nname = \"b\"\ntokens = nan\n";
     let fault = Fleet::parse(text).unwrap_err().to_string();
     for part in ["a.price_usd_per_hour", "a.rate_tok_s", "b.tokens"] {
         assert!(fault.contains(part), "{fault}");
     }
-    assert!(Fleet::parse("pods = 3").unwrap_err().to_string().contains("not what was expected"));
+    assert!(Fleet::parse("pods = 3").unwrap_err().to_string().contains("the fleet file is invalid"));
 }
 
 #[test]

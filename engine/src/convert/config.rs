@@ -46,7 +46,7 @@ impl Config {
         };
         if (n_heads * head_dim) as u64 > MAX_COUNT {
             return Err(
-                fields.fault("num_attention_heads", format!("heads are wider than {MAX_COUNT} together"))
+                fields.fault("num_attention_heads", format!("the heads together are wider than {MAX_COUNT}"))
             );
         }
         let vocab = fields.count("vocab_size")?;
@@ -55,9 +55,7 @@ impl Config {
         let Rope { scaling, factors } = rope::read(&json, head_dim, theta)
             .map_err(|(field, reason)| Error::unsupported(&path, field, reason))?;
         if factors.is_some() && !graph.rope_factors {
-            return Err(
-                fields.fault("rope_scaling", "llama3's scaling is computed for LlamaForCausalLM alone")
-            );
+            return Err(fields.fault("rope_scaling", "llama3 scaling is supported only for LlamaForCausalLM"));
         }
         let hyper = Hyper {
             architecture: graph.names[0].into(),
@@ -153,7 +151,7 @@ impl Fields<'_> {
     fn expect(&self, field: &str, wanted: &Value) -> Result<(), Error> {
         match &self.json[field] {
             found if found == wanted => Ok(()),
-            found => Err(self.fault(field, format!("{found}, and only {wanted} is computed by this engine"))),
+            found => Err(self.fault(field, format!("{found}; this engine supports only {wanted}"))),
         }
     }
 
@@ -165,7 +163,8 @@ impl Fields<'_> {
         match self.json[field].as_u64() {
             Some(count) if (1..=MAX_COUNT).contains(&count) => Ok(count as usize),
             _ => {
-                Err(self.fault(field, format!("{} is no count between 1 and {MAX_COUNT}", self.json[field])))
+                Err(self
+                    .fault(field, format!("{} is not a count between 1 and {MAX_COUNT}", self.json[field])))
             }
         }
     }
@@ -174,7 +173,7 @@ impl Fields<'_> {
         let number = value.as_f64().map(|number| number as f32);
         number
             .filter(|number| number.is_finite() && *number > 0.0)
-            .ok_or_else(|| self.fault(field, format!("{value} is no positive number")))
+            .ok_or_else(|| self.fault(field, format!("{value} is not a positive number")))
     }
 
     /// An id, or the first of a list of ids.
@@ -186,7 +185,7 @@ impl Fields<'_> {
         };
         match value.as_u64().filter(|&id| id < vocab as u64) {
             Some(id) => Ok(Some(id as u32)),
-            None => Err(self.fault(field, format!("{value} is no token id below {vocab}"))),
+            None => Err(self.fault(field, format!("{value} is not a token id below {vocab}"))),
         }
     }
 
@@ -199,9 +198,8 @@ impl Fields<'_> {
         });
         let known = architecture::ALL.map(|known| known.hugging_face.class).join(", ");
         let named = class.map_or_else(|| self.json["model_type"].to_string(), str::to_owned);
-        found.ok_or_else(|| {
-            self.fault("architectures", format!("{named}, and only {known} are computed by this engine"))
-        })
+        found
+            .ok_or_else(|| self.fault("architectures", format!("{named}; this engine supports only {known}")))
     }
 
     /// Newer files keep it under `rope_parameters`, older ones at the top.
@@ -221,7 +219,7 @@ impl Fields<'_> {
         let method = &quantisation["quant_method"];
         if method != "bitnet" {
             return Err(
-                self.fault("quantization_config.quant_method", format!("{method}, and \"bitnet\" is needed"))
+                self.fault("quantization_config.quant_method", format!("{method}, but \"bitnet\" is needed"))
             );
         }
         // The defaults are those of transformers' BitNetQuantConfig.
@@ -230,7 +228,7 @@ impl Fields<'_> {
         if quantisation["use_rms_norm"] == true {
             return Err(self.fault(
                 "quantization_config.use_rms_norm",
-                "norms inside the linear layers are not computed here",
+                "norms inside the linear layers are not supported",
             ));
         }
         match (class, mode) {
@@ -239,7 +237,7 @@ impl Fields<'_> {
             ("bitlinear", "offline") => Ok((Checkpoint::Dividing, false)),
             _ => Err(self.fault(
                 "quantization_config",
-                format!("linear_class '{class}' with mode '{mode}' is not known"),
+                format!("linear_class '{class}' with mode '{mode}' is unknown"),
             )),
         }
     }

@@ -19,7 +19,7 @@ pub(super) fn kind(tensor: &Tensor<'_>, n_columns: usize, rounding: Rounding) ->
     match rounding {
         Rounding::Groups if halves => Ok(Kind::Q2_0),
         Rounding::Groups => {
-            Err(fault(tensor, "a group's scale is no f16, and a GGUF has no type that keeps it".into()))
+            Err(fault(tensor, "a group's scale is not an f16, and no GGUF type can store it".into()))
         }
         Rounding::Token if scales().all(|scale| scale == first) => Ok(Kind::I2S),
         Rounding::Token if halves && n_columns.is_multiple_of(256) => Ok(Kind::TQ2_0),
@@ -62,7 +62,10 @@ fn rows(tensor: &Tensor<'_>, n_columns: usize, group: usize) -> Result<Vec<Row>,
                     let column = at * group + place;
                     return Err(fault(
                         tensor,
-                        format!("({index}, {column}) is {value}, neither 0 nor ±{scale}: these weights are not ternary"),
+                        format!(
+                            "({index}, {column}) is {value}, neither 0 nor ±{scale}: these weights are \
+                                 not ternary"
+                        ),
                     ));
                 }
                 row.codes.push(1 + u8::from(value > 0.0) - u8::from(value < 0.0));

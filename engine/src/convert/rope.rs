@@ -23,7 +23,7 @@ pub(super) fn read(json: &Value, head_dim: usize, theta: f32) -> Result<Rope, (S
     let kind = nested["rope_type"].as_str().or(nested["type"].as_str()).unwrap_or("default");
     let number = |key: &str| {
         let value = nested[key].as_f64().filter(|value| value.is_finite() && *value > 0.0);
-        value.ok_or_else(|| (format!("{name}.{key}"), format!("{} is no positive number", nested[key])))
+        value.ok_or_else(|| (format!("{name}.{key}"), format!("{} is not a positive number", nested[key])))
     };
     let plain = Rope { scaling: Scaling::None, factors: None };
     match kind {
@@ -36,15 +36,12 @@ pub(super) fn read(json: &Value, head_dim: usize, theta: f32) -> Result<Rope, (S
                 if !nested[key].is_null() && nested[key].as_f64() != Some(usual) {
                     return Err((
                         format!("{name}.{key}"),
-                        format!("{}, and only {usual} is computed", nested[key]),
+                        format!("{}; only {usual} is supported", nested[key]),
                     ));
                 }
             }
             if !nested["attention_factor"].is_null() {
-                return Err((
-                    format!("{name}.attention_factor"),
-                    "only the usual one is computed".to_owned(),
-                ));
+                return Err((format!("{name}.attention_factor"), "only the default is supported".to_owned()));
             }
             let original_context = number("original_max_position_embeddings")? as usize;
             Ok(Rope {
@@ -58,7 +55,7 @@ pub(super) fn read(json: &Value, head_dim: usize, theta: f32) -> Result<Rope, (S
             let factors = llama3_factors(head_dim, theta, [factor?, low?, high?, original]);
             Ok(Rope { factors: Some(factors), ..plain })
         }
-        other => Err((format!("{name}.rope_type"), format!("\"{other}\" is not computed by this engine"))),
+        other => Err((format!("{name}.rope_type"), format!("\"{other}\" is not supported by this engine"))),
     }
 }
 

@@ -99,7 +99,13 @@ impl Reader {
         };
         let length = u64::from_le_bytes(*length);
         if length > MAX_TABLE_BYTES || length > rest.len() as u64 {
-            return Err(damaged("its length field", &format!("a table of {length} bytes cannot be there")));
+            return Err(damaged(
+                "its length field",
+                &format!(
+                    "a table of {length} bytes does not fit into \
+                                                             the file"
+                ),
+            ));
         }
         let (table, data) = rest.split_at(length as usize);
         let table: BTreeMap<String, Value> =
@@ -112,7 +118,7 @@ impl Reader {
             let field = format!("tensor '{}'", name.escape_debug());
             let Some(dtype) = facts["dtype"].as_str().and_then(Dtype::parse) else {
                 let reason =
-                    format!("the type {} is not converted; F32, F16, BF16 and U8 are", facts["dtype"]);
+                    format!("the type {} is not supported; use F32, F16, BF16 or U8", facts["dtype"]);
                 return Err(Error::unsupported(path, field, reason));
             };
             let entry = entry(&facts, dtype, data.len())
@@ -122,9 +128,11 @@ impl Reader {
                     shape,
                     range: range.start + data_start..range.end + data_start,
                 })
-                .ok_or_else(|| damaged(&field, "its shape and offsets do not fit each other or the file"))?;
+                .ok_or_else(|| {
+                    damaged(&field, "its shape and offsets do not match each other or the file")
+                })?;
             if self.tensors.insert(name, entry).is_some() {
-                return Err(damaged(&field, "another shard has it already"));
+                return Err(damaged(&field, "another shard also has it"));
             }
         }
         Ok(())
@@ -144,7 +152,7 @@ impl Reader {
         let field = || format!("tensor '{name}'");
         let tensor = self.find(name).ok_or_else(|| Error::damaged(path, field(), "it is missing"))?;
         if tensor.shape != shape {
-            let reason = format!("its shape is {:?}, and config.json asks for {shape:?}", tensor.shape);
+            let reason = format!("its shape is {:?}, but config.json needs {shape:?}", tensor.shape);
             return Err(Error::damaged(tensor.path, field(), reason));
         }
         Ok(tensor)
@@ -180,10 +188,10 @@ fn shard_names(index: &Path) -> Result<Vec<String>, Error> {
     for file in map.values() {
         let file =
             file.as_str().filter(|file| !file.is_empty() && !file.contains(['/', '\\']) && *file != "..");
-        files.insert(file.ok_or_else(|| fault("a file name is needed, without folders"))?.to_owned());
+        files.insert(file.ok_or_else(|| fault("it must be a file name without folders"))?.to_owned());
     }
     if files.is_empty() {
-        return Err(fault("it names no file"));
+        return Err(fault("it has no file name"));
     }
     Ok(files.into_iter().collect())
 }

@@ -35,7 +35,7 @@ pub fn to_gguf(folder: &Path, out: &Path) -> Result<Summary, Error> {
     let mut notes = Vec::new();
     if config.silent {
         notes.push(
-            "config.json says nothing about quantisation; the weights were taken for master weights"
+            "config.json does not mention quantisation; the weights were treated as master weights"
                 .to_owned(),
         );
     }
@@ -160,7 +160,7 @@ fn check_names(
             ));
             continue;
         }
-        let reason = "the architecture has no such tensor, and leaving it out would make another model";
+        let reason = "the architecture has no such tensor, and the model would differ without it";
         return Err(Error::unsupported(folder, format!("tensor '{}'", name.escape_debug()), reason));
     }
     Ok(note)

@@ -36,7 +36,8 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
     let layout = gguf::check_model(&file)?;
     let hyper = &layout.hyper;
     if let Some(factors) = &layout.rope_factors {
-        let reason = "config.json has no place for factors as they are, only for how they were made";
+        let reason = "config.json cannot store rope factors, only the parameters from which they are \
+                      computed";
         return Err(Error::unsupported(path, format!("tensor '{}'", factors.name), reason));
     }
     for tensor in layout.ternary() {
@@ -57,7 +58,7 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
                 }
                 Some(_) if block.factor(part) != 1.0 => {
                     let field = format!("tensor '{}'", block.get(part).name);
-                    let reason = "a scale in a tensor of its own beside scales of rows is not converted";
+                    let reason = "a scale in a separate tensor together with scales of rows is not supported";
                     return Err(Error::unsupported(path, field, reason));
                 }
                 Some(_) => {
@@ -89,7 +90,7 @@ pub fn to_safetensors(path: &Path, folder: &Path) -> Result<Summary, Error> {
         checkpoint: if packed { Checkpoint::Multiplying } else { Checkpoint::Lattice },
         n_tensors: outputs.len(),
         bytes,
-        notes: vec!["the tokenizer's files were not written; take them from the model's source".to_owned()],
+        notes: vec!["the tokenizer's files were not written; copy them from the model's source".to_owned()],
     })
 }
 

@@ -33,7 +33,7 @@ pub(super) fn write(plan: &mut Plan, folder: &Path, n_vocab: usize) -> Result<Op
         return Err(Error::unsupported(
             &path,
             "model.type",
-            format!("{}, and BPE is needed, byte-level or SentencePiece's", model["type"]),
+            format!("{}; only byte-level BPE and SentencePiece BPE are supported", model["type"]),
         ));
     }
     let pieces = sentencepiece::is(model);
@@ -50,7 +50,13 @@ pub(super) fn write(plan: &mut Plan, folder: &Path, n_vocab: usize) -> Result<Op
         put(token, id, kind)?;
     }
     for added in json["added_tokens"].as_array().unwrap_or(&Vec::new()) {
-        let token = added["content"].as_str().ok_or_else(|| damaged("added_tokens", "one has no content"))?;
+        let token = added["content"].as_str().ok_or_else(|| {
+            damaged(
+                "added_tokens",
+                "an entry has no \
+                                                                                     content",
+            )
+        })?;
         let kind = match &added["special"] {
             _ if pieces && added["content"] == model["unk_token"] => UNKNOWN,
             Value::Bool(true) => CONTROL,
@@ -64,16 +70,22 @@ pub(super) fn write(plan: &mut Plan, folder: &Path, n_vocab: usize) -> Result<Op
         .unzip();
     let merges = model["merges"].as_array().ok_or_else(|| damaged("model.merges", "it is missing"))?;
     let merges = merges.iter().map(merge).collect::<Option<Vec<String>>>();
-    let merges = merges.ok_or_else(|| damaged("model.merges", "one is no pair of tokens"))?;
+    let merges = merges.ok_or_else(|| damaged("model.merges", "an entry is not a pair of tokens"))?;
 
     let unsupported = |field: &str, reason: String| Error::unsupported(&path, field, reason);
     let mut note = None;
     if pieces {
         let prefix = sentencepiece::space_prefix(&json).ok_or_else(|| {
-            unsupported("normalizer, pre_tokenizer", "they do more than write spaces as '▁'".into())
+            unsupported(
+                "normalizer, pre_tokenizer",
+                "they do more than replacing spaces by '▁', which is \
+                                                      not supported"
+                    .into(),
+            )
         })?;
         if prefix && json["normalizer"].is_null() {
-            let text = "text that begins with a space gets another one in front, as SentencePiece does it and this tokenizer.json does not";
+            let text = "text that begins with a space gets an additional space, as in SentencePiece; this \
+                        tokenizer.json adds none";
             note = Some(text.to_owned());
         }
         let scores = sentencepiece::scores(&tokens, |id| types[id] == NORMAL, &merges)
@@ -86,7 +98,8 @@ pub(super) fn write(plan: &mut Plan, folder: &Path, n_vocab: usize) -> Result<Op
         match pre_tokenizer(&json) {
             Some(pre) => plan.entry("tokenizer.ggml.pre", Item::Text(pre.into())),
             None => {
-                let text = "tokenizer.json splits text in a way that has no name in a GGUF here; write a manifest.toml";
+                let text = "the pre-tokenizer of tokenizer.json has no known GGUF name; write a \
+                            manifest.toml";
                 note = Some(text.to_owned());
             }
         }

@@ -27,7 +27,7 @@ fn floats_of(tensor: &Tensor<'_>, data: &[u8]) -> Result<Vec<f32>, Error> {
         }
         Dtype::BF16 => data.as_chunks::<2>().0.iter().map(|bytes| bf16_to_f32(*bytes)).collect(),
         Dtype::U8 => {
-            let reason = "bytes stand where floats belong; does config.json speak of another checkpoint?";
+            let reason = "expected floats, found bytes; config.json may belong to another checkpoint";
             return Err(fault(tensor, reason));
         }
     };
@@ -100,7 +100,7 @@ pub(super) fn ternarise(tensor: &Tensor<'_>, n_columns: usize) -> Result<(Vec<u8
 
 /// Why a matrix of so many rows has no packed form.
 pub(super) fn rows_of_four(n_rows: usize) -> String {
-    format!("{n_rows} rows do not pack into bytes of four")
+    format!("{n_rows} rows are not a multiple of four, the rows per byte")
 }
 
 /// Turns four rows in a byte, (rows / 4, `n_columns`), into I2_S codes.
@@ -108,7 +108,7 @@ pub(super) fn unpack(tensor: &Tensor<'_>, n_columns: usize) -> Result<Vec<u8>, E
     if tensor.dtype != Dtype::U8 {
         return Err(fault(
             tensor,
-            "floats stand where packed bytes belong; does config.json speak of another checkpoint?",
+            "expected packed bytes, found floats; config.json may belong to another checkpoint",
         ));
     }
     if let Err(reason) = i2s::check(tensor.data, tensor.data.len() * 4) {
@@ -152,6 +152,6 @@ pub(super) fn factor(tensor: &Tensor<'_>, divides: bool) -> Result<f32, Error> {
     if scale.is_finite() && scale > 0.0 {
         Ok(scale)
     } else {
-        Err(fault(tensor, format!("{} is no scale", values[0])))
+        Err(fault(tensor, format!("{} is not a valid scale", values[0])))
     }
 }

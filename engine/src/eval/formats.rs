@@ -123,7 +123,7 @@ fn arc(json: &Value) -> Result<Question, String> {
     };
     let key = text(json, "answerKey")?;
     let answer = labels.iter().position(|label| *label == key);
-    let answer = answer.ok_or_else(|| format!("answerKey '{key}' is none of {labels:?}"))?;
+    let answer = answer.ok_or_else(|| format!("answerKey '{key}' is not one of {labels:?}"))?;
     Ok(after(&format!("Question: {stem}\nAnswer:"), answers, answer))
 }
 
@@ -154,13 +154,13 @@ fn capitalised(text: &str) -> String {
 }
 
 fn text<'a>(json: &'a Value, field: &str) -> Result<&'a str, String> {
-    json[field].as_str().ok_or_else(|| format!("'{field}' is missing or no text"))
+    json[field].as_str().ok_or_else(|| format!("'{field}' is missing or not a text"))
 }
 
 fn texts<'a>(json: &'a Value, field: &str) -> Result<Vec<&'a str>, String> {
     let list =
         json[field].as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
-    list.ok_or_else(|| format!("'{field}' is missing or no list of texts"))
+    list.ok_or_else(|| format!("'{field}' is missing or not a list of texts"))
 }
 
 /// An index, which some data writes as text.
@@ -170,7 +170,7 @@ fn index(json: &Value, field: &str) -> Result<usize, String> {
         value => value.as_u64(),
     };
     let number = number.and_then(|number| usize::try_from(number).ok());
-    number.ok_or_else(|| format!("'{field}' is missing or no index"))
+    number.ok_or_else(|| format!("'{field}' is missing or not an index"))
 }
 
 #[cfg(test)]

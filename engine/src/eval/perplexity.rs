@@ -95,7 +95,7 @@ pub fn perplexity(
     }
     if ids.len() < windows.tokens {
         return Err(Error::Nothing(format!(
-            "the text has {} tokens, and one window takes {}: give a longer text or a smaller window",
+            "the text has {} tokens, but one window needs {}: use a longer text or a smaller window",
             ids.len(),
             windows.tokens
         )));

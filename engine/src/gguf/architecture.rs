@@ -197,17 +197,17 @@ pub static ALL: [&Architecture; 4] = [&BITNET_2B4T, &BITNET, &LLAMA, &QWEN3];
 
 /// Architectures that people ask for and that are not run, with why.
 const REFUSED: [(&[&str], &str); 5] = [
-    (&["minicpm", "minicpm3"], "scales its embedding, residuals and logits, which is not computed here"),
-    (&["bert", "nomic-bert", "jina-bert-v2", "gemma-embedding"], "makes embeddings, not text"),
+    (&["minicpm", "minicpm3"], "scales its embedding, residuals and logits, which is not supported"),
+    (&["bert", "nomic-bert", "jina-bert-v2", "gemma-embedding"], "generates embeddings, not text"),
     (
         &["mamba", "mamba2", "falcon-h1", "jamba", "lfm2", "qwen3next", "qwen35"],
         "has layers without attention",
     ),
     (
         &["qwen2moe", "qwen3moe", "mixtral", "llama4", "dbrx", "olmoe"],
-        "mixes experts, which is not computed here",
+        "uses a mixture of experts, which is not supported",
     ),
-    (&["qwen2"], "adds biases to queries, keys and values, which is not computed here"),
+    (&["qwen2"], "adds biases to queries, keys and values, which is not supported"),
 ];
 
 impl Architecture {
@@ -225,8 +225,8 @@ impl Architecture {
             ALL.iter().flat_map(|known| known.names).map(|name| format!("'{name}'")).collect();
         let known = known.join(", ");
         let why = REFUSED.iter().find(|(names, _)| names.contains(&name)).map(|(_, why)| *why);
-        let why = why.unwrap_or("is not computed by this engine");
-        Err(Error::unsupported(field, format!("'{}' {why}; it runs {known}", name.escape_debug())))
+        let why = why.unwrap_or("is not supported by this engine");
+        Err(Error::unsupported(field, format!("'{}' {why}; supported are {known}", name.escape_debug())))
     }
 
     /// The architecture called `name`.

@@ -159,7 +159,7 @@ impl File {
 
     /// A truth value; `None` if the key is absent.
     pub fn boolean(&self, key: &str) -> Result<Option<bool>, Error> {
-        self.typed(key, "a truth value", Value::as_bool)
+        self.typed(key, "a boolean", Value::as_bool)
     }
 
     fn typed<'a, T>(
@@ -173,7 +173,7 @@ impl File {
             Some(value) => Ok(Some(value)),
             None => Err(Error::model(
                 format!("metadata '{key}'"),
-                format!("{} stands where {wanted} belongs", value.type_name()),
+                format!("expected {wanted}, found {}", value.type_name()),
             )),
         }
     }
@@ -184,7 +184,7 @@ impl File {
         let array = match value {
             Value::Array(array) if array.element == Element::String => array,
             other => {
-                let reason = format!("{} stands where an array of strings belongs", other.type_name());
+                let reason = format!("expected an array of strings, found {}", other.type_name());
                 return Err(Error::model(format!("metadata '{key}'"), reason));
             }
         };
@@ -202,7 +202,7 @@ impl File {
                 Ok(Some(bytes.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()))
             }
             Some(other) => {
-                let reason = format!("{} stands where an array of floats belongs", other.type_name());
+                let reason = format!("expected an array of floats, found {}", other.type_name());
                 Err(Error::model(format!("metadata '{key}'"), reason))
             }
         }
@@ -212,7 +212,7 @@ impl File {
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>, Error> {
         let Some(value) = self.metadata(key) else { return Ok(None) };
         let fault = || {
-            let reason = format!("{} stands where an array of integers belongs", value.type_name());
+            let reason = format!("expected an array of integers, found {}", value.type_name());
             Error::model(format!("metadata '{key}'"), reason)
         };
         let Value::Array(array) = value else { return Err(fault()) };
@@ -238,8 +238,8 @@ fn read_preamble(cursor: &mut Cursor<'_>) -> Result<(u64, u64), Error> {
     if !matches!(magic, Ok(b"GGUF")) {
         let found = magic.map_or("less than four bytes".into(), |bytes| format!("{bytes:02x?}"));
         return Err(Error::Foreign(format!(
-            "this is not a GGUF model file: it starts with {found} instead of 'GGUF'; \
-             give the path of a .gguf file (safetensors can be converted by `ternfleet model convert`)"
+            "this is not a GGUF model file: it starts with {found} instead of 'GGUF'; pass the path of a \
+             .gguf file (safetensors can be converted by `ternfleet model convert`)"
         )));
     }
     let version = cursor.u32(&|| "the version".into())?;
@@ -250,7 +250,7 @@ fn read_preamble(cursor: &mut Cursor<'_>) -> Result<(u64, u64), Error> {
                  this engine reads little-endian files: convert it on a little-endian machine"
             )
         } else {
-            format!("this GGUF file has version {version}, and this engine reads version 3: convert it again")
+            format!("this GGUF file has version {version}, but this engine reads version 3: convert it again")
         }));
     }
     let n_tensors = cursor.u64(&|| "the tensor count".into())?;
@@ -283,7 +283,7 @@ fn read_metadata(cursor: &mut Cursor<'_>, n_entries: u64) -> Result<Metadata, Er
         }
         let value = value::read(cursor, key)?;
         if keys.insert(key.to_owned(), metadata.len()).is_some() {
-            return Err(Error::damaged(field(), format!("'{key}' stands there twice")));
+            return Err(Error::damaged(field(), format!("'{key}' occurs twice")));
         }
         metadata.push((key.to_owned(), value));
     }
@@ -320,7 +320,7 @@ fn read_tensors(cursor: &mut Cursor<'_>, n_tensors: u64, alignment: u64) -> Resu
         let kind = Kind::from_id(cursor.u32(&|| field("type"))?);
         let offset = cursor.u64(&|| field("offset"))?;
         if names.insert(name.to_owned(), rows.len()).is_some() {
-            return Err(Error::damaged(field("name"), "another tensor has it already"));
+            return Err(Error::damaged(field("name"), "another tensor has the same name"));
         }
         rows.push(Row { name: name.to_owned(), dims, kind, offset });
     }
@@ -349,18 +349,17 @@ fn place(
     // i64::MAX is ggml's own bound; it also keeps every product below in range.
     let n_weights = dims.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim));
     let Some(n_weights) = n_weights.filter(|n| (1..=i64::MAX as u64).contains(n)) else {
-        return Err(Error::damaged(field("dims"), format!("{dims:?} is no shape that a tensor can have")));
+        return Err(Error::damaged(field("dims"), format!("{dims:?} is not a valid shape")));
     };
     if !offset.is_multiple_of(alignment) {
         return Err(Error::damaged(
             field("offset"),
-            format!("{offset} is no multiple of the alignment {alignment}"),
+            format!("{offset} is not a multiple of the alignment {alignment}"),
         ));
     }
     let first = start.checked_add(offset).filter(|&first| first <= end);
     let Some(first) = first else {
-        let reason =
-            format!("{offset} lies behind the end of the file ({end} bytes, data from byte {start})");
+        let reason = format!("{offset} is behind the end of the file ({end} bytes, data from byte {start})");
         return Err(Error::damaged(field("offset"), reason));
     };
     let n_bytes = match kind.block() {

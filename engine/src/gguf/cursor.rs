@@ -35,7 +35,7 @@ impl<'a> Cursor<'a> {
             }
             _ => Err(Error::damaged(
                 field(),
-                format!("{n} bytes are needed at byte {}, and only {have} are left", self.at),
+                format!("{n} bytes are needed at byte {}, but only {have} are left", self.at),
             )),
         }
     }

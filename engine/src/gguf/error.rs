@@ -19,7 +19,8 @@ pub enum Error {
     Foreign(String),
     /// The file contradicts itself or ends early.
     #[error(
-        "the model file is damaged at {field}: {reason}; fetch it again and compare its SHA-256 with the manifest's"
+        "the model file is damaged at {field}: {reason}; download it again and compare its SHA-256 with \
+         the manifest"
     )]
     Damaged {
         /// The field at fault, as in `tensor 3 ('blk.0.attn_q.weight'), offset`.
@@ -36,9 +37,7 @@ pub enum Error {
         reason: String,
     },
     /// The file is whole, but its metadata and tensors do not make up one model.
-    #[error(
-        "the model file does not hold a complete model: {field}: {reason}; convert it again from its source"
-    )]
+    #[error("the model file is incomplete: {field}: {reason}; convert it again from its source")]
     Model {
         /// The key or tensor at fault.
         field: String,

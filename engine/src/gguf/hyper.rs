@@ -74,7 +74,7 @@ impl Hyper {
             return Err(Error::model(keys.field("attention.head_count_kv"), reason));
         }
         if (n_heads * head_dim) as u64 > MAX_COUNT {
-            let reason = format!("{n_heads} heads of {head_dim} are wider than {MAX_COUNT} together");
+            let reason = format!("{n_heads} heads of {head_dim} together are wider than {MAX_COUNT}");
             return Err(Error::model(keys.field("attention.head_count"), reason));
         }
         let vocab = keys.vocab()?;
@@ -157,7 +157,7 @@ fn refuse_unknown_arithmetic(keys: &Keys<'_>) -> Result<(), Error> {
     if let Some(value) = keys.file.metadata(&pooling)
         && value.as_str() != Some("none")
     {
-        let reason = format!("{value:?} would change the computation, and only 'none' is done here");
+        let reason = format!("{value:?} is not supported; only 'none' is");
         return Err(Error::unsupported(format!("metadata '{pooling}'"), reason));
     }
     for (name, harmless) in [
@@ -182,7 +182,7 @@ fn refuse_unknown_arithmetic(keys: &Keys<'_>) -> Result<(), Error> {
         if let Some(value) = keys.file.metadata(&key)
             && value.as_f32().or(value.as_u64().map(|value| value as f32)) != Some(harmless)
         {
-            let reason = format!("{value:?} would change the computation, and only {harmless} is done here");
+            let reason = format!("{value:?} is not supported; only {harmless} is");
             return Err(Error::unsupported(format!("metadata '{key}'"), reason));
         }
     }
@@ -239,13 +239,12 @@ impl Keys<'_> {
         match kind {
             "none" | "linear" if factor == 1.0 => Ok(Scaling::None),
             "none" | "linear" => {
-                let reason =
-                    format!("{factor} would change the computation; 'linear' is computed with 1 alone");
+                let reason = format!("{factor} is not supported; 'linear' is supported only with 1");
                 Err(Error::unsupported(self.field(FACTOR), reason))
             }
             "yarn" => {
                 let Some(original_context) = self.optional_count(ORIGINAL)? else {
-                    return Err(Error::model(self.field(ORIGINAL), "it is missing, and YaRN needs it"));
+                    return Err(Error::model(self.field(ORIGINAL), "it is missing, but YaRN needs it"));
                 };
                 if factor < 1.0 {
                     return Err(Error::model(self.field(FACTOR), format!("{factor} is below 1")));
@@ -253,10 +252,8 @@ impl Keys<'_> {
                 Ok(Scaling::Yarn { factor, original_context })
             }
             other => {
-                let reason = format!(
-                    "'{}' is not computed here; 'linear' (by 1) and 'yarn' are",
-                    other.escape_debug()
-                );
+                let reason =
+                    format!("'{}' is not supported; use 'linear' (with 1) or 'yarn'", other.escape_debug());
                 Err(Error::unsupported(self.field("rope.scaling.type"), reason))
             }
         }
@@ -272,8 +269,10 @@ impl Keys<'_> {
                 (None, some) => stated = some,
                 (Some(head_dim), Some(other)) if head_dim == other => {}
                 (Some(head_dim), Some(other)) => {
-                    let reason =
-                        format!("{other} where another key says {head_dim}: heads of one width are computed");
+                    let reason = format!(
+                        "{other}, but another key says {head_dim}: all heads must have the same \
+                                 width"
+                    );
                     return Err(Error::unsupported(self.field(name), reason));
                 }
             }
@@ -282,12 +281,12 @@ impl Keys<'_> {
             Some(head_dim) => head_dim,
             None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
             None => {
-                let reason = format!("it is missing, and {hidden} does not divide among {n_heads} heads");
+                let reason = format!("it is missing, and {hidden} is not divisible by {n_heads} heads");
                 return Err(Error::model(self.field("rope.dimension_count"), reason));
             }
         };
         if !head_dim.is_multiple_of(2) {
-            let reason = format!("{head_dim} is odd, and rotation works on pairs");
+            let reason = format!("{head_dim} is odd, but rotation needs pairs");
             return Err(Error::model(self.field("rope.dimension_count"), reason));
         }
         Ok(head_dim)
@@ -309,7 +308,7 @@ impl Keys<'_> {
             (None, Some(listed)) if (1..=MAX_COUNT).contains(&listed) => Ok(listed as usize),
             (None, Some(listed)) => Err(Error::model(
                 self.field("vocab_size"),
-                format!("it is missing, and {listed} tokens are listed"),
+                format!("it is missing, but {listed} tokens are listed"),
             )),
             (None, None) => match self.file.tensor("token_embd.weight").map(|tensor| tensor.dims) {
                 Some(&[_, rows]) if (1..=MAX_COUNT).contains(&rows) => Ok(rows as usize),

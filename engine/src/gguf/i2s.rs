@@ -17,13 +17,13 @@ pub const TRAILER_BYTES: u64 = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// Code 3 was found.
-    #[error("weight {index} has the code 3, which has no meaning (0, 1 and 2 are -1, 0 and +1)")]
+    #[error("weight {index} has the code 3, which is invalid (0, 1 and 2 are -1, 0 and +1)")]
     CodeThree {
         /// Flat index of the first such weight.
         index: usize,
     },
     /// The slice does not hold what was asked for.
-    #[error("{bytes} bytes cannot hold {n} weights in whole blocks of 128")]
+    #[error("{bytes} bytes cannot contain {n} weights in whole blocks of 128")]
     Length {
         /// Bytes in the slice.
         bytes: usize,

@@ -129,7 +129,7 @@ impl<'a> Finder<'a> {
         let agree = stated.iter().copied().eq(dims.iter().map(|&dim| dim as u64));
         // Some writers keep trailing dims of one.
         if !agree || ones.iter().any(|&dim| dim != 1) {
-            let reason = format!("its dims are {:?}, and the metadata asks for {dims:?}", tensor.dims);
+            let reason = format!("its dims are {:?}, but the metadata needs {dims:?}", tensor.dims);
             return Err(Error::model(field(), reason));
         }
         self.n_found += 1;
@@ -153,7 +153,7 @@ impl<'a> Finder<'a> {
         match tensor.f32s().find(|&factor| factor <= 0.0) {
             None => Ok(tensor),
             Some(factor) => {
-                let reason = format!("a factor is {factor}, and frequencies are divided by it");
+                let reason = format!("a factor is {factor}, but frequencies are divided by it");
                 Err(Error::damaged(format!("tensor '{ROPE_FACTORS}'"), reason))
             }
         }
@@ -163,7 +163,7 @@ impl<'a> Finder<'a> {
         let tensor = self.find(name, &[n_columns, n_rows])?;
         if !rows::READABLE.contains(&tensor.kind) && !tensor.kind.is_ternary() {
             let readable = rows::READABLE.map(|kind| kind.to_string()).join(", ");
-            let reason = format!("{} cannot be read here; {readable} and the ternary types can", tensor.kind);
+            let reason = format!("{} is not supported; use {readable} or a ternary type", tensor.kind);
             return Err(Error::unsupported(format!("tensor '{name}'"), reason));
         }
         Ok(tensor)
@@ -175,10 +175,11 @@ impl<'a> Finder<'a> {
         if !tensor.kind.is_ternary() {
             let hint = match tensor.kind {
                 Kind::TL1 | Kind::TL2 => {
-                    "the layout of TL1 and TL2 depends on the build that wrote them: take the I2_S file"
+                    "the layout of TL1 and TL2 depends on the build that wrote them: use the I2_S file"
                 }
                 _ => {
-                    "a ternary matrix is needed (I2_S, TQ1_0, TQ2_0, Q2_0, …): take such a file, or convert the model"
+                    "a ternary matrix is needed (I2_S, TQ1_0, TQ2_0, Q2_0, …): use such a file, or convert \
+                     the model"
                 }
             };
             return Err(Error::unsupported(field(), format!("{}; {hint}", tensor.kind)));
@@ -211,7 +212,7 @@ impl<'a> Finder<'a> {
         let name = extra.map_or("?", |tensor| tensor.name);
         Err(Error::unsupported(
             format!("tensor '{}'", name.escape_debug()),
-            "the architecture has no such tensor, and leaving it out would compute another model",
+            "the architecture has no such tensor, and the model would differ without it",
         ))
     }
 }

@@ -34,8 +34,8 @@ pub(super) fn resolve(rows: &mut [Row], end: u64, alignment: u64) -> Result<(), 
         if fitting.is_empty() {
             let tried: Vec<String> = left.iter().map(ToString::to_string).collect();
             let reason = format!(
-                "type {id} of {:?} takes {span} bytes, which is not what {} takes; the type's number has several owners, \
-                 and all its tensors must be of one",
+                "type {id} of {:?} has {span} bytes, which does not match {}; several types use this \
+                 number, and all tensors with it must have the same type",
                 row.dims,
                 tried.join(" or ")
             );

@@ -26,18 +26,16 @@ pub struct Row {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Fault {
     /// Code 3.
-    #[error(
-        "row {row}, weight {weight} has the code 3, which is no ternary weight (0, 1 and 2 are -1, 0 and +1)"
-    )]
+    #[error("row {row}, weight {weight} has the code 3, which is invalid (0, 1 and 2 are -1, 0 and +1)")]
     CodeThree { row: usize, weight: usize },
     /// A scale that is no number.
     #[error("row {row}: its scale is {scale}, not a finite number")]
     Scale { row: usize, scale: f32 },
     /// Scales that cannot be taken together.
-    #[error("row {row} has the scales {scales:?} where one is needed for {width} inputs")]
+    #[error("row {row} has the scales {scales:?}, but one is needed for {width} inputs")]
     Unequal { row: usize, scales: [f32; 2], width: usize },
     /// A group's scale that f16 would round.
-    #[error("row {row}: its scale {scale} is no f16, as the scale of a group must be")]
+    #[error("row {row}: its scale {scale} is not an f16, which group scales must be")]
     NoHalf { row: usize, scale: f32 },
 }
 

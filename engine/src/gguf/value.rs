@@ -87,7 +87,7 @@ impl Value {
             Self::Unsigned(_) => "an unsigned integer",
             Self::Signed(_) => "a signed integer",
             Self::Float(_) => "a float",
-            Self::Bool(_) => "a truth value",
+            Self::Bool(_) => "a boolean",
             Self::Text(_) => "text",
             Self::Array(_) => "an array",
         }
@@ -141,7 +141,7 @@ pub(super) fn read(cursor: &mut Cursor<'_>, key: &str) -> Result<Value, Error> {
         return cursor.string(&field).map(|text| Value::Text(text.to_owned()));
     }
     let bytes = cursor.take(element.least_bytes(), &field)?;
-    scalar(element, bytes).ok_or_else(|| Error::damaged(field(), format!("{} is no truth value", bytes[0])))
+    scalar(element, bytes).ok_or_else(|| Error::damaged(field(), format!("{} is not a boolean", bytes[0])))
 }
 
 /// Decodes one element of fixed size; `None` for a byte that is no truth value (or for a string).

@@ -18,7 +18,7 @@ pub fn vocabulary(file: &File) -> Result<Vocabulary, Error> {
         file.unsigned(key)?
             .map(|id| {
                 u32::try_from(id)
-                    .map_err(|_| Error::model(format!("metadata '{key}'"), format!("{id} is no token id")))
+                    .map_err(|_| Error::model(format!("metadata '{key}'"), format!("{id} is not a token id")))
             })
             .transpose()
     };

@@ -146,10 +146,10 @@ impl fmt::Display for Report {
         self.write_tokenizer(out)?;
         write_list(
             out,
-            &format!("what the manifest ({}) says otherwise", optional(self.manifest.as_deref())),
+            &format!("differences from the manifest ({})", optional(self.manifest.as_deref())),
             &self.disagreements,
         )?;
-        write_list(out, "why this engine would refuse it", &self.faults)
+        write_list(out, "why this engine rejects it", &self.faults)
     }
 }
 
@@ -181,11 +181,7 @@ impl Report {
 fn write_hyper(out: &mut fmt::Formatter<'_>, hyper: &Hyper) -> fmt::Result {
     writeln!(out, "\nmodel '{}'", printable(&hyper.name))?;
     writeln!(out, "  layers {}, hidden {}, ffn {}", hyper.n_layers, hyper.hidden, hyper.ffn)?;
-    writeln!(
-        out,
-        "  heads {}, key/value heads {}, head width {}",
-        hyper.n_heads, hyper.n_kv_heads, hyper.head_dim
-    )?;
+    writeln!(out, "  heads {}, KV heads {}, head width {}", hyper.n_heads, hyper.n_kv_heads, hyper.head_dim)?;
     writeln!(out, "  vocabulary {}, context {}", hyper.vocab, hyper.context)?;
     writeln!(out, "  rope theta {}, rms eps {:e}", hyper.rope_theta, hyper.rms_eps)?;
     writeln!(out, "  ternary weights {}", hyper.n_ternary_weights())

@@ -78,7 +78,7 @@ mod tests {
     fn memory_that_is_refused_is_an_error_and_not_the_end() {
         for len in [1 << 58, usize::MAX / 2, usize::MAX] {
             let refused = Shared::<f32>::new(len, "a test").unwrap_err().to_string();
-            assert!(refused.contains("bytes of memory for a test were refused"), "{refused}");
+            assert!(refused.contains("bytes of memory for a test:"), "{refused}");
         }
     }
 }

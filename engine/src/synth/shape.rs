@@ -40,8 +40,9 @@ pub struct Shape {
 /// Why a text is no shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "'{given}' is no shape: {reason}; give {names} or [ARCHITECTURE:]LxHxFxNHxNKVxV[xD] \
-     (layers, hidden, ffn, heads, key/value heads, vocabulary, head width), as in 2x256x768x4x2x1024 or qwen3:2x256x768x4x2x1024x128",
+    "'{given}' is not a shape: {reason}; use {names} or [ARCHITECTURE:]LxHxFxNHxNKVxV[xD] \
+     (layers, hidden, ffn, heads, key/value heads, vocabulary, head width), as in 2x256x768x4x2x1024 or \
+     qwen3:2x256x768x4x2x1024x128",
     names = NAMED.map(|(name, _)| name).join(", ")
 )]
 pub struct ShapeError {
@@ -96,10 +97,14 @@ impl Shape {
         }
         let aligned = (self.n_heads * self.head_dim).is_multiple_of(i2s::BLOCK);
         if !self.head_dim.is_multiple_of(2) || !aligned {
-            return Some("heads must be of an even width, and together a multiple of 128 wide".into());
+            return Some(
+                "the head width must be even, and all heads together must be a multiple of 128 \
+                         wide"
+                    .into(),
+            );
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
-            return Some("the key/value heads must divide the heads".into());
+            return Some("the number of heads must be a multiple of the number of KV heads".into());
         }
         if self.vocab < vocabulary::LEAST {
             return Some(format!("the vocabulary needs at least {} tokens", vocabulary::LEAST));
@@ -122,20 +127,20 @@ impl FromStr for Shape {
             None => (&BITNET_2B4T, text),
             Some((name, numbers)) => {
                 let found = Architecture::named(name);
-                (found.ok_or_else(|| fault(format!("'{name}' is no architecture that is run")))?, numbers)
+                (found.ok_or_else(|| fault(format!("'{name}' is not a supported architecture")))?, numbers)
             }
         };
         let numbers: Vec<usize> = numbers
             .split('x')
-            .map(|number| number.parse().map_err(|_| fault(format!("'{number}' is no number"))))
+            .map(|number| number.parse().map_err(|_| fault(format!("'{number}' is not a number"))))
             .collect::<Result<_, _>>()?;
         let numbers = match *numbers.as_slice() {
             [l, h, f, nh, nkv, v] if nh > 0 && h.is_multiple_of(nh) => [l, h, f, nh, nkv, v, h / nh],
             [_, _, _, _, _, _] => {
-                return Err(fault("the heads do not divide hidden; say how wide a head is".into()));
+                return Err(fault("hidden is not a multiple of the heads; add the head width".into()));
             }
             [l, h, f, nh, nkv, v, d] => [l, h, f, nh, nkv, v, d],
-            _ => return Err(fault(format!("it has {} numbers, and six or seven are needed", numbers.len()))),
+            _ => return Err(fault(format!("it has {} numbers, but six or seven are needed", numbers.len()))),
         };
         let shape = Self::new(architecture, numbers, true);
         match shape.fault() {

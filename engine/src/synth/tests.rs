@@ -67,15 +67,15 @@ fn weights_have_the_proportions_and_deviations_that_were_meant() {
 #[test]
 fn a_text_that_is_no_shape_is_told_what_is_wrong() {
     for (text, part) in [
-        ("3b", "is no number"),
+        ("3b", "is not a number"),
         ("1x128x128", "six or seven are needed"),
         ("1x100x128x4x2x512", "multiples of 128"),
-        ("1x128x128x3x1x512", "divide hidden"),
-        ("1x128x128x4x3x512", "key/value heads"),
+        ("1x128x128x3x1x512", "not a multiple of the heads"),
+        ("1x128x128x4x3x512", "KV heads"),
         ("1x128x128x4x2x258", "at least 259"),
         ("0x128x128x4x2x512", "between 1 and"),
         ("1048576x1048576x1048576x2x1x1048576", "weights are more than"),
-        ("1x99999999999999999999x128x4x2x512", "is no number"),
+        ("1x99999999999999999999x128x4x2x512", "is not a number"),
     ] {
         let fault = text.parse::<Shape>().unwrap_err().to_string();
         assert!(fault.contains(part), "'{part}' is not in: {fault}");

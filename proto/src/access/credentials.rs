@@ -127,7 +127,7 @@ pub(super) fn holder_of(token: &str) -> Result<Holder, AccessError> {
     let role = tags
         .filter_map(|tag| Role::parse(tag.as_str()?.strip_prefix("role:")?))
         .next()
-        .ok_or_else(|| unusable("the token", "it names no role of a fleet"))?;
+        .ok_or_else(|| unusable("the token", "it has no role of a fleet"))?;
     let expires_at = claims["exp"].as_u64().map(|seconds| TimeMs(seconds * 1000));
     Ok(Holder { name: text("name")?, role, key: text("sub")?, expires_at })
 }

@@ -79,7 +79,7 @@ impl Issuer {
         }
         let is_user = user_key.starts_with('U') && KeyPair::from_public_key(user_key).is_ok();
         if !is_user {
-            return Err(unusable("the key", "it is no user's public key"));
+            return Err(unusable("the key", "it is not a user's public key"));
         }
         let signer = self.keys.iter().find(|(of, _)| *of == role);
         let (_, signer) = signer
@@ -94,7 +94,7 @@ impl Issuer {
     /// When it is somebody else's, of another role, or has expired.
     pub fn verify(&self, role: Role, token: &str, now: TimeMs) -> Result<Holder, AccessError> {
         let signer = self.keys.iter().find(|(of, _)| *of == role);
-        let (_, signer) = signer.ok_or_else(|| unusable("the token", "nobody here can judge it"))?;
+        let (_, signer) = signer.ok_or_else(|| unusable("the token", "it was signed by an unknown key"))?;
         jwt::verify(token, signer)?;
         let holder = holder_of(token)?;
         if holder.role != role {

@@ -137,7 +137,7 @@ impl Site {
     /// When it is no user's public key.
     pub fn revoke(&mut self, user_key: &str, now: TimeMs) -> Result<(), AccessError> {
         if !user_key.starts_with('U') || KeyPair::from_public_key(user_key).is_err() {
-            return Err(unusable("the key", "it is no user's public key (they begin with U)"));
+            return Err(unusable("the key", "it is not a user's public key (they begin with U)"));
         }
         self.revoked.retain(|(key, _)| key != user_key);
         self.revoked.push((user_key.to_owned(), now));
@@ -191,20 +191,22 @@ impl Site {
         // Writing to a string cannot fail.
         let _ = write!(
             text,
-            "# {name}, one of {} nats-server(s) of a fleet. Written by `ternfleet nats init`; do not edit: `ternfleet nats`\n\
-             # writes it anew when somebody is shut out. Check with: nats-server -t -c nats.conf\n\
+            "# {name}, one of {} nats-server(s) of a fleet. Written by `ternfleet nats init`; do not edit: \
+             `ternfleet nats`\n\
+             # writes it again when a key is revoked. Check with: nats-server -t -c nats.conf\n\
              server_name: \"{name}\"\n\
              listen: \"0.0.0.0:{client_port}\"\n\
-             # Clients are told this address and no other: the machine's own may be private, and stand in no certificate.\n\
+             # The only address that clients learn: the machine's own may be private and not in the certificate.\n\
              client_advertise: \"{advertised}\"\n\
-             # Plain HTTP without any key: for this machine and its coordinator alone.\n\
+             # Plain HTTP without a key: only for this machine and its coordinator.\n\
              http: \"127.0.0.1:{monitor_port}\"\n\
              max_payload: 4MB\n\n\
              {}\n\n\
-             jetstream {{\n  store_dir: \"{}\"\n  # What is acknowledged is on disk; the default syncs every two minutes.\n  \
+             jetstream {{\n  store_dir: \"{}\"\n  # Sync each message to disk before it is acknowledged; the \
+             default syncs every two minutes.\n  \
              sync_interval: always\n  max_mem: 256MB\n}}\n\n\
-             # Users are not listed: each comes with a token, signed by a key that the account's token names. What a\n\
-             # user may do stands in that key's scope.\n\
+             # Users are not listed: each has a token, signed by a key in the account's token. The scope of that\n\
+             # key has the user's permissions.\n\
              operator: \"{operator_token}\"\n\
              system_account: \"{system}\"\n\
              resolver: MEMORY\n\
@@ -222,7 +224,8 @@ impl Site {
             let _ = write!(
                 text,
                 "\ncluster {{\n  name: \"{ACCOUNT}\"\n  listen: \"0.0.0.0:{cluster_port}\"\n  \
-                 # Clients are given every server's address by whoever starts them, not by gossip.\n  no_advertise: true\n  routes: [\n{}\n  ]\n  {}\n}}\n",
+                 # Clients get all addresses from their configuration, not by gossip.\n  \
+                 no_advertise: true\n  routes: [\n{}\n  ]\n  {}\n}}\n",
                 routes.join("\n"),
                 // A route is let in by its certificate alone.
                 tls("  verify: true\n").replace('\n', "\n  "),

@@ -57,7 +57,7 @@ impl StallCode {
             StallCode::NoHealthyHost => "no healthy host",
             StallCode::BudgetSpent => "budget spent",
             StallCode::DeadlinePassed => "deadline passed",
-            StallCode::BehindOtherBatches => "behind others",
+            StallCode::BehindOtherBatches => "behind other batches",
             StallCode::Retrying => "retrying",
             StallCode::Other => "waiting",
         }

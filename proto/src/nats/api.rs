@@ -13,7 +13,8 @@ use super::{ANSWER_WITHIN, NatsBus};
 use crate::bus::{BusError, Message, Result};
 
 /// The server is there, and nobody behind it stores anything.
-const JETSTREAM_IS_SILENT: &str = "JetStream is starting, without a leader, or off (a full disk turns it off until nats-server is restarted)";
+const JETSTREAM_IS_SILENT: &str = "JetStream is starting, without a leader, or off (a full disk turns it \
+                                   off until nats-server is restarted)";
 
 /// What a refusal carries.
 #[derive(Debug, Deserialize)]
@@ -54,8 +55,12 @@ impl NatsBus {
             answer.map_err(|reason| request_failed(&subject, &reason))
         };
         let answer = self.refusals.listen().or(&subject, asked).await?;
-        let unreadable =
-            |reason: serde_json::Error| BusError::Refused(format!("unreadable answer to {call}: {reason}"));
+        let unreadable = |reason: serde_json::Error| {
+            BusError::Refused(format!(
+                "the reply to {call} cannot be parsed: \
+                                                                   {reason}"
+            ))
+        };
         let mut value: Value = serde_json::from_slice(&answer.payload).map_err(unreadable)?;
         if let Some(error) = value.get_mut("error") {
             let refusal: Refusal = serde_json::from_value(error.take()).map_err(unreadable)?;
@@ -109,7 +114,7 @@ impl NatsBus {
         };
         let decoded = |text: &str| {
             STANDARD.decode(text).map_err(|reason| {
-                BusError::Refused(format!("unreadable message {} of {stream}: {reason}", raw.seq))
+                BusError::Refused(format!("message {} of {stream} cannot be parsed: {reason}", raw.seq))
             })
         };
         Ok(Some(StoredMessage {
@@ -158,8 +163,8 @@ pub(super) fn request_failed(subject: &str, reason: &RequestError) -> BusError {
         RequestErrorKind::NoResponders if subject.starts_with("$JS.API.") => {
             BusError::Unreachable(JETSTREAM_IS_SILENT.to_owned())
         }
-        RequestErrorKind::NoResponders => BusError::Unreachable(format!("nobody listens on {subject}")),
-        RequestErrorKind::TimedOut => BusError::Unreachable(format!("no answer on {subject} in time")),
+        RequestErrorKind::NoResponders => BusError::Unreachable(format!("no responder on {subject}")),
+        RequestErrorKind::TimedOut => BusError::Unreachable(format!("no reply on {subject} in time")),
         RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded => {
             BusError::Refused(format!("{subject}: {reason}"))
         }

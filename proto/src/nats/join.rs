@@ -87,7 +87,7 @@ async fn ask(bus: &dyn Bus, name: &str, request: &JoinRequest) -> Result<JoinGra
                     BusError::Unreachable(refusal.message)
                 }
                 Ok(Err(refusal)) => return Err(BusError::Refused(refusal.message)),
-                Err(fault) => return Err(BusError::Refused(format!("the coordinator's answer: {fault}"))),
+                Err(fault) => return Err(BusError::Refused(format!("the coordinator's reply: {fault}"))),
             },
             Err(fault @ BusError::Unreachable(_)) => fault,
             Err(fault) => return Err(fault),

@@ -44,7 +44,7 @@ pub(super) fn configuration(spec: &KvSpec) -> Value {
 fn subject(bucket: &str, key: &str) -> Result<String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_/=.".contains(&b);
     if key.is_empty() || key.starts_with('.') || key.ends_with('.') || !key.bytes().all(fits) {
-        return Err(BusError::Refused(format!("{key:?} cannot be a key: use A-Z a-z 0-9 - _ / = .")));
+        return Err(BusError::Refused(format!("{key:?} is not a valid key: use A-Z a-z 0-9 - _ / = .")));
     }
     Ok(format!("$KV.{bucket}.{key}"))
 }

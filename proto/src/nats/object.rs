@@ -61,8 +61,12 @@ impl NatsBus {
         let Some(message) = self.stored_last(&stream_name(bucket), &metadata(bucket, name)).await? else {
             return Ok(None);
         };
-        let info: ObjectInfo = serde_json::from_slice(&message.payload)
-            .map_err(|reason| BusError::Refused(format!("unreadable metadata of object {name}: {reason}")))?;
+        let info: ObjectInfo = serde_json::from_slice(&message.payload).map_err(|reason| {
+            BusError::Refused(format!(
+                "the metadata of object {name} cannot be parsed: \
+                                                         {reason}"
+            ))
+        })?;
         Ok(Some(info).filter(|info| !info.deleted))
     }
 
@@ -300,7 +304,11 @@ impl Body {
             Some(Ok(Replayed::Message(message))) => {
                 let n = message.payload.len() as u64;
                 if n > self.left {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "an object longer than it says"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "an object longer than its \
+                                                                           metadata says",
+                    ));
                 }
                 self.left -= n;
                 self.verify(&message.payload)?;

@@ -128,7 +128,7 @@ impl Replay {
                 Err(reason) => {
                     self.consumer = None;
                     self.failures += 1;
-                    tracing::debug!(stream = self.stream, %reason, "replay interrupted, trying again");
+                    tracing::debug!(stream = self.stream, %reason, "replay interrupted; retrying");
                     tokio::time::sleep(reconnect_delay(self.failures)).await;
                 }
             }

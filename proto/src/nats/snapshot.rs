@@ -68,7 +68,7 @@ impl NatsBus {
         loop {
             let chunk = tokio::time::timeout(SILENCE, chunks.next()).await;
             let Ok(Some(chunk)) = chunk else {
-                return Err(BusError::Unreachable(format!("the snapshot of {stream} broke off")));
+                return Err(BusError::Unreachable(format!("the snapshot of {stream} was interrupted")));
             };
             if chunk.payload.is_empty() {
                 // The end, or a word about why there is none.

@@ -8,7 +8,7 @@ use crate::message::{ChatMessage, Conversation, Prompt, Tools};
 
 pub(super) fn messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Fault> {
     if fields.has("prompt") {
-        return Err("`prompt` belongs to /v1/completions; a chat completion takes `messages`".into());
+        return Err("`prompt` is a field of /v1/completions; a chat completion needs `messages`".into());
     }
     let items = match fields.take("messages") {
         None => return Err("`messages` is missing".into()),
@@ -88,7 +88,7 @@ fn message(item: Value) -> Result<ChatMessage, Fault> {
     fields.text("name")?;
     if fields.take("annotations").is_some_and(|value| value.as_array().is_none_or(|items| !items.is_empty()))
     {
-        return Err("`annotations` are not supported here: leave them out".into());
+        return Err("`annotations` are not supported: remove them".into());
     }
     let calls = if speaker == Speaker::Assistant { tools::past_calls(&mut fields)? } else { Vec::new() };
     // Whoever calls need not speak.
@@ -121,7 +121,7 @@ pub(super) fn part_of_type(item: Value, types: &[&str]) -> Result<Fields, Fault>
     match fields.text("type")?.as_deref() {
         Some(kind) if types.contains(&kind) => Ok(fields),
         Some(other) => {
-            Err(format!("a part of type {:?} is not supported: this model reads text", clipped(other)))
+            Err(format!("a part of type {:?} is not supported: this model reads only text", clipped(other)))
         }
         None => Err("a part of `content` has no `type`".into()),
     }

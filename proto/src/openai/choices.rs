@@ -13,7 +13,7 @@ const CHOICES_MAX: usize = 128;
 /// The prompts of a completion, at least one.
 pub(super) fn prompts(fields: &mut Fields, served: &ModelDefaults) -> Result<Vec<Prompt>, Fault> {
     if fields.has("messages") {
-        return Err("`messages` belongs to /v1/chat/completions; a completion takes `prompt`".into());
+        return Err("`messages` is a field of /v1/chat/completions; a completion needs `prompt`".into());
     }
     match fields.take("prompt") {
         None => Err("`prompt` is missing".into()),
@@ -60,9 +60,9 @@ fn tokens(name: &str, items: &[Value], served: &ModelDefaults) -> Result<Prompt,
 pub(super) fn n(fields: &mut Fields) -> Result<u32, Fault> {
     let n = fields.integer("n", 1..=N_MAX)?.unwrap_or(1) as u32;
     match fields.integer("best_of", 1..=128)? {
-        Some(best_of) if best_of != u64::from(n) => Err(format!(
-            "`best_of` is {best_of} and `n` is {n}: answers are not chosen among others here, leave it out"
-        )),
+        Some(best_of) if best_of != u64::from(n) => {
+            Err(format!("`best_of` is {best_of} and `n` is {n}: `best_of` is not supported, remove it"))
+        }
         _ => Ok(n),
     }
 }
@@ -71,7 +71,8 @@ pub(super) fn several(mut prompts: Vec<Prompt>, n: u32) -> Result<Prompt, Fault>
     let choices = prompts.len() * n as usize;
     if choices > CHOICES_MAX {
         return Err(format!(
-            "`prompt` holds {} prompts and `n` is {n}: that makes {choices} choices, and {CHOICES_MAX} fit into one answer",
+            "`prompt` has {} prompts and `n` is {n}: that makes {choices} choices, but one answer has at \
+             most {CHOICES_MAX}",
             prompts.len()
         ));
     }

@@ -62,9 +62,9 @@ fn read(mut fields: Fields) -> Result<BatchBody, Fault> {
 
 fn input(fields: &mut Fields) -> Result<BatchInput, Fault> {
     match (fields.text("input_file_id")?, fields.take("requests")) {
-        (Some(_), Some(_)) => Err("`requests` and `input_file_id` are both given: give one of them".into()),
+        (Some(_), Some(_)) => Err("`requests` and `input_file_id` are both set: use one of them".into()),
         (Some(file), None) => Ok(BatchInput::File(file)),
-        (None, None) => Err("`input_file_id` is missing, and so is `requests`: give one of them".into()),
+        (None, None) => Err("`input_file_id` and `requests` are missing: use one of them".into()),
         (None, Some(Value::Array(requests))) => inline(requests),
         (None, Some(other)) => Err(format!("`requests` must be an array of requests, not {}", shown(&other))),
     }
@@ -77,7 +77,7 @@ fn inline(requests: Vec<Value>) -> Result<BatchInput, Fault> {
     }
     if requests.len() > REQUESTS_MAX {
         return Err(format!(
-            "`requests` has {} entries; at most {REQUESTS_MAX} are taken: upload a file instead",
+            "`requests` has {} entries; at most {REQUESTS_MAX} are allowed: upload a file instead",
             requests.len()
         ));
     }
@@ -177,7 +177,7 @@ fn completion_window(text: &str) -> Result<Duration, Fault> {
         return Ok(Duration::from_secs(seconds));
     }
     let shown = shown(&Value::String(text.to_owned()));
-    Err(format!("`completion_window` {shown} is not served: write \"24h\", or any of 60s to 7d"))
+    Err(format!("`completion_window` {shown} is not supported: use \"24h\", or any time from 60s to 7d"))
 }
 
 #[cfg(test)]
@@ -229,12 +229,12 @@ mod tests {
             (Box::new(set("endpoint", json!("/v1/embeddings"))), "`endpoint` must be \"/v1/completions\" or"),
             (Box::new(set("endpoint", json!(7))), "`endpoint` must be a string, not 7"),
             (Box::new(set("endpoint", Value::Null)), "`endpoint` is missing"),
-            (Box::new(set("completion_window", json!("1s"))), "`completion_window` \"1s\" is not served"),
-            (Box::new(set("completion_window", json!("24"))), "`completion_window` \"24\" is not served"),
-            (Box::new(set("completion_window", json!("ä"))), "`completion_window` \"ä\" is not served"),
+            (Box::new(set("completion_window", json!("1s"))), "`completion_window` \"1s\" is not supported"),
+            (Box::new(set("completion_window", json!("24"))), "`completion_window` \"24\" is not supported"),
+            (Box::new(set("completion_window", json!("ä"))), "`completion_window` \"ä\" is not supported"),
             (Box::new(set("completion_window", Value::Null)), "`completion_window` is missing"),
-            (Box::new(set("input_file_id", Value::Null)), "`input_file_id` is missing"),
-            (Box::new(set("requests", json!([{}]))), "`requests` and `input_file_id` are both given"),
+            (Box::new(set("input_file_id", Value::Null)), "`input_file_id` and `requests` are missing"),
+            (Box::new(set("requests", json!([{}]))), "`requests` and `input_file_id` are both set"),
             (Box::new(set("model", json!("m"))), "`model` is not a field of a batch"),
             (Box::new(set("metadata", json!({ "a": 1 }))), "`metadata[\"a\"]` must be a string, not 1"),
             (Box::new(set("metadata", json!({ "a": "v".repeat(513) }))), "longer than 512 characters"),

@@ -118,9 +118,7 @@ impl Fields {
     pub(super) fn finish(self, within: &str) -> Result<(), Fault> {
         match self.map.iter().find(|(_, value)| !value.is_null()).map(|(name, _)| name.as_str()) {
             None => Ok(()),
-            Some(name) if UNSUPPORTED.contains(&name) => {
-                Err(format!("`{name}` is not supported here: leave it out"))
-            }
+            Some(name) if UNSUPPORTED.contains(&name) => Err(format!("`{name}` is not supported: remove it")),
             Some(name) => Err(format!("`{}` is not a field of {within}", clipped(name).escape_debug())),
         }
     }

@@ -81,7 +81,7 @@ pub(super) fn take(fields: &mut Fields) -> Result<(), Fault> {
         match asks {
             _ if for_nothing => {}
             Asks::Text => return Err(format!("`{name}` must be a string, not {}", shown(&value))),
-            _ => return Err(format!("`{name}` is not supported here as {}: leave it out", shown(&value))),
+            _ => return Err(format!("`{name}` is not supported as {}: remove it", shown(&value))),
         }
     }
     Ok(())

@@ -61,7 +61,7 @@ pub fn model_named(bytes: &[u8]) -> Option<String> {
 /// The answer to a line of more than [`LINE_BYTES_MAX`] bytes, which nobody should hold in memory to say so.
 pub fn line_too_long(line_number: u64, bytes: u64) -> (Line, Failure) {
     let line = Line::new(None, Endpoint::Completions, None);
-    let fault = format!("{bytes} bytes are too many for one line; at most {LINE_BYTES_MAX} are read");
+    let fault = format!("the line has {bytes} bytes; at most {LINE_BYTES_MAX} are allowed");
     (line, invalid(line_number, &fault))
 }
 
@@ -97,8 +97,9 @@ fn repeated(settings: Map<String, Value>) -> Result<String, Fault> {
     let text = Value::Object(settings).to_string();
     match text.len() > SETTINGS_BYTES_MAX {
         true => Err(format!(
-            "`instructions`, `tools`, `metadata` and `text` have {} bytes together, which a response repeats; at most \
-             {SETTINGS_BYTES_MAX} are allowed in a batch: put long instructions into `input`, as a message of the system",
+            "`instructions`, `tools`, `metadata` and `text` have {} bytes together; each response repeats \
+             them, and at most {SETTINGS_BYTES_MAX} are allowed in a batch: put long instructions into \
+             `input`, as a system message",
             text.len()
         )),
         false => Ok(text),
@@ -123,8 +124,7 @@ fn object(bytes: &[u8], line_number: u64) -> Result<Map<String, Value>, Fault> {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => Err(format!("a line must be a JSON object, not {}", shown(&other))),
         Err(fault) if fault.is_eof() => {
-            Err("the JSON ends before it is complete: is the file cut off, or an object spread over lines?"
-                .into())
+            Err("the JSON is incomplete: the file may be cut off, or an object may span several lines".into())
         }
         Err(fault) => Err(format!("not JSON at column {}: {}", fault.column(), plain(&fault))),
     }
@@ -169,9 +169,7 @@ fn batch_form(mut fields: Fields, line: &mut Line) -> Result<Map<String, Value>,
 /// The endpoint of a short line is told by what it asks with.
 fn short_form(fields: Fields, line: &mut Line) -> Result<Map<String, Value>, Fault> {
     if !["prompt", "messages", "input"].iter().any(|name| fields.has(name)) {
-        return Err(
-            "neither `body` nor `prompt` nor `messages` nor `input` is there: this is not a request".into()
-        );
+        return Err("not a request: `body`, `prompt`, `messages` and `input` are missing".into());
     }
     if fields.has("messages") && !fields.has("prompt") {
         line.endpoint = Endpoint::ChatCompletions;

@@ -96,10 +96,7 @@ fn response(
             constraint = shape::text_format(format)?;
         }
         if let Some(verbosity) = text.text("verbosity")?.filter(|how| how != "medium") {
-            return Err(format!(
-                "`text.verbosity` {:?} is not supported here: leave it out",
-                clipped(&verbosity)
-            ));
+            return Err(format!("`text.verbosity` {:?} is not supported: remove it", clipped(&verbosity)));
         }
         text.finish("`text`")?;
     }
@@ -137,7 +134,7 @@ fn max_tokens(
             let newer = fields.integer("max_completion_tokens", MAX_TOKENS)?.map(|n| n as u32);
             match (older, newer) {
                 (Some(a), Some(b)) if a != b => {
-                    Err(format!("`max_tokens` is {a} and `max_completion_tokens` is {b}: give one of them"))
+                    Err(format!("`max_tokens` is {a} and `max_completion_tokens` is {b}: use one of them"))
                 }
                 (older, newer) => Ok(newer.or(older)),
             }
@@ -167,7 +164,7 @@ fn sampling(fields: &mut Fields, served: &ModelDefaults) -> Result<Sampling, Fau
         logit_bias: logit_bias(fields, served)?,
     };
     if sampling.top_p <= 0.0 {
-        return Err("`top_p` must be above 0: for the likeliest token set `temperature` to 0".into());
+        return Err("`top_p` must be above 0: to select the most likely token, set `temperature` to 0".into());
     }
     Ok(sampling)
 }
@@ -198,7 +195,7 @@ fn logit_bias(fields: &mut Fields, served: &ModelDefaults) -> Result<Vec<(u32, f
             (Some(token), Some(amount)) => Ok((token, amount as f32)),
             (None, _) => {
                 let id = clipped(&id);
-                Err(format!("`logit_bias` names {id:?}, which is not a token id below {limit}"))
+                Err(format!("`logit_bias` has the key {id:?}, which is not a token id below {limit}"))
             }
             (_, None) => {
                 Err(format!("`logit_bias[{id}]` must be a number from -100 to 100, not {}", shown(&bias)))
@@ -228,11 +225,11 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, Fault> {
         Some(one @ Value::String(_)) => vec![one],
         Some(Value::Array(items)) => items,
         Some(other) => {
-            return Err(format!("`stop` must be a string or an array of them, not {}", shown(&other)));
+            return Err(format!("`stop` must be a string or an array of strings, not {}", shown(&other)));
         }
     };
     if items.len() > STOPS_MAX {
-        return Err(format!("`stop` has {} texts; at most {STOPS_MAX} are allowed", items.len()));
+        return Err(format!("`stop` has {} strings; at most {STOPS_MAX} are allowed", items.len()));
     }
     let text = |(at, item): (usize, Value)| match item {
         Value::String(text) if text.is_empty() => Err(format!("`stop[{at}]` is empty")),
@@ -265,12 +262,12 @@ fn logprobs(endpoint: Endpoint, fields: &mut Fields) -> Result<Option<u8>, Fault
 fn stream(fields: &mut Fields, origin: Origin) -> Result<(bool, bool), Fault> {
     let stream = fields.boolean("stream")?.unwrap_or(false);
     if stream && origin == Origin::Batch {
-        return Err("`stream` cannot be true in a batch: its answers are lines of a file".into());
+        return Err("`stream` cannot be true in a batch".into());
     }
     let Some(mut options) = fields.object("stream_options")? else { return Ok((stream, false)) };
     let include_usage = options.boolean("include_usage")?.unwrap_or(false);
     if options.boolean("include_obfuscation")? == Some(true) {
-        return Err("`stream_options.include_obfuscation` is not supported here: leave it out".into());
+        return Err("`stream_options.include_obfuscation` is not supported: remove it".into());
     }
     options.finish("`stream_options`")?;
     if !stream {

@@ -134,13 +134,13 @@ fn stateless(fields: &mut Fields) -> Result<(), Fault> {
     for name in ["previous_response_id", "conversation", "prompt", "context_management", "moderation"] {
         if fields.take(name).is_some() {
             return Err(format!(
-                "`{name}` is not supported here: nothing is kept, send the whole conversation as `input`"
+                "`{name}` is not supported: responses are not stored; send the whole conversation as `input`"
             ));
         }
     }
     for (name, why) in [
-        ("store", "nothing is kept; leave it out or say false"),
-        ("background", "answers are waited for; use a batch for work in the background"),
+        ("store", "responses are not stored; remove it or set it to false"),
+        ("background", "only synchronous responses are supported; use a batch for background work"),
     ] {
         if fields.boolean(name)? == Some(true) {
             return Err(format!("`{name}` cannot be true: {why}"));
@@ -148,7 +148,7 @@ fn stateless(fields: &mut Fields) -> Result<(), Fault> {
     }
     if let Some(truncation) = fields.text("truncation")?.filter(|how| how != "disabled") {
         return Err(format!(
-            "`truncation` {:?} is not supported: what is too long is refused",
+            "`truncation` {:?} is not supported: an input that is too long is rejected",
             clipped(&truncation)
         ));
     }
@@ -174,7 +174,7 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u8>, Fault> {
                 match item.as_str() {
                     Some(WITH_LOGPROBS) => wanted = true,
                     _ => {
-                        return Err(format!("`include` {} is not supported here: leave it out", shown(item)));
+                        return Err(format!("`include` {} is not supported: remove it", shown(item)));
                     }
                 }
             }

@@ -32,7 +32,7 @@ pub(super) fn constraint(fields: &mut Fields) -> Result<Option<(&'static str, Co
         [] => Ok(None),
         [_] => Ok(found.pop()),
         [(first, _), (second, _), ..] => {
-            Err(format!("`{second}` and `{first}` are both given: an answer is held to one of them"))
+            Err(format!("`{second}` and `{first}` are both set: use one constraint"))
         }
     }
 }
@@ -64,7 +64,7 @@ fn unnamed(kind: Option<&str>, format: Fields, name: &str) -> Result<Option<Cons
         Some("json_object") => Some(Constraint::JsonObject),
         Some(other) => {
             let other = clipped(other);
-            return Err(format!("`{name}` {other:?} is not known: use text, json_object or json_schema"));
+            return Err(format!("`{name}` {other:?} is unknown: use text, json_object or json_schema"));
         }
         None => return Err(format!("`{name}` has no `type`")),
     };
@@ -114,10 +114,8 @@ fn structured_outputs(mut fields: Fields) -> Result<Constraint, Fault> {
     fields.finish("`structured_outputs`")?;
     match found.pop() {
         Some(one) if found.is_empty() => Ok(one),
-        Some(_) => {
-            Err("`structured_outputs` holds several constraints: an answer is held to one of them".into())
-        }
-        None => Err("`structured_outputs` is empty: give json, regex, choice, grammar or json_object".into()),
+        Some(_) => Err("`structured_outputs` has several constraints: use one".into()),
+        None => Err("`structured_outputs` is empty: use json, regex, choice, grammar or json_object".into()),
     }
 }
 
@@ -140,7 +138,7 @@ fn of_kind(name: &str, kind: Kind, value: Value) -> Result<Constraint, Fault> {
         (Kind::Regex, Value::String(text)) => return Ok(Constraint::Regex(text)),
         (Kind::Grammar, Value::String(text)) => return Ok(Constraint::Lark(text)),
         (Kind::Choice, Value::Array(items)) if items.is_empty() => {
-            return Err(format!("`{name}` is empty: there is nothing to choose"));
+            return Err(format!("`{name}` is empty: it needs at least one text"));
         }
         (Kind::Choice, Value::Array(items)) => {
             let text = |(at, item): (usize, Value)| match item {
@@ -205,7 +203,7 @@ mod tests {
         for (value, expected) in [
             (json!({ "response_format": "text" }), "`response_format` must be an object"),
             (json!({ "response_format": {} }), "`response_format` has no `type`"),
-            (json!({ "response_format": { "type": "xml" } }), "`response_format` \"xml\" is not known"),
+            (json!({ "response_format": { "type": "xml" } }), "`response_format` \"xml\" is unknown"),
             (
                 json!({ "response_format": { "type": "json_schema" } }),
                 "`response_format.json_schema` is missing",
@@ -223,14 +221,14 @@ mod tests {
             (json!({ "guided_choice": ["a", 1] }), "`guided_choice[1]` must be a string, not 1"),
             (json!({ "guided_choice": "a" }), "`guided_choice` must be an array of strings"),
             (json!({ "structured_outputs": {} }), "`structured_outputs` is empty"),
-            (json!({ "structured_outputs": { "regex": "a", "choice": ["a"] } }), "holds several constraints"),
+            (json!({ "structured_outputs": { "regex": "a", "choice": ["a"] } }), "has several constraints"),
             (
                 json!({ "guided_regex": "a", "guided_choice": ["a"] }),
-                "`guided_choice` and `guided_regex` are both given",
+                "`guided_choice` and `guided_regex` are both set",
             ),
             (
                 json!({ "response_format": { "type": "json_object" }, "guided_regex": "a" }),
-                "`guided_regex` and `response_format` are both given",
+                "`guided_regex` and `response_format` are both set",
             ),
         ] {
             let message = read(value.clone()).unwrap_err();

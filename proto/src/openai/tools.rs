@@ -29,13 +29,13 @@ pub(super) fn tools(fields: &mut Fields, form: Form) -> Result<Option<Tools>, Fa
         Some(other) => return Err(format!("`tools` must be an array, not {}", shown(&other))),
     };
     if items.len() > TOOLS_MAX {
-        return Err(format!("`tools` holds {} functions; at most {TOOLS_MAX} are allowed", items.len()));
+        return Err(format!("`tools` has {} functions; at most {TOOLS_MAX} are allowed", items.len()));
     }
     let mut functions: Vec<Function> = Vec::with_capacity(items.len());
     for (at, item) in items.into_iter().enumerate() {
         let function = function(item, form).map_err(|fault| format!("`tools[{at}]`: {fault}"))?;
         if functions.iter().any(|other| other.name == function.name) {
-            return Err(format!("`tools[{at}]`: an earlier one has the name {:?} already", function.name));
+            return Err(format!("`tools[{at}]`: an earlier tool has the same name {:?}", function.name));
         }
         functions.push(function);
     }
@@ -44,10 +44,10 @@ pub(super) fn tools(fields: &mut Fields, form: Form) -> Result<Option<Tools>, Fa
     match choice {
         Some(None) => Ok(None),
         Some(Some(ToolChoice::Function(name))) if !functions.iter().any(|one| one.name == name) => {
-            Err(format!("`tool_choice` names {:?}, which `tools` does not hold", clipped(&name)))
+            Err(format!("`tool_choice` names {:?}, which is not in `tools`", clipped(&name)))
         }
         Some(Some(ToolChoice::Required)) if functions.is_empty() => {
-            Err("`tool_choice` is \"required\", and `tools` holds none".into())
+            Err("`tool_choice` is \"required\", but `tools` is empty".into())
         }
         _ if functions.is_empty() => Ok(None),
         choice => {
@@ -60,8 +60,8 @@ pub(super) fn tools(fields: &mut Fields, form: Form) -> Result<Option<Tools>, Fa
 pub(super) fn with_constraint(tools: Option<&Tools>, constraint: Option<&Constraint>) -> Result<(), Fault> {
     match (tools, constraint) {
         (Some(_), Some(Constraint::Regex(_) | Constraint::Choice(_) | Constraint::Lark(_))) => Err(
-            "`tools` cannot stand beside a regular expression, a choice or a grammar: a text beside calls can be held to \
-             JSON alone"
+            "`tools` cannot be combined with a regular expression, a choice or a grammar: with tools, only \
+             JSON constraints are supported"
                 .into(),
         ),
         _ => Ok(()),
@@ -91,7 +91,7 @@ fn function(item: Value, form: Form) -> Result<Function, Fault> {
     match outer.text("type")?.as_deref() {
         Some("function") => {}
         Some(other) => {
-            return Err(format!("a tool of type {:?} is not served here: use functions", clipped(other)));
+            return Err(format!("a tool of type {:?} is not supported: use functions", clipped(other)));
         }
         None => return Err("`type` is missing: it must be \"function\"".into()),
     }
@@ -133,7 +133,7 @@ fn choice(fields: &mut Fields, form: Form) -> Result<Option<Option<ToolChoice>>,
                 "auto" => Ok(Some(Some(ToolChoice::Auto))),
                 "required" => Ok(Some(Some(ToolChoice::Required))),
                 other => Err(format!(
-                    "`tool_choice` {:?} is not known: use none, auto, required or a function",
+                    "`tool_choice` {:?} is unknown: use none, auto, required or a function",
                     clipped(other)
                 )),
             };
@@ -183,10 +183,7 @@ fn past_call(item: Value) -> Result<PastCall, Fault> {
     let Value::Object(map) = item else { return Err(format!("must be an object, not {}", shown(&item))) };
     let mut fields = Fields::new(map);
     if let Some(other) = fields.text("type")?.filter(|kind| kind != "function") {
-        return Err(format!(
-            "a call of type {:?} is not supported: functions alone are called",
-            clipped(&other)
-        ));
+        return Err(format!("a call of type {:?} is not supported: use function calls", clipped(&other)));
     }
     let id = fields.text("id")?.ok_or("`id` is missing")?;
     let mut function = fields.object("function")?.ok_or("`function` is missing")?;
@@ -204,7 +201,7 @@ pub(super) fn called(id: String, fields: &mut Fields) -> Result<PastCall, Fault>
     let arguments = if arguments.trim().is_empty() { "{}".to_owned() } else { arguments };
     match serde_json::from_str(&arguments) {
         Ok(Value::Object(_)) => Ok(PastCall { id, name, arguments }),
-        _ => Err(format!("`arguments` must be a JSON object as text, not {:?}", clipped(&arguments))),
+        _ => Err(format!("`arguments` must be a JSON object in a string, not {:?}", clipped(&arguments))),
     }
 }
 
@@ -268,7 +265,7 @@ mod tests {
             (json!({ "tools": {} }), "`tools` must be an array"),
             (
                 json!({ "tools": [{ "type": "web_search" }] }),
-                "`tools[0]`: a tool of type \"web_search\" is not served",
+                "`tools[0]`: a tool of type \"web_search\" is not supported",
             ),
             (json!({ "tools": [{}] }), "`tools[0]`: `type` is missing"),
             (json!({ "tools": [{ "type": "function" }] }), "`tools[0]`: `function` is missing"),
@@ -276,9 +273,9 @@ mod tests {
             (with(json!({ "name": "a b" })), "must have 1 to 64 of the characters"),
             (with(json!({ "name": "a", "parameters": [] })), "`parameters` must be a JSON schema"),
             (with(json!({ "name": "a", "colour": 1 })), "`colour` is not a field of a function"),
-            (json!({ "tools": [one(), one()] }), "`tools[1]`: an earlier one has the name \"add\""),
-            (json!({ "tool_choice": "required" }), "`tool_choice` is \"required\", and `tools` holds none"),
-            (json!({ "tools": [one()], "tool_choice": "always" }), "`tool_choice` \"always\" is not known"),
+            (json!({ "tools": [one(), one()] }), "`tools[1]`: an earlier tool has the same name \"add\""),
+            (json!({ "tool_choice": "required" }), "`tool_choice` is \"required\", but `tools` is empty"),
+            (json!({ "tools": [one()], "tool_choice": "always" }), "`tool_choice` \"always\" is unknown"),
             (
                 json!({ "tools": [one()], "tool_choice": { "type": "allowed_tools" } }),
                 "of type \"allowed_tools\"",

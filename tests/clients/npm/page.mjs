@@ -109,7 +109,7 @@ await page.goto(base);
 await rule("a fleet with keys asks for one", () => until(async () => (await text("main")).includes("Sign in")));
 await rule("a wrong key is told as that", async () => { await signIn("tf-wrong"); return until(async () => (await text("main")).includes("not known")); });
 await rule("a right one lets in", async () => { await signIn(guest); return until(async () => (await text("#link")) === "live"); });
-await rule("a key of another tenant shows none of these batches", () => until(async () => (await text("main")).includes("No batch yet")));
+await rule("a key of another tenant shows none of these batches", () => until(async () => (await text("main")).includes("No batches yet")));
 await rule("and may not scale", async () => { await go("#/scaling", "Scaling"); return until(async () => (await text("main")).includes("operator")); });
 await rule("signing out and in again changes who asks", async () => { await page.click("#signout"); await page.waitForSelector("#key"); await signIn(operator); await go("#/", "Overview"); return until(async () => (await text("main")).includes("tales of the sea")); });
 
@@ -182,7 +182,7 @@ const spent = async () => (await overview()).totals.spent.total_usd_micro, befor
 stray.kill("SIGKILL");
 await rule("one that dies stays visible as lost, with when and why", () => until(async () => { const said = await text("main"); return said.includes("Lost pods") && /spot-7.*no heartbeat for 5 s/.test(said) && await page.locator("section[aria-label='Lost pods']").first().isVisible(); }));
 await rule("what it has cost stays spent", async () => (await spent()) >= before);
-await rule("until somebody dismisses it", async () => { await press("Dismiss spot-7"); return until(async () => !(await page.locator("section[aria-label='Lost pods']").first().isVisible())); });
+await rule("until it is dismissed", async () => { await press("Dismiss spot-7"); return until(async () => !(await page.locator("section[aria-label='Lost pods']").first().isVisible())); });
 await go("#/scaling", "Scaling");
 await rule("the scaler shows its limits and its ledger, which is the page's", () => until(async () => { const { rented_usd_micro, total_usd_micro } = (await overview()).totals.spent; return (await page.inputValue("#s-max")) === "1" && (await text("dl.figures")).includes("Spent by the scaler$") && rented_usd_micro <= total_usd_micro; }));
 await rule("a plan is previewed and limits are changed", async () => { await page.fill("#s-max", "0"); await page.click("button[value=plan]"); if (!await until(async () => (await text("main")).includes("what would be done"))) return false; await page.click("button[value=set]"); return until(async () => (await text("dl.figures")).includes("0 to 0")); });
@@ -196,7 +196,7 @@ await rule("an answer keeps to a schema", async () => {
   await page.fill("#schema", '{"type": "object", "properties": {"fish": {"type": "boolean"}}, "required": ["fish"], "additionalProperties": false}'); await press("Generate");
   return until(async () => { try { return typeof JSON.parse(await text(".answer")).fish === "boolean"; } catch { return false; } });
 });
-await rule("a schema that is no JSON is told as that", async () => { await page.fill("#schema", "{"); await press("Generate"); return until(async () => (await text("main")).includes("The schema is no JSON")); });
+await rule("a schema that is no JSON is told as that", async () => { await page.fill("#schema", "{"); await press("Generate"); return until(async () => (await text("main")).includes("The schema is not JSON")); });
 await rule("a running prompt can be stopped", async () => {
   await page.fill("#schema", ""); await page.fill("#most", "400");
   // In one go: the small model may be done before a second journey to the browser.

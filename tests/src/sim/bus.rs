@@ -239,11 +239,11 @@ impl Bus for SimBus {
         };
         let mut answers = self.subscribe(&inbox).await?;
         if self.tell(subject, Some(&inbox), &payload) == 0 {
-            return Err(BusError::Unreachable(format!("nobody listens on {subject}")));
+            return Err(BusError::Unreachable(format!("no responder on {subject}")));
         }
         match tokio::time::timeout(timeout, answers.next()).await {
             Ok(Some(note)) => Ok(note.payload),
-            _ => Err(BusError::Unreachable(format!("no answer on {subject} in time"))),
+            _ => Err(BusError::Unreachable(format!("no reply on {subject} in time"))),
         }
     }
 

@@ -84,7 +84,7 @@ async fn a_dead_job_is_listed_with_every_attempt_and_sent_again() {
     assert_eq!(text.lines().count(), 2, "{text}");
     let poison = ["resubmit", &id, "--failed", "--code", "batch_expired"];
     let poison = ternfleet(&server, &poison).await;
-    assert!(poison.stderr.contains("no line is to be sent again"), "{poison:?}");
+    assert!(poison.stderr.contains("no line was selected"), "{poison:?}");
     coordinator.stop().await;
 }
 

@@ -78,7 +78,8 @@ async fn host_at_fault(too_long: usize, harm: impl FnOnce(&Path, &Service), told
     let line = |n: usize| {
         let more = if n % 8 == 7 && n / 8 < too_long { "once more ".repeat(20_000) } else { String::new() };
         format!(
-            "{{\"custom_id\": \"c{n}\", \"prompt\": \"Once {n} {more}\", \"max_tokens\": 150, \"seed\": {n}}}\n"
+            "{{\"custom_id\": \"c{n}\", \"prompt\": \"Once {n} {more}\", \"max_tokens\": 150, \"seed\": \
+             {n}}}\n"
         )
     };
     let lines: String = (0..120).map(line).collect();
@@ -125,7 +126,7 @@ async fn host_at_fault(too_long: usize, harm: impl FnOnce(&Path, &Service), told
 /// The program itself runs a model; while it does, the model's file goes away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_whose_model_vanishes_says_so_its_host_is_quarantined_and_no_job_is_to_blame() {
-    host_at_fault(0, |model, _| std::fs::remove_file(model).unwrap(), "has vanished").await;
+    host_at_fault(0, |model, _| std::fs::remove_file(model).unwrap(), "no longer exists").await;
 }
 
 /// The same where the system gives it no more memory from then on (`prlimit` is in Debian's util-linux).
@@ -140,5 +141,5 @@ async fn a_worker_that_is_refused_memory_says_so_its_host_is_quarantined_and_no_
         assert!(limited.success());
     };
     // To read a long prompt takes more memory than a heap has at hand.
-    host_at_fault(15, harm, "no memory left").await;
+    host_at_fault(15, harm, "out of memory").await;
 }

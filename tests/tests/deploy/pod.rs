@@ -116,16 +116,16 @@ fn a_pod_starts_with_the_right_model_and_with_no_other() {
     let manifest = format!("{}/manifest.toml", server.url);
     let dir = mount.path().to_str().unwrap();
     for (settings, fault) in [
-        (vec![], "name the model: TERNFLEET_MODEL"),
+        (vec![], "no model is set: use TERNFLEET_MODEL"),
         (vec![("TERNFLEET_MODEL", "gpt")], "known are storyteller"),
         (vec![("TERNFLEET_MODEL", "storyteller")], "set TERNFLEET_MODEL_URL, or mount the file"),
         (
             vec![("TERNFLEET_MODEL_SHA256", "0000"), ("TERNFLEET_MODEL_URL", url.as_str())],
-            "64 small hexadecimal",
+            "64 lower-case hexadecimal",
         ),
         (
             vec![("TERNFLEET_MODEL_SHA256", &"0".repeat(64)), ("TERNFLEET_MODEL_URL", url.as_str())],
-            "Nothing of it was kept",
+            "It was deleted",
         ),
     ] {
         let settings: Vec<_> = settings.into_iter().chain([("TERNFLEET_POD_DIR", dir)]).collect();
@@ -265,12 +265,12 @@ fn a_stock_image_fetches_the_right_program_and_a_pod_that_cannot_start_ends_itse
     std::fs::remove_file(home.path().join("ternfleet")).unwrap();
 
     let late = run(&digest, &url);
-    assert!(said(&late).contains("did not come within 3 s"), "{}", said(&late));
+    assert!(said(&late).contains("was not downloaded within 3 s"), "{}", said(&late));
     assert!(server.ended_once(), "{:?}", server.deleted());
     std::fs::remove_file(server.folder.path().join("deleted")).unwrap();
     std::fs::write(server.folder.path().join("ternfleet"), "another").unwrap();
     let wrong = run(&digest, &url);
-    assert!(said(&wrong).contains("is not the program"), "{}", said(&wrong));
+    assert!(said(&wrong).contains("does not match TERNFLEET_BINARY_SHA256"), "{}", said(&wrong));
     assert!(server.ended_once(), "{:?}", server.deleted());
     assert!(!home.path().join("ternfleet.part").exists());
     // Without a pod to end, it just ends.

@@ -177,7 +177,8 @@ fn an_ordered_pod_joins_with_the_token_of_its_order_once_and_nobody_after_it() {
         "calibrate_ms=0"
     ]);
     let config = format!(
-        "[scale]\nprovider = \"local\"\nfleet = \"rented\"\npods_min = 1\npods_max = 1\ntick_ms = 300\nlease_s = 10\n\
+        "[scale]\nprovider = \"local\"\nfleet = \"rented\"\npods_min = 1\npods_max = 1\ntick_ms = \
+         300\nlease_s = 10\n\
          [[scale.classes]]\nname = \"own\"\nprice_usd_per_hour = 0.34\nrate_tok_s = 20.0\n\
          [scale.local]\nprogram = {}\narguments = {arguments}\nfolder = {}\n",
         text(program::binary().unwrap()),
@@ -199,7 +200,7 @@ fn an_ordered_pod_joins_with_the_token_of_its_order_once_and_nobody_after_it() {
     let quoted = as_tenant(&cluster, "acme", &["quote", &input, "--json"]);
     assert!(quoted.json().is_ok(), "{quoted:?}");
     let looked = as_tenant(&cluster, "acme", &["doctor"]);
-    assert!(looked.stdout.contains("leads, answered in"), "{looked:?}");
+    assert!(looked.stdout.contains("leads, replied in"), "{looked:?}");
 
     // Somebody has read the pod's environment.
     let card = std::fs::read_to_string(folder.join("rented-own-0.json")).unwrap();

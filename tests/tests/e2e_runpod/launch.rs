@@ -242,7 +242,7 @@ fn launch_rents_a_head_and_workers_from_a_stock_image_and_gives_everything_back(
     std::fs::write(laptop.path("prompts.answers.jsonl"), "precious").unwrap();
     let refused = laptop.wait(&mut laptop.launch(&[]));
     assert_eq!((refused, laptop.provider.state().orders.len()), (Some(1), 0), "{}", laptop.log());
-    assert!(laptop.log().contains("replace it with --force"), "{}", laptop.log());
+    assert!(laptop.log().contains("overwrite it with --force"), "{}", laptop.log());
 
     let began = Instant::now();
     let code = laptop.wait(&mut laptop.launch(&["--files-from-head", "--force"]));
@@ -316,10 +316,14 @@ fn a_wrong_digest_starts_no_program_and_costs_three_short_pods() {
     let code = laptop.wait(&mut laptop.launch(&["--binary", &other.display().to_string()]));
     let said = laptop.log();
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("3 heads have ended before they answered"), "{said}");
+    assert!(said.contains("3 heads ended before they replied"), "{said}");
     assert_eq!((laptop.provider.alive().len(), laptop.provider.state().pods.len()), (0, 3), "{said}");
     let first = laptop.provider.state().pods[0].name.clone();
-    assert!(laptop.provider.log(&first).contains("is not the program"), "{}", laptop.provider.log(&first));
+    assert!(
+        laptop.provider.log(&first).contains("does not match TERNFLEET_BINARY_SHA256"),
+        "{}",
+        laptop.provider.log(&first)
+    );
 }
 
 /// One fleet, an image of somebody's own with another user, a volume that nobody can write, a first pod whose token has
@@ -339,7 +343,7 @@ fn a_pod_that_comes_too_late_or_never_costs_a_pod_and_not_the_batch() {
     }
     let mut child = laptop.launch(&["--fleet", "fleet.toml", "--image", OWN_IMAGE, "--pods", "1"]);
     // Its token has expired.
-    let refused = || Ok(laptop.said().contains("this worker is not let in").then_some(()));
+    let refused = || Ok(laptop.said().contains("this worker was rejected").then_some(()));
     wait_for(PATIENCE, refused).unwrap_or_else(|error| panic!("{error}: {}", laptop.said()));
     laptop.provider.state().deletions.clear();
     let code = laptop.wait(&mut child);

@@ -29,6 +29,21 @@ const UNCLEAR: &[(&str, &str)] = &[
     ("by and by", "gradually"),
 ];
 
+/// Phrases that comments may have, and messages may not: each has a shorter standard form.
+const UNCLEAR_IN_MESSAGES: &[(&str, &str)] = &[
+    ("goes on", "continues"),
+    ("go on", "continue"),
+    ("given back", "returned"),
+    ("gives back", "returns"),
+    ("give back", "return"),
+    ("unless given", "[default: …], by default"),
+    ("is not understood", "cannot be parsed"),
+    ("is told", "is reported"),
+    ("anew", "again, from the beginning"),
+    ("trying again", "retrying"),
+    ("left alone", "ignored"),
+];
+
 /// A sentence of a document, with the line on which its paragraph begins.
 struct Sentence {
     line: usize,
@@ -165,6 +180,31 @@ fn unclear_phrases_are_used_nowhere() {
         for (at, line) in read(&path).lines().enumerate() {
             let text = line.to_lowercase();
             let found = UNCLEAR.iter().filter(|(phrase, _)| has(&text, phrase));
+            faults.extend(
+                found.map(|(phrase, better)| format!("{name}:{} says {phrase:?}; better: {better}", at + 1)),
+            );
+        }
+    }
+    report(faults);
+}
+
+/// Code without comments: what is left of prose is messages.
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+#[test]
+fn messages_use_the_standard_terms() {
+    let mut faults = Vec::new();
+    for path in files(&[".rs", ".js"]) {
+        let name = relative(&path);
+        if !name.contains("/src/") || name.starts_with("tests/") || name.contains("tests") {
+            continue;
+        }
+        for (at, line) in code_lines(&read(&path)).filter(|(_, line)| line.contains('"')) {
+            let text = line.to_lowercase();
+            let found = UNCLEAR_IN_MESSAGES.iter().filter(|(phrase, _)| has(&text, phrase));
             faults.extend(
                 found.map(|(phrase, better)| format!("{name}:{} says {phrase:?}; better: {better}", at + 1)),
             );

@@ -9,7 +9,7 @@ use std::io;
 
 /// The JSON of tools and of the arguments of calls, with its keys in their order.
 pub(super) fn read(text: &str) -> Result<serde_json::Value, String> {
-    serde_json::from_str(text).map_err(|fault| format!("tools and calls are JSON, and this is none: {fault}"))
+    serde_json::from_str(text).map_err(|fault| format!("tools and calls must be JSON: {fault}"))
 }
 
 /// The same as templates see it.

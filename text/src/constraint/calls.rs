@@ -49,7 +49,7 @@ impl Calls {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if self.functions.is_empty() || !self.functions.iter().all(|one| one.name.chars().all(plain)) {
             return Err(Fault::invalid(
-                "functions have names of letters, digits, _ and -, and there is one at least",
+                "at least one function is needed, with a name of letters, digits, _ and -",
             ));
         }
         let tag = |text: &str| control(text).map_or_else(|| quoted(text), |id| format!("<[{id}]>"));
@@ -67,7 +67,8 @@ impl Calls {
             }
             // The first open tag is the end of the text: from there on, only a call can follow.
             (None, false) => format!(
-                "start: TEXT | begun call {more}\nbegun[lazy]: /(?s:.*){tag}/\nTEXT: /(?s:.*)/ & ~/(?s:.*){tag}(?s:.*)/\n",
+                "start: TEXT | begun call {more}\nbegun[lazy]: /(?s:.*){tag}/\nTEXT: /(?s:.*)/ & \
+                 ~/(?s:.*){tag}(?s:.*)/\n",
                 tag = self.format.open(),
             ),
         };
@@ -103,7 +104,7 @@ fn arguments(function: &Callable) -> Result<Value, Fault> {
     match schema.get("type") {
         Some(kind) if kind == "object" => Ok(schema),
         _ => {
-            let reason = format!("the parameters of {:?} must be of the type object", function.name);
+            let reason = format!("the parameters of {:?} must have the type object", function.name);
             Err(Fault::invalid(reason))
         }
     }
@@ -114,7 +115,7 @@ fn json_of(text: &Grammar) -> Result<Value, Fault> {
     match text {
         Grammar::JsonSchema(text) => schema::translate(text, Style::Compact),
         Grammar::JsonObject => Ok(schema::any_object()),
-        _ => Err(Fault::invalid("a text beside calls can be held to JSON alone")),
+        _ => Err(Fault::invalid("with tools, only JSON constraints are supported")),
     }
 }
 

@@ -154,7 +154,7 @@ fn translate(grammar: &Grammar, control: impl Fn(&str) -> Option<u32>) -> Result
             limits::at_most("the number of choices", texts.len(), limits::MAX_CHOICES)?;
             limits::at_most("the choices' size in bytes", grammar.bytes(), limits::MAX_GRAMMAR_BYTES)?;
             if texts.is_empty() || texts.iter().any(String::is_empty) {
-                return Err(Fault::invalid("a choice has at least one text, and none is empty"));
+                return Err(Fault::invalid("a choice needs at least one text, and no text may be empty"));
             }
             let texts: Vec<String> = texts.iter().map(|text| escaped(text)).collect();
             Ok(GrammarWithLexer::from_regex(&texts.join("|")))
@@ -230,9 +230,7 @@ fn compiled(
     within: Duration,
 ) -> Result<TokenParser, Fault> {
     if LEFT_BEHIND.load(Ordering::SeqCst) >= limits::LEFT_BEHIND {
-        return Err(Fault::TooComplex(
-            "others that take too long are being compiled: try again later".into(),
-        ));
+        return Err(Fault::TooComplex("other slow constraints are being compiled: retry later".into()));
     }
     let (answer, answers) = mpsc::channel();
     let grammar = grammar.clone();
@@ -244,9 +242,9 @@ fn compiled(
         // Nobody waits for the answer of one that was left behind.
         let _ = answer.send(compiler.compile(&grammar));
     });
-    begun.map_err(|error| Fault::TooComplex(format!("no thread to compile on: {error}")))?;
+    begun.map_err(|error| Fault::TooComplex(format!("no thread for the compiler: {error}")))?;
     answers.recv_timeout(within).unwrap_or_else(|fault| match fault {
-        RecvTimeoutError::Disconnected => Err(Fault::TooComplex("the compiler gave up".to_owned())),
+        RecvTimeoutError::Disconnected => Err(Fault::TooComplex("the compiler stopped".to_owned())),
         RecvTimeoutError::Timeout => {
             work.leave_behind();
             let most = within.as_millis() as usize;
@@ -260,7 +258,7 @@ fn compiled(
 fn of_bytes() -> Result<&'static Compiler, Fault> {
     static BYTES: OnceLock<Option<Compiler>> = OnceLock::new();
     let compiler = BYTES.get_or_init(|| Compiler::of(&vocabulary::bytes(), 256));
-    compiler.as_ref().ok_or_else(|| Fault::TooComplex("the compiler gave up".to_owned()))
+    compiler.as_ref().ok_or_else(|| Fault::TooComplex("the compiler stopped".to_owned()))
 }
 
 /// A grammar compiled without a model, which says what texts belong to it.
@@ -286,7 +284,7 @@ impl Recogniser {
     /// A matcher at the start, the text that every output begins with, and what may come after it.
     fn start(&self) -> Result<(Matcher, String), Fault> {
         let fault = |end| match end {
-            DeadEnd::NoToken => Fault::invalid("no output belongs to it"),
+            DeadEnd::NoToken => Fault::invalid("no output matches it"),
             other => Fault::TooComplex(other.to_string()),
         };
         let (mut matcher, forced) = Matcher::new(self.parser.clone(), self.end).map_err(fault)?;
@@ -315,7 +313,7 @@ pub(super) fn check_stops(grammar: &Grammar, stops: &[String]) -> Result<(), Fau
             .iter()
             .find_map(|stop| Some((stop, texts.iter().find(|text| text.contains(stop))?)))
         {
-            Some((stop, text)) => fault(stop, format!("it stands in the choice {text:?}")),
+            Some((stop, text)) => fault(stop, format!("it is part of the choice {text:?}")),
             None => Ok(()),
         };
     }

@@ -15,13 +15,13 @@ use super::mask::Mask;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum DeadEnd {
     /// No token leads further.
-    #[error("no token of this model's vocabulary leads further")]
+    #[error("no token of this model's vocabulary can follow")]
     NoToken,
     /// Finding the next token takes more work or memory than is allowed.
-    #[error("finding the next token takes more work or memory than is allowed")]
+    #[error("computing the next token exceeds the limits of work or memory")]
     TooComplex,
     /// A token that the grammar does not take: kept output of another grammar or version.
-    #[error("the output so far does not belong to the grammar")]
+    #[error("the output so far does not match the grammar")]
     Foreign,
     /// The grammar cannot be compiled for this model, though it was taken.
     #[error("it cannot be compiled for this model")]

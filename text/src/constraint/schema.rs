@@ -71,7 +71,7 @@ pub(super) fn any_object() -> Value {
 pub(super) fn translate(text: &str, style: Style) -> Result<Value, Fault> {
     let root: Value = serde_json::from_str(text).map_err(|error| match error.to_string() {
         deep if deep.contains("recursion limit") => too_deep("", 128),
-        other => Fault::invalid(format!("the schema is no JSON: {other}")),
+        other => Fault::invalid(format!("the schema is not JSON: {other}")),
     })?;
     let mut translator = Translator { references: References::new(&root), n_schemas: 0 };
     let mut schema = match translator.schema(&root, &Place::ROOT)? {
@@ -427,8 +427,8 @@ fn types(value: &Value, place: &Place) -> Result<Value, Fault> {
         _ => place.names(value)?,
     };
     match names.iter().find(|name| !TYPES.contains(name) && **name != "integer") {
-        Some(name) => Err(place.invalid(format!("there is no type {name:?}"))),
-        None if names.is_empty() => Err(place.invalid("it names no type")),
+        Some(name) => Err(place.invalid(format!("unknown type {name:?}"))),
+        None if names.is_empty() => Err(place.invalid("it has no type")),
         None => Ok(value.clone()),
     }
 }

@@ -279,7 +279,7 @@ fn functions_that_cannot_be_kept_to_are_refused_by_name_and_place() {
             r#"{"properties":{"a":{"uniqueItems":true}}}"#,
             &["`uniqueItems`", "the parameters of \"f\", #/properties/a"][..],
         ),
-        (r#"{"type":"string"}"#, &["the parameters of \"f\" must be of the type object"]),
+        (r#"{"type":"string"}"#, &["the parameters of \"f\" must have the type object"]),
         ("false", &["\"f\""]),
         (r#"{"properties":{"a":{"type":"text"}}}"#, &["no type \"text\"", "the parameters of \"f\""]),
     ] {

@@ -21,7 +21,7 @@ impl Reader {
     pub(super) fn finish(mut self) -> Vec<String> {
         let unknown: Vec<String> = self.table.keys().cloned().collect();
         for key in unknown {
-            self.fault(&key, "this key is not known");
+            self.fault(&key, "unknown key");
         }
         self.faults
     }
@@ -44,7 +44,7 @@ impl Reader {
                 value
             }
             other => {
-                self.fault(key, &format!("a section is needed, and {} stands there", other.type_str()));
+                self.fault(key, &format!("expected a section, found {}", other.type_str()));
                 None
             }
         }
@@ -55,7 +55,7 @@ impl Reader {
         let value = self.table.remove(key)?;
         let converted = convert(&value);
         if converted.is_none() {
-            self.fault(key, &format!("{wanted} is needed, and {value} stands there"));
+            self.fault(key, &format!("expected {wanted}, found {value}"));
         }
         converted
     }

@@ -39,18 +39,18 @@ fn all_faults_come_at_once() {
         [shape]\nn_layers = 0\n[sampling]\ntop_p = 1.5\n[source]\nfile = '../x'\nsha256 = 'abc'\n";
     let faults = faults(text).join("\n");
     for part in [
-        "name: text is needed, and 3",
+        "name: expected text, found 3",
         "description: it is missing",
         "licence: it is missing",
-        "license: this key is not known",
+        "license: unknown key",
         "[tokenizer] kind: 'wordpiece'",
-        "[tokenizer] bos: an integer of at least 0 is needed",
-        "[tokenizer] split: it is no regex",
+        "[tokenizer] bos: expected an integer of at least 0",
+        "[tokenizer] split: it is not a valid regular expression",
         "[tokenizer] stop_ids: it is missing",
-        "[shape] n_layers: a positive integer",
-        "[sampling] top_p: a number between 0 and 1",
-        "[source] file: a plain file name",
-        "[source] sha256: 64 lower-case",
+        "[shape] n_layers: expected a positive integer",
+        "[sampling] top_p: expected a number between 0 and 1",
+        "[source] file: it must be a file name",
+        "[source] sha256: it must be 64 lower-case",
     ] {
         assert!(faults.contains(part), "'{part}' is not among:\n{faults}");
     }
@@ -66,7 +66,7 @@ fn a_misspelt_key_is_refused_wherever_it_stands() {
         };
         let faults = faults(&text);
         assert_eq!(faults.len(), 1, "{faults:?}");
-        assert!(faults[0].ends_with("surprise: this key is not known"), "{faults:?}");
+        assert!(faults[0].ends_with("surprise: unknown key"), "{faults:?}");
     }
 }
 
@@ -97,7 +97,8 @@ fn a_manifest_may_leave_the_tokenizer_to_the_file() {
 fn a_pre_tokenizer_by_name_brings_splits_normaliser_and_merging_along() {
     let text = |tokenizer: &str| {
         format!(
-            "name = 'm'\ndescription = 'd'\nlicence = 'MIT'\n[tokenizer]\n{tokenizer}\nadd_bos = false\neos = 1\nstop_ids = [1]\n"
+            "name = 'm'\ndescription = 'd'\nlicence = 'MIT'\n[tokenizer]\n{tokenizer}\nadd_bos = \
+             false\neos = 1\nstop_ids = [1]\n"
         )
     };
     let facts = Manifest::parse(&text("kind = 'bpe'\npre = 'qwen2'"), "test").unwrap().tokenizer.unwrap();
@@ -118,10 +119,10 @@ fn a_pre_tokenizer_by_name_brings_splits_normaliser_and_merging_along() {
 fn names_become_folders_and_addresses_have_a_scheme() {
     for name in ["../up", ".hidden", "a/b", "", "two words"] {
         let found = faults(&SHIPPED.replace("bitnet-b1.58-2B-4T\"", &format!("{name}\"")));
-        assert!(found.iter().any(|fault| fault.starts_with("name: letters")), "{name:?}: {found:?}");
+        assert!(found.iter().any(|fault| fault.starts_with("name: it must consist")), "{name:?}: {found:?}");
     }
     let found = faults(&SHIPPED.replace("https://", "ftp://"));
-    assert!(found[0].starts_with("[source] url: an address"), "{found:?}");
+    assert!(found[0].starts_with("[source] url: it must begin"), "{found:?}");
 }
 
 #[test]

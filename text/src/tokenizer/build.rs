@@ -61,7 +61,8 @@ fn check(vocabulary: &Vocabulary) -> Result<(), Error> {
     let fault = |reason: String| Err(Error::Vocabulary(reason));
     if let Some(model) = vocabulary.model.as_deref().filter(|model| !["gpt2", "llama"].contains(model)) {
         return fault(format!(
-            "tokenizer.ggml.model is '{model}', and only byte-level BPE ('gpt2') and SentencePiece ('llama') are done here"
+            "tokenizer.ggml.model is '{model}'; only byte-level BPE ('gpt2') and SentencePiece ('llama') \
+             are supported"
         ));
     }
     if n_tokens == 0 || u32::try_from(n_tokens).is_err() {
@@ -121,7 +122,7 @@ fn rules_of_manifest(
     }
     if !disagreements.is_empty() {
         return Err(Error::Vocabulary(format!(
-            "the file and the manifest of '{}' disagree ({}); one of them belongs to another model",
+            "the file and the manifest of '{}' differ ({}); one of them belongs to another model",
             manifest.name,
             disagreements.join("; ")
         )));
@@ -151,15 +152,15 @@ fn rules_of_file(vocabulary: &Vocabulary) -> Result<(Rules, Option<String>), Err
             None => {
                 let known = pre::names();
                 return Err(Error::UnknownSplit(format!(
-                    "tokenizer.ggml.pre is '{}'; {known} are known",
+                    "tokenizer.ggml.pre is '{}'; known are {known}",
                     name.escape_debug()
                 )));
             }
         },
         None => {
             llama3::recognise(vocabulary).map_err(Error::UnknownSplit)?;
-            let note = "the model file does not say how it splits text and has no manifest.toml beside it; \
-                its vocabulary is Llama 3's, so text is split as Llama 3 does";
+            let note = "the model file has no tokenizer.ggml.pre and no manifest.toml next to it; its \
+                        vocabulary is Llama 3's, so the pre-tokenizer of Llama 3 is used";
             (pre::named(llama3::PRE_NAMES[0]), Some(note.to_owned()))
         }
     };
@@ -226,7 +227,7 @@ fn merges(vocabulary: &Vocabulary, ignore_merges: bool) -> Result<BPE, Error> {
         });
         let Some((left, right)) = pair else {
             let merge = merge.escape_debug();
-            return Err(Error::Vocabulary(format!("merge {rank} is no pair of tokens: '{merge}'")));
+            return Err(Error::Vocabulary(format!("merge {rank} is not a pair of tokens: '{merge}'")));
         };
         merges.push((left.to_owned(), right.to_owned()));
     }

@@ -19,7 +19,8 @@ pub(crate) struct Pre {
 }
 
 /// Qwen 2's expression: Llama 3's, but for single digits.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| \
+                      ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const PRES: [Pre; 4] = [
     Pre {
@@ -45,8 +46,9 @@ const PRES: [Pre; 4] = [
         ignore_merges: true,
         add_bos: true,
         note: Some(
-            "the pre-tokenizer 'falcon3' is read in two ways by other engines; text is split as Llama 3 does, as llama.cpp \
-             reads it: compare with the model's tokenizer.json (`ternfleet model verify --tokenizer`)",
+            "other engines implement the pre-tokenizer 'falcon3' in two ways; this one follows llama.cpp \
+             (the same as Llama 3): compare with the model's tokenizer.json (`ternfleet model verify \
+             --tokenizer`)",
         ),
     },
     Pre {
@@ -60,7 +62,8 @@ const PRES: [Pre; 4] = [
         ignore_merges: false,
         add_bos: false,
         note: Some(
-            "the pre-tokenizer 'falcon_e' is known from one other engine alone; compare with the model's tokenizer.json \
+            "the pre-tokenizer 'falcon_e' is known from only one other engine; compare with the model's \
+             tokenizer.json \
              (`ternfleet model verify --tokenizer`)",
         ),
     },

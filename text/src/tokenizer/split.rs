@@ -42,7 +42,14 @@ pub(crate) fn check(pattern: &str) -> Result<(), String> {
 
 impl Split {
     pub(super) fn new<'p>(patterns: impl IntoIterator<Item = &'p str>) -> Result<Self, String> {
-        let regex = |pattern: &str| Regex::new(pattern).map_err(|fault| format!("it is no regex: {fault}"));
+        let regex = |pattern: &str| {
+            Regex::new(pattern).map_err(|fault| {
+                format!(
+                    "it is not a valid regular \
+                                                                                 expression: {fault}"
+                )
+            })
+        };
         patterns.into_iter().map(regex).collect::<Result<_, _>>().map(Self)
     }
 
@@ -67,7 +74,7 @@ fn cut<'t>(
     for found in regex.find_iter(text) {
         let found = found.map_err(|fault| {
             Error::Text(format!(
-                "splitting it gives up after byte {end} ({fault}); is there a very long run of one character?"
+                "splitting stopped after byte {end} ({fault}); it may have a very long run of one character"
             ))
         })?;
         if end < found.start() {

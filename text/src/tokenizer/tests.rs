@@ -154,10 +154,10 @@ fn a_broken_vocabulary_is_refused_with_what_is_wrong() {
     assert!(broken(|it| it.token_types.truncate(3)).contains("3 token types"));
     assert!(broken(|it| it.bos = Some(u32::MAX)).contains("outside"));
     assert!(broken(|it| it.tokens[1] = it.tokens[0].clone()).contains("are the same"));
-    assert!(broken(|it| it.merges.push("no-space".into())).contains("no pair"));
-    assert!(broken(|it| it.merges.push("a b c".into())).contains("no pair"));
+    assert!(broken(|it| it.merges.push("no-space".into())).contains("not a pair"));
+    assert!(broken(|it| it.merges.push("a b c".into())).contains("not a pair"));
     assert!(broken(|it| it.merges.push("zz zz".into())).contains("vocabulary"));
-    assert!(broken(|it| it.merges.push("Ġworld Ġworld".into())).contains("no pair"));
+    assert!(broken(|it| it.merges.push("Ġworld Ġworld".into())).contains("not a pair"));
     assert!(broken(|it| it.tokens[2] = "x".repeat(70_000)).contains("longer"));
 }
 

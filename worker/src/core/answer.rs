@@ -87,8 +87,8 @@ impl Core {
                 let failure = Failure {
                     code: FailureCode::InvalidRequest,
                     message: format!(
-                        "the answer has {bytes} bytes and a message at most {max_bytes}: ask for fewer tokens or \
-                         fewer log-probabilities"
+                        "the answer has {bytes} bytes, but a message has at most {max_bytes}: request \
+                         fewer tokens or fewer log-probabilities"
                     ),
                 };
                 self.answer_failure(now, id, failure, actions);

@@ -174,7 +174,7 @@ impl Core {
             (Phase::Running | Phase::Starting, end) if !slot.give_back => {
                 let reason = match end {
                     End::Fault(reason) => reason,
-                    _ => "the generation ended unasked".to_owned(),
+                    _ => "the generation ended unexpectedly".to_owned(),
                 };
                 actions
                     .push(Action::Note(Note::Fault { job: slot.work.job.clone(), reason: reason.clone() }));

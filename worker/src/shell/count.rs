@@ -23,11 +23,11 @@ pub(super) async fn serve(bus: Arc<dyn Bus>, mut questions: BusStream<Note>, lan
         match counted.await {
             Ok(Some(counts)) => {
                 if let Err(fault) = bus.send(&reply, codec::encode(&counts)).await {
-                    tracing::debug!(%fault, "a count was not sent");
+                    tracing::debug!(%fault, "a token count could not be sent");
                 }
             }
-            Ok(None) => tracing::warn!("a question for a count could not be read"),
-            Err(fault) => tracing::warn!(%fault, "prompts could not be counted"),
+            Ok(None) => tracing::warn!("a request for a token count could not be parsed"),
+            Err(fault) => tracing::warn!(%fault, "prompt tokens could not be counted"),
         }
     }
 }

@@ -79,7 +79,8 @@ pub(super) async fn insist<E: Display>(
     let mut pause = FIRST_PAUSE;
     for failures in 1.. {
         let Err(fault) = end().await else { return };
-        tracing::error!(%fault, failures, "this pod cannot end itself and goes on costing money: terminate it by hand");
+        tracing::error!(%fault, failures, "this pod cannot terminate itself and still costs money: \
+                                           terminate it by hand");
         tell(failures).await;
         tokio::select! {
             () = tokio::time::sleep(pause) => pause = (2 * pause).min(PAUSE_MAX),

@@ -274,22 +274,22 @@ impl Generations {
             StopReason::Length | StopReason::Context => Finish::Length,
             StopReason::StopToken => Finish::Stop,
             StopReason::DeadEnd(end) => {
-                let message = format!("the constraint cannot be fulfilled: {end}");
+                let message = format!("the constraint cannot be met: {end}");
                 let failure = Failure { code: FailureCode::ConstraintDeadEnd, message };
                 return vec![self.give_up(slot, End::Failed(failure), engine)];
             }
             StopReason::NotFinite if unsound => {
-                let what = "this machine computes no numbers any more, and its canary is not what it was";
+                let what = "this machine computes invalid numbers, and its canary output has changed";
                 return vec![self.give_up(slot, End::HostFault(what.to_owned()), engine)];
             }
             StopReason::NotFinite => {
                 let message =
-                    "the model's scores are no numbers: its weights overflow on this input".to_owned();
+                    "the model's logits are not finite: its weights overflow on this input".to_owned();
                 let failure = Failure { code: FailureCode::NotFinite, message };
                 return vec![self.give_up(slot, End::Failed(failure), engine)];
             }
             StopReason::Cancelled => {
-                let end = End::Fault("the engine ended it unasked".to_owned());
+                let end = End::Fault("the engine ended it unexpectedly".to_owned());
                 return vec![self.give_up(slot, end, engine)];
             }
         };

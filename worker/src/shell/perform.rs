@@ -68,7 +68,7 @@ impl Performer {
         self.sends = None;
         self.tasks.close();
         if tokio::time::timeout(most, self.tasks.wait()).await.is_err() {
-            tracing::debug!(tasks = self.tasks.len(), "left behind at the end");
+            tracing::debug!(tasks = self.tasks.len(), "messages were not sent before the exit");
         }
         // An answer of the server shows that it has read everything sent before.
         let _ = self.bus.request(&table::ping(&self.worker), Bytes::new(), most).await;
@@ -112,7 +112,7 @@ impl Performer {
                     Ok(Some(message)) => match key.open(&message.payload) {
                         Some(checkpoint) => Read::Found((message.sequence, checkpoint)),
                         None => {
-                            tracing::warn!(%job, "a checkpoint is of nobody who was given the job; it will be written over");
+                            tracing::warn!(%job, "a checkpoint has no valid seal; it will be overwritten");
                             Read::Unreadable(message.sequence)
                         }
                     },
@@ -163,7 +163,10 @@ impl Performer {
             }
             Action::SendHeartbeat(beat) => self.send(table::heartbeat(&beat.worker), codec::encode(&*beat)),
             Action::SendTokens(chunk) => self.send(table::tokens(&chunk.job), codec::encode(&*chunk)),
-            Action::StartGeneration { .. } | Action::CancelGeneration { .. } | Action::Note(_) | Action::Exit => {}
+            Action::StartGeneration { .. }
+            | Action::CancelGeneration { .. }
+            | Action::Note(_)
+            | Action::Exit => {}
         }
     }
 

@@ -177,7 +177,7 @@ impl Bench<'_> {
         }
         Ok(KernelRow {
             isa: isa.to_string(),
-            kernel: kernel.to_string(),
+            kernel: subject.engine.info().kernel.to_owned(),
             threads,
             prompt_tok_s: Spread::of(&prompt),
             decode_tok_s: Spread::of(&decode),
@@ -264,7 +264,7 @@ impl Bench<'_> {
         }
         drain(engine);
         if run.steps == 0 {
-            bail!("{sequences} sequences of {} tokens do not fit into memory at once", prompt + n_tokens);
+            bail!("{sequences} sequences of {} tokens do not fit into memory together", prompt + n_tokens);
         }
         Ok(run)
     }
@@ -294,7 +294,7 @@ impl Bench<'_> {
             }
         }
         if !events.iter().any(|event| matches!(event, Event::Finished { .. })) {
-            bail!("the engine stopped without finishing its sequence");
+            bail!("the engine stopped before the sequence was finished");
         }
         Ok(tokens as f64 / time.as_secs_f64())
     }
@@ -310,7 +310,7 @@ impl Bench<'_> {
         let Setting { threads, sequences, context, chunk, isa, kernel } = setting;
         if context > self.model.hyper.context {
             bail!(
-                "{context} positions are needed and the model has {}: ask for a shorter --prompt or --gen",
+                "{context} positions are needed, but the model has {}: use a shorter --prompt or --gen",
                 self.model.hyper.context
             );
         }
@@ -330,7 +330,7 @@ impl Bench<'_> {
         // A short run first: caches, page tables and clocks settle.
         self.decode(&mut engine, self.generated.min(8).min(context - 2))?;
         let memory = MemoryUse::read();
-        let probe = Probe::new(&mut engine).context("there is no memory to measure reading with (1 GiB)")?;
+        let probe = Probe::new(&mut engine).context("not enough memory to measure the read rate (1 GiB)")?;
         Ok(Subject { engine, probe, memory })
     }
 

@@ -60,11 +60,12 @@ pub(super) fn svg(report: &Report) -> String {
         report.machine.cpu,
         report.machine.isa,
         report.model.head,
-        if report.quotable { "" } else { ": throttled, not to be quoted" }
+        if report.quotable { "" } else { ": throttled, do not quote" }
     );
     let _ = write!(
         out,
-        "<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' font-family='sans-serif' font-size='12'>\
+        "<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' \
+         font-family='sans-serif' font-size='12'>\
          <rect width='100%' height='100%' fill='white'/><text x='{LEFT}' y='24' font-size='15'>{}</text>",
         escaped(&title)
     );
@@ -106,7 +107,8 @@ fn panel(out: &mut String, offset: f64, x_name: &str, series: &[Series<'_>]) {
     let (middle, below) = (offset + LEFT + WIDTH / 2.0, TOP + HEIGHT + 36.0);
     let _ = write!(
         out,
-        "<text x='{middle}' y='{below}' text-anchor='middle'>{x_name}; tokens a second, dashed: ceiling</text>"
+        "<text x='{middle}' y='{below}' text-anchor='middle'>{x_name}; tokens a second, dashed: \
+         ceiling</text>"
     );
     for (n, (series, colour)) in series.iter().zip(COLOURS.iter().cycle()).enumerate() {
         let path = |rate: fn(&Figure) -> f64| {
@@ -124,7 +126,8 @@ fn panel(out: &mut String, offset: f64, x_name: &str, series: &[Series<'_>]) {
         for (at, figure) in &series.points {
             let _ = write!(
                 out,
-                "<circle cx='{:.1}' cy='{:.1}' r='3.5' fill='{colour}'/><line x1='{:.1}' x2='{:.1}' y1='{:.1}' y2='{:.1}' stroke='{colour}'/>",
+                "<circle cx='{:.1}' cy='{:.1}' r='3.5' fill='{colour}'/><line x1='{:.1}' x2='{:.1}' \
+                 y1='{:.1}' y2='{:.1}' stroke='{colour}'/>",
                 x(*at),
                 y(figure.tok_s.median),
                 x(*at),

@@ -22,7 +22,7 @@ pub(super) fn tables(report: &Report) -> String {
     }
     parts.push(format!("machine by threads\n{}", roofline(&report.threads)));
     parts.push(format!("batch\n{}", batch_table(&report.batch)));
-    parts.push(format!("where a step of a batch spends its time, percent\n{}", shares_table(&report.batch)));
+    parts.push(format!("time of a batch step by part, percent\n{}", shares_table(&report.batch)));
     if !report.kernels.is_empty() {
         let rows = report.kernels.iter().map(|row| {
             vec![
@@ -55,7 +55,7 @@ fn summary(report: &Report) -> String {
         .file_stem()
         .map_or(model.path.clone(), |stem| stem.to_string_lossy().into_owned());
     let mut lines = vec![
-        if report.quotable { "summary" } else { "summary (not to be quoted, see above)" }.to_owned(),
+        if report.quotable { "summary" } else { "summary (do not quote, see above)" }.to_owned(),
         format!(
             "  {name} on {}, {} cores, {}, ternfleet {}",
             machine.cpu, machine.cores, machine.isa, report.version
@@ -82,7 +82,7 @@ fn summary(report: &Report) -> String {
     });
     if let Some(best) = batches.max_by(|a, b| a.tok_s.total_cmp(&b.tok_s)) {
         lines.push(format!(
-            "  {} sequences at once: {:.1} tok/s in all{}",
+            "  batch of {}: {:.1} tok/s in total{}",
             best.batch,
             best.tok_s,
             cost(best.usd_micro_per_million_tokens)
@@ -93,8 +93,8 @@ fn summary(report: &Report) -> String {
 
 pub(super) fn not_quotable(report: &Report) -> String {
     format!(
-        "NOT TO BE QUOTED: the CPU quota held this process back {} times, {:.1} ms in all. Take fewer threads, or a machine \
-         without other load in this quota.",
+        "DO NOT QUOTE: the CPU quota throttled this process {} times, {:.1} ms in total. Use fewer \
+         threads, or a machine without other load in this quota.",
         report.throttling.periods,
         report.throttling.throttled_us as f64 / 1e3
     )
@@ -110,7 +110,7 @@ fn machine(report: &Report) -> String {
             machine.cpu, machine.cores, machine.isa, machine.kernel, machine.huge_pages
         ),
         format!(
-            "{}: head {}, {}; {} MB and {} M multiply-adds a token",
+            "{}: head {}, {}; {} MB and {} M multiply-adds per token",
             model.path,
             model.head,
             model.numerics,
@@ -118,8 +118,8 @@ fn machine(report: &Report) -> String {
             mb(model.macs_per_token)
         ),
         format!(
-            "loaded in {:.2} s, where fresh memory comes at {:.1} GB/s; {} MB anonymous (weights and head {}), {} MB of the \
-             file, {} MB resident in all; keys and values up to {} MB",
+            "loaded in {:.2} s (first touch of memory: {:.1} GB/s); {} MB anonymous (weights and head {}), \
+             {} MB file-backed, {} MB resident in total; KV cache up to {} MB",
             memory.load_s,
             memory.first_touch_gb_s,
             mb(memory.anonymous_bytes),

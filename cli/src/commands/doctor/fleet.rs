@@ -16,7 +16,7 @@ use crate::report;
 
 /// A takeover by a standby fits inside.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(6);
-const START_A_WORKER: &str = "start one: `ternfleet worker --nats URL --model PATH`";
+const START_A_WORKER: &str = "start one with `ternfleet worker --nats URL --model PATH`";
 
 pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Connection) -> Vec<Finding> {
     let address = connection.address();
@@ -25,13 +25,13 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Con
     let tenant = match tenant_of(connection) {
         Ok(tenant) => tenant,
         Err(reason) => {
-            let fix = "name usable credentials with --nats-credentials-file";
+            let fix = "pass valid credentials with --nats-credentials-file";
             return vec![Finding::fault("coordinator", format!("{reason:#}"), fix)];
         }
     };
     let Some(bus) = bus else {
         return ["coordinator", "workers"]
-            .map(|check| Finding::unknown(check, "NATS does not answer, see above", "fix NATS first"))
+            .map(|check| Finding::unknown(check, "not checked: NATS does not reply", "fix NATS first"))
             .into();
     };
     let began = Instant::now();
@@ -40,15 +40,15 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Con
     let reply: Reply<Vec<PodView>> = match answer.map(|payload| codec::decode(&payload)) {
         Ok(Ok(reply)) => reply,
         Ok(Err(reason)) => {
-            let fix = "coordinator and this program must be of the same version: update the older one";
+            let fix = "coordinator and this program have different versions: update the older one";
             return vec![Finding::fault("coordinator", reason.to_string(), fix)];
         }
         Err(reason) => {
             let fix =
-                format!("start one: `ternfleet coordinator --nats {address}`; if it runs, read its log");
+                format!("start one with `ternfleet coordinator --nats {address}`; if one runs, read its log");
             return vec![
-                Finding::fault("coordinator", format!("nobody leads: {reason}"), fix),
-                Finding::unknown("workers", "the coordinator knows them", "fix the coordinator first"),
+                Finding::fault("coordinator", format!("no coordinator leads: {reason}"), fix),
+                Finding::unknown("workers", "not checked: no coordinator leads", "fix the coordinator first"),
             ];
         }
     };
@@ -57,7 +57,7 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Con
         Ok(pods) => {
             found.push(Finding::ok(
                 "coordinator",
-                format!("leads, answered in {} ms", began.elapsed().as_millis()),
+                format!("leads, replied in {} ms", began.elapsed().as_millis()),
             ));
             let scale = scale(bus, &tenant).await;
             found.extend(workers(&pods, scale.as_ref(), TimeMs::now()));
@@ -67,7 +67,7 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Con
             found.push(Finding::warning(
                 "coordinator",
                 refusal.message,
-                "it is starting: look again in some seconds",
+                "it is starting: check again in some seconds",
             ));
         }
     }
@@ -90,7 +90,7 @@ fn rented(view: ScaleView) -> Vec<Finding> {
             found.push(Finding::warning(
                 "rented pods",
                 format!("{} of class {} failed, {}{last}", failed.pod, class.name, failed.why),
-                "read all of its last lines: `ternfleet scale show`",
+                "see its last log lines with `ternfleet scale show`",
             ));
         }
         if let Some(why) = class.refused {
@@ -102,7 +102,7 @@ fn rented(view: ScaleView) -> Vec<Finding> {
         found.push(Finding::fault(
             "rented pods",
             format!("nothing is ordered: {why}"),
-            "look at the provider's account",
+            "check the account at the provider",
         ));
     }
     found
@@ -116,7 +116,7 @@ fn workers(pods: &[PodView], scale: Option<&ScaleView>, now: TimeMs) -> Vec<Find
     if live.is_empty() {
         let detail = match pods.len() {
             0 => "no worker is connected".to_owned(),
-            n => format!("{n} known, all of them quiet"),
+            n => format!("{n} known, none of them live"),
         };
         return vec![Finding::fault("workers", detail, START_A_WORKER)];
     }
@@ -125,15 +125,15 @@ fn workers(pods: &[PodView], scale: Option<&ScaleView>, now: TimeMs) -> Vec<Find
     for pod in pods.iter().filter(|pod| !pod.live) {
         found.push(Finding::warning(
             "workers",
-            format!("{} on {} has gone quiet", pod.heartbeat.worker, pod.heartbeat.pod),
-            "its jobs move to others; look at the pod, and return it if it is gone",
+            format!("{} on {} sends no heartbeats", pod.heartbeat.worker, pod.heartbeat.pod),
+            "its jobs move to other workers; check the pod, and terminate it if it does not recover",
         ));
     }
     for pod in live.iter().filter(|pod| pod.heartbeat.state == WorkerState::Draining) {
         found.push(Finding::warning(
             "workers",
-            format!("{} drains: it takes no new jobs", pod.heartbeat.worker),
-            "start another if it was not you who asked",
+            format!("{} drains and takes no new jobs", pod.heartbeat.worker),
+            "start another worker if you did not ask for this",
         ));
     }
     let mut digests: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -146,7 +146,7 @@ fn workers(pods: &[PodView], scale: Option<&ScaleView>, now: TimeMs) -> Vec<Find
         found.push(Finding::warning(
             "models",
             format!("{} different files are served under the name {model}", kinds.len()),
-            "a job that moves between them starts anew; give every worker the same file",
+            "a job that moves between them starts from the beginning; use the same file on every worker",
         ));
     }
     if digests.values().all(|kinds| kinds.len() == 1) {

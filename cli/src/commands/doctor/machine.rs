@@ -33,12 +33,14 @@ fn cores(seen: &Topology) -> Finding {
         Some(cpus) if cpus < 1.0 => Finding::warning(
             "cpu",
             detail,
-            "less than one CPU: the engine is stopped for part of each period; raise the container's CPU limit to a whole number",
+            "less than one CPU: the engine is throttled in each period; raise the container's CPU limit to \
+             a whole number",
         ),
         Some(cpus) if cpus.fract() > 0.01 => Finding::warning(
             "cpu",
             detail,
-            "the quota is not a whole number, and the fraction is wasted: set the container's CPU limit to a whole number",
+            "the quota is not a whole number, and the fraction is wasted: set the container's CPU limit to \
+             a whole number",
         ),
         _ => Finding::ok("cpu", detail),
     }
@@ -49,13 +51,13 @@ fn instructions(seen: &Topology) -> Finding {
         Ok(Isa::Scalar) => Finding::warning(
             "instructions",
             format!("{} has no vector instructions that the kernels use", seen.cpu_model),
-            "generation runs on plain Rust, many times slower; choose a machine with AVX2 or AVX-512",
+            "generation uses portable code and is many times slower; choose a machine with AVX2 or AVX-512",
         ),
         Ok(isa) => Finding::ok("instructions", format!("{isa} on {}", seen.cpu_model)),
         Err(reason) => Finding::fault(
             "instructions",
             reason.to_string(),
-            "unset TERNFLEET_ISA, or name one that `ternfleet topology` lists",
+            "unset TERNFLEET_ISA, or set it to one that `ternfleet topology` lists",
         ),
     }
 }
@@ -64,13 +66,13 @@ fn throttled() -> Option<Finding> {
     let seen = throttling()?;
     let seconds = seen.throttled_us as f64 / 1e6;
     let detail = format!(
-        "this control group was stopped by its quota in {} periods, {seconds:.1} s in all",
+        "this control group was throttled by its quota in {} periods, {seconds:.1} s in total",
         seen.periods
     );
     Some(if seen.periods == 0 {
-        Finding::ok("throttling", "never stopped by a quota")
+        Finding::ok("throttling", "never throttled by a quota")
     } else {
-        Finding::warning("throttling", detail, "give workers no more --threads than the quota has CPUs")
+        Finding::warning("throttling", detail, "use no more --threads than the quota has CPUs")
     })
 }
 
@@ -85,7 +87,7 @@ fn open_files() -> Finding {
         ),
         Ok((soft, _)) => Finding::ok("open files", format!("at most {soft}")),
         Err(reason) => {
-            Finding::unknown("open files", reason.to_string(), "the system does not tell; nothing to do")
+            Finding::unknown("open files", reason.to_string(), "the system does not report it; nothing to do")
         }
     }
 }
@@ -94,10 +96,10 @@ fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
     let path = match locate::model(named) {
         Ok(path) => path,
         Err(reason) if named.is_some() => {
-            return vec![Finding::fault("model", reason.to_string(), "name a GGUF file with --model PATH")];
+            return vec![Finding::fault("model", reason.to_string(), "pass a GGUF file with --model PATH")];
         }
         Err(reason) => {
-            return vec![Finding::unknown("model", format!("{reason:#}"), "name a model with --model")];
+            return vec![Finding::unknown("model", format!("{reason:#}"), "pass a model with --model")];
         }
     };
     let report = match model_file::inspect(&path) {
@@ -111,14 +113,14 @@ fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
     if report.faults.is_empty() {
         found.push(Finding::ok("model", format!("{}, {:.1} MB", path.display(), report.bytes as f64 / 1e6)));
     } else {
-        let fix = format!("`ternfleet model inspect {}` shows all of it", path.display());
+        let fix = format!("see `ternfleet model inspect {}` for details", path.display());
         found.push(Finding::fault("model", report.faults.join("; "), fix));
     }
     found.push(match &report.manifest {
         None => Finding::warning(
             "manifest",
             "no manifest.toml next to the model: tokenizer and chat template are inferred from the file",
-            "put the model's manifest next to it; models/ has the known ones",
+            "put the model's manifest next to it; models/ has manifests of known models",
         ),
         Some(name) if report.disagreements.is_empty() => {
             Finding::ok("manifest", format!("{name} agrees with the file"))
@@ -126,7 +128,7 @@ fn model_findings(named: Option<&Path>, seen: &Topology) -> Vec<Finding> {
         Some(name) => Finding::fault(
             "manifest",
             format!("{name}: {}", report.disagreements.join("; ")),
-            "the file is not the one that the manifest describes: download it again from the address in the manifest",
+            "the file does not match its manifest: download it again from the address in the manifest",
         ),
     });
     let shown = |bytes: u64| match bytes {

@@ -21,7 +21,7 @@ use crate::connection::Connection;
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(3);
 /// Deadlines and leases are compared across machines, so clocks should agree to about this.
 const CLOCK_SKEW_MAX_MS: u64 = 2_000;
-const NOT_REACHED: &str = "NATS does not answer, see above";
+const NOT_REACHED: &str = "not checked: NATS does not reply";
 
 /// Also answers with the connection, for what comes after.
 pub(super) async fn look(
@@ -33,7 +33,8 @@ pub(super) async fn look(
         Ok(bus) => Arc::new(bus),
         Err(reason) => {
             let fix = format!(
-                "start a fleet with `ternfleet up` or nats-server with -js, or name its address with --nats (now {})",
+                "start a fleet with `ternfleet up`, start nats-server with -js, or pass the right address \
+                 with --nats (now {})",
                 connection.address().url()
             );
             let mut found = vec![Finding::fault("nats", format!("{reason:#}"), fix)];
@@ -56,8 +57,7 @@ async fn reach(connection: &Connection) -> anyhow::Result<NatsBus> {
 
 fn version(bus: &NatsBus, took: Duration) -> Finding {
     let facts = bus.server();
-    let detail =
-        format!("nats-server {} ({}) answered in {} ms", facts.version, facts.name, took.as_millis());
+    let detail = format!("nats-server {} ({}) replied in {} ms", facts.version, facts.name, took.as_millis());
     let (major, minor) = table::OLDEST_SERVER;
     if table::server_is_new_enough(&facts.version) {
         Finding::ok("nats", detail)
@@ -65,7 +65,10 @@ fn version(bus: &NatsBus, took: Duration) -> Finding {
         Finding::fault(
             "nats",
             detail,
-            format!("older servers lose acknowledged writes: install nats-server {major}.{minor} or newer"),
+            format!(
+                "older servers can lose acknowledged writes: install nats-server {major}.{minor} or \
+                     newer"
+            ),
         )
     }
 }
@@ -74,7 +77,12 @@ fn payload(bus: &NatsBus) -> Finding {
     let bytes = bus.server().max_payload_bytes;
     let detail = format!("messages of up to {} KiB", bytes >> 10);
     if bytes < 1 << 20 {
-        Finding::warning("payload", detail, "set max_payload to 1MB or more in nats-server's configuration")
+        Finding::warning(
+            "payload",
+            detail,
+            "set max_payload to 1MB or more in the configuration of \
+                                             nats-server",
+        )
     } else {
         Finding::ok("payload", detail)
     }
@@ -84,21 +92,22 @@ async fn account(bus: &NatsBus) -> Finding {
     match bus.account_facts().await {
         Ok(facts) => {
             let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-            let detail = format!("{} streams hold {}", facts.streams, mib(facts.storage_bytes));
+            let detail = format!("{} streams use {}", facts.streams, mib(facts.storage_bytes));
             match facts.storage_limit_bytes {
                 Some(limit) if facts.storage_bytes > limit / 10 * 9 => Finding::warning(
                     "jetstream",
                     format!("{detail} of {}", mib(limit)),
-                    "nearly full: raise the account's storage limit, or delete old files (DELETE /v1/files/<id>)",
+                    "nearly full: raise the account's storage limit, or delete old files (DELETE \
+                     /v1/files/<id>)",
                 ),
                 Some(limit) => Finding::ok("jetstream", format!("{detail} of {}", mib(limit))),
-                None => Finding::ok("jetstream", format!("{detail}; the disk alone bounds it")),
+                None => Finding::ok("jetstream", format!("{detail}; limited only by the disk")),
             }
         }
         Err(reason) => Finding::unknown(
             "jetstream",
             reason.to_string(),
-            "this user may not request the account's state ($JS.API.INFO); the coordinator's user may",
+            "this user has no permission for the account's state ($JS.API.INFO); the coordinator's user has",
         ),
     }
 }
@@ -115,7 +124,7 @@ async fn streams(bus: &NatsBus) -> Vec<Finding> {
                     found.push(Finding::fault(
                         "streams",
                         format!("{}: {name} is {value} and should be {wanted}", spec.name),
-                        "restart the coordinator: it brings the settings up to date; find out who changed them",
+                        "restart the coordinator, which updates the settings; find out who changed them",
                     ));
                 }
                 names.push(format!("{} ({})", spec.name, stream.messages));
@@ -123,17 +132,17 @@ async fn streams(bus: &NatsBus) -> Vec<Finding> {
             Ok(None) => found.push(Finding::fault(
                 "streams",
                 format!("{} does not exist", spec.name),
-                "start a coordinator with this NATS server: it creates the streams",
+                "start a coordinator with this NATS server; it creates the streams",
             )),
             Err(reason) => found.push(Finding::unknown(
                 "streams",
                 format!("{}: {reason}", spec.name),
-                "this user may not look at streams; the coordinator's user may",
+                "this user has no permission to read streams; the coordinator's user has",
             )),
         }
     }
     if found.is_empty() {
-        found.push(Finding::ok("streams", format!("as they should be: {}", names.join(", "))));
+        found.push(Finding::ok("streams", format!("correct settings: {}", names.join(", "))));
     }
     if let Some((told, at)) = server_time.and_then(|(text, at)| Some((from_rfc3339(&text)?, at))) {
         found.push(clock("clock", "NATS", told, at));
@@ -147,11 +156,11 @@ pub(super) fn clock(check: &'static str, who: &str, told_ms: u64, now: TimeMs) -
     if apart > CLOCK_SKEW_MAX_MS {
         Finding::warning(
             check,
-            format!("the clock of {who} and this machine's are {:.1} s apart", apart as f64 / 1000.0),
-            "deadlines are compared across machines: run chrony or systemd-timesyncd on all of them",
+            format!("the clocks of {who} and of this machine differ by {:.1} s", apart as f64 / 1000.0),
+            "deadlines need equal clocks: run chrony or systemd-timesyncd on all machines",
         )
     } else {
-        Finding::ok(check, format!("{who} and this machine agree to {apart} ms"))
+        Finding::ok(check, format!("{who} and this machine differ by {apart} ms"))
     }
 }
 
@@ -160,7 +169,7 @@ async fn durability(monitoring: Option<&str>) -> Finding {
         return Finding::unknown(
             "durability",
             "only the monitoring port of NATS shows how often it syncs to disk",
-            "give --nats-monitoring-url http://HOST:8222",
+            "pass --nats-monitoring-url http://HOST:8222",
         );
     };
     let sync = match varz(url).await {
@@ -169,7 +178,7 @@ async fn durability(monitoring: Option<&str>) -> Finding {
             return Finding::fault(
                 "durability",
                 format!("{url}: {reason:#}"),
-                "name NATS's monitoring address (http: 8222 in its configuration)",
+                "pass the monitoring address of NATS (http: 8222 in its configuration)",
             );
         }
     };
@@ -177,7 +186,7 @@ async fn durability(monitoring: Option<&str>) -> Finding {
         return Finding::fault(
             "durability",
             format!("{url}/varz contains nothing about JetStream"),
-            "turn JetStream on",
+            "enable JetStream (nats-server -js)",
         );
     };
     match table::durability(facts.cluster_size, Some(facts)) {
@@ -185,7 +194,7 @@ async fn durability(monitoring: Option<&str>) -> Finding {
         Durability::Replicated => Finding::ok(
             "durability",
             format!(
-                "replicated on {} servers, each of which syncs every {} s",
+                "replicated on {} servers, each syncs to disk every {} s",
                 facts.cluster_size,
                 facts.interval_ns / 1_000_000_000
             ),
@@ -193,10 +202,11 @@ async fn durability(monitoring: Option<&str>) -> Finding {
         _ => Finding::warning(
             "durability",
             format!(
-                "one server, which syncs to disk every {} s: a power cut loses that much",
+                "one server, syncs to disk every {} s: a power failure loses the messages since the last \
+                 sync",
                 facts.interval_ns / 1_000_000_000
             ),
-            "set sync_interval: always in its jetstream block, or run three servers",
+            "in production, set sync_interval: always in its jetstream block, or run three servers",
         ),
     }
 }
@@ -213,8 +223,8 @@ async fn varz(url: &str) -> anyhow::Result<Vec<u8>> {
         stream.take(1 << 20).read_to_end(&mut answer).await?;
         anyhow::Ok(answer)
     });
-    let mut answer = answer.await.context("no answer in time")??;
-    let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("the answer is not HTTP")?;
+    let mut answer = answer.await.context("no reply in time")??;
+    let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("the reply is not HTTP")?;
     Ok(answer.split_off(head + 4))
 }
 

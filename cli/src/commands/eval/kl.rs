@@ -17,19 +17,19 @@ pub(super) struct Kl {
     /// The reference: a model (file or name), or logits with `--vocab`
     #[arg(value_name = "A")]
     reference: PathBuf,
-    /// What is compared with it; A itself unless given, with another head
+    /// What is compared with A [default: A itself, with another --head]
     #[arg(value_name = "B", required_unless_present = "head")]
     other: Option<PathBuf>,
     /// B computes its output with this head: full, screened (the same scores) or an approximation such as q8
     #[arg(long, value_name = "HEAD", conflicts_with = "vocab")]
     head: Option<Head>,
-    /// For two models: the text on which they are compared, tokenized by A's tokenizer
+    /// For two models: text on which they are compared, tokenized by A's tokenizer
     #[arg(long, value_name = "FILE", required_unless_present = "vocab")]
     text: Option<PathBuf>,
-    /// For two models: tokens in a window
+    /// For two models: tokens per window
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     window: u32,
-    /// A and B are raw logits, as `ternfleet logits` writes them, over a vocabulary of this size
+    /// A and B are raw logits as written by `ternfleet logits`, with this vocabulary size
     #[arg(long, value_name = "N", conflicts_with = "text", value_parser = clap::value_parser!(u32).range(1..))]
     vocab: Option<u32>,
     #[command(flatten)]
@@ -41,7 +41,7 @@ impl Kl {
         let found = match (self.vocab, &self.text) {
             (Some(vocab), _) => self.of_logits(vocab as usize)?,
             (None, Some(text)) => self.of_models(text)?,
-            (None, None) => anyhow::bail!("give --text for two models, or --vocab for two files of logits"),
+            (None, None) => anyhow::bail!("pass --text for two models, or --vocab for two files of logits"),
         };
         let (mean, same, rms) = (found.mean_nats(), found.same_best(), found.rms());
         self.common.print(
@@ -50,8 +50,8 @@ impl Kl {
                 "rms_logits": rms,
             }),
             &format!(
-                "{} positions: KL {mean:.6} nats on average, {:.6} at most; the same best token at {:.2} %; logits \
-                 differ by {rms:.6} (root mean square)",
+                "{} positions: KL mean {mean:.6} nats, max {:.6}; same most likely token at {:.2} %; RMS \
+                 difference of logits {rms:.6}",
                 found.n,
                 found.largest_nats,
                 100.0 * same
@@ -74,7 +74,7 @@ impl Kl {
         );
         ensure!(
             !reference.is_empty() && reference.len().is_multiple_of(vocab),
-            "{} logits are no rows of {vocab}",
+            "{} logits are not a multiple of the vocabulary size {vocab}",
             reference.len()
         );
         Ok(divergence(&reference, &other, vocab))
@@ -85,7 +85,7 @@ impl Kl {
         let vocab = reference.hyper.vocab;
         ensure!(
             vocab == other.hyper.vocab,
-            "the vocabularies differ: {vocab} and {} tokens",
+            "vocabulary sizes differ: {vocab} and {} tokens",
             other.hyper.vocab
         );
         let tokenizer = reference.tokenizer()?;
@@ -105,6 +105,11 @@ impl Kl {
 fn read_logits(path: &Path) -> anyhow::Result<Vec<f32>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let (logits, rest) = bytes.as_chunks::<4>();
-    ensure!(rest.is_empty(), "{} is not a file of f32: it has {} bytes", path.display(), bytes.len());
+    ensure!(
+        rest.is_empty(),
+        "{} has {} bytes, which is not a multiple of 4: it is not a file of f32",
+        path.display(),
+        bytes.len()
+    );
     Ok(logits.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }

@@ -18,23 +18,23 @@ pub(crate) struct PerplexityOf {
     /// A text file, such as WikiText-2's test set
     #[arg(value_name = "FILE", required_unless_present_any = ["text", "continuations"])]
     file: Option<PathBuf>,
-    /// The same, by its name
+    /// Same as FILE
     #[arg(long = "file", value_name = "FILE", conflicts_with = "file")]
     text: Option<PathBuf>,
-    /// Score continuations instead: JSON lines of {"context", "continuation"}; one object a line comes out
+    /// Score continuations instead: JSON lines of {"context", "continuation"}; prints one object per line
     #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["file", "text", "stride", "first_scored", "context"])]
     continuations: Option<PathBuf>,
-    /// Model file or name; the storyteller that ships unless given
+    /// Model: a file, or a name of `ternfleet model list` [default: the included storyteller]
     #[arg(long, value_name = "PATH|NAME")]
     model: Option<PathBuf>,
-    /// Tokens in a window, the begin-of-text token included
+    /// Tokens per window, including the begin-of-text token
     #[arg(long, visible_alias = "window", value_name = "N", default_value_t = Windows::default().tokens)]
     context: usize,
-    /// Slide: a window begins so many tokens after the one before, and each token is scored once. Unless given, windows
-    /// stand apart and each scores its second half, as llama.cpp does it
+    /// Sliding windows: each begins this many tokens after the previous one, and each token is scored once. By default
+    /// windows do not overlap and the second half of each is scored, as in llama.cpp
     #[arg(long, value_name = "N", conflicts_with = "first_scored")]
     stride: Option<usize>,
-    /// Without --stride: first position in a window that is scored; half of the window unless given
+    /// Without --stride: first scored position of a window [default: half of the window]
     #[arg(long, value_name = "N")]
     first_scored: Option<usize>,
     #[command(flatten)]
@@ -55,7 +55,7 @@ impl PerplexityOf {
         match (&self.continuations, self.file.as_ref().or(self.text.as_ref())) {
             (Some(lines), _) => self.score(lines),
             (None, Some(text)) => self.measure(text),
-            (None, None) => bail!("name a text, or give --continuations"),
+            (None, None) => bail!("pass a text file or --continuations"),
         }
     }
 
@@ -67,7 +67,7 @@ impl PerplexityOf {
         let most = engine.info().max_context;
         ensure!(
             self.context <= most,
-            "--context {}: the model reads at most {most} tokens at once",
+            "--context {}: the model's context has at most {most} tokens",
             self.context
         );
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
@@ -97,7 +97,8 @@ impl PerplexityOf {
                 "n_windows": found.n_windows, "windows": how,
             }),
             &format!(
-                "perplexity {value:.4} ± {error:.4}, {bits:.4} bits per byte; {} predictions in {} windows of {tokens}",
+                "perplexity {value:.4} ± {error:.4}, {bits:.4} bits per byte; {} predictions in {} windows \
+                 of {tokens}",
                 found.n_scored, found.n_windows
             ),
         );
@@ -125,7 +126,7 @@ impl PerplexityOf {
                     "greedy": score.greedy,
                 }))?;
             } else {
-                let greedy = if score.greedy { ", the model's first choice" } else { "" };
+                let greedy = if score.greedy { ", also the greedy output" } else { "" };
                 let (line, sum, n) = (index + 1, score.log_probability, score.n_tokens);
                 say(&format!("line {line}: ln p {sum:.4} over {n} tokens{greedy}"))?;
             }

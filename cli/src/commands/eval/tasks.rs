@@ -16,10 +16,10 @@ pub(super) struct Lambada {
     /// JSON lines, each with "text"
     #[arg(value_name = "FILE.jsonl")]
     file: PathBuf,
-    /// Model file or name; the storyteller that ships unless given
+    /// Model: a file, or a name of `ternfleet model list` [default: the included storyteller]
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// Read only so many passages
+    /// Maximum number of passages
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     #[command(flatten)]
@@ -28,16 +28,16 @@ pub(super) struct Lambada {
 
 #[derive(Debug, Args)]
 pub(super) struct MultipleChoice {
-    /// JSON lines in the format named
+    /// JSON lines in the format of --format
     #[arg(value_name = "FILE.jsonl")]
     file: PathBuf,
-    /// hellaswag, winogrande, piqa, arc, or plain: {"context", "choices", "answer"}
+    /// Format of the file: hellaswag, winogrande, piqa, arc, or plain ({"context", "choices", "answer"})
     #[arg(long, value_name = "NAME")]
     format: Format,
-    /// Model file or name; the storyteller that ships unless given
+    /// Model: a file, or a name of `ternfleet model list` [default: the included storyteller]
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// Ask only so many questions
+    /// Maximum number of questions
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     #[command(flatten)]
@@ -63,7 +63,7 @@ impl Lambada {
         self.common.print(
             &json!({"n": words.n, "accuracy": accuracy, "perplexity": perplexity}),
             &format!(
-                "{} passages: last word right in {:.2} %, perplexity {perplexity:.3}",
+                "{} passages: accuracy of the last word {:.2} %, perplexity {perplexity:.3}",
                 words.n,
                 100.0 * accuracy
             ),
@@ -90,7 +90,7 @@ impl MultipleChoice {
         self.common.print(
             &json!({"n": choices.n, "acc": accuracy, "acc_norm": by_length}),
             &format!(
-                "{} questions: {:.2} % right, {:.2} % by probability a character (acc_norm)",
+                "{} questions: acc {:.2} %, acc_norm {:.2} % (probability per character)",
                 choices.n,
                 100.0 * accuracy,
                 100.0 * by_length

@@ -14,16 +14,16 @@ pub(crate) struct Convert {
     from: PathBuf,
     #[arg(long, value_enum, default_value_t = Format::I2s)]
     to: Format,
-    /// The GGUF to write, or the folder of the checkpoint
+    /// GGUF file or checkpoint folder to write
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
-    /// A GGUF in the official file's layout
+    /// A GGUF file in the layout of the official file
     I2s,
-    /// A packed checkpoint that transformers loads
+    /// A packed checkpoint that `transformers` loads
     Safetensors,
 }
 

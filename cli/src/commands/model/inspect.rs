@@ -13,10 +13,10 @@ use crate::output::{say, say_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// A model file, or the name of a model that is here
+    /// A model file, or the name of a downloaded model
     #[arg(value_name = "NAME|FILE")]
     model: PathBuf,
-    /// Print one object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }

@@ -12,10 +12,10 @@ use crate::output::{say, say_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Folder of the models; the user's data folder unless given
+    /// Folder of the models [default: the user's data folder]
     #[arg(long, value_name = "DIR", env = "TERNFLEET_MODEL_DIR")]
     dir: Option<PathBuf>,
-    /// One JSON array on stdout
+    /// Print a JSON array
     #[arg(long)]
     json: bool,
 }
@@ -38,7 +38,7 @@ impl List {
         for (known, place) in &rows {
             say(&format!("{:width$}  {:24}  {}", known.name(), state(place), known.manifest.description))?;
             if let Some(reason) = &known.manifest.not_runnable {
-                say(&format!("{:width$}  not run by this engine: {reason}", ""))?;
+                say(&format!("{:width$}  not supported by this engine: {reason}", ""))?;
             }
             if let Whereabouts::Here { path, .. } = place {
                 say(&format!("{:width$}  {}", "", path.display()))?;
@@ -60,12 +60,15 @@ fn bytes_here(place: &Whereabouts) -> Option<u64> {
 fn state(place: &Whereabouts) -> String {
     let here = size(bytes_here(place).unwrap_or(0));
     match place {
-        Whereabouts::Here { stamp: Some(stamp), .. } if stamp.verified => format!("here, verified, {here}"),
-        Whereabouts::Here { .. } => format!("here, {here}"),
+        Whereabouts::Here { stamp: Some(stamp), .. } if stamp.verified => format!(
+            "downloaded, verified, \
+                                                                                   {here}"
+        ),
+        Whereabouts::Here { .. } => format!("downloaded, {here}"),
         Whereabouts::Partly { bytes, of } => {
             format!("{} % of {}", bytes.saturating_mul(100).checked_div(*of).unwrap_or(0), size(*of))
         }
-        Whereabouts::Absent => "not here".to_owned(),
+        Whereabouts::Absent => "not downloaded".to_owned(),
     }
 }
 

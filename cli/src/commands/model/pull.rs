@@ -20,28 +20,28 @@ pub(crate) struct Pull {
     /// A name of `ternfleet model list`
     #[arg(value_name = "NAME", required_unless_present = "manifest")]
     name: Option<String>,
-    /// Pull the model that this manifest describes
+    /// Download the model that this manifest describes
     #[arg(long, value_name = "FILE", conflicts_with = "name")]
     manifest: Option<PathBuf>,
-    /// A mirror in place of the source's own host: https://HOST[/PATH]
+    /// Mirror in place of the model's own host: https://HOST[/PATH]
     #[arg(long, value_name = "URL", env = "HF_ENDPOINT")]
     endpoint: Option<String>,
-    /// Folder of the models; the user's data folder unless given
+    /// Folder of the models [default: the user's data folder]
     #[arg(long, value_name = "DIR", env = "TERNFLEET_MODEL_DIR")]
     dir: Option<PathBuf>,
-    /// Connections at once
+    /// Number of parallel connections
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     connections: u8,
-    /// Failures in a row that are tolerated
+    /// Number of consecutive failures that are tolerated
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=100))]
     retries: u32,
-    /// Fetch a file whose digest the manifest does not know: whatever comes is believed
+    /// Accept a file whose digest is not in the manifest, without a check
     #[arg(long)]
     accept_unverified: bool,
-    /// Fetch it again, even if it is here
+    /// Download it again even if it exists
     #[arg(long)]
     force: bool,
-    /// One JSON object on stdout, and nothing on the way
+    /// Print one JSON object, and no progress
     #[arg(long)]
     json: bool,
 }
@@ -82,22 +82,22 @@ impl Pull {
                 Known::parse(&text, &path.display().to_string())
             }
             (None, Some(name)) => models::named(name, store),
-            (None, None) => bail!("name a model, or give a --manifest"),
+            (None, None) => bail!("pass the name of a model, or --manifest"),
         }
     }
 
     fn tell(&self, known: &Known, here: &Here) {
         let state = match (here.verified, here.fetched) {
-            (true, true) => "its digest is the manifest's",
-            (true, false) => "was here already, and its digest is the manifest's",
-            (false, _) => "UNVERIFIED: the manifest knows no digest to compare it with",
+            (true, true) => "digest verified",
+            (true, false) => "already downloaded, digest verified",
+            (false, _) => "UNVERIFIED: the manifest has no digest",
         };
         eprintln!("{}: {}, {state} (SHA-256 {})", known.name(), size(here.bytes), here.sha256);
         if let Some(note) = &known.manifest.unverified {
             eprintln!("note: {note}");
         }
         match &known.manifest.not_runnable {
-            Some(reason) => eprintln!("note: this engine does not run it: {reason}"),
+            Some(reason) => eprintln!("note: this engine does not support it: {reason}"),
             None => eprintln!("run it: ternfleet generate --model {} -p \"…\"", known.name()),
         }
     }
@@ -109,8 +109,8 @@ impl Pull {
         };
         ensure!(
             source.sha256.is_some() || self.accept_unverified,
-            "the manifest of {} knows no digest, so nothing would tell a wrong file from the right one; {}to fetch it all \
-             the same, add --accept-unverified",
+            "the manifest of {} has no digest, so the file cannot be verified; {}to download it \
+             nevertheless, add --accept-unverified",
             known.name(),
             known.manifest.unverified.as_ref().map(|note| format!("{note}; ")).unwrap_or_default()
         );
@@ -163,10 +163,10 @@ fn shipped(known: &Known, store: &Store) -> anyhow::Result<Here> {
             let bytes = std::fs::metadata(&path)?.len();
             let wanted = known.manifest.source.as_ref().and_then(|source| source.sha256.as_deref());
             let verified = wanted == Some(sha256.as_str());
-            ensure!(verified || wanted.is_none(), "{} is not the file of its manifest", path.display());
+            ensure!(verified || wanted.is_none(), "{} does not match its manifest", path.display());
             Ok(Here { path, sha256, bytes, verified, fetched: false })
         }
-        _ => bail!("the manifest of {} has no address to download it from", known.name()),
+        _ => bail!("the manifest of {} has no download address", known.name()),
     }
 }
 
@@ -181,7 +181,7 @@ fn already(known: &Known, store: &Store) -> anyhow::Result<Option<Here>> {
     let verified = wanted.as_ref() == Some(&sha256);
     ensure!(
         verified || wanted.is_none(),
-        "{} is here, but is not the file of the manifest (its SHA-256 is {sha256}): --force fetches it again",
+        "{} exists but does not match the manifest (its SHA-256 is {sha256}): --force downloads it again",
         path.display()
     );
     store.put_manifest(known)?;
@@ -200,7 +200,7 @@ pub(crate) fn examine(known: &Known, fetched: &Fetched, path: &Path) -> anyhow::
     if !report.disagreements.is_empty() {
         forget();
         bail!(
-            "the download for {} is another model than its manifest says, and was deleted: {}",
+            "the download for {} does not match its manifest, and was deleted: {}",
             known.name(),
             report.disagreements.join("; ")
         );

@@ -19,16 +19,16 @@ use crate::output::{say, say_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Names of models, or files with a manifest beside them; all models that are here unless given
+    /// Model names, or files with a manifest next to them [default: all downloaded models]
     #[arg(value_name = "NAME|FILE")]
     models: Vec<String>,
-    /// Folder of the models; the user's data folder unless given
+    /// Folder of the models [default: the user's data folder]
     #[arg(long, value_name = "DIR", env = "TERNFLEET_MODEL_DIR")]
     dir: Option<PathBuf>,
-    /// The model's own tokenizer.json: compare the ids of a stored text with its, for one model
+    /// The model's own tokenizer.json, to compare the token ids of a stored text; for one model
     #[arg(long, value_name = "tokenizer.json")]
     tokenizer: Option<PathBuf>,
-    /// One JSON array on stdout
+    /// Print a JSON array
     #[arg(long)]
     json: bool,
 }
@@ -49,9 +49,9 @@ impl Verify {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let store = Store::find(self.dir.as_deref())?;
         let mut verdicts = self.verdicts(&store)?;
-        ensure!(!verdicts.is_empty(), "no model is here: `ternfleet model list` tells which can be pulled");
+        ensure!(!verdicts.is_empty(), "no model is downloaded: see `ternfleet model list`");
         if let Some(path) = &self.tokenizer {
-            ensure!(verdicts.len() == 1, "--tokenizer belongs to one model: name it");
+            ensure!(verdicts.len() == 1, "--tokenizer needs the name of one model");
             let faults = compare_tokenizers(&verdicts[0].path, path)?;
             verdicts[0].faults.extend(faults);
         }
@@ -80,14 +80,14 @@ impl Verify {
 fn of_given(store: &Store, given: &str) -> anyhow::Result<Verdict> {
     let path = Path::new(given);
     if path.is_file() {
-        let manifest = Manifest::beside(path)?
-            .with_context(|| format!("{given} has no manifest.toml next to it for the comparison"))?;
+        let manifest =
+            Manifest::beside(path)?.with_context(|| format!("{given} has no manifest.toml next to it"))?;
         return examine(&manifest, path);
     }
     let known = models::named(given, store)?;
     match store.whereabouts(&known) {
         Whereabouts::Here { path, .. } => of_known(store, &known, &path),
-        _ => anyhow::bail!("{} is not here: `ternfleet model pull {0}` fetches it", known.name()),
+        _ => anyhow::bail!("{} is not downloaded: run `ternfleet model pull {0}`", known.name()),
     }
 }
 
@@ -96,10 +96,14 @@ fn compare_tokenizers(model: &Path, tokenizer_json: &Path) -> anyhow::Result<Vec
     let tokenizer = ModelFile::open(Some(model))?.tokenizer()?;
     let (n_texts, differences) = compare(&tokenizer, tokenizer_json)?;
     if differences.is_empty() {
-        eprintln!("{}: {n_texts} texts give the ids of {}", model.display(), tokenizer_json.display());
+        eprintln!(
+            "{}: {n_texts} texts give the same token ids as {}",
+            model.display(),
+            tokenizer_json.display()
+        );
     }
     let fault = |Difference { text, ours, theirs }: Difference| {
-        format!("{text:?} becomes {ours:?}, and {theirs:?} by {}", tokenizer_json.display())
+        format!("{text:?} becomes {ours:?}, but {theirs:?} by {}", tokenizer_json.display())
     };
     Ok(differences.into_iter().map(fault).collect())
 }
@@ -111,7 +115,7 @@ fn of_known(store: &Store, known: &models::Known, path: &Path) -> anyhow::Result
         store.pinned(known).filter(|pinned| !verdict.has_digest && *pinned != verdict.sha256)
     {
         let Verdict { sha256, .. } = &verdict;
-        verdict.faults.push(format!("its SHA-256 is {sha256}, and when it was pulled it was {pinned}"));
+        verdict.faults.push(format!("its SHA-256 is {sha256}, but it was {pinned} when it was downloaded"));
     }
     if verdict.faults.is_empty() && store.file(known) == path {
         // A folder that cannot be written only forgets the result.
@@ -125,7 +129,7 @@ fn examine(manifest: &Manifest, path: &Path) -> anyhow::Result<Verdict> {
     let wanted = manifest.source.as_ref().and_then(|source| source.sha256.as_ref());
     let mut faults = Vec::new();
     if let Some(wanted) = wanted.filter(|wanted| **wanted != sha256) {
-        faults.push(format!("its SHA-256 is {sha256}, and the manifest says {wanted}"));
+        faults.push(format!("its SHA-256 is {sha256}, but the manifest says {wanted}"));
     }
     match gguf::File::open(path) {
         Ok(file) => {
@@ -146,9 +150,9 @@ fn tell(verdict: &Verdict) -> anyhow::Result<()> {
     let Verdict { name, bytes, sha256, .. } = verdict;
     if verdict.faults.is_empty() {
         let digest = if verdict.has_digest {
-            "digest and shape are the manifest's"
+            "digest and shape match the manifest"
         } else {
-            "shape is the manifest's, which knows no digest"
+            "shape matches the manifest, which has no digest"
         };
         return say(&format!("ok      {name}: {digest} ({}, SHA-256 {sha256})", size(*bytes)));
     }

@@ -39,7 +39,7 @@ impl Folder {
         folders: Folders,
     ) -> anyhow::Result<Folder> {
         if root.join(SITE).exists() {
-            bail!("{} holds a fleet's keys already: choose another folder with --dir", root.display());
+            bail!("{} already contains keys of a fleet: choose another folder with --dir", root.display());
         }
         Ok(Folder { root: root.to_owned(), site, nodes, folders })
     }
@@ -48,7 +48,7 @@ impl Folder {
         let read = |name: &str| {
             let path = root.join(name);
             std::fs::read_to_string(&path).with_context(|| {
-                format!("cannot read {}: `ternfleet nats init --dir …` makes it", path.display())
+                format!("cannot read {}: create it with `ternfleet nats init --dir …`", path.display())
             })
         };
         let site = Site::parse(&read(SITE)?)?;
@@ -86,7 +86,7 @@ impl Folder {
     /// What a person does after the configuration has changed.
     pub(super) fn what_now(&self) -> String {
         format!(
-            "copy {}/servers/NAME/nats.conf to each server, then tell each: nats-server --signal reload",
+            "copy {}/servers/NAME/nats.conf to each server, and reload each: nats-server --signal reload",
             self.root.display()
         )
     }

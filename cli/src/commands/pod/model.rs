@@ -33,11 +33,7 @@ impl Pod {
         if let Some(path) = given {
             if let Some(wanted) = &self.model_sha256 {
                 let is = sha256_of(path)?;
-                ensure!(
-                    is == *wanted,
-                    "{} is not the model that is wanted: its SHA-256 is {is}",
-                    path.display()
-                );
+                ensure!(is == *wanted, "{} is not the expected model: its SHA-256 is {is}", path.display());
             }
             return Ok(path.to_owned());
         }
@@ -68,8 +64,8 @@ impl Pod {
         }
         let source = known.as_ref().and_then(|known| known.manifest.source.as_ref());
         let sha256 = self.model_sha256.clone().or_else(|| source?.sha256.clone()).context(
-            "name the model: TERNFLEET_MODEL, a name of `ternfleet model list`, or TERNFLEET_MODEL_URL with \
-             TERNFLEET_MODEL_SHA256",
+            "no model is set: use TERNFLEET_MODEL (a name of `ternfleet model list`), or \
+             TERNFLEET_MODEL_URL with TERNFLEET_MODEL_SHA256",
         )?;
         // Another digest than the manifest's is another file, of another size.
         let bytes =
@@ -83,10 +79,12 @@ impl Pod {
         let served = || {
             self.dist_url.as_ref().map(|dist| format!("{}/dist/{}", dist.trim_end_matches('/'), target.file))
         };
-        let url =
-            self.model_url.clone().or(own).or_else(served).context(
-                "nobody says where to fetch the model: set TERNFLEET_MODEL_URL, or mount the file",
-            )?;
+        let url = self
+            .model_url
+            .clone()
+            .or(own)
+            .or_else(served)
+            .context("the model has no download address: set TERNFLEET_MODEL_URL, or mount the file")?;
         let folder = places.with_room(target.bytes.unwrap_or(BYTES_GUESSED))?.join(target.folder());
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let path = folder.join(&target.file);
@@ -94,7 +92,7 @@ impl Pod {
         let pod = std::env::var("TERNFLEET_POD").unwrap_or_default();
         let part = folder.join(format!("{}.{pod}.part", target.file));
         let source = self.source(&url)?;
-        tracing::info!(host = source.host(), to = %folder.display(), "fetching the model");
+        tracing::info!(host = source.host(), to = %folder.display(), "downloading the model");
         let wanted = Wanted {
             source: &source,
             sha256: Some(&target.sha256),
@@ -154,7 +152,7 @@ impl Target {
                 match sha256_of(&path) {
                     Ok(sha256) if sha256 == self.sha256 => return self.beside(places, path).map(Some),
                     Ok(_) => {
-                        tracing::warn!(file = %path.display(), "this is another file than the wanted model")
+                        tracing::warn!(file = %path.display(), "this file is not the expected model")
                     }
                     Err(error) => tracing::warn!(error = format!("{error:#}"), "a file cannot be read"),
                 }

@@ -57,7 +57,7 @@ fn choose<'a>(places: impl Iterator<Item = &'a PathBuf>, bytes: u64) -> anyhow::
             Err(fault) => faults.push(format!("{}: {fault}", place.display())),
         }
     }
-    bail!("there is no folder to write {bytes} bytes to ({})", faults.join("; "))
+    bail!("no folder can take {bytes} bytes ({})", faults.join("; "))
 }
 
 fn try_out(place: &Path, bytes: u64) -> Result<(), String> {

@@ -29,7 +29,7 @@ pub(crate) fn quote(
         pods.extend(offers(market, &mut classes));
     }
     if pods.is_empty() {
-        bail!("no pod runs and the market offers none: start a worker, or name another market file");
+        bail!("no pod runs and the market offers none: start a worker, or use another market file");
     }
     let lengths = Lengths { context_tokens, prompt_weight, ..Lengths::default() };
     let work = Work { sample: ask.work.sample.clone(), lines: ask.work.lines, model: None, lengths };
@@ -53,7 +53,7 @@ fn class_set(wanted: &[String], known: &[String]) -> anyhow::Result<ClassSet> {
     for name in wanted {
         match known.iter().position(|class| class == name) {
             Some(place) => chosen.push(PodClass(place.min(63) as u8)),
-            None => bail!("there are no pods of class {name:?}; there are {}", known.join(", ")),
+            None => bail!("no pods of class {name:?}; known classes are {}", known.join(", ")),
         }
     }
     Ok(ClassSet::of(&chosen))

@@ -79,13 +79,13 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
             }
             draw_batches(frame, view, snapshot, lower, palette);
         }
-        _ => frame.render_widget(Paragraph::new(" asking the coordinator …"), figures),
+        _ => frame.render_widget(Paragraph::new(" waiting for the coordinator …"), figures),
     }
     if let Some(text) = notice {
         let text = Paragraph::new(text).wrap(Wrap { trim: false }).style(palette.of(Color::Yellow));
         frame.render_widget(text, note.inner(Margin { horizontal: 1, vertical: 0 }));
     }
-    let keys = " q quits  ↑↓ selects  Tab next list  Enter details  a ended ones  ? keys";
+    let keys = " q quits  ↑↓ selects  Tab next list  Enter details  a ended batches  ? keys";
     frame.render_widget(Paragraph::new(keys).style(palette.soft()), foot);
     draw_cover(frame, view, palette);
 }
@@ -132,7 +132,7 @@ fn speed(view: &View, width: u16, palette: Palette) -> Sparkline<'static> {
     // A sparkline has whole numbers; a tenth of a token is fine enough.
     let bars: Vec<u64> = view.rates.iter().skip(from).map(|rate| (rate * 10.0).round() as u64).collect();
     Sparkline::default()
-        .block(frame_of(" tokens a second ", false, palette))
+        .block(frame_of(" tokens per second ", false, palette))
         .data(bars)
         .style(palette.of(Color::Cyan))
 }
@@ -249,7 +249,7 @@ fn draw_batches(frame: &mut Frame<'_>, view: &View, snapshot: &Snapshot, area: R
     let has_keys = view.list == List::Batches;
     if batches.is_empty() {
         let block = frame_of(" batches ", has_keys, palette);
-        let text = " none yet: `ternfleet submit FILE.jsonl` makes one";
+        let text = " none yet: submit one with `ternfleet submit FILE.jsonl`";
         frame.render_widget(Paragraph::new(text).block(block), area);
         return;
     }
@@ -377,7 +377,7 @@ fn lost_page(pod: &LostPod, now: TimeMs) -> String {
     let lines = [
         format!("{}, lost {}", pod.pod, ago(pod, now)),
         format!("  why       {}", pod.why),
-        format!("  heard of  {} UTC, for the last time", date::utc(pod.at)),
+        format!("  last seen {} UTC", date::utc(pod.at)),
         format!("  class     {} on host {}", pod.class, pod.host),
         format!("  model     {}", pod.model),
         format!("  price     {}/h", pod.price_usd_micro_per_hour),

@@ -36,7 +36,8 @@ fn batch(name: &str, state: BatchState, done: u32) -> BatchView {
 /// One that waits.
 fn waiting(name: &str) -> BatchView {
     let stall = json!({
-        "code": "no_workers", "reason": "no worker is connected", "advice": "start one with `ternfleet worker`",
+        "code": "no_workers", "reason": "no worker is connected", "advice": "start one with `ternfleet \
+                                                                             worker`",
     });
     BatchView { stall: serde_json::from_value(stall).unwrap(), ..batch(name, BatchState::InProgress, 0) }
 }
@@ -199,7 +200,10 @@ fn a_batch_that_waits_says_why_and_what_to_do() {
 fn a_fleet_that_rents_on_demand_is_well_without_pods() {
     let mut view = view(0, Vec::new());
     let text = drawn(&view, 80, 24);
-    assert!(text.contains("no pods: `ternfleet worker` starts one") && text.contains(" 0.0 tok/s"), "{text}");
+    assert!(
+        text.contains("no pods: start one with `ternfleet worker`") && text.contains(" 0.0 tok/s"),
+        "{text}"
+    );
     let scale: ScaleView = serde_json::from_value(json!({
         "provider": "local", "fleet": "f", "pods_min": 0, "pods_max": 2, "classes": [], "usd_micro_per_hour_max": null,
         "usd_micro_per_day_max": null, "idle_limit_ms": 0, "spent_today_usd_micro": 0, "spent_usd_micro": 0, "halted": null,
@@ -327,9 +331,9 @@ fn engines_of_one_pod_share_its_price() {
 #[test]
 fn a_coordinator_that_went_silent_is_said_and_the_last_picture_stays() {
     let mut view = view(1, Vec::new());
-    view.hear(Err(anyhow::anyhow!("no coordinator answers at x")));
+    view.hear(Err(anyhow::anyhow!("no coordinator replies at x")));
     let text = drawn(&view, 130, 30);
-    assert!(text.contains("! no coordinator answers at x") && text.contains("pod-0"), "{text}");
+    assert!(text.contains("! no coordinator replies at x") && text.contains("pod-0"), "{text}");
 }
 
 #[test]

@@ -15,11 +15,11 @@ const HISTORY_MAX: usize = 300;
 pub(super) const KEYS: [(&str, &str); 8] = [
     ("q, Ctrl-C", "quit"),
     ("↑ ↓, k j", "select a row"),
-    ("PgUp PgDn", "ten rows on"),
+    ("PgUp PgDn", "move by ten rows"),
     ("Home End", "first and last row"),
     ("Tab", "next list: batches, pods, lost pods"),
-    ("Enter", "show all of the selected row"),
-    ("a", "show ended batches, or hide them"),
+    ("Enter", "show details of the selected row"),
+    ("a", "show or hide ended batches"),
     ("?", "these keys; Esc closes"),
 ];
 

@@ -45,7 +45,7 @@ pub(super) async fn run(
         // A pod file that somebody else looks after is read and not written.
         tracing::warn!(
             error = format!("{error:#}"),
-            "the way back in is not kept; the old one goes on to hold"
+            "the new pod file could not be written; the old one stays valid"
         );
     }
     tracing::info!(%worker, "joined the fleet");
@@ -73,11 +73,11 @@ fn not_let_in(error: BusError, with: &Credentials, now: TimeMs) -> anyhow::Error
         expired || (matches!(error, BusError::Refused(_)) && at_fault.iter().any(|word| said.contains(word)));
     let advice = match error {
         _ if is_token => {
-            "this worker is not let in: its token is not good (any more); `ternfleet nats token` makes a new one, and the \
-             coordinator one for each pod that it orders"
+            "this worker was rejected: its token is invalid or has expired; create one with `ternfleet \
+             nats token` (the coordinator creates one for each pod that it orders)"
         }
-        BusError::Unreachable(_) => "nobody lets this worker in: NATS or the coordinator does not answer",
-        _ => "this worker is not let in",
+        BusError::Unreachable(_) => "this worker cannot join: NATS or the coordinator does not reply",
+        _ => "this worker was rejected",
     };
     anyhow::Error::new(error).context(advice)
 }
@@ -96,8 +96,7 @@ pub(super) async fn enter_for_all(
     let (worker, facts) = new_worker(options);
     let joined = nats::join(&connect, &way_in, worker, facts).await;
     let joined = joined.map_err(|error| not_let_in(error, &way_in, TimeMs::now()))?;
-    let pod =
-        joined.pod.context("the coordinator admitted this pod once, without a pod file for the next time")?;
+    let pod = joined.pod.context("the coordinator admitted this pod only once: it sent no pod file")?;
     let path = connection
         .nats_pod_file
         .clone()
@@ -130,21 +129,21 @@ pub(super) fn last_words(connection: &NatsOptions, options: &Options, error: &an
     };
     let told = crate::stop::block_on(async { tokio::time::timeout(LAST_WORDS_WITHIN, tell).await? });
     if let Err(error) = told {
-        tracing::warn!(error = format!("{error:#}"), "the coordinator was not told");
+        tracing::warn!(error = format!("{error:#}"), "the coordinator was not notified");
     }
 }
 
 /// What a pod has kept is better than its token, which has expired by the second start.
 fn way_in(connection: &NatsOptions) -> anyhow::Result<Option<Credentials>> {
     if let Some(path) = connection.nats_pod_file.as_deref().filter(|path| path.exists()) {
-        let said = || format!("the pod file {} cannot be used; delete it to join anew", path.display());
+        let said = || format!("the pod file {} cannot be used; delete it to join again", path.display());
         let kept =
             Credentials::parse(&std::fs::read_to_string(path).with_context(said)?).with_context(said)?;
         let expires_at = kept.holder().with_context(said)?.expires_at;
         if expires_at.is_none_or(|at| at > TimeMs::now()) {
             return Ok(Some(kept));
         }
-        tracing::warn!("what this pod had kept of its last start has expired");
+        tracing::warn!("the pod file of the last start has expired");
     }
     let token = connection.nats_join_token.as_deref().filter(|token| !token.is_empty());
     Ok(token.map(JoinToken::parse).transpose()?.map(|token| token.credentials().clone()))
@@ -166,11 +165,11 @@ async fn renew_for_ever(
         match nats::renew(bus, credentials).await {
             Ok(next) => expires_at = next,
             Err(error @ BusError::Refused(_)) => {
-                tracing::error!(%error, "this worker's credentials are not renewed; it will be shut out");
+                tracing::error!(%error, "this worker's credentials were not renewed; it will lose access");
                 tokio::time::sleep(RENEW_AGAIN).await;
             }
             Err(error) => {
-                tracing::warn!(%error, "credentials not renewed; trying again");
+                tracing::warn!(%error, "credentials were not renewed; retrying");
                 tokio::time::sleep(RENEW_AGAIN).await;
             }
         }
@@ -205,10 +204,10 @@ mod tests {
             assert!(said.contains(&error.to_string()), "the cause is told: {said}");
         }
         let said = not_let_in(unreachable(), token.credentials(), soon).to_string();
-        assert!(said.contains("does not answer"), "{said}");
+        assert!(said.contains("does not reply"), "{said}");
         assert_eq!(
             not_let_in(refused("no"), token.credentials(), soon).to_string(),
-            "this worker is not let in"
+            "this worker was rejected"
         );
     }
 }

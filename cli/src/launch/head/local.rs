@@ -66,10 +66,10 @@ impl LocalHead {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             if addresses::running(&self.dir).is_none() {
-                eprintln!("the head has ended; starting it again");
-                let again = self.ensure().await.context("the head cannot be started again")?;
+                eprintln!("the head has exited; restarting it");
+                let again = self.ensure().await.context("the head cannot be restarted")?;
                 if again.address() != first {
-                    bail!("the head's port was taken meanwhile: go on with `ternfleet launch --resume`");
+                    bail!("the head's port is in use: continue with `ternfleet launch --resume`");
                 }
             }
         }

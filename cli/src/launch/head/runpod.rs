@@ -88,7 +88,7 @@ pub(crate) struct RunpodHead {
 
 impl RunpodHead {
     pub(super) fn new(state: &State, folder: &Folder) -> anyhow::Result<RunpodHead> {
-        let rent = state.rent.clone().context("the state does not say what may be rented")?;
+        let rent = state.rent.clone().context("the state file does not say what may be rented")?;
         let key = rent.key()?;
         let mut options = Options::new(Secret::new(key.clone()));
         if let Some(base) = &rent.base {
@@ -117,7 +117,7 @@ impl RunpodHead {
 
     fn seen(&self) -> anyhow::Result<Seen> {
         match std::fs::read(self.file()) {
-            Ok(text) => serde_json::from_slice(&text).context("pods.json is not understood"),
+            Ok(text) => serde_json::from_slice(&text).context("pods.json cannot be parsed"),
             Err(reason) if reason.kind() == std::io::ErrorKind::NotFound => Ok(Seen::default()),
             Err(reason) => Err(reason).with_context(|| format!("cannot read {}", self.file().display())),
         }
@@ -206,8 +206,8 @@ impl RunpodHead {
                 }
                 if ordered >= ORDERS_MAX {
                     bail!(
-                        "{ORDERS_MAX} heads have ended before they answered: do the files at {} have the digests of \
-                         those here, and can pods reach them?",
+                        "{ORDERS_MAX} heads ended before they replied: check that pods can reach {}, and \
+                         that the files there are the same as on this machine",
                         self.rent.files
                     );
                 }
@@ -239,9 +239,9 @@ impl RunpodHead {
             if since.elapsed() > limit {
                 // One that has answered before may hold results: it is left for a person to decide on.
                 if ordered == 0 || ordered >= ORDERS_MAX {
-                    bail!("the head {} does not answer within {} s", head.name, limit.as_secs());
+                    bail!("the head {} does not reply within {} s", head.name, limit.as_secs());
                 }
-                eprintln!("{} has not answered within {} s and is given back", head.name, limit.as_secs());
+                eprintln!("{} has not replied within {} s and is terminated", head.name, limit.as_secs());
                 self.provider.terminate(&head.id).await?;
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -266,7 +266,7 @@ impl RunpodHead {
         let cost = seen.cost(&billed);
         let left = budget - cost;
         if left <= UsdMicro::ZERO {
-            bail!("the budget of {budget} is spent ({cost}): no other head is rented");
+            bail!("the budget of {budget} is spent ({cost}): no further head is rented");
         }
         Ok(Some(left))
     }
@@ -441,7 +441,7 @@ impl RunpodHead {
             tokio::time::sleep(if ended { AGAIN_AFTER } else { LOOK_EVERY }).await;
         }
         bail!(
-            "not everything of {} was seen to be gone within {} s ({}): look at the provider's page, and repeat \
+            "the provider still lists pods of {} after {} s ({}): check the provider's page, and repeat \
              `ternfleet down {0}`",
             self.name,
             END_WITHIN.as_secs(),

@@ -23,14 +23,14 @@ export async function call(path, options = {}) {
   let answer;
   try { answer = await fetch(path, { ...options, headers }); } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Fault("the coordinator does not answer", 0, "unreachable");
+    throw new Fault("the coordinator does not reply", 0, "unreachable");
   }
   if (answer.ok) return answer;
   // A proxy may answer in the gateway's place: then the status has to do.
   const said = await answer.json().catch(() => null);
   if (answer.status === 401) refused(key !== "");
   const { message, code } = said?.error ?? {};
-  throw new Fault(message || ("the coordinator answers " + answer.status + " " + answer.statusText).trim(), answer.status, code);
+  throw new Fault(message || ("the coordinator replied " + answer.status + " " + answer.statusText).trim(), answer.status, code);
 }
 export const get = async path => (await call(path)).json();
 export const send = (path, value, signal) => call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(value), signal });

@@ -24,9 +24,9 @@ function meter(label, value, cls, range, marks, text) {
 
 function costOf(b) {
   const o = own(b), q = o.quote, cost = o.cost_usd_micro, budget = o.budget_usd_micro, text = [["so far", money(cost)]];
-  if (q) text.push(["quoted", money(q.cost_p50_usd_micro)], ["95 %", money(q.cost_p95_usd_micro)]);
+  if (q) text.push(["quoted", money(q.cost_p50_usd_micro)], ["p95", money(q.cost_p95_usd_micro)]);
   text.push(["budget", budget ? money(budget) : "none"]);
-  if (o.over_budget_usd_micro) text.push(["beyond the budget, paid by nobody", money(o.over_budget_usd_micro)]);
+  if (o.over_budget_usd_micro) text.push(["over budget, not charged", money(o.over_budget_usd_micro)]);
   const cls = budget && cost > .9 * budget ? "warn" : "";
   return [h("p.big", money(cost), h("small", cost && b.usage.output_tokens ? " " + money(1e6 * cost / b.usage.output_tokens) + " per 1M generated tokens" : "")),
     meter("Cost of " + title(b) + " against quote and budget", cost, cls, q && [q.cost_p50_usd_micro, q.cost_p95_usd_micro], budget ? [["budget", budget]] : [], text)];
@@ -36,7 +36,7 @@ function timeOf(b) {
   const known = comes(estimate), late = known && estimate > due, text = [[ended(b) ? "took" : "running for", span(now - begin)], ["deadline", clock(due)]];
   if (o.quote && comes(o.quote.finish_p50_ms)) text.push(["quoted", clock(o.quote.finish_p50_ms)]);
   if (known) text.push(["estimate", clock(estimate)]);
-  const big = ended(b) ? h("p.big", clock(now), h("small", " ended")) : h("p.big" + (late ? ".late" : ""), known ? "in " + span(estimate - now) : "not known yet", h("small", late ? " " + span(estimate - due) + " after the deadline" : known ? " to the end" : ""));
+  const big = ended(b) ? h("p.big", clock(now), h("small", " ended")) : h("p.big" + (late ? ".late" : ""), known ? "in " + span(estimate - now) : "unknown", h("small", late ? " " + span(estimate - due) + " after the deadline" : known ? " to the end" : ""));
   return [big, meter("Time of " + title(b) + " against its deadline", now - begin, late ? "bad" : "", known ? [now - begin, estimate - begin] : null, [["deadline", due - begin]], text)];
 }
 
@@ -52,7 +52,7 @@ export function batchView(main, id) {
   let batch = null, timer = 0, gone = false, filled = false;
 
   async function look() {
-    try { draw(await get(path)); } catch (error) { fault.hidden = false; say(fault, error.status === 404 ? "There is no such batch." : "The batch cannot be loaded: " + error.message); }
+    try { draw(await get(path)); } catch (error) { fault.hidden = false; say(fault, error.status === 404 ? "Batch not found." : "The batch cannot be loaded: " + error.message); }
     if (!gone && (!batch || !ended(batch))) timer = setTimeout(look, document.hidden ? 5 * LOOK_EVERY : LOOK_EVERY);
   }
   function draw(b) {
@@ -72,7 +72,7 @@ export function batchView(main, id) {
     ]);
     show(cost, [o.cost_usd_micro, o.budget_usd_micro, o.quote], () => costOf(b));
     show(time, [o.finish_estimate_ms, deadline(b), ended(b) || Math.floor(Date.now() / 2000)], () => timeOf(b));
-    const details = [["Id", b.id], ["Endpoint", b.endpoint], ["Model", b.model || "–"], ["Priority", o.priority], ["Created", clock(o.created_at_ms)], ["Prompt tokens", count(b.usage.input_tokens) + ", " + count(b.usage.input_tokens_details.cached_tokens) + " of them cached"], ["Wasted tokens", count(o.wasted_tokens)], ["Durability", words(o.durability) + ", " + plural(o.replicas, "copy", "copies")], ["Input file", b.input_file_id], ...Object.entries(b.metadata || {})];
+    const details = [["Id", b.id], ["Endpoint", b.endpoint], ["Model", b.model || "–"], ["Priority", o.priority], ["Created", clock(o.created_at_ms)], ["Prompt tokens", count(b.usage.input_tokens) + ", " + count(b.usage.input_tokens_details.cached_tokens) + " of them cached"], ["Wasted tokens", count(o.wasted_tokens)], ["Durability", words(o.durability) + ", " + plural(o.replicas, "replica")], ["Input file", b.input_file_id], ...Object.entries(b.metadata || {})];
     show(facts, details, () => details.flatMap(([name, text]) => [h("dt", name), h("dd", String(text))]));
     limits.hidden = ended(b);
     if (!filled) { limits.fill(b); filled = true; }
@@ -85,7 +85,7 @@ export function batchView(main, id) {
     if (b.error_file_id) found.push(button("Download errors", tried(() => download("/v1/files/" + encodeURIComponent(b.error_file_id) + "/content", b.error_file_id))));
     if (!ended(b) && done(b)) found.push(button("Download results so far", tried(() => download(path + "/results", b.id + "_so_far"))));
     if (ended(b) && b.request_counts.failed) found.push(button("Resubmit failed lines", tried(async () => { location.hash = link(await post(own_path + "/resubmit", {})); })));
-    if (!ended(b)) found.push(button("Cancel batch", tried(async () => { if (confirm("Cancel " + title(b) + "? What was answered is kept.")) draw(await post(path + "/cancel", {})); }), "quiet small danger"));
+    if (!ended(b)) found.push(button("Cancel batch", tried(async () => { if (confirm("Cancel " + title(b) + "? Finished answers are kept.")) draw(await post(path + "/cancel", {})); }), "quiet small danger"));
     return found;
   }
 
@@ -102,7 +102,7 @@ export function batchView(main, id) {
       if (budget.value && budget.value !== before[0]) change.budget_usd_micro = Math.round(budget.value * 1e6);
       if (due.value && due.value !== before[1]) change.deadline = Math.round(new Date(due.value) / 1000);
       if (priority.value !== before[2]) change.priority = +priority.value;
-      if (!Object.keys(change).length) return say(said, "nothing was changed");
+      if (!Object.keys(change).length) return say(said, "no changes");
       try { const b = await post(path + "/ternfleet", change); draw(b); made.fill(b); say(said, "changed"); } catch (error) { say(said, error.message); }
     } }, h("div.row", field("Budget, $", budget), field("Deadline", due), field("Priority, -10 to 10", priority)), h("div.actions", h("button", "Change"), said)));
     made.fill = b => {
@@ -114,7 +114,7 @@ export function batchView(main, id) {
   }
 
   function linesCard() {
-    const list = h("ul.lines"), running = h("ul.running", { "aria-label": "Lines that run now" }), said = h("span.hint", { role: "status" }), more = h("button.quiet.small", { type: "button", onclick: () => load(next) }, "More lines");
+    const list = h("ul.lines"), running = h("ul.running", { "aria-label": "Running lines" }), said = h("span.hint", { role: "status" }), more = h("button.quiet.small", { type: "button", onclick: () => load(next) }, "More lines");
     const search = h("input", { id: "line-find", type: "search", placeholder: "Text, error or id", "aria-label": "Find lines by answer, error or id", oninput: () => { clearTimeout(typing); typing = setTimeout(() => load(0), 300); } });
     let wanted = "", next = 0, asked = 0, typing = 0, shown = 0, at = 0, busy = false;
     const filter = choice("Status", [["", "All"], ["ok", "Completed"], ["failed", "Failed"]], "", value => { wanted = value; load(0); });
@@ -133,15 +133,15 @@ export function batchView(main, id) {
         list.append(...page.lines.map(row));
         shown += page.lines.length; next = page.next;
         running.hidden = !page.running.length;
-        show(running, page.running, () => page.running.map(r => h("li", "line " + count(r.line) + " runs at " + r.pod + ", " + plural(r.generated, "token"))));
+        show(running, page.running, () => page.running.map(r => h("li", "line " + count(r.line) + " is running on " + r.pod + ", " + plural(r.generated, "token"))));
         more.hidden = next == null;
-        say(said, shown ? plural(shown, "line") + " shown" + (next == null ? "" : " of " + count(page.answered) + " answered") : next != null ? "nothing found so far" : page.answered ? "no line is like that" : "no line is answered yet");
+        say(said, shown ? plural(shown, "line") + " shown" + (next == null ? "" : " of " + count(page.answered) + " answered") : next != null ? "nothing found so far" : page.answered ? "no line matches" : "no answers yet");
       } catch (error) { if (mine === asked) say(said, "The lines cannot be loaded: " + error.message); }
       busy = false;
     }
     function row(l) {
       return h("li", h("div.line-head", h("b", "Line " + count(l.line)), l.custom_id && l.custom_id !== "line-" + l.line ? h("span", l.custom_id) : null, h("span.state." + (l.error ? "bad" : "good"), l.error ? words(l.error.code) : "completed"),
-        l.error ? null : h("span", plural(l.completion_tokens, "token") + (l.finish === "length" ? ", cut at its limit" : "")), h("span", (l.total_ms / 1000).toFixed(1) + " s"), h("span", l.worker)),
+        l.error ? null : h("span", plural(l.completion_tokens, "token") + (l.finish === "length" ? ", cut off at the token limit" : "")), h("span", (l.total_ms / 1000).toFixed(1) + " s"), h("span", l.worker)),
       h("div.pair", h("div.said.in", { tabindex: "0" }, l.input ?? ""), h("div.said" + (l.error ? ".bad" : ""), { tabindex: "0" }, l.error ? l.error.message : l.text)));
     }
     // While the first page has room, new answers fill it.

@@ -24,7 +24,7 @@ export function batchTable(label) {
       const o = own(b);
       if (ended(b)) return [o.ended_at_ms ? clock(o.ended_at_ms) : "–", h("small", o.ended_at_ms ? "took " + span(o.ended_at_ms - o.created_at_ms) : "")];
       const known = comes(o.finish_estimate_ms);
-      return [h("span" + (known && o.finish_estimate_ms > deadline(b) ? ".late" : ""), known ? "in " + span(o.finish_estimate_ms - Date.now()) : "not known yet"), h("small", "due " + clock(deadline(b)))];
+      return [h("span" + (known && o.finish_estimate_ms > deadline(b) ? ".late" : ""), known ? "in " + span(o.finish_estimate_ms - Date.now()) : "unknown"), h("small", "due " + clock(deadline(b)))];
     } },
     { label: "Tokens", cls: "n", mark: b => [b.usage?.output_tokens, Math.round(own(b).rate_tok_s)], make: b => [count(b.usage?.output_tokens || 0), h("small", ended(b) ? "generated" : rate(own(b).rate_tok_s || 0) + " tok/s")] },
   ]);
@@ -61,7 +61,7 @@ export function batchesView(main) {
     list.update(found.batches, b => b.id);
     const sum = Object.values(found.counts).reduce((sum, n) => sum + n, 0), before = (pages.length - 1) * A_PAGE;
     note.hidden = found.batches.length > 0;
-    say(note, found.next ? "Nothing found so far; go on with Older." : sum ? "No batch is like that." : "No batch yet. Upload a file above, or run ternfleet submit FILE.jsonl.");
+    say(note, found.next ? "Nothing found so far. Continue with Older." : sum ? "No batch matches." : "No batches yet. Upload a file above, or run ternfleet submit FILE.jsonl.");
     say(place, found.batches.length ? count(before + 1) + " to " + count(before + found.batches.length) + (wanted || search.value.trim() ? "" : " of " + count(sum)) : "");
     back.disabled = pages.length === 1; on.disabled = !found.next;
     for (const one of state.children) {

@@ -34,7 +34,7 @@ export async function follow(tell) {
         tell("on", "live");
         for (const act of listeners) act(said);
       });
-      tell("off", "the connection ended; trying again");
+      tell("off", "connection lost; retrying");
     } catch (error) {
       if (stop.signal.aborted) continue;
       tell("off", error.status === 401 ? "signed out" : "not connected: " + error.message);

@@ -1,4 +1,4 @@
-// Pods: what was lost, what works, how fast over the last hour, at what price.
+// Pods: lost and live ones, their speed over the last hour, and their price.
 
 import { get, remove } from "./api.js";
 import { spark } from "./chart.js";
@@ -18,7 +18,7 @@ export function podsView(main) {
     { label: "Cost", cls: "n", mark: p => money(p.cost_usd_micro) },
     { label: "Action", mark: p => p.pod, make: p => button("Dismiss", async () => { try { await remove("/api/pods/lost/" + encodeURIComponent(p.pod)); } catch (error) { say(said, error.message); } }, "quiet small", "Dismiss " + p.pod) },
   ]);
-  const losses = card("Lost pods", h("p.hint", "Each is shown until a pod of its class replaces it or somebody dismisses it."), lost, said);
+  const losses = card("Lost pods", h("p.hint", "A lost pod is shown until a pod of its class replaces it or you dismiss it."), lost, said);
   const pods = table("Pods", [
     { label: "Pod", cls: "name", mark: p => [p.pod, p.class, p.worker, p.model, p.version, p.isa, p.threads, p.calibration], make: p => [h("b", p.pod), h("small", [p.class, p.model].filter(Boolean).join(" · ")), details(p)] },
     { label: "State", mark: p => p.state, make: p => badge(p.state) },
@@ -46,7 +46,7 @@ export function podsView(main) {
     const sorted = [...v.pods].sort((a, b) => a.pod.localeCompare(b.pod, "en", { numeric: true }) || a.worker.localeCompare(b.worker));
     pods.update(sorted, p => p.worker);
     none.hidden = sorted.length > 0;
-    say(none, v.scaling ? "0 pods: they are rented on demand." : "No pod is known. Start one with ternfleet worker --nats … --model ….");
+    say(none, v.scaling ? "0 pods, rented on demand." : "No pods. Start one with ternfleet worker --nats … --model ….");
     lost.update([...v.lost].reverse(), p => p.pod);
     losses.hidden = !v.lost.length;
     say(live.note, v.totals.pods_live + " live" + (v.lost.length ? ", " + v.lost.length + " lost" : ""));

@@ -16,7 +16,7 @@ export function scalingView(main) {
     { label: "In time", mark: b => [b.kept, b.binds], make: b => h("span.state." + (b.kept ? "good" : "warn"), b.kept ? "yes" : "at risk: " + words(b.binds)) },
     { label: "Tokens left", cls: "n", mark: b => count(b.tokens_left) },
     { label: "Cost", cls: "n", mark: b => money(b.cost_usd_micro) },
-    { label: "Done, 95 %", cls: "n", mark: b => comes(b.finish_p95_ms) ? clock(b.finish_p95_ms) : "not with these limits" },
+    { label: "Done, p95", cls: "n", mark: b => comes(b.finish_p95_ms) ? clock(b.finish_p95_ms) : "not possible with these limits" },
   ]);
   const pods = table("Rented pods", [
     { label: "Pod", cls: "name", mark: p => [p.name, p.class, p.provider_id], make: p => [h("b", p.name), h("small", [p.class, p.data_center, p.provider_id].filter(Boolean).join(" · "))] },
@@ -33,10 +33,10 @@ export function scalingView(main) {
     { label: "Price", cls: "n", mark: c => money(c.price_usd_micro_per_hour) + "/h" },
     { label: "1M tokens", cls: "n", mark: c => c.rate_tok_s > 0 ? money(c.price_usd_micro_per_hour * 1e6 / 3600 / c.rate_tok_s) : "–" },
     { label: "Notes", cls: "wide", mark: c => [c.enabled, c.refused, c.failed], make: c => [
-      c.enabled ? c.refused ? h("p.late", "not ordered: " + c.refused) : "may be rented" : "left out by the limits",
+      c.enabled ? c.refused ? h("p.late", "not ordered: " + c.refused) : "may be rented" : "excluded by the limits",
       c.failed ? h("details", h("summary", "Last failure: " + c.failed.pod + ", " + clock(c.failed.at)), h("p", c.failed.why), c.failed.log.map(line => h("p", h("code", line)))) : null] },
   ]);
-  const none = h("p.empty", "Nothing is rented."), rented = card("Rented pods", pods, none), plan = card("Plan", acts, batches), form = limitsForm();
+  const none = h("p.empty", "No rented pods."), rented = card("Rented pods", pods, none), plan = card("Plan", acts, batches), form = limitsForm();
   main.append(h("div.top", h("h1", "Scaling")), fault, halted, all);
   all.append(sums, form.card, plan, rented, card("Classes", classes));
 
@@ -44,7 +44,7 @@ export function scalingView(main) {
   async function look() {
     try { const v = await get("/api/scale"); if (!preview) draw(v); } catch (error) {
       all.hidden = true; fault.hidden = false;
-      // "conflict" is the coordinator's word for: nothing is rented here.
+      // The code "conflict" means that this coordinator rents no pods.
       say(fault, error.code === "conflict" ? "Scaling is off. " + error.message : error.message);
     }
     if (!left) timer = setTimeout(look, LOOK_EVERY);
@@ -52,13 +52,13 @@ export function scalingView(main) {
   const limit = (n, unit) => n == null ? "no limit" : "of " + money(n) + " " + unit;
   function draw(v) {
     all.hidden = false; fault.hidden = true;
-    halted.hidden = !v.halted; say(halted, "Nothing is ordered: " + v.halted);
+    halted.hidden = !v.halted; say(halted, "No pods are ordered: " + v.halted);
     const hourly = v.pods.reduce((sum, p) => sum + p.price_usd_micro_per_hour, 0);
-    sums.update([["Spent by the scaler", money(v.spent_usd_micro), "in all, " + v.provider], ["Today", money(v.spent_today_usd_micro), limit(v.usd_micro_per_day_max, "a day")], ["Price", money(hourly), limit(v.usd_micro_per_hour_max, "an hour")],
-      ["Pods", count(v.pods.length), v.pods_min + " to " + v.pods_max], ["Plan", money(v.plan_usd_micro), "for what is left; bound " + money(v.bound_usd_micro)], ["Idle limit", span(v.idle_limit_ms), "then a pod is given back"]]);
+    sums.update([["Spent by the scaler", money(v.spent_usd_micro), "in total, " + v.provider], ["Today", money(v.spent_today_usd_micro), limit(v.usd_micro_per_day_max, "per day")], ["Price", money(hourly), limit(v.usd_micro_per_hour_max, "per hour")],
+      ["Pods", count(v.pods.length), v.pods_min + " to " + v.pods_max], ["Plan", money(v.plan_usd_micro), "for the rest of the work; bound " + money(v.bound_usd_micro)], ["Idle limit", span(v.idle_limit_ms), "then a pod is returned"]]);
     if (!filled) { form.fill(v); filled = true; }
-    show(acts, v.acts, () => v.acts.length ? v.acts.map(a => h("li", h("div.line-head", h("b", words(a.what)), h("span", a.pod), h("span", a.class)), h("div", a.why))) : h("li", "Nothing to do: what runs is what the plan wants."));
-    say(plan.note, preview ? "a preview; nothing was changed" : "");
+    show(acts, v.acts, () => v.acts.length ? v.acts.map(a => h("li", h("div.line-head", h("b", a.what === "give_back" ? "return" : words(a.what)), h("span", a.pod), h("span", a.class)), h("div", a.why))) : h("li", "Nothing to do: the running pods match the plan."));
+    say(plan.note, preview ? "preview; nothing was changed" : "");
     batches.update(v.batches, b => b.batch);
     pods.update(v.pods, p => p.name); none.hidden = v.pods.length > 0;
     classes.update(v.classes, c => c.name);
@@ -77,10 +77,10 @@ export function scalingView(main) {
       if (![...ticks.querySelectorAll("input")].some(one => one.checked)) return say(said, "choose at least one class");
       try {
         const v = await post(wanted === "plan" ? "/api/scale/plan" : "/api/scale", dials());
-        preview = wanted === "plan"; draw(v); say(said, preview ? "the plan below is what would be done" : "changed");
+        preview = wanted === "plan"; draw(v); say(said, preview ? "the plan below shows what would be done" : "changed");
         if (preview) setTimeout(() => { preview = false; }, 20000);
       } catch (error) { say(said, error.message); }
-    } }, h("div.row", field("Pods at least", min), field("Pods at most", max, "0 gives everything back"), field("$ an hour at most", hour), field("$ a day at most", day), field("Idle minutes", idle, "then a pod is given back")),
+    } }, h("div.row", field("Minimum pods", min), field("Maximum pods", max, "0 returns all pods"), field("Maximum $ per hour", hour), field("Maximum $ per day", day), field("Idle minutes", idle, "then a pod is returned")),
       h("fieldset", h("legend", "Classes that may be rented"), ticks),
       h("div.actions", h("button", { value: "set" }, "Change"), h("button.quiet", { value: "plan" }, "Preview the plan"), said)));
     return { card: made, fill: v => {

@@ -7,8 +7,8 @@ export function signIn(main, known, use) {
   const key = h("input", { id: "key", type: "password", autocomplete: "current-password", placeholder: "tf-…", required: true });
   const submit = event => { event.preventDefault(); use(key.value.trim()); };
   main.replaceChildren(h("form.card.signin", { onsubmit: submit },
-    h("h1", "Sign in"), h("p.hint", "This fleet asks for an API key. It is kept in this tab alone."),
-    known ? h("p.late", { role: "alert" }, "This key is not known.") : null,
-    field("API key", key, "An operator makes one with ternfleet key new."), h("button", "Sign in")));
+    h("h1", "Sign in"), h("p.hint", "This fleet requires an API key. It is stored only in this tab."),
+    known ? h("p.late", { role: "alert" }, "This key is not valid.") : null,
+    field("API key", key, "An operator creates one with ternfleet key new."), h("button", "Sign in")));
   key.focus();
 }

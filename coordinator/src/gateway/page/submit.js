@@ -1,4 +1,4 @@
-// A new batch: a file, its limits, a quote, and off it goes.
+// A new batch: a file, its limits, a quote, and its submission.
 
 import { post, upload } from "./api.js";
 import { card, field, h, prose, say } from "./dom.js";
@@ -7,8 +7,8 @@ import { clock, comes, count, link, money } from "./format.js";
 /** What a quote says. */
 function quoteFacts(q) {
   const facts = [
-    ["Cost", money(q.cost_p50_usd_micro) + ", below " + money(q.cost_p95_usd_micro) + " with 95 %"],
-    ["Finish", comes(q.finish_p50_ms) ? clock(q.finish_p50_ms) + (comes(q.finish_p95_ms) ? ", by " + clock(q.finish_p95_ms) + " with 95 %" : "") : "not with the pods there are"],
+    ["Cost", money(q.cost_p50_usd_micro) + " (p50), " + money(q.cost_p95_usd_micro) + " (p95)"],
+    ["Finish", comes(q.finish_p50_ms) ? clock(q.finish_p50_ms) + " (p50)" + (comes(q.finish_p95_ms) ? ", " + clock(q.finish_p95_ms) + " (p95)" : "") : "not possible with these pods"],
     ["Work", count(q.work_tokens_low) + " to " + count(q.work_tokens_high) + " tokens"],
     ["Pods", (q.pods || []).map(p => p.pods + " × " + p.class).join(", ") || "none"],
   ];
@@ -27,9 +27,9 @@ export function submitCard() {
   const note = h("span.hint", { role: "status" }), answer = h("div", { hidden: true });
   const quote = h("button.quiet", { value: "quote" }, "Get a quote"), go = h("button", { value: "submit" }, "Submit");
   const form = h("form", { onsubmit: submit },
-    h("div.row", field("File of JSON lines", file, "OpenAI Batch lines, or short ones with a prompt each"), field("Endpoint", endpoint)),
-    h("details", h("summary", "Deadline, budget and name"), h("div.row", field("Done within, hours", hours), field("Budget, $", budget), field("Name", name), field("Priority", priority, "-10 last, 10 first")),
-      h("label.tick", risk, "Accept it even if the quote says that deadline or budget cannot be kept")),
+    h("div.row", field("File of JSON lines", file, "Lines in OpenAI's Batch format, or short lines with a prompt"), field("Endpoint", endpoint)),
+    h("details", h("summary", "Deadline, budget and name"), h("div.row", field("Deadline, hours", hours), field("Budget, $", budget), field("Name", name), field("Priority", priority, "-10 last, 10 first")),
+      h("label.tick", risk, "Submit even if the quote exceeds the deadline or budget")),
     h("div.actions", go, quote, note), answer);
   let stored = null;
 
@@ -49,7 +49,7 @@ export function submitCard() {
       say(note, "uploading …");
       stored ??= await upload(file.files[0]);
       if (wanted === "quote") {
-        say(note, "working out the quote …");
+        say(note, "computing the quote …");
         answer.replaceChildren(...quoteFacts(await post("/v1/quotes", { input_file_id: stored, ...limits })).filter(Boolean));
         answer.hidden = false; say(note, "");
       } else {

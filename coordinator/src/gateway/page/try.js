@@ -19,9 +19,9 @@ export function tryView(main) {
   const note = h("span.hint", { role: "status" }), stop = h("button.quiet", { type: "button", hidden: true, onclick: () => running?.abort() }, "Stop");
   const out = h("div.answer", { role: "region", "aria-label": "Generated text", tabindex: 0, "data-empty": "The text appears here, token by token." });
   const form = h("form", { onsubmit: run }, field("Prompt", prompt, "Ctrl+Enter generates"),
-    h("div.row", field("Kind", kind), field("Model", model), field("Most tokens", most), field("Temperature", temperature)),
+    h("div.row", field("Kind", kind), field("Model", model), field("Maximum tokens", most), field("Temperature", temperature)),
     h("details", h("summary", "More sampling"), h("div.row", field("Top p", topP), field("Top k", topK), field("Min p", minP), field("Seed", seed), field("Presence penalty", presence), field("Frequency penalty", frequency), field("Stop at", until))),
-    h("details", h("summary", "System message and JSON schema"), field("System message", system, "For chats"), field("JSON schema", schema, "The answer will be JSON that keeps to it")),
+    h("details", h("summary", "System message and JSON schema"), field("System message", system, "Only for chat"), field("JSON schema", schema, "The answer will be JSON that is valid under this schema")),
     h("div.actions", h("button", "Generate"), stop));
   const answer = card("Answer", out);
   answer.note.replaceWith(note);
@@ -30,7 +30,7 @@ export function tryView(main) {
 
   get("/v1/models").then(list => {
     model.append(...list.data.map(one => h("option", { value: one.id }, one.id)));
-    if (!list.data.length) say(note, "no worker serves a model now");
+    if (!list.data.length) say(note, "no worker serves a model");
   }).catch(error => say(note, error.message));
 
   function body() {
@@ -47,7 +47,7 @@ export function tryView(main) {
     event.preventDefault();
     running?.abort();
     let made;
-    try { made = body(); } catch (error) { return say(note, "The schema is no JSON: " + error.message); }
+    try { made = body(); } catch (error) { return say(note, "The schema is not JSON: " + error.message); }
     const mine = running = new AbortController(), began = performance.now();
     let first = null, usage = null;
     out.textContent = ""; out.setAttribute("aria-busy", "true"); stop.hidden = false; say(note, "waiting …");

@@ -213,31 +213,31 @@ impl ClassOptions {
                 faults.push(fault.to_owned());
             }
         };
-        require(self.gpu.is_some() != self.cpu.is_some(), "name exactly one of gpu and cpu");
+        require(self.gpu.is_some() != self.cpu.is_some(), "set exactly one of gpu and cpu");
         require(self.gpu_count > 0, "gpu_count is 0");
         let mounts_own = self.persistent_gb.is_some();
         if self.cpu.is_some() {
             let size = self.vcpus >= 2 && self.vcpus.is_power_of_two();
             require(size, "vcpus must be a power of two, at least 2");
-            require(!self.community, "CPU pods are of the Secure Cloud: leave out community");
-            require(!mounts_own, "CPU pods take no storage of their host: leave out persistent_gb");
+            require(!self.community, "CPU pods exist only in the Secure Cloud: remove community");
+            require(!mounts_own, "CPU pods have no storage on their host: remove persistent_gb");
             let asks = self.vcpus_per_gpu_min.is_some() || self.memory_gb_per_gpu_min.is_some();
-            require(!asks, "vcpus_per_gpu_min and memory_gb_per_gpu_min are of GPU pods");
+            require(!asks, "vcpus_per_gpu_min and memory_gb_per_gpu_min apply only to GPU pods");
         }
         require(
             self.persistent_gb.is_none_or(|gb| gb >= PERSISTENT_GB_MIN),
             "persistent_gb must be at least 10",
         );
-        require(!mounts_own || self.volumes.is_empty(), "a pod has one of volumes and persistent_gb");
+        require(!mounts_own || self.volumes.is_empty(), "set only one of volumes and persistent_gb");
         require(
             !self.community || self.volumes.is_empty(),
-            "network volumes exist in the Secure Cloud alone: leave out volumes or community",
+            "network volumes exist only in the Secure Cloud: remove volumes or community",
         );
         require(self.disk_gb != Some(0), "disk_gb is 0");
         let stands = |volume: &VolumeOptions| {
             self.data_centers.is_empty() || self.data_centers.contains(&volume.data_center)
         };
-        require(self.volumes.iter().all(stands), "a volume lies outside of data_centers");
+        require(self.volumes.iter().all(stands), "a volume is outside data_centers");
         let has_image = !self.image.as_deref().unwrap_or(&pod.image).is_empty();
         let carried = |model: &str| matches!(Manifest::carried(model), Ok(Some(_)));
         require(
@@ -246,11 +246,11 @@ impl ClassOptions {
         );
         require(
             has_image || pod.program().is_some(),
-            "without an image the program comes from scale.pod.binary_url (with binary_sha256) or scale.pod.dist_url",
+            "without an image, set scale.pod.binary_url (with binary_sha256) or scale.pod.dist_url",
         );
         require(
             has_image || self.model(pod).is_some() || pod.model_url.is_some(),
-            "without an image scale.pod must name the model, or model_url with model_sha256",
+            "without an image, set the model of scale.pod, or model_url with model_sha256",
         );
         faults
     }
@@ -289,15 +289,25 @@ impl PodOptions {
             || matches!(Manifest::carried(&self.model), Ok(Some(_)));
         let names = || Manifest::carried_names().join(", ");
         require(known, format!("model {:?} is not known; known are {}", self.model, names()));
-        require(digest(&self.model_sha256), "model_sha256 must be 64 small hexadecimal digits".to_owned());
-        require(digest(&self.binary_sha256), "binary_sha256 must be 64 small hexadecimal digits".to_owned());
+        require(
+            digest(&self.model_sha256),
+            "model_sha256 must be 64 lower-case hexadecimal \
+                                             digits"
+                .to_owned(),
+        );
+        require(
+            digest(&self.binary_sha256),
+            "binary_sha256 must be 64 lower-case hexadecimal \
+                                              digits"
+                .to_owned(),
+        );
         require(
             self.binary_url.is_none() || self.binary_sha256.is_some(),
-            "binary_sha256 is missing: nothing else tells the right program from a wrong one".to_owned(),
+            "binary_sha256 is missing: the program cannot be verified without it".to_owned(),
         );
         require(
             self.model_url.is_none() || self.model_sha256.is_some() || !self.model.is_empty(),
-            "model_sha256 is missing: nothing else tells the right model from a wrong one".to_owned(),
+            "model_sha256 is missing: the model cannot be verified without it".to_owned(),
         );
         for (key, url) in [
             ("model_url", &self.model_url),
@@ -319,7 +329,7 @@ impl PodOptions {
         require(self.env.len() <= ENV_MAX, format!("env has more than {ENV_MAX} variables"));
         let volumes: std::collections::BTreeSet<&str> =
             self.volumes.iter().map(|volume| volume.data_center.as_str()).collect();
-        require(volumes.len() == self.volumes.len(), "volumes names a data centre twice".to_owned());
+        require(volumes.len() == self.volumes.len(), "volumes has a data centre twice".to_owned());
         faults
     }
 }
@@ -365,12 +375,12 @@ mod tests {
             ("gpu = \"x\"\nmodel = \"gpt\"", "model list"),
             ("cpu = \"cpu5c\"\nvcpus = 12", "power of two"),
             ("cpu = \"cpu5c\"\ncommunity = true", "Secure Cloud"),
-            ("cpu = \"cpu5c\"\npersistent_gb = 20", "take no storage"),
-            ("cpu = \"cpu5c\"\nvcpus_per_gpu_min = 4", "are of GPU pods"),
+            ("cpu = \"cpu5c\"\npersistent_gb = 20", "have no storage"),
+            ("cpu = \"cpu5c\"\nvcpus_per_gpu_min = 4", "only to GPU pods"),
             ("gpu = \"x\"\npersistent_gb = 5", "at least 10"),
             (
                 "gpu = \"x\"\ncommunity = true\nvolumes = [{ data_center = \"A\", id = \"v\" }]",
-                "Secure Cloud alone",
+                "only in the Secure Cloud",
             ),
             (
                 "gpu = \"x\"\ndata_centers = [\"B\"]\nvolumes = [{ data_center = \"A\", id = \"v\" }]",
@@ -387,7 +397,7 @@ mod tests {
             ("model = \"gpt\"", "known are storyteller"),
             ("binary_url = \"https://x/y\"", "binary_sha256 is missing"),
             ("model_url = \"https://x/y\"", "model_sha256 is missing"),
-            ("model_sha256 = \"AB\"", "64 small hexadecimal digits"),
+            ("model_sha256 = \"AB\"", "64 lower-case hexadecimal digits"),
             ("dist_url = \"head.example\"", "https://"),
             ("ports = [\"4222\"]", "4222/tcp"),
             ("mount_path = \"models\"", "mount_path"),

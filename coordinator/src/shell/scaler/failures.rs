@@ -63,7 +63,7 @@ impl Scaler {
         let log = match told {
             Ok(Ok(log)) => log,
             Ok(Err(fault)) => vec![format!("(its log cannot be read: {fault})")],
-            Err(_) => vec!["(its log did not come in time)".to_owned()],
+            Err(_) => vec!["(its log did not arrive in time)".to_owned()],
         };
         self.failed(now, &intent, why, None, log).await;
     }
@@ -90,7 +90,7 @@ impl Scaler {
                 class = intent.class,
                 deaths = health.deaths,
                 rest_s,
-                "pods of this class do not start; it rests"
+                "pods of this class do not start; the class is paused"
             );
         }
     }

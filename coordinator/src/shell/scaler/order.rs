@@ -37,7 +37,7 @@ impl Rental {
     /// When a value of the environment cannot be read.
     pub(super) fn order(&self, now: TimeMs, intent: &Intent) -> anyhow::Result<Order> {
         let class = self.class(&intent.class).with_context(|| {
-            format!("the class {:?} of {} is not configured any more", intent.class, intent.name)
+            format!("the class {:?} of {} is no longer configured", intent.class, intent.name)
         })?;
         let pod = &self.options.pod;
         let image = class.image.as_deref().unwrap_or(&pod.image);
@@ -86,7 +86,7 @@ impl Rental {
         if let Some(issuer) = &self.issuer {
             let life = Duration::from_secs_f64(self.options.ready_limit_s);
             let token = JoinToken::for_order(issuer, &intent.name, now, life)
-                .context("no join token can be made for this order")?;
+                .context("no join token can be created for this order")?;
             // Without its key it opens nothing at NATS, so it may travel where the address is plain HTTP.
             put("TERNFLEET_DIST_TOKEN", pod.dist_url.is_some().then(|| token.credentials().token()));
             put("TERNFLEET_NATS_JOIN_TOKEN", Some(token.line()));
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_key_that_caused_it() {
-        let why = in_our_words("the provider refuses the request: unknown field $.gpu.minVcpuCountPerGpu");
+        let why = in_our_words("the provider rejects the request: unknown field $.gpu.minVcpuCountPerGpu");
         assert!(why.ends_with("(set by vcpus_per_gpu_min)"), "{why}");
         assert_eq!(in_our_words("no"), "no");
     }

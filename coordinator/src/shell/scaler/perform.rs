@@ -40,7 +40,7 @@ impl Scaler {
                 }
                 Act::Order(name) => orders.push(name.clone()),
                 Act::Adopt { name, id, price } => {
-                    tracing::info!(pod = name, id, "adopted: it runs under the name of a written intent");
+                    tracing::info!(pod = name, id, "adopted: an intent with its name exists");
                     let (id, price) = (id.clone(), *price);
                     self.note(name, move |intent| {
                         intent.provider_id = Some(id);
@@ -60,7 +60,7 @@ impl Scaler {
 
     async fn write(&mut self, now: TimeMs, intent: &Intent) -> bool {
         if let Err(error) = self.store.write(&self.ties, intent).await {
-            tracing::warn!(pod = intent.name, %error, "the intent was not written; nothing is ordered");
+            tracing::warn!(pod = intent.name, %error, "the intent could not be written; nothing is ordered");
             return false;
         }
         self.audit(
@@ -78,7 +78,7 @@ impl Scaler {
     pub(super) async fn note(&mut self, name: &str, change: impl FnOnce(&mut Intent)) -> bool {
         let noted = self.store.change(&self.ties, name, change).await;
         if let Err(error) = &noted {
-            tracing::warn!(pod = name, %error, "the intent was not changed");
+            tracing::warn!(pod = name, %error, "the intent could not be changed");
         }
         noted.is_ok()
     }
@@ -161,14 +161,19 @@ impl Scaler {
 
     async fn strike(&mut self, name: &str) {
         if let Err(error) = self.store.strike(&self.ties, name).await {
-            tracing::warn!(pod = name, %error, "an intent was not struck out");
+            tracing::warn!(pod = name, %error, "an intent could not be deleted");
         }
     }
 
     /// Marks, drains, ends. Over several turns: a worker hands its jobs back first.
     async fn end(&mut self, now: TimeMs, name: &str, id: &str, why: Why) {
         if why == Why::Orphan {
-            tracing::warn!(pod = name, id, "ended: it bears this fleet's name and no intent claims it");
+            tracing::warn!(
+                pod = name,
+                id,
+                "terminated: it has this fleet's name, and no intent exists for \
+                                            it"
+            );
             return self.terminate(name, id).await;
         }
         let marked = self.note(name, |intent| _ = intent.ending.get_or_insert(why));
@@ -177,7 +182,7 @@ impl Scaler {
         }
         let memory = self.memories.entry(name.to_owned()).or_default();
         if !std::mem::replace(&mut memory.ending_told, true) {
-            tracing::info!(pod = name, ?why, "given back");
+            tracing::info!(pod = name, ?why, "returned");
             self.tell(Event::LeaseEnding { pod: name.to_owned() }).await;
         }
         if id.is_empty() {
@@ -203,7 +208,7 @@ impl Scaler {
         for worker in &seen.workers {
             let word = codec::encode(&Control { leader: self.ties.leader, order: Word::Drain });
             if let Err(error) = self.ties.bus.send(&table::control(worker), word).await {
-                tracing::debug!(%worker, %error, "not told to drain");
+                tracing::debug!(%worker, %error, "could not send the order to drain");
             }
         }
         true
@@ -233,12 +238,12 @@ impl Scaler {
         self.close_bill(name, id).await;
         let billed = self.billed(name);
         if let Err(error) = self.store.strike(&self.ties, name).await {
-            tracing::warn!(pod = name, %error, "an intent was not struck out");
+            tracing::warn!(pod = name, %error, "an intent could not be deleted");
             return;
         }
         self.account_for(now, &intent, why).await;
         if why == Why::Vanished {
-            tracing::warn!(pod = name, %billed, "the pod is gone without a word");
+            tracing::warn!(pod = name, %billed, "the pod has disappeared without a report");
         } else {
             tracing::info!(pod = name, ?why, %billed, "returned");
         }
@@ -264,7 +269,7 @@ impl Scaler {
             |situation: &Arc<Situation>| situation.ended_leases.iter().any(|(pod, _)| pod == name);
         let closed = tokio::time::timeout(LAST_BILL_WITHIN, self.ties.situations.wait_for(has_ended));
         if !matches!(closed.await, Ok(Ok(_))) {
-            tracing::warn!(pod = name, "the last of this pod's bill is not known yet");
+            tracing::warn!(pod = name, "the final bill of this pod is not known yet");
         }
         let billed = self.billed(name);
         if !id.is_empty() && billed > UsdMicro::ZERO {
@@ -290,7 +295,7 @@ impl Scaler {
             })
             .collect();
         for (name, price) in told {
-            tracing::info!(pod = name, %price, "the provider's price of this pod");
+            tracing::info!(pod = name, %price, "price of this pod from the provider");
             if self.note(&name, move |intent| intent.price_usd_micro_per_hour = price).await {
                 self.memories.entry(name).or_default().told = false;
             }
@@ -334,7 +339,7 @@ impl Scaler {
         let stored =
             self.ties.bus.publish(&table::event("pod"), codec::encode(&event), Publish::default()).await;
         if let Err(error) = stored {
-            tracing::warn!(%error, "an event of a pod is not in the audit log");
+            tracing::warn!(%error, "an event of a pod could not be written to the audit log");
         }
     }
 }

@@ -70,9 +70,8 @@ fn runpod_provider(options: &ScaleOptions) -> anyhow::Result<runpod::Runpod> {
         Some(path) => {
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
         }
-        None => std::env::var("RUNPOD_API_KEY").context(
-            "RUNPOD_API_KEY is not set and scale.runpod.key_file names no file: RunPod asks for a key",
-        )?,
+        None => std::env::var("RUNPOD_API_KEY")
+            .context("RunPod needs an API key: set RUNPOD_API_KEY or scale.runpod.key_file")?,
     };
     let mut settings = runpod::Options::new(Secret::new(key.trim()));
     if let Some(base) = &options.runpod.base {
@@ -152,7 +151,7 @@ impl Rental {
             // Local pods are counted here: that all of them run now says nothing about a minute later.
             let rents = self.options.provider == ProviderKind::Runpod;
             if offer.availability == Availability::None && rents {
-                missing.push((class.name.clone(), "the provider has none free".to_owned()));
+                missing.push((class.name.clone(), "the provider has no capacity".to_owned()));
             }
         }
         missing

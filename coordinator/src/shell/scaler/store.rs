@@ -64,7 +64,7 @@ impl Store {
         loop {
             match Store::read(ties).await {
                 Ok(store) => return Some(store),
-                Err(error) => tracing::warn!(%error, "the scaler's bucket cannot be read; trying again"),
+                Err(error) => tracing::warn!(%error, "the scaler's bucket cannot be read; retrying"),
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
             if ties.situations.has_changed().is_err() {
@@ -96,7 +96,7 @@ impl Store {
                     }
                     (_, decoded) => {
                         let why = decoded.err().map(|error| error.to_string());
-                        tracing::error!(key, why, "the scaler does not know this key; left alone");
+                        tracing::error!(key, why, "unknown key in the scaler's bucket; ignored");
                     }
                 },
             }
@@ -171,7 +171,7 @@ impl Store {
             self.stale = true;
             Refusal {
                 code: RefusalCode::Unavailable,
-                message: format!("the dials were not kept: {error}"),
+                message: format!("the settings could not be stored: {error}"),
                 retry_after_ms: Some(1_000),
             }
         })
@@ -190,7 +190,7 @@ impl Store {
         }
         if let Err(error) = put(&*ties.bus, HEALTH, &mut self.health, all.clone()).await {
             self.stale = true;
-            tracing::warn!(class, %error, "how pods of this class have done was not kept");
+            tracing::warn!(class, %error, "the history of this class could not be stored");
             // Known here at least: money does not wait for a write.
             self.health.value = all;
         }
@@ -206,7 +206,7 @@ impl Store {
         }
         if let Err(error) = put(&*ties.bus, LEDGER, &mut self.ledger, ledger).await {
             self.stale = true;
-            tracing::warn!(%error, "the scaler's ledger was not kept");
+            tracing::warn!(%error, "the scaler's ledger could not be stored");
         }
     }
 }
@@ -216,7 +216,7 @@ fn read_into<T: DeserializeOwned>(kept: &mut Kept<T>, value: &[u8], revision: u6
         Ok(value) => *kept = Kept { value, revision },
         Err(error) => {
             kept.revision = revision;
-            tracing::error!(%error, "a value of the scaler's cannot be read; it begins anew");
+            tracing::error!(%error, "a value of the scaler cannot be read; starting with a new one");
         }
     }
 }

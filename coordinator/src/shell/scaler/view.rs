@@ -79,7 +79,7 @@ impl Scaler {
         let (health, now) = (self.store.health(class), self.ties.clock.wall());
         health.rests(now).then(|| {
             let left = span(health.rests_until.since(now).as_secs());
-            format!("{} pods in a row ended before they were heard of; tried again in {left}", health.deaths)
+            format!("{} pods in a row ended before their first heartbeat; retried in {left}", health.deaths)
         })
     }
 
@@ -110,10 +110,10 @@ impl Scaler {
                 ("rent", &intent.name, intent.class.clone(), reason(now, planned))
             }
             Act::Order(name) => {
-                ("order_again", name, class(name), "ordered before, and no list holds it yet".to_owned())
+                ("order_again", name, class(name), "ordered, but not yet in the provider's list".to_owned())
             }
             Act::Adopt { name, .. } => {
-                ("adopt", name, class(name), "it runs under the name of a written intent".to_owned())
+                ("adopt", name, class(name), "an intent with its name exists".to_owned())
             }
             Act::End { name, why, .. } => ("give_back", name, class(name), words(*why).to_owned()),
             Act::Close { name, why } => ("forget", name, class(name), words(*why).to_owned()),
@@ -144,7 +144,7 @@ fn obstacle(view: &ScaleView) -> Option<String> {
         return Some(format!("no pod is ordered: {why}"));
     }
     let refused = |class: &ScaleClass| match &class.refused {
-        _ if !class.enabled => Some(format!("{} is left out", class.name)),
+        _ if !class.enabled => Some(format!("{} is paused", class.name)),
         Some(why) => Some(format!("{}: {why}", class.name)),
         None => None,
     };
@@ -167,9 +167,9 @@ fn reason(now: TimeMs, planned: Option<&PodPlan>) -> String {
     match planned {
         Some(pod) if pod.tokens > 0.0 => {
             let (tokens, cost) = (pod.tokens, pod.cost_usd_micro);
-            format!("does {tokens:.0} tokens in {} for {cost}", span(pod.until.since(now).as_secs()))
+            format!("generates {tokens:.0} tokens in {} for {cost}", span(pod.until.since(now).as_secs()))
         }
-        _ => "keeps the least number of pods".to_owned(),
+        _ => "keeps the minimum number of pods".to_owned(),
     }
 }
 
@@ -183,15 +183,15 @@ fn span(seconds: u64) -> String {
 
 pub(super) fn words(why: Why) -> &'static str {
     match why {
-        Why::NotNeeded => "the plan does without it",
-        Why::Orphan => "it bears this fleet's name and no intent claims it",
+        Why::NotNeeded => "the plan does not need it",
+        Why::Orphan => "it has this fleet's name, and no intent exists for it",
         Why::NeverReady => "its worker did not register in time",
-        Why::Silent => "its worker has not been heard of for too long",
-        Why::Stopped => "the provider says that it stopped; its disk would still cost money",
-        Why::Vanished => "it ran, and the provider lists it no more",
-        Why::NeverCame => "it was ordered, and no list ever held it",
-        Why::Limit => "a limit of the fleet would be passed",
-        Why::StartFailed => "it says that it cannot start",
+        Why::Silent => "its worker has sent no heartbeat for too long",
+        Why::Stopped => "the provider reports it as stopped; its disk would still cost money",
+        Why::Vanished => "it ran, but the provider no longer lists it",
+        Why::NeverCame => "it was ordered, but never appeared in the provider's list",
+        Why::Limit => "a limit of the fleet would be exceeded",
+        Why::StartFailed => "it reports that it cannot start",
     }
 }
 

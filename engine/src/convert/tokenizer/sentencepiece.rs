@@ -58,7 +58,12 @@ pub(super) fn scores(
     let mut scores = vec![-(merges.len() as f32); tokens.len()];
     let (mut made, mut last, mut pairs) = (HashSet::new(), None, HashSet::new());
     for merge in merges {
-        let Some((left, right)) = merge.split_once(' ') else { return Err(format!("'{merge}' is no pair")) };
+        let Some((left, right)) = merge.split_once(' ') else {
+            return Err(format!(
+                "'{merge}' is not a \
+                                                                                   pair"
+            ));
+        };
         let Some(&id) = ids.get(format!("{left}{right}").as_str()) else { continue };
         pairs.insert((left, right));
         if last == Some(id) {
@@ -66,7 +71,7 @@ pub(super) fn scores(
         }
         if !made.insert(id) {
             return Err(format!(
-                "'{merge}' stands apart from the others that make its token: no score says that"
+                "'{merge}' is not next to the other merges of its token: scores cannot express that"
             ));
         }
         scores[id] = -(made.len() as f32);
@@ -76,7 +81,7 @@ pub(super) fn scores(
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
             if ids.contains_key(left) && ids.contains_key(right) && !pairs.contains(&(left, right)) {
-                return Err(format!("'{left} {right}' is missing, which scores would join to '{token}'"));
+                return Err(format!("'{left} {right}' is missing, but scores would merge it to '{token}'"));
             }
         }
     }

@@ -56,7 +56,7 @@ fn merges_may_be_pairs() {
 }
 
 #[test]
-fn another_split_is_left_unnamed_and_said_aloud() {
+fn another_split_has_no_name_and_is_reported() {
     let changes: [fn(&mut Value); 4] = [
         |json| json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!("\\s+"),
         |json| json["model"]["ignore_merges"] = json!(false),
@@ -77,7 +77,7 @@ fn a_broken_tokenizer_is_refused_by_field() {
         (|json| json["model"]["type"] = json!("Unigram"), "model.type"),
         (|json| json["model"]["vocab"]["z"] = json!(7), "id 7 is outside"),
         (|json| json["model"]["vocab"]["z"] = json!(-1), "id -1 is outside"),
-        (|json| json["model"]["merges"] = json!([["a"]]), "no pair"),
+        (|json| json["model"]["merges"] = json!([["a"]]), "not a pair"),
         (|json| json["added_tokens"][0]["content"] = json!(5), "added_tokens"),
     ];
     for (change, part) in changes {
@@ -203,7 +203,7 @@ fn sentencepiece_that_no_scores_can_say_is_refused() {
     let changes: [Change; 5] = [
         (
             |json| drop(json["model"]["merges"].as_array_mut().unwrap().pop()),
-            "is missing, which scores would join",
+            "is missing, but scores would merge it",
         ),
         (
             |json| {
@@ -212,7 +212,7 @@ fn sentencepiece_that_no_scores_can_say_is_refused() {
                 let moved = merges.remove(three);
                 merges.push(moved);
             },
-            "stands apart",
+            "is not next to the other merges",
         ),
         (|json| json["normalizer"]["normalizers"][0]["prepend"] = json!("_"), "normalizer"),
         (|json| json["normalizer"] = json!({"type": "NFKC"}), "normalizer"),

@@ -56,7 +56,7 @@ pub fn encode(kind: Kind, row: &Row) -> Vec<u8> {
                 out.push(base_three([0, codes[63], codes[47], codes[31], codes[15]].into_iter()));
             }
         }
-        kind => panic!("{kind} rows are not written by themselves"),
+        kind => panic!("{kind} rows cannot be written separately"),
     }
     assert_eq!(out.len(), row_bytes, "{kind}: the row has other blocks than its type");
     out

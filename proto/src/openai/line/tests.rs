@@ -112,8 +112,8 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
     let table: Vec<(String, &str)> = vec![
         (String::new(), "the line is empty"),
         ("   ".into(), "the line is empty"),
-        ("{".into(), "the JSON ends before it is complete"),
-        (r#"{"prompt":"Once upon"#.into(), "the JSON ends before it is complete"),
+        ("{".into(), "the JSON is incomplete"),
+        (r#"{"prompt":"Once upon"#.into(), "the JSON is incomplete"),
         ("not json".into(), "not JSON at column 2: expected ident"),
         (r#"{"prompt":"a"} {"prompt":"b"}"#.into(), "not JSON at column 16: trailing characters"),
         (r#"{"prompt":"a",}"#.into(), "not JSON at column 15: trailing comma"),
@@ -122,12 +122,12 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
         ("42".into(), "a line must be a JSON object, not 42"),
         ("null".into(), "a line must be a JSON object, not null"),
         ("[".repeat(200_000), "not JSON at column 128: recursion limit exceeded"),
-        ("{}".into(), "neither `body` nor `prompt` nor `messages` nor `input`"),
-        (r#"{"promt":"a"}"#.into(), "neither `body` nor `prompt` nor `messages` nor `input`"),
+        ("{}".into(), "not a request: `body`, `prompt`, `messages` and `input` are missing"),
+        (r#"{"promt":"a"}"#.into(), "not a request: `body`, `prompt`, `messages` and `input` are missing"),
         (r#"{"prompt":"a","custom_id":7}"#.into(), "`custom_id` must be a string, not 7"),
         (r#"{"prompt":"a","custom_id":""}"#.into(), "`custom_id` is empty"),
         (format!(r#"{{"prompt":"a","custom_id":"{}"}}"#, "x".repeat(513)), "`custom_id` is 513 bytes long"),
-        (r#"{"prompt":"a","messages":[]}"#.into(), "`messages` belongs to /v1/chat/completions"),
+        (r#"{"prompt":"a","messages":[]}"#.into(), "`messages` is a field of /v1/chat/completions"),
         (r#"{"prompt":"a","temprature":1}"#.into(), "`temprature` is not a field of a completion request"),
         (r#"{"url":"/v1/completions","body":{"prompt":"a"}}"#.into(), "`method` is missing"),
         (
@@ -155,7 +155,7 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
         ),
         (
             body("completions", &format!(r#"{{"prompt":[{}"a"],"n":16}}"#, r#""a","#.repeat(8))),
-            "`prompt` holds 9 prompts and `n` is 16: that makes 144 choices",
+            "`prompt` has 9 prompts and `n` is 16: that makes 144 choices",
         ),
         (body("completions", r#"{"prompt":[1,"a"]}"#), "not an array of 2"),
         (body("completions", r#"{"prompt":[1,1000]}"#), "`prompt[1]` is not a token id below 1000: 1000"),
@@ -179,31 +179,31 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
             "`frequency_penalty` must be a number from -2 to 2, not -3",
         ),
         (completion(r#""logit_bias":[1]"#), "`logit_bias` must be an object"),
-        (completion(r#""logit_bias":{"x":1}"#), "`logit_bias` names \"x\", which is not a token id"),
-        (completion(r#""logit_bias":{"1000":1}"#), "`logit_bias` names \"1000\""),
+        (completion(r#""logit_bias":{"x":1}"#), "`logit_bias` has the key \"x\", which is not a token id"),
+        (completion(r#""logit_bias":{"1000":1}"#), "`logit_bias` has the key \"1000\""),
         (
             completion(r#""logit_bias":{"1":101}"#),
             "`logit_bias[1]` must be a number from -100 to 100, not 101",
         ),
         (completion(r#""seed":1.5"#), "`seed` must be a 64-bit whole number, not 1.5"),
-        (completion(r#""stop":7"#), "`stop` must be a string or an array of them, not 7"),
-        (completion(r#""stop":["a","b","c","d","e"]"#), "`stop` has 5 texts; at most 4 are allowed"),
+        (completion(r#""stop":7"#), "`stop` must be a string or an array of strings, not 7"),
+        (completion(r#""stop":["a","b","c","d","e"]"#), "`stop` has 5 strings; at most 4 are allowed"),
         (completion(r#""stop":["a",""]"#), "`stop[1]` is empty"),
         (completion(r#""stop":[1]"#), "`stop[0]` must be a string, not 1"),
         (completion(r#""logprobs":6"#), "`logprobs` must be a whole number from 0 to 5, not 6"),
         (completion(r#""logprobs":true"#), "`logprobs` must be a whole number from 0 to 5, not true"),
         (completion(r#""n":17"#), "`n` must be a whole number from 1 to 16, not 17"),
         (completion(r#""best_of":3"#), "`best_of` is 3 and `n` is 1"),
-        (chat(&format!(r#"{user},"echo":true"#)), "`echo` is not supported here as true"),
+        (chat(&format!(r#"{user},"echo":true"#)), "`echo` is not supported as true"),
         (completion(r#""metadata":{"a":1}"#), "`metadata[\"a\"]` must be a string, not 1"),
-        (completion(r#""min_tokens":3"#), "`min_tokens` is not supported here as 3"),
+        (completion(r#""min_tokens":3"#), "`min_tokens` is not supported as 3"),
         (completion(r#""top_k":-2"#), "`top_k` must be a whole number"),
-        (completion(r#""suffix":"s""#), "`suffix` is not supported here"),
+        (completion(r#""suffix":"s""#), "`suffix` is not supported"),
         (completion(r#""stream":true"#), "`stream` cannot be true in a batch"),
         (completion(r#""stream_options":{"include_usage":true}"#), "`stream_options` needs `stream`"),
-        (completion(r#""store":true"#), "`store` is not supported here"),
-        (completion(r#""service_tier":"flex""#), "`service_tier` is not supported here as \"flex\""),
-        (completion(r#""response_format":{"type":"xml"}"#), "`response_format` \"xml\" is not known"),
+        (completion(r#""store":true"#), "`store` is not supported"),
+        (completion(r#""service_tier":"flex""#), "`service_tier` is not supported as \"flex\""),
+        (completion(r#""response_format":{"type":"xml"}"#), "`response_format` \"xml\" is unknown"),
         (completion(r#""response_format":"text""#), "`response_format` must be an object"),
         (
             completion(r#""max_completion_tokens":5"#),
@@ -231,14 +231,14 @@ fn every_bad_line_is_told_what_is_wrong_with_it() {
             chat(r#""messages":[{"role":"user","content":"x","name":7}]"#),
             "`messages[0]`: `name` must be a string, not 7",
         ),
-        (chat(&format!(r#"{user},"prompt":"x""#)), "`prompt` belongs to /v1/completions"),
+        (chat(&format!(r#"{user},"prompt":"x""#)), "`prompt` is a field of /v1/completions"),
         (chat(&format!(r#"{user},"tools":[{{}}]"#)), "`tools[0]`: `type` is missing"),
         (chat(&format!(r#"{user},"top_logprobs":3"#)), "`top_logprobs` needs `logprobs` to be true"),
         (
             chat(&format!(r#"{user},"logprobs":true,"top_logprobs":21"#)),
             "`top_logprobs` must be a whole number",
         ),
-        (chat(&format!(r#"{user},"max_tokens":4,"max_completion_tokens":5"#)), "give one of them"),
+        (chat(&format!(r#"{user},"max_tokens":4,"max_completion_tokens":5"#)), "use one of them"),
     ];
     for (text, expected) in table {
         let shown: String = text.chars().take(200).collect();
@@ -265,7 +265,7 @@ fn bytes_that_are_no_text_are_told_where() {
 fn a_line_of_200_megabytes_is_refused_without_being_parsed() {
     let (line, failure) = read_line(&vec![b'x'; 200 << 20]).unwrap_err();
     assert_eq!(line.custom_id, None);
-    assert!(failure.message.contains("209715200 bytes are too many"), "{}", failure.message);
+    assert!(failure.message.contains("the line has 209715200 bytes"), "{}", failure.message);
     assert_eq!(line_too_long(7, 200 << 20).1, failure);
 }
 
@@ -345,8 +345,12 @@ fn a_response_is_a_chat_by_another_name() {
     };
     refused(r#""store":true"#, "`store` cannot be true");
     refused(r#""background":true"#, "`background` cannot be true");
-    refused(r#""previous_response_id":"resp_1""#, "`previous_response_id` is not supported here");
-    refused(r#""tools":[{"type":"web_search"}]"#, "`tools[0]`: a tool of type \"web_search\" is not served");
+    refused(r#""previous_response_id":"resp_1""#, "`previous_response_id` is not supported");
+    refused(
+        r#""tools":[{"type":"web_search"}]"#,
+        "`tools[0]`: a tool of type \"web_search\" is not \
+                                                   supported",
+    );
     refused(r#""text":{"format":{"type":"text"},"user":"me"}"#, "`user` is not a field of `text`");
     refused(r#""text":{"store":false}"#, "`store` is not a field of `text`");
     refused(r#""text":{"verbosity":"low"}"#, "`text.verbosity` \"low\" is not supported");
@@ -417,7 +421,7 @@ fn calls_and_their_answers_are_read_from_chats_and_from_responses() {
         ),
         (
             r#"{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f","arguments":"[]"}}]}"#,
-            "`arguments` must be a JSON object as text",
+            "`arguments` must be a JSON object in a string",
         ),
         (r#"{"role":"assistant","tool_calls":[{"id":"1","type":"custom"}]}"#, "a call of type \"custom\""),
     ] {
@@ -442,7 +446,7 @@ fn tools_make_a_constrained_request_and_stand_beside_json_alone() {
     good(&body("chat/completions", &format!(r#"{{{tools},"response_format":{{"type":"json_object"}}}}"#)));
     let text = body("chat/completions", &format!(r#"{{{tools},"guided_regex":"a"}}"#));
     let found = read_line(text.as_bytes()).unwrap_err().1.message;
-    assert!(found.contains("`tools` cannot stand beside a regular expression"), "{found}");
+    assert!(found.contains("`tools` cannot be combined with a regular expression"), "{found}");
 }
 
 #[test]

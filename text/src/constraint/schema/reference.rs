@@ -57,7 +57,7 @@ impl<'a> References<'a> {
 
     /// What `reference` points to. Its depth is one more than that of the reference, so that circles end.
     pub(super) fn resolve(&self, reference: &Value, place: &Place) -> Result<(&'a Value, Place), Fault> {
-        let text = reference.as_str().ok_or_else(|| place.invalid("a reference is a string"))?;
+        let text = reference.as_str().ok_or_else(|| place.invalid("a reference must be a string"))?;
         let id = |key| self.root.get(key).and_then(Value::as_str).filter(|id| !id.is_empty());
         let own = id("$id").or_else(|| id("id")).map(|id| id.trim_end_matches('#'));
         let fragment = match text.split_once('#') {

@@ -159,7 +159,7 @@ fn a_host_fault_is_told_as_one_and_the_worker_takes_nothing_more() {
     let mut rig = Rig::assigned();
     let slot = rig.running(0);
     let actions =
-        rig.on(Event::Ended { slot, end: End::HostFault("its canary is not what it was".to_owned()) });
+        rig.on(Event::Ended { slot, end: End::HostFault("its canary output has changed".to_owned()) });
     let result = published(&actions).expect("a result");
     assert!(matches!(&result.outcome, Outcome::Failed(failure) if failure.code == FailureCode::HostFault));
     assert_eq!(rig.core.state(), ternfleet_proto::message::WorkerState::Draining);
@@ -187,7 +187,7 @@ fn a_job_fault_is_the_answer_and_the_worker_goes_on() {
     let mut rig = Rig::assigned();
     let slot = rig.running(0);
     let failure =
-        Failure { code: FailureCode::NotFinite, message: "the model's scores are no numbers".to_owned() };
+        Failure { code: FailureCode::NotFinite, message: "the model's logits are not finite".to_owned() };
     let actions = rig.on(Event::Ended { slot, end: End::Failed(failure.clone()) });
     assert_eq!(published(&actions).map(|result| &result.outcome), Some(&Outcome::Failed(failure)));
     assert_eq!(rig.core.state(), ternfleet_proto::message::WorkerState::Ready);

@@ -21,27 +21,27 @@ pub(in crate::shell) fn log(note: &Note) {
             tracing::error!(%job, "DIVERGENCE: a stored answer differs from the one computed now");
         }
         Note::Duplicate { job, diverges: false } => {
-            tracing::info!(%job, "answered already, with the same answer")
+            tracing::info!(%job, "already answered, with the same answer")
         }
         Note::Fenced { job, epoch } => {
-            tracing::info!(%job, %epoch, "stopped: somebody else has claimed the job")
+            tracing::info!(%job, %epoch, "stopped: another worker has claimed the job")
         }
-        Note::Released { job, epoch, generated } => tracing::info!(%job, %epoch, generated, "job given back"),
+        Note::Released { job, epoch, generated } => tracing::info!(%job, %epoch, generated, "job returned"),
         Note::Dropped { job, epoch, why } => tracing::info!(%job, %epoch, why = why.as_str(), "job dropped"),
         Note::Undecodable { subject, reason } => {
-            tracing::warn!(subject, reason, "a message could not be read")
+            tracing::warn!(subject, reason, "a message could not be parsed")
         }
-        Note::StaleLeader { what } => tracing::warn!(what, "refused: sent by a deposed leader"),
+        Note::StaleLeader { what } => tracing::warn!(what, "ignored: sent by an earlier leader"),
         Note::ResultsFull { job } => {
-            tracing::error!(%job, "RESULTS is full: the answer is kept and tried again; make room");
+            tracing::error!(%job, "RESULTS is full: the answer is kept and retried; free some space");
         }
         Note::CheckpointSkipped { job } => {
-            tracing::warn!(%job, "a checkpoint had no room; the job goes on without")
+            tracing::warn!(%job, "a checkpoint could not be stored; the job continues without it")
         }
         Note::ClockStepped { by_ms } => {
-            tracing::warn!(by_ms, "the wall clock was stepped; only dates and deadlines follow it")
+            tracing::warn!(by_ms, "the wall clock was stepped; this affects only dates and deadlines")
         }
-        Note::Fault { job, reason } => tracing::warn!(%job, reason, "a generation failed and is tried again"),
+        Note::Fault { job, reason } => tracing::warn!(%job, reason, "a generation failed and is retried"),
         Note::Misrouted { job, wants } => tracing::warn!(%job, wants, "this worker serves another model"),
     }
 }
