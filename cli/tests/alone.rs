@@ -78,7 +78,7 @@ fn a_program_that_is_installed_alone_has_its_model_with_it() {
     };
     assert!(!run(&["generate", "-p", "Once upon a time", "-n", "8"]).trim().is_empty());
     let listed = run(&["model", "list"]);
-    assert!(listed.starts_with("storyteller") && listed.contains("here, 3.8 MB"), "{listed}");
+    assert!(listed.starts_with("storyteller") && listed.contains("downloaded, 3.8 MB"), "{listed}");
     assert!(run(&["model", "verify"]).contains("storyteller"));
 }
 

@@ -206,6 +206,6 @@ mod tests {
         std::fs::create_dir(folder.path().join("pods")).unwrap();
         std::fs::write(folder.path().join("pods/rented-local-1.log"), "").unwrap();
         let text = refused(Some("worker-9"));
-        assert!(text.ends_with("there are: coordinator, rented-local-1"), "{text}");
+        assert!(text.ends_with("known are: coordinator, rented-local-1"), "{text}");
     }
 }

@@ -125,7 +125,7 @@ mod tests {
     fn addresses_of_a_killed_fleet_are_forgotten_at_the_next_start() {
         let folder = tempfile::tempdir().unwrap();
         let (nats, http) = ("nats://127.0.0.1:1".into(), "http://127.0.0.1:2".into());
-        let addresses = Addresses { nats, http, prometheus: None, pid: 3 };
+        let addresses = Addresses { nats, http, prometheus: None, nats_monitoring: None, pid: 3 };
         let dir = DataDir::open(folder.path()).unwrap();
         dir.write_addresses(&addresses).unwrap();
         assert_eq!(dir.read::<Addresses>("addresses.json"), Some(addresses));
