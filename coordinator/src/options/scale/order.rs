@@ -384,7 +384,7 @@ mod tests {
             ),
             (
                 "gpu = \"x\"\ndata_centers = [\"B\"]\nvolumes = [{ data_center = \"A\", id = \"v\" }]",
-                "outside of",
+                "outside data_centers",
             ),
             ("gpu = \"x\"\ncpu = \"y\"", "exactly one"),
             ("gpu = \"x\"\ngpu_count = 0", "gpu_count"),
