@@ -108,10 +108,7 @@ fn repeated(settings: Map<String, Value>) -> Result<String, Fault> {
 
 fn object(bytes: &[u8], line_number: u64) -> Result<Map<String, Value>, Fault> {
     if bytes.len() > LINE_BYTES_MAX {
-        return Err(format!(
-            "{} bytes are too many for one line; at most {LINE_BYTES_MAX} are read",
-            bytes.len()
-        ));
+        return Err(format!("the line has {} bytes; at most {LINE_BYTES_MAX} are allowed", bytes.len()));
     }
     // Editors on some systems put one at the start of a file; anywhere else it is an error like any other.
     let bytes = if line_number == 1 { bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes) } else { bytes };

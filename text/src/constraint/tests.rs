@@ -63,11 +63,11 @@ fn what_is_not_kept_to_is_refused_by_name_and_place() {
             ["`contains`", "#/$defs/x"],
         ),
         (r#"{"not":{"pattern":"a"}}"#, ["`not`", "`pattern`"]),
-        (r#"{"items":{"not":{"type":["null","text"]}}}"#, ["no type \"text\"", "#/items/not/type"]),
+        (r#"{"items":{"not":{"type":["null","text"]}}}"#, ["unknown type \"text\"", "#/items/not/type"]),
         (r#"{"anyOf":[{},{"format":"iri"}]}"#, ["`format`", "#/anyOf/1/format"]),
         (r#"{"properties":{"a":{"$ref":"other.json#/b"}}}"#, ["`$ref`", "another document"]),
         (r##"{"properties":{"a":{"$ref":"#/b"}}}"##, ["points to nothing", "#/properties/a/$ref"]),
-        (r#"{"properties":{"a":{"type":"text"}}}"#, ["no type \"text\"", "#/properties/a/type"]),
+        (r#"{"properties":{"a":{"type":"text"}}}"#, ["unknown type \"text\"", "#/properties/a/type"]),
         (r#"{"allOf":[{"propertyNames":{"minimum":3}}]}"#, ["`propertyNames`", "#/allOf/0/propertyNames"]),
     ] {
         let fault = fault(text);
@@ -281,7 +281,7 @@ fn functions_that_cannot_be_kept_to_are_refused_by_name_and_place() {
         ),
         (r#"{"type":"string"}"#, &["the parameters of \"f\" must have the type object"]),
         ("false", &["\"f\""]),
-        (r#"{"properties":{"a":{"type":"text"}}}"#, &["no type \"text\"", "the parameters of \"f\""]),
+        (r#"{"properties":{"a":{"type":"text"}}}"#, &["unknown type \"text\"", "the parameters of \"f\""]),
     ] {
         let fault = of(parameters).check().unwrap_err().to_string();
         assert!(wanted.iter().all(|part| fault.contains(part)), "{parameters}: {fault}");
