@@ -122,14 +122,10 @@ fn a_bad_line_is_one_error_line_and_nothing_else_suffers() {
         r#"{"prompt": "A fox", "max_tokens": 4}"#,
         r#"{"custom_id": "broken", "method": "POST", "#,
         r#"{"custom_id": "nowhere", "method": "POST", "url": "/v1/images", "body": {"prompt": "A fox"}}"#,
-        r#"{"custom_id": "odd", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", \
-                                                                                                      "colour": "red"}}"#,
-        r#"{"custom_id": "hot", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", \
-                                                                                                      "temperature": 99}}"#,
-        r#"{"custom_id": "tools", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": \
-                                                                                                      [{"role": "user", "content": "A"}], "tools": [{"type": "function", "function": {"name": "f"}}]}}"#,
-        r#"{"custom_id": "good", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", \
-                                                                                                       "max_tokens": 4}}"#,
+        r#"{"custom_id": "odd", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", "colour": "red"}}"#,
+        r#"{"custom_id": "hot", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", "temperature": 99}}"#,
+        r#"{"custom_id": "tools", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "A"}], "tools": [{"type": "function", "function": {"name": "f"}}]}}"#,
+        r#"{"custom_id": "good", "method": "POST", "url": "/v1/completions", "body": {"prompt": "A fox", "max_tokens": 4}}"#,
     ];
     let input = fleet.write("in.jsonl", &format!("{}\n", lines.join("\n"))).unwrap();
     let out = fleet.dir.join("out.jsonl");
@@ -172,9 +168,7 @@ fn calls_of_functions_and_responses_come_back_from_a_batch() {
     let history = json!([
         question[0],
         {"role": "assistant", "content": null, "tool_calls": [
-            {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{\"place\": \
-                                                                                           \"Oslo\", \
-                                                                                           \"days\": 2}"}},
+            {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{\"place\": \"Oslo\", \"days\": 2}"}},
         ]},
         {"role": "tool", "tool_call_id": "c1", "content": "Rain."},
     ]);

@@ -59,7 +59,8 @@ impl Language {
         };
         let without = || {
             invalid(
-                "this model does not support `tools`: its manifest does not describe function calls".into(),
+                "`tools` are not supported by this model: its manifest does not describe function calls"
+                    .into(),
             )
         };
         format.ok_or_else(without)

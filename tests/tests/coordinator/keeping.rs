@@ -113,12 +113,12 @@ async fn an_old_batch_leaves_a_tombstone_and_a_new_one_keeps_everything() {
     // The tombstone: counts and costs stay, answers are said to be gone, the same creation is the same batch.
     let view = client.get(&old.id).await;
     assert_eq!((view.state, view.completed, view.failed), (BatchState::Completed, 20, 1));
-    assert!(view.reason.unwrap().contains("removed"));
+    assert!(view.reason.unwrap().contains("deleted"));
     let request =
         ResultsRequest { tenant: client.tenant.clone(), id: old.id.clone(), after: 0, limit: 10, wait_ms: 0 };
     let refused = client.ask::<ResultsPage>(ApiVerb::Results, &request).await.unwrap_err();
     assert_eq!(refused.code, RefusalCode::NotFound, "{refused:?}");
-    assert!(refused.message.contains("removed"), "{refused:?}");
+    assert!(refused.message.contains("deleted"), "{refused:?}");
     let repeated = client.creation("shared", BatchOptions::default());
     let repeated: BatchView = client.ask(ApiVerb::BatchCreate, &repeated).await.unwrap();
     assert_eq!((repeated.id, repeated.completed), (old.id.clone(), 20));

@@ -50,7 +50,7 @@ fn a_restored_fleet_has_every_batch_and_goes_on() {
     let restored = with_truth(&new, "restore", &backup);
     assert_eq!(restored.code, Some(0), "{restored:?}");
     let again = with_truth(&new, "restore", &backup);
-    assert!(again.stderr.contains("there already"), "{again:?}");
+    assert!(again.stderr.contains("already exists"), "{again:?}");
     let _coordinator = coordinator(&new, "c-2", &[]);
     let after = as_tenant(&new, "acme", &["results", &batch, "--wait", "--out", "-"]);
     assert_eq!(after.code, Some(0), "{after:?}");
