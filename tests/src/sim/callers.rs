@@ -201,7 +201,6 @@ pub(super) async fn over_http(network: Network, client: Client, place: usize, pl
         // A refusal says that the batch has ended already.
         client.ask(Question { method: "POST", path: &path, headers: JSON, body: "" }).await;
     }
-    let get = |path| Question { method: "GET", path, headers: "", body: "" };
     let ended = loop {
         tokio::time::sleep(LOOK_AGAIN).await;
         let batch = json_of(&network, "a look", client.ask(get(&path)).await);
@@ -232,6 +231,10 @@ pub(super) async fn over_http(network: Network, client: Client, place: usize, pl
             }
         }
     }
+}
+
+fn get(path: &str) -> Question<'_> {
+    Question { method: "GET", path, headers: "", body: "" }
 }
 
 /// The body of an answer that must be good.

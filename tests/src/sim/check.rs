@@ -21,6 +21,7 @@ use ternfleet_proto::{
 };
 
 use super::JetStream;
+use super::cloud::Bill;
 use super::generator::ids_of;
 use super::inputs::{COMPLETION_TOKENS, blanks, seed};
 use super::scenario::{Fault, Scenario};
@@ -32,6 +33,8 @@ const ATTEMPTS_MAX: u32 = 5;
 const MOVES_A_FAULT: u32 = 4;
 /// By how much the wall clocks of processes may differ.
 const SKEW_MAX: Duration = Duration::from_secs(40);
+/// How long a pod may be rented, or gone, before the scaler notices it.
+const UNNOTICED: Duration = Duration::from_secs(5);
 /// How the ids of completions begin.
 const COMPLETION: &str = "cmpl-";
 /// From a stored answer to its caller, where nothing is wrong: a leader may have to be replaced first.
@@ -88,6 +91,8 @@ pub(super) struct Checker {
     completions: BTreeMap<BatchId, TimeMs>,
     /// The last heartbeat of each worker, encoded, and when it came.
     beats: BTreeMap<String, (TimeMs, Bytes)>,
+    /// All faults together.
+    faults_last: Duration,
     /// Hosts of those who lie.
     liars_hosts: BTreeSet<String>,
 }
@@ -146,6 +151,7 @@ impl Checker {
             account_stored_at: TimeMs(0),
             completions: BTreeMap::new(),
             beats: BTreeMap::new(),
+            faults_last: scenario.faults.iter().map(|(_, _, fault)| fault.lasting()).sum(),
             liars_hosts: scenario
                 .liars()
                 .map(|place| format!("host{}", scenario.workers[place].pod))
@@ -424,13 +430,7 @@ impl Checker {
     }
 
     /// At the end everything accepted is committed or errored, once, and what is stored says so.
-    /// `rented` is what the provider's pods have cost, and how many there were.
-    pub(super) fn finish(
-        &mut self,
-        net: &mut JetStream,
-        now: TimeMs,
-        rented: (i64, usize),
-    ) -> Result<(), String> {
+    pub(super) fn finish(&mut self, net: &mut JetStream, now: TimeMs, rented: Bill) -> Result<(), String> {
         self.results(net, now);
         self.rented(net, now, rented)?;
         self.verdict()?;
@@ -446,12 +446,18 @@ impl Checker {
         Ok(())
     }
 
-    fn rented(&self, net: &mut JetStream, now: TimeMs, (owed, pods): (i64, usize)) -> Result<(), String> {
+    /// The bill of a pod begins and ends when the scaler notices it, and faults may keep it from noticing.
+    fn rented(&self, net: &mut JetStream, now: TimeMs, rented: Bill) -> Result<(), String> {
         let stored = net.kv_get(now, table::KV_SCALE, "ledger").ok().flatten();
         let ledger: Option<Ledger> = stored.and_then(|entry| codec::decode(&entry.value).ok());
         let spent = ledger.map_or(0, |ledger| ledger.spent_usd_micro.0);
-        println!("RENT owed {owed} spent {spent} pods {pods}");
-        Ok(())
+        let slack = UNNOTICED * rented.pods as u32 + self.faults_last;
+        let slack_usd_micro = rented.price_usd_micro_per_hour as f64 * slack.as_secs_f64() / 3600.0;
+        let owed = rented.owed_usd_micro;
+        if (spent - owed).abs() as f64 <= slack_usd_micro + 1.0 {
+            return Ok(());
+        }
+        Err(format!("S4: {} pods cost {owed}, and the scaler has spent {spent}", rented.pods))
     }
 
     /// Every batch was accepted and has ended, as its record says, no completion runs, and nothing is rented.

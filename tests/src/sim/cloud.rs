@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ternfleet_cloud::{
-    Availability, Bill, CloudError, Compute, Hardware, Offer, Order, PodId, Provider, Rented, Status, Tier,
+    Availability, Bill as PodBill, CloudError, Compute, Hardware, Offer, Order, PodId, Provider, Rented,
+    Status, Tier,
 };
 use ternfleet_coordinator::{ClassOptions, PodOptions, ProviderKind, ScaleOptions};
 use ternfleet_proto::table;
@@ -40,6 +41,14 @@ pub(super) struct Cloud {
     pub(super) barren: u32,
 }
 
+/// What all pods there ever were have cost.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bill {
+    pub(super) pods: usize,
+    pub(super) price_usd_micro_per_hour: i64,
+    pub(super) owed_usd_micro: i64,
+}
+
 #[derive(Debug)]
 struct Pod {
     id: String,
@@ -66,7 +75,7 @@ impl Cloud {
         self.alive().map(|pod| pod.name.clone()).collect()
     }
 
-    /// Pods that have booted and run nowhere yet get places that are free; answers place, name and host of each.
+    /// Pods that have booted and run nowhere yet get places that are free; answers those.
     pub(super) fn boot(&mut self, now_ms: u64, places: impl Iterator<Item = usize>) -> Vec<usize> {
         let taken: Vec<usize> = self.alive().filter_map(|pod| pod.place).collect();
         let free = places.filter(|place| !taken.contains(place));
@@ -103,11 +112,14 @@ impl Cloud {
         }
     }
 
-    /// What all pods have cost, in micro-dollars, and how many there were.
-    pub(super) fn bill(&self, now_ms: u64) -> (i64, usize) {
+    pub(super) fn bill(&self, now_ms: u64) -> Bill {
         let price = self.rent.as_ref().map_or(0, |rent| rent.price_usd_micro_per_hour);
         let ms: u64 = self.pods.iter().map(|pod| pod.ended_ms.unwrap_or(now_ms) - pod.created_ms).sum();
-        ((i128::from(price) * i128::from(ms) / 3_600_000) as i64, self.pods.len())
+        Bill {
+            pods: self.pods.len(),
+            price_usd_micro_per_hour: price,
+            owed_usd_micro: (i128::from(price) * i128::from(ms) / 3_600_000) as i64,
+        }
     }
 
     fn rented(&self, pod: &Pod) -> Rented {
@@ -283,15 +295,16 @@ impl Provider for SimProvider {
         Ok(vec!["it does not start".to_owned()])
     }
 
-    async fn billing(&self, from_ms: u64, to_ms: u64) -> Result<Vec<Bill>, CloudError> {
+    async fn billing(&self, from_ms: u64, to_ms: u64) -> Result<Vec<PodBill>, CloudError> {
         readable(self.trouble().await)?;
         let cloud = self.0.cloud();
         let price = cloud.rent.as_ref().map_or(0, |rent| rent.price_usd_micro_per_hour);
-        let bill = |pod: &Pod| Bill {
+        let bill = |pod: &Pod| PodBill {
             pod: PodId(pod.id.clone()),
             from_ms,
             to_ms,
-            amount_usd_micro: price * (pod.ended_ms.unwrap_or(to_ms) - pod.created_ms) as i64 / 3_600_000,
+            amount_usd_micro: price * pod.ended_ms.unwrap_or(to_ms).saturating_sub(pod.created_ms) as i64
+                / 3_600_000,
         };
         Ok(cloud.pods.iter().map(bill).collect())
     }

@@ -159,6 +159,34 @@ pub enum Fault {
     },
 }
 
+impl Fault {
+    /// How long it, and what comes of it at once, keeps somebody from doing what he should.
+    pub(super) fn lasting(&self) -> Duration {
+        match self {
+            Fault::CrashWorker { back_after: lasting, .. }
+            | Fault::CrashCoordinator { back_after: lasting, .. }
+            | Fault::DrainWorker { back_after: lasting, .. }
+            | Fault::PauseWorker { lasting, .. }
+            | Fault::CutWorker { lasting, .. }
+            | Fault::SlowWorker { lasting, .. }
+            | Fault::PauseCoordinator { lasting, .. }
+            | Fault::StopCoordinator { lasting, .. }
+            | Fault::CutCoordinator { lasting, .. }
+            | Fault::ServerDown { lasting }
+            | Fault::FullStream { lasting, .. }
+            | Fault::LoseRequests { lasting, .. }
+            | Fault::LoseAnswers { lasting, .. }
+            | Fault::DoubleMessages { lasting }
+            | Fault::PowerLoss { lasting, .. }
+            | Fault::Provider { lasting, .. }
+            | Fault::BarrenPods { lasting } => *lasting,
+            Fault::StepWorkersClock { .. } | Fault::StepCoordinatorsClock { .. } | Fault::LosePod { .. } => {
+                Duration::ZERO
+            }
+        }
+    }
+}
+
 impl Scenario {
     pub fn of(seed: u64) -> Scenario {
         let mut chance = Chance::new(seed);

@@ -195,7 +195,7 @@ impl World {
         finished.and_then(|()| check.verdict()).map_err(|broken| self.told(&broken))?;
         check.count(&mut self.tally);
         drop(check);
-        self.tally.pods = rented.1 as u64;
+        self.tally.pods = rented.pods as u64;
         self.tally.steps = self.steps;
         self.tally.virtual_s = self.now_ms as f64 / 1e3;
         self.tally.ended_at = TimeMs(BEGIN.0 + self.now_ms);
