@@ -81,8 +81,8 @@ impl Core {
         let Verdict::Good { ids_digest } = answer.verdict else { return None };
         self.lead.as_ref()?;
         let lot = self.key.sign(&answer.job, Epoch(0), &coordinator_name()).0 % MILLION;
-        let host = self.party(&answer.worker, ids_digest)?.host;
-        if !self.audits.looks_at(&host) && lot >= u128::from(self.limits.audit_share_ppm) {
+        let worker = self.fleet.get(self.fleet.slot(&answer.worker)?)?;
+        if !self.audits.looks_at(worker.host()) && lot >= u128::from(self.limits.audit_share_ppm) {
             return None;
         }
         let batch = self.ledger.get(job.batch)?;
