@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -38,6 +38,7 @@ use ternfleet_proto::trace::{self, TraceContext};
 use ternfleet_proto::{Bus, Clock, codec};
 
 use crate::constraints::Constraints;
+use crate::entropy::Entropy;
 pub use auth::{KeyFileError, Keys};
 use error::{ApiError, ApiResult};
 
@@ -110,6 +111,7 @@ struct Shared {
     live: live::Live,
     models: models::Known,
     constraints: Constraints,
+    entropy: Entropy,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -125,6 +127,7 @@ impl Gateway {
         options: GatewayOptions,
         stored_bytes_max: u64,
         clock: Clock,
+        entropy: Entropy,
     ) -> Result<Gateway, GatewayError> {
         if let Some(bad) = options.cors_origins.iter().find(|origin| !cors::is_origin(origin)) {
             return Err(GatewayError::Origin(bad.clone()));
@@ -139,10 +142,11 @@ impl Gateway {
             options,
             stored_bytes_max,
             clock,
-            leaders: leaders::Leaders::default(),
+            leaders: leaders::Leaders::new(entropy.clone()),
             live: live::Live::default(),
             models: models::Known::default(),
             constraints: Constraints::default(),
+            entropy,
         };
         Ok(Gateway { shared: Arc::new(shared) })
     }
@@ -162,6 +166,11 @@ impl Gateway {
 
     fn bus_handle(&self) -> Arc<dyn Bus> {
         Arc::clone(&self.shared.bus)
+    }
+
+    /// `prefix` and 96 random bits in hexadecimal.
+    fn random_id(&self, prefix: &str) -> String {
+        self.shared.entropy.id(prefix)
     }
 
     fn keys(&self) -> &Keys {
@@ -240,7 +249,7 @@ impl Gateway {
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::map_response_with_state(self.clone(), error::in_our_shape))
             .layer(middleware::from_fn_with_state(self.clone(), cors::allow))
-            .layer(middleware::from_fn(name_request))
+            .layer(middleware::from_fn_with_state(self.clone(), name_request))
             .with_state(self.clone())
     }
 }
@@ -256,14 +265,15 @@ async fn wrong_method(request: Request) -> ApiError {
 }
 
 /// Gives each request an id: the caller's `x-request-id` if it is plain, else a new one.
-async fn name_request(request: Request, next: Next) -> Response {
+async fn name_request(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
     let name = HeaderName::from_static("x-request-id");
     let given = request
         .headers()
         .get(&name)
         .filter(|v| v.len() <= 64 && v.as_bytes().iter().all(u8::is_ascii_graphic));
     let id = given.cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&random_id("req_")).expect("because ids are made of ASCII letters and digits")
+        HeaderValue::from_str(&gateway.random_id("req_"))
+            .expect("because ids are made of ASCII letters and digits")
     });
     let mut response = next.run(request).await;
     response.headers_mut().insert(name, id);
@@ -279,17 +289,6 @@ fn parse_body<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
 fn traceparent(headers: &HeaderMap) -> Option<String> {
     let sent = headers.get(trace::HEADER)?.to_str().ok();
     Some(TraceContext::of(sent)?.to_string())
-}
-
-/// `prefix` and 96 random bits in hexadecimal.
-fn random_id(prefix: &str) -> String {
-    let mut bytes = [0u8; 12];
-    getrandom::fill(&mut bytes).expect("because the system's random source is always there on Linux");
-    let mut id = String::from(prefix);
-    for byte in bytes {
-        id.push_str(&format!("{byte:02x}"));
-    }
-    id
 }
 
 /// A JSON answer of a list, as OpenAI writes it.

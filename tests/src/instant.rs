@@ -294,6 +294,7 @@ async fn claim_after(
         generated: Vec::new(),
         logprobs: Vec::new(),
         choices: Vec::new(),
+        generated_by: None,
         claim: true,
         released: false,
         at: TimeMs::now(),
@@ -332,5 +333,6 @@ fn answer(id: &WorkerId, work: &Work, brief: bool) -> JobResult {
         timing: Timing::default(),
         finished_at: TimeMs::now(),
         traceparent: None,
+        rejected: None,
     }
 }
