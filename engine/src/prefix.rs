@@ -110,7 +110,7 @@ mod tests {
     use crate::kv;
 
     fn cache(n_pages: usize) -> Cache {
-        Cache::new(&kv::tests::hyper(), n_pages, false).unwrap()
+        Cache::new(&kv::tests::hyper(), crate::options::Kv::F16, n_pages, false).unwrap()
     }
 
     fn prompt(n: usize, last: u32) -> Vec<u32> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use ternfleet_cloud::EndMyself;
-use ternfleet_engine::{Head, KernelChoice, Speculation};
+use ternfleet_engine::{Head, KernelChoice, Kv, Speculation};
 use ternfleet_proto::{UsdMicro, WorkerId};
 
 /// Options of one worker process. Every field has a default; unknown keys are refused.
@@ -23,6 +23,8 @@ pub struct Options {
     pub engines: String,
     /// Memory for keys and values; none lets the engine decide.
     pub kv_budget_bytes: Option<u64>,
+    /// How keys and values are kept: `f16`, or `int8`, an approximation in half the memory, under another numerics id.
+    pub kv: String,
     /// Positions a job may have; none takes the model's context.
     pub max_context: Option<usize>,
     /// Keep the pages of prompts that begin alike.
@@ -76,6 +78,7 @@ impl Default for Options {
             slots: 8,
             engines: "1".to_owned(),
             kv_budget_bytes: None,
+            kv: Kv::F16.to_string(),
             max_context: None,
             prefix_cache: true,
             head: Head::Screened.to_string(),
@@ -129,6 +132,9 @@ impl Options {
         let most = if self.engine == "model" { ternfleet_engine::MAX_SEQUENCES } else { 4096 };
         require((1..=most).contains(&self.slots), format!("slots is {}: use 1 to {most}", self.slots));
         if let Err(fault) = self.head.parse::<Head>() {
+            require(false, fault.to_string());
+        }
+        if let Err(fault) = self.kv.parse::<Kv>() {
             require(false, fault.to_string());
         }
         if let Err(fault) = self.kernel.parse::<KernelChoice>() {
@@ -204,9 +210,15 @@ mod tests {
 
     #[test]
     fn all_faults_are_reported_at_once() {
-        let options = Options { slots: 0, threads: Some(0), price_usd_per_hour: -1.0, ..Options::default() };
+        let options = Options {
+            slots: 0,
+            threads: Some(0),
+            price_usd_per_hour: -1.0,
+            kv: "int4".to_owned(),
+            ..Options::default()
+        };
         let faults = options.check().unwrap_err().faults;
-        assert_eq!(faults.len(), 4, "{faults:?}");
+        assert_eq!(faults.len(), 5, "{faults:?}");
     }
 
     #[test]
