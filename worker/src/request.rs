@@ -24,6 +24,8 @@ pub struct Prepared {
     /// Kept output that is used.
     pub kept: u32,
     pub stream: bool,
+    /// The caller wants the ids of prompts and outputs.
+    pub token_ids: bool,
 }
 
 /// One of the answers.
@@ -66,6 +68,7 @@ pub fn prepare(
         prompt_tokens: 0,
         kept,
         stream: generation.stream,
+        token_ids: generation.token_ids,
     };
     for prompt in generation.prompt.each() {
         let ids = language.encode(prompt)?;

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use ternfleet_proto::message::{
-    EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line, Order,
-    Outcome, Work,
+    Abilities, EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line,
+    Order, Outcome, Work,
 };
 use ternfleet_proto::tag::AssignmentTag;
 use ternfleet_proto::{
@@ -44,6 +44,8 @@ pub struct Task {
     pub input: Input,
     /// Its output must belong to a language, so that its arithmetic is that of constraints too.
     pub constrained: bool,
+    /// What an engine must be able to do for it.
+    pub needs: Abilities,
     /// Prompt and expected output, in tokens.
     pub tokens_estimate: u32,
     /// What the task occupies in memory, about.
@@ -84,6 +86,8 @@ pub struct Answer {
     pub cached_tokens: u32,
     /// The model that gave it.
     pub model: Option<Box<str>>,
+    /// Another run may give other ids.
+    pub nondeterministic: bool,
     pub finished_at: TimeMs,
 }
 
@@ -132,6 +136,7 @@ impl From<&JobResult> for Answer {
             engine_us: result.usage.engine_us,
             cached_tokens: result.usage.cached_tokens,
             model: result.line.model.as_deref().map(Into::into),
+            nondeterministic: result.nondeterministic,
             finished_at: result.finished_at,
         }
     }

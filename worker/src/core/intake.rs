@@ -305,10 +305,7 @@ impl Core {
                 slot.attempt.0 = slot.attempt.0.max(after);
                 let profile = &self.config.profile;
                 if found.model_digest == profile.model_digest && found.numerics == slot.work.numerics {
-                    slot.kept = found.generated.len();
-                    slot.ids = found.generated;
-                    slot.logprobs = found.logprobs;
-                    slot.choices = found.choices;
+                    slot.take_over(found, self.config.keeps_text);
                 } else {
                     slot.repeated = found.generated.len();
                 }
@@ -367,11 +364,7 @@ impl Core {
         }
         let kept = kept as usize;
         if kept < slot.ids.len() {
-            slot.repeated += slot.ids.len() - kept;
-            slot.ids.truncate(kept);
-            slot.logprobs.truncate(kept);
-            slot.choices.truncate(kept);
-            slot.kept = kept;
+            slot.drop_after(kept);
         }
         if slot.begun_before {
             self.counters.reprefilled_tokens += u64::from(prompt_tokens) + kept as u64;
