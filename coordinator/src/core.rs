@@ -91,6 +91,8 @@ pub struct Limits {
     pub audit_share_ppm: u32,
     /// After a change of leader, wait this long for workers to say what they run before assigning.
     pub settle_ms: u64,
+    /// The models of the classes of pods that may be rented and whose engine can do everything; `None` is any model.
+    pub able_classes: Vec<Option<String>>,
 }
 
 impl Default for Limits {
@@ -101,6 +103,7 @@ impl Default for Limits {
             workers_per_shard: 500,
             audit_share_ppm: 0,
             settle_ms: 1_200,
+            able_classes: Vec::new(),
         }
     }
 }

@@ -10,8 +10,8 @@ use crate::gateway::GatewayOptions;
 mod scale;
 
 pub use scale::{
-    ClassOptions, LocalOptions, PodOptions, ProviderKind, RunpodOptions, ScaleOptions, VolumeOptions,
-    resolved,
+    ClassEngine, ClassOptions, LocalOptions, PodOptions, ProviderKind, RunpodOptions, ScaleOptions,
+    VolumeOptions, resolved,
 };
 
 /// What one tenant may have queued.

@@ -179,6 +179,7 @@ async fn serve_once(
         quotas: options.quotas.clone(),
         text_bytes_max: options.text_bytes_max,
         workers_per_shard: table::WORKERS_PER_SHARD,
+        able_classes: options.scale.able_classes(),
         audit_share_ppm: (options.audit_share.clamp(0.0, 1.0) * 1e6) as u32,
         ..Limits::default()
     };

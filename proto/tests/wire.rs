@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
+#[path = "wire/samples.rs"]
+mod samples;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -15,6 +18,8 @@ use ternfleet_proto::tag::{AssignmentKey, AssignmentTag};
 use ternfleet_proto::{
     Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, MonoMs, TenantId, TimeMs, UsdMicro, WorkerId,
 };
+
+use samples::{quote, view};
 
 fn job() -> JobKey {
     JobKey { batch: batch_id(), index: 7 }
@@ -62,6 +67,8 @@ fn generation() -> Generation {
         echo: false,
         stream: true,
         constraint: Some(Constraint::JsonSchema(r#"{"type":"object"}"#.into())),
+        token_ids: true,
+        deterministic: true,
     }
 }
 
@@ -112,6 +119,7 @@ fn checkpoint() -> Checkpoint {
         logprobs: logprobs(),
         choices: vec![0, 3],
         generated_by: None,
+        text: "drei".into(),
         claim: false,
         released: true,
         at: TimeMs(5),
@@ -130,6 +138,7 @@ fn result(outcome: Outcome) -> JobResult {
         outcome,
         usage: Usage { prompt_tokens: 3, completion_tokens: 4, engine_us: 5, ..Usage::default() },
         timing: Timing { queued_ms: 1, first_token_ms: 2, total_ms: 3 },
+        nondeterministic: true,
         finished_at: TimeMs(1_700_000_000_123),
         traceparent: None,
         rejected: None,
@@ -145,6 +154,8 @@ fn good() -> JobResult {
         logprobs: logprobs(),
         prompt_logprobs: logprobs(),
         calls: vec![Call { name: "f".into(), arguments: "{}".into() }],
+        ids: vec![1, 2],
+        prompt_ids: vec![3],
         more: vec![Generated::default()],
     }))
 }
@@ -185,83 +196,7 @@ fn heartbeat() -> Heartbeat {
         needs_queues: false,
         canary: "c1-5e1f".into(),
         thread_scaling: vec![ThreadPoint { threads: 16, tok_s: 30.5 }],
-    }
-}
-
-fn view() -> BatchView {
-    BatchView {
-        id: batch_id(),
-        tenant: tenant(),
-        name: Some("Märchen".into()),
-        state: BatchState::PausedBudget,
-        input_object: "in".into(),
-        endpoint: None,
-        output_object: None,
-        error_object: None,
-        total: 10,
-        completed: 3,
-        failed: 1,
-        total_is_final: true,
-        created_at: TimeMs(1_000),
-        started_at: Some(TimeMs(2_000)),
-        cancelling_at: None,
-        finalizing_at: None,
-        ended_at: None,
-        expires_at: TimeMs(86_400_000),
-        options: BatchOptions {
-            budget_usd_micro: Some(UsdMicro(5)),
-            priority: -3,
-            ..BatchOptions::default()
-        },
-        metadata: [("k".to_owned(), "v".to_owned())].into(),
-        prompt_tokens: 30,
-        completion_tokens: 40,
-        wasted_tokens: 2,
-        cost_usd_micro: UsdMicro(18),
-        over_budget_usd_micro: UsdMicro(1),
-        rate_tok_s: 20.5,
-        finish_estimate: Some(TimeMs(9_000)),
-        durability: Durability::Stored,
-        replicas: 1,
-        reason: Some("spent".into()),
-        stall: Some(Stall {
-            code: StallCode::BudgetSpent,
-            reason: "spent".into(),
-            advice: Some("raise it".into()),
-        }),
-        webhook: None,
-        quote: None,
-        model: Some("m".into()),
-        cached_tokens: 2,
-        outputs_expire_at: Some(TimeMs(7)),
-    }
-}
-
-fn quote() -> Quote {
-    let other = Alternative { deadline_ms: None, cost_usd_micro: UsdMicro(1), finish_p95_ms: TimeMs(9) };
-    Quote {
-        work_tokens: 10.0,
-        work_tokens_low: 9.0,
-        work_tokens_high: 11.0,
-        kept: false,
-        binds: Some(Binds::Budget),
-        explanation: "too dear".into(),
-        cost_p50_usd_micro: UsdMicro(1),
-        cost_p95_usd_micro: UsdMicro(2),
-        bill_p50_usd_micro: Some(UsdMicro(1)),
-        bill_p95_usd_micro: Some(UsdMicro(2)),
-        finish_p50_ms: TimeMs(3),
-        finish_p95_ms: TimeMs(4),
-        bound_usd_micro: UsdMicro(1),
-        pods: vec![PodsUsed {
-            class: "c".into(),
-            pods: 2,
-            started: 1,
-            from_ms: TimeMs(1),
-            until_ms: TimeMs(3),
-        }],
-        cheaper: Some(other),
-        faster: None,
+        abilities: Abilities { tools: false, ..Abilities::ALL },
     }
 }
 
@@ -295,6 +230,8 @@ macro_rules! every_message {
             prompt_logprobs: logprobs(),
             model: Some("m".into()),
             calls: vec![CallPiece { call: 1, name: Some("f".into()), arguments: "{".into() }],
+            ids: vec![1],
+            prompt_ids: vec![2],
         });
         with!(heartbeat());
         for order in [

@@ -163,6 +163,7 @@ pub fn first_beat(id: &WorkerId, manner: &Manner, now: TimeMs) -> Heartbeat {
         needs_queues: false,
         canary: String::new(),
         thread_scaling: Vec::new(),
+        abilities: Default::default(),
     }
 }
 
@@ -295,6 +296,7 @@ async fn claim_after(
         logprobs: Vec::new(),
         choices: Vec::new(),
         generated_by: None,
+        text: String::new(),
         claim: true,
         released: false,
         at: TimeMs::now(),
@@ -331,6 +333,7 @@ fn answer(id: &WorkerId, work: &Work, brief: bool) -> JobResult {
         }),
         usage: Usage { prompt_tokens: 5, completion_tokens: 10, ..Usage::default() },
         timing: Timing::default(),
+        nondeterministic: false,
         finished_at: TimeMs::now(),
         traceparent: None,
         rejected: None,

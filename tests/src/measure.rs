@@ -8,6 +8,7 @@ mod fair;
 mod hand_over;
 mod large;
 mod restart;
+mod upstream;
 
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub use fair::short_behind_long;
 pub use hand_over::{latency, throughput};
 pub use large::{Answered, large_input};
 pub use restart::{restart, takeover};
+pub use upstream::overhead;
 
 /// A server, a coordinator in this process, two workers that answer at once, and a caller.
 struct Fleet {

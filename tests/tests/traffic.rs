@@ -14,8 +14,8 @@ use ternfleet_coordinator::core::{
     Outputs, Task, Trace, Verdict,
 };
 use ternfleet_proto::message::{
-    BatchCreate, BatchOptions, Durability, EventKind, Generation, Input, JobCreate, Line, Prompt, Refusal,
-    Running, Work,
+    Abilities, BatchCreate, BatchOptions, Durability, EventKind, Generation, Input, JobCreate, Line, Prompt,
+    Refusal, Running, Work,
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
@@ -225,6 +225,7 @@ impl World {
                 cached_tokens: 0,
                 model: None,
                 engine_us: run.engine_us as u64,
+                nondeterministic: false,
                 finished_at: self.now.wall,
             };
             self.tell(Event::Answer { sequence: self.sequence, answer: Box::new(answer) });
@@ -345,6 +346,7 @@ fn task() -> Task {
         line: line(),
         input: Input::Inline(generation(LINE_TOKENS)),
         constrained: false,
+        needs: Abilities::NONE,
         tokens_estimate: LINE_TOKENS,
         bytes: 100,
     }

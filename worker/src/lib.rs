@@ -22,9 +22,10 @@ mod options;
 pub mod request;
 mod shell;
 pub mod transcript;
+pub mod upstream;
 
 pub use heap::Heap;
 pub use identity::Identity;
 pub use model::{LoadedModel, digest_of_file};
 pub use options::{EngineKind, Options, OptionsError};
-pub use shell::{Parts, run, run_then, run_with};
+pub use shell::{Computer, Parts, run, run_then, run_with};

@@ -24,6 +24,8 @@ pub struct Prepared {
     /// Kept output that is used.
     pub kept: u32,
     pub stream: bool,
+    /// The caller wants the ids of prompts and outputs.
+    pub token_ids: bool,
 }
 
 /// One of the answers.
@@ -76,7 +78,13 @@ fn prepare_with(
 ) -> Result<Option<Prepared>, Failure> {
     let kept = outputs.iter().map(|ids| ids.len() as u32).sum();
     let mut outputs = outputs.into_iter();
-    let mut prepared = Prepared { choices: Vec::new(), prompt_tokens: 0, kept, stream: generation.stream };
+    let mut prepared = Prepared {
+        choices: Vec::new(),
+        prompt_tokens: 0,
+        kept,
+        stream: generation.stream,
+        token_ids: generation.token_ids,
+    };
     for prompt in generation.prompt.each() {
         let ids = language.encode(prompt)?;
         prepared.prompt_tokens += ids.len() as u32;

@@ -92,6 +92,9 @@ impl Core {
         }
         let first = self.party(&answer.worker, ids_digest)?;
         let kind = self.fleet.get(self.fleet.slot(&answer.worker)?)?.kind;
+        if !self.fleet.kinds[usize::from(kind.0)].abilities.deterministic {
+            return None;
+        }
         let tenant = batch.record.tenant.clone();
         Some(Audit { job: answer.job.clone(), tenant, first, second: None, kind, task })
     }

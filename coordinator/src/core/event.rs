@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ternfleet_proto::message::{
-    Author, EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line,
+    Abilities, Author, EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line,
     Order, Outcome, Work,
 };
 use ternfleet_proto::tag::AssignmentTag;
@@ -44,6 +44,8 @@ pub struct Task {
     pub input: Input,
     /// Its output must belong to a language, so that its arithmetic is that of constraints too.
     pub constrained: bool,
+    /// What an engine must be able to do for it.
+    pub needs: Abilities,
     /// Prompt and expected output, in tokens.
     pub tokens_estimate: u32,
     /// What the task occupies in memory, about.
@@ -86,6 +88,8 @@ pub struct Answer {
     pub model: Option<Box<str>>,
     /// Whose checkpoint its worker found to be wrong.
     pub rejected: Option<Box<Author>>,
+    /// Another run may give other ids.
+    pub nondeterministic: bool,
     pub finished_at: TimeMs,
 }
 
@@ -135,6 +139,7 @@ impl From<&JobResult> for Answer {
             cached_tokens: result.usage.cached_tokens,
             model: result.line.model.as_deref().map(Into::into),
             rejected: result.rejected.clone().map(Box::new),
+            nondeterministic: result.nondeterministic,
             finished_at: result.finished_at,
         }
     }

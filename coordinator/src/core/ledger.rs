@@ -142,7 +142,9 @@ impl Ledger {
         if batch.live.get(&job.index).is_some_and(|live| live.task.is_some() || live.answering) {
             return Kept::Known;
         }
-        let Some(queue) = batch.queue_for(task.line.model.as_deref()) else { return Kept::TooManyModels };
+        let Some(queue) = batch.queue_for(task.line.model.as_deref(), task.needs) else {
+            return Kept::TooManyModels;
+        };
         batch.text_bytes += u64::from(task.bytes);
         self.text_bytes += u64::from(task.bytes);
         let live = batch.live.entry(job.index).or_default();
@@ -226,7 +228,9 @@ impl Ledger {
         if !batch.is_open(job.index) {
             batch.totals.wasted_tokens += u64::from(answer.completion_tokens);
             let cell = batch.cell(job.index);
-            let diverges = cell.state == CellState::Good && digest != 0 && cell.digest != digest;
+            let same_each_time = !answer.nondeterministic;
+            let diverges =
+                cell.state == CellState::Good && digest != 0 && cell.digest != digest && same_each_time;
             return Some(Commit::Again { diverges });
         }
         let good = matches!(answer.verdict, Verdict::Good { .. });
@@ -241,6 +245,7 @@ impl Ledger {
         totals.completion_tokens += u64::from(answer.completion_tokens);
         totals.wasted_tokens += u64::from(answer.repeated_tokens);
         totals.cached_tokens += u64::from(answer.cached_tokens);
+        totals.nondeterministic += u32::from(answer.nondeterministic);
         if good && batch.record.model.is_none() {
             batch.record.model = answer.model.as_deref().map(str::to_owned);
         }

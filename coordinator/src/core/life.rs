@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ternfleet_proto::message::{BatchState, EventKind, Input, JobCreate, Order, WebhookState};
+use ternfleet_proto::message::{Abilities, BatchState, EventKind, Input, JobCreate, Order, WebhookState};
 use ternfleet_proto::{BatchId, Deadline, JobKey, Now, TimeMs, UsdMicro};
 
 use super::batch::Origin;
@@ -87,6 +87,7 @@ impl Core {
             bytes: estimate::bytes(&job.generation),
             line: job.line,
             constrained: job.generation.is_constrained(),
+            needs: Abilities::needed_by(&job.generation),
             input: Input::Inline(job.generation),
         };
         self.batch_known(now, record, actions);

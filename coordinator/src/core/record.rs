@@ -31,6 +31,8 @@ pub struct Totals {
     /// What its last jobs cost beyond its budget: nobody pays for it, and it is no idleness.
     pub over_budget_usd_micro: UsdMicro,
     pub cached_tokens: u64,
+    /// Answers that another run might give otherwise.
+    pub nondeterministic: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

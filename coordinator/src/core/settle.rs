@@ -363,6 +363,7 @@ impl Core {
             outcome: Outcome::Failed(Failure { code, message }),
             usage: Usage::default(),
             timing: Timing::default(),
+            nondeterministic: false,
             finished_at: now.wall,
             traceparent: None,
             rejected: None,

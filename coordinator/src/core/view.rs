@@ -8,7 +8,7 @@ use ternfleet_proto::{BatchId, Lane, Now, TenantId, TimeMs, UsdMicro, WorkerId};
 
 use super::batch::{Batch, Origin};
 use super::event::BatchSlot;
-use super::fleet::Liveness;
+use super::fleet::{Liveness, Worker};
 use super::{BatchRecord, Core};
 use crate::models::Models;
 
@@ -145,6 +145,7 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         quote: record.quote.clone(),
         model: record.model.clone(),
         cached_tokens: totals.cached_tokens,
+        nondeterministic: totals.nondeterministic > 0,
         outputs_expire_at: record
             .ended_at
             .zip(record.options.output_expires_after_s)
@@ -188,7 +189,9 @@ impl Core {
 
     /// One that takes work and serves this model, for a question that any of those can answer.
     pub fn some_worker(&self, model: Option<&str>) -> Option<WorkerId> {
-        let mut up = self.fleet.workers.values().filter(|worker| worker.takes_work());
+        // Who asks somebody else's server has no tokenizer.
+        let able = |worker: &&Worker| worker.takes_work() && worker.beat.abilities.is_all();
+        let mut up = self.fleet.workers.values().filter(able);
         let worker = up.find(|worker| model.is_none_or(|model| worker.serves(model)))?;
         Some(worker.beat.worker.clone())
     }

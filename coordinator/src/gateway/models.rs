@@ -19,17 +19,30 @@ use super::{Gateway, list_of};
 /// One entry a model name, from the heartbeats of live workers.
 async fn served(gateway: &Gateway) -> ApiResult<BTreeMap<String, Value>> {
     let pods: Vec<PodView> = gateway.ask(ApiVerb::Pods, &()).await?;
-    let mut models = BTreeMap::new();
+    let mut models: BTreeMap<String, Value> = BTreeMap::new();
     for pod in pods.into_iter().filter(|pod| pod.live) {
         let worker = pod.heartbeat;
-        models.entry(worker.model.clone()).or_insert_with(|| {
-            json!({
-                "id": worker.model, "object": "model", "created": worker.started_at.0 / 1000, "owned_by": "ternfleet",
-                "ternfleet": {
-                    "digest": worker.model_digest, "numerics": worker.numerics, "context_tokens": worker.context_tokens,
-                },
-            })
+        let deterministic = worker.abilities.deterministic;
+        let own = json!({
+            "digest": worker.model_digest, "numerics": worker.numerics, "context_tokens": worker.context_tokens,
+            "deterministic": deterministic,
         });
+        match models.get_mut(&worker.model) {
+            // Several kinds of engines under one name: which of them answers is not known before.
+            Some(model)
+                if ["digest", "numerics"].iter().any(|name| model["ternfleet"][*name] != own[*name]) =>
+            {
+                model["ternfleet"]["deterministic"] = false.into();
+            }
+            Some(_) => {}
+            None => {
+                let model = json!({
+                    "id": worker.model, "object": "model", "created": worker.started_at.0 / 1000,
+                    "owned_by": "ternfleet", "max_model_len": worker.context_tokens, "ternfleet": own,
+                });
+                models.insert(worker.model, model);
+            }
+        }
     }
     Ok(models)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ternfleet_proto::bus::{Bus, BusError};
-use ternfleet_proto::message::{Failure, FailureCode, Generation, Input as JobInput, Line};
+use ternfleet_proto::message::{Abilities, Failure, FailureCode, Generation, Input as JobInput, Line};
 use ternfleet_proto::openai::{Endpoint, ModelDefaults, is_blank, line_too_long, parse_line};
 use ternfleet_proto::{BatchId, JobKey, TenantId, codec, table};
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
@@ -219,8 +219,9 @@ impl Reader {
             return Ok(Content::Bad(Box::new((line, failure))));
         }
         let (tokens_estimate, constrained) = (estimate::tokens(&generation), generation.is_constrained());
+        let needs = Abilities::needed_by(&generation);
         let (input, bytes) = self.input(&job, &line, generation).await?;
-        Ok(Content::Good(Arc::new(Task { line, input, constrained, tokens_estimate, bytes })))
+        Ok(Content::Good(Arc::new(Task { line, input, constrained, needs, tokens_estimate, bytes })))
     }
 
     /// What is wrong with a line that is a request in itself.

@@ -192,6 +192,9 @@ pub struct BatchView {
     /// When its output files go, if they do before old batches' files do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outputs_expire_at: Option<TimeMs>,
+    /// Some of its answers another run might give otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nondeterministic: bool,
 }
 
 /// Where the call at the end of a batch stands.

@@ -91,6 +91,12 @@ pub struct Generation {
     /// What the output must look like; checked when the request was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constraint: Option<Constraint>,
+    /// Report the ids of prompt and output.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub token_ids: bool,
+    /// Only an engine that gives the same answer each time may run it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deterministic: bool,
 }
 
 /// A language that the output must belong to.
@@ -129,6 +135,8 @@ impl Default for Generation {
             echo: false,
             stream: false,
             constraint: None,
+            token_ids: false,
+            deterministic: false,
         }
     }
 }
@@ -276,6 +284,9 @@ pub struct Checkpoint {
     /// Who generated the output, where the owner has not computed it again yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generated_by: Option<Author>,
+    /// The text of `generated`, from a worker that has no tokenizer of its own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub text: String,
     /// True on the claim itself, before a token ran.
     pub claim: bool,
     /// Owner gave the job back in good order (drain, revocation); the attempt does not count as a fault.
@@ -308,6 +319,9 @@ pub struct JobResult {
     pub outcome: Outcome,
     pub usage: Usage,
     pub timing: Timing,
+    /// The engine may answer the same request otherwise the next time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nondeterministic: bool,
     pub finished_at: TimeMs,
     /// W3C trace context of the attempt that made it, when the caller is traced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -340,6 +354,11 @@ pub struct Generated {
     /// Calls that come after the text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<Call>,
+    /// The generated ids and those of the prompt, where the job asks for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompt_ids: Vec<u32>,
     /// The choices after the first; they have none themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more: Vec<Generated>,
@@ -492,4 +511,10 @@ pub struct TokenChunk {
     /// Parts of calls, after the text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<CallPiece>,
+    /// Where the job asks for ids: those whose text is complete with this chunk; with the first tokens of a choice also
+    /// those of the prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompt_ids: Vec<u32>,
 }

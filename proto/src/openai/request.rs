@@ -66,15 +66,36 @@ pub(super) fn request(
     let (stream, include_usage) = stream(&mut fields, origin)?;
     let (form, constraint) = shape::constraint(&mut fields)?.unzip();
     tools::with_constraint(prompt.tools(), constraint.as_ref())?;
+    let token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
+    let deterministic = deterministic(&mut fields)?;
     inert::take(&mut fields)?;
     fields.finish(match endpoint {
         Endpoint::Completions => "a completion request",
         Endpoint::ChatCompletions | Endpoint::Responses => "a chat completion request",
     })?;
     let held_by = prompt.tools().map(|_| "tools").or(form);
-    let generation =
-        Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint };
+    let generation = Generation {
+        prompt,
+        max_tokens,
+        sampling,
+        seed,
+        stop,
+        logprobs,
+        echo,
+        stream,
+        constraint,
+        token_ids,
+        deterministic,
+    };
     Ok(Request { model, generation, include_usage, held_by, settings: Map::new() })
+}
+
+/// What a request asks of this fleet alone, in the object `ternfleet`.
+fn deterministic(fields: &mut Fields) -> Result<bool, Fault> {
+    let Some(mut own) = fields.object("ternfleet")? else { return Ok(false) };
+    let deterministic = own.boolean("deterministic").map_err(|fault| format!("`ternfleet`: {fault}"))?;
+    own.finish("`ternfleet`")?;
+    Ok(deterministic.unwrap_or(false))
 }
 
 fn response(
@@ -100,6 +121,7 @@ fn response(
         }
         text.finish("`text`")?;
     }
+    let deterministic = deterministic(&mut fields)?;
     inert::take(&mut fields)?;
     fields.finish("a request for a response")?;
     tools::with_constraint(asked.tools.as_ref(), constraint.as_ref())?;
@@ -114,6 +136,7 @@ fn response(
         logprobs,
         stream,
         constraint,
+        deterministic,
         ..Generation::default()
     };
     Ok(Request { model, generation, include_usage: false, held_by, settings })

@@ -7,7 +7,9 @@ use anyhow::ensure;
 use ternfleet_coordinator::core::{
     Action, Answer, BatchFacts, BatchRecord, Content, Core, Event, Fed, Lead, Limits, Task, Verdict,
 };
-use ternfleet_proto::message::{BatchCreate, BatchOptions, Durability, Generation, Input, Line, Prompt};
+use ternfleet_proto::message::{
+    Abilities, BatchCreate, BatchOptions, Durability, Generation, Input, Line, Prompt,
+};
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{Attempt, LeaderRevision, MonoMs, Now, TenantId, TimeMs, WorkerId};
@@ -78,6 +80,7 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
                         cached_tokens: 0,
                         model: None,
                         rejected: None,
+                        nondeterministic: false,
                         finished_at: now.wall,
                     };
                     events.push(Event::Answer { sequence, answer: Box::new(answer) });
@@ -159,5 +162,12 @@ fn task(index: u32) -> Task {
         ..Generation::default()
     };
     let line = Line::new(Some(format!("c{index}")), Endpoint::Completions, None);
-    Task { line, input: Input::Inline(generation), constrained: false, tokens_estimate: 20, bytes: 420 }
+    Task {
+        line,
+        input: Input::Inline(generation),
+        constrained: false,
+        needs: Abilities::NONE,
+        tokens_estimate: 20,
+        bytes: 420,
+    }
 }

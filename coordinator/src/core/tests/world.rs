@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ternfleet_proto::message::{
-    BatchCreate, BatchOptions, BatchState, Durability, EventKind, FailedAttempt, Failure, FailureCode,
-    Generation, Heartbeat, Input, Line, Outcome, Prompt, Running, Sampling, Work, WorkerCounters,
-    WorkerState,
+    Abilities, BatchCreate, BatchOptions, BatchState, Durability, EventKind, FailedAttempt, Failure,
+    FailureCode, Generation, Heartbeat, Input, Line, Outcome, Prompt, Running, Sampling, Work,
+    WorkerCounters, WorkerState,
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
@@ -59,6 +59,7 @@ pub(super) struct SimWorker {
     pub(super) busy_ms: u64,
     pub(super) price: UsdMicro,
     pub(super) model: String,
+    pub(super) abilities: Abilities,
     pub(super) started_at: TimeMs,
 }
 
@@ -153,6 +154,7 @@ impl World {
             busy_ms: 0,
             price: UsdMicro(price),
             model: "m".to_owned(),
+            abilities: Abilities::ALL,
             started_at: TimeMs(0),
         });
     }
@@ -281,6 +283,7 @@ impl World {
                     engine_us: 0,
                     cached_tokens: 0,
                     model: None,
+                    nondeterministic: false,
                     finished_at: self.now.wall,
                 });
             }
@@ -349,7 +352,7 @@ impl World {
             state,
             model: worker.model.clone(),
             model_digest: "d".to_owned(),
-            numerics: "n".to_owned(),
+            numerics: if worker.abilities.is_all() { "n" } else { "server" }.to_owned(),
             context_tokens: 4096,
             slots: 4,
             slots_in_use: worker.running.len() as u32,
@@ -375,6 +378,7 @@ impl World {
             needs_queues: false,
             canary: worker.canary.clone(),
             thread_scaling: Vec::new(),
+            abilities: worker.abilities,
         };
         self.tell(Event::Heartbeat(Box::new(beat)));
     }
@@ -442,6 +446,7 @@ impl World {
                 engine_us: 100_000,
                 cached_tokens: 0,
                 model: None,
+                nondeterministic: !self.workers[n].abilities.deterministic,
                 finished_at: self.now.wall,
             });
         }
@@ -538,11 +543,14 @@ pub(super) fn task(n: u32) -> Task {
         echo: false,
         stream: false,
         constraint: None,
+        token_ids: false,
+        deterministic: false,
     };
     Task {
         line: line(n),
         input: Input::Inline(generation),
         constrained: false,
+        needs: Abilities::NONE,
         tokens_estimate: 20,
         bytes: 100,
     }
