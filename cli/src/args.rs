@@ -37,6 +37,7 @@ use crate::commands::submit::Submit;
 use crate::commands::top::Top;
 use crate::commands::topology::TopologyCommand;
 use crate::commands::up::Up;
+use crate::commands::verify::Verify;
 use crate::commands::worker::Worker;
 
 /// A release build names its commit: `deploy/image/build.sh` sets it.
@@ -80,6 +81,8 @@ pub(crate) enum Command {
     Status(Status),
     /// Get the answers of a batch, finished or still running
     Results(Results),
+    /// Check the answers of a batch: signature, lines, and lines run again on this machine; no fleet is needed
+    Verify(Verify),
     /// Stop a batch; what was answered stays
     Cancel(Cancel),
     /// Send the failed lines of a batch again, as a new batch

@@ -21,6 +21,7 @@ pub(crate) mod lines;
 mod notify;
 mod pages;
 mod perform;
+mod proof;
 mod quotes;
 mod reader;
 mod records;
@@ -488,12 +489,12 @@ impl Service {
     fn write(&mut self, slot: BatchSlot) {
         let Some(batch) = self.core.batch(slot) else { return };
         let record = BatchRecord { totals: batch.totals, ..batch.record.clone() };
-        let (bus, key) = (Arc::clone(&self.bus), self.bus_facts.key.clone());
+        let (bus, keys) = (Arc::clone(&self.bus), self.bus_facts.keys());
         let (scratch, inbox) = (self.options.scratch_dir.clone(), self.inbox.clone());
         let (clock, turns) = (self.clock.clone(), Arc::clone(&self.writers));
         self.tasks.spawn(async move {
             let _turn = turns.acquire().await;
-            let outputs: Result<Outputs, String> = writer::write(bus, key, record, scratch, clock).await;
+            let outputs: Result<Outputs, String> = writer::write(bus, keys, record, scratch, clock).await;
             let _ = inbox.send(Input::Event(Event::Written { batch: slot, outputs })).await;
         });
     }

@@ -45,6 +45,8 @@ pub const LARGE_REQUESTS: &str = "requests";
 /// coordinator must not touch what a newer one has set up. Kept in the control bucket under [`VERSION_KEY`].
 pub const VERSION: u32 = 1;
 pub const VERSION_KEY: &str = "table_version";
+/// Key in the control bucket of the public key that checks proofs of batches, hexadecimal.
+pub const PROOF_PUBLIC_KEY: &str = "proof_public_key";
 
 /// Streams that nothing else can rebuild, by name: what a backup holds.
 pub fn is_truth(stream: &str) -> bool {

@@ -13,7 +13,8 @@ use ternfleet_proto::message::*;
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::{AssignmentKey, AssignmentTag};
 use ternfleet_proto::{
-    Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, MonoMs, TenantId, TimeMs, UsdMicro, WorkerId,
+    Attempt, BatchId, Digest, Epoch, JobKey, Lane, LeaderRevision, MonoMs, TenantId, TimeMs, UsdMicro,
+    WorkerId,
 };
 
 fn job() -> JobKey {
@@ -48,12 +49,9 @@ fn logprobs() -> Vec<TokenLogprobs> {
 }
 
 fn generation() -> Generation {
+    let said = ("user".into(), "Wie geht's?\n".into());
     Generation {
-        prompt: Prompt::Chat(vec![ChatMessage {
-            role: "user".into(),
-            content: "Wie geht's?\n".into(),
-            ..ChatMessage::default()
-        }]),
+        prompt: Prompt::Chat(vec![ChatMessage { role: said.0, content: said.1, ..ChatMessage::default() }]),
         max_tokens: Some(40),
         sampling: Sampling { logit_bias: vec![(3, -1.5)], ..Sampling::default() },
         seed: u64::MAX,
@@ -69,9 +67,9 @@ fn conversation() -> Conversation {
     let call = PastCall { id: "c".into(), name: "f".into(), arguments: "{}".into() };
     let asked = ChatMessage { role: "assistant".into(), calls: vec![call], ..ChatMessage::default() };
     let answered = ChatMessage { role: "tool".into(), call_id: Some("c".into()), ..ChatMessage::default() };
-    let function =
-        Function { name: "f".into(), description: Some("d".into()), parameters: Some("{}".into()) };
-    let choice = ToolChoice::Function("f".into());
+    let (description, parameters) = (Some("d".into()), Some("{}".into()));
+    let (function, choice) =
+        (Function { name: "f".into(), description, parameters }, ToolChoice::Function("f".into()));
     let tools = Some(Tools { functions: vec![function], choice, parallel: true });
     Conversation { messages: vec![asked, answered], tools }
 }
@@ -135,7 +133,9 @@ fn result(outcome: Outcome) -> JobResult {
 }
 
 fn good() -> JobResult {
-    let ids_digest = Generated::digest_of(&[1, 2, 3]);
+    let (ids_digest, digest) = (Generated::digest_of(&[1, 2, 3]), Digest::of(b"x"));
+    let (model_digest, numerics) = ("d".into(), "n".into());
+    let evidence = Evidence { model_digest, numerics, request: digest, seed: Some(u64::MAX), answer: digest };
     result(Outcome::Text(Generated {
         text: "gut".into(),
         finish: Finish::Stop,
@@ -144,6 +144,7 @@ fn good() -> JobResult {
         prompt_logprobs: logprobs(),
         calls: vec![Call { name: "f".into(), arguments: "{}".into() }],
         more: vec![Generated::default()],
+        evidence: Some(evidence.into()),
     }))
 }
 
@@ -196,6 +197,7 @@ fn view() -> BatchView {
         endpoint: None,
         output_object: None,
         error_object: None,
+        proof_object: None,
         total: 10,
         completed: 3,
         failed: 1,
@@ -236,6 +238,8 @@ fn view() -> BatchView {
 }
 
 fn quote() -> Quote {
+    let (from_ms, until_ms) = (TimeMs(1), TimeMs(3));
+    let used = PodsUsed { class: "c".into(), pods: 2, started: 1, from_ms, until_ms };
     let other = Alternative { deadline_ms: None, cost_usd_micro: UsdMicro(1), finish_p95_ms: TimeMs(9) };
     Quote {
         work_tokens: 10.0,
@@ -251,13 +255,7 @@ fn quote() -> Quote {
         finish_p50_ms: TimeMs(3),
         finish_p95_ms: TimeMs(4),
         bound_usd_micro: UsdMicro(1),
-        pods: vec![PodsUsed {
-            class: "c".into(),
-            pods: 2,
-            started: 1,
-            from_ms: TimeMs(1),
-            until_ms: TimeMs(3),
-        }],
+        pods: vec![used],
         cheaper: Some(other),
         faster: None,
     }
@@ -595,6 +593,5 @@ fn broken_bytes_are_an_error_and_never_a_panic() {
 fn a_message_in_anothers_place_is_refused_by_name() {
     let reason = decode::<Work>(&encode(&heartbeat())).unwrap_err();
     assert_eq!(reason.expected, "Work");
-    assert!(decode::<Heartbeat>(b"").is_err());
-    assert!(decode::<Checkpoint>(&[0xc0]).is_err());
+    assert!(decode::<Heartbeat>(b"").is_err() && decode::<Checkpoint>(&[0xc0]).is_err());
 }

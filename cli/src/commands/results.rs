@@ -1,5 +1,6 @@
 //! `ternfleet results ID`: the answers of a batch, committed ones only, finished or still running.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -29,6 +30,9 @@ pub(crate) struct Results {
     /// Form of the answers
     #[arg(long, value_enum, value_name = "FORM", default_value_t = Format::Jsonl)]
     format: Format,
+    /// Write the signed manifest of the batch here as well, for `verify`
+    #[arg(long, value_name = "FILE", requires = "out")]
+    proof: Option<PathBuf>,
     /// The same as --format jsonl
     #[arg(long, conflicts_with = "format")]
     json: bool,
@@ -64,6 +68,11 @@ impl Results {
             let patience = if self.wait { Patience::Endless } else { Patience::Short };
             let path = follow::into_file(&fleet, &batch, draft, self.format, patience).await?;
             eprintln!("results: {}", path.display());
+            if let Some(path) = &self.proof {
+                let draft = WholeFile::create(path, Existing::forced(self.force))?;
+                let path = follow::proof_into_file(&fleet, &batch, draft, patience).await?;
+                eprintln!("proof: {}", path.display());
+            }
             Ok(batch)
         })?;
         if !batch.state.is_terminal() {

@@ -162,6 +162,8 @@ pub struct Change {
 pub struct Outputs {
     pub output_object: Option<String>,
     pub error_object: Option<String>,
+    /// The signed manifest of both.
+    pub proof_object: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -248,6 +248,7 @@ impl Core {
             Ok(outputs) => {
                 batch.record.output_object = outputs.output_object;
                 batch.record.error_object = outputs.error_object;
+                batch.record.proof_object = outputs.proof_object;
                 batch.end_state()
             }
             Err(reason) => {

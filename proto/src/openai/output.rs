@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::logprobs::{chat_logprobs, completion_logprobs};
 use super::{Endpoint, json_line, responses};
 use crate::id::JobKey;
-use crate::message::{Call, Finish, Generated, JobResult, Line, Outcome, Usage};
+use crate::message::{Call, Evidence, Finish, Generated, JobResult, Line, Outcome, Usage};
 
 /// One line of an output or error file, without its line ending.
 pub fn output_line(result: &JobResult) -> String {
@@ -28,7 +28,7 @@ pub fn output_value(result: &JobResult) -> Value {
             (Value::Null, json!({ "code": failure.code, "message": failure.message }))
         }
     };
-    json!({
+    let mut value = json!({
         "id": name("batch_req", &result.job),
         "custom_id": result.line.custom_id,
         "response": response,
@@ -45,7 +45,12 @@ pub fn output_value(result: &JobResult) -> Value {
             "repeated_tokens": result.usage.repeated_tokens,
             "reprefilled_tokens": result.usage.reprefilled_tokens,
         },
-    })
+    });
+    if let Outcome::Text(Generated { evidence: Some(evidence), .. }) = &result.outcome {
+        let Evidence { request, seed, answer, .. } = &**evidence;
+        value["ternfleet"]["proof"] = json!({ "request": request, "seed": seed, "answer": answer });
+    }
+    value
 }
 
 /// Ids are made of the job's identity, so that the same answer carries the same id wherever it is read.

@@ -14,6 +14,8 @@ use ternfleet_proto::message::{
 use ternfleet_proto::tag::{AssignmentTag, CheckpointKey};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TenantId};
 
+use crate::asked::Asked;
+
 /// One stay of a job in this worker, from its delivery to its settlement. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotId(pub u64);
@@ -282,6 +284,8 @@ pub struct Completion {
     /// One a choice, at least one.
     pub outputs: Vec<Output>,
     pub cached_tokens: u32,
+    /// None from an engine whose answers are not the same bits everywhere.
+    pub asked: Option<Asked>,
 }
 
 /// A whole output.

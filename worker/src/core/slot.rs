@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ternfleet_proto::bus::Delivery;
 use ternfleet_proto::message::{
-    Checkpoint, Failure, Generated, Heartbeat, JobResult, Line, Outcome, Timing, TokenLogprobs, Usage, Work,
+    Checkpoint, Evidence, Failure, Generated, Heartbeat, JobResult, Line, Outcome, Timing, TokenLogprobs,
+    Usage, Work,
 };
 use ternfleet_proto::{Attempt, Deadline, MonoMs, Now};
 
@@ -233,11 +234,17 @@ impl Slot {
             logprobs: logprobs.next().unwrap_or_default(),
             prompt_logprobs: output.prompt_logprobs,
             calls: output.calls,
-            more: Vec::new(),
+            ..Generated::default()
         });
         let mut generated = choices.next().unwrap_or_default();
         generated.more = choices.collect();
-        generated.ids_digest = Generated::digest_of_choices(&ids);
+        let answer = Generated::answer_digest(&ids);
+        generated.ids_digest = answer.short();
+        generated.evidence = whole.asked.map(|asked| {
+            let (model_digest, numerics) = (profile.model_digest.clone(), self.work.numerics.clone());
+            let request = asked.request(&model_digest, &numerics);
+            Box::new(Evidence { model_digest, numerics, request, seed: asked.seed, answer })
+        });
         let usage = Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.ids.len() as u32,

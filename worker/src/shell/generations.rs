@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ternfleet_engine::{Request, StopReason, TokenLogprob, Usage};
 use ternfleet_proto::message::{Failure, FailureCode, Finish, TokenLogprobs};
 
+use crate::asked::Asked;
 use crate::core::{Completion, End, Event, Output, SlotId, StartFailure, Tokens};
 use crate::engine_thread::{Command, EngineThread, Place, Report};
 use crate::language::Language;
@@ -35,6 +36,7 @@ struct Running {
     /// The core knows that it runs.
     started: bool,
     cached_tokens: u32,
+    asked: Asked,
 }
 
 /// One of a job's answers.
@@ -110,14 +112,15 @@ impl Generations {
                 return vec![Event::StartFailed { slot, why }];
             }
         };
-        let Prepared { choices, prompt_tokens, kept, stream } = prepared;
+        let Prepared { choices, prompt_tokens, kept, stream, asked } = prepared;
         let mut requests = Vec::new();
         let choices: Vec<Choice> = choices
             .into_iter()
             .enumerate()
             .map(|(number, choice)| Choice::new(number, choice, self.page_tokens, &mut requests))
             .collect();
-        let mut running = Running { choices, stream, prompt_tokens, kept, started: false, cached_tokens: 0 };
+        let (started, cached_tokens) = (false, 0);
+        let mut running = Running { choices, stream, prompt_tokens, kept, started, cached_tokens, asked };
         // The first of several choices of a prompt may be whole already, from an earlier attempt: nobody waits for it.
         for number in 0..running.choices.len() {
             if matches!(running.choices[number].stage, Stage::Done(_)) {
@@ -333,12 +336,12 @@ impl Generations {
         if !running.choices.iter().all(|choice| matches!(choice.stage, Stage::Done(_))) {
             return None;
         }
-        let cached_tokens = running.cached_tokens;
+        let (cached_tokens, asked) = (running.cached_tokens, Some(running.asked));
         let outputs = running.choices.drain(..).filter_map(|choice| match choice.stage {
             Stage::Done(output) => Some(output),
             Stage::Waiting { .. } | Stage::Running(_) => None,
         });
-        let completion = Completion { outputs: outputs.collect(), cached_tokens };
+        let completion = Completion { outputs: outputs.collect(), cached_tokens, asked };
         self.states.remove(&slot);
         Some(Event::Ended { slot, end: End::Complete(Box::new(completion)) })
     }

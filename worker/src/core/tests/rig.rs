@@ -134,6 +134,7 @@ pub(super) fn completion() -> End {
     End::Complete(Box::new(Completion {
         outputs: vec![Output { text: "text".to_owned(), finish: Finish::Length, ..Output::default() }],
         cached_tokens: 0,
+        asked: None,
     }))
 }
 
