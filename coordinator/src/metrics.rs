@@ -42,6 +42,7 @@ pub struct Metrics {
     warm: AtomicBool,
     refreshed: std::sync::Mutex<Refreshed>,
     committed: CounterVec,
+    cached: Counter,
     duplicates: Counter,
     divergences: Counter,
     forged: Counter,
@@ -197,6 +198,7 @@ impl Default for Metrics {
                 "outcome",
                 &["good", "error"],
             ),
+            cached: m.counter("answers_cached_total", "Lines that were answered with the answer of another line that asks for the same."),
             duplicates: m.counter("answers_duplicate_total", "Answers to jobs that already had one."),
             divergences: m.counter(
                 "answers_divergent_total",
@@ -392,6 +394,7 @@ impl Metrics {
                 before.committed[place],
             );
         }
+        add(&self.cached, counted.cached_answers, before.cached_answers);
         add(&self.duplicates, counted.duplicate_answers, before.duplicate_answers);
         add(&self.divergences, counted.divergent_answers, before.divergent_answers);
         add(&self.forged, counted.forged_answers, before.forged_answers);

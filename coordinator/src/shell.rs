@@ -8,6 +8,7 @@ mod answers;
 mod api;
 mod books;
 mod bounds;
+mod cache;
 mod count;
 mod dead;
 mod deletion;
@@ -178,6 +179,7 @@ async fn serve_once(
         text_bytes_max: options.text_bytes_max,
         workers_per_shard: table::WORKERS_PER_SHARD,
         audit_share_ppm: (options.audit_share.clamp(0.0, 1.0) * 1e6) as u32,
+        cache_entries_max: options.cache.entries_max as usize,
         ..Limits::default()
     };
     let mut core = Core::new(bus_facts.key.clone(), limits);
@@ -457,6 +459,12 @@ impl Service {
                 self.tasks.spawn(notify::call(*record, allow, self.clock.clone(), inbox));
             }
             Action::Announce { key, sequence } => self.announce(key, sequence),
+            Action::Remember { tenant, key, sequence } => {
+                self.ask_cache(cache::Ask::Remember { tenant, key, sequence });
+            }
+            Action::Repeat { job, key, place, result } => {
+                self.ask_cache(cache::Ask::Repeat { job, key, place, result });
+            }
             Action::ClearWork => {}
             action => {
                 if let Some(hands) = &self.hands {

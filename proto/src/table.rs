@@ -15,8 +15,8 @@ mod subjects;
 pub use durability::{OLDEST_SERVER, SyncFacts, durability, server_is_new_enough};
 pub use permissions::{Permissions, Role, is_inbox, permissions};
 pub use settings::{
-    ACK_WAIT, CHECKPOINT_AGE_MAX, RESULT_AGE_MAX, WORK_MESSAGE_BYTES_MAX, WORKERS_PER_SHARD, files_spec,
-    kv_specs, large_requests_spec, streams, work_consumers, work_stream_spec,
+    ACK_WAIT, CHECKPOINT_AGE_MAX, RESULT_AGE_MAX, WORK_MESSAGE_BYTES_MAX, WORKERS_PER_SHARD, answers_spec,
+    files_spec, kv_specs, large_requests_spec, streams, work_consumers, work_stream_spec,
 };
 pub use subjects::*;
 
@@ -40,6 +40,9 @@ pub const KV_SCALE: &str = "scale";
 /// Object bucket of requests that are too large for a work message. Apart from the tenants' files, so that a worker
 /// reads assigned work and nothing that a tenant has stored.
 pub const LARGE_REQUESTS: &str = "requests";
+
+/// Object bucket of answers that are remembered for other lines that ask for the same. A cache; the coordinator's alone.
+pub const ANSWERS: &str = "answers";
 
 /// Version of this table: of the streams, consumers and buckets and what they are set to. It grows when an older
 /// coordinator must not touch what a newer one has set up. Kept in the control bucket under [`VERSION_KEY`].

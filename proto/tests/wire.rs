@@ -60,6 +60,7 @@ fn generation() -> Generation {
         echo: false,
         stream: true,
         constraint: Some(Constraint::JsonSchema(r#"{"type":"object"}"#.into())),
+        no_cache: true,
     }
 }
 
@@ -145,6 +146,7 @@ fn good() -> JobResult {
         calls: vec![Call { name: "f".into(), arguments: "{}".into() }],
         more: vec![Generated::default()],
         evidence: Some(evidence.into()),
+        copy_of: Some(job()),
     }))
 }
 

@@ -33,6 +33,14 @@ pub(super) struct Party {
     pub ids_digest: u64,
 }
 
+impl Party {
+    /// An answer that was remembered is nobody's, and no host is at fault.
+    fn cache(ids_digest: u64) -> Party {
+        let (pod, host) = (String::new(), String::new());
+        Party { worker: coordinator_name(), pod, host, ids_digest }
+    }
+}
+
 /// The second runs that are under way, by the batch that each of them is.
 #[derive(Debug, Default)]
 pub(super) struct Audits(BTreeMap<BatchSlot, Audit>);
@@ -64,8 +72,12 @@ impl Core {
         if let Input::Inline(generation) = &mut task.input {
             generation.stream = false;
         }
-        let first = self.party(&answer.worker, ids_digest)?;
-        let kind = self.fleet.get(self.fleet.slot(&answer.worker)?)?.kind;
+        let copied = Self::is_copy(answer);
+        let first = if copied { Party::cache(ids_digest) } else { self.party(&answer.worker, ids_digest)? };
+        let kind = match copied {
+            true => self.kind_of(job)?,
+            false => self.fleet.get(self.fleet.slot(&answer.worker)?)?.kind,
+        };
         let tenant = batch.record.tenant.clone();
         Some(Audit { job: answer.job.clone(), tenant, first, second: None, kind, task })
     }
@@ -129,6 +141,8 @@ impl Core {
             None => {
                 self.counts.audits_diverged += 1;
                 self.counts.divergent_answers += 1;
+                // Whoever is right, nobody else is to get it.
+                self.forget_answer(&audit.tenant, audit.task.wanted, audit.kind);
                 let arbiter = Audit { second: Some(party.clone()), ..audit.clone() };
                 if !self.begin_audit(now, arbiter, actions) {
                     self.tell_of(&audit, &party, None, actions);

@@ -71,6 +71,9 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
     bus.ensure_objects(&table::files_spec(&tenant, replicas))
         .await
         .context("the object store cannot be made")?;
+    bus.ensure_objects(&table::answers_spec(Duration::from_millis(options.cache.age_ms)))
+        .await
+        .context("the store of remembered answers cannot be made")?;
     bus.ensure_objects(&table::large_requests_spec(replicas))
         .await
         .context("the store of large requests cannot be made")?;

@@ -92,6 +92,9 @@ pub struct Generation {
     /// What the output must look like; checked when the request was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constraint: Option<Constraint>,
+    /// It is run, whether its answer is known or not, and its answer is not remembered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
 }
 
 /// A language that the output must belong to.
@@ -130,6 +133,7 @@ impl Default for Generation {
             echo: false,
             stream: false,
             constraint: None,
+            no_cache: false,
         }
     }
 }
@@ -333,6 +337,9 @@ pub struct Generated {
     /// Of all choices; the first one has it. None from engines whose answers are not the same bits everywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Box<Evidence>>,
+    /// The job that was answered with it first: this one asks for the same, and was not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<JobKey>,
 }
 
 /// What an answer is a function of, and what it is: by it anybody can run a line again and compare.

@@ -46,7 +46,11 @@ pub fn output_value(result: &JobResult) -> Value {
             "reprefilled_tokens": result.usage.reprefilled_tokens,
         },
     });
-    if let Outcome::Text(Generated { evidence: Some(evidence), .. }) = &result.outcome {
+    let Outcome::Text(generated) = &result.outcome else { return value };
+    if generated.copy_of.is_some() {
+        value["ternfleet"]["cached"] = json!(true);
+    }
+    if let Some(evidence) = &generated.evidence {
         let Evidence { request, seed, answer, .. } = &**evidence;
         value["ternfleet"]["proof"] = json!({ "request": request, "seed": seed, "answer": answer });
     }

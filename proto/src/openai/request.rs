@@ -61,6 +61,7 @@ pub(super) fn request(
     let max_tokens = max_tokens(endpoint, &mut fields, served, echo)?;
     let sampling = sampling(&mut fields, served)?;
     let seed = seed_of(&mut fields)?.unwrap_or(seed);
+    let no_cache = fields.boolean("cache")? == Some(false);
     let stop = stop(&mut fields)?;
     let logprobs = logprobs(endpoint, &mut fields)?;
     let (stream, include_usage) = stream(&mut fields, origin)?;
@@ -73,7 +74,7 @@ pub(super) fn request(
     })?;
     let held_by = prompt.tools().map(|_| "tools").or(form);
     let generation =
-        Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint };
+        Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint, no_cache };
     Ok(Request { model, generation, include_usage, held_by, settings: Map::new() })
 }
 
@@ -88,6 +89,7 @@ fn response(
     let sampling = sampling(&mut fields, served)?;
     let seed = seed_of(&mut fields)?.unwrap_or(seed);
     let (stream, _) = stream(&mut fields, origin)?;
+    let no_cache = fields.boolean("cache")? == Some(false);
     let mut settings = asked.settings;
     let mut constraint = None;
     if let Some(mut text) = fields.object("text")? {
@@ -117,6 +119,7 @@ fn response(
         logprobs,
         stream,
         constraint,
+        no_cache,
         ..Generation::default()
     };
     Ok(Request { model, generation, include_usage: false, held_by, settings })

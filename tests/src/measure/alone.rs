@@ -158,5 +158,7 @@ fn task(index: u32) -> Task {
         ..Generation::default()
     };
     let line = Line::new(Some(format!("c{index}")), Endpoint::Completions, None);
-    Task { line, input: Input::Inline(generation), constrained: false, tokens_estimate: 20, bytes: 420 }
+    let (constrained, wanted, start) = (false, None, None);
+    let input = Input::Inline(generation);
+    Task { line, input, constrained, tokens_estimate: 20, bytes: 420, wanted, start }
 }
