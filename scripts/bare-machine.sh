@@ -25,20 +25,20 @@ for tool in cc gcc clang make rustc cargo nats-server; do
   fi
 done
 
-rm -rf "$folder/work" && mkdir -p "$folder/work"
-cp "$wheel" "$folder/work/"
+rm -rf "$folder/trial" && mkdir -p "$folder/trial"
+cp "$wheel" "$folder/trial/"
 cp /etc/resolv.conf "$folder/etc/resolv.conf"
 # Whoever is behind a proxy that signs for others has its certificate here.
 cp /etc/ssl/certs/ca-certificates.crt "$folder/etc/ssl/certs/ca-certificates.crt"
-cat >"$folder/work/run.sh" <<'RUN'
+cat >"$folder/trial/run.sh" <<'RUN'
 set -eu
-cd /work
-export HOME=/work PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1
+cd /trial
+export HOME=/trial PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1
 python3 -m venv here
 begun=$(date +%s%N)
 here/bin/pip install --quiet ./*.whl
 installed=$(date +%s%N)
-PATH="/work/here/bin:$PATH" here/bin/ternfleet demo
+PATH="/trial/here/bin:$PATH" here/bin/ternfleet demo
 answered=$(date +%s%N)
 here/bin/python -c 'import ternfleet; print("module", ternfleet.Client.__name__)'
 echo "pip install: $(( (installed - begun) / 1000000 )) ms; demo with its answers: $(( (answered - installed) / 1000000 )) ms"
@@ -48,5 +48,5 @@ unshare --mount sh -eu -c '
   mount -t proc proc "$1/proc"
   mount --rbind /sys "$1/sys"
   mount --rbind /dev "$1/dev"
-  exec chroot "$1" sh /work/run.sh
+  exec chroot "$1" sh /trial/run.sh
 ' sh "$folder"

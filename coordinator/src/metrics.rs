@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, Opts, Registry, TextEncoder,
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, Registry,
+    TextEncoder,
 };
 
 mod answers;
@@ -130,7 +131,15 @@ impl Maker {
         (name, help, labels): (&str, &str, &[&str]),
         make: impl FnOnce(Opts) -> prometheus::Result<M>,
     ) -> M {
-        let name = format!("ternfleet_{name}");
+        self.register_as(kind, (format!("ternfleet_{name}"), help, labels), make)
+    }
+
+    fn register_as<M: Collector + Clone + 'static>(
+        &self,
+        kind: &'static str,
+        (name, help, labels): (String, &str, &[&str]),
+        make: impl FnOnce(Opts) -> prometheus::Result<M>,
+    ) -> M {
         let made = make(Opts::new(name.clone(), help)).expect("because names and labels are plain");
         self.registry.register(Box::new(made.clone())).expect("because the name is used once");
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
@@ -175,6 +184,13 @@ impl Maker {
     /// Gauges by lane.
     fn lanes(&self, name: &str, help: &str) -> GaugeVec {
         self.gauges(name, help, "lane", &Lane::ALL.map(Lane::as_str))
+    }
+
+    /// Histograms under a name that others have set.
+    fn standard_histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        self.register_as("histogram", (name.to_owned(), help, labels), |opts| {
+            HistogramVec::new(HistogramOpts { common_opts: opts, buckets: buckets.to_vec() }, labels)
+        })
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {

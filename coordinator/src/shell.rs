@@ -19,6 +19,7 @@ mod join;
 mod leading;
 mod lease;
 pub(crate) mod lines;
+mod micro;
 mod notify;
 mod pages;
 mod perform;
@@ -202,6 +203,9 @@ async fn serve_once(
     tasks.spawn(hear::pings(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::joiners(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::failed_starts(Arc::clone(bus), inbox.clone()));
+    let process = options.name.clone().unwrap_or_else(|| format!("pid-{}", std::process::id()));
+    let micro = Arc::new(micro::Micro::new(&process, clock.wall()));
+    tasks.spawn(Arc::clone(&micro).serve(Arc::clone(bus)));
     for (bucket, from, understood) in [
         (table::KV_BATCHES, records_end + 1, records::understood as fn(&str, &[u8]) -> Option<Input>),
         (table::KV_GRANTS, grants_from, grants::understood),
@@ -217,6 +221,7 @@ async fn serve_once(
         bus_facts,
         recent,
         diary: spans::Diary::default(),
+        micro,
         inbox: inbox.clone(),
         metrics: Arc::clone(metrics),
         core,
@@ -256,11 +261,10 @@ async fn serve_once(
         for input in gulp.drain(..) {
             match input {
                 Input::CaughtUp => {
-                    let name = options.name.clone().unwrap_or_else(|| format!("pid-{}", std::process::id()));
                     let lease = Duration::from_millis(options.lease_ms);
                     service.tasks.spawn(lease::keep(
                         Arc::clone(bus),
-                        name,
+                        process.clone(),
                         lease,
                         inbox.clone(),
                         cancel.clone(),
@@ -294,6 +298,7 @@ struct Service {
     api: Api,
     recent: Recent,
     diary: spans::Diary,
+    micro: Arc<micro::Micro>,
     inbox: mpsc::Sender<Input>,
     metrics: Arc<Metrics>,
     core: Core,
@@ -326,6 +331,9 @@ impl Service {
                 self.core.on(now, event, actions);
             }
             Input::Call(call) => {
+                if self.core.is_leading() {
+                    self.micro.asked(call.verb);
+                }
                 if let Some(hands) = &self.hands
                     && let Some(scaler) = &hands.scaler
                     && call.verb.is_of_the_scaler()

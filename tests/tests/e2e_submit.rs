@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use ternfleet_proto::nats;
 use ternfleet_tests::program::{LocalFleet, command, json_lines, run, wait_for};
 
 /// Lines as OpenAI's Batch API has them.
@@ -227,6 +228,27 @@ fn whoever_has_answers_and_manifest_finds_every_forgery() {
     let (kind, line, message) = &found[0];
     assert_eq!((kind.as_str(), *line), ("tokens", Some(2)));
     assert!(message.contains("differs first") && message.contains("\"@@\""), "{message}");
+
+    // What leaves nothing to chance is known when it is asked for again, and its proof holds.
+    assert_eq!(fleet.run(&["submit", &input, "--name", "again"]).unwrap().code, Some(2));
+    let (out, proof) = (file("again.jsonl"), file("again-proof.jsonl"));
+    assert_eq!(fleet.run(&["results", "again", "--out", &out, "--proof", &proof]).unwrap().code, Some(2));
+    let answers = json_lines(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    let cached: Vec<bool> = answers.iter().map(|answer| answer["ternfleet"]["cached"] == true).collect();
+    assert_eq!(cached, [true, true, false, false, false, false, false]);
+    assert_eq!(answers[1]["response"]["body"]["choices"][0]["text"], json!(said));
+    assert_eq!(faults(&[&out, "--manifest", &proof, "--input", &input]), []);
+
+    // As `nats micro stats` asks.
+    let options = nats::ConnectOptions { url: fleet.addresses.nats.clone(), ..Default::default() };
+    let asked = async {
+        let bus = nats::connect(&options).await.unwrap();
+        bus.request("$SRV.STATS.ternfleet", Default::default(), Duration::from_secs(5)).await.unwrap()
+    };
+    let stats = tokio::runtime::Runtime::new().unwrap().block_on(asked);
+    let stats: Value = serde_json::from_slice(&stats).unwrap();
+    let created = stats["endpoints"].as_array().unwrap().iter().find(|one| one["name"] == "batch_create");
+    assert_eq!(created.unwrap()["num_requests"], 2, "{stats}");
 }
 
 /// Every call of a message's `tool_calls` or a response's `output`: name and arguments.

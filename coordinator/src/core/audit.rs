@@ -148,6 +148,10 @@ impl Core {
                     self.tell_of(&audit, &party, None, actions);
                 }
             }
+            // The remembered answer was wrong, and no host is to blame for it.
+            Some(second) if !agrees && audit.first.host.is_empty() => {
+                self.tell_of(&audit, &second, None, actions)
+            }
             Some(second) if agrees => self.convict(&audit, &second, second.host.clone(), actions),
             Some(second) if second.ids_digest == party.ids_digest => {
                 self.convict(&audit, &second, audit.first.host.clone(), actions);
