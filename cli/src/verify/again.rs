@@ -70,7 +70,7 @@ impl Again {
             some => format!("; {some} lines have no evidence and were left out"),
         };
         format!(
-            "{lines} lines run here, {same} gave the same bits; {prompt_tokens} tokens in, {completion_tokens} out, \
+            "{same} of {lines} lines gave the same bits here; {prompt_tokens} tokens in, {completion_tokens} out, \
              {rate:.0} tok/s{without}"
         )
     }
