@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 pub use entropy::Entropy;
 pub use metrics::{Described, Metrics};
 pub use options::{
-    ClassEngine, ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, Retention,
+    CacheOptions, ClassEngine, ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, Retention,
     RunpodOptions, ScaleOptions, Streams, VolumeOptions, Webhooks, resolved,
 };
 

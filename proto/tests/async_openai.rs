@@ -57,6 +57,7 @@ fn view(state: BatchState, endpoint: Option<Endpoint>) -> BatchView {
         endpoint,
         output_object: Some("output-batch_1.jsonl".into()),
         error_object: None,
+        proof_object: None,
         total: 2,
         completed: 2,
         failed: 0,

@@ -16,7 +16,8 @@ use ternfleet_proto::message::*;
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::{AssignmentKey, AssignmentTag};
 use ternfleet_proto::{
-    Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, MonoMs, TenantId, TimeMs, UsdMicro, WorkerId,
+    Attempt, BatchId, Digest, Epoch, JobKey, Lane, LeaderRevision, MonoMs, TenantId, TimeMs, UsdMicro,
+    WorkerId,
 };
 
 use samples::{quote, view};
@@ -53,12 +54,9 @@ fn logprobs() -> Vec<TokenLogprobs> {
 }
 
 fn generation() -> Generation {
+    let said = ("user".into(), "Wie geht's?\n".into());
     Generation {
-        prompt: Prompt::Chat(vec![ChatMessage {
-            role: "user".into(),
-            content: "Wie geht's?\n".into(),
-            ..ChatMessage::default()
-        }]),
+        prompt: Prompt::Chat(vec![ChatMessage { role: said.0, content: said.1, ..ChatMessage::default() }]),
         max_tokens: Some(40),
         sampling: Sampling { logit_bias: vec![(3, -1.5)], ..Sampling::default() },
         seed: u64::MAX,
@@ -69,6 +67,7 @@ fn generation() -> Generation {
         constraint: Some(Constraint::JsonSchema(r#"{"type":"object"}"#.into())),
         token_ids: true,
         deterministic: true,
+        no_cache: true,
     }
 }
 
@@ -76,9 +75,9 @@ fn conversation() -> Conversation {
     let call = PastCall { id: "c".into(), name: "f".into(), arguments: "{}".into() };
     let asked = ChatMessage { role: "assistant".into(), calls: vec![call], ..ChatMessage::default() };
     let answered = ChatMessage { role: "tool".into(), call_id: Some("c".into()), ..ChatMessage::default() };
-    let function =
-        Function { name: "f".into(), description: Some("d".into()), parameters: Some("{}".into()) };
-    let choice = ToolChoice::Function("f".into());
+    let (description, parameters) = (Some("d".into()), Some("{}".into()));
+    let (function, choice) =
+        (Function { name: "f".into(), description, parameters }, ToolChoice::Function("f".into()));
     let tools = Some(Tools { functions: vec![function], choice, parallel: true });
     Conversation { messages: vec![asked, answered], tools }
 }
@@ -146,7 +145,9 @@ fn result(outcome: Outcome) -> JobResult {
 }
 
 fn good() -> JobResult {
-    let ids_digest = Generated::digest_of(&[1, 2, 3]);
+    let (ids_digest, digest) = (Generated::digest_of(&[1, 2, 3]), Digest::of(b"x"));
+    let (model_digest, numerics) = ("d".into(), "n".into());
+    let evidence = Evidence { model_digest, numerics, request: digest, seed: Some(u64::MAX), answer: digest };
     result(Outcome::Text(Generated {
         text: "gut".into(),
         finish: Finish::Stop,
@@ -157,6 +158,8 @@ fn good() -> JobResult {
         ids: vec![1, 2],
         prompt_ids: vec![3],
         more: vec![Generated::default()],
+        evidence: Some(evidence.into()),
+        copy_of: Some(job()),
     }))
 }
 
@@ -534,6 +537,5 @@ fn broken_bytes_are_an_error_and_never_a_panic() {
 fn a_message_in_anothers_place_is_refused_by_name() {
     let reason = decode::<Work>(&encode(&heartbeat())).unwrap_err();
     assert_eq!(reason.expected, "Work");
-    assert!(decode::<Heartbeat>(b"").is_err());
-    assert!(decode::<Checkpoint>(&[0xc0]).is_err());
+    assert!(decode::<Heartbeat>(b"").is_err() && decode::<Checkpoint>(&[0xc0]).is_err());
 }

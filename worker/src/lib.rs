@@ -6,6 +6,7 @@
 //! Architecture Invariant: `core` does no I/O, reads no clock and draws no randomness; the engine never runs on a
 //! thread of the async runtime.
 
+pub mod asked;
 pub mod calibrate;
 pub mod canary;
 pub mod core;

@@ -40,6 +40,14 @@ pub(super) struct Party {
     pub ids_digest: u64,
 }
 
+impl Party {
+    /// An answer that was remembered is nobody's, and no host is at fault.
+    fn cache(ids_digest: u64) -> Party {
+        let (pod, host) = (String::new(), String::new());
+        Party { worker: coordinator_name(), pod, host, ids_digest }
+    }
+}
+
 /// The second runs that are under way, by the batch that each of them is, and whom to look at.
 #[derive(Debug, Default)]
 pub(super) struct Audits {
@@ -90,8 +98,12 @@ impl Core {
         if let Input::Inline(generation) = &mut task.input {
             generation.stream = false;
         }
-        let first = self.party(&answer.worker, ids_digest)?;
-        let kind = self.fleet.get(self.fleet.slot(&answer.worker)?)?.kind;
+        let copied = Self::is_copy(answer);
+        let first = if copied { Party::cache(ids_digest) } else { self.party(&answer.worker, ids_digest)? };
+        let kind = match copied {
+            true => self.kind_of(job)?,
+            false => self.fleet.get(self.fleet.slot(&answer.worker)?)?.kind,
+        };
         if !self.fleet.kinds[usize::from(kind.0)].abilities.deterministic {
             return None;
         }
@@ -184,10 +196,16 @@ impl Core {
             None => {
                 self.counts.audits_diverged += 1;
                 self.counts.divergent_answers += 1;
+                // Whoever is right, nobody else is to get it.
+                self.forget_answer(&audit.tenant, audit.task.wanted, audit.kind);
                 let arbiter = Audit { second: Some(party.clone()), ..audit.clone() };
                 if !self.begin_audit(now, arbiter, actions) {
                     self.tell_of(&audit, &party, None, actions);
                 }
+            }
+            // The remembered answer was wrong, and no host is to blame for it.
+            Some(second) if !agrees && audit.first.host.is_empty() => {
+                self.tell_of(&audit, &second, None, actions)
             }
             Some(second) if agrees => self.convict(&audit, &second, second.host.clone(), actions),
             Some(second) if second.ids_digest == party.ids_digest => {

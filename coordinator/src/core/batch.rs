@@ -9,6 +9,7 @@ use ternfleet_proto::{Deadline, MonoMs, Now, UsdMicro};
 
 use super::event::{Task, WorkerSlot};
 use super::record::{BatchRecord, Ending, Totals};
+use super::wanted::{Same, Wanted};
 use crate::route::EngineKind;
 
 /// Lines asked for at a time.
@@ -92,6 +93,10 @@ pub struct Batch {
     pub queues: Vec<Queue>,
     /// Jobs to try again, and when.
     pub delayed: BTreeMap<(MonoMs, u32), ()>,
+    /// Lines that ask for the same, by their queue: one of them runs, the others wait for its answer.
+    pub same: BTreeMap<(usize, Wanted), Same>,
+    /// How many wait so.
+    pub following: u32,
     pub totals: Totals,
     /// Next line to read.
     pub read_next: u32,
@@ -127,6 +132,8 @@ impl Batch {
             live: BTreeMap::new(),
             queues: Vec::new(),
             delayed: BTreeMap::new(),
+            same: BTreeMap::new(),
+            following: 0,
             read_next: 0,
             reading: false,
             read_end: false,

@@ -15,6 +15,7 @@ use ternfleet_proto::{
 use super::account::Account;
 use super::record::BatchRecord;
 use super::supply::Supply;
+use super::wanted::{CacheKey, Place, Wanted};
 pub use crate::route::WorkerSlot;
 
 /// Place of a batch in the core; never reused within a process.
@@ -50,6 +51,10 @@ pub struct Task {
     pub tokens_estimate: u32,
     /// What the task occupies in memory, about.
     pub bytes: u32,
+    /// What it asks for, if another line's answer may be its own.
+    pub wanted: Option<Wanted>,
+    /// What its prompt begins with, if that is long: lines that begin alike are assigned together.
+    pub start: Option<u64>,
 }
 
 /// A line of the input as the reader found it.
@@ -170,6 +175,8 @@ pub struct Change {
 pub struct Outputs {
     pub output_object: Option<String>,
     pub error_object: Option<String>,
+    /// The signed manifest of both.
+    pub proof_object: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -222,6 +229,19 @@ pub enum Event {
     Written {
         batch: BatchSlot,
         outputs: Result<Outputs, String>,
+    },
+    /// The answer that was to be repeated is not where it was.
+    NotRepeated {
+        job: JobRef,
+        key: CacheKey,
+    },
+    /// Answers are stored in this segment: key, first byte, bytes.
+    SegmentKept {
+        segment: u32,
+        answers: Vec<(CacheKey, u32, u32)>,
+    },
+    SegmentGone {
+        segment: u32,
     },
     Cancel {
         batch: BatchSlot,
@@ -314,6 +334,19 @@ pub enum Action {
     },
     /// Publish an answer of the coordinator's own.
     Answer(Box<JobResult>),
+    /// Publish the answer at this place as that of the result's job, in place of the result's own text.
+    Repeat {
+        job: JobRef,
+        key: CacheKey,
+        place: Place,
+        result: Box<JobResult>,
+    },
+    /// Keep the answer at this sequence of RESULTS, for lines that will ask for the same.
+    Remember {
+        tenant: TenantId,
+        key: CacheKey,
+        sequence: u64,
+    },
     /// Remove the message at this sequence of RESULTS: it is no valid answer.
     Discard {
         sequence: u64,

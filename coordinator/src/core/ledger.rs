@@ -204,6 +204,15 @@ impl Ledger {
         true
     }
 
+    /// The answer of the coordinator's own does not come. False if the line has one.
+    pub fn stop_answering(&mut self, job: JobRef) -> bool {
+        let Some(batch) = self.batches.get_mut(&job.batch) else { return false };
+        let Some(live) = batch.live.get_mut(&job.index).filter(|live| live.answering) else { return false };
+        live.answering = false;
+        batch.answering -= 1;
+        true
+    }
+
     /// Forgets what was kept of a line that is answered; `waits` if it may be in a queue.
     pub fn close_line(&mut self, job: JobRef, waits: bool) {
         if waits {
@@ -272,6 +281,8 @@ impl Ledger {
         batch.live.clear();
         batch.queues.clear();
         batch.delayed.clear();
+        batch.same.clear();
+        batch.following = 0;
         batch.commits.shrink_to_fit();
         if self.active.remove(&slot) {
             self.keep_ended(slot);

@@ -66,6 +66,9 @@ pub struct BatchRecord {
     pub ended_at: Option<TimeMs>,
     pub output_object: Option<String>,
     pub error_object: Option<String>,
+    /// The signed manifest of both files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof_object: Option<String>,
     #[serde(default)]
     pub totals: Totals,
     /// What was quoted when it was accepted.
@@ -154,6 +157,7 @@ impl BatchRecord {
             ended_at: None,
             output_object: None,
             error_object: None,
+            proof_object: None,
             totals: Totals::default(),
             quote: None,
             single: true,
@@ -193,6 +197,7 @@ impl BatchRecord {
             ended_at: None,
             output_object: None,
             error_object: None,
+            proof_object: None,
             totals: Totals::default(),
             quote: None,
             single: false,

@@ -82,14 +82,22 @@ impl Core {
         }
         let good = matches!(answer.verdict, Verdict::Good { .. });
         self.counts.committed[usize::from(!good)] += 1;
-        self.counts.prompt_tokens += u64::from(answer.prompt_tokens);
-        self.counts.completion_tokens += u64::from(answer.completion_tokens);
-        self.counts.wasted_repeated_tokens += u64::from(answer.repeated_tokens);
-        let task = self.ledger.live(job).and_then(|live| live.task.as_deref());
-        let context = self.fleet.slot(&answer.worker).and_then(|slot| self.fleet.get(slot));
-        self.lengths.learn(answer, task, context.map_or(0, |worker| worker.beat.context_tokens));
+        if Self::is_copy(answer) {
+            self.counts.cached_answers += 1;
+        } else {
+            self.counts.prompt_tokens += u64::from(answer.prompt_tokens);
+            self.counts.completion_tokens += u64::from(answer.completion_tokens);
+            self.counts.wasted_repeated_tokens += u64::from(answer.repeated_tokens);
+            let task = self.ledger.live(job).and_then(|live| live.task.as_deref());
+            let context = self.fleet.slot(&answer.worker).and_then(|slot| self.fleet.get(slot));
+            self.lengths.learn(answer, task, context.map_or(0, |worker| worker.beat.context_tokens));
+        }
         let audit = self.audit_due(job, answer);
+        let wanted = self.wanted(job);
         self.land(now, job, Some(answer), actions);
+        if let Some(wanted) = wanted {
+            self.answer_others(now, job, wanted, sequence, answer, actions);
+        }
         if let Some(audit) = audit {
             self.begin_audit(now, audit, actions);
         }
@@ -341,11 +349,23 @@ impl Core {
         message: String,
         actions: &mut Vec<Action>,
     ) {
-        let Some(lead) = self.lead else { return };
+        let outcome = Outcome::Failed(Failure { code, message });
+        actions.extend(self.own_result(now, job, line, outcome).map(Action::Answer));
+    }
+
+    /// An answer of the coordinator's own, which is now on its way; none if the line needs none.
+    pub(super) fn own_result(
+        &mut self,
+        now: Now,
+        job: JobRef,
+        line: Option<Line>,
+        outcome: Outcome,
+    ) -> Option<Box<JobResult>> {
+        let lead = self.lead?;
         if !self.ledger.begin_answering(job) {
-            return;
+            return None;
         }
-        let (Some(batch), Some(live)) = (self.ledger.get(job.batch), self.ledger.live(job)) else { return };
+        let (batch, live) = (self.ledger.get(job.batch)?, self.ledger.live(job)?);
         let line = line
             .or_else(|| live.task.as_ref().map(|task| task.line.clone()))
             .unwrap_or_else(|| bare_line(job.index, &batch.record));
@@ -360,7 +380,7 @@ impl Core {
             attempt: Attempt(live.attempts),
             worker,
             line,
-            outcome: Outcome::Failed(Failure { code, message }),
+            outcome,
             usage: Usage::default(),
             timing: Timing::default(),
             nondeterministic: false,
@@ -368,7 +388,7 @@ impl Core {
             traceparent: None,
             rejected: None,
         };
-        actions.push(Action::Answer(Box::new(result)));
+        Some(Box::new(result))
     }
 
     /// A job failed on this host. Many different ones make the host suspect, not the jobs.

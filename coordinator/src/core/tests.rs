@@ -2,6 +2,7 @@
 
 mod audits;
 mod budgets;
+mod cache;
 mod engines;
 mod hosts;
 mod stalls;

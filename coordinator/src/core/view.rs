@@ -117,6 +117,7 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         endpoint: record.endpoint,
         output_object: record.output_object.clone(),
         error_object: record.error_object.clone(),
+        proof_object: record.proof_object.clone(),
         total: record.lines.unwrap_or(0).saturating_sub(totals.blank),
         completed: totals.completed,
         failed: totals.failed,

@@ -7,13 +7,14 @@ use ternfleet_proto::message::StartFailed;
 use ternfleet_proto::{BusError, LeaderRevision, Now, table};
 use tokio::sync::{mpsc, watch};
 
-use super::{Service, account, books, perform, records, retention, scaler};
+use super::{Service, account, books, cache, perform, records, retention, scaler};
 use crate::core::{Action, Event, Lead, Situation};
 
 /// The leader's tasks, and how they are reached.
 pub(super) struct Hands {
     pub(super) actions: mpsc::UnboundedSender<Action>,
     books: mpsc::UnboundedSender<books::Entry>,
+    cache: mpsc::UnboundedSender<cache::Ask>,
     pub(super) scaler: Option<ScalerHand>,
     leader: LeaderRevision,
     working: Vec<tokio::task::JoinHandle<()>>,
@@ -29,8 +30,8 @@ pub(super) struct ScalerHand {
 impl Hands {
     /// Lets the tasks end what they have begun, for a moment.
     pub(super) async fn close(self) {
-        let Hands { actions, books, scaler, leader, working } = self;
-        drop((actions, books, scaler));
+        let Hands { actions, books, cache, scaler, leader, working } = self;
+        drop((actions, books, cache, scaler));
         for task in working {
             let abort = task.abort_handle();
             if tokio::time::timeout(Duration::from_secs(2), task).await.is_err() {
@@ -53,6 +54,7 @@ impl Service {
         self.clear_work().await;
         let (action_sender, action_queue) = mpsc::unbounded_channel();
         let (book_sender, book_queue) = mpsc::unbounded_channel();
+        let (cache_sender, cache_queue) = mpsc::unbounded_channel();
         let bus = &self.bus;
         let mut working = vec![
             tokio::spawn(perform::side_by_side(
@@ -67,6 +69,15 @@ impl Service {
                 self.inbox.clone(),
             )),
             tokio::spawn(books::keep(Arc::clone(bus), lead.revision, account_at, book_queue)),
+            tokio::spawn(cache::serve(
+                Arc::clone(bus),
+                lead.revision,
+                self.options.cache.clone(),
+                self.recent.clone(),
+                cache_queue,
+                action_sender.clone(),
+                self.inbox.clone(),
+            )),
         ];
         let scaler = self.rental.clone().map(|rental| {
             let (situations, watched) = watch::channel(Arc::new(self.core.situation(now)));
@@ -88,6 +99,7 @@ impl Service {
         self.hands = Some(Hands {
             actions: action_sender,
             books: book_sender,
+            cache: cache_sender,
             scaler,
             leader: lead.revision,
             working,
@@ -124,6 +136,12 @@ impl Service {
     pub(super) fn show_situation(&self, now: Now) {
         if let Some(scaler) = self.hands.as_ref().and_then(|hands| hands.scaler.as_ref()) {
             scaler.situations.send_replace(Arc::new(self.core.situation(now)));
+        }
+    }
+
+    pub(super) fn ask_cache(&self, ask: cache::Ask) {
+        if let Some(hands) = &self.hands {
+            let _ = hands.cache.send(ask);
         }
     }
 

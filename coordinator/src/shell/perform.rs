@@ -155,6 +155,8 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
         | Action::KeepAccount(_)
         | Action::Announce { .. }
         | Action::Notify(_)
+        | Action::Remember { .. }
+        | Action::Repeat { .. }
         | Action::ClearWork => None,
     }
 }

@@ -138,7 +138,8 @@ fn life_of(record: &BatchRecord, now: TimeMs, retention: &Retention) -> Duration
 }
 
 fn tombstone(record: BatchRecord, leader: LeaderRevision, now: TimeMs) -> BatchRecord {
-    BatchRecord { leader, aged_out_at: Some(now), output_object: None, error_object: None, ..record }
+    let (output_object, error_object, proof_object) = (None, None, None);
+    BatchRecord { leader, aged_out_at: Some(now), output_object, error_object, proof_object, ..record }
 }
 
 /// Removes the files whose callers gave them an end; answers how many. An input waits for the batches that read it.
@@ -178,7 +179,8 @@ async fn clear(
     now: TimeMs,
 ) -> Result<(), BusError> {
     let input = (!input_is_shared).then_some(&record.input_object);
-    for name in input.into_iter().chain(&record.output_object).chain(&record.error_object) {
+    let outputs = [&record.output_object, &record.error_object, &record.proof_object];
+    for name in input.into_iter().chain(outputs.into_iter().flatten()) {
         files::remove(&**bus, &record.tenant, name, None, now).await?;
     }
     bus.purge(table::RESULTS, &table::results_of(&record.tenant, &record.id)).await?;

@@ -142,6 +142,9 @@ pub struct BatchView {
     /// Set when finished.
     pub output_object: Option<String>,
     pub error_object: Option<String>,
+    /// The signed manifest of both files; none of engines whose answers are not the same bits everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof_object: Option<String>,
     /// Lines with a job; grows while the input is still being read.
     pub total: u32,
     pub completed: u32,

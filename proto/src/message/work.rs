@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::tools::{Call, CallPiece, Conversation, PastCall, Tools};
+use crate::digest::Digest;
 use crate::id::{Attempt, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, WorkerId};
 use crate::openai::Endpoint;
 use crate::tag::{AssignmentTag, CheckpointKey};
@@ -97,6 +98,9 @@ pub struct Generation {
     /// Only an engine that gives the same answer each time may run it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deterministic: bool,
+    /// It is run, whether its answer is known or not, and its answer is not remembered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
 }
 
 /// A language that the output must belong to.
@@ -137,6 +141,7 @@ impl Default for Generation {
             constraint: None,
             token_ids: false,
             deterministic: false,
+            no_cache: false,
         }
     }
 }
@@ -362,32 +367,45 @@ pub struct Generated {
     /// The choices after the first; they have none themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more: Vec<Generated>,
+    /// Of all choices; the first one has it. None from engines whose answers are not the same bits everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Box<Evidence>>,
+    /// The job that was answered with it first: this one asks for the same, and was not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<JobKey>,
+}
+
+/// What an answer is a function of, and what it is: by it anybody can run a line again and compare.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// [`crate::message::Heartbeat::model_digest`] of the worker.
+    pub model_digest: String,
+    pub numerics: String,
+    /// Of model, numerics, the prompt's ids, sampling, seed, limits and constraint.
+    pub request: Digest,
+    /// None where no draw depends on it: the likeliest token is always taken.
+    pub seed: Option<u64>,
+    /// [`Generated::answer_digest`] of the ids.
+    pub answer: Digest,
 }
 
 impl Generated {
-    /// The digest that [`Generated::ids_digest`] holds: first eight bytes of BLAKE3 over the ids, little-endian both.
+    /// The digest that [`Generated::ids_digest`] holds of one choice: the first eight bytes of BLAKE3 over the ids,
+    /// little-endian both.
     pub fn digest_of(ids: &[u32]) -> u64 {
-        let mut hasher = blake3::Hasher::new();
-        for id in ids {
-            hasher.update(&id.to_le_bytes());
-        }
-        let mut first = [0u8; 8];
-        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-        u64::from_le_bytes(first)
+        Self::answer_digest(std::slice::from_ref(&ids)).short()
     }
 
-    /// The digest of several choices: of one alone it is [`Generated::digest_of`] its ids, of several that of the
-    /// number of each choice's ids and the ids.
-    pub fn digest_of_choices(choices: &[Vec<u32>]) -> u64 {
-        match choices {
-            [one] => Self::digest_of(one),
-            several => {
-                let all = several
-                    .iter()
-                    .flat_map(|ids| std::iter::once(ids.len() as u32).chain(ids.iter().copied()));
-                Self::digest_of(&all.collect::<Vec<u32>>())
+    /// BLAKE3 of the ids of one choice, little-endian; of several, that of the number of each choice's ids and the ids.
+    pub fn answer_digest<T: AsRef<[u32]>>(choices: &[T]) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        for ids in choices.iter().map(AsRef::as_ref) {
+            if choices.len() != 1 {
+                hasher.update(&(ids.len() as u32).to_le_bytes());
             }
+            ids.iter().for_each(|id| _ = hasher.update(&id.to_le_bytes()));
         }
+        Digest(*hasher.finalize().as_bytes())
     }
 
     /// This choice and those after it.

@@ -77,6 +77,7 @@ fn extension(batch: &BatchView) -> Value {
         "created_at_ms": batch.created_at,
         "ended_at_ms": batch.ended_at,
         "quote": batch.quote,
+        "proof_file_id": batch.proof_object,
     });
     if batch.nondeterministic {
         extension["deterministic"] = false.into();

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::logprobs::{chat_logprobs, completion_logprobs};
 use super::{Endpoint, json_line, responses};
 use crate::id::JobKey;
-use crate::message::{Call, Finish, Generated, JobResult, Line, Outcome, Usage};
+use crate::message::{Call, Evidence, Finish, Generated, JobResult, Line, Outcome, Usage};
 
 /// One line of an output or error file, without its line ending.
 pub fn output_line(result: &JobResult) -> String {
@@ -47,6 +47,14 @@ pub fn output_value(result: &JobResult) -> Value {
         },
     });
     mark(result, &mut line["ternfleet"]);
+    let Outcome::Text(generated) = &result.outcome else { return line };
+    if generated.copy_of.is_some() {
+        line["ternfleet"]["cached"] = json!(true);
+    }
+    if let Some(evidence) = &generated.evidence {
+        let Evidence { request, seed, answer, .. } = &**evidence;
+        line["ternfleet"]["proof"] = json!({ "request": request, "seed": seed, "answer": answer });
+    }
     line
 }
 

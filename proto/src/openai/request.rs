@@ -61,6 +61,7 @@ pub(super) fn request(
     let max_tokens = max_tokens(endpoint, &mut fields, served, echo)?;
     let sampling = sampling(&mut fields, served)?;
     let seed = seed_of(&mut fields)?.unwrap_or(seed);
+    let no_cache = fields.boolean("cache")? == Some(false);
     let stop = stop(&mut fields)?;
     let logprobs = logprobs(endpoint, &mut fields)?;
     let (stream, include_usage) = stream(&mut fields, origin)?;
@@ -86,6 +87,7 @@ pub(super) fn request(
         constraint,
         token_ids,
         deterministic,
+        no_cache,
     };
     Ok(Request { model, generation, include_usage, held_by, settings: Map::new() })
 }
@@ -109,6 +111,7 @@ fn response(
     let sampling = sampling(&mut fields, served)?;
     let seed = seed_of(&mut fields)?.unwrap_or(seed);
     let (stream, _) = stream(&mut fields, origin)?;
+    let no_cache = fields.boolean("cache")? == Some(false);
     let mut settings = asked.settings;
     let mut constraint = None;
     if let Some(mut text) = fields.object("text")? {
@@ -137,6 +140,7 @@ fn response(
         stream,
         constraint,
         deterministic,
+        no_cache,
         ..Generation::default()
     };
     Ok(Request { model, generation, include_usage: false, held_by, settings })

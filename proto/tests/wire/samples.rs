@@ -15,6 +15,7 @@ pub(super) fn view() -> BatchView {
         endpoint: None,
         output_object: None,
         error_object: None,
+        proof_object: None,
         total: 10,
         completed: 3,
         failed: 1,

@@ -162,12 +162,8 @@ fn task(index: u32) -> Task {
         ..Generation::default()
     };
     let line = Line::new(Some(format!("c{index}")), Endpoint::Completions, None);
-    Task {
-        line,
-        input: Input::Inline(generation),
-        constrained: false,
-        needs: Abilities::NONE,
-        tokens_estimate: 20,
-        bytes: 420,
-    }
+    let (constrained, wanted, start) = (false, None, None);
+    let input = Input::Inline(generation);
+    let needs = Abilities::NONE;
+    Task { line, input, constrained, needs, tokens_estimate: 20, bytes: 420, wanted, start }
 }

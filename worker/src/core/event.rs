@@ -14,6 +14,8 @@ use ternfleet_proto::message::{
 use ternfleet_proto::tag::{AssignmentTag, CheckpointKey};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TenantId};
 
+use crate::asked::Asked;
+
 /// One stay of a job in this worker, from its delivery to its settlement. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotId(pub u64);
@@ -298,6 +300,8 @@ pub struct Completion {
     pub cached_tokens: u32,
     /// Where they were not known at the start.
     pub prompt_tokens: Option<u32>,
+    /// None from an engine whose answers are not the same bits everywhere.
+    pub asked: Option<Asked>,
 }
 
 /// A whole output.

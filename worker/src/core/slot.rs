@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ternfleet_proto::bus::Delivery;
 use ternfleet_proto::message::{
-    Author, Checkpoint, Failure, Generated, Heartbeat, JobResult, Line, Outcome, Timing, TokenLogprobs,
-    Usage, Work,
+    Author, Checkpoint, Evidence, Failure, Generated, Heartbeat, JobResult, Line, Outcome, Timing,
+    TokenLogprobs, Usage, Work,
 };
 use ternfleet_proto::{Attempt, Deadline, MonoMs, Now};
 
@@ -311,11 +311,17 @@ impl Slot {
             calls: output.calls,
             ids: if output.with_ids { ids.clone() } else { Vec::new() },
             prompt_ids: output.prompt_ids,
-            more: Vec::new(),
+            ..Generated::default()
         });
         let mut generated = choices.next().unwrap_or_default();
         generated.more = choices.collect();
-        generated.ids_digest = Generated::digest_of_choices(&ids);
+        let answer = Generated::answer_digest(&ids);
+        generated.ids_digest = answer.short();
+        generated.evidence = whole.asked.map(|asked| {
+            let (model_digest, numerics) = (profile.model_digest.clone(), self.work.numerics.clone());
+            let request = asked.request(&model_digest, &numerics);
+            Box::new(Evidence { model_digest, numerics, request, seed: asked.seed, answer })
+        });
         let prompt_tokens = whole.prompt_tokens.unwrap_or(self.prompt_tokens);
         let usage = Usage {
             prompt_tokens,

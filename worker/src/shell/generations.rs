@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ternfleet_engine::{Request, StopReason, TokenLogprob, Usage};
 use ternfleet_proto::message::{Failure, FailureCode, Finish, TokenLogprobs};
 
+use crate::asked::Asked;
 use crate::core::{Completion, End, Event, Output, SlotId, StartFailure, Tokens};
 use crate::engine_thread::{Command, EngineThread, Place, Report};
 use crate::language::Language;
@@ -36,6 +37,7 @@ struct Running {
     /// The core knows that it runs.
     started: bool,
     cached_tokens: u32,
+    asked: Asked,
 }
 
 /// One of a job's answers.
@@ -114,7 +116,7 @@ impl Generations {
                 return vec![Event::StartFailed { slot, why }];
             }
         };
-        let Prepared { choices, prompt_tokens, kept, stream, token_ids } = prepared;
+        let Prepared { choices, prompt_tokens, kept, stream, token_ids, asked } = prepared;
         let mut requests = Vec::new();
         let choices: Vec<Choice> = choices
             .into_iter()
@@ -122,7 +124,8 @@ impl Generations {
             .map(|(number, choice)| Choice::new(number, choice, self.page_tokens, token_ids, &mut requests))
             .collect();
         let (started, cached_tokens) = (false, 0);
-        let mut running = Running { choices, stream, token_ids, prompt_tokens, kept, started, cached_tokens };
+        let mut running =
+            Running { choices, stream, token_ids, prompt_tokens, kept, started, cached_tokens, asked };
         // The first of several choices of a prompt may be whole already, from an earlier attempt: nobody waits for it.
         for number in 0..running.choices.len() {
             if matches!(running.choices[number].stage, Stage::Done(_)) {
@@ -347,12 +350,12 @@ impl Generations {
         if !running.choices.iter().all(|choice| matches!(choice.stage, Stage::Done(_))) {
             return None;
         }
-        let cached_tokens = running.cached_tokens;
+        let (cached_tokens, asked) = (running.cached_tokens, Some(running.asked));
         let outputs = running.choices.drain(..).filter_map(|choice| match choice.stage {
             Stage::Done(output) => Some(output),
             Stage::Waiting { .. } | Stage::Running(_) => None,
         });
-        let completion = Completion { outputs: outputs.collect(), cached_tokens, prompt_tokens: None };
+        let completion = Completion { outputs: outputs.collect(), cached_tokens, prompt_tokens: None, asked };
         self.states.remove(&slot);
         Some(Event::Ended { slot, end: End::Complete(Box::new(completion)) })
     }

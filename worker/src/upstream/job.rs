@@ -48,7 +48,7 @@ pub(crate) struct Job {
 /// Runs a job to its end; what happens is said meanwhile.
 pub(crate) async fn run(job: &Job, generation: Generation, kept: Kept, say: &(dyn Fn(Said) + Sync)) {
     let outcome = match prepared(job, &generation, kept).await {
-        Ok(plan) => Run::new(job, &generation, plan, say).to_the_end().await,
+        Ok(plan) => Run::new(job, &generation, plan, say).finish().await,
         Err(trouble) => Err(trouble),
     };
     say(Said::Ended(match outcome {
@@ -262,7 +262,7 @@ impl<'a> Run<'a> {
         Run { job, generation, plan, say, state }
     }
 
-    async fn to_the_end(self) -> Result<Completion, Trouble> {
+    async fn finish(self) -> Result<Completion, Trouble> {
         let Plan { prompt_tokens, kept_ids, done, .. } = self.plan;
         (self.say)(Said::Started { prompt_tokens, kept: kept_ids as u32 });
         if done {

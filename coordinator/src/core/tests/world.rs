@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ternfleet_proto::message::{
     Abilities, BatchCreate, BatchOptions, BatchState, Durability, EventKind, FailedAttempt, Failure,
-    FailureCode, Generation, Heartbeat, Input, Line, Outcome, Prompt, Running, Sampling, Work,
+    FailureCode, Generation, Heartbeat, Input, JobResult, Line, Outcome, Prompt, Running, Sampling, Work,
     WorkerCounters, WorkerState,
 };
 use ternfleet_proto::openai::Endpoint;
@@ -287,6 +287,15 @@ impl World {
                     finished_at: self.now.wall,
                 });
             }
+            Action::Repeat { job, key, place, result } => {
+                // Segments are lost here.
+                let Place::Results(sequence) = place else {
+                    return self.tell(Event::NotRepeated { job, key });
+                };
+                let known = self.results[sequence as usize - 1].clone();
+                let JobResult { job, epoch, worker, tag, .. } = *result;
+                self.results.push(Answer { job, epoch, worker, tag, ..known });
+            }
             Action::Register { worker, shard } => self.tell(Event::Registered { worker, shard }),
             Action::Write { batch } => {
                 let outputs = Ok(Outputs::default());
@@ -308,6 +317,7 @@ impl World {
             | Action::Announce { .. }
             | Action::ClearWork
             | Action::KeepAccount(_)
+            | Action::Remember { .. }
             | Action::Sweep { .. } => {}
         }
     }
@@ -545,8 +555,11 @@ pub(super) fn task(n: u32) -> Task {
         constraint: None,
         token_ids: false,
         deterministic: false,
+        no_cache: false,
     };
     Task {
+        wanted: None,
+        start: None,
         line: line(n),
         input: Input::Inline(generation),
         constrained: false,

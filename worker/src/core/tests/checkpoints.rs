@@ -191,7 +191,12 @@ fn choices_are_told_apart_in_chunks_checkpoints_and_the_answer() {
     );
     let output = |text: &str| Output { text: text.to_owned(), ..Output::default() };
     let whole =
-        Completion { outputs: vec![output("a"), output("bcd")], cached_tokens: 0, prompt_tokens: None };
+        Completion {
+        outputs: vec![output("a"), output("bcd")],
+        cached_tokens: 0,
+        prompt_tokens: None,
+        asked: None,
+    };
     let actions = rig.on(Event::Ended { slot, end: End::Complete(Box::new(whole)) });
     let result = actions.iter().find_map(|action| match action {
         Action::PublishResult { result, .. } => Some(result),
@@ -201,7 +206,7 @@ fn choices_are_told_apart_in_chunks_checkpoints_and_the_answer() {
     let Outcome::Text(first) = &result.outcome else { panic!("a text") };
     let texts: Vec<&str> = first.choices().map(|one| one.text.as_str()).collect();
     assert_eq!((texts, result.usage.completion_tokens), (vec!["a", "bcd"], 4));
-    assert_eq!(first.ids_digest, Generated::digest_of_choices(&[vec![1], vec![10, 11, 12]]));
+    assert_eq!(first.ids_digest, Generated::answer_digest(&[vec![1], vec![10, 11, 12]]).short());
     assert_eq!(first.more[0].ids_digest, Generated::digest_of(&[10, 11, 12]));
     assert!(result.line.model.is_some());
 }

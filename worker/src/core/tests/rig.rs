@@ -139,6 +139,7 @@ pub(super) fn completion() -> End {
         outputs: vec![Output { text: "text".to_owned(), finish: Finish::Length, ..Output::default() }],
         cached_tokens: 0,
         prompt_tokens: None,
+        asked: None,
     }))
 }
 
