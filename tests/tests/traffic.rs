@@ -343,6 +343,8 @@ fn generation(max_tokens: u32) -> Generation {
 
 fn task() -> Task {
     Task {
+        wanted: None,
+        start: None,
         line: line(),
         input: Input::Inline(generation(LINE_TOKENS)),
         constrained: false,

@@ -163,7 +163,8 @@ impl Core {
     }
 
     fn cache_key(&self, job: JobRef, wanted: Wanted, kind: EngineKind) -> Option<CacheKey> {
-        let known = self.fleet.kinds.get(usize::from(kind.0))?;
+        // Of an engine that may answer otherwise the next time, no answer stands for another.
+        let known = self.fleet.kinds.get(usize::from(kind.0)).filter(|kind| kind.abilities.deterministic)?;
         Some(wanted.key(&self.ledger.get(job.batch)?.record.tenant, &known.digest, &known.numerics))
     }
 

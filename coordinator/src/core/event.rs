@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use ternfleet_proto::message::{
-    Abilities, Author, EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line,
-    Order, Outcome, Work,
+    Abilities, Author, EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate,
+    JobResult, Line, Order, Outcome, Work,
 };
 use ternfleet_proto::tag::AssignmentTag;
 use ternfleet_proto::{

@@ -223,7 +223,16 @@ impl Reader {
         let (tokens_estimate, constrained) = (estimate::tokens(&generation), generation.is_constrained());
         let needs = Abilities::needed_by(&generation);
         let (input, bytes) = self.input(&job, &line, generation).await?;
-        Ok(Content::Good(Arc::new(Task { line, input, constrained, needs, tokens_estimate, bytes, wanted, start })))
+        Ok(Content::Good(Arc::new(Task {
+            line,
+            input,
+            constrained,
+            needs,
+            tokens_estimate,
+            bytes,
+            wanted,
+            start,
+        })))
     }
 
     /// What is wrong with a line that is a request in itself.

@@ -404,6 +404,7 @@ impl<'a> Run<'a> {
             with_ids: wanted,
         };
         Completion {
+            asked: None,
             outputs: choices.into_iter().map(output).collect(),
             cached_tokens: sum(|counts| counts.cached_tokens),
             prompt_tokens: Some(prompt_tokens),

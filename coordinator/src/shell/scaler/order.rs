@@ -203,7 +203,7 @@ mod tests {
         let scale = toml::from_str::<ScaleOptions>(text).unwrap();
         assert_eq!(scale.faults(), [""; 0]);
         let options = Options { scale, ..Options::default() };
-        let rental = rental(&options).unwrap().unwrap();
+        let rental = rental(&options, None).unwrap().unwrap();
         let order = rental.order(TimeMs(0), &intent("gpu", None)).unwrap();
         let value =
             |name: &str| order.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());

@@ -190,8 +190,7 @@ fn choices_are_told_apart_in_chunks_checkpoints_and_the_answer() {
         (&[10, 11, 1, 12][..], &[1, 1, 0, 1][..])
     );
     let output = |text: &str| Output { text: text.to_owned(), ..Output::default() };
-    let whole =
-        Completion {
+    let whole = Completion {
         outputs: vec![output("a"), output("bcd")],
         cached_tokens: 0,
         prompt_tokens: None,
