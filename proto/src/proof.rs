@@ -118,7 +118,7 @@ pub struct Manifest {
 pub enum ManifestError {
     #[error("the manifest cannot be read: {0}")]
     Io(#[from] std::io::Error),
-    #[error("line {line} of the manifest is not understood: {reason}")]
+    #[error("line {line} of the manifest cannot be parsed: {reason}")]
     Form { line: u64, reason: String },
     #[error("the signature is not that of the statement: one of them was changed")]
     Signature,

@@ -33,7 +33,7 @@ fn long_batch() -> String {
     let line = |n: usize| {
         let mut body = json!({
             // Every fourth line wants several answers.
-            "prompt": format!("There was once a king who had {n} sons"), "max_tokens": 180, "seed": n, "n": choices(n),
+            "prompt": format!("There was once a king who had {n} sons"), "max_tokens": 180, "seed": n, "n": choices(n), "cache": false,
         });
         if is_held(n) {
             body["response_format"] = form.clone();
@@ -125,7 +125,7 @@ fn mixed_batch() -> String {
     let line = |n: usize| {
         let mut body = json!({
             "prompt": format!("There was once a queen who had {n} daughters"), "max_tokens": 150, "temperature": 0,
-            "frequency_penalty": 0, "seed": n,
+            "frequency_penalty": 0, "seed": n, "cache": false,
         });
         match n % 4 {
             1 => body["temperature"] = json!(0.8),

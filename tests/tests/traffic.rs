@@ -337,6 +337,7 @@ fn generation(max_tokens: u32) -> Generation {
         prompt: Prompt::Text("Once".to_owned()),
         max_tokens: Some(max_tokens),
         seed: 1,
+        no_cache: true,
         ..Generation::default()
     }
 }

@@ -68,10 +68,10 @@ pub fn prepare(
         return Ok(prepared);
     }
     let afresh = prepare(Vec::new())?;
-    Ok(afresh.expect("because no output goes on beyond its end where none is kept"))
+    Ok(afresh.expect("because no output continues beyond its end where none is kept"))
 }
 
-/// `None` when a kept output goes on where this request's ends.
+/// `None` when a kept output continues beyond the end of this request.
 fn prepare_with(
     generation: &Generation,
     outputs: Vec<Vec<u32>>,

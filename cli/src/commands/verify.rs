@@ -36,7 +36,7 @@ pub(crate) struct Verify {
     /// The batch's input: runs its lines again on this machine and compares
     #[arg(long, value_name = "FILE", requires = "results")]
     input: Option<PathBuf>,
-    /// Model to run them with, by its file or name; the storyteller that ships unless given
+    /// Model to run the lines with: its name or file [default: the storyteller]
     #[arg(long, value_name = "NAME|FILE", requires = "input")]
     model: Option<PathBuf>,
     /// Run this share of the lines, chosen at random
@@ -48,10 +48,10 @@ pub(crate) struct Verify {
     /// Output head that the fleet used, where it was an approximation
     #[arg(long, value_name = "NAME", requires = "input", default_value_t = Head::Screened)]
     head: Head,
-    /// Threads; the usable cores up to 16 unless given
+    /// Threads [default: the usable cores, at most 16]
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Lines that run at once
+    /// Lines that run in parallel
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u8).range(1..=64))]
     batch: u8,
     /// Print one object on one line

@@ -465,12 +465,12 @@ fn first_difference(here: &Here, ids: &[Vec<u32>], said: &[(String, &str)]) -> O
             told.get(text_of(n_same).len()..).unwrap_or_default().chars().take(SHOWN_CHARS).collect();
         match ids.get(n_same) {
             Some(&id) => Some(format!(
-                "token {}{of_choice} differs first: here it is {id} ({:?}), the results go on with {rest:?}",
+                "token {}{of_choice} differs first: here it is {id} ({:?}), the results continue with {rest:?}",
                 n_same + 1,
                 here.language.token(id).0
             )),
             None if !rest.is_empty() => Some(format!(
-                "token {}{of_choice} differs first: here the answer ends, the results go on with {rest:?}",
+                "token {}{of_choice} differs first: here the answer ends, the results continue with {rest:?}",
                 n_same + 1
             )),
             None => None,

@@ -89,8 +89,9 @@ impl Core {
         let Verdict::Good { ids_digest } = answer.verdict else { return None };
         self.lead.as_ref()?;
         let lot = self.key.sign(&answer.job, Epoch(0), &coordinator_name()).0 % MILLION;
-        let worker = self.fleet.get(self.fleet.slot(&answer.worker)?)?;
-        if !self.audits.looks_at(worker.host()) && lot >= u128::from(self.limits.audit_share_ppm) {
+        let worker = self.fleet.slot(&answer.worker).and_then(|slot| self.fleet.get(slot));
+        let is_suspect = worker.is_some_and(|worker| self.audits.looks_at(worker.host()));
+        if !is_suspect && lot >= u128::from(self.limits.audit_share_ppm) {
             return None;
         }
         let batch = self.ledger.get(job.batch)?;
@@ -184,8 +185,12 @@ impl Core {
             Verdict::Good { ids_digest } => self.party(&answer.worker, ids_digest),
             Verdict::Bad | Verdict::Fault | Verdict::HostFault => None,
         };
-        // The pod that is to be checked may have come back under another name of a worker.
-        let party = party.filter(|party| party.pod != audit.first.pod);
+        // A pod that has answered before may have come back under another name of a worker, and would agree with itself.
+        let has_answered = |party: &Party| {
+            party.pod == audit.first.pod
+                || audit.second.as_ref().is_some_and(|second| second.pod == party.pod)
+        };
+        let party = party.filter(|party| !has_answered(party));
         let Some(party) = party else {
             self.counts.audits_skipped += 1;
             return;
@@ -203,10 +208,8 @@ impl Core {
                     self.tell_of(&audit, &party, None, actions);
                 }
             }
-            // The remembered answer was wrong, and no host is to blame for it.
-            Some(second) if !agrees && audit.first.host.is_empty() => {
-                self.tell_of(&audit, &second, None, actions)
-            }
+            // A remembered answer is nobody's: its author may be the third to run, and would agree with itself.
+            Some(second) if audit.first.host.is_empty() => self.tell_of(&audit, &second, None, actions),
             Some(second) if agrees => self.convict(&audit, &second, second.host.clone(), actions),
             Some(second) if second.ids_digest == party.ids_digest => {
                 self.convict(&audit, &second, audit.first.host.clone(), actions);

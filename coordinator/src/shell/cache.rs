@@ -152,7 +152,7 @@ impl Store {
             let head = match self.head(&object.name).await {
                 Ok(head) => head,
                 Err(error) => {
-                    tracing::debug!(object.name, error = format!("{error:#}"), "a segment is not understood");
+                    tracing::debug!(object.name, error = format!("{error:#}"), "a segment cannot be parsed");
                     continue;
                 }
             };

@@ -94,7 +94,9 @@ fn a_wrong_answer_that_is_remembered_is_found_and_forgotten() {
         answer.verdict = Verdict::Good { ids_digest: 77 };
     }
     world.core.limits.audit_share_ppm = MILLION;
-    run(&mut world, "b", "t", lines(0..40));
+    world.submit_content("b", "t", lines(0..40), BatchOptions::default());
+    world.run_to_the_end();
+    // Audits continue after the end of the batch.
     for _ in 0..200 {
         world.run_quietly();
     }

@@ -393,7 +393,7 @@ impl World {
         self.tell(Event::Heartbeat(Box::new(beat)));
     }
 
-    fn name(&self, n: usize) -> WorkerId {
+    pub(super) fn name(&self, n: usize) -> WorkerId {
         format!("{}-{}", self.workers[n].id, self.workers[n].generation).parse().unwrap()
     }
 

@@ -196,11 +196,16 @@ mod tests {
 
     #[test]
     fn a_class_with_a_server_brings_the_worker_that_starts_it() {
-        let text = "provider = \"runpod\"\n[runpod]\nbase = \"http://127.0.0.1:1\"\n\
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), "hush\n").unwrap();
+        let path = secret.path().display();
+        let text = format!(
+            "provider = \"runpod\"\n[runpod]\nbase = \"http://127.0.0.1:1\"\nkey_file = \"{path}\"\n\
              [[classes]]\nname = \"gpu\"\ngpu = \"NVIDIA B200\"\nrate_tok_s = 9000.0\nengine = \"openai\"\n\
              image = \"vllm/vllm-openai:v1\"\nmodel = \"org/m\"\ncommand = \"vllm serve org/m\"\n\
-             [pod]\nmodel = \"storyteller\"\ndist_url = \"https://head.example\"\n";
-        let scale = toml::from_str::<ScaleOptions>(text).unwrap();
+             [pod]\nmodel = \"storyteller\"\ndist_url = \"https://head.example\"\n"
+        );
+        let scale = toml::from_str::<ScaleOptions>(&text).unwrap();
         assert_eq!(scale.faults(), [""; 0]);
         let options = Options { scale, ..Options::default() };
         let rental = rental(&options, None).unwrap().unwrap();
