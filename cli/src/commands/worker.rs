@@ -36,7 +36,7 @@ pub(crate) struct Worker {
     /// Number of jobs at the same time
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
-    /// model: our own engine; openai: the server at --upstream computes
+    /// Who computes: `model` is the built-in engine, `openai` the server at --upstream
     #[arg(long, value_name = "NAME")]
     engine: Option<String>,
     /// Address of a server with OpenAI's API
