@@ -56,11 +56,11 @@ pub(crate) struct Bench {
     /// How the batch rows are also measured, beside greedily
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum, default_value = "top-p")]
     sampled: Vec<Draws>,
-    /// Instead of the tables: requests of mixed lengths at once, as a worker runs them: chat, extract, story, or a file of
+    /// Instead of the tables: requests of mixed lengths in parallel, as a worker runs them: chat, extract, story, or a file of
     /// JSON lines with prompt_tokens, output_tokens, temperature and top_p
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["plot", "oversubscribe", "batch", "context"])]
     workload: Option<String>,
-    /// Sequences of a workload that run at once, at most
+    /// Maximum of sequences of a workload that run in parallel
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=64))]
     slots: u16,
     /// Output head: screened, full, q8 or q6
