@@ -1,7 +1,7 @@
 //! Somebody else's server behind a worker: any that speaks OpenAI's API by streaming, such as vLLM or another fleet.
 //!
-//! What it can do is asked at the start ([`probe`]), how fast it is measured ([`measure`]). Each job is one task
-//! ([`job`]) that asks, reads what comes, and says it in the words of the core. Claims, checkpoints and answers are as ever.
+//! What it can do is asked at the start (`probe`), how fast it is measured (`measure`). Each job is one task
+//! (`job`) that asks, reads what comes, and says it in the words of the core. Claims, checkpoints and answers are as ever.
 //! Called by the worker's shell.
 
 mod ask;
