@@ -545,7 +545,7 @@ fn completions_cost_their_tenant_no_more_than_its_hour_allows() {
     assert!((9_000..=10_200).contains(&spent.0), "{spent}");
     let refused = refused.expect("the allowance is used up");
     assert!(refused.retry_after_ms.is_some_and(|wait| wait > 0), "{refused:?}");
-    assert!(refused.message.contains("greedy") && refused.message.contains("an hour"), "{refused}");
+    assert!(refused.message.contains("greedy") && refused.message.contains("per hour"), "{refused}");
     world.complete(&modest).unwrap();
     world.run(Duration::from_secs(2), false);
     world.check();
