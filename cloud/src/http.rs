@@ -3,11 +3,11 @@
 //! HTTPS by rustls with the root certificates of public authorities and of the system; plain HTTP only to this machine, for mock servers. No pool,
 //! no redirects (a redirect would carry the key elsewhere), no retry: the caller knows what may be repeated.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
@@ -125,9 +125,22 @@ pub struct Server {
     tls: Option<Arc<ClientConfig>>,
     key: Option<Secret>,
     timeout: Duration,
-    /// Connected to in place of what the host's name would lead to.
-    address: Option<SocketAddr>,
+    way: Way,
 }
+
+/// How a server is reached.
+#[derive(Clone)]
+enum Way {
+    /// By what its host's name leads to.
+    Name,
+    /// At an address that has been looked up, and looked at.
+    Address(SocketAddr),
+    /// Over connections that are made within this process.
+    Dial(Dial),
+}
+
+/// Makes a connection to a server within this process.
+pub type Dial = Arc<dyn Fn() -> io::Result<DuplexStream> + Send + Sync>;
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,7 +169,7 @@ impl Server {
             return Err(wrong("http:// is allowed only for this machine"));
         }
         let tls = if secure { Some(tls_settings()?) } else { None };
-        Ok(Server { host: host.to_owned(), port, tls, key, timeout, address: None })
+        Ok(Server { host: host.to_owned(), port, tls, key, timeout, way: Way::Name })
     }
 
     /// A server whose address has been looked up, and looked at, by the caller: its name is in `Host`, and is what
@@ -169,7 +182,12 @@ impl Server {
     ) -> Result<Server, HttpError> {
         let tls = if secure { Some(tls_settings()?) } else { None };
         let port = address.port();
-        Ok(Server { host: host.to_owned(), port, tls, key: None, timeout, address: Some(address) })
+        Ok(Server { host: host.to_owned(), port, tls, key: None, timeout, way: Way::Address(address) })
+    }
+
+    /// A server within this process.
+    pub fn within(dial: Dial, timeout: Duration) -> Server {
+        Server { host: "localhost".to_owned(), port: 80, tls: None, key: None, timeout, way: Way::Dial(dial) }
     }
 
     /// Sends one request; `path` begins with a slash and may carry a query. Any status is an answer.
@@ -190,6 +208,7 @@ impl Server {
     pub async fn open(&self, path: &str, body: Vec<u8>) -> Result<Streamed, HttpError> {
         let request = self.request(Method::POST, path, Some(body))?;
         let (mut sender, connection) = match self.connect().await? {
+            Connected::Within(stream) => self.begin(stream).await?,
             Connected::Plain(stream) => self.begin(stream).await?,
             Connected::Secure(stream) => self.begin(stream).await?,
         };
@@ -250,16 +269,21 @@ impl Server {
 
     async fn ask(&self, request: Request<Full<Bytes>>, reading: Reading) -> Result<Answer, HttpError> {
         match self.connect().await? {
+            Connected::Within(stream) => self.exchange(stream, request, reading).await,
             Connected::Plain(stream) => self.exchange(stream, request, reading).await,
             Connected::Secure(stream) => self.exchange(stream, request, reading).await,
         }
     }
 
     async fn connect(&self) -> Result<Connected, HttpError> {
+        if let Way::Dial(dial) = &self.way {
+            let dialled = dial().map_err(|reason| self.not_sent(&reason.to_string()))?;
+            return Ok(Connected::Within(dialled));
+        }
         let connected = async {
-            match self.address {
-                Some(address) => TcpStream::connect(address).await,
-                None => TcpStream::connect((self.host.as_str(), self.port)).await,
+            match &self.way {
+                Way::Address(address) => TcpStream::connect(address).await,
+                _ => TcpStream::connect((self.host.as_str(), self.port)).await,
             }
         };
         let stream = tokio::time::timeout(self.timeout, connected)
@@ -373,6 +397,7 @@ impl Server {
 
 /// An open connection.
 enum Connected {
+    Within(DuplexStream),
     Plain(TcpStream),
     Secure(Box<TlsStream<TcpStream>>),
 }

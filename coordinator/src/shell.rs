@@ -46,7 +46,7 @@ use ternfleet_proto::message::{BatchCreate, FleetView, JoinRequest, Refusal, Rep
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, Clock, JobKey, Now, WorkerId, codec};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::Options;
@@ -133,6 +133,8 @@ pub(crate) enum Input {
 enum Ended {
     Shutdown,
     Deposed,
+    /// One of its tasks panicked: what it did is done by nobody, so all of it begins anew from what is stored.
+    Panicked(JoinError),
 }
 
 /// Serves until shutdown: as a standby, as the leader, and as a standby again after losing the lease.
@@ -153,6 +155,10 @@ pub(crate) async fn serve(
         match ended {
             Ok(Ended::Shutdown) => return Ok(()),
             Ok(Ended::Deposed) => served = true,
+            Ok(Ended::Panicked(error)) => {
+                tracing::error!(%error, "a task of the coordinator panicked; starting again from the stored state");
+                served = true;
+            }
             Err(_) if shutdown.is_cancelled() => return Ok(()),
             // What worked once works again when NATS does: a cluster that elects new leaders is no reason to end. At the
             // first start an error is the operator's to see.
@@ -238,6 +244,7 @@ async fn serve_once(
         readers: BTreeMap::new(),
         writers: Arc::new(Semaphore::new(WRITERS_MAX)),
         tasks,
+        errands: JoinSet::new(),
         unknown: BTreeSet::new(),
     };
     let mut ticker = tokio::time::interval(TICK);
@@ -248,6 +255,7 @@ async fn serve_once(
             // In this order, so that a simulation can be repeated; what comes rarely comes first.
             biased;
             () = shutdown.cancelled() => break Ended::Shutdown,
+            panicked = service.panicked() => break Ended::Panicked(panicked),
             _ = ticker.tick() => {
                 let now = clock.now();
                 service.core.on(now, Event::Tick, &mut actions);
@@ -316,7 +324,10 @@ struct Service {
     readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
     /// Turns to write output files: each writer has a consumer on RESULTS, and buffers.
     writers: Arc<Semaphore>,
+    /// Without one of these nothing works.
     tasks: JoinSet<()>,
+    /// Each serves one batch or one caller.
+    errands: JoinSet<()>,
     /// Batches that answers name and nobody knows: single jobs of an earlier leader, mostly.
     unknown: BTreeSet<BatchId>,
 }
@@ -468,7 +479,7 @@ impl Service {
             Action::KeepAccount(account) => self.book(books::Entry::Account(account)),
             Action::Notify(record) => {
                 let (allow, inbox) = (self.options.webhooks.allow.clone(), self.inbox.clone());
-                self.tasks.spawn(notify::call(*record, allow, self.clock.clone(), inbox));
+                self.errands.spawn(notify::call(*record, allow, self.clock.clone(), inbox));
             }
             Action::Announce { key, sequence } => self.announce(key, sequence),
             Action::Remember { tenant, key, sequence } => {
@@ -500,7 +511,7 @@ impl Service {
                 lines: batch.record.lines,
                 lines_max: self.options.quotas.queued_lines_max,
             };
-            self.tasks.spawn(reader::serve(Arc::clone(&self.bus), source, commands, self.inbox.clone()));
+            self.errands.spawn(reader::serve(Arc::clone(&self.bus), source, commands, self.inbox.clone()));
             sender
         });
         let _ = sender.send(command);
@@ -512,7 +523,7 @@ impl Service {
         let (bus, keys) = (Arc::clone(&self.bus), self.bus_facts.keys());
         let (scratch, inbox) = (self.options.scratch_dir.clone(), self.inbox.clone());
         let (clock, turns) = (self.clock.clone(), Arc::clone(&self.writers));
-        self.tasks.spawn(async move {
+        self.errands.spawn(async move {
             let _turn = turns.acquire().await;
             let outputs: Result<Outputs, String> = writer::write(bus, keys, record, scratch, clock).await;
             let _ = inbox.send(Input::Event(Event::Written { batch: slot, outputs })).await;
@@ -522,7 +533,7 @@ impl Service {
     /// Tells whoever waits for a single job.
     fn announce(&mut self, key: JobKey, sequence: u64) {
         let (bus, recent) = (Arc::clone(&self.bus), self.recent.clone());
-        self.tasks.spawn(async move {
+        self.errands.spawn(async move {
             let payload = match recent.get(sequence) {
                 Some(payload) => Some(payload),
                 None => bus.message(table::RESULTS, sequence).await.ok().flatten().map(|m| m.payload),
@@ -533,6 +544,35 @@ impl Service {
                 tracing::debug!(%error, %key, "not announced");
             }
         });
+    }
+
+    /// Waits for a task that panics and that nothing works without. May be dropped and called again.
+    async fn panicked(&mut self) -> JoinError {
+        loop {
+            let of_leader = async {
+                match &mut self.hands {
+                    Some(hands) => hands.next_end().await,
+                    None => None,
+                }
+            };
+            let ended = tokio::select! {
+                biased;
+                Some(ended) = of_leader => ended,
+                Some(ended) = self.tasks.join_next() => ended,
+                Some(ended) = self.errands.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a task for one batch or one caller panicked; the others continue");
+                    }
+                    continue;
+                }
+                else => std::future::pending().await,
+            };
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                return error;
+            }
+        }
     }
 
     /// Lets the books be written, gives the lease back, ends all tasks.
@@ -548,5 +588,6 @@ impl Service {
         })
         .await;
         self.tasks.shutdown().await;
+        self.errands.shutdown().await;
     }
 }

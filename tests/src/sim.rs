@@ -20,6 +20,7 @@ mod process;
 mod run;
 mod scenario;
 mod stream;
+mod upstream;
 mod workers;
 mod world;
 
@@ -31,4 +32,5 @@ pub use jetstream::JetStream;
 pub use run::{Failure, run_scenario, run_seed};
 pub use scenario::{BatchPlan, CompletionPlan, Fault, Rent, Scenario, WorkerPlan};
 pub use stream::subject_matches;
+pub use upstream::Misbehaviour;
 pub use world::Tally;

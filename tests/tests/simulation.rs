@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ternfleet_tests::sim::{CompletionPlan, Fault, Lie, Scenario, run_scenario, run_seed};
+use ternfleet_tests::sim::{CompletionPlan, Fault, Lie, Scenario, Trouble, run_scenario, run_seed};
 
 /// Runs a range of seeds on this thread; the ranges run side by side as tests of their own.
 fn seeds(from: u64, count: u64) {
@@ -206,4 +206,15 @@ fn seeds_with_rented_pods_give_every_pod_back() {
         (runs, pods) = (runs + 1, pods + tally.pods);
     }
     assert!(runs >= 10 && pods > runs, "{pods} pods in {runs} runs");
+}
+
+/// The task that rents panics at everything that the provider answers; when it answers well again, pods are rented.
+#[test]
+fn a_scaler_that_panics_is_started_again() {
+    let seed = (301..).find(|seed| Scenario::of(*seed).rent.is_some()).unwrap();
+    let panic = Fault::Provider { trouble: Trouble::Panic, lasting: Duration::from_secs(20) };
+    let faults = vec![(0, 100, panic)];
+    let tally =
+        run_scenario(Scenario { faults, ..Scenario::of(seed) }).unwrap_or_else(|broken| panic!("{broken}"));
+    assert!(tally.pods > 0 && tally.virtual_s > 20.0, "{tally:?}");
 }

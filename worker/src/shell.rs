@@ -116,8 +116,8 @@ pub struct Parts {
 
 impl Parts {
     /// A worker whose model lies in no file.
-    pub fn new(clock: Clock, identity: Identity, engine: EngineThread, model: LoadedModel) -> Parts {
-        Parts { clock, identity, computer: Computer::Engine(engine), model, mapped: None }
+    pub fn new(clock: Clock, identity: Identity, computer: Computer, model: LoadedModel) -> Parts {
+        Parts { clock, identity, computer, model, mapped: None }
     }
 }
 

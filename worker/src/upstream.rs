@@ -15,9 +15,11 @@ mod watch;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
+use ternfleet_cloud::http::Dial;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::LoadedModel;
@@ -51,18 +53,39 @@ impl Upstream {
         options: &Options,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Option<(Upstream, LoadedModel)>> {
+        let key = options.upstream_key_file.as_deref().map(read_key).transpose()?;
+        let client = Client::new(&options.upstream, key, Duration::from_secs(options.upstream_silence_s))?;
+        Upstream::begin_with(client, options, shutdown).await
+    }
+
+    /// The same, for a server within this process.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn begin_within(
+        dial: Dial,
+        options: &Options,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Option<(Upstream, LoadedModel)>> {
+        let client = Client::within(dial, Duration::from_secs(options.upstream_silence_s));
+        Upstream::begin_with(client, options, shutdown).await
+    }
+
+    async fn begin_with(
+        client: Client,
+        options: &Options,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Option<(Upstream, LoadedModel)>> {
         tokio::select! {
-            begun = begin(options) => begun.map(Some),
+            begun = begin(client, options) => begun.map(Some),
             () = shutdown.cancelled() => Ok(None),
         }
     }
 }
 
-async fn begin(options: &Options) -> anyhow::Result<(Upstream, LoadedModel)> {
+async fn begin(nobody: Client, options: &Options) -> anyhow::Result<(Upstream, LoadedModel)> {
     let begun = Instant::now();
-    let key = options.upstream_key_file.as_deref().map(read_key).transpose()?;
     let silence = Duration::from_secs(options.upstream_silence_s);
-    let nobody = Client::new(&options.upstream, key, silence)?;
     let mut server = options.upstream_command.as_deref().map(Server::start).transpose()?;
     wait_for(&nobody, &mut server, Duration::from_secs(options.upstream_start_s)).await?;
     let model = probe::chosen(&nobody, options.upstream_model.as_deref()).await?;

@@ -8,6 +8,7 @@ use ternfleet_proto::UsdMicro;
 use super::batch::{Batch, Live, Queue};
 use super::fleet::Fleet;
 use super::flights::Size;
+use super::record::BatchRecord;
 use super::snapshot::Snapshot;
 use crate::route::EngineKind;
 
@@ -64,7 +65,11 @@ pub(super) fn next_job(batch: &mut Batch, promised: UsdMicro, fleet: &Fleet, sna
                 queue.kind = match chosen.iter().find(|(other, _)| other.as_deref() == model) {
                     // Another queue of the model has chosen: one batch has one arithmetic, as far as it can.
                     Some((_, kind)) if can_run(fleet, snapshot, *kind, queue) => Some(*kind),
-                    _ => best_kind(fleet, snapshot, queue),
+                    _ => {
+                        let task = batch.live.get(&index).and_then(|live| live.task.as_ref());
+                        let enough = enough_tok_s(&batch.record, task.map_or(0, |task| task.tokens_estimate));
+                        best_kind(fleet, snapshot, queue, enough)
+                    }
                 };
             }
             if !queue.kind.is_some_and(|kind| snapshot.serves(kind)) {
@@ -116,10 +121,25 @@ fn can_run(fleet: &Fleet, snapshot: &Snapshot, kind: EngineKind, queue: &Queue) 
     snapshot.serves(kind) && known.is_of(queue.model.as_deref()) && known.can(&queue.needs)
 }
 
-/// The kind that can run the queue's jobs, with the most speed.
-fn best_kind(fleet: &Fleet, snapshot: &Snapshot, queue: &Queue) -> Option<EngineKind> {
-    (0..fleet.kinds.len())
-        .map(|n| EngineKind(n as u16))
-        .filter(|kind| can_run(fleet, snapshot, *kind, queue))
-        .max_by(|a, b| snapshot.rate(*a).total_cmp(&snapshot.rate(*b)).then(b.cmp(a)))
+/// The cheapest kind that can run the queue's jobs and is fast enough; if none is, the fastest that can run them.
+fn best_kind(fleet: &Fleet, snapshot: &Snapshot, queue: &Queue, enough_tok_s: f64) -> Option<EngineKind> {
+    let able = || {
+        let kinds = (0..fleet.kinds.len()).map(|n| EngineKind(n as u16));
+        kinds.filter(|kind| can_run(fleet, snapshot, *kind, queue))
+    };
+    let faster =
+        |a: &EngineKind, b: &EngineKind| snapshot.rate(*b).total_cmp(&snapshot.rate(*a)).then(a.cmp(b));
+    let cheaper = |a: &EngineKind, b: &EngineKind| {
+        snapshot.kappa_min(*a).total_cmp(&snapshot.kappa_min(*b)).then_with(|| faster(a, b))
+    };
+    let fast_enough = able().filter(|kind| snapshot.rate(*kind) >= enough_tok_s);
+    fast_enough.min_by(cheaper).or_else(|| able().min_by(faster))
+}
+
+/// Tokens a second that would make all of the batch, if each job has so many tokens, in half of its time: 0 if it has no
+/// deadline, as many as can be if its lines are not counted yet.
+fn enough_tok_s(record: &BatchRecord, job_tokens: u32) -> f64 {
+    let Some(window_ms) = record.options.completion_window_ms else { return 0.0 };
+    let Some(lines) = record.lines else { return f64::INFINITY };
+    f64::from(job_tokens) * f64::from(lines) / (window_ms.max(1) as f64 / 2e3)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ternfleet_proto::message::StartFailed;
 use ternfleet_proto::{BusError, LeaderRevision, Now, table};
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
 
 use super::{Service, account, books, cache, perform, records, retention, scaler};
 use crate::core::{Action, Event, Lead, Situation};
@@ -17,7 +18,7 @@ pub(super) struct Hands {
     cache: mpsc::UnboundedSender<cache::Ask>,
     pub(super) scaler: Option<ScalerHand>,
     leader: LeaderRevision,
-    working: Vec<tokio::task::JoinHandle<()>>,
+    working: JoinSet<()>,
 }
 
 /// How the loop speaks to the scaler.
@@ -30,15 +31,18 @@ pub(super) struct ScalerHand {
 impl Hands {
     /// Lets the tasks end what they have begun, for a moment.
     pub(super) async fn close(self) {
-        let Hands { actions, books, cache, scaler, leader, working } = self;
+        let Hands { actions, books, cache, scaler, leader, mut working } = self;
         drop((actions, books, cache, scaler));
-        for task in working {
-            let abort = task.abort_handle();
-            if tokio::time::timeout(Duration::from_secs(2), task).await.is_err() {
-                tracing::warn!(leader = leader.0, "an operation was not finished");
-                abort.abort();
-            }
+        let all = async { while working.join_next().await.is_some() {} };
+        if tokio::time::timeout(Duration::from_secs(2), all).await.is_err() {
+            tracing::warn!(leader = leader.0, "an operation was not finished");
+            working.shutdown().await;
         }
+    }
+
+    /// Waits until one of the tasks has ended. May be dropped and called again.
+    pub(super) async fn next_end(&mut self) -> Option<Result<(), JoinError>> {
+        self.working.join_next().await
     }
 }
 
@@ -56,29 +60,28 @@ impl Service {
         let (book_sender, book_queue) = mpsc::unbounded_channel();
         let (cache_sender, cache_queue) = mpsc::unbounded_channel();
         let bus = &self.bus;
-        let mut working = vec![
-            tokio::spawn(perform::side_by_side(
-                Arc::clone(bus),
-                perform::Under {
-                    leader: lead.revision,
-                    syncs_always: self.bus_facts.syncs_always,
-                    key: self.bus_facts.key.clone(),
-                    clock: self.clock.clone(),
-                },
-                action_queue,
-                self.inbox.clone(),
-            )),
-            tokio::spawn(books::keep(Arc::clone(bus), lead.revision, account_at, book_queue)),
-            tokio::spawn(cache::serve(
-                Arc::clone(bus),
-                lead.revision,
-                self.options.cache.clone(),
-                self.recent.clone(),
-                cache_queue,
-                action_sender.clone(),
-                self.inbox.clone(),
-            )),
-        ];
+        let mut working = JoinSet::new();
+        working.spawn(perform::side_by_side(
+            Arc::clone(bus),
+            perform::Under {
+                leader: lead.revision,
+                syncs_always: self.bus_facts.syncs_always,
+                key: self.bus_facts.key.clone(),
+                clock: self.clock.clone(),
+            },
+            action_queue,
+            self.inbox.clone(),
+        ));
+        working.spawn(books::keep(Arc::clone(bus), lead.revision, account_at, book_queue));
+        working.spawn(cache::serve(
+            Arc::clone(bus),
+            lead.revision,
+            self.options.cache.clone(),
+            self.recent.clone(),
+            cache_queue,
+            action_sender.clone(),
+            self.inbox.clone(),
+        ));
         let scaler = self.rental.clone().map(|rental| {
             let (situations, watched) = watch::channel(Arc::new(self.core.situation(now)));
             let (calls, asked) = mpsc::unbounded_channel();
@@ -93,7 +96,7 @@ impl Service {
                 metrics: Arc::clone(&self.metrics),
                 clock: self.clock.clone(),
             };
-            working.push(tokio::spawn(scaler::serve(rental, ties)));
+            working.spawn(scaler::serve(rental, ties));
             ScalerHand { situations, calls, failed_starts }
         });
         self.hands = Some(Hands {

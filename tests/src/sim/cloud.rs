@@ -29,6 +29,8 @@ pub enum Trouble {
     /// It does it, and the answer is lost.
     AnswerLost,
     TooManyRequests,
+    /// Code of ours that asks it meets something that it does not expect.
+    Panic,
 }
 
 /// All pods there ever were, and what is wrong now.
@@ -176,7 +178,9 @@ impl SimProvider {
     async fn trouble(&self) -> Option<Trouble> {
         let ms = self.0.chance(|chance| chance.within(20, 400));
         tokio::time::sleep(Duration::from_millis(ms)).await;
-        self.0.cloud().troubles.last().copied()
+        let trouble = self.0.cloud().troubles.last().copied();
+        assert_ne!(trouble, Some(Trouble::Panic), "the simulated provider panics");
+        trouble
     }
 
     /// What may be broken by an order, and the order.
@@ -225,7 +229,7 @@ impl SimProvider {
 
 fn refused(trouble: Option<Trouble>) -> Result<(), CloudError> {
     Err(match trouble {
-        None | Some(Trouble::AnswerLost) => return Ok(()),
+        None | Some(Trouble::AnswerLost | Trouble::Panic) => return Ok(()),
         Some(Trouble::NoBalance) => CloudError::NoBalance("402".to_owned()),
         Some(Trouble::NoRoom) => CloudError::NoCapacity("no instances".to_owned()),
         Some(Trouble::Unreachable) => CloudError::Unreachable("simulated".to_owned()),

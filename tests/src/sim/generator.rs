@@ -10,19 +10,22 @@ use ternfleet_worker::generator::Generator;
 use super::chance::mix;
 use super::inputs::KILLER;
 use super::network::Network;
+use super::upstream::Misbehaviour;
 
 /// Time of a step.
 pub(super) const STEP: Duration = Duration::from_millis(50);
 /// A killer brings its worker down after so many tokens.
 const KILLER_TOKENS: usize = 2;
 
-/// What the world knows and changes of a worker's engine.
+/// What the world knows and changes of what a worker computes with.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     pub(super) tok_s: AtomicU64,
     pub(super) lie: Mutex<Option<Lie>>,
     /// The seed of a request that has just brought the process down.
     pub(super) killed_by: Mutex<Option<u64>>,
+    /// Of the server that it drives instead.
+    pub(super) server: Mutex<Vec<Misbehaviour>>,
 }
 
 /// What a worker does to its output.

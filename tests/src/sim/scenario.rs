@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::chance::Chance;
 use super::cloud::Trouble;
 use super::generator::Lie;
+use super::upstream::Misbehaviour;
 
 /// Faults begin in this span of virtual time, and none lasts beyond its end by more than its own length.
 const FAULTS_MS: (u64, u64) = (500, 45_000);
@@ -35,6 +36,8 @@ pub struct WorkerPlan {
     pub pod: usize,
     /// No seed makes a liar; a test does.
     pub lies: Option<Lie>,
+    /// It drives a server, and has no engine of its own.
+    pub drives_server: bool,
 }
 
 /// A single completion, asked for over HTTP.
@@ -157,6 +160,12 @@ pub enum Fault {
     LosePod {
         place: usize,
     },
+    /// The model's server behind a worker misbehaves.
+    ModelServer {
+        place: usize,
+        misbehaves: Misbehaviour,
+        lasting: Duration,
+    },
 }
 
 impl Fault {
@@ -179,6 +188,7 @@ impl Fault {
             | Fault::DoubleMessages { lasting }
             | Fault::PowerLoss { lasting, .. }
             | Fault::Provider { lasting, .. }
+            | Fault::ModelServer { lasting, .. }
             | Fault::BarrenPods { lasting } => *lasting,
             Fault::StepWorkersClock { .. } | Fault::StepCoordinatorsClock { .. } | Fault::LosePod { .. } => {
                 Duration::ZERO
@@ -199,6 +209,7 @@ impl Scenario {
             // Sometimes two engines share a pod.
             pod: if place > 0 && chance.one_in(4) { place - 1 } else { place },
             lies: None,
+            drives_server: false,
         });
         let mut workers: Vec<WorkerPlan> = workers.collect();
         let coordinators = chance.within(1, 2) as usize;
@@ -238,6 +249,9 @@ impl Scenario {
                 let at = chance.within(FAULTS_MS.0, FAULTS_MS.1);
                 faults.push((number, at, rent_fault(&mut chance, workers.len())));
             }
+        }
+        if chance.one_in(5) {
+            drive_servers(&mut chance, &mut workers, &mut batches, &mut faults);
         }
         faults.sort_by_key(|(number, at, _)| (*at, *number));
         Scenario { seed, workers, coordinators, batches, completions, rent, faults, forges: false }
@@ -290,6 +304,31 @@ fn rent_fault(chance: &mut Chance, workers: usize) -> Fault {
         6 => Fault::Provider { trouble: Trouble::Unreachable, lasting },
         7 => Fault::Provider { trouble: Trouble::TooManyRequests, lasting },
         _ => Fault::Provider { trouble: Trouble::AnswerLost, lasting },
+    }
+}
+
+/// Some workers, or all, drive a server; nobody computes with an engine what would kill it.
+fn drive_servers(
+    chance: &mut Chance,
+    workers: &mut [WorkerPlan],
+    batches: &mut [BatchPlan],
+    faults: &mut Vec<(usize, u64, Fault)>,
+) {
+    let all = chance.one_in(2);
+    workers.iter_mut().for_each(|worker| worker.drives_server = all || chance.one_in(2));
+    batches.iter_mut().for_each(|batch| batch.killer = None);
+    let first = faults.iter().map(|(number, _, _)| number + 1).max().unwrap_or(0);
+    for number in first..first + chance.within(0, 5) as usize {
+        let at = chance.within(FAULTS_MS.0, FAULTS_MS.1);
+        let place = chance.within(0, workers.len() as u64 - 1) as usize;
+        let lasting = Duration::from_millis(chance.within(500, 20_000));
+        let misbehaves = match chance.within(0, 3) {
+            0 => Misbehaviour::Dead,
+            1 => Misbehaviour::Hangs,
+            2 => Misbehaviour::Busy,
+            _ => Misbehaviour::BreaksOff,
+        };
+        faults.push((number, at, Fault::ModelServer { place, misbehaves, lasting }));
     }
 }
 

@@ -8,12 +8,14 @@ use ternfleet_proto::message::RatePoint;
 use ternfleet_worker::calibrate::Calibration;
 use ternfleet_worker::engine_thread::EngineThread;
 use ternfleet_worker::language::Language;
-use ternfleet_worker::{Identity, LoadedModel, Options, Parts};
+use ternfleet_worker::upstream::Upstream;
+use ternfleet_worker::{Computer, Identity, LoadedModel, Options, Parts};
 use tokio_util::sync::CancellationToken;
 
 use super::generator::{Pace, STEP, SimGenerator};
 use super::line::Line;
 use super::scenario::WorkerPlan;
+use super::upstream;
 
 pub(super) async fn run(
     line: Line,
@@ -29,6 +31,8 @@ pub(super) async fn run(
         slots: Some(plan.slots),
         price_usd_per_hour: plan.price_usd_micro_per_hour as f64 / 1e6,
         checkpoint_tokens: 8,
+        calibrate_ms: 0,
+        upstream_silence_s: 5,
         ..Options::default()
     };
     let identity = Identity {
@@ -37,6 +41,18 @@ pub(super) async fn run(
         pod,
         started_at: clock.wall(),
     };
+    let (computer, model) = match plan.drives_server {
+        true => match Upstream::begin_within(upstream::start(pace), &options, &shutdown).await? {
+            Some((server, model)) => (Computer::Server(server), model),
+            None => return Ok(()),
+        },
+        false => engine(&line, &plan, pace),
+    };
+    let parts = Parts::new(clock, identity, computer, model);
+    ternfleet_worker::run_with(line.bus(), options, parts, shutdown).await
+}
+
+fn engine(line: &Line, plan: &WorkerPlan, pace: Arc<Pace>) -> (Computer, LoadedModel) {
     let said = (plan.rate_tok_s * plan.claims_percent) as f64 / 100.0;
     let model = LoadedModel {
         name: "model".to_owned(),
@@ -60,6 +76,5 @@ pub(super) async fn run(
         notes: Vec::new(),
     };
     let engine = EngineThread::simulated(Box::new(SimGenerator::new(pace, line.network.clone())), STEP);
-    let parts = Parts::new(clock, identity, engine, model);
-    ternfleet_worker::run_with(line.bus(), options, parts, shutdown).await
+    (Computer::Engine(engine), model)
 }

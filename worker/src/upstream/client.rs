@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use ternfleet_cloud::http::{HttpError, Secret, Server, Streamed};
+use ternfleet_cloud::http::{Dial, HttpError, Secret, Server, Streamed};
 use ternfleet_proto::message::{Failure, FailureCode};
 
 /// Of the small questions: which models, whether it is there.
@@ -60,6 +60,12 @@ impl Client {
         let server = Server::new(&format!("{scheme}://{host}"), key.map(Secret::new), ASK_WITHIN)?;
         let address = format!("{scheme}://{host}{base}");
         Ok(Client { server, address, base, model: String::new(), silence })
+    }
+
+    /// Of a server within this process.
+    pub(super) fn within(dial: Dial, silence: Duration) -> Client {
+        let (server, base) = (Server::within(dial, ASK_WITHIN), "/v1".to_owned());
+        Client { server, address: "this process".to_owned(), base, model: String::new(), silence }
     }
 
     pub(super) fn of_model(&self, model: &str) -> Client {

@@ -106,6 +106,12 @@ pub(super) async fn facts(client: &Client, model: &Listed, options: &Options) ->
         false => options.upstream_deterministic,
     };
     let abilities = Abilities { deterministic, ..abilities(client).await? };
+    if !seeded(client, &abilities).await {
+        notes.push(
+            "the server does not follow `seed`: two requests with the same one got different answers"
+                .to_owned(),
+        );
+    }
     let digest = options.model_digest.clone().or_else(|| model.own("digest").map(str::to_owned));
     let numerics = model.own("numerics").map(str::to_owned).unwrap_or_else(|| {
         let precision = options.upstream_precision.as_deref().unwrap_or("default");
@@ -366,6 +372,14 @@ async fn cutoffs(ways: &Ways<'_>) -> bool {
     let hot = with(greedy, &json!({ "temperature": 2 }));
     shows(ways.client, path, &with(hot.clone(), &json!({ "top_k": 1 })), same).await
         && shows(ways.client, path, &with(hot, &json!({ "min_p": 1.0 })), same).await
+}
+
+/// Two requests with the same seed, one after the other, get the same answer.
+async fn seeded(client: &Client, abilities: &Abilities) -> bool {
+    let (path, body) = if abilities.completions { (COMPLETIONS, completion()) } else { (CHAT, chat()) };
+    let body = with(body, &json!({ "max_tokens": 12, "temperature": 1, "seed": 20_261_130 }));
+    let (first, second) = (asked(client, path, &body).await, asked(client, path, &body).await);
+    matches!((first, second), (Ok(first), Ok(second)) if text_of(&first) == text_of(&second))
 }
 
 /// Ids that are wanted enough come.

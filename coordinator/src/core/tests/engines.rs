@@ -109,3 +109,23 @@ fn what_waits_for_a_worker_without_its_server_goes_elsewhere() {
     assert_eq!(world.work.len(), 0, "{waiting} jobs were in its queue");
     world.run_to_the_end();
 }
+
+#[test]
+fn a_batch_runs_on_the_cheapest_engine_that_is_fast_enough_for_its_deadline() {
+    for (window_ms, expected) in [(None, "cheap"), (Some(3_600_000), "cheap"), (Some(20_000), "fast")] {
+        let mut world = World::new(6);
+        world.add_worker("cheap", "host-a", 340_000);
+        for n in 1..=2 {
+            world.add_worker(&format!("fast-{n}"), &format!("host-{n}"), 680_000);
+            world.workers[n].abilities = SERVER;
+        }
+        let options = BatchOptions { completion_window_ms: window_ms, ..BatchOptions::default() };
+        let slot = world.submit_content("in", "t", good_lines(120), options);
+        world.run_to_the_end();
+        world.check(slot);
+        assert_eq!(world.core.batch(slot).unwrap().totals.completed, 120);
+        let by: std::collections::BTreeSet<&str> =
+            world.results.iter().map(|one| one.worker.as_str()).collect();
+        assert!(by.iter().all(|worker| worker.starts_with(expected)), "{window_ms:?}: {by:?}");
+    }
+}

@@ -7,6 +7,7 @@ use ternfleet_proto::message::Checkpoint;
 use ternfleet_proto::{codec, table};
 
 use super::super::scenario::Fault;
+use super::super::upstream::Misbehaviour;
 use super::{World, ms};
 
 impl World {
@@ -122,6 +123,10 @@ impl World {
                 self.network.cloud().troubles.push(trouble);
                 ms(lasting)
             }
+            Fault::ModelServer { place, misbehaves, lasting } => {
+                self.model_server(place, |wrong| wrong.push(misbehaves));
+                ms(lasting)
+            }
             Fault::BarrenPods { lasting } => {
                 self.network.cloud().barren += 1;
                 ms(lasting)
@@ -167,6 +172,9 @@ impl World {
             Fault::DoubleMessages { .. } => self.network.faults(|faults| faults.doubling -= 1),
             Fault::Provider { trouble, .. } => forget_one(&mut self.network.cloud().troubles, &trouble),
             Fault::BarrenPods { .. } => self.network.cloud().barren -= 1,
+            Fault::ModelServer { place, misbehaves, .. } => {
+                self.model_server(place, |wrong| forget_one(wrong, &misbehaves));
+            }
             Fault::CrashWorker { .. }
             | Fault::CrashCoordinator { .. }
             | Fault::DrainWorker { .. }
@@ -174,6 +182,11 @@ impl World {
             | Fault::StepWorkersClock { .. }
             | Fault::StepCoordinatorsClock { .. } => {}
         }
+    }
+
+    fn model_server(&self, place: usize, change: impl FnOnce(&mut Vec<Misbehaviour>)) {
+        let pace = &self.nodes[self.worker(place)].pace;
+        change(&mut pace.server.lock().expect("because no holder of this lock panics"));
     }
 
     fn crash(&mut self, place: usize, back_after_ms: u64) -> u64 {
