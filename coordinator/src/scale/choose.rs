@@ -23,7 +23,7 @@ const LISTED_WITHIN_S: f64 = 60.0;
 pub fn market(settings: &Settings, intents: &Intents, seen: &Seen) -> Prospect {
     let standing = |intent| Some((intent, stand(settings, intent, seen, &mut Vec::new())?));
     let alive: Vec<(&Intent, Standing)> = intents.values().filter_map(standing).collect();
-    let offers = offers(settings, &alive, seen);
+    let offers = offers(settings, Held { alive: &alive, leaving: &[] }, seen);
     let kinds = kinds(settings, &alive, seen);
     let problem = problem(settings, &kinds, &alive, &offers, seen);
     let engines = engines(settings, &alive, &offers, seen);
@@ -106,11 +106,20 @@ pub fn decide(settings: &Settings, intents: &Intents, seen: &Seen, previous: Opt
     }
     keep_daily_limit(settings, seen, &mut alive, &mut acts);
 
-    let offers = offers(settings, &alive, seen);
+    // Until the provider has ended them, those that leave are rented as well, and count for every limit.
+    let closed = |intent: &Intent| {
+        acts.iter().any(|act| matches!(act, Act::Close { name, .. } if *name == intent.name))
+    };
+    let leaves =
+        |intent: &&Intent| !closed(intent) && alive.iter().all(|(other, _)| other.name != intent.name);
+    let leaving: Vec<&Intent> = intents.values().filter(leaves).collect();
+
+    let held = Held { alive: &alive, leaving: &leaving };
+    let offers = offers(settings, held, seen);
     let problem = problem(settings, &kinds(settings, &alive, seen), &alive, &offers, seen);
     let plan = plan(&problem, previous);
     let idle = problem.batches.iter().all(|batch| batch.tokens_left <= 0.0 || !problem.serves(batch));
-    follow(settings, &alive, &offers, &plan, seen, idle, &mut acts);
+    follow(settings, held, &offers, &plan, seen, idle, &mut acts);
     Decision { acts, plan }
 }
 
@@ -122,6 +131,20 @@ struct Standing {
     rate_sd_tok_s: f64,
     /// The provider has it for certain.
     rented: bool,
+}
+
+/// What may be rented now.
+#[derive(Clone, Copy)]
+struct Held<'a> {
+    alive: &'a [(&'a Intent, Standing)],
+    /// Those that the provider has not ended yet.
+    leaving: &'a [&'a Intent],
+}
+
+impl<'a> Held<'a> {
+    fn rented(self) -> impl Iterator<Item = &'a Intent> {
+        self.alive.iter().map(|(intent, _)| *intent).chain(self.leaving.iter().copied())
+    }
 }
 
 /// Ends every pod of ours that no intent claims.
@@ -259,7 +282,8 @@ struct Candidate<'a> {
 }
 
 /// New pods of each class, up to its limit, each in the data centre that has the fewest of ours.
-fn offers<'a>(settings: &'a Settings, alive: &[(&Intent, Standing)], seen: &Seen) -> Vec<Candidate<'a>> {
+fn offers<'a>(settings: &'a Settings, held: Held<'_>, seen: &Seen) -> Vec<Candidate<'a>> {
+    let alive = held.alive;
     if seen.halted || seen.pods.is_none() {
         return Vec::new();
     }
@@ -272,8 +296,8 @@ fn offers<'a>(settings: &'a Settings, alive: &[(&Intent, Standing)], seen: &Seen
                 .iter()
                 .any(|refused| refused.class == class.name && refused.data_center.as_ref() == place)
         };
-        let held = alive.iter().filter(|(intent, _)| intent.class == class.name).count();
-        let room = (class.pods_max as usize).saturating_sub(held).min(settings.pods_max);
+        let of_class = held.rented().filter(|intent| intent.class == class.name).count();
+        let room = (class.pods_max as usize).saturating_sub(of_class).min(settings.pods_max);
         let starting = |(intent, standing): &&(&Intent, Standing)| {
             intent.class == class.name && matches!(standing.state, PodState::Booting { .. })
         };
@@ -376,7 +400,7 @@ fn problem(
 /// limit has room.
 fn follow(
     settings: &Settings,
-    alive: &[(&Intent, Standing)],
+    held: Held<'_>,
     offers: &[Candidate<'_>],
     plan: &Plan,
     seen: &Seen,
@@ -389,7 +413,7 @@ fn follow(
     };
     let mut kept: Vec<&(&Intent, Standing)> = Vec::new();
     let mut spare: Vec<&(&Intent, Standing)> = Vec::new();
-    for pod in alive {
+    for pod in held.alive {
         if step(&pod.0.name) == Some(Step::Keep) { kept.push(pod) } else { spare.push(pod) }
     }
     // Of those that nobody needs, the cheapest stay up to the least number.
@@ -408,7 +432,7 @@ fn follow(
         kept.extend(waiting);
         spare = leaving;
     }
-    for (intent, _) in spare {
+    for (intent, _) in &spare {
         give_back(intent, Why::NotNeeded, acts);
     }
     if seen.halted || seen.pods.is_none() {
@@ -420,16 +444,16 @@ fn follow(
         }
     }
 
-    let mut per_hour: UsdMicro = kept.iter().map(|(intent, _)| intent.price_usd_micro_per_hour).sum();
+    let mut per_hour: UsdMicro = held.rented().map(|intent| intent.price_usd_micro_per_hour).sum();
     let mut today: UsdMicro = seen.spent_today
         + kept.iter().map(|(intent, _)| settings.lease(intent.price_usd_micro_per_hour)).sum();
-    let mut count = kept.len();
+    let mut count = held.rented().count();
     let mut new: Vec<&Candidate<'_>> =
         offers.iter().filter(|offer| step(&offer.intent.name) == Some(Step::Start)).collect();
     let mut others: Vec<&Candidate<'_>> =
         offers.iter().filter(|offer| step(&offer.intent.name) != Some(Step::Start)).collect();
     others.sort_by_key(|offer| offer.intent.price_usd_micro_per_hour);
-    new.extend(others.into_iter().take(settings.pods_min.saturating_sub(count + new.len())));
+    new.extend(others.into_iter().take(settings.pods_min.saturating_sub(kept.len() + new.len())));
     for offer in new {
         let price = offer.intent.price_usd_micro_per_hour;
         let within = count < settings.pods_max

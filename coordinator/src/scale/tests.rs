@@ -355,6 +355,27 @@ fn silence_says_nothing_while_no_heartbeat_can_be_heard() {
     assert!(!acts.iter().any(|act| matches!(act, Act::End { .. })), "{acts:?}");
 }
 
+/// The provider may take its time to end a pod, or fail to.
+#[test]
+fn a_pod_that_leaves_counts_for_every_limit_until_it_is_gone() {
+    let mut settings = settings();
+    settings.classes.truncate(1);
+    settings.pods_max = 2;
+    let (mut intents, mut now_seen) = (Intents::new(), seen(1e6, 1.0));
+    for _ in 0..2 {
+        let decision = decide(&settings, &intents, &now_seen, None);
+        perform(&decision.acts, &mut intents, &mut now_seen);
+    }
+    assert_eq!(intents.len(), 2);
+    let leaves = intents.keys().next().unwrap().clone();
+    intents.get_mut(&leaves).unwrap().ending = Some(Why::Silent);
+    let decision = decide(&settings, &intents, &now_seen, None);
+    assert!(written(&decision.acts).is_empty(), "{:?}", decision.acts);
+    now_seen.pods.as_mut().unwrap().retain(|pod| pod.name != leaves);
+    let decision = decide(&settings, &intents, &now_seen, None);
+    assert_eq!(written(&decision.acts).len(), 1, "{:?}", decision.acts);
+}
+
 #[test]
 fn the_daily_limit_ends_the_dearest_pods_first() {
     let (mut intents, mut asked) = (Intents::new(), seen(400_000.0, 1.0));
