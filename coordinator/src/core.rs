@@ -25,6 +25,7 @@ mod fleet;
 mod flights;
 mod hand;
 mod ledger;
+mod leftovers;
 mod lengths;
 mod life;
 mod money;
@@ -32,11 +33,13 @@ mod next;
 mod quota;
 mod rate;
 mod record;
+mod savepoint;
 mod settle;
 mod situation;
 mod snapshot;
 mod spend;
 mod stall;
+mod summary;
 mod supply;
 mod tempo;
 mod view;
@@ -65,7 +68,9 @@ pub use flights::{Committed, Flight, Flights, Size, Stage, Used};
 pub use ledger::{Commit, Kept, Ledger};
 pub use money::{Bill, Claim, ClosedBills, LeasePhase, Money, Pod, PodNumber, Share, Spent};
 pub use record::{BatchFacts, BatchRecord, COMPLETION_WINDOW_MS, Ending, Totals, batch_id, creation_digest};
+pub use savepoint::Savepoint;
 pub use situation::Situation;
+pub use summary::Summary;
 pub use supply::Supply;
 pub use view::{Gauges, view_of};
 
@@ -122,6 +127,8 @@ pub struct Counts {
     pub failed_handovers: u64,
     pub failed_attempts: u64,
     pub worker_faults: u64,
+    /// Tokens of answers, counted for the workers that made them.
+    pub worker_tokens: u64,
     pub dead_jobs: u64,
     pub lost_workers: u64,
     /// Workers that were suddenly much slower than usual.
@@ -166,6 +173,7 @@ pub struct Core {
     money: Money,
     account: Account,
     audits: audit::Audits,
+    leftovers: leftovers::Leftovers,
     lengths: lengths::Lengths,
     orders: fair::Orders,
     allowances: quota::Allowances,
@@ -199,6 +207,7 @@ impl Core {
             money: Money::default(),
             account: Account::default(),
             audits: audit::Audits::default(),
+            leftovers: leftovers::Leftovers::default(),
             lengths: lengths::Lengths::default(),
             orders: fair::Orders::default(),
             checks: checks::Checks::default(),
@@ -238,6 +247,10 @@ impl Core {
             Event::Cancel { batch } => self.cancel(now, batch, actions),
             Event::Change { batch, change } => self.change(now, batch, change, actions),
             Event::Notified { batch, outcome } => self.notified(&batch, outcome, actions),
+            Event::Archived { batch, tenant, after } => {
+                self.ledger.archived(&batch);
+                self.act(actions, Action::DropAnswers { tenant, batch, after });
+            }
             Event::AgedOut(record) => self.ledger.age_out(*record),
             Event::JobCreated(job) => self.job_created(now, *job, actions),
             Event::Leased(lease) => self.money.leased(now, &lease),

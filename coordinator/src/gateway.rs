@@ -108,7 +108,6 @@ struct Shared {
     stored_bytes_max: u64,
     leaders: leaders::Leaders,
     live: live::Live,
-    models: models::Known,
     constraints: Constraints,
 }
 
@@ -141,7 +140,6 @@ impl Gateway {
             clock,
             leaders: leaders::Leaders::default(),
             live: live::Live::default(),
-            models: models::Known::default(),
             constraints: Constraints::default(),
         };
         Ok(Gateway { shared: Arc::new(shared) })

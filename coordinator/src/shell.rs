@@ -6,6 +6,7 @@
 mod account;
 mod answers;
 mod api;
+mod archive;
 mod books;
 mod bounds;
 mod count;
@@ -19,6 +20,7 @@ mod leading;
 mod lease;
 pub(crate) mod lines;
 mod notify;
+mod overview;
 mod pages;
 mod perform;
 mod quotes;
@@ -26,6 +28,7 @@ mod reader;
 mod records;
 mod retention;
 mod room;
+mod savepoints;
 mod scaler;
 mod setup;
 mod spans;
@@ -96,9 +99,9 @@ pub(crate) enum Input {
         reply: String,
         slot: BatchSlot,
     },
-    PastCommits {
+    PastAnswers {
         batch: BatchId,
-        commits: Arc<Vec<u64>>,
+        past: Arc<pages::Past>,
     },
     /// A batch's record as it was just stored, whoever did it.
     Recorded(Box<BatchRecord>),
@@ -185,7 +188,8 @@ async fn serve_once(
     let records_end = records_end.context("the stored batches cannot be counted")?.last_sequence;
     let (grants, grants_from) = grants::load(bus, admission.has_permissions(), clock.mono()).await?;
     let mut stored = find::Stored::default();
-    let results_from = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
+    let loaded = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
+    let results_from = savepoints::restore(bus, &loaded.open, loaded.end, &mut core).await;
 
     let (inbox, mut inputs) = mpsc::channel(INBOX);
     let recent = Recent::default();
@@ -222,6 +226,7 @@ async fn serve_once(
         hands: None,
         footing: Arc::new(quotes::Footing::begin(rental.is_some())),
         rented_before: rental.is_none().then(account::RentedBefore::default),
+        overview: overview::Overview::default(),
         rental,
         readers: BTreeMap::new(),
         writers: Arc::new(Semaphore::new(WRITERS_MAX)),
@@ -240,6 +245,7 @@ async fn serve_once(
                 let now = clock.now();
                 service.core.on(now, Event::Tick, &mut actions);
                 service.show_situation(now);
+                service.save(now);
                 service.core.take_quote_checks().iter().for_each(|check| metrics.quote_checked(check));
             }
             count = inputs.recv_many(&mut gulp, GULP) => {
@@ -300,6 +306,7 @@ struct Service {
     footing: Arc<quotes::Footing>,
     /// None until the scaler has read its ledger.
     rented_before: Option<account::RentedBefore>,
+    overview: overview::Overview,
     rental: Option<scaler::Rental>,
     readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
     /// Turns to write output files: each writer has a consumer on RESULTS, and buffers.
@@ -331,7 +338,7 @@ impl Service {
                     let _ = scaler.calls.send(scaler::ScaleCall { verb, payload, reply });
                 } else if self.core.is_leading() && call.verb == ApiVerb::Fleet {
                     let viewer = call.tenant.as_ref();
-                    let fleet = account::fleet_view(now.wall, &self.core, viewer, self.rented_before);
+                    let fleet = self.overview.fleet_view(now, &self.core, viewer, self.rented_before);
                     self.send(call.reply, codec::encode(&Reply::<FleetView>::Ok(fleet)));
                 } else if self.core.is_leading() {
                     // The page asks for pods by itself, whether somebody looks at it or not.
@@ -371,7 +378,7 @@ impl Service {
                     self.book(books::Entry::Answer { batch, reply, payload });
                 }
             }
-            Input::PastCommits { batch, commits } => self.api.pages().past_commits(batch, commits),
+            Input::PastAnswers { batch, past } => self.api.pages().keep_past(batch, past),
             Input::Recorded(record) => {
                 let news = self.stored.note(&record);
                 // What has ended and left memory, as a tombstone for one, stays where it is.
@@ -446,6 +453,7 @@ impl Service {
                 }
                 self.book(books::Entry::Record(record));
             }
+            Action::KeepTotals(record) => self.book(books::Entry::Totals(record)),
             Action::Audit(kind) => {
                 self.diary.note(&kind, &self.core);
                 self.book(books::Entry::Audit(now.wall, kind));
@@ -478,6 +486,7 @@ impl Service {
                 model: batch.record.options.model.clone(),
                 lines: batch.record.lines,
                 lines_max: self.options.quotas.queued_lines_max,
+                scratch: self.options.scratch_dir.clone(),
             };
             self.tasks.spawn(reader::serve(Arc::clone(&self.bus), source, commands, self.inbox.clone()));
             sender

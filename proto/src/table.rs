@@ -16,7 +16,7 @@ pub use durability::{OLDEST_SERVER, SyncFacts, durability, server_is_new_enough}
 pub use permissions::{Permissions, Role, is_inbox, permissions};
 pub use settings::{
     ACK_WAIT, CHECKPOINT_AGE_MAX, RESULT_AGE_MAX, WORK_MESSAGE_BYTES_MAX, WORKERS_PER_SHARD, files_spec,
-    kv_specs, large_requests_spec, streams, work_consumers, work_stream_spec,
+    kv_specs, large_requests_spec, ledger_spec, streams, work_consumers, work_stream_spec,
 };
 pub use subjects::*;
 
@@ -41,9 +41,12 @@ pub const KV_SCALE: &str = "scale";
 /// reads assigned work and nothing that a tenant has stored.
 pub const LARGE_REQUESTS: &str = "requests";
 
+/// Object bucket of what the ledger keeps outside of RESULTS: the answers of ended batches, savepoints of open ones.
+pub const LEDGER: &str = "ledger";
+
 /// Version of this table: of the streams, consumers and buckets and what they are set to. It grows when an older
 /// coordinator must not touch what a newer one has set up. Kept in the control bucket under [`VERSION_KEY`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 pub const VERSION_KEY: &str = "table_version";
 
 /// Streams that nothing else can rebuild, by name: what a backup holds.

@@ -12,7 +12,7 @@ use super::event::{Answer, BatchSlot, JobRef, Task, Verdict};
 use super::money::Claim;
 use super::record::BatchRecord;
 
-/// Ended batches kept in memory for readers; older ones are told from their record.
+/// Records of ended batches kept in memory; older ones are read again.
 const ENDED_MAX: usize = 200;
 /// Answered single jobs kept in memory, for callers who ask again.
 const SINGLES_MAX: usize = 2000;
@@ -119,6 +119,9 @@ impl Ledger {
         if batch.record.expires_at != record.expires_at {
             batch.expiry = Deadline::new(now, record.expires_at);
         }
+        if record.answers_object.is_some() {
+            (batch.commits, batch.cells) = (Vec::new(), Vec::new());
+        }
         batch.record = record;
         if ended && self.active.remove(&slot) {
             self.keep_ended(slot);
@@ -132,7 +135,6 @@ impl Ledger {
             slot.and_then(|slot| self.batches.get_mut(&slot)).filter(|batch| batch.is_ended())
         {
             batch.record = record;
-            (batch.commits, batch.cells) = (Vec::new(), Vec::new());
         }
     }
 
@@ -255,7 +257,7 @@ impl Ledger {
         }
     }
 
-    /// The batch has ended: its record says how, and nothing else of it is kept but its answers' places.
+    /// The batch has ended: its record says how, and nothing else of it is kept.
     pub fn end(&mut self, now: Now, slot: BatchSlot, state: BatchState) {
         let Some(batch) = self.batches.get_mut(&slot) else { return };
         batch.record.state = state;
@@ -267,9 +269,18 @@ impl Ledger {
         batch.live.clear();
         batch.queues.clear();
         batch.delayed.clear();
-        batch.commits.shrink_to_fit();
+        // Late answers commit nothing.
+        batch.cells = Vec::new();
         if self.active.remove(&slot) {
             self.keep_ended(slot);
+        }
+    }
+
+    /// The record of an ended batch is stored, and names the object that holds its answers: readers go on from there.
+    pub fn archived(&mut self, id: &BatchId) {
+        let slot = self.find(id);
+        if let Some(batch) = slot.and_then(|slot| self.batches.get_mut(&slot)) {
+            batch.commits = Vec::new();
         }
     }
 

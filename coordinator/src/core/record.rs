@@ -64,6 +64,9 @@ pub struct BatchRecord {
     pub ended_at: Option<TimeMs>,
     pub output_object: Option<String>,
     pub error_object: Option<String>,
+    /// All answers in the order of their commit, in the bucket `ledger`: RESULTS holds them no longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers_object: Option<String>,
     #[serde(default)]
     pub totals: Totals,
     /// What was quoted when it was accepted.
@@ -152,6 +155,7 @@ impl BatchRecord {
             ended_at: None,
             output_object: None,
             error_object: None,
+            answers_object: None,
             totals: Totals::default(),
             quote: None,
             single: true,
@@ -191,6 +195,7 @@ impl BatchRecord {
             ended_at: None,
             output_object: None,
             error_object: None,
+            answers_object: None,
             totals: Totals::default(),
             quote: None,
             single: false,

@@ -7,13 +7,14 @@ use ternfleet_proto::message::StartFailed;
 use ternfleet_proto::{BusError, LeaderRevision, Now, table};
 use tokio::sync::{mpsc, watch};
 
-use super::{Service, account, books, perform, records, retention, scaler};
+use super::{Service, account, books, perform, records, retention, savepoints, scaler};
 use crate::core::{Action, Event, Lead, Situation};
 
 /// The leader's tasks, and how they are reached.
 pub(super) struct Hands {
     pub(super) actions: mpsc::UnboundedSender<Action>,
-    books: mpsc::UnboundedSender<books::Entry>,
+    books: Arc<books::Pile>,
+    savepoints: savepoints::Savepoints,
     pub(super) scaler: Option<ScalerHand>,
     leader: LeaderRevision,
     working: Vec<tokio::task::JoinHandle<()>>,
@@ -29,8 +30,9 @@ pub(super) struct ScalerHand {
 impl Hands {
     /// Lets the tasks end what they have begun, for a moment.
     pub(super) async fn close(self) {
-        let Hands { actions, books, scaler, leader, working } = self;
-        drop((actions, books, scaler));
+        let Hands { actions, books, savepoints, scaler, leader, working } = self;
+        drop((actions, savepoints, scaler));
+        books.close();
         for task in working {
             let abort = task.abort_handle();
             if tokio::time::timeout(Duration::from_secs(2), task).await.is_err() {
@@ -52,7 +54,7 @@ impl Service {
         self.core.on(now, Event::AccountKnown(Box::new(account)), actions);
         self.clear_work().await;
         let (action_sender, action_queue) = mpsc::unbounded_channel();
-        let (book_sender, book_queue) = mpsc::unbounded_channel();
+        let pile = Arc::new(books::Pile::default());
         let bus = &self.bus;
         let mut working = vec![
             tokio::spawn(perform::side_by_side(
@@ -66,8 +68,17 @@ impl Service {
                 action_queue,
                 self.inbox.clone(),
             )),
-            tokio::spawn(books::keep(Arc::clone(bus), lead.revision, account_at, book_queue)),
+            tokio::spawn(books::keep(
+                Arc::clone(bus),
+                lead.revision,
+                account_at,
+                Arc::clone(&pile),
+                self.inbox.clone(),
+            )),
         ];
+        let (save_sender, save_queue) = mpsc::channel(1);
+        let every = Duration::from_millis(self.options.savepoint_ms);
+        self.tasks.spawn(savepoints::write(Arc::clone(bus), self.recent.clone(), save_queue));
         let scaler = self.rental.clone().map(|rental| {
             let (situations, watched) = watch::channel(Arc::new(self.core.situation(now)));
             let (calls, asked) = mpsc::unbounded_channel();
@@ -87,11 +98,17 @@ impl Service {
         });
         self.hands = Some(Hands {
             actions: action_sender,
-            books: book_sender,
+            books: pile,
+            savepoints: savepoints::Savepoints::new(now.mono, every, save_sender),
             scaler,
             leader: lead.revision,
             working,
         });
+        self.tasks.spawn(retention::finish_dropping(
+            Arc::clone(&self.bus),
+            perform::drop_after(self.bus_facts.syncs_always),
+            self.clock.clone(),
+        ));
         let retention = self.options.retention.clone();
         self.tasks.spawn(retention::keep_sweeping(
             Arc::clone(&self.bus),
@@ -127,9 +144,16 @@ impl Service {
         }
     }
 
+    /// What the ledger knows is saved from time to time.
+    pub(super) fn save(&mut self, now: Now) {
+        if let Some(hands) = &mut self.hands {
+            hands.savepoints.tick(now, &self.core);
+        }
+    }
+
     pub(super) fn book(&self, entry: books::Entry) {
         if let Some(hands) = &self.hands {
-            let _ = hands.books.send(entry);
+            hands.books.put(entry);
         }
     }
 }

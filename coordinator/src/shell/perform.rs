@@ -8,11 +8,13 @@ use futures::stream::FuturesUnordered;
 use ternfleet_proto::bus::{Bus, BusError, Publish};
 use ternfleet_proto::message::{Checkpoint, Control, DeadJob};
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{Clock, Epoch, JobKey, Lane, LeaderRevision, WorkerId, codec, table, trace};
+use ternfleet_proto::{
+    BatchId, Clock, Epoch, JobKey, Lane, LeaderRevision, TenantId, WorkerId, codec, table, trace,
+};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::{Input, reader, spans};
+use super::{Input, reader, savepoints, spans};
 use crate::core::{Action, Event, HandOut, JobRef, Trace};
 
 /// Operations on their way at a time.
@@ -24,6 +26,15 @@ const WAIT: Duration = Duration::from_millis(150);
 /// A worker that was paused when its job was taken back finds for so long after the end that it has lost it. One that
 /// wakes later may claim the job once more, and its answer commits nothing.
 const FENCE_STANDS: Duration = table::ACK_WAIT.saturating_mul(3);
+
+/// Readers that were told the sequences of answers have fetched them within this time.
+const READERS_FETCH: Duration = Duration::from_secs(5);
+/// What a server has acknowledged is on its disk after this time, whatever its `sync_interval` by default is: two minutes.
+const SYNCED_AFTER: Duration = Duration::from_secs(150);
+/// Checkpoints of answered jobs that are removed at a time: there is no hurry, and work goes before.
+const CLEANED_AT_A_TIME: usize = 8;
+/// Sequences of RESULTS that one removal looks at.
+const DROPPED_AT_A_TIME: u64 = 50_000;
 
 /// What everything is done under.
 #[derive(Debug, Clone)]
@@ -49,10 +60,12 @@ pub(crate) async fn side_by_side(
         tokio::select! {
             biased;
             action = actions.recv(), if open && running.len() < IN_FLIGHT_MAX => match action {
-                Some(action @ Action::Forget { fenced: true, .. }) => waiting.push(async {
-                    tokio::time::sleep(FENCE_STANDS).await;
-                    action
-                }),
+                Some(action @ Action::Forget { fenced: true, .. }) => {
+                    waiting.push(later(FENCE_STANDS, action));
+                }
+                Some(action @ Action::DropAnswers { .. }) => {
+                    waiting.push(later(drop_after(under.syncs_always), action));
+                }
                 Some(action) => running.push(perform(&bus, &under, action)),
                 None => open = false,
             },
@@ -66,6 +79,16 @@ pub(crate) async fn side_by_side(
             }
         }
     }
+}
+
+/// How long the answers of an ended batch stay in RESULTS: until they are on the disk in another place.
+pub(super) fn drop_after(syncs_always: bool) -> Duration {
+    if syncs_always { READERS_FETCH } else { SYNCED_AFTER }
+}
+
+async fn later(delay: Duration, action: Action) -> Action {
+    tokio::time::sleep(delay).await;
+    action
 }
 
 async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<Input> {
@@ -138,11 +161,36 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
             None
         }
         Action::Forget { batch, read, .. } => {
-            let filter = table::checkpoints_of(&batch);
-            retry(|| bus.purge(table::CHECKPOINTS, &filter)).await;
             if read {
+                let filter = table::checkpoints_of(&batch);
+                retry(|| bus.purge(table::CHECKPOINTS, &filter)).await;
                 retry(|| reader::forget(&**bus, &batch)).await;
+                for name in savepoints::objects(&batch) {
+                    retry(|| bus.object_delete(table::LEDGER, &name)).await;
+                }
+            } else {
+                forget_checkpoint(bus, &JobKey { batch: batch.clone(), index: 0 }).await;
             }
+            None
+        }
+        Action::Clean { batch, lines } => {
+            let key = |index| JobKey { batch: batch.clone(), index };
+            let cleaned =
+                lines.into_iter().map(|index| async move { forget_checkpoint(bus, &key(index)).await });
+            futures::stream::iter(cleaned).buffer_unordered(CLEANED_AT_A_TIME).collect::<()>().await;
+            None
+        }
+        Action::DropAnswer { batch, sequence } => {
+            // A server that lost power may have given the sequence to another answer.
+            let stored = retry(|| bus.message(table::RESULTS, sequence)).await.flatten();
+            let job = stored.and_then(|message| table::parse_result_subject(&message.subject));
+            if job.is_some_and(|(_, job, _)| job.batch == batch) {
+                retry(|| bus.delete_message(table::RESULTS, sequence)).await;
+            }
+            None
+        }
+        Action::DropAnswers { tenant, batch, after } => {
+            drop_answers(bus, &tenant, &batch, after).await;
             None
         }
         // The shell keeps these to itself.
@@ -151,12 +199,34 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
         | Action::StopReading { .. }
         | Action::Write { .. }
         | Action::Record(_)
+        | Action::KeepTotals(_)
         | Action::Audit(_)
         | Action::KeepAccount(_)
         | Action::Announce { .. }
         | Action::Notify(_)
         | Action::ClearWork => None,
     }
+}
+
+/// Removes the checkpoint of a job. By its sequence: a removal by subject looks at all blocks of the stream.
+async fn forget_checkpoint(bus: &Arc<dyn Bus>, job: &JobKey) {
+    let subject = table::checkpoint(job);
+    let last = retry(|| bus.last_on_subject(table::CHECKPOINTS, &subject)).await.flatten();
+    if let Some(message) = last {
+        retry(|| bus.delete_message(table::CHECKPOINTS, message.sequence)).await;
+    }
+}
+
+/// Removes the answers of a batch from RESULTS, in steps: a stream takes no message while it removes others.
+pub(super) async fn drop_answers(bus: &Arc<dyn Bus>, tenant: &TenantId, batch: &BatchId, after: u64) {
+    let filter = table::results_of(tenant, batch);
+    let facts = retry(|| bus.stream_facts(table::RESULTS)).await.unwrap_or_default();
+    let mut before = after.max(facts.first_sequence) + DROPPED_AT_A_TIME;
+    while before < facts.last_sequence {
+        retry(|| bus.purge_before(table::RESULTS, &filter, before)).await;
+        before += DROPPED_AT_A_TIME;
+    }
+    retry(|| bus.purge(table::RESULTS, &filter)).await;
 }
 
 /// Consumers of one shard: those that should be there are made, those of unknown workers removed with their messages.

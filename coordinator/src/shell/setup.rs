@@ -62,6 +62,9 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
     bus.ensure_objects(&table::large_requests_spec(replicas))
         .await
         .context("the store of large requests cannot be created")?;
+    bus.ensure_objects(&table::ledger_spec(replicas))
+        .await
+        .context("the store of answers cannot be created")?;
     let key = assignment_key(bus).await.context("the fleet's key cannot be read or created")?;
     let durability = table::durability(replicas, sync);
     tracing::info!(?durability, replicas, server = %server.version, "durability of accepted batches");

@@ -188,6 +188,10 @@ impl Bus for Line {
         self.round_trip(self.network.bus.purge(stream, filter)).await
     }
 
+    async fn purge_before(&self, stream: &str, filter: &str, sequence: u64) -> Result<u64> {
+        self.round_trip(self.network.bus.purge_before(stream, filter, sequence)).await
+    }
+
     async fn replay(
         &self,
         stream: &str,
@@ -294,6 +298,10 @@ impl Bus for Line {
         from_byte: u64,
     ) -> Result<Pin<Box<dyn AsyncRead + Send>>> {
         self.round_trip(self.network.bus.object_get(bucket, name, from_byte)).await
+    }
+
+    async fn object_part(&self, bucket: &str, name: &str, from_byte: u64, bytes: usize) -> Result<Bytes> {
+        self.round_trip(self.network.bus.object_part(bucket, name, from_byte, bytes)).await
     }
 
     async fn object_length(&self, bucket: &str, name: &str) -> Result<Option<u64>> {
