@@ -253,11 +253,12 @@ async fn read_object(bus: &Arc<dyn Bus>, name: &str) -> anyhow::Result<Option<Ve
 
 /// Lets the core take over what is saved of these open batches; answers where in RESULTS the reading must begin.
 pub(super) async fn restore(bus: &Arc<dyn Bus>, open: &[BatchRecord], end: u64, core: &mut Core) -> u64 {
-    let heads = futures::stream::iter(open).map(|record| async move {
+    let records: Vec<BatchRecord> = open.to_vec();
+    let heads = futures::stream::iter(records).map(|record| async move {
         let head = read_object(bus, &objects(&record.id)[0]).await.ok().flatten();
         Some((record, codec::decode::<Head>(&head?).ok()?))
     });
-    let mut heads: Vec<(&BatchRecord, Head)> =
+    let mut heads: Vec<(BatchRecord, Head)> =
         heads.buffered(READ_AT_A_TIME).filter_map(std::future::ready).collect().await;
     heads.sort_by_key(|(_, head)| head.last);
     // What a server loses is the end of a stream: below an answer that is still there nothing is missing.
