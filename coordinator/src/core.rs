@@ -143,6 +143,8 @@ pub struct Counts {
     pub audits_skipped: u64,
     /// Hosts whose workers' canary is not that of the others.
     pub canaries_diverged: u64,
+    /// Checkpoints that a worker found to be wrong.
+    pub checkpoints_rejected: u64,
     /// Heartbeats of gone workers that cannot end their pods.
     pub dead_man_failures: u64,
     pub adopted_jobs: u64,

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -38,6 +38,7 @@ use ternfleet_proto::trace::{self, TraceContext};
 use ternfleet_proto::{Bus, Clock, codec};
 
 use crate::constraints::Constraints;
+use crate::entropy::Entropy;
 pub use auth::{KeyFileError, Keys};
 use error::{ApiError, ApiResult};
 
@@ -109,6 +110,7 @@ struct Shared {
     leaders: leaders::Leaders,
     live: live::Live,
     constraints: Constraints,
+    entropy: Entropy,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -124,6 +126,7 @@ impl Gateway {
         options: GatewayOptions,
         stored_bytes_max: u64,
         clock: Clock,
+        entropy: Entropy,
     ) -> Result<Gateway, GatewayError> {
         if let Some(bad) = options.cors_origins.iter().find(|origin| !cors::is_origin(origin)) {
             return Err(GatewayError::Origin(bad.clone()));
@@ -138,9 +141,10 @@ impl Gateway {
             options,
             stored_bytes_max,
             clock,
-            leaders: leaders::Leaders::default(),
+            leaders: leaders::Leaders::new(entropy.clone()),
             live: live::Live::default(),
             constraints: Constraints::default(),
+            entropy,
         };
         Ok(Gateway { shared: Arc::new(shared) })
     }
@@ -160,6 +164,11 @@ impl Gateway {
 
     fn bus_handle(&self) -> Arc<dyn Bus> {
         Arc::clone(&self.shared.bus)
+    }
+
+    /// `prefix` and 96 random bits in hexadecimal.
+    fn random_id(&self, prefix: &str) -> String {
+        self.shared.entropy.id(prefix)
     }
 
     fn keys(&self) -> &Keys {
@@ -238,7 +247,7 @@ impl Gateway {
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::map_response_with_state(self.clone(), error::in_our_shape))
             .layer(middleware::from_fn_with_state(self.clone(), cors::allow))
-            .layer(middleware::from_fn(name_request))
+            .layer(middleware::from_fn_with_state(self.clone(), name_request))
             .with_state(self.clone())
     }
 }
@@ -254,14 +263,15 @@ async fn wrong_method(request: Request) -> ApiError {
 }
 
 /// Gives each request an id: the caller's `x-request-id` if it is plain, else a new one.
-async fn name_request(request: Request, next: Next) -> Response {
+async fn name_request(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
     let name = HeaderName::from_static("x-request-id");
     let given = request
         .headers()
         .get(&name)
         .filter(|v| v.len() <= 64 && v.as_bytes().iter().all(u8::is_ascii_graphic));
     let id = given.cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&random_id("req_")).expect("because ids are made of ASCII letters and digits")
+        HeaderValue::from_str(&gateway.random_id("req_"))
+            .expect("because ids are made of ASCII letters and digits")
     });
     let mut response = next.run(request).await;
     response.headers_mut().insert(name, id);
@@ -277,17 +287,6 @@ fn parse_body<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
 fn traceparent(headers: &HeaderMap) -> Option<String> {
     let sent = headers.get(trace::HEADER)?.to_str().ok();
     Some(TraceContext::of(sent)?.to_string())
-}
-
-/// `prefix` and 96 random bits in hexadecimal.
-fn random_id(prefix: &str) -> String {
-    let mut bytes = [0u8; 12];
-    getrandom::fill(&mut bytes).expect("because the system's random source is always there on Linux");
-    let mut id = String::from(prefix);
-    for byte in bytes {
-        id.push_str(&format!("{byte:02x}"));
-    }
-    id
 }
 
 /// A JSON answer of a list, as OpenAI writes it.

@@ -11,8 +11,9 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+pub(crate) use connections::serve;
 use ternfleet_proto::bus::Bus;
-use tokio_util::sync::CancellationToken;
+use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
 
@@ -22,37 +23,21 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
-/// Listens now, serves until shutdown.
-pub(crate) async fn serve(
-    address: SocketAddr,
-    bus: Arc<dyn Bus>,
-    metrics: Arc<Metrics>,
-    more: Router,
-    connections_max: usize,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let router = Router::new()
+/// What is served of the process itself.
+pub(crate) fn routes(bus: Arc<dyn Bus>, metrics: Arc<Metrics>) -> Router {
+    Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(numbers))
         .with_state(Shared { bus, metrics })
-        .merge(more);
-    serve_routes(address, router, connections_max, shutdown).await
 }
 
-/// These routes and no others.
-pub(crate) async fn serve_routes(
-    address: SocketAddr,
-    routes: Router,
-    connections_max: usize,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address)
+pub(crate) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}: choose another http address"))?;
     tracing::info!(address = %listener.local_addr()?, "serving HTTP");
-    connections::serve(listener, routes, connections_max, shutdown).await;
-    Ok(())
+    Ok(listener)
 }
 
 /// Ready: connected, and leading or warm enough to take over.

@@ -6,6 +6,7 @@ mod constraints;
 pub mod core;
 mod counted;
 mod dist;
+mod entropy;
 mod files;
 pub mod gateway;
 mod http;
@@ -21,13 +22,16 @@ pub mod scale;
 mod shell;
 pub mod simulate;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gateway::Gateway;
+use ternfleet_cloud::Provider;
 use ternfleet_proto::{Bus, Clock};
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use entropy::Entropy;
 pub use metrics::{Described, Metrics};
 pub use options::{
     ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, Retention, RunpodOptions,
@@ -39,44 +43,72 @@ pub use options::{
 /// # Errors
 /// When NATS is too old or refuses, when strict durability is asked for and not there, when the HTTP address is taken.
 pub async fn run(bus: Arc<dyn Bus>, options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
-    run_with(Arc::new(Metrics::default()), Clock::machine(), bus, options, shutdown).await
+    run_with(Parts::default(), bus, options, shutdown).await
 }
 
-/// As [`run`], with these metrics and by this clock: a simulation reads the ones and steps the other.
+/// What a coordinator has of this machine. A simulation gives it others.
+#[derive(Default)]
+pub struct Parts {
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+    pub entropy: Entropy,
+    /// Rents pods, in place of the provider that the options name.
+    pub provider: Option<Arc<dyn Provider>>,
+    /// Connections to the HTTP port, in place of an address that the options name.
+    pub connections: Option<mpsc::UnboundedReceiver<DuplexStream>>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+/// As [`run`], with these parts.
 ///
 /// # Errors
 /// As [`run`].
 pub async fn run_with(
-    metrics: Arc<Metrics>,
-    clock: Clock,
+    parts: Parts,
     bus: Arc<dyn Bus>,
     options: Options,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let Parts { metrics, clock, entropy, provider, connections } = parts;
     let stop = shutdown.child_token();
     let _stops_all = stop.clone().drop_guard();
     let watch = metrics::watch_nats(Arc::clone(&bus), Arc::clone(&metrics));
     let _watches_nats = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(watch));
-    let fleet =
-        shell::serve(Arc::clone(&bus), options.clone(), Arc::clone(&metrics), clock.clone(), stop.clone());
+    let fleet = shell::serve(
+        Arc::clone(&bus),
+        options.clone(),
+        provider,
+        Arc::clone(&metrics),
+        clock.clone(),
+        stop.clone(),
+    );
     let dist = serve_dist(&options, stop.clone());
-    match options.http {
-        None => {
-            let (fleet, dist) = tokio::join!(or_stop(fleet, &stop), or_stop(dist, &stop));
-            fleet.and(dist)
-        }
-        Some(address) => {
-            let gateway = open_gateway(Arc::clone(&bus), &options, clock, address)?;
-            let watching = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(gateway.clone().watch()));
-            let connections_max = options.gateway.connections_max;
-            let routes = gateway.routes().merge(dist::routes(&options)?);
-            let page = http::serve(address, bus, metrics, routes, connections_max, stop.clone());
-            let (fleet, page, dist) =
-                tokio::join!(or_stop(fleet, &stop), or_stop(page, &stop), or_stop(dist, &stop));
-            drop(watching);
-            fleet.and(page).and(dist)
-        }
+    if connections.is_none() && options.http.is_none() {
+        let (fleet, dist) = tokio::join!(or_stop(fleet, &stop), or_stop(dist, &stop));
+        return fleet.and(dist);
     }
+    let gateway = open_gateway(Arc::clone(&bus), &options, clock, entropy)?;
+    let watching = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(gateway.clone().watch()));
+    let routes = http::routes(bus, metrics).merge(gateway.routes()).merge(dist::routes(&options)?);
+    let most = options.gateway.connections_max;
+    let page = async {
+        match (connections, options.http) {
+            (Some(connections), _) => http::serve(connections, routes, most, stop.clone()).await,
+            (None, Some(address)) => {
+                http::serve(http::listen(address).await?, routes, most, stop.clone()).await;
+            }
+            (None, None) => {}
+        }
+        Ok(())
+    };
+    let (fleet, page, dist) = tokio::join!(or_stop(fleet, &stop), or_stop(page, &stop), or_stop(dist, &stop));
+    drop(watching);
+    fleet.and(page).and(dist)
 }
 
 /// A part of this process whose error ends the others too.
@@ -94,7 +126,9 @@ async fn serve_dist(options: &Options, shutdown: CancellationToken) -> anyhow::R
         options.issuer_file.is_some(),
         "dist_http needs issuer_file: without it no token can be verified"
     );
-    http::serve_routes(address, dist::routes(options)?, options.gateway.connections_max, shutdown).await
+    let routes = dist::routes(options)?;
+    http::serve(http::listen(address).await?, routes, options.gateway.connections_max, shutdown).await;
+    Ok(())
 }
 
 /// A gateway without keys serves everybody who can reach it, so it must say so to listen beyond this machine.
@@ -102,10 +136,12 @@ fn open_gateway(
     bus: Arc<dyn Bus>,
     options: &Options,
     clock: Clock,
-    address: SocketAddr,
+    entropy: Entropy,
 ) -> anyhow::Result<Gateway> {
-    let gateway = Gateway::new(bus, options.gateway.clone(), options.quotas.stored_bytes_max, clock)?;
-    if gateway.is_open() && !address.ip().is_loopback() && !options.gateway.serve_without_keys {
+    let gateway =
+        Gateway::new(bus, options.gateway.clone(), options.quotas.stored_bytes_max, clock, entropy)?;
+    let reached = options.http.filter(|address| !address.ip().is_loopback());
+    if let Some(address) = reached.filter(|_| gateway.is_open() && !options.gateway.serve_without_keys) {
         anyhow::bail!(
             "{address} can be reached from other machines, and no API keys are configured: set \
              gateway.keys_file (`ternfleet key new` creates an entry), or gateway.serve_without_keys = \

@@ -58,6 +58,7 @@ pub struct Metrics {
     quarantines: Counter,
     audits: CounterVec,
     canaries: Counter,
+    checkpoints_rejected: Counter,
     clock_steps: Counter,
     dead_man_failures: Counter,
     last_host_suspect: Counter,
@@ -232,6 +233,10 @@ impl Default for Metrics {
             canaries: m.counter(
                 "canaries_divergent_total",
                 "Hosts whose canary digest differs from most hosts of their kind. Should stay 0.",
+            ),
+            checkpoints_rejected: m.counter(
+                "checkpoints_rejected_total",
+                "Checkpoints whose output a worker computed otherwise when it continued the job. Should stay 0.",
             ),
             audits: m.counters(
                 "audits_total",
@@ -412,6 +417,7 @@ impl Metrics {
         add(&self.quarantines, counted.quarantined_hosts, before.quarantined_hosts);
         add(&self.dead_man_failures, counted.dead_man_failures, before.dead_man_failures);
         add(&self.canaries, counted.canaries_diverged, before.canaries_diverged);
+        add(&self.checkpoints_rejected, counted.checkpoints_rejected, before.checkpoints_rejected);
         add(&self.clock_steps, counted.clock_steps, before.clock_steps);
         let audits = |outcome: &str| self.audits.with_label_values(&[outcome]);
         add(&audits("agreed"), counted.audits_agreed, before.audits_agreed);

@@ -40,6 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use ternfleet_cloud::Provider;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, FleetView, JoinRequest, Refusal, Reply, StartFailed};
 use ternfleet_proto::table::{self, ApiVerb};
@@ -138,6 +139,7 @@ enum Ended {
 pub(crate) async fn serve(
     bus: Arc<dyn Bus>,
     options: Options,
+    provider: Option<Arc<dyn Provider>>,
     metrics: Arc<Metrics>,
     clock: Clock,
     shutdown: CancellationToken,
@@ -145,7 +147,7 @@ pub(crate) async fn serve(
     let mut served = false;
     loop {
         let tasks = shutdown.child_token();
-        let ended = serve_once(&bus, &options, &metrics, &clock, &shutdown, &tasks).await;
+        let ended = serve_once(&bus, &options, &provider, &metrics, &clock, &shutdown, &tasks).await;
         tasks.cancel();
         metrics.set_role(false, false);
         match ended {
@@ -166,12 +168,13 @@ pub(crate) async fn serve(
 async fn serve_once(
     bus: &Arc<dyn Bus>,
     options: &Options,
+    provider: &Option<Arc<dyn Provider>>,
     metrics: &Arc<Metrics>,
     clock: &Clock,
     shutdown: &CancellationToken,
     cancel: &CancellationToken,
 ) -> anyhow::Result<Ended> {
-    let rental = scaler::rental(options)?;
+    let rental = scaler::rental(options, provider.clone())?;
     let admission = join::Admission::of(options)?;
     let bus_facts = setup::prepare(bus, options).await?;
     metrics.set_durability(bus_facts.durability);

@@ -23,6 +23,8 @@ const SERVED: usize = 16;
 pub(crate) enum Allowed {
     /// A token that must come.
     One([u32; 1]),
+    /// A set.
+    Known(Arc<Mask>),
     /// A set that is being worked out.
     Later(Arc<Pending>),
 }
@@ -40,15 +42,17 @@ impl Allowed {
     pub(crate) fn rule(&self) -> Rule<'_> {
         match self {
             Allowed::One(token) => Rule::Few(token),
-            Allowed::Later(pending) => match pending.wait() {
-                Ok(mask) => mask.few().map_or(Rule::Many(mask), Rule::Few),
-                Err(_) => Rule::Few(&[]),
-            },
+            Allowed::Known(mask) => Rule::of(mask),
+            Allowed::Later(pending) => pending.wait().as_ref().map_or(Rule::Few(&[]), Rule::of),
         }
     }
 }
 
-impl Rule<'_> {
+impl<'a> Rule<'a> {
+    fn of(mask: &'a Mask) -> Rule<'a> {
+        mask.few().map_or(Rule::Many(mask), Rule::Few)
+    }
+
     pub(crate) fn allows(self, token: u32) -> bool {
         match self {
             Rule::Any => true,
@@ -93,6 +97,8 @@ struct Place {
     matcher: Mutex<Option<Matcher>>,
     /// What must come first; set when the tracker may be used.
     start: OnceLock<Result<VecDeque<u32>, DeadEnd>>,
+    /// What each token of the kept output may be, until that is proved.
+    kept: Mutex<Vec<Allowed>>,
 }
 
 /// One sequence's constraint.
@@ -142,7 +148,8 @@ impl Threads {
 
     /// Begins to track a sequence whose output begins with `kept`.
     pub(crate) fn track(&mut self, constraint: Arc<Constraint>, kept: Vec<u32>) -> Result<Tracker, Refused> {
-        let place = Arc::new(Place { constraint, matcher: Mutex::new(None), start: OnceLock::new() });
+        let (matcher, kept_rules) = (Mutex::new(None), Mutex::new(Vec::new()));
+        let place = Arc::new(Place { constraint, matcher, start: OnceLock::new(), kept: kept_rules });
         let mask = Pending::new(&place);
         let running = match &self.running {
             Some(running) => running,
@@ -212,9 +219,10 @@ impl Task {
                     return;
                 }
                 let place = &mask.place;
-                match guarded(|| place.constraint.matcher(&kept)) {
-                    Ok((matcher, forced)) => {
+                match guarded(|| place.follow(&kept)) {
+                    Ok((matcher, forced, rules)) => {
                         *lock(&place.matcher) = Some(matcher);
+                        *lock(&place.kept) = rules;
                         let _ = place.start.set(Ok(forced));
                         mask.work();
                     }
@@ -239,6 +247,10 @@ impl Place {
     fn mask(&self) -> Result<Mask, DeadEnd> {
         let mut place = lock(&self.matcher);
         let Some(matcher) = place.as_mut() else { return Err(DeadEnd::Uncompiled) };
+        self.mask_of(matcher)
+    }
+
+    fn mask_of(&self, matcher: &mut Matcher) -> Result<Mask, DeadEnd> {
         match matcher.mask() {
             Err(DeadEnd::TooComplex) => {
                 (*matcher, _) = self.constraint.matcher_alone(matcher.taken())?;
@@ -246,6 +258,23 @@ impl Place {
             }
             outcome => outcome,
         }
+    }
+
+    /// A matcher that has taken the kept output, the tokens that must come next, and what each kept one might have been.
+    fn follow(&self, kept: &[u32]) -> Result<(Matcher, VecDeque<u32>, Vec<Allowed>), DeadEnd> {
+        let (mut matcher, mut forced) = self.constraint.matcher(&[])?;
+        let mut rules = Vec::with_capacity(kept.len());
+        for &token in kept {
+            match forced.pop_front() {
+                Some(only) if only != token => return Err(DeadEnd::Foreign),
+                Some(only) => rules.push(Allowed::One([only])),
+                None => {
+                    rules.push(Allowed::Known(Arc::new(self.mask_of(&mut matcher)?)));
+                    forced = matcher.take(token)?.into();
+                }
+            }
+        }
+        Ok((matcher, forced, rules))
     }
 }
 
@@ -277,6 +306,22 @@ impl Tracker {
     pub(crate) fn next_forced(&mut self) -> Option<u32> {
         self.begin();
         self.forced.pop_front()
+    }
+
+    /// What the kept token may be before which there are `n_before`.
+    pub(crate) fn allowed_before(&self, n_before: usize) -> Option<Allowed> {
+        lock(&self.place.kept).get(n_before).cloned()
+    }
+
+    /// The kept output is proved.
+    pub(crate) fn forget_kept(&self) {
+        lock(&self.place.kept).clear();
+    }
+
+    /// Why it could not begin.
+    pub(crate) fn failed_start(&mut self) -> Option<DeadEnd> {
+        self.begin();
+        self.dead
     }
 
     /// What the next token is drawn from.

@@ -109,7 +109,7 @@ impl Engine {
         let n_guesses = options.speculation.draft_tokens * options.speculation.sequences;
         let n_columns = options.prefill_chunk + options.max_sequences + n_guesses;
         // Guesses are made only while few sequences run, so that those fit as well.
-        let n_heads = (options.max_sequences + SCORED_TOKENS).max(LOGITS_CHUNK);
+        let n_heads = (options.max_sequences + LOOKED_AT).max(LOGITS_CHUNK);
         let ternary_head = model.head_matrix.is_some();
         if ternary_head && matches!(options.head, Head::Q8 | Head::Q6) {
             let reason = "the output matrix of this model is ternary, and a copy would be larger; use full";
@@ -205,8 +205,8 @@ impl Engine {
         let prefill_tokens = prefilling.map(|turn| turn.positions.len()).sum();
         let before = self.schedule.speculation_counters();
         for turn in &turns {
-            let scored = drawn.by_ref().take(turn.scores).flatten().filter_map(|scored| scored.logprob);
-            self.schedule.scored(turn, scored.collect());
+            let looked: Vec<Option<Drawn>> = drawn.by_ref().take(turn.looks.len()).collect();
+            self.schedule.looked(turn, looked.into_iter());
             let drawn: Vec<Option<Drawn>> = drawn.by_ref().take(turn.draws()).collect();
             decode_tokens += self.schedule.advance(turn, drawn.into_iter(), &mut self.cache, events);
         }
@@ -306,8 +306,8 @@ impl Engine {
 /// Positions that [`Engine::logits`] computes at a time.
 const LOGITS_CHUNK: usize = 64;
 
-/// Tokens of prompts that a step can score, whatever else it draws.
-const SCORED_TOKENS: usize = 16;
+/// Known tokens that a step can score or draw again, whatever else it draws.
+const LOOKED_AT: usize = 16;
 
 /// Lays the turns out as columns.
 fn plan<'a>(schedule: &'a Schedule, turns: &[Turn]) -> Plan<'a> {
@@ -322,9 +322,10 @@ fn plan<'a>(schedule: &'a Schedule, turns: &[Turn]) -> Plan<'a> {
             plan.columns.push(Column { token, position: turn.positions.end + i, segment });
         }
         plan.segments.push(Segment { columns: first..plan.columns.len(), pages: sequence.pages.clone() });
-        for column in first..first + turn.scores {
-            let draw = Some(sequence.score(plan.columns[column].position + 1));
-            plan.heads.push(HeadColumn { column, draw, allowed: None });
+        for position in turn.looks.clone() {
+            let column = first + position - turn.positions.start;
+            let (draw, allowed) = sequence.look(position + 1);
+            plan.heads.push(HeadColumn { column, draw: Some(draw), allowed });
         }
         let n_draws = turn.draws();
         for i in 0..n_draws {

@@ -42,6 +42,6 @@ pub enum Refused {
     Parameter { name: &'static str, value: String, rule: &'static str },
     #[error("its constraint cannot be applied: {reason}")]
     Constraint { reason: String },
-    #[error("nothing left to generate: {kept} tokens are kept and max_new_tokens is {max_new_tokens}")]
-    NothingLeft { kept: usize, max_new_tokens: usize },
+    #[error("nothing is to be generated: max_new_tokens is 0")]
+    NothingToDo,
 }

@@ -136,6 +136,8 @@ pub enum StopReason {
     Cancelled,
     /// The constraint allows nothing more.
     DeadEnd(DeadEnd),
+    /// The kept output is not what this engine draws: another model's, another request's, or forged.
+    KeptDiffers,
     /// The scores were no numbers: weights that overflow, or a machine that computes wrongly. No token can be drawn.
     NotFinite,
 }

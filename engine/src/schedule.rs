@@ -5,41 +5,28 @@
 //! order of arrival, the first place going round, so that neither kind starves the other. When few sequences decode and
 //! none prefills, each may add guesses of its next tokens to its turn; those that the step's draws do not confirm are
 //! forgotten, and what they left in the sequence's own pages is written over.
+//!
+//! Output that a request keeps from an earlier run is not trusted: while it is computed again, each of its tokens is drawn
+//! again too, and one that differs ends the sequence.
+
+mod sequence;
 
 use crate::Refused;
-use crate::constraint::{Allowed, Threads, Tracker};
+use crate::constraint::{Threads, Tracker};
 use crate::draft::Drafter;
 use crate::head::Drawn;
 use crate::kernel::PAGE;
-use crate::kv::{Cache, PageId};
+use crate::kv::Cache;
 use crate::options::Speculation;
 use crate::prefix::Prefix;
-use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason, TokenLogprob, Usage};
-use crate::sampler::{self, Draw};
+use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason};
+pub(crate) use sequence::Sequence;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// The most log-probabilities a request may ask for.
 const MAX_LOGPROBS: u8 = 20;
-
-/// A sequence on its way.
-#[derive(Debug)]
-pub(crate) struct Sequence {
-    id: SequenceId,
-    request: Request,
-    /// Prompt, kept output, new output.
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) pages: Vec<PageId>,
-    /// Positions whose keys and values are in the cache.
-    computed: usize,
-    cached: usize,
-    /// Of the prompt's tokens from the second on, where they are asked for.
-    prompt_logprobs: Option<Vec<TokenLogprob>>,
-    drafter: Drafter,
-    tracker: Option<Tracker>,
-    end: Option<StopReason>,
-}
 
 /// One sequence's part in a step.
 #[derive(Debug, Clone)]
@@ -52,8 +39,8 @@ pub(crate) struct Turn {
     pub(crate) decodes: bool,
     /// Guesses for the positions that follow, each with a draw of its own.
     pub(crate) draft: Vec<u32>,
-    /// After so many of its positions, from the first on, the prompt's next token is scored.
-    pub(crate) scores: usize,
+    /// Those of its positions after which the next token is known, and is scored or drawn again.
+    pub(crate) looks: Range<usize>,
 }
 
 impl Turn {
@@ -68,8 +55,8 @@ impl Turn {
 pub(crate) struct Schedule {
     max_sequences: usize,
     prefill_chunk: usize,
-    /// Prompt tokens that a step may score.
-    score_chunk: usize,
+    /// Known tokens that a step may score or draw again.
+    look_chunk: usize,
     max_context: usize,
     vocab: usize,
     speculation: Speculation,
@@ -83,124 +70,11 @@ pub(crate) struct Schedule {
     threads: Threads,
 }
 
-impl Sequence {
-    fn prompt_len(&self) -> usize {
-        self.request.prompt.len()
-    }
-
-    fn generated(&self) -> &[u32] {
-        &self.tokens[self.prompt_len()..]
-    }
-
-    /// Tokens of the prompt that are still to be scored, from the next one to compute on.
-    fn unscored(&self) -> usize {
-        match self.prompt_logprobs {
-            Some(_) => (self.prompt_len() - 1).saturating_sub(self.computed),
-            None => 0,
-        }
-    }
-
-    /// Positions that it may become.
-    fn most_tokens(&self, max_context: usize) -> usize {
-        self.prompt_len().saturating_add(self.request.max_new_tokens).min(max_context)
-    }
-
-    /// Pages for everything it may become.
-    fn pages_needed(&self, max_context: usize) -> usize {
-        self.most_tokens(max_context).div_ceil(PAGE)
-    }
-
-    /// The draw of the token that comes after all so far and after `guesses`.
-    pub(crate) fn draw(&self, guesses: &[u32]) -> Draw<'_> {
-        let adjustments = if guesses.is_empty() {
-            sampler::adjustments(&self.request.sampling, self.generated())
-        } else {
-            sampler::adjustments(&self.request.sampling, &[self.generated(), guesses].concat())
-        };
-        Draw {
-            sampling: &self.request.sampling,
-            seed: self.request.seed,
-            choice: self.request.choice,
-            position: (self.tokens.len() + guesses.len()) as u32,
-            adjustments,
-            top_logprobs: self.request.top_logprobs,
-            given: None,
-        }
-    }
-
-    /// What the prompt's token at `position` is asked for: no draw, its log-probability.
-    pub(crate) fn score(&self, position: usize) -> Draw<'_> {
-        Draw {
-            sampling: &self.request.sampling,
-            seed: self.request.seed,
-            choice: self.request.choice,
-            position: position as u32,
-            adjustments: Vec::new(),
-            top_logprobs: self.request.prompt_logprobs,
-            given: Some(self.tokens[position]),
-        }
-    }
-
-    /// What the next token may be; `None` allows everything.
-    pub(crate) fn allowed(&self) -> Option<Allowed> {
-        self.tracker.as_ref().map(Tracker::allowed)
-    }
-
-    /// The last token waits until it is known what may follow it.
-    fn is_held(&self) -> bool {
-        self.tracker.as_ref().is_some_and(|tracker| !tracker.is_ready())
-    }
-
-    /// Appends a token and sees whether it is the last.
-    fn push(&mut self, token: u32, max_context: usize) {
-        self.tokens.push(token);
-        let constraint = self.request.constraint.as_ref();
-        let ends = constraint.is_some_and(|constraint| constraint.ends_with(token));
-        self.end = if ends || self.request.stop_ids.contains(&token) {
-            Some(StopReason::StopToken)
-        } else if self.generated().len() >= self.request.max_new_tokens {
-            Some(StopReason::Length)
-        } else if self.tokens.len() >= max_context {
-            Some(StopReason::Context)
-        } else {
-            None
-        };
-    }
-
-    /// Appends the tokens that must come next, which need no draw; where each is to be scored, it does. Returns how many.
-    fn follow(&mut self, max_context: usize, events: &mut Vec<Event>) -> usize {
-        let scored = self.request.top_logprobs.is_some();
-        let mut n_tokens = 0;
-        while self.end.is_none()
-            && !scored
-            && let Some(token) = self.tracker.as_mut().and_then(Tracker::next_forced)
-        {
-            self.push(token, max_context);
-            events.push(Event::Token { sequence: self.id, token, logprob: None });
-            n_tokens += 1;
-        }
-        if self.end.is_none() {
-            self.end = self.tracker.as_mut().and_then(Tracker::dead_end).map(StopReason::DeadEnd);
-        }
-        n_tokens
-    }
-
-    fn finished(&self, reason: StopReason) -> Event {
-        let usage = Usage {
-            prompt_tokens: self.prompt_len(),
-            completion_tokens: self.generated().len(),
-            resumed_tokens: self.request.generated.len(),
-            cached_tokens: self.cached,
-        };
-        Event::Finished { sequence: self.id, reason, usage }
-    }
-}
-
 impl Schedule {
     pub(crate) fn new(
         max_sequences: usize,
         prefill_chunk: usize,
-        score_chunk: usize,
+        look_chunk: usize,
         max_context: usize,
         vocab: usize,
         speculation: Speculation,
@@ -210,7 +84,7 @@ impl Schedule {
         Schedule {
             max_sequences,
             prefill_chunk,
-            score_chunk,
+            look_chunk,
             max_context,
             vocab,
             speculation,
@@ -230,16 +104,20 @@ impl Schedule {
         if tokens.is_empty() {
             return Err(Refused::EmptyPrompt);
         }
-        tokens.extend_from_slice(&request.generated);
         self.check_ids(&tokens)?;
         self.check_request(&request)?;
-        if request.generated.len() >= request.max_new_tokens {
-            let (kept, max_new_tokens) = (request.generated.len(), request.max_new_tokens);
-            return Err(Refused::NothingLeft { kept, max_new_tokens });
+        tokens.extend_from_slice(&request.generated);
+        let (kept, max_new_tokens) = (request.generated.len(), request.max_new_tokens);
+        if max_new_tokens == 0 {
+            return Err(Refused::NothingToDo);
         }
-        if tokens.len() >= self.max_context {
-            return Err(Refused::TooLong { tokens: tokens.len() + 1, max_context: self.max_context });
+        if request.prompt.len() >= self.max_context {
+            return Err(Refused::TooLong { tokens: request.prompt.len() + 1, max_context: self.max_context });
         }
+        // Output that is whole is only proved; what no engine with this model can have generated is not even computed.
+        let is_output = kept <= max_new_tokens
+            && tokens.len() <= self.max_context
+            && request.generated.iter().all(|&id| (id as usize) < self.vocab);
         let prompt_logprobs = request.prompt_logprobs.map(|_| Vec::new());
         let mut sequence = Sequence {
             id: SequenceId(self.next_id),
@@ -251,13 +129,13 @@ impl Schedule {
             prompt_logprobs,
             drafter: Drafter::new(),
             tracker: None,
-            end: None,
+            end: (!is_output).then_some(StopReason::KeptDiffers),
         };
         let needed = sequence.pages_needed(self.max_context);
         if needed > total_pages {
             return Err(Refused::TooLarge { needed, total: total_pages });
         }
-        if let Some(constraint) = &sequence.request.constraint {
+        if let Some(constraint) = sequence.request.constraint.as_ref().filter(|_| is_output) {
             if constraint.n_vocab() > self.vocab {
                 let (n, vocab) = (constraint.n_vocab(), self.vocab);
                 let reason = format!("it was compiled for {n} tokens, but this model has {vocab}");
@@ -370,7 +248,10 @@ impl Schedule {
             && let Some(first) = self.waiting.front_mut()
         {
             let shared = match &mut self.prefix {
-                Some(prefix) if first.request.prompt_logprobs.is_none() => prefix.find(&first.tokens, cache),
+                // Kept output is computed here, or it would not be proved.
+                Some(prefix) if first.request.prompt_logprobs.is_none() => {
+                    prefix.find(&first.request.prompt, cache)
+                }
                 _ => Vec::new(),
             };
             let needed = first.pages_needed(self.max_context) - shared.len();
@@ -419,7 +300,7 @@ impl Schedule {
     /// Who takes part in this step.
     pub(crate) fn turns(&mut self) -> Vec<Turn> {
         self.round += 1;
-        let (mut budget, mut score_budget) = (self.prefill_chunk, self.score_chunk);
+        let (mut budget, mut look_budget) = (self.prefill_chunk, self.look_chunk);
         let n = self.active.len();
         let mut turns = Vec::with_capacity(n);
         for i in 0..n {
@@ -428,20 +309,27 @@ impl Schedule {
             let left = sequence.tokens.len() - sequence.computed;
             let generates = sequence.computed >= sequence.prompt_len() + sequence.request.generated.len();
             // What generates continues in any case; tokens that its constraint appended count as prefill.
-            let ready = left.saturating_sub(sequence.is_held().into());
-            let unscored = sequence.unscored();
-            let most = if unscored > 0 { score_budget } else { ready };
+            let mut ready = left.saturating_sub(sequence.is_held().into());
+            if sequence.is_held() && sequence.is_unproved() {
+                // What may stand in place of the kept tokens is not known yet.
+                ready = ready.min((sequence.prompt_len() - 1).saturating_sub(sequence.computed));
+            }
+            let looks = sequence.looks();
+            let most = match looks.len() > look_budget {
+                true => looks.start - sequence.computed + look_budget,
+                false => ready,
+            };
             let take = ready.min(budget + usize::from(generates)).min(most);
             if take == 0 {
                 continue;
             }
             budget -= take.saturating_sub(generates.into());
-            let scores = take.min(unscored);
-            score_budget -= scores;
             let decodes = generates && left == 1;
             let positions = sequence.computed..sequence.computed + take;
+            let looks = looks.start..looks.end.min(positions.end).max(looks.start);
+            look_budget -= looks.len();
             let reaches_end = take == left;
-            turns.push(Turn { place, positions, reaches_end, decodes, draft: Vec::new(), scores });
+            turns.push(Turn { place, positions, reaches_end, decodes, draft: Vec::new(), looks });
         }
         if n <= self.speculation.sequences && turns.iter().all(|turn| turn.decodes) {
             for turn in &mut turns {
@@ -466,10 +354,32 @@ impl Schedule {
         &self.active[turn.place]
     }
 
-    /// Takes note of scored tokens of a prompt.
-    pub(crate) fn scored(&mut self, turn: &Turn, logprobs: Vec<TokenLogprob>) {
-        if let Some(all) = &mut self.active[turn.place].prompt_logprobs {
-            all.extend(logprobs);
+    /// Takes note of what the known tokens after `turn.looks` were found to be: a prompt's are scored; kept output that
+    /// differs from what is drawn here ends the sequence.
+    pub(crate) fn looked(&mut self, turn: &Turn, drawn: impl Iterator<Item = Option<Drawn>>) {
+        let sequence = &mut self.active[turn.place];
+        let prompt_len = sequence.prompt_len();
+        for (position, drawn) in turn.looks.clone().map(|position| position + 1).zip(drawn) {
+            if position < prompt_len {
+                let logprobs = sequence.prompt_logprobs.as_mut();
+                if let Some((all, logprob)) = logprobs.zip(drawn.and_then(|drawn| drawn.logprob)) {
+                    all.push(logprob);
+                }
+                continue;
+            }
+            let kept = sequence.tokens[position];
+            let continues = position + 1 < sequence.tokens.len() && sequence.stops_at(kept);
+            if drawn.is_none_or(|drawn| drawn.token != kept) || continues {
+                sequence.end = Some(StopReason::KeptDiffers);
+                return;
+            }
+        }
+        let proved = turn.looks.end + 1 == sequence.tokens.len() && turn.looks.end >= prompt_len;
+        if proved && !turn.looks.is_empty() {
+            sequence.end = sequence.natural_end(self.max_context);
+            if let Some(tracker) = &sequence.tracker {
+                tracker.forget_kept();
+            }
         }
     }
 
@@ -494,6 +404,9 @@ impl Schedule {
             && let Some(logprobs) = sequence.prompt_logprobs.take()
         {
             events.push(Event::Prompt { sequence: sequence.id, logprobs });
+        }
+        if sequence.end.is_some() {
+            return 0;
         }
         let mut new_tokens = 0;
         for Drawn { token, logprob } in drawn.map_while(|drawn| drawn) {

@@ -11,7 +11,9 @@ mod common;
 use common::{Outcome, constrained, golden, load, prompt, requests, run, synthetic};
 use std::path::Path;
 use ternfleet_engine::synth::Shape;
-use ternfleet_engine::{Engine, Head, Isa, KernelChoice, Options, Request, Sampling, Speculation};
+use ternfleet_engine::{
+    Engine, Head, Isa, KernelChoice, Options, Request, Sampling, Speculation, StopReason,
+};
 
 const NEW_TOKENS: usize = 14;
 /// Enough that forced tokens, small sets and large ones all come.
@@ -195,6 +197,45 @@ fn resumed(requests: &[Request], outcomes: &[Outcome]) -> Vec<Request> {
         ..request.clone()
     });
     kept.collect()
+}
+
+/// Kept output is computed again and drawn again, under every kind of sampling and of constraint: what this engine would not
+/// have generated ends its sequence, and what is whole is only proved.
+#[test]
+fn kept_output_that_this_engine_does_not_draw_is_found_wherever_it_differs() {
+    let path = golden("one-layer");
+    let mut engine = load(&path, Options { prefix_cache: true, ..Options::default() });
+    let vocab = engine.info().hyper.vocab;
+    let requests = all_requests(&path, vocab);
+    let expected = run(&mut engine, &requests);
+    let all = || requests.iter().zip(&expected);
+    let whole: Vec<Request> = all()
+        .map(|(request, whole)| Request { generated: whole.tokens.clone(), ..request.clone() })
+        .collect();
+    for (proved, expected) in run(&mut engine, &whole).iter().zip(&expected) {
+        assert_eq!((proved.tokens.len(), proved.end), (0, expected.end));
+    }
+    for wrong_at in [0, 1, 7, usize::MAX] {
+        let wrong = all().map(|(request, whole)| {
+            let mut generated = whole.tokens[..whole.tokens.len().min(12)].to_vec();
+            let at = wrong_at.min(generated.len() - 1);
+            generated[at] = (generated[at] + 1) % vocab as u32;
+            Request { generated, ..request.clone() }
+        });
+        let wrong: Vec<Request> = wrong.collect();
+        for (i, found) in run(&mut engine, &wrong).iter().enumerate() {
+            assert_eq!(
+                (found.tokens.len(), found.end),
+                (0, Some(StopReason::KeptDiffers)),
+                "{i}, {wrong_at}"
+            );
+        }
+    }
+    let beyond = |generated| Request { generated, ..requests[0].clone() };
+    let impossible = [beyond(vec![u32::MAX]), beyond(vec![1; requests[0].max_new_tokens + 1])];
+    for found in run(&mut engine, &impossible) {
+        assert_eq!(found.end, Some(StopReason::KeptDiffers));
+    }
 }
 
 fn threads_and_batches() -> impl Iterator<Item = (usize, usize)> {

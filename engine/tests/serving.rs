@@ -66,7 +66,7 @@ fn what_can_never_run_is_refused_with_a_reason() {
     assert_eq!(refused(&mut engine, request(0, 0, 5)), Refused::EmptyPrompt);
     assert!(matches!(refused(&mut engine, request(0, 200, 100)), Refused::TooLarge { needed: 3, total: 2 }));
     assert!(matches!(refused(&mut engine, request(0, 600, 1)), Refused::TooLong { .. }));
-    assert!(matches!(refused(&mut engine, request(0, 5, 0)), Refused::NothingLeft { .. }));
+    assert_eq!(refused(&mut engine, request(0, 5, 0)), Refused::NothingToDo);
     let unknown = Request { prompt: vec![VOCAB as u32], ..Request::default() };
     assert!(matches!(refused(&mut engine, unknown), Refused::UnknownToken { .. }));
     for sampling in [

@@ -115,6 +115,12 @@ enum Wall {
     },
 }
 
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock::machine()
+    }
+}
+
 impl Clock {
     /// The clocks of this machine. Inside a paused runtime, time passes as the runtime says.
     pub fn machine() -> Clock {

@@ -42,6 +42,7 @@ fn result(endpoint: Endpoint) -> JobResult {
         timing: Timing::default(),
         finished_at: TimeMs(1_700_000_000_000),
         traceparent: None,
+        rejected: None,
     }
 }
 

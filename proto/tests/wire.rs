@@ -111,6 +111,7 @@ fn checkpoint() -> Checkpoint {
         generated: (0..300).collect(),
         logprobs: logprobs(),
         choices: vec![0, 3],
+        generated_by: None,
         claim: false,
         released: true,
         at: TimeMs(5),
@@ -131,6 +132,7 @@ fn result(outcome: Outcome) -> JobResult {
         timing: Timing { queued_ms: 1, first_token_ms: 2, total_ms: 3 },
         finished_at: TimeMs(1_700_000_000_123),
         traceparent: None,
+        rejected: None,
     }
 }
 

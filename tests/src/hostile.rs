@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use ternfleet_proto::bus::{Bus, Publish};
 use ternfleet_proto::message::{
-    Checkpoint, Finish, Generated, Heartbeat, JobResult, Line, Outcome, Running, Timing, Usage, WorkerState,
+    Checkpoint, Finish, Generated, Heartbeat, JobResult, Line, Outcome, Running, Timing, Usage, Work,
+    WorkerState,
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::table;
@@ -64,11 +65,24 @@ pub fn forged_checkpoint(me: &WorkerId, job: JobKey) -> (String, Bytes) {
         generated: Vec::new(),
         logprobs: Vec::new(),
         choices: Vec::new(),
+        generated_by: None,
         claim: true,
         released: false,
         at: TimeMs::now(),
     };
     (subject, codec::encode(&checkpoint))
+}
+
+/// A checkpoint of a job that it was given, in good form and with wrong output: the work message brings the key that seals it.
+pub fn poisoned_checkpoint(me: &WorkerId, work: &Work, tokens: usize) -> (String, Bytes) {
+    let (subject, claim) = forged_checkpoint(me, work.job.clone());
+    let mut checkpoint: Checkpoint = codec::decode(&claim).expect("because it was encoded here");
+    (checkpoint.epoch, checkpoint.attempt) = (work.epoch, work.attempts_before.next());
+    (checkpoint.tag, checkpoint.leader) = (Some(work.tag), work.leader);
+    checkpoint.model_digest.clone_from(&work.model_digest);
+    checkpoint.numerics.clone_from(&work.numerics);
+    (checkpoint.generated, checkpoint.claim) = (vec![WRONG; tokens], false);
+    (subject, work.checkpoint_key.seal(&checkpoint))
 }
 
 /// An answer to a job that it was not given, with its subject.
@@ -93,6 +107,7 @@ pub fn forged_answer(me: &WorkerId, tenant: &TenantId, job: JobKey) -> (String, 
         timing: Timing::default(),
         finished_at: TimeMs::now(),
         traceparent: None,
+        rejected: None,
     };
     (subject, codec::encode(&answer))
 }

@@ -342,6 +342,7 @@ async fn write_checkpoint(
         generated: Vec::new(),
         logprobs: Vec::new(),
         choices: Vec::new(),
+        generated_by: None,
         claim,
         released: false,
         at: TimeMs::now(),
@@ -381,5 +382,6 @@ fn answer(id: &WorkerId, work: &Work, brief: bool) -> JobResult {
         timing: Timing::default(),
         finished_at: TimeMs::now(),
         traceparent: None,
+        rejected: None,
     }
 }

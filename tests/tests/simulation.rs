@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ternfleet_tests::sim::{Fault, Scenario, run_scenario, run_seed};
+use ternfleet_tests::sim::{CompletionPlan, Fault, Lie, Scenario, run_scenario, run_seed};
 
 /// Runs a range of seeds on this thread; the ranges run side by side as tests of their own.
 fn seeds(from: u64, count: u64) {
@@ -77,30 +77,29 @@ fn the_same_seed_gives_the_same_run() {
 /// own copies of the shells; with the shells that ship, other things happen at other times in them.
 #[test]
 fn seeds_that_failed_once_pass() {
+    let again = |seed, faults: &[usize]| {
+        let scenario = Scenario { rent: None, ..Scenario::of(seed).keeping(faults) };
+        let passed = run_scenario(scenario);
+        assert!(passed.is_ok(), "seed {seed}: {passed:?}");
+    };
     // A paused leader's record was overtaken and not repeated: a batch stayed `finalizing`.
-    let overtaken = run_scenario(Scenario::of(849).keeping(&[2, 4, 3]));
-    assert!(overtaken.is_ok(), "seed 849: {overtaken:?}");
+    again(849, &[2, 4, 3]);
     // A worker that had been paused heard of its line's return before its cut, and never pulled again: the simulation told
     // it, where the shell looks.
-    let idle = run_scenario(Scenario::of(1937).keeping(&[6, 4, 8]));
-    assert!(idle.is_ok(), "seed 1937: {idle:?}");
+    again(1937, &[6, 4, 8]);
     // An audit had ended and its checkpoints were cleared away: a worker that had been paused claimed the job once more,
     // under its old epoch.
     for (seed, fault) in [(921_512, 2), (922_198, 1)] {
-        let fenced = run_scenario(Scenario::of(seed).keeping(&[fault]));
-        assert!(fenced.is_ok(), "seed {seed}: {fenced:?}");
+        again(seed, &[fault]);
     }
     // RESULTS was full, the job was handed to its own worker again, and then the first answer was stored: the checker did
     // not know that an audit's job was answered.
-    let answered = run_scenario(Scenario::of(922_329).keeping(&[0]));
-    assert!(answered.is_ok(), "seed 922329: {answered:?}");
+    again(922_329, &[0]);
     // The power failed, and an ack from before removed the message that had got its sequence.
-    let reused = run_scenario(Scenario::of(700_082).keeping(&[1]));
-    assert!(reused.is_ok(), "seed 700082: {reused:?}");
+    again(700_082, &[1]);
     // Told to drain while it was paused, a worker ended only after the simulation had meant to restart it.
     for (seed, faults) in [(921_754, [4, 1]), (913_165, [0, 1])] {
-        let back = run_scenario(Scenario::of(seed).keeping(&faults));
-        assert!(back.is_ok(), "seed {seed}: {back:?}");
+        again(seed, &faults);
     }
 }
 
@@ -108,7 +107,8 @@ fn seeds_that_failed_once_pass() {
 #[test]
 fn what_a_fleet_costs_is_stored_again_after_writes_that_nobody_heard() {
     let faults = vec![(0, 2_000, Fault::LoseAnswers { one_in: 2, lasting: Duration::from_secs(20) })];
-    let mut scenario = Scenario { coordinators: 1, completions: Vec::new(), faults, ..Scenario::of(1) };
+    let mut scenario =
+        Scenario { coordinators: 1, completions: Vec::new(), rent: None, faults, ..Scenario::of(1) };
     scenario.workers.truncate(1);
     scenario.batches.truncate(1);
     (scenario.workers[0].rate_tok_s, scenario.workers[0].price_usd_micro_per_hour) = (20, 1_000_000);
@@ -135,13 +135,13 @@ fn checkpoints_of_somebody_who_was_not_given_the_job_count_for_nothing() {
 fn a_lying_worker_is_found_out_and_shut_out() {
     let (mut runs, mut diverged, mut convicted, mut wrong) = (0, 0, 0, 0);
     for seed in 1..=120 {
-        let mut scenario = Scenario::of(seed);
+        let mut scenario = Scenario { rent: None, ..Scenario::of(seed) };
         let pods: std::collections::BTreeSet<usize> =
             scenario.workers.iter().map(|worker| worker.pod).collect();
         if pods.len() < 3 {
             continue;
         }
-        scenario.workers[0].lies = true;
+        scenario.workers[0].lies = Some(Lie::AtTheEnd);
         let tally = run_scenario(scenario).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
         runs += 1;
         diverged += u32::from(tally.audits_diverged > 0);
@@ -152,4 +152,58 @@ fn a_lying_worker_is_found_out_and_shut_out() {
     // Short batches may end before a third pod has spoken.
     assert!(diverged * 10 >= wrong * 6, "{diverged} of {wrong} fleets with wrong answers raised the alarm");
     assert!(convicted * 10 >= diverged * 6, "{convicted} of {diverged} alarms ended with a conviction");
+}
+
+/// In whole fleets under faults: who continues from a liar's checkpoint computes what is in it again. No honest worker gives a
+/// wrong answer because of it, and none is convicted for one.
+#[test]
+fn honest_workers_that_continue_from_a_liars_checkpoints_answer_rightly() {
+    let (mut rejected, mut wrong) = (0, 0);
+    for seed in 1..=80 {
+        let mut scenario = Scenario { rent: None, ..Scenario::of(seed) };
+        if scenario.workers.len() < 2 {
+            continue;
+        }
+        scenario.workers[0].lies = Some(Lie::AtTheBeginning);
+        // It dies again and again, and leaves its checkpoints to the others.
+        let crash = Fault::CrashWorker { place: 0, back_after: Duration::from_millis(1_500) };
+        scenario.faults.extend((0..6).map(|number| (100 + number, 3_000 + 2_500 * number as u64, crash)));
+        let tally = run_scenario(scenario).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
+        rejected += tally.rejected;
+        wrong += tally.wrong;
+    }
+    assert!(
+        rejected >= 50 && wrong > 0,
+        "{rejected} checkpoints of the liar were continued from, {wrong} wrong answers"
+    );
+}
+
+/// Whoever stops listening is not worked for: the fleet would need minutes for what these callers have asked for.
+#[test]
+fn an_http_caller_that_leaves_ends_its_completion() {
+    for streamed in [false, true] {
+        let leaves = |at_ms| CompletionPlan { at_ms, streamed, leaves_after_ms: Some(1_500) };
+        let completions = (0..6).map(|number| leaves(10_000 + 10 * number)).collect();
+        let mut scenario =
+            Scenario { coordinators: 1, completions, rent: None, faults: Vec::new(), ..Scenario::of(5) };
+        scenario.workers.truncate(1);
+        scenario.batches.truncate(1);
+        (scenario.workers[0].rate_tok_s, scenario.workers[0].slots) = (1, 6);
+        let batch = &mut scenario.batches[0];
+        (batch.at_ms, batch.lines, batch.tokens_max, batch.killer) = (0, 1, 1, None);
+        (batch.window_ms, batch.budget_usd_micro, batch.cancel_at_ms) = (None, None, None);
+        let tally = run_scenario(scenario).unwrap_or_else(|broken| panic!("{broken}"));
+        assert!(tally.virtual_s < 40.0, "{tally:?}");
+    }
+}
+
+/// Under every fault of the provider, of coordinators and of the network.
+#[test]
+fn seeds_with_rented_pods_give_every_pod_back() {
+    let (mut runs, mut pods) = (0, 0);
+    for seed in (301..=360).filter(|seed| Scenario::of(*seed).rent.is_some()) {
+        let tally = run_seed(seed).unwrap_or_else(|failure| panic!("{failure}"));
+        (runs, pods) = (runs + 1, pods + tally.pods);
+    }
+    assert!(runs >= 10 && pods >= 2 * runs, "{pods} pods in {runs} runs");
 }

@@ -211,6 +211,7 @@ impl World {
         for run in done {
             self.sequence += 1;
             let answer = Answer {
+                rejected: None,
                 job: run.work.job,
                 epoch: run.work.epoch,
                 attempt: Attempt(1),

@@ -19,6 +19,7 @@ use ternfleet_proto::nats::{ConnectOptions, connect};
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{Attempt, Bus, Epoch, JobKey, Lane, LeaderRevision, TenantId, WorkerId, codec, table};
+use ternfleet_tests::hostile;
 use ternfleet_tests::server::NatsServer;
 use ternfleet_worker::Options;
 use tokio_util::sync::CancellationToken;
@@ -265,6 +266,34 @@ async fn a_drain_leaves_released_checkpoints_and_messages_within_four_seconds() 
     for result in desk.results(SLOTS).await? {
         assert_eq!(text(&result), expected(result.job.index, 2000));
         assert!(result.usage.reprefilled_tokens > 40 && result.usage.repeated_tokens == 0);
+    }
+    shutdown.cancel();
+    running.await??;
+    Ok(())
+}
+
+/// A liar that was given a job leaves a checkpoint in good form: whoever continues the job computes what is in it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_liars_checkpoint_is_dropped_by_whoever_continues_its_job_and_the_liar_is_named()
+-> anyhow::Result<()> {
+    let server = NatsServer::start()?;
+    let mut desk = Desk::open(&server).await?;
+    let liar: WorkerId = "liar".parse()?;
+    // Some output, all of it, and more than there may be.
+    for (index, tokens) in [(0, 50), (1, 200), (2, 300)] {
+        let given = work(&liar, index, 1, 200, Lane::Batch);
+        let (subject, payload) = hostile::poisoned_checkpoint(&liar, &given, tokens);
+        desk.bus.publish(&subject, payload, Publish::default()).await?;
+    }
+    let (shutdown, running) = start_worker(server.bus().await?, options("instant"));
+    let honest = desk.welcome(&[]).await?;
+    for index in 0..3 {
+        desk.hand(&honest, index, 2, 200, Lane::Batch).await?;
+    }
+    for result in desk.results(3).await? {
+        assert_eq!(text(&result), expected(result.job.index, 200), "as if there had been no liar");
+        assert_eq!(result.rejected.as_ref().map(|author| &author.worker), Some(&liar));
+        assert!(result.usage.repeated_tokens >= 50, "{:?}", result.usage);
     }
     shutdown.cancel();
     running.await??;

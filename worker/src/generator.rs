@@ -105,6 +105,8 @@ struct Sequence {
     id: SequenceId,
     request: Request,
     position: usize,
+    /// Kept output that this engine would not have made.
+    differs: bool,
     cancelled: bool,
 }
 
@@ -135,7 +137,9 @@ impl Generator for Instant {
         let id = SequenceId(self.next);
         self.next += 1;
         let position = request.generated.len();
-        self.running.push(Sequence { id, request, position, cancelled: false });
+        let wrong = |at: usize| request.generated[at] != letter(request.seed, at);
+        let differs = position > request.max_new_tokens || (0..position).any(wrong);
+        self.running.push(Sequence { id, request, position, differs, cancelled: false });
         Ok(id)
     }
 
@@ -159,7 +163,8 @@ impl Generator for Instant {
                     events.push(Event::Prompt { sequence: sequence.id, logprobs: Vec::new() });
                 }
             }
-            while !sequence.cancelled && sequence.position < limit {
+            let ends = sequence.cancelled || sequence.differs;
+            while !ends && sequence.position < limit {
                 let token = letter(sequence.request.seed, sequence.position);
                 events.push(Event::Token { sequence: sequence.id, token, logprob: None });
                 sequence.position += 1;
@@ -170,6 +175,7 @@ impl Generator for Instant {
             }
             let reason = match sequence.cancelled {
                 true => StopReason::Cancelled,
+                false if sequence.differs => StopReason::KeptDiffers,
                 false if sequence.position >= limit => StopReason::Length,
                 false => return true,
             };

@@ -58,6 +58,7 @@ pub struct Metrics {
     results_full: IntCounter,
     faults: IntCounter,
     misrouted: IntCounter,
+    checkpoints_rejected: IntCounter,
     head_fallbacks: IntCounter,
     head_screened: IntCounter,
     head_candidates: IntCounter,
@@ -255,6 +256,13 @@ impl Metrics {
             misrouted: register!(
                 r,
                 counter("ternfleet_worker_misrouted_total", "Jobs for another model or numerics id.")
+            ),
+            checkpoints_rejected: register!(
+                r,
+                counter(
+                    "ternfleet_worker_checkpoints_rejected_total",
+                    "Checkpoints whose output this worker computes otherwise; their jobs started over."
+                )
             ),
             head_fallbacks: register!(
                 r,
@@ -466,6 +474,7 @@ impl Metrics {
             Note::CheckpointSkipped { .. } => self.checkpoints_skipped.inc(),
             Note::Fault { .. } => self.faults.inc(),
             Note::Misrouted { .. } => self.misrouted.inc(),
+            Note::CheckpointRejected { .. } => self.checkpoints_rejected.inc(),
             Note::Duplicate { .. }
             | Note::Fenced { .. }
             | Note::Released { .. }

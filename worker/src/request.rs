@@ -31,7 +31,7 @@ pub struct Prepared {
 pub struct PreparedChoice {
     pub request: Request,
     pub transcript: Transcript,
-    /// The kept output is whole already: nothing is left to run.
+    /// Nothing is to be generated.
     pub done: Option<Finish>,
     /// Nothing is to be generated; the prompt's scores alone are wanted.
     pub scores_only: bool,
@@ -58,15 +58,25 @@ pub fn prepare(
     // The prompt's scores are in no checkpoint: where they are wanted, everything is computed again.
     let scored = generation.echo && generation.logprobs.is_some();
     let usable = kept.by_choice(n_choices, generation.logprobs.is_some()).filter(|_| !scored);
-    let outputs = usable.unwrap_or_default();
+    let prepare = |outputs| prepare_with(generation, outputs, language, defaults, context);
+    if let Some(prepared) = prepare(usable.unwrap_or_default())? {
+        return Ok(prepared);
+    }
+    let afresh = prepare(Vec::new())?;
+    Ok(afresh.expect("because no output goes on beyond its end where none is kept"))
+}
+
+/// `None` when a kept output goes on where this request's ends.
+fn prepare_with(
+    generation: &Generation,
+    outputs: Vec<Vec<u32>>,
+    language: &Language,
+    defaults: &ternfleet_text::Sampling,
+    context: usize,
+) -> Result<Option<Prepared>, Failure> {
     let kept = outputs.iter().map(|ids| ids.len() as u32).sum();
     let mut outputs = outputs.into_iter();
-    let mut prepared = Prepared {
-        choices: Vec::with_capacity(n_choices),
-        prompt_tokens: 0,
-        kept,
-        stream: generation.stream,
-    };
+    let mut prepared = Prepared { choices: Vec::new(), prompt_tokens: 0, kept, stream: generation.stream };
     for prompt in generation.prompt.each() {
         let ids = language.encode(prompt)?;
         prepared.prompt_tokens += ids.len() as u32;
@@ -74,6 +84,7 @@ pub fn prepare(
         for number in 0..generation.prompt.n() {
             let output = outputs.next().unwrap_or_default();
             let made = choice(generation, prompt, ids.clone(), output, language, defaults, context)?;
+            let Some(made) = made else { return Ok(None) };
             prepared.choices.push(PreparedChoice {
                 request: Request { choice: number, ..made.request },
                 first,
@@ -81,7 +92,7 @@ pub fn prepare(
             });
         }
     }
-    Ok(prepared)
+    Ok(Some(prepared))
 }
 
 fn choice(
@@ -92,7 +103,7 @@ fn choice(
     language: &Language,
     defaults: &ternfleet_text::Sampling,
     context: usize,
-) -> Result<PreparedChoice, Failure> {
+) -> Result<Option<PreparedChoice>, Failure> {
     let room = context.saturating_sub(ids.len());
     let max_new_tokens = generation.max_tokens.map_or(room, |most| most as usize);
     if room == 0 || max_new_tokens > room {
@@ -115,19 +126,17 @@ fn choice(
     let tools = tools.transpose()?;
     let mut transcript = Transcript::new(&generation.stop, echo, tools.map(|(_, format)| format));
     for &id in &generated {
+        if transcript.stopped() {
+            return Ok(None);
+        }
         transcript.push(language, id);
     }
     let stop_ids = language.stop_ids().to_vec();
     let prompt_logprobs = generation.logprobs.filter(|_| generation.echo);
     let scores_only = max_new_tokens == 0 && prompt_logprobs.is_some();
-    let done = if transcript.stopped() || generated.last().is_some_and(|last| stop_ids.contains(last)) {
-        Some(Finish::Stop)
-    } else if generated.len() >= max_new_tokens {
-        Some(Finish::Length)
-    } else {
-        None
-    };
-    let done = done.filter(|_| prompt_logprobs.is_none());
+    let done = (max_new_tokens == 0 && !scores_only).then_some(Finish::Length);
+    // Output that a stop string has ended is computed again as it is, and no further.
+    let max_new_tokens = if transcript.stopped() { generated.len() } else { max_new_tokens };
     let shape = generation.constraint.as_ref().map(grammar);
     let held_to = match tools {
         Some((tools, format)) => Some(Grammar::Calls(calls(tools, format, shape))),
@@ -135,7 +144,7 @@ fn choice(
     };
     let constraint = held_to.map(|grammar| language.constraint(grammar));
     let sampling = resolved(&generation.sampling, defaults);
-    Ok(PreparedChoice {
+    Ok(Some(PreparedChoice {
         done,
         transcript,
         scores_only,
@@ -162,7 +171,7 @@ fn choice(
             speculate: true,
             constraint: constraint.transpose()?,
         },
-    })
+    }))
 }
 
 fn grammar(constraint: &Constraint) -> Grammar {

@@ -265,6 +265,7 @@ fn reason_name(reason: StopReason) -> &'static str {
         StopReason::Context => "context",
         StopReason::DeadEnd(_) => "dead_end",
         StopReason::NotFinite => "not_finite",
+        StopReason::KeptDiffers => "kept_differs",
     }
 }
 

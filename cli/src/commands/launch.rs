@@ -268,6 +268,9 @@ fn answers_beside(prompts: &Path) -> PathBuf {
     format!("{stem}.answers.jsonl").into()
 }
 
+/// How long after an interruption an answer still counts as typed before it.
+const ANSWER_ON_ITS_WAY: Duration = Duration::from_millis(300);
+
 /// What Ctrl-C is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
@@ -282,16 +285,16 @@ async fn go(folder: &Folder, state: State, stops: &mut Stops) -> anyhow::Result<
     let outcome = {
         let work = launch::run(folder, state);
         tokio::pin!(work);
+        let mut interrupted = false;
         loop {
-            tokio::select! {
-                outcome = &mut work => break Ok(outcome),
-                () = stops.next() => {}
+            if !interrupted {
+                tokio::select! {
+                    outcome = &mut work => break Ok(outcome),
+                    () = stops.next() => {}
+                }
             }
-            let wish = tokio::select! {
-                wish = wish() => wish?,
-                // Asked a second time, it lets go.
-                () = stops.next() => Wish::Detach,
-            };
+            let wish;
+            (wish, interrupted) = answer(wish_asked(), stops.next()).await?;
             if wish != Wish::Continue {
                 break Err(wish);
             }
@@ -334,8 +337,26 @@ fn say_how_to_go_on(name: &str) {
     eprintln!("  to end it:          ternfleet down {name}");
 }
 
+/// The answer to the question, and whether it was interrupted once more after that. Interrupted without an answer, the
+/// command lets go. An answer that was typed before the interruption may still be on its way from the terminal.
+async fn answer(
+    wish: impl Future<Output = anyhow::Result<Wish>>,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<(Wish, bool)> {
+    tokio::pin!(wish);
+    tokio::select! {
+        biased;
+        wish = &mut wish => return Ok((wish?, false)),
+        () = stop => {}
+    }
+    match tokio::time::timeout(ANSWER_ON_ITS_WAY, wish).await {
+        Ok(wish) => Ok((wish?, true)),
+        Err(_) => Ok((Wish::Detach, true)),
+    }
+}
+
 /// On a terminal somebody is asked; elsewhere a signal lets go, and the fleet works on.
-async fn wish() -> anyhow::Result<Wish> {
+async fn wish_asked() -> anyhow::Result<Wish> {
     if !std::io::stdin().is_terminal() {
         return Ok(Wish::Detach);
     }
@@ -366,6 +387,19 @@ async fn ask(question: &str) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_the_next_interruption_overtakes_counts_and_is_asked_for_again() {
+        let typed = |ms| async move {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            Ok(Wish::Continue)
+        };
+        let stop = |ms| tokio::time::sleep(Duration::from_millis(ms));
+        assert_eq!(answer(typed(10), stop(20)).await.unwrap(), (Wish::Continue, false));
+        assert_eq!(answer(typed(60), stop(20)).await.unwrap(), (Wish::Continue, true));
+        assert_eq!(answer(typed(60_000), stop(20)).await.unwrap(), (Wish::Detach, true));
+        assert_eq!(answer(typed(0), std::future::ready(())).await.unwrap().0, Wish::Continue);
+    }
 
     #[test]
     fn answers_lie_here_under_the_name_of_the_prompts() {

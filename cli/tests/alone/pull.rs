@@ -361,7 +361,7 @@ fn without_a_digest_nothing_is_pulled_unless_told_so() {
     refused(&place.pull(&["--accept-unverified"]), &["not a model file", "deleted"]);
     let other =
         Place::new(&server.url("/x"), |text| without_digest(text).replace("n_layers = 6", "n_layers = 7"));
-    refused(&other.pull(&["--accept-unverified"]), &["another model", "n_layers", "deleted"]);
+    refused(&other.pull(&["--accept-unverified"]), &["does not match its manifest", "n_layers", "deleted"]);
     assert_eq!((place.left(), other.left()), (Vec::new(), Vec::new()));
 
     // And the same from the first byte to the last.

@@ -5,14 +5,18 @@
 //! answers that differ raise an alarm, and a third pod is asked; whoever stands alone is quarantined with its host,
 //! for as long as this coordinator leads. Two pods cannot outvote each other: then the alarm is all.
 //!
+//! A worker that continues a job computes the output in its checkpoint again. Where that differs, it says so with its answer:
+//! the next answers of the host that is named are all audited. That is all that follows, since the worker may lie, and so may
+//! the checkpoint: any worker that was ever given the job can have written it.
+//!
 //! What an audit costs is paid by the fleet, under the audit's own batch id, never by the tenant. Audits are held in
 //! memory alone: a coordinator that dies forgets those under way.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ternfleet_proto::message::{EventKind, Input};
-use ternfleet_proto::{BatchId, Epoch, JobKey, Now, TenantId, WorkerId};
+use ternfleet_proto::message::{Author, EventKind, Input};
+use ternfleet_proto::{BatchId, Epoch, JobKey, MonoMs, Now, TenantId, WorkerId};
 
 use super::batch::{CellState, Origin};
 use super::event::{Action, Answer, BatchSlot, Content, Fed, JobRef, Task, Verdict};
@@ -23,6 +27,9 @@ use crate::route::EngineKind;
 /// A second run that nobody could do in this time is given up.
 const WITHIN: Duration = Duration::from_secs(3600);
 const MILLION: u128 = 1_000_000;
+/// Answers of a suspect host that are audited, and how often it may become one: whoever reports it without cause costs no more.
+const SUSPECT_ANSWERS: u32 = 8;
+const SUSPECT_EVERY: Duration = Duration::from_secs(3600);
 
 /// Who gave an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,9 +40,26 @@ pub(super) struct Party {
     pub ids_digest: u64,
 }
 
-/// The second runs that are under way, by the batch that each of them is.
+/// The second runs that are under way, by the batch that each of them is, and whom to look at.
 #[derive(Debug, Default)]
-pub(super) struct Audits(BTreeMap<BatchSlot, Audit>);
+pub(super) struct Audits {
+    running: BTreeMap<BatchSlot, Audit>,
+    /// By host: since when, and how many of its answers are still to be audited.
+    suspects: BTreeMap<String, (MonoMs, u32)>,
+}
+
+impl Audits {
+    fn suspect(&mut self, now: MonoMs, host: &str) {
+        self.suspects.retain(|_, (since, _)| now.since(*since) < SUSPECT_EVERY);
+        self.suspects.entry(host.to_owned()).or_insert((now, SUSPECT_ANSWERS));
+    }
+
+    /// Whether an answer of this host is to be audited because it is suspect. It counts.
+    fn looks_at(&mut self, host: &str) -> bool {
+        let left = self.suspects.get_mut(host).map(|(_, left)| left).filter(|left| **left > 0);
+        left.map(|left| *left -= 1).is_some()
+    }
+}
 
 /// An answer that is being looked into.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,8 +79,10 @@ impl Core {
     /// text is still held.
     pub(super) fn audit_due(&mut self, job: JobRef, answer: &Answer) -> Option<Audit> {
         let Verdict::Good { ids_digest } = answer.verdict else { return None };
+        self.lead.as_ref()?;
         let lot = self.key.sign(&answer.job, Epoch(0), &coordinator_name()).0 % MILLION;
-        if self.lead.is_none() || lot >= u128::from(self.limits.audit_share_ppm) {
+        let worker = self.fleet.get(self.fleet.slot(&answer.worker)?)?;
+        if !self.audits.looks_at(worker.host()) && lot >= u128::from(self.limits.audit_share_ppm) {
             return None;
         }
         let batch = self.ledger.get(job.batch)?;
@@ -68,6 +94,32 @@ impl Core {
         let kind = self.fleet.get(self.fleet.slot(&answer.worker)?)?.kind;
         let tenant = batch.record.tenant.clone();
         Some(Audit { job: answer.job.clone(), tenant, first, second: None, kind, task })
+    }
+
+    /// A worker has computed other output than was in a checkpoint.
+    pub(super) fn checkpoint_rejected(
+        &mut self,
+        now: Now,
+        job: &JobKey,
+        worker: &WorkerId,
+        author: &Author,
+        actions: &mut Vec<Action>,
+    ) {
+        self.counts.checkpoints_rejected += 1;
+        // Who a worker is follows from its grant; one that is gone may have come back on the host that is named.
+        let known = self.fleet.slot(&author.worker).and_then(|slot| self.fleet.get(slot));
+        let said = || self.fleet.workers.values().find(|worker| worker.host() == author.host);
+        let host = known.or_else(said).map(|worker| worker.host().to_owned());
+        if let Some(host) = &host {
+            self.audits.suspect(now.mono, host);
+        }
+        let what = EventKind::CheckpointRejected {
+            job: job.clone(),
+            worker: worker.clone(),
+            author: author.worker.clone(),
+            host,
+        };
+        self.act(actions, Action::Audit(what));
     }
 
     /// Hands the job out once more, to a pod that has not answered it. False when there is none.
@@ -97,7 +149,7 @@ impl Core {
         let kind = audit.kind;
         let content = Content::Good(audit.task.clone().into());
         let slot = self.ledger.open(now, record, Origin::Audit);
-        self.audits.0.insert(slot, audit);
+        self.audits.running.insert(slot, audit);
         self.lines_read(now, slot, vec![Fed { index: 0, content }], 1, true, actions);
         if let Some(batch) = self.ledger.get_mut(slot) {
             batch.queues.iter_mut().for_each(|queue| queue.kind = Some(kind));
@@ -111,7 +163,7 @@ impl Core {
 
     /// The second run has ended, well or not.
     pub(super) fn audited(&mut self, now: Now, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
-        let Some(audit) = self.audits.0.remove(&job.batch) else { return };
+        let Some(audit) = self.audits.running.remove(&job.batch) else { return };
         self.land(now, job, Some(answer), actions);
         self.close_audit(now, job, actions);
         let party = match answer.verdict {
@@ -145,7 +197,7 @@ impl Core {
 
     /// An audit that cannot be carried out ends without a verdict.
     pub(super) fn give_up_audit(&mut self, now: Now, job: JobRef, actions: &mut Vec<Action>) {
-        if self.audits.0.remove(&job.batch).is_some() {
+        if self.audits.running.remove(&job.batch).is_some() {
             self.counts.audits_skipped += 1;
             self.land(now, job, None, actions);
             self.close_audit(now, job, actions);

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use ternfleet_proto::message::{
-    EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line, Order,
-    Outcome, Work,
+    Author, EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line,
+    Order, Outcome, Work,
 };
 use ternfleet_proto::tag::AssignmentTag;
 use ternfleet_proto::{
@@ -84,6 +84,8 @@ pub struct Answer {
     pub cached_tokens: u32,
     /// The model that gave it.
     pub model: Option<Box<str>>,
+    /// Whose checkpoint its worker found to be wrong.
+    pub rejected: Option<Box<Author>>,
     pub finished_at: TimeMs,
 }
 
@@ -132,6 +134,7 @@ impl From<&JobResult> for Answer {
             engine_us: result.usage.engine_us,
             cached_tokens: result.usage.cached_tokens,
             model: result.line.model.as_deref().map(Into::into),
+            rejected: result.rejected.clone().map(Box::new),
             finished_at: result.finished_at,
         }
     }

@@ -41,6 +41,9 @@ impl Core {
         if answer.verdict == Verdict::HostFault {
             self.host_fault_reported(answer);
         }
+        if let Some(author) = answer.rejected.as_deref() {
+            self.checkpoint_rejected(now, &answer.job, &answer.worker, author, actions);
+        }
         let found = self.ledger.find(&answer.job.batch).and_then(|slot| Some((slot, self.ledger.get(slot)?)));
         let Some((slot, batch)) = found else {
             self.counts.answers_without_batch += 1;
@@ -382,6 +385,7 @@ impl Core {
             timing: Timing::default(),
             finished_at: now.wall,
             traceparent: None,
+            rejected: None,
         };
         actions.push(Action::Answer(Box::new(result)));
     }

@@ -71,6 +71,7 @@ fn an_answer_that_was_never_assigned_commits_nothing() {
         engine_us: 0,
         cached_tokens: 0,
         model: None,
+        rejected: None,
         finished_at: TimeMs(0),
     };
     world.tell(Event::Answer { sequence: 1, answer: Box::new(answer.clone()) });

@@ -17,7 +17,7 @@ use ternfleet_proto::{BatchId, TenantId, TimeMs, UsdMicro};
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
-use super::{Gateway, files, lists, parse_body, random_id};
+use super::{Gateway, files, lists, parse_body};
 
 const RESULTS_A_PAGE: u32 = 200;
 const BATCHES_A_PAGE_MAX: usize = 100;
@@ -46,7 +46,7 @@ pub(super) async fn create(
     };
     let request = BatchCreate {
         tenant,
-        idempotency_key: key.unwrap_or_else(|| random_id("http-")),
+        idempotency_key: key.unwrap_or_else(|| gateway.random_id("http-")),
         input_object: input,
         name: body.name,
         endpoint: Some(body.endpoint),

@@ -25,7 +25,7 @@ use tokio::time::{Instant, timeout_at};
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
 use super::leaders::Asking;
-use super::{Gateway, models, random_id};
+use super::{Gateway, models};
 
 /// A leader that lives answers sooner.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
@@ -72,7 +72,7 @@ async fn run(
         Endpoint::Responses => "resp_",
     };
     let batch: BatchId =
-        random_id(prefix).parse().expect("because a prefix and hexadecimal digits make a valid id");
+        gateway.random_id(prefix).parse().expect("because a prefix and hexadecimal digits make a valid id");
     let job = JobKey { batch, index: 0 };
     let mut single = openai::parse_single(endpoint, &body, &job)?;
     if let Err(failure) = gateway.shared.constraints.check(&single.generation).await {

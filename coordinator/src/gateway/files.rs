@@ -24,7 +24,7 @@ use tokio_util::io::ReaderStream;
 use super::auth::Caller;
 use super::bounds::{Ending, Form, StoredQuota, small_field};
 use super::error::{ApiError, ApiResult};
-use super::{Gateway, lists, random_id};
+use super::{Gateway, lists};
 use crate::files::{self, FileRecord};
 
 /// Bytes between the upload's socket and the object store: with this, memory stays small whatever the file's size.
@@ -151,7 +151,7 @@ pub(super) async fn store_inline(
             hasher.update(&(key.len() as u64).to_le_bytes()).update(key.as_bytes()).update(&lines);
             format!("file-{}", &hasher.finalize().to_hex()[..24])
         }
-        None => random_id("file-"),
+        None => gateway.random_id("file-"),
     };
     let known = files::find(gateway.bus(), tenant, &id).await?;
     if known.is_some_and(|record| !record.is_gone(gateway.clock().wall())) {
@@ -172,7 +172,7 @@ async fn store(
     allowed: &AtomicU64,
 ) -> ApiResult<(String, u64)> {
     gateway.ask::<_, ()>(ApiVerb::TenantOpen, &TenantOpen { tenant: tenant.clone() }).await?;
-    let id = random_id("file-");
+    let id = gateway.random_id("file-");
     let bucket = files_bucket(tenant);
     let (mut writer, reader) = tokio::io::duplex(PIPE_BYTES);
     // Whoever hangs up drops the writer too: that alone does not make a whole file.

@@ -11,6 +11,8 @@ use ternfleet_proto::message::Control;
 use ternfleet_proto::{Bus, codec, table};
 use tokio::sync::watch;
 
+use crate::entropy::Entropy;
+
 /// Between two questions of one caller about a job that is not answered, without a new leader.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// All who wait ask a new leader within so long, not at once.
@@ -20,15 +22,14 @@ const SPREAD_MS: u64 = 300;
 #[derive(Debug)]
 pub(super) struct Leaders {
     highest: watch::Sender<LeaderRevision>,
-}
-
-impl Default for Leaders {
-    fn default() -> Self {
-        Self { highest: watch::channel(LeaderRevision::default()).0 }
-    }
+    entropy: Entropy,
 }
 
 impl Leaders {
+    pub(super) fn new(entropy: Entropy) -> Self {
+        Self { highest: watch::channel(LeaderRevision::default()).0, entropy }
+    }
+
     /// Listens forever.
     pub(super) async fn follow(&self, bus: &dyn Bus) {
         loop {
@@ -47,7 +48,7 @@ impl Leaders {
     }
 
     pub(super) fn watch(&self) -> Asking {
-        Asking { leaders: self.highest.subscribe() }
+        Asking { leaders: self.highest.subscribe(), entropy: self.entropy.clone() }
     }
 }
 
@@ -55,19 +56,21 @@ impl Leaders {
 #[derive(Debug)]
 pub(super) struct Asking {
     leaders: watch::Receiver<LeaderRevision>,
+    entropy: Entropy,
 }
 
 impl Asking {
     /// Safe to drop and call again.
     pub(super) async fn due(&mut self) {
         tokio::select! {
+            biased;
             changed = self.leaders.changed() => {
                 if changed.is_err() {
                     // The gateway is going.
                     std::future::pending::<()>().await;
                 }
                 let mut byte = [0u8; 1];
-                getrandom::fill(&mut byte).expect("because the system's random source is always there on Linux");
+                self.entropy.fill(&mut byte);
                 tokio::time::sleep(Duration::from_millis(u64::from(byte[0]) * SPREAD_MS / 255)).await;
             }
             () = tokio::time::sleep(ASK_EVERY) => {}

@@ -13,11 +13,11 @@ use ternfleet_proto::openai::batch_object;
 use ternfleet_proto::table::{ApiVerb, files_bucket};
 use tokio::io::{AsyncReadExt, BufReader};
 
+use super::Gateway;
 use super::auth::Caller;
 use super::batches::batch_id;
 use super::bounds::Ending;
 use super::error::{ApiError, ApiResult};
-use super::{Gateway, random_id};
 use crate::again;
 use crate::files::{self, FileRecord};
 
@@ -62,7 +62,7 @@ pub(super) async fn create(
         drop(writer);
         copied
     };
-    let file = random_id("file-");
+    let file = gateway.random_id("file-");
     let (copied, stored) = tokio::join!(copy, gateway.bus().object_put(&bucket, &file, Box::pin(reader)));
     let bytes = match (copied, stored) {
         (Ok(()), stored) => stored?,
@@ -76,7 +76,7 @@ pub(super) async fn create(
     files::keep(gateway.bus(), &tenant, &file, &record).await?;
     let create = BatchCreate {
         tenant,
-        idempotency_key: random_id("http-"),
+        idempotency_key: gateway.random_id("http-"),
         input_object: file,
         name,
         endpoint: old.endpoint,

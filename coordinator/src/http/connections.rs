@@ -2,7 +2,7 @@
 //!
 //! axum's own server takes whoever comes for as long as they like. What a request may bring is the gateway's business.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -11,8 +11,9 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
@@ -32,16 +33,52 @@ const TELL_WITHIN: Duration = Duration::from_millis(500);
 const TURNED_AWAY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
+/// Where connections come from.
+pub(crate) trait Listener: Send {
+    type Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next one, and whose it is.
+    fn accept(&mut self) -> impl Future<Output = std::io::Result<(Self::Socket, IpAddr)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Socket = TcpStream;
+
+    async fn accept(&mut self) -> std::io::Result<(TcpStream, IpAddr)> {
+        let (socket, peer) = TcpListener::accept(self).await?;
+        let _ = socket.set_nodelay(true);
+        Ok((socket, peer.ip()))
+    }
+}
+
+/// In memory, from this machine.
+impl Listener for mpsc::UnboundedReceiver<DuplexStream> {
+    type Socket = DuplexStream;
+
+    async fn accept(&mut self) -> std::io::Result<(DuplexStream, IpAddr)> {
+        match self.recv().await {
+            Some(socket) => Ok((socket, IpAddr::V4(Ipv4Addr::LOCALHOST))),
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// Serves until shutdown. No address has more than half of the connections.
-pub(super) async fn serve(listener: TcpListener, router: Router, max: usize, shutdown: CancellationToken) {
+pub(crate) async fn serve(
+    mut listener: impl Listener,
+    router: Router,
+    max: usize,
+    shutdown: CancellationToken,
+) {
     let by_address = Counts::<IpAddr>::default();
     let (mut connections, mut turned_away) = (JoinSet::new(), JoinSet::new());
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            biased;
+            () = shutdown.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             Some(_) = turned_away.join_next(), if !turned_away.is_empty() => continue,
-            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
         };
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -52,7 +89,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, max: usize, shu
                 continue;
             }
         };
-        match by_address.take_within(peer.ip(), max.div_ceil(2), max) {
+        match by_address.take_within(peer, max.div_ceil(2), max) {
             Some(counted) => {
                 connections.spawn(one(socket, router.clone(), shutdown.clone(), counted));
             }
@@ -68,7 +105,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, max: usize, shu
 }
 
 /// Tells the peer why, and reads what it has sent: a socket that is closed over unread bytes takes the answer with it.
-async fn turn_away(mut socket: TcpStream) -> std::io::Result<()> {
+async fn turn_away(mut socket: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
     socket.write_all(TURNED_AWAY).await?;
     socket.shutdown().await?;
     let mut unread = [0u8; 4096];
@@ -76,8 +113,10 @@ async fn turn_away(mut socket: TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn one(socket: TcpStream, router: Router, shutdown: CancellationToken, _counted: Counted<IpAddr>) {
-    let _ = socket.set_nodelay(true);
+async fn one<S>(socket: S, router: Router, shutdown: CancellationToken, _counted: Counted<IpAddr>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let io = TokioIo::new(Unstalled::new(socket));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -86,6 +125,7 @@ async fn one(socket: TcpStream, router: Router, shutdown: CancellationToken, _co
         .serve_connection(io, TowerToHyperService::new(router));
     tokio::pin!(connection);
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
@@ -98,14 +138,14 @@ async fn one(socket: TcpStream, router: Router, shutdown: CancellationToken, _co
 }
 
 /// A socket whose writes fail once the peer has taken nothing for [`STALLED_AFTER`].
-struct Unstalled {
-    socket: TcpStream,
+struct Unstalled<S> {
+    socket: S,
     deadline: Pin<Box<Sleep>>,
     waiting: bool,
 }
 
-impl Unstalled {
-    fn new(socket: TcpStream) -> Self {
+impl<S> Unstalled<S> {
+    fn new(socket: S) -> Self {
         Self { socket, deadline: Box::pin(tokio::time::sleep(STALLED_AFTER)), waiting: false }
     }
 
@@ -126,7 +166,7 @@ impl Unstalled {
     }
 }
 
-impl AsyncRead for Unstalled {
+impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -136,7 +176,7 @@ impl AsyncRead for Unstalled {
     }
 }
 
-impl AsyncWrite for Unstalled {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

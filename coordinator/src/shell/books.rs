@@ -177,7 +177,9 @@ fn kind_name(kind: &EventKind) -> &'static str {
         EventKind::BatchChanged { .. } => "batch",
         EventKind::WorkerSeen { .. } | EventKind::WorkerLost { .. } => "worker",
         EventKind::Spent(_) | EventKind::SpentByPods { .. } => "spent",
-        EventKind::AuditDiverged { .. } | EventKind::CanaryDiverged { .. } => "audit",
+        EventKind::AuditDiverged { .. }
+        | EventKind::CheckpointRejected { .. }
+        | EventKind::CanaryDiverged { .. } => "audit",
         EventKind::ClockStepped { .. } => "clock",
         EventKind::PodIntent { .. }
         | EventKind::PodRented { .. }

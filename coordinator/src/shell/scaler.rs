@@ -152,12 +152,8 @@ pub(crate) async fn serve(rental: Rental, ties: Ties) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => {
-                if scaler.ties.situations.has_changed().is_err() {
-                    return;
-                }
-                scaler.turn().await;
-            }
+            // In this order, so that a simulation can be repeated; what comes rarely comes first.
+            biased;
             call = scaler.ties.calls.recv() => match call {
                 Some(call) => scaler.answer(call).await,
                 None => return,
@@ -166,6 +162,12 @@ pub(crate) async fn serve(rental: Rental, ties: Ties) {
                 Some((name, said)) => scaler.start_failed(scaler.ties.clock.wall(), &name, said).await,
                 None => return,
             },
+            _ = ticks.tick() => {
+                if scaler.ties.situations.has_changed().is_err() {
+                    return;
+                }
+                scaler.turn().await;
+            }
         }
     }
 }

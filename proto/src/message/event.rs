@@ -47,6 +47,14 @@ pub enum EventKind {
         second: WorkerId,
         convicted_host: Option<String>,
     },
+    /// A worker continued a job, and computed other output than was in its checkpoint.
+    CheckpointRejected {
+        job: JobKey,
+        worker: WorkerId,
+        /// Who generated it, as the checkpoint says, and its host, if that is one of the fleet's.
+        author: WorkerId,
+        host: Option<String>,
+    },
     /// A worker's canary is not what most hosts of its kind say: the host gets no work.
     CanaryDiverged {
         worker: WorkerId,

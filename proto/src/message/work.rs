@@ -273,12 +273,23 @@ pub struct Checkpoint {
     /// Which choice each of `generated` belongs to; empty for a job with one choice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<u16>,
+    /// Who generated the output, where the owner has not computed it again yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generated_by: Option<Author>,
     /// True on the claim itself, before a token ran.
     pub claim: bool,
     /// Owner gave the job back in good order (drain, revocation); the attempt does not count as a fault.
     #[serde(default)]
     pub released: bool,
     pub at: TimeMs,
+}
+
+/// Who generated kept output, as a checkpoint says. It is sealed with its job's key, which every worker has that the job was
+/// ever assigned to: it may be another one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Author {
+    pub worker: WorkerId,
+    pub host: String,
 }
 
 /// The answer to one job. Subject `tf.result.<tenant>.<batch>.<index>.<worker>`, expected subject sequence 0.
@@ -301,6 +312,9 @@ pub struct JobResult {
     /// W3C trace context of the attempt that made it, when the caller is traced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// Whose output in the job's checkpoint was not what this worker computes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<Author>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -169,6 +169,7 @@ mod tests {
             timing: Timing::default(),
             finished_at: TimeMs(1_700_000_000_999),
             traceparent: None,
+            rejected: None,
         }
     }
 

@@ -104,6 +104,7 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
                         engine_us: 60_000,
                         cached_tokens: 0,
                         model: None,
+                        rejected: None,
                         finished_at: now.wall,
                     };
                     events.push(Event::Answer { sequence, answer: Box::new(answer) });

@@ -117,6 +117,7 @@ async fn answer_half(bus: &Arc<dyn Bus>, id: &BatchId, lines: u32) -> anyhow::Re
             finished_at: TimeMs::now(),
             traceparent: None,
             job,
+            rejected: None,
         };
         let subject = table::result(&result.tenant, &result.job, &worker);
         waiting.push_back(bus.enqueue(&subject, codec::encode(&result), Publish::default()).await?);

@@ -1,20 +1,29 @@
 //! The numbered invariants, checked from outside: by what the streams hold, not by what the cores believe.
 //!
 //! J1 one terminal record a job, the same for all who read · J2 ack only after a stored result or a cause to drop ·
-//! J3 attempts bounded, old owners fenced · M1 spend within budget · L1 (in the world) when faults stop everything ends.
+//! J3 attempts bounded, old owners fenced · M1 spend within budget · L1 (in the world) when faults stop everything ends ·
+//! G1 HTTP callers get an answer or an error, and a stored answer within seconds once nothing is wrong · G2 what they get is
+//! right, each line once · S1 pods are written down before they are ordered · S2 no name is ordered twice · S3 no more pods
+//! than allowed · S4 what the scaler says that they cost is what they cost.
 //! What the coordinators count themselves (M2 among it) is read from their metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
 use ternfleet_coordinator::core::{Answer, BatchRecord, Verdict, batch_id};
-use ternfleet_proto::message::{BatchState, Checkpoint, Control, Generated, JobResult, Order, Work};
+use ternfleet_proto::message::{
+    self, BatchState, Checkpoint, Control, EventKind, Generated, Heartbeat, JobResult, Order, Work,
+};
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{BatchId, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, codec, table};
+use ternfleet_proto::{
+    BatchId, Epoch, JobKey, LeaderRevision, TenantId, TimeMs, UsdMicro, WorkerId, codec, table,
+};
 
 use super::JetStream;
+use super::cloud::Bill;
 use super::generator::ids_of;
-use super::inputs::{blanks, seed};
+use super::inputs::{COMPLETION_TOKENS, blanks, seed};
 use super::scenario::{Fault, Scenario};
 use super::world::Tally;
 
@@ -24,6 +33,12 @@ const ATTEMPTS_MAX: u32 = 5;
 const MOVES_A_FAULT: u32 = 4;
 /// By how much the wall clocks of processes may differ.
 const SKEW_MAX: Duration = Duration::from_secs(40);
+/// How long a pod may be rented, or gone, before the scaler notices it.
+const UNNOTICED: Duration = Duration::from_secs(5);
+/// How the ids of completions begin.
+const COMPLETION: &str = "cmpl-";
+/// From a stored answer to its caller, where nothing is wrong: a leader may have to be replaced first.
+const TOLD_WITHIN: Duration = Duration::from_secs(12);
 
 #[derive(Debug)]
 struct Batch {
@@ -65,11 +80,21 @@ pub(super) struct Checker {
     newest_leader: LeaderRevision,
     duplicates: u64,
     moved: u64,
-    /// Somebody lies: then answers may be wrong, and audits must say so.
-    has_liar: bool,
+    /// How the names of those begin who lie: their answers may be wrong, and audits must say so.
+    liars: Vec<String>,
+    /// Checkpoints that were continued from and held wrong output.
+    rejected: u64,
     has_forger: bool,
     wrong: u64,
     account_stored_at: TimeMs,
+    /// When the answers of completions were stored.
+    completions: BTreeMap<BatchId, TimeMs>,
+    /// The last heartbeat of each worker, encoded, and when it came.
+    beats: BTreeMap<String, (TimeMs, Bytes)>,
+    /// All faults together.
+    faults_last: Duration,
+    /// Hosts of those who lie.
+    liars_hosts: BTreeSet<String>,
 }
 
 /// The batch that a scenario's plan becomes.
@@ -93,7 +118,8 @@ impl Checker {
                 results_after: None,
                 answered: 0,
             };
-            (id_of(place, &tenant(plan.tenant)), batch)
+            let tenant = if plan.over_http { TenantId::default_tenant() } else { tenant(plan.tenant) };
+            (id_of(place, &tenant), batch)
         });
         let losses =
             scenario.faults.iter().filter(|(_, _, fault)| matches!(fault, Fault::PowerLoss { .. })).count()
@@ -118,10 +144,18 @@ impl Checker {
             newest_leader: LeaderRevision(0),
             duplicates: 0,
             moved: 0,
-            has_liar: scenario.workers.iter().any(|worker| worker.lies),
+            liars: scenario.liars().map(|place| format!("w{place}-")).collect(),
+            rejected: 0,
             has_forger: scenario.forges,
             wrong: 0,
             account_stored_at: TimeMs(0),
+            completions: BTreeMap::new(),
+            beats: BTreeMap::new(),
+            faults_last: scenario.faults.iter().map(|(_, _, fault)| fault.lasting()).sum(),
+            liars_hosts: scenario
+                .liars()
+                .map(|place| format!("host{}", scenario.workers[place].pod))
+                .collect(),
         }
     }
 
@@ -177,14 +211,30 @@ impl Checker {
     }
 
     /// Output kept from an earlier attempt must be the beginning of the one true output, unless a liar has made it.
-    pub(super) fn resumed(&mut self, kept: &[u32], ids: &[u32]) {
-        if !ids.starts_with(kept) && !self.has_liar {
+    pub(super) fn resumed(&mut self, differs: bool) {
+        self.rejected += u64::from(differs);
+        if differs && self.liars.is_empty() {
             self.fail("J1: a job resumes from output that is not its own".to_owned());
         }
     }
 
+    /// A worker says what it does.
+    pub(super) fn beat(&mut self, now: TimeMs, subject: &str, payload: &Bytes) {
+        self.beats.insert(subject.to_owned(), (now, payload.clone()));
+    }
+
+    /// A coordinator writes an event down.
+    pub(super) fn noted(&mut self, payload: &[u8]) {
+        let Ok(event) = codec::decode::<message::Event>(payload) else { return };
+        if let EventKind::AuditDiverged { convicted_host: Some(host), .. } = event.what
+            && !self.liars_hosts.contains(&host)
+        {
+            self.fail(format!("J1: an audit convicted {host}, where nobody lies"));
+        }
+    }
+
     /// Reads what was stored in RESULTS since the last look.
-    pub(super) fn results(&mut self, net: &JetStream) {
+    pub(super) fn results(&mut self, net: &JetStream, now: TimeMs) {
         while let Ok(Some(message)) =
             net.next_message(table::RESULTS, table::results_all(), self.results_read + 1)
         {
@@ -193,6 +243,10 @@ impl Checker {
             if !self.key.verifies(result.tag, &result.job, result.epoch, &result.worker) {
                 self.fail(format!("J1: an answer to {} with a tag that nobody gave out", result.job));
                 continue;
+            }
+            if result.job.batch.as_str().starts_with(COMPLETION) && Answer::from(&result).verdict.is_answer()
+            {
+                self.completions.entry(result.job.batch.clone()).or_insert(now);
             }
             self.result(message.sequence, &result);
         }
@@ -204,6 +258,7 @@ impl Checker {
         if verdict.is_answer() {
             self.answered_jobs.insert(result.job.clone());
         }
+        let lies = self.lies(&result.worker);
         let Some(batch) = self.batches.get_mut(&result.job.batch) else { return };
         let is_early = batch.results_after.is_none_or(|after| sequence <= after);
         if !verdict.is_answer() || is_early || result.job.index >= batch.lines {
@@ -213,8 +268,9 @@ impl Checker {
             let expected = ids_of(seed(batch.place, result.job.index), batch.tokens_max);
             let is_wrong = Generated::digest_of(&expected) != ids_digest;
             self.wrong += u64::from(is_wrong);
-            if is_wrong && !self.has_liar {
-                self.fail(format!("J1: {} was answered with another output than its own", result.job));
+            if is_wrong && !lies {
+                let JobResult { job, worker, .. } = result;
+                self.fail(format!("J1: {worker} answered {job} with another output than its own"));
                 return;
             }
         }
@@ -226,13 +282,29 @@ impl Checker {
         self.committed.insert(result.job.clone(), verdict);
     }
 
-    /// A single completion came back to whoever asked for it.
-    pub(super) fn completed(&mut self, result: &JobResult, seed: u64, tokens_max: usize) {
-        if let Verdict::Good { ids_digest } = Answer::from(result).verdict
-            && ids_digest != Generated::digest_of(&ids_of(seed, tokens_max))
-            && !self.has_liar
-        {
-            self.fail(format!("J1: {} was answered with another output than its own", result.job));
+    fn lies(&self, worker: &WorkerId) -> bool {
+        self.liars.iter().any(|name| worker.as_str().starts_with(name))
+    }
+
+    /// A single completion came back to whoever asked for it; nothing has been wrong since `calm`.
+    pub(super) fn completed(&mut self, id: &str, text: &str, seed: u64, now: TimeMs, calm: TimeMs) {
+        if text != text_of(seed, COMPLETION_TOKENS as usize) && self.liars.is_empty() {
+            self.fail(format!("G2: {id} was answered with another output than its own: {text:?}"));
+        }
+        let stored = id.parse().ok().and_then(|id: BatchId| self.completions.get(&id).copied());
+        let Some(stored) = stored else {
+            return self.fail(format!("G2: {id} was answered, and no such answer is stored"));
+        };
+        let waited = now.since(stored.max(calm));
+        if waited > TOLD_WITHIN {
+            self.fail(format!("G1: the answer to {id} was told {waited:?} after it was stored"));
+        }
+    }
+
+    /// A line of an HTTP batch's output.
+    pub(super) fn written(&mut self, place: usize, tokens_max: usize, index: u32, text: &str) {
+        if text != text_of(seed(place, index), tokens_max) && self.liars.is_empty() {
+            self.fail(format!("G2: line {index} of batch {place} was written as {text:?}"));
         }
     }
 
@@ -358,8 +430,9 @@ impl Checker {
     }
 
     /// At the end everything accepted is committed or errored, once, and what is stored says so.
-    pub(super) fn finish(&mut self, net: &mut JetStream, now: TimeMs) -> Result<(), String> {
-        self.results(net);
+    pub(super) fn finish(&mut self, net: &mut JetStream, now: TimeMs, rented: Bill) -> Result<(), String> {
+        self.results(net, now);
+        self.rented(net, now, rented)?;
         self.verdict()?;
         for id in self.batches.keys() {
             let record = stored_record(net, now, id).ok_or_else(|| format!("J1: {id} has no record"))?;
@@ -373,8 +446,30 @@ impl Checker {
         Ok(())
     }
 
-    /// Every batch was accepted and has ended, as its record says.
+    /// The bill of a pod begins and ends when the scaler notices it, and faults may keep it from noticing.
+    fn rented(&self, net: &mut JetStream, now: TimeMs, rented: Bill) -> Result<(), String> {
+        let stored = net.kv_get(now, table::KV_SCALE, "ledger").ok().flatten();
+        let ledger: Option<Ledger> = stored.and_then(|entry| codec::decode(&entry.value).ok());
+        let spent = ledger.map_or(0, |ledger| ledger.spent_usd_micro.0);
+        let slack = UNNOTICED * rented.pods as u32 + self.faults_last;
+        let slack_usd_micro = rented.price_usd_micro_per_hour as f64 * slack.as_secs_f64() / 3600.0;
+        let owed = rented.owed_usd_micro;
+        if (spent - owed).abs() as f64 <= slack_usd_micro + 1.0 {
+            return Ok(());
+        }
+        Err(format!("S4: {} pods cost {owed}, and the scaler has spent {spent}", rented.pods))
+    }
+
+    /// Every batch was accepted and has ended, as its record says, no completion runs, and nothing is rented.
     pub(super) fn all_ended(&self, net: &mut JetStream, now: TimeMs) -> bool {
+        let lately = self.beats.values().filter(|(at, _)| now.since(*at) < Duration::from_secs(5));
+        let completes = lately
+            .filter_map(|(_, beat)| codec::decode::<Heartbeat>(beat).ok())
+            .any(|beat| beat.running.iter().any(|job| job.job.batch.as_str().starts_with(COMPLETION)));
+        let intents = net.kv_entries(now, table::KV_SCALE).unwrap_or_default();
+        if completes || intents.iter().any(|entry| entry.key.starts_with("pod.")) {
+            return false;
+        }
         let ended = |id| stored_record(net, now, id).is_some_and(|record| record.state.is_terminal());
         self.batches.values().all(|batch| batch.accepted) && self.batches.keys().all(ended)
     }
@@ -400,8 +495,20 @@ impl Checker {
         tally.duplicates = self.duplicates;
         tally.moved = self.moved;
         tally.wrong = self.wrong;
+        tally.rejected = self.rejected;
         tally.account_stored_at = self.account_stored_at;
     }
+}
+
+/// What the scaler has stored of its spending.
+#[derive(Debug, serde::Deserialize)]
+struct Ledger {
+    spent_usd_micro: UsdMicro,
+}
+
+/// The text of an answer: the simulation's workers speak bytes.
+fn text_of(seed: u64, tokens_max: usize) -> String {
+    ids_of(seed, tokens_max).into_iter().filter_map(char::from_u32).collect()
 }
 
 fn stored_record(net: &mut JetStream, now: TimeMs, id: &BatchId) -> Option<BatchRecord> {

@@ -1,6 +1,6 @@
 //! An engine on simulated time: it makes the same letters for the same request wherever it runs, at a worker's speed.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,10 +20,18 @@ const KILLER_TOKENS: usize = 2;
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     pub(super) tok_s: AtomicU64,
-    /// Answers with another last token than it should.
-    pub(super) lies: AtomicBool,
+    pub(super) lie: Mutex<Option<Lie>>,
     /// The seed of a request that has just brought the process down.
     pub(super) killed_by: Mutex<Option<u64>>,
+}
+
+/// What a worker does to its output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    /// Another last token: its answers are wrong, and hardly a checkpoint.
+    AtTheEnd,
+    /// Another first token: all that others continue from is wrong too.
+    AtTheBeginning,
 }
 
 #[derive(Debug)]
@@ -44,6 +52,8 @@ struct Sequence {
     made: usize,
     prefilled: bool,
     cancelled: bool,
+    /// Kept output that it would not have made: an engine computes it again, and draws it again.
+    differs: bool,
 }
 
 impl SimGenerator {
@@ -63,14 +73,22 @@ impl Generator for SimGenerator {
         let id = SequenceId(self.next);
         self.next += 1;
         let mut ids = ids_of(request.seed, request.max_new_tokens);
-        self.network.check().resumed(&request.generated, &ids);
-        if self.pace.lies.load(Ordering::Relaxed)
-            && let Some(last) = ids.last_mut()
-        {
-            *last ^= 1;
+        let differs = !ids.starts_with(&request.generated);
+        self.network.check().resumed(differs);
+        let lie = *self.pace.lie.lock().expect("because no holder of this lock panics");
+        let touched = match lie {
+            Some(Lie::AtTheEnd) => ids.last_mut(),
+            Some(Lie::AtTheBeginning) => ids.first_mut(),
+            None => None,
+        };
+        if let Some(touched) = touched {
+            *touched ^= 1;
         }
         let made = request.generated.len().min(ids.len());
-        self.running.push(Sequence { id, request, ids, made, prefilled: false, cancelled: false });
+        // A liar continues from whatever it is given.
+        let differs = differs && lie.is_none();
+        let this = Sequence { id, request, ids, made, prefilled: false, cancelled: false, differs };
+        self.running.push(this);
         Ok(id)
     }
 
@@ -91,7 +109,7 @@ impl Generator for SimGenerator {
             if !sequence.prefilled {
                 sequence.prefilled = true;
                 stats.prefill_tokens += sequence.request.prompt.len() + sequence.made;
-            } else if !sequence.cancelled {
+            } else if !sequence.cancelled && !sequence.differs {
                 let until = (sequence.made + each).min(sequence.ids.len());
                 for &token in &sequence.ids[sequence.made..until] {
                     events.push(Event::Token { sequence: sequence.id, token, logprob: None });
@@ -107,6 +125,7 @@ impl Generator for SimGenerator {
             }
             let reason = match sequence.cancelled {
                 true => StopReason::Cancelled,
+                false if sequence.differs && sequence.prefilled => StopReason::KeptDiffers,
                 false if sequence.made == sequence.ids.len() && sequence.prefilled => StopReason::StopToken,
                 false => return true,
             };

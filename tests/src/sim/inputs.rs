@@ -4,6 +4,9 @@ use std::fmt::Write;
 
 use super::scenario::BatchPlan;
 
+/// That a single completion asks for.
+pub(super) const COMPLETION_TOKENS: u32 = 20;
+
 /// How the prompt of a request begins that brings its worker down.
 pub(super) const KILLER: [u8; 6] = *b"killer";
 
@@ -34,7 +37,7 @@ pub(super) fn seed(place: usize, index: u32) -> u64 {
 
 /// Of a single completion.
 pub(super) fn completion_seed(number: usize) -> u64 {
-    u64::MAX - number as u64
+    (1 << 40) + number as u64
 }
 
 fn is_blank(index: u32) -> bool {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use ternfleet_proto::TimeMs;
 use ternfleet_proto::bus::{
     Bus, BusError, BusStream, Delivery, Entry, Message, Note, ObjectFacts, PendingAck, Publish, Replayed,
     Result, ServerFacts, Settle, Stored, StreamFacts,
@@ -21,6 +22,8 @@ use super::network::Network;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const WORK: &str = "tf.work.";
 const ORDERS: &str = "tf.fleet.control.";
+const EVENTS: &str = "tf.event.";
+const BEATS: &str = "tf.fleet.heartbeat.";
 
 #[derive(Debug, Clone)]
 pub(super) struct Line {
@@ -71,8 +74,8 @@ impl Line {
     /// What the server holds after an operation.
     fn seen(&self) {
         let mut check = self.network.check();
-        self.network.bus.look(|net, _| {
-            check.results(net);
+        self.network.bus.look(|net, now| {
+            check.results(net, now);
             check.checkpoints(net);
         });
     }
@@ -130,6 +133,8 @@ impl Bus for Line {
         self.go().await?;
         if subject.starts_with(WORK) {
             self.network.check().handed(&payload);
+        } else if subject.starts_with(EVENTS) {
+            self.network.check().noted(&payload);
         }
         let done = self.network.bus.publish(subject, payload, how).await;
         self.seen();
@@ -214,6 +219,8 @@ impl Bus for Line {
         if self.go().await.is_ok() {
             if subject.starts_with(ORDERS) {
                 self.network.check().ordered(&payload);
+            } else if subject.starts_with(BEATS) {
+                self.network.check().beat(TimeMs(self.network.now_ms()), subject, &payload);
             }
             for _ in 0..self.network.copies() {
                 self.network.bus.send(subject, payload.clone()).await?;

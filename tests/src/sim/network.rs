@@ -1,16 +1,21 @@
 //! What connects the processes of a simulation with their one server, and what can go wrong on the way.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use ternfleet_proto::TimeMs;
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc;
 
 use super::SimBus;
 use super::chance::Chance;
 use super::check::Checker;
+use super::cloud::Cloud;
 
 /// An operation that gets no answer waits for so long at most.
 const TIMEOUT_MS: u64 = 5_000;
+/// Bytes of an HTTP connection that are on their way in one direction.
+const SOCKET_BYTES: usize = 64 << 10;
 
 /// The server, the network's faults, and the checker. Clones share them.
 #[derive(Debug, Clone)]
@@ -18,8 +23,11 @@ pub(super) struct Network {
     pub(super) bus: SimBus,
     /// Wall time in milliseconds, by the server's clock.
     pub(super) now: Arc<AtomicU64>,
+    /// Since when nothing has been wrong, by the same clock.
+    calm_since: Arc<AtomicU64>,
     state: Arc<Mutex<State>>,
     check: Arc<Mutex<Checker>>,
+    cloud: Arc<Mutex<Cloud>>,
 }
 
 #[derive(Debug)]
@@ -27,6 +35,8 @@ struct State {
     chance: Chance,
     faults: Faults,
     lines: Vec<LineState>,
+    /// Where processes take HTTP connections.
+    doors: Vec<Option<mpsc::UnboundedSender<DuplexStream>>>,
 }
 
 /// What is wrong with the server and with all lines to it.
@@ -62,19 +72,55 @@ impl State {
 }
 
 impl Network {
-    pub(super) fn new(seed: u64, lines: usize, begin: TimeMs, check: Checker) -> Network {
+    pub(super) fn new(seed: u64, lines: usize, begin: TimeMs, check: Checker, cloud: Cloud) -> Network {
         let now = Arc::new(AtomicU64::new(begin.0));
         let state = State {
             chance: Chance::new(seed ^ 0xfeed),
             faults: Faults::default(),
             lines: vec![LineState::default(); lines],
+            doors: vec![None; lines],
         };
         Network {
             bus: SimBus::driven(Arc::clone(&now)),
             now,
+            calm_since: Arc::new(AtomicU64::new(begin.0)),
             state: Arc::new(Mutex::new(state)),
             check: Arc::new(Mutex::new(check)),
+            cloud: Arc::new(Mutex::new(cloud)),
         }
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// How long nothing has been wrong.
+    pub(super) fn calm_ms(&self) -> u64 {
+        self.now_ms() - self.calm_since.load(Ordering::Relaxed)
+    }
+
+    /// Something is wrong now.
+    pub(super) fn disturb(&self) {
+        self.calm_since.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// Takes the connections to a process from now on.
+    pub(super) fn open_door(&self, place: usize) -> mpsc::UnboundedReceiver<DuplexStream> {
+        let (door, connections) = mpsc::unbounded_channel();
+        self.state().doors[place] = Some(door);
+        connections
+    }
+
+    /// An HTTP connection; `None` when nobody listens there.
+    pub(super) fn connect(&self, place: usize) -> Option<DuplexStream> {
+        let (ours, theirs) = tokio::io::duplex(SOCKET_BYTES);
+        self.state().doors[place].as_ref()?.send(theirs).ok()?;
+        Some(ours)
+    }
+
+    /// The provider of pods.
+    pub(super) fn cloud(&self) -> MutexGuard<'_, Cloud> {
+        self.cloud.lock().expect("because no holder of this lock panics")
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

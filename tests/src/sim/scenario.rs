@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::chance::Chance;
+use super::cloud::Trouble;
+use super::generator::Lie;
 
 /// Faults begin in this span of virtual time, and none lasts beyond its end by more than its own length.
 const FAULTS_MS: (u64, u64) = (500, 45_000);
@@ -14,8 +16,9 @@ pub struct Scenario {
     pub workers: Vec<WorkerPlan>,
     pub coordinators: usize,
     pub batches: Vec<BatchPlan>,
-    /// When somebody asks for a single completion, in milliseconds.
-    pub completions: Vec<u64>,
+    pub completions: Vec<CompletionPlan>,
+    /// All workers are on pods that the scaler rents.
+    pub rent: Option<Rent>,
     /// Each keeps its number when others are left out, so that a shrunk list names the same faults.
     pub faults: Vec<(usize, u64, Fault)>,
     /// Somebody with a worker's key writes checkpoints of jobs that it was not given. No seed does that; a test does.
@@ -30,8 +33,25 @@ pub struct WorkerPlan {
     /// What it says of its own speed, in percent of the truth.
     pub claims_percent: u64,
     pub pod: usize,
-    /// Answers with other ids than it should. No seed makes one; a test does.
-    pub lies: bool,
+    /// No seed makes a liar; a test does.
+    pub lies: Option<Lie>,
+}
+
+/// A single completion, asked for over HTTP.
+#[derive(Debug, Clone, Copy)]
+pub struct CompletionPlan {
+    pub at_ms: u64,
+    pub streamed: bool,
+    /// The caller goes away after so long, in milliseconds.
+    pub leaves_after_ms: Option<u64>,
+}
+
+/// Pods that are rented by the provider's one price.
+#[derive(Debug, Clone)]
+pub struct Rent {
+    pub pods_max: u32,
+    pub price_usd_micro_per_hour: i64,
+    pub boot_ms: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -46,6 +66,8 @@ pub struct BatchPlan {
     pub cancel_at_ms: Option<u64>,
     /// A line that kills every worker that runs it.
     pub killer: Option<u32>,
+    /// By the gateway, not by NATS.
+    pub over_http: bool,
 }
 
 /// What goes wrong. Numbers of workers and coordinators are places, not names.
@@ -122,6 +144,47 @@ pub enum Fault {
         place: usize,
         by_ms: i64,
     },
+    /// The provider of pods does not do what it is told, or does not say so.
+    Provider {
+        trouble: Trouble,
+        lasting: Duration,
+    },
+    /// Pods that are rented meanwhile never come.
+    BarrenPods {
+        lasting: Duration,
+    },
+    /// The provider takes a pod away: the one whose worker runs at this place.
+    LosePod {
+        place: usize,
+    },
+}
+
+impl Fault {
+    /// How long it, and what comes of it at once, keeps somebody from doing what he should.
+    pub(super) fn lasting(&self) -> Duration {
+        match self {
+            Fault::CrashWorker { back_after: lasting, .. }
+            | Fault::CrashCoordinator { back_after: lasting, .. }
+            | Fault::DrainWorker { back_after: lasting, .. }
+            | Fault::PauseWorker { lasting, .. }
+            | Fault::CutWorker { lasting, .. }
+            | Fault::SlowWorker { lasting, .. }
+            | Fault::PauseCoordinator { lasting, .. }
+            | Fault::StopCoordinator { lasting, .. }
+            | Fault::CutCoordinator { lasting, .. }
+            | Fault::ServerDown { lasting }
+            | Fault::FullStream { lasting, .. }
+            | Fault::LoseRequests { lasting, .. }
+            | Fault::LoseAnswers { lasting, .. }
+            | Fault::DoubleMessages { lasting }
+            | Fault::PowerLoss { lasting, .. }
+            | Fault::Provider { lasting, .. }
+            | Fault::BarrenPods { lasting } => *lasting,
+            Fault::StepWorkersClock { .. } | Fault::StepCoordinatorsClock { .. } | Fault::LosePod { .. } => {
+                Duration::ZERO
+            }
+        }
+    }
 }
 
 impl Scenario {
@@ -135,9 +198,9 @@ impl Scenario {
             claims_percent: if chance.one_in(4) { chance.within(10, 1000) } else { 100 },
             // Sometimes two engines share a pod.
             pod: if place > 0 && chance.one_in(4) { place - 1 } else { place },
-            lies: false,
+            lies: None,
         });
-        let workers: Vec<WorkerPlan> = workers.collect();
+        let mut workers: Vec<WorkerPlan> = workers.collect();
         let coordinators = chance.within(1, 2) as usize;
         let batches = (0..chance.within(1, 3)).map(|_| batch(&mut chance)).collect();
         let count = chance.within(0, 12) as usize;
@@ -147,14 +210,42 @@ impl Scenario {
                 (number, at, fault(&mut chance, n_workers, coordinators))
             })
             .collect();
-        let completions = (0..chance.within(0, 6)).map(|_| chance.within(1_000, 50_000)).collect();
+        let completions: Vec<u64> = (0..chance.within(0, 6)).map(|_| chance.within(1_000, 50_000)).collect();
         // Drawn last, so that the other faults of a seed stay what they were.
         if chance.one_in(4) {
             let at = chance.within(FAULTS_MS.0, FAULTS_MS.1);
             faults.push((count, at, power_loss(&mut chance)));
         }
+        let completions: Vec<CompletionPlan> =
+            completions.into_iter().map(|at_ms| completion(&mut chance, at_ms)).collect();
+        let mut batches: Vec<BatchPlan> = batches;
+        if let Some(plan) = batches.last_mut().filter(|_| chance.one_in(3)) {
+            // The gateway quotes what promises something; that is tested elsewhere.
+            *plan = BatchPlan { over_http: true, window_ms: None, budget_usd_micro: None, ..plan.clone() };
+        }
+        let rent = chance.one_in(3).then(|| Rent {
+            pods_max: chance.within(1, 3) as u32,
+            price_usd_micro_per_hour: chance.within(50_000, 3_000_000) as i64,
+            boot_ms: chance.within(500, 8_000),
+        });
+        if let Some(rent) = &rent {
+            // A pod that is being returned runs beside the one in its place.
+            while workers.len() < rent.pods_max as usize + 2 {
+                workers.push(workers[workers.len() - 1].clone());
+            }
+            let number = count + 1;
+            for number in number..number + chance.within(0, 5) as usize {
+                let at = chance.within(FAULTS_MS.0, FAULTS_MS.1);
+                faults.push((number, at, rent_fault(&mut chance, workers.len())));
+            }
+        }
         faults.sort_by_key(|(number, at, _)| (*at, *number));
-        Scenario { seed, workers, coordinators, batches, completions, faults, forges: false }
+        Scenario { seed, workers, coordinators, batches, completions, rent, faults, forges: false }
+    }
+
+    /// The places of the workers that lie.
+    pub fn liars(&self) -> impl Iterator<Item = usize> {
+        self.workers.iter().enumerate().filter(|(_, worker)| worker.lies.is_some()).map(|(place, _)| place)
     }
 
     /// Only the faults with these numbers.
@@ -177,6 +268,28 @@ fn batch(chance: &mut Chance) -> BatchPlan {
         budget_usd_micro: chance.one_in(5).then(|| chance.within(10, 20_000) as i64),
         cancel_at_ms: chance.one_in(8).then(|| chance.within(11_000, 40_000)),
         killer: chance.one_in(12).then(|| chance.within(0, u64::from(lines) - 1) as u32),
+        over_http: false,
+    }
+}
+
+fn completion(chance: &mut Chance, at_ms: u64) -> CompletionPlan {
+    CompletionPlan {
+        at_ms,
+        streamed: chance.one_in(2),
+        leaves_after_ms: chance.one_in(3).then(|| chance.within(0, 4_000)),
+    }
+}
+
+fn rent_fault(chance: &mut Chance, workers: usize) -> Fault {
+    let lasting = Duration::from_millis(chance.within(500, 20_000));
+    match chance.within(0, 9) {
+        0 | 1 => Fault::BarrenPods { lasting },
+        2 | 3 => Fault::LosePod { place: chance.within(0, workers as u64 - 1) as usize },
+        4 => Fault::Provider { trouble: Trouble::NoBalance, lasting },
+        5 => Fault::Provider { trouble: Trouble::NoRoom, lasting },
+        6 => Fault::Provider { trouble: Trouble::Unreachable, lasting },
+        7 => Fault::Provider { trouble: Trouble::TooManyRequests, lasting },
+        _ => Fault::Provider { trouble: Trouble::AnswerLost, lasting },
     }
 }
 

@@ -19,6 +19,7 @@ pub(super) async fn run(
     line: Line,
     place: usize,
     life: u32,
+    (pod, host): (String, String),
     plan: WorkerPlan,
     pace: Arc<Pace>,
     clock: Clock,
@@ -32,8 +33,8 @@ pub(super) async fn run(
     };
     let identity = Identity {
         worker: format!("w{place}-{life}").parse().expect("because w and digits make an id"),
-        host: format!("host{}", plan.pod),
-        pod: format!("pod{}", plan.pod),
+        host,
+        pod,
         started_at: clock.wall(),
     };
     let said = (plan.rate_tok_s * plan.claims_percent) as f64 / 100.0;

@@ -10,17 +10,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ternfleet_coordinator::{self as coordinator, Metrics};
+use ternfleet_coordinator::gateway::GatewayOptions;
+use ternfleet_coordinator::{self as coordinator, Entropy, Metrics};
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{TimeMs, codec, table};
 
 use super::check::Checker;
+use super::cloud::{Cloud, SimProvider};
+use super::http::Client;
 use super::jetstream::Unsynced;
 use super::line::Line;
 use super::network::Network;
 use super::process::Process;
 use super::scenario::Scenario;
-use super::{callers, workers};
+use super::{callers, cloud, workers};
 
 /// What the wall clocks say at the start.
 const BEGIN: TimeMs = TimeMs(1_800_000_000_000);
@@ -53,6 +56,10 @@ pub struct Tally {
     pub quarantined_hosts: u64,
     /// Wrong answers that were committed: a liar's, before it was caught.
     pub wrong: u64,
+    /// Checkpoints of a liar that somebody else continued from.
+    pub rejected: u64,
+    /// That were rented.
+    pub pods: u64,
     /// By the server's clock: when what the fleet has cost was last stored, and when the run ended.
     pub account_stored_at: TimeMs,
     pub ended_at: TimeMs,
@@ -104,7 +111,8 @@ impl World {
         // The fleet's key decides which answers are audited, so it is no random one.
         let key = AssignmentKey([7; 32]);
         let check = Checker::new(key.clone(), &scenario);
-        let network = Network::new(scenario.seed, coordinators + workers + 1, BEGIN, check);
+        let cloud = Cloud::new(scenario.rent.clone());
+        let network = Network::new(scenario.seed, coordinators + workers + 1, BEGIN, check, cloud);
         network.bus.look(|net, now| {
             for spec in table::kv_specs(1).iter().filter(|spec| spec.bucket == table::KV_CONTROL) {
                 let made = net.ensure_kv(spec);
@@ -114,10 +122,11 @@ impl World {
         });
         let mut nodes: Vec<Node> = (0..=coordinators + workers).map(|_| Node::default()).collect();
         for (place, node) in nodes.iter_mut().enumerate() {
-            node.start_at_ms = Some(match place < coordinators {
-                true => 10 * place as u64,
-                false => network.chance(|chance| chance.within(0, 2_000)),
-            });
+            let begins_ms = network.chance(|chance| chance.within(0, 2_000));
+            node.start_at_ms = match place < coordinators {
+                true => Some(10 * place as u64),
+                false => scenario.rent.is_none().then_some(begins_ms),
+            };
         }
         nodes[coordinators + workers].start_at_ms = Some(0);
         let mut to_come: Vec<(u64, usize)> =
@@ -148,6 +157,7 @@ impl World {
             self.sync();
             self.begin_faults();
             self.end_faults();
+            self.boot_pods();
             self.start_nodes();
             let length = self.network.chance(|chance| chance.within(TURN_MS.0, TURN_MS.1));
             self.turn(self.now_ms + length);
@@ -160,6 +170,9 @@ impl World {
             if !self.to_come.is_empty() || !self.open.is_empty() {
                 self.calm_since_ms = self.now_ms;
             }
+            if !self.open.is_empty() || !self.all_run() {
+                self.network.disturb();
+            }
             let callers = self.nodes.last().and_then(|node| node.process.as_ref());
             let callers_left = callers.is_some_and(Process::has_ended);
             if callers_left && self.calm_since_ms < self.now_ms && self.all_ended() {
@@ -169,17 +182,20 @@ impl World {
                 let check = self.network.check();
                 let unended = self.network.bus.look(|net, now| check.unended(net, now));
                 drop(check);
-                return Err(self.told(&format!("L1: not ended: {unended}")));
+                let rented = self.network.cloud().names_alive();
+                return Err(self.told(&format!("L1: not ended: {unended}; rented: {rented:?}")));
             }
         }
         for place in 0..self.scenario.coordinators {
             self.read_metrics(place);
         }
         let mut check = self.network.check();
-        let finished = self.network.bus.look(|net, now| check.finish(net, now));
+        let rented = self.network.cloud().bill(self.network.now_ms());
+        let finished = self.network.bus.look(|net, now| check.finish(net, now, rented));
         finished.and_then(|()| check.verdict()).map_err(|broken| self.told(&broken))?;
         check.count(&mut self.tally);
         drop(check);
+        self.tally.pods = rented.pods as u64;
         self.tally.steps = self.steps;
         self.tally.virtual_s = self.now_ms as f64 / 1e3;
         self.tally.ended_at = TimeMs(BEGIN.0 + self.now_ms);
@@ -195,7 +211,38 @@ impl World {
 
     fn all_ended(&self) -> bool {
         let check = self.network.check();
-        self.network.bus.look(|net, now| check.all_ended(net, now))
+        self.network.cloud().names_alive().is_empty()
+            && self.network.bus.look(|net, now| check.all_ended(net, now))
+    }
+
+    /// Nobody is down, paused, or stopped in the middle of something.
+    fn all_run(&self) -> bool {
+        let runs = |node: &Node| node.process.is_some() && node.paused == 0 && node.goes_on_at_ms.is_none();
+        let others = self.scenario.rent.is_none().then_some(self.nodes.len() - 1);
+        self.nodes[..others.unwrap_or(self.scenario.coordinators)].iter().all(runs)
+    }
+
+    /// The places of workers that run on rented pods.
+    fn rented_places(&self) -> std::ops::Range<usize> {
+        let first = self.scenario.coordinators;
+        first..first + self.scenario.rent.as_ref().map_or(0, |_| self.scenario.workers.len())
+    }
+
+    /// Workers start where their pods have booted, and end with them.
+    fn boot_pods(&mut self) {
+        let places = self.rented_places();
+        let booted = self.network.cloud().boot(self.network.now_ms(), places.clone());
+        for place in booted {
+            self.nodes[place].start_at_ms = Some(self.now_ms);
+        }
+        for place in places {
+            if self.network.cloud().pod_at(place).is_none() {
+                self.nodes[place].start_at_ms = None;
+                if self.nodes[place].process.is_some() {
+                    self.stop(place);
+                }
+            }
+        }
     }
 
     fn worker(&self, place: usize) -> usize {
@@ -246,6 +293,9 @@ impl World {
         let node = &mut self.nodes[place];
         if !is_caller && node.process.as_mut().is_some_and(Process::ended) {
             node.start_at_ms.get_or_insert((now_ms + RESTART_MS).max(node.away_until_ms));
+            if self.rented_places().contains(&place) {
+                self.network.cloud().exited(place);
+            }
             self.stop(place);
         }
     }
@@ -275,7 +325,7 @@ impl World {
             }
         }
         let diverged = value("ternfleet_audits_total{outcome=\"diverged\"}");
-        if diverged > 0 && !self.scenario.workers.iter().any(|worker| worker.lies) {
+        if diverged > 0 && self.scenario.liars().next().is_none() {
             self.network.check().fail("J1: two honest workers were told apart by an audit".to_owned());
         }
         let tally = &mut self.tally;
@@ -302,32 +352,56 @@ impl World {
                 _ if place < coordinators => {
                     let metrics = Arc::new(Metrics::default());
                     node.metrics = Some(Arc::clone(&metrics));
+                    let rent = self.scenario.rent.as_ref();
                     let options = coordinator::Options {
                         name: Some(format!("c{place}")),
                         audit_share: AUDIT_SHARE,
+                        gateway: GatewayOptions { completion_timeout_s: 60, ..GatewayOptions::default() },
+                        scale: rent.map(cloud::options).unwrap_or_default(),
                         ..coordinator::Options::default()
                     };
+                    let seed = self.scenario.seed ^ (u64::from(node.lives) << 32 | place as u64);
+                    let network = &self.network;
                     Process::start(self.now_ms, wall, |clock, shutdown| {
-                        coordinator::run_with(metrics, clock, line.bus(), options, shutdown)
+                        let parts = coordinator::Parts {
+                            metrics,
+                            clock,
+                            entropy: Entropy::seeded(seed),
+                            provider: rent.map(|_| Arc::new(SimProvider(network.clone())) as Arc<_>),
+                            connections: Some(network.open_door(place)),
+                        };
+                        coordinator::run_with(parts, line.bus(), options, shutdown)
                     })
                 }
                 Some(plan) => {
                     let (life, pace) = (node.lives, Arc::clone(&node.pace));
-                    pace.lies.store(plan.lies, Ordering::Relaxed);
+                    *pace.lie.lock().expect("because no holder of this lock panics") = plan.lies;
                     let plan = plan.clone();
+                    let fixed = || (format!("pod{}", plan.pod), format!("host{}", plan.pod));
+                    let pod = self.network.cloud().pod_at(place).unwrap_or_else(fixed);
                     Process::start(self.now_ms, wall, |clock, shutdown| {
-                        workers::run(line, place - coordinators, life, plan, pace, clock, shutdown)
+                        workers::run(line, place - coordinators, life, pod, plan, pace, clock, shutdown)
                     })
                 }
                 None => {
                     let (batches, completions) =
                         (self.scenario.batches.clone(), self.scenario.completions.clone());
-                    Process::start(self.now_ms, wall, |clock, _| async move {
+                    Process::start(self.now_ms, wall, |_, _| async move {
                         let batches = batches.into_iter().enumerate();
-                        let batches = batches.map(|(place, plan)| callers::run(line.clone(), place, plan));
+                        let client = |first| Client::new(line.network.clone(), coordinators, first);
+                        let batches = batches.map(|(place, plan)| {
+                            let by = (line.clone(), client(place));
+                            async move {
+                                match plan.over_http {
+                                    true => callers::over_http(by.0.network, by.1, place, plan).await,
+                                    false => callers::run(by.0, place, plan).await,
+                                }
+                            }
+                        });
                         let singles = completions.into_iter().enumerate();
-                        let singles = singles
-                            .map(|(number, at)| callers::complete(line.clone(), clock.clone(), number, at));
+                        let singles = singles.map(|(number, plan)| {
+                            callers::complete(line.network.clone(), client(number), number, plan)
+                        });
                         tokio::join!(futures::future::join_all(batches), futures::future::join_all(singles));
                         Ok(())
                     })

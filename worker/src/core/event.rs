@@ -8,7 +8,7 @@ use std::time::Duration;
 use ternfleet_engine::{HeadCounters, SpeculationCounters};
 use ternfleet_proto::bus::{Delivery, Settle};
 use ternfleet_proto::message::{
-    Call, CallPiece, Checkpoint, Control, Failure, Finish, Heartbeat, JobResult, Line, TokenChunk,
+    Author, Call, CallPiece, Checkpoint, Control, Failure, Finish, Heartbeat, JobResult, Line, TokenChunk,
     TokenLogprobs, Work,
 };
 use ternfleet_proto::tag::{AssignmentTag, CheckpointKey};
@@ -268,6 +268,8 @@ pub enum End {
     Complete(Box<Completion>),
     /// As asked for by [`Action::CancelGeneration`].
     Cancelled,
+    /// The kept output is not what this engine computes for the request.
+    KeptDiffers,
     /// No engine can continue with it: the answer of the job.
     Failed(Failure),
     /// The engine cannot continue with it.
@@ -348,6 +350,8 @@ pub enum Note {
     Fault { job: JobKey, reason: String },
     /// Somebody stepped this machine's wall clock.
     ClockStepped { by_ms: i64 },
+    /// Output in a checkpoint was not what is computed here: so many tokens are dropped, and the job starts over.
+    CheckpointRejected { job: JobKey, author: Option<Author>, tokens: u32 },
     /// Work for another model or other arithmetic came; it goes back.
     Misrouted { job: JobKey, wants: String },
 }

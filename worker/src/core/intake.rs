@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use ternfleet_proto::bus::{Delivery, Settle};
-use ternfleet_proto::message::{Checkpoint, Failure, FailureCode, Generation, Input, Work, WorkerState};
+use ternfleet_proto::message::{
+    Author, Checkpoint, Failure, FailureCode, Generation, Input, Work, WorkerState,
+};
 use ternfleet_proto::{Lane, Now};
 
 use super::event::{
@@ -306,6 +308,8 @@ impl Core {
                 let profile = &self.config.profile;
                 if found.model_digest == profile.model_digest && found.numerics == slot.work.numerics {
                     slot.kept = found.generated.len();
+                    let owner = Author { worker: found.owner, host: found.host };
+                    slot.kept_from = Some(found.generated_by.unwrap_or(owner));
                     slot.ids = found.generated;
                     slot.logprobs = found.logprobs;
                     slot.choices = found.choices;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ternfleet_proto::bus::Delivery;
 use ternfleet_proto::message::{
-    Checkpoint, Failure, Generated, Heartbeat, JobResult, Line, Outcome, Timing, TokenLogprobs, Usage, Work,
+    Author, Checkpoint, Failure, Generated, Heartbeat, JobResult, Line, Outcome, Timing, TokenLogprobs,
+    Usage, Work,
 };
 use ternfleet_proto::{Attempt, Deadline, MonoMs, Now};
 
@@ -73,6 +74,10 @@ pub(super) struct Slot {
     pub(super) choices: Vec<u16>,
     /// How many of `ids` an earlier attempt generated.
     pub(super) kept: usize,
+    /// Who generated those, as the checkpoint says.
+    pub(super) kept_from: Option<Author>,
+    /// Whose output was not what is computed here.
+    pub(super) rejected: Option<Author>,
     /// Output of an earlier attempt that could not be used.
     pub(super) repeated: usize,
     /// An earlier attempt had begun.
@@ -136,6 +141,8 @@ impl Slot {
             logprobs: Vec::new(),
             choices: Vec::new(),
             kept: 0,
+            kept_from: None,
+            rejected: None,
             repeated: 0,
             begun_before: false,
             prompt_tokens: 0,
@@ -183,6 +190,16 @@ impl Slot {
         }
     }
 
+    /// The job starts over: what was kept is not what is computed here.
+    pub(super) fn reject_kept(&mut self) {
+        self.repeated += self.ids.len();
+        self.kept = 0;
+        self.rejected = self.kept_from.take();
+        (self.ids, self.logprobs, self.choices) = Default::default();
+        // The next checkpoint is written over the wrong one as soon as there is any output.
+        self.stored_tokens = 0;
+    }
+
     pub(super) fn kept(&self) -> Kept {
         Kept { ids: self.ids.clone(), logprobs: self.logprobs.clone(), choices: self.choices.clone() }
     }
@@ -213,6 +230,8 @@ impl Slot {
             generated: self.ids.clone(),
             logprobs: self.logprobs.clone(),
             choices: self.choices.clone(),
+            // Its first new token says that what was kept is right.
+            generated_by: self.kept_from.clone().filter(|_| self.ids.len() == self.kept),
             claim,
             released,
             at: now.wall,
@@ -283,6 +302,7 @@ impl Slot {
             },
             finished_at: now.wall,
             traceparent: self.work.traceparent.clone(),
+            rejected: self.rejected.clone(),
         }
     }
 }

@@ -53,12 +53,23 @@ fn each_generation_becomes_the_request_that_the_table_says() {
             Err(FailureCode::PromptTooLong),
         ),
         ("resumed", base.clone(), kept("abc"), Ok((8, 3, None))),
-        ("resumed at its limit", base.clone(), kept("abcdefgh"), Ok((8, 8, Some(Finish::Length)))),
         (
-            "resumed after its stop string",
+            "resumed at its limit: it is computed again, to prove it",
+            base.clone(),
+            kept("abcdefgh"),
+            Ok((8, 8, None)),
+        ),
+        (
+            "resumed after its stop string: the same",
             Generation { stop: vec!["bc".to_owned()], ..base.clone() },
             kept("abc"),
-            Ok((8, 3, Some(Finish::Stop))),
+            Ok((3, 3, None)),
+        ),
+        (
+            "more than its stop string was kept: no honest worker generates that",
+            Generation { stop: vec!["bc".to_owned()], ..base.clone() },
+            kept("abcd"),
+            Ok((8, 0, None)),
         ),
         (
             "log-probabilities that were not kept: it starts over",

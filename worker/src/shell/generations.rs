@@ -288,6 +288,7 @@ impl Generations {
                 let failure = Failure { code: FailureCode::NotFinite, message };
                 return vec![self.give_up(slot, End::Failed(failure), engine)];
             }
+            StopReason::KeptDiffers => return vec![self.give_up(slot, End::KeptDiffers, engine)],
             StopReason::Cancelled => {
                 let end = End::Fault("the engine ended it unexpectedly".to_owned());
                 return vec![self.give_up(slot, end, engine)];

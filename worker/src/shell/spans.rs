@@ -54,6 +54,7 @@ impl Spans {
             | Note::ResultsFull { job }
             | Note::CheckpointSkipped { job }
             | Note::Fault { job, .. }
+            | Note::CheckpointRejected { job, .. }
             | Note::Misrouted { job, .. } => (job, None, false),
             Note::Undecodable { .. } | Note::StaleLeader { .. } | Note::ClockStepped { .. } => {
                 return log(note);

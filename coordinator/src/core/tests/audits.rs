@@ -1,6 +1,7 @@
 //! Audits: a second run elsewhere, and what becomes of those who differ.
 
-use ternfleet_proto::message::{BatchOptions, EventKind};
+use ternfleet_proto::JobKey;
+use ternfleet_proto::message::{Author, BatchOptions, EventKind};
 
 use super::world::{World, good_lines};
 use crate::core::*;
@@ -77,6 +78,35 @@ fn two_pods_cannot_outvote_each_other_but_the_alarm_is_raised() {
     let counts = world.core.counts;
     assert!(counts.audits_diverged > 0);
     assert_eq!(counts.quarantined_hosts, 0);
+}
+
+/// Only for a while, however often it is reported: whoever reports it may lie.
+#[test]
+fn the_answers_of_a_host_whose_checkpoint_was_rejected_are_all_audited_for_a_while() {
+    let mut world = world(9, 3, 0);
+    run(&mut world, 20);
+    let author = Author { worker: "w1".parse().unwrap(), host: "elsewhere".to_owned() };
+    let (job, reporter) = (JobKey { batch: "b".parse().unwrap(), index: 0 }, "w0".parse().unwrap());
+    let mut actions = Vec::new();
+    for _ in 0..3 {
+        world.core.checkpoint_rejected(world.now, &job, &reporter, &author, &mut actions);
+    }
+    let told = actions.iter().filter_map(|action| match action {
+        Action::Audit(EventKind::CheckpointRejected { host, .. }) => host.as_deref(),
+        _ => None,
+    });
+    assert_eq!(told.collect::<Vec<_>>(), ["host-1"; 3], "its grant says which host it is on");
+    world.submit_content("again", "u", good_lines(400), BatchOptions::default());
+    world.run_to_the_end();
+    for _ in 0..200 {
+        world.run_quietly();
+    }
+    let counts = world.core.counts;
+    assert_eq!(
+        (counts.audits_begun, counts.audits_agreed, counts.quarantined_hosts),
+        (8, 8, 0),
+        "{counts:?}"
+    );
 }
 
 #[test]

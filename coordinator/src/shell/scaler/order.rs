@@ -156,7 +156,7 @@ mod tests {
             "ab".repeat(32)
         );
         let options = Options { scale: toml::from_str::<ScaleOptions>(&text).unwrap(), ..Options::default() };
-        let rental = rental(&options).unwrap().unwrap();
+        let rental = rental(&options, None).unwrap().unwrap();
         let order = rental.order(TimeMs(0), &intent("b200", Some("US-KS-2"))).unwrap();
         let value =
             |name: &str| order.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());

@@ -28,18 +28,19 @@ pub(crate) struct Rental {
     prices: BTreeMap<String, UsdMicro>,
 }
 
-/// `None` when nothing is to be rented.
-pub(crate) fn rental(options: &Options) -> anyhow::Result<Option<Rental>> {
+/// `None` when nothing is to be rented. A provider that is given takes the place of the one that the options name.
+pub(crate) fn rental(options: &Options, given: Option<Arc<dyn Provider>>) -> anyhow::Result<Option<Rental>> {
     let issuer_file = options.issuer_file.as_deref();
     let options = &options.scale;
     let faults = options.faults();
     if !faults.is_empty() {
         bail!("the configuration of `scale` cannot be used:\n  {}", faults.join("\n  "));
     }
-    let provider: Arc<dyn Provider> = match options.provider {
-        ProviderKind::None => return Ok(None),
-        ProviderKind::Local => Arc::new(local_provider(options)?),
-        ProviderKind::Runpod => Arc::new(runpod_provider(options)?),
+    let provider: Arc<dyn Provider> = match (options.provider, given) {
+        (ProviderKind::None, _) => return Ok(None),
+        (_, Some(given)) => given,
+        (ProviderKind::Local, None) => Arc::new(local_provider(options)?),
+        (ProviderKind::Runpod, None) => Arc::new(runpod_provider(options)?),
     };
     let issuer = issuer_file.map(read_issuer).transpose()?.map(Arc::new);
     let serves = options.pod.dist_url.is_some() && options.pod.binary_url.is_none();
@@ -184,7 +185,7 @@ mod tests {
         options.pod.image = "ternfleet".to_owned();
         options.runpod.key_file = Some(key.path().to_owned());
         let options = Options { scale: options, ..Options::default() };
-        let mut rental = rental(&options).unwrap().unwrap();
+        let mut rental = rental(&options, None).unwrap().unwrap();
         let offer = |hardware, unit| Offer {
             hardware,
             tier: Tier::Secure,

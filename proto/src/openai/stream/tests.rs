@@ -48,6 +48,7 @@ fn result(endpoint: Endpoint, texts: &[&str]) -> JobResult {
         timing: Timing::default(),
         finished_at: TimeMs(5),
         traceparent: None,
+        rejected: None,
     }
 }
 

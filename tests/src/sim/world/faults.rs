@@ -32,10 +32,7 @@ impl World {
 
     pub(super) fn begin_faults(&mut self) {
         while let Some((_, at)) = self.to_come.pop_if(|(ms, _)| *ms <= self.now_ms) {
-            if let Fault::PowerLoss { .. } = self.scenario.faults[at].2 {
-                self.lose_power(at);
-            }
-            let lasting_ms = self.begin(self.scenario.faults[at].2);
+            let lasting_ms = self.begin(at);
             self.open.push((self.now_ms + lasting_ms, at));
         }
     }
@@ -49,7 +46,8 @@ impl World {
     }
 
     /// How long it lasts, in milliseconds.
-    fn begin(&mut self, fault: Fault) -> u64 {
+    fn begin(&mut self, at: usize) -> u64 {
+        let fault = self.scenario.faults[at].2;
         match fault {
             Fault::CrashWorker { place, back_after } => self.crash(self.worker(place), ms(back_after)),
             Fault::CrashCoordinator { place, back_after } => self.crash(place, ms(back_after)),
@@ -92,7 +90,12 @@ impl World {
                 self.pace(place);
                 ms(lasting)
             }
-            Fault::ServerDown { lasting } | Fault::PowerLoss { lasting, .. } => {
+            Fault::ServerDown { lasting } => {
+                self.network.faults(|faults| faults.server_down += 1);
+                ms(lasting)
+            }
+            Fault::PowerLoss { lasting, .. } => {
+                self.lose_power(at);
                 self.network.faults(|faults| faults.server_down += 1);
                 ms(lasting)
             }
@@ -115,6 +118,18 @@ impl World {
             }
             Fault::StepWorkersClock { place, by_ms } => self.step(self.worker(place), by_ms),
             Fault::StepCoordinatorsClock { place, by_ms } => self.step(place, by_ms),
+            Fault::Provider { trouble, lasting } => {
+                self.network.cloud().troubles.push(trouble);
+                ms(lasting)
+            }
+            Fault::BarrenPods { lasting } => {
+                self.network.cloud().barren += 1;
+                ms(lasting)
+            }
+            Fault::LosePod { place } => {
+                self.network.cloud().lose(self.network.now_ms(), self.worker(place));
+                0
+            }
         }
     }
 
@@ -150,9 +165,12 @@ impl World {
                 self.network.faults(|faults| forget_one(&mut faults.lose_answers, &one_in));
             }
             Fault::DoubleMessages { .. } => self.network.faults(|faults| faults.doubling -= 1),
+            Fault::Provider { trouble, .. } => forget_one(&mut self.network.cloud().troubles, &trouble),
+            Fault::BarrenPods { .. } => self.network.cloud().barren -= 1,
             Fault::CrashWorker { .. }
             | Fault::CrashCoordinator { .. }
             | Fault::DrainWorker { .. }
+            | Fault::LosePod { .. }
             | Fault::StepWorkersClock { .. }
             | Fault::StepCoordinatorsClock { .. } => {}
         }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ternfleet_proto::Epoch;
 use ternfleet_proto::bus::Settle;
-use ternfleet_proto::message::{Generated, Outcome, Work};
+use ternfleet_proto::message::{Author, Checkpoint, Generated, Outcome, Work};
+use ternfleet_proto::{Attempt, Epoch};
 
 use super::rig::*;
 use crate::core::*;
@@ -203,4 +203,39 @@ fn choices_are_told_apart_in_chunks_checkpoints_and_the_answer() {
     assert_eq!(first.ids_digest, Generated::digest_of_choices(&[vec![1], vec![10, 11, 12]]));
     assert_eq!(first.more[0].ids_digest, Generated::digest_of(&[10, 11, 12]));
     assert!(result.line.model.is_some());
+}
+
+/// The engine computes kept output again; where it comes to something else, the job starts over, and the answer says whose
+/// output that was.
+#[test]
+fn kept_output_that_is_not_computed_here_is_dropped_and_its_author_is_named() {
+    let mut rig = Rig::assigned();
+    let again = Work { attempts_before: Attempt(1), ..work(0, 5) };
+    let slot = reads(&rig.pulled(1, again)).expect("a read");
+    rig.on(Event::CheckpointRead { slot, outcome: Read::Found((7, rival_checkpoint(0, 2, 20))) });
+    let rival = Author { worker: "rival".parse().unwrap(), host: "elsewhere".to_owned() };
+    let actions = rig.on(Event::CheckpointWritten { slot, outcome: Write::Stored(8) });
+    assert_eq!(started(&actions).expect("a start").1.ids.len(), 20);
+    rig.on(Event::Started { slot, prompt_tokens: 3, kept: 20 });
+    let actions = rig.on(Event::Ended { slot, end: End::KeptDiffers });
+    assert!(started(&actions).expect("a start without it").1.ids.is_empty(), "{actions:?}");
+    rig.on(Event::Started { slot, prompt_tokens: 3, kept: 0 });
+    let (_, checkpoint, expect) = written(&rig.tokens(slot, 8)).expect("the wrong one is written over");
+    assert_eq!((checkpoint.generated.len(), checkpoint.generated_by, expect), (8, None, 8));
+    let actions = rig.on(Event::Ended { slot, end: completion() });
+    let answer = published(&actions).expect("an answer");
+    assert_eq!((&answer.rejected, answer.usage.repeated_tokens), (&Some(rival), 20));
+}
+
+/// Who continues a job and dies before it has computed the kept output again is not taken for its author.
+#[test]
+fn a_claim_names_who_generated_what_it_continues_from() {
+    let mut rig = Rig::assigned();
+    let again = Work { attempts_before: Attempt(1), ..work(0, 5) };
+    let slot = reads(&rig.pulled(1, again)).expect("a read");
+    let first = Author { worker: "first".parse().unwrap(), host: "far".to_owned() };
+    let found = Checkpoint { generated_by: Some(first.clone()), ..rival_checkpoint(0, 2, 20) };
+    let actions = rig.on(Event::CheckpointRead { slot, outcome: Read::Found((7, found)) });
+    let (_, claim, _) = written(&actions).expect("a claim");
+    assert_eq!((claim.generated.len(), claim.generated_by), (20, Some(first)));
 }

@@ -124,6 +124,7 @@ pub(super) fn rival_checkpoint(index: u32, epoch: u32, generated: usize) -> Chec
         generated: (0..generated as u32).collect(),
         logprobs: Vec::new(),
         choices: Vec::new(),
+        generated_by: None,
         claim: generated == 0,
         released: false,
         at: TimeMs(0),

@@ -42,6 +42,14 @@ pub(in crate::shell) fn log(note: &Note) {
             tracing::warn!(by_ms, "the wall clock was stepped; this affects only dates and deadlines")
         }
         Note::Fault { job, reason } => tracing::warn!(%job, reason, "a generation failed and is retried"),
+        Note::CheckpointRejected { job, author, tokens } => {
+            let (worker, host) = author.as_ref().map_or(("unknown", ""), |by| (by.worker.as_str(), &by.host));
+            tracing::error!(
+                %job, tokens, worker, host,
+                "the output in a checkpoint is not what this worker computes; the job starts over: watch the worker that \
+                 wrote it, or revoke its key"
+            );
+        }
         Note::Misrouted { job, wants } => tracing::warn!(%job, wants, "this worker serves another model"),
     }
 }
