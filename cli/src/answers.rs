@@ -25,8 +25,8 @@ const COLUMNS: &str =
 
 /// One text of an answer.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Choice {
-    text: String,
+pub(crate) struct Choice {
+    pub(crate) text: String,
     finish: String,
 }
 
@@ -58,7 +58,7 @@ fn list(value: &Value) -> &[Value] {
 }
 
 /// The texts of a response body, whichever endpoint it is of.
-fn choices(body: &Value) -> Vec<Choice> {
+pub(crate) fn choices(body: &Value) -> Vec<Choice> {
     if body["object"] == "response" {
         let contents = list(&body["output"]).iter().flat_map(|item| list(&item["content"]));
         let text = contents.map(|content| text_of(&content["text"])).collect();

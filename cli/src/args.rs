@@ -37,6 +37,7 @@ use crate::commands::submit::Submit;
 use crate::commands::top::Top;
 use crate::commands::topology::TopologyCommand;
 use crate::commands::up::Up;
+use crate::commands::verify::Verify;
 use crate::commands::worker::Worker;
 
 /// A release build names its commit: `deploy/image/build.sh` sets it.
@@ -80,6 +81,8 @@ pub(crate) enum Command {
     Status(Status),
     /// Get the answers of a running or finished batch
     Results(Results),
+    /// Check the answers of a batch without a fleet: signature, lines, and lines run again on this machine
+    Verify(Verify),
     /// Cancel a batch; finished answers are kept
     Cancel(Cancel),
     /// Submit the failed lines of a batch again, as a new batch

@@ -35,4 +35,5 @@ pub(crate) mod submit;
 pub(crate) mod top;
 pub(crate) mod topology;
 pub(crate) mod up;
+pub(crate) mod verify;
 pub(crate) mod worker;

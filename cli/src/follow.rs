@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 
 use ternfleet_proto::message::{BatchView, ResultsPage, ResultsRequest};
 use ternfleet_proto::table::ApiVerb;
@@ -104,6 +104,30 @@ pub(crate) async fn into_file(
         }
     }
     file.publish()
+}
+
+/// Writes the signed manifest of a batch that has ended; answers where it lies.
+pub(crate) async fn proof_into_file(
+    fleet: &Fleet,
+    batch: &BatchView,
+    mut file: WholeFile,
+    patience: Patience,
+) -> anyhow::Result<PathBuf> {
+    let object = batch.proof_object.as_deref().with_context(|| match batch.state.is_terminal() {
+        true => format!(
+            "{} has no manifest: its engines give no evidence, or it ended under an earlier version",
+            batch.id
+        ),
+        false => format!("{} is still running: its manifest is written at its end, use --wait", batch.id),
+    })?;
+    let mut content = fleet.open(object, 0, patience).await?;
+    let mut chunk = vec![0; 256 << 10];
+    loop {
+        match content.read(&mut chunk).await.context("the manifest cannot be read to its end")? {
+            0 => return file.publish(),
+            count => file.writer().write_all(&chunk[..count]).context("the manifest cannot be written")?,
+        }
+    }
 }
 
 /// The answers of a batch that has no output file yet, by line.

@@ -8,7 +8,10 @@ use crate::args::Arguments;
 /// The commands as the help lists them, by what a person wants to do.
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Start", &["demo", "up", "launch", "fleets", "down"]),
-    ("Batches", &["submit", "quote", "batches", "status", "results", "cancel", "resubmit", "batch", "dead"]),
+    (
+        "Batches",
+        &["submit", "quote", "batches", "status", "results", "verify", "cancel", "resubmit", "batch", "dead"],
+    ),
     ("Fleet", &["top", "pods", "scale", "doctor", "logs"]),
     ("Models and this machine", &["model", "generate", "bench", "topology", "perplexity", "eval", "logits"]),
     ("Services", &["coordinator", "worker", "pod", "nats", "key", "backup", "restore", "simulate"]),
@@ -93,6 +96,14 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("ternfleet results tales --format text", "print the answers so far"),
             ("ternfleet results tales --wait --out answers.jsonl", "all of them, in input order"),
             ("ternfleet results tales --format csv --out answers.csv", "for a spreadsheet"),
+        ],
+    ),
+    (
+        "verify",
+        &[
+            ("ternfleet verify --manifest proof.jsonl", "signature and tree alone"),
+            ("ternfleet verify answers.jsonl --manifest proof.jsonl --input prompts.jsonl --sample 1%", ""),
+            ("ternfleet verify answers.jsonl --input prompts.jsonl --line 7", "one line, run again here"),
         ],
     ),
     ("cancel", &[("ternfleet cancel tales", "")]),
@@ -208,6 +219,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("nats revoke", &[("ternfleet nats revoke UDXK", "the user's public key, from the coordinator's log")]),
     ("nats rotate", &[("ternfleet nats rotate worker", "every worker has to join again")]),
     ("key", &[("ternfleet key new --tenant acme", "")]),
+    ("key proof", &[("ternfleet key proof", "what `verify --key` takes")]),
     ("key new", &[("ternfleet key new --tenant acme", "append its output to the file of gateway.keys_file")]),
     ("backup", &[("ternfleet backup --dir backup-monday", "")]),
     (

@@ -35,6 +35,7 @@ mod report;
 mod shipped;
 mod span;
 mod stop;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -66,6 +67,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Batches(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Results(command) => command.run(),
+        Command::Verify(command) => command.run(),
         Command::Scale(command) => command.run(),
         Command::Cancel(command) => command.run(),
         Command::Resubmit(command) => command.run(),

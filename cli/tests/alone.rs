@@ -318,7 +318,7 @@ fn bench_measures_and_refuses_what_the_machine_cannot_run() {
     ]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let report = ended.json();
-    assert_eq!(report["model"]["numerics"], "ternfleet-1/f16kv/q6head");
+    assert_eq!(report["model"]["numerics"], "ternfleet-2/f16kv/q6head");
     assert!(report["machine"]["read_gb_s"].as_f64().unwrap() > 0.1);
     assert!(report["memory"]["anonymous_bytes"].as_u64() > report["memory"]["weights_bytes"].as_u64());
     let row = &report["threads"][0];
@@ -390,6 +390,30 @@ fn bench_tables_name_the_ceiling_and_a_sequence_that_does_not_fit_is_refused_in_
         assert!(summary.contains(part), "{part}: {summary}");
     }
     assert_eq!(run(&["bench", "--model", &model, "--kernel", "magic"]).code, Some(1));
+}
+
+#[test]
+fn bench_runs_a_workload_to_its_last_token() {
+    let (folder, model) = tiny();
+    let file = folder.path().join("mine.jsonl").display().to_string();
+    let lines = "{\"prompt_tokens\": 40, \"output_tokens\": 6}\n{\"prompt_tokens\": 9, \"output_tokens\": 11, \"temperature\": 1.0}\n";
+    std::fs::write(&file, lines).unwrap();
+    let bench = ["bench", "--model", &model, "-t", "1", "--slots", "2", "--allow-throttled", "--workload"];
+    let ended = run(&[&bench[..], &[&file, "--price-usd-per-hour", "0.34", "--json"]].concat());
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let run_of = &ended.json()["workload"];
+    assert_eq!(
+        (run_of["prompt_tokens"].as_u64(), run_of["output_tokens"].as_u64()),
+        (Some(49), Some(17)),
+        "{run_of}"
+    );
+    assert!(run_of["percent_of_mac_rate"].as_f64().unwrap() > 0.0, "{run_of}");
+    let refused = run(&[&bench[..], &["sing"]].concat());
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("chat, extract or story"),
+        "{}",
+        refused.stderr
+    );
 }
 
 #[test]

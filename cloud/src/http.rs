@@ -5,16 +5,21 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
@@ -65,6 +70,40 @@ pub enum HttpError {
     /// The address is none.
     #[error("{0}")]
     Address(String),
+}
+
+/// An answer that is read as it comes. Dropping it ends the connection.
+#[derive(Debug)]
+pub struct Streamed {
+    pub status: u16,
+    pub retry_after: Option<Duration>,
+    host: String,
+    body: Incoming,
+    connection: AbortHandle,
+}
+
+impl Streamed {
+    /// The next bytes; `None` at the end of a whole answer.
+    pub async fn next(&mut self) -> Option<Result<Bytes, HttpError>> {
+        loop {
+            match self.body.frame().await? {
+                Ok(frame) => match frame.into_data() {
+                    Ok(bytes) if !bytes.is_empty() => return Some(Ok(bytes)),
+                    _ => {}
+                },
+                Err(reason) => {
+                    let lost = HttpError::Lost { host: self.host.clone(), reason: told(&reason) };
+                    return Some(Err(lost));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
 }
 
 /// How much of an answer is read.
@@ -146,6 +185,44 @@ impl Server {
         self.ask(request, Reading::UntilQuiet { bytes_max, quiet }).await
     }
 
+    /// Posts JSON and answers with the head of what comes, so that the rest can be read piece by piece. Only the
+    /// connection has a limit of time: how long the head and each piece may take is the caller's to say.
+    pub async fn open(&self, path: &str, body: Vec<u8>) -> Result<Streamed, HttpError> {
+        let request = self.request(Method::POST, path, Some(body))?;
+        let (mut sender, connection) = match self.connect().await? {
+            Connected::Plain(stream) => self.begin(stream).await?,
+            Connected::Secure(stream) => self.begin(stream).await?,
+        };
+        let task = tokio::spawn(connection);
+        let connection = task.abort_handle();
+        let response = sender.send_request(request).await.map_err(|reason| {
+            connection.abort();
+            self.lost(&told(&reason))
+        })?;
+        Ok(Streamed {
+            status: response.status().as_u16(),
+            retry_after: retry_after(&response),
+            host: self.host.clone(),
+            body: response.into_body(),
+            connection,
+        })
+    }
+
+    /// A connection that is driven by whoever owns the future.
+    async fn begin<S>(&self, stream: S) -> Result<(SendRequest<Full<Bytes>>, Driven), HttpError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|reason| self.not_sent(&reason.to_string()))?;
+        let driven: Driven = Box::pin(async move {
+            // A connection that breaks shows at its answer.
+            let _ = connection.await;
+        });
+        Ok((sender, driven))
+    }
+
     /// Reads; any status is an answer.
     pub async fn get(&self, path: &str) -> Result<Answer, HttpError> {
         self.send(Method::GET, path, None).await
@@ -172,6 +249,13 @@ impl Server {
     }
 
     async fn ask(&self, request: Request<Full<Bytes>>, reading: Reading) -> Result<Answer, HttpError> {
+        match self.connect().await? {
+            Connected::Plain(stream) => self.exchange(stream, request, reading).await,
+            Connected::Secure(stream) => self.exchange(stream, request, reading).await,
+        }
+    }
+
+    async fn connect(&self) -> Result<Connected, HttpError> {
         let connected = async {
             match self.address {
                 Some(address) => TcpStream::connect(address).await,
@@ -183,7 +267,7 @@ impl Server {
             .map_err(|_| self.not_sent("timed out"))?
             .map_err(|reason| self.not_sent(&reason.to_string()))?;
         match &self.tls {
-            None => self.exchange(stream, request, reading).await,
+            None => Ok(Connected::Plain(stream)),
             Some(settings) => {
                 let name = ServerName::try_from(self.host.clone())
                     .map_err(|_| HttpError::Address(format!("{} is not a host name", self.host)))?;
@@ -192,7 +276,7 @@ impl Server {
                     .await
                     .map_err(|_| self.not_sent("timed out"))?
                     .map_err(|reason| self.not_sent(&reason.to_string()))?;
-                self.exchange(stream, request, reading).await
+                Ok(Connected::Secure(Box::new(stream)))
             }
         }
     }
@@ -207,17 +291,13 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let talk = async {
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|reason| self.not_sent(&reason.to_string()))?;
+            let (mut sender, connection) = self.begin(stream).await?;
             // The connection is driven here, beside the request, so that no task outlives the call.
             let asked = async {
                 let response =
                     sender.send_request(request).await.map_err(|reason| self.lost(&reason.to_string()))?;
                 let status = response.status().as_u16();
-                let header = response.headers().get(hyper::header::RETRY_AFTER);
-                let retry_after =
-                    header.and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
+                let retry_after = retry_after(&response);
                 let body = match reading {
                     Reading::UntilQuiet { bytes_max, quiet } if status == 200 => {
                         until_quiet(response.into_body(), bytes_max, quiet).await
@@ -227,7 +307,7 @@ impl Server {
                         whole.map_err(|reason| self.lost(&reason.to_string()))?.to_bytes()
                     }
                 };
-                Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), body })
+                Ok(Answer { status, retry_after, body })
             };
             tokio::pin!(asked);
             tokio::select! {
@@ -291,8 +371,30 @@ impl Server {
     }
 }
 
+/// An open connection.
+enum Connected {
+    Plain(TcpStream),
+    Secure(Box<TlsStream<TcpStream>>),
+}
+
+/// The work of a connection.
+type Driven = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn retry_after(response: &hyper::Response<Incoming>) -> Option<Duration> {
+    let header = response.headers().get(hyper::header::RETRY_AFTER)?;
+    header.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// An error with what is behind it: hyper's own texts say only where it was noticed.
+fn told(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
 /// What comes before a pause, an end or a fault: of a stream of lines each part is worth having.
-async fn until_quiet(mut body: hyper::body::Incoming, bytes_max: usize, quiet: Duration) -> Bytes {
+async fn until_quiet(mut body: Incoming, bytes_max: usize, quiet: Duration) -> Bytes {
     let mut read = Vec::new();
     let mut patience = FIRST_BYTES_WITHIN;
     let begun = std::time::Instant::now();

@@ -52,6 +52,12 @@ fn main() -> anyhow::Result<()> {
             },
             vec![Policy::Ours],
         ),
+        (
+            "Slack 2, two classes in five compute on graphics cards",
+            fleets,
+            Generator { gpus: true, ..Generator::default() },
+            vec![Policy::Ours],
+        ),
     ] {
         let studies = study(&StudyOptions { fleets, first_seed: 1, generator, policies });
         text += &format!("\n## {title}, {fleets} random fleets\n\n{}", render_markdown(&studies));

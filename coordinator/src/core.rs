@@ -14,6 +14,7 @@ mod audit;
 mod balance;
 mod batch;
 mod beat;
+mod cache;
 mod canary;
 mod checks;
 mod duty;
@@ -43,6 +44,7 @@ mod summary;
 mod supply;
 mod tempo;
 mod view;
+mod wanted;
 mod watch;
 
 #[cfg(test)]
@@ -73,6 +75,7 @@ pub use situation::Situation;
 pub use summary::Summary;
 pub use supply::Supply;
 pub use view::{Gauges, view_of};
+pub use wanted::{CacheKey, Place, Wanted, start_of};
 
 use crate::options::Quotas;
 
@@ -94,8 +97,12 @@ pub struct Limits {
     pub workers_per_shard: usize,
     /// Share of good answers that are run a second time elsewhere, in parts per million.
     pub audit_share_ppm: u32,
+    /// Answers that are remembered for lines that ask for the same.
+    pub cache_entries_max: usize,
     /// After a change of leader, wait this long for workers to say what they run before assigning.
     pub settle_ms: u64,
+    /// The models of the classes of pods that may be rented and whose engine can do everything; `None` is any model.
+    pub able_classes: Vec<Option<String>>,
 }
 
 impl Default for Limits {
@@ -105,7 +112,9 @@ impl Default for Limits {
             text_bytes_max: 256 << 20,
             workers_per_shard: 500,
             audit_share_ppm: 0,
+            cache_entries_max: 1_000_000,
             settle_ms: 1_200,
+            able_classes: Vec::new(),
         }
     }
 }
@@ -120,6 +129,8 @@ pub struct Counts {
     /// Answers whose tag was never given out.
     pub forged_answers: u64,
     pub answers_without_batch: u64,
+    /// Lines that were answered with the answer of another.
+    pub cached_answers: u64,
     pub handed_jobs: u64,
     pub moved_jobs: u64,
     /// Moved because the sweeper found them lost.
@@ -180,6 +191,7 @@ pub struct Core {
     orders: fair::Orders,
     allowances: quota::Allowances,
     checks: checks::Checks,
+    known: cache::Known,
     /// Newest answers to jobs that nobody knows: single jobs of an earlier leader, mostly.
     strays: VecDeque<(u64, Answer)>,
     /// What the scaler said last; none without one.
@@ -213,6 +225,7 @@ impl Core {
             lengths: lengths::Lengths::default(),
             orders: fair::Orders::default(),
             checks: checks::Checks::default(),
+            known: cache::Known::default(),
             strays: VecDeque::new(),
             supply: None,
             work_changed: false,
@@ -246,12 +259,15 @@ impl Core {
             Event::Handed { job, epoch, sequence } => self.handed(now, job, epoch, sequence, actions),
             Event::Withdrawn { job, epoch, trace } => self.withdrawn(now, job, epoch, trace, actions),
             Event::Written { batch, outputs } => self.written(now, batch, outputs, actions),
+            Event::NotRepeated { job, key } => self.not_repeated(now, job, key, actions),
+            Event::SegmentKept { segment, answers } => self.segment_kept(segment, answers),
+            Event::SegmentGone { segment } => self.segment_gone(segment),
             Event::Cancel { batch } => self.cancel(now, batch, actions),
             Event::Change { batch, change } => self.change(now, batch, change, actions),
             Event::Notified { batch, outcome } => self.notified(&batch, outcome, actions),
-            Event::Archived { batch, tenant, after } => {
+            Event::Archived { batch, tenant } => {
                 self.ledger.archived(&batch);
-                self.act(actions, Action::DropAnswers { tenant, batch, after });
+                self.act(actions, Action::DropAnswers { tenant, batch });
             }
             Event::AgedOut(record) => self.ledger.age_out(*record),
             Event::JobCreated(job) => self.job_created(now, *job, actions),

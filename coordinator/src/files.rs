@@ -43,7 +43,8 @@ impl FileRecord {
 
     /// An object that came without a record.
     pub(crate) fn plain(name: &str, bytes: u64, created_at: TimeMs) -> FileRecord {
-        let is_output = name.starts_with("output-batch_") || name.starts_with("error-batch_");
+        let is_output =
+            ["output-batch_", "error-batch_", "proof-batch_"].iter().any(|begin| name.starts_with(begin));
         let filename = format!("{}.jsonl", name.trim_end_matches(".jsonl"));
         FileRecord::new(filename, if is_output { OUTPUT } else { INPUT }, bytes, created_at, None)
     }

@@ -34,8 +34,8 @@ use tokio_util::sync::CancellationToken;
 pub use entropy::Entropy;
 pub use metrics::{Described, Metrics};
 pub use options::{
-    ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas, Retention, RunpodOptions,
-    ScaleOptions, Streams, VolumeOptions, Webhooks, resolved,
+    CacheOptions, ClassEngine, ClassOptions, LocalOptions, Options, PodOptions, ProviderKind, Quotas,
+    Retention, RunpodOptions, ScaleOptions, Streams, VolumeOptions, Webhooks, resolved,
 };
 
 /// Serves until `shutdown`: as a warm standby, and as the leader while it holds the lease.

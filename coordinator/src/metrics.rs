@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, Opts, Registry, TextEncoder,
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, Registry,
+    TextEncoder,
 };
 
 mod answers;
@@ -44,6 +45,7 @@ pub struct Metrics {
     warm: AtomicBool,
     refreshed: std::sync::Mutex<Refreshed>,
     committed: CounterVec,
+    cached: Counter,
     duplicates: Counter,
     divergences: Counter,
     forged: Counter,
@@ -133,7 +135,15 @@ impl Maker {
         (name, help, labels): (&str, &str, &[&str]),
         make: impl FnOnce(Opts) -> prometheus::Result<M>,
     ) -> M {
-        let name = format!("ternfleet_{name}");
+        self.register_as(kind, (format!("ternfleet_{name}"), help, labels), make)
+    }
+
+    fn register_as<M: Collector + Clone + 'static>(
+        &self,
+        kind: &'static str,
+        (name, help, labels): (String, &str, &[&str]),
+        make: impl FnOnce(Opts) -> prometheus::Result<M>,
+    ) -> M {
         let made = make(Opts::new(name.clone(), help)).expect("because names and labels are plain");
         self.registry.register(Box::new(made.clone())).expect("because the name is used once");
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
@@ -180,6 +190,13 @@ impl Maker {
         self.gauges(name, help, "lane", &Lane::ALL.map(Lane::as_str))
     }
 
+    /// Histograms under a name that others have set.
+    fn standard_histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        self.register_as("histogram", (name.to_owned(), help, labels), |opts| {
+            HistogramVec::new(HistogramOpts { common_opts: opts, buckets: buckets.to_vec() }, labels)
+        })
+    }
+
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
         self.register("histogram", (name, help, &[]), |opts| {
             Histogram::with_opts(HistogramOpts { common_opts: opts, buckets: buckets.to_vec() })
@@ -201,6 +218,7 @@ impl Default for Metrics {
                 "outcome",
                 &["good", "error"],
             ),
+            cached: m.counter("answers_cached_total", "Lines that were answered with the answer of another line that asks for the same."),
             duplicates: m.counter("answers_duplicate_total", "Answers to jobs that already had one."),
             divergences: m.counter(
                 "answers_divergent_total",
@@ -400,6 +418,7 @@ impl Metrics {
                 before.committed[place],
             );
         }
+        add(&self.cached, counted.cached_answers, before.cached_answers);
         add(&self.duplicates, counted.duplicate_answers, before.duplicate_answers);
         add(&self.divergences, counted.divergent_answers, before.divergent_answers);
         add(&self.forged, counted.forged_answers, before.forged_answers);

@@ -10,8 +10,8 @@ use crate::gateway::GatewayOptions;
 mod scale;
 
 pub use scale::{
-    ClassOptions, LocalOptions, PodOptions, ProviderKind, RunpodOptions, ScaleOptions, VolumeOptions,
-    resolved,
+    ClassEngine, ClassOptions, LocalOptions, PodOptions, ProviderKind, RunpodOptions, ScaleOptions,
+    VolumeOptions, resolved,
 };
 
 /// What one tenant may have queued.
@@ -85,6 +85,25 @@ impl Default for Retention {
     }
 }
 
+/// Answers that are remembered for lines that ask for the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CacheOptions {
+    /// Answers that are known at a time, in memory; 0 remembers none. Lines of one batch that wait together for the same
+    /// answer run once in any case.
+    pub entries_max: u32,
+    /// Bytes that are stored for a tenant; the oldest go first. With 0, answers are known while they are in RESULTS.
+    pub bytes_max: u64,
+    /// Stored answers go after so long.
+    pub age_ms: u64,
+}
+
+impl Default for CacheOptions {
+    fn default() -> Self {
+        Self { entries_max: 1_000_000, bytes_max: 256 << 20, age_ms: 7 * 86_400_000 }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
@@ -123,6 +142,7 @@ pub struct Options {
     pub quotas: Quotas,
     pub streams: Streams,
     pub retention: Retention,
+    pub cache: CacheOptions,
     pub webhooks: Webhooks,
     pub gateway: GatewayOptions,
     pub scale: ScaleOptions,
@@ -150,6 +170,7 @@ impl Default for Options {
             quotas: Quotas::default(),
             streams: Streams::default(),
             retention: Retention::default(),
+            cache: CacheOptions::default(),
             webhooks: Webhooks::default(),
             gateway: GatewayOptions::default(),
             scale: ScaleOptions::default(),

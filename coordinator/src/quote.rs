@@ -18,14 +18,14 @@ use ternfleet_proto::message::Binds;
 use ternfleet_proto::{TimeMs, UsdMicro};
 
 use crate::plan::{
-    Batch, BatchPlan, ClassSet, Limit, Plan, PodClass, PodPlan, PodState, Problem, Step, Verdict, plan,
+    Batch, BatchPlan, ClassSet, Limit, Plan, Pod, PodClass, PodPlan, PodState, Problem, Step, Verdict, plan,
 };
 use forecast::{Placed, Quantiles};
 
 pub use engine::Engine;
 pub use forecast::Skill;
 pub use lengths::History;
-pub use ternfleet_proto::message::{Alternative, PodsUsed, Quote};
+pub use ternfleet_proto::message::{Alternative, ClassCost, PodsUsed, Quote};
 pub use tokens::{Estimate, Lengths, SampledLine, estimate};
 
 /// The engines of one pod.
@@ -112,9 +112,32 @@ pub fn quote(problem: &Problem, class_names: &[String], engines: &Engines, reque
         finish_p95_ms: finish_p95,
         bound_usd_micro: answer.bound_usd_micro.min(usd(bound)),
         pods: pods_by_class(problem, request, &answer, engines, class_names, told.finish_p50),
+        classes: class_costs(problem, request, class_names),
         cheaper: cheaper(problem, &before, request, own.cost_usd_micro, finish_p95).map(priced),
         faster: faster(problem, &before, request, finish_p95).map(priced),
     }
+}
+
+/// What a million tokens cost on each class that may run it: so a server on a graphics card and an engine on a CPU are
+/// compared by price and measured or expected speed, whatever computes in them.
+fn class_costs(problem: &Problem, request: &Request, class_names: &[String]) -> Vec<ClassCost> {
+    let mut cheapest: BTreeMap<PodClass, f64> = BTreeMap::new();
+    let usable = |pod: &&Pod| request.classes.holds(pod.class) && pod.rate_mean_tok_s > 0.0;
+    for pod in problem.pods.iter().filter(usable) {
+        let cost = pod.price_usd_micro_per_hour.0 as f64 * 1e6 / (3600.0 * pod.rate_mean_tok_s);
+        let known = cheapest.entry(pod.class).or_insert(f64::INFINITY);
+        *known = known.min(cost);
+    }
+    let name = |class: PodClass| class_names.get(usize::from(class.0)).cloned().unwrap_or_default();
+    let mut costs: Vec<ClassCost> = cheapest
+        .into_iter()
+        .map(|(class, cost)| ClassCost { class: name(class), usd_micro_per_million_tokens: usd(cost) })
+        .collect();
+    costs.sort_by(|one, other| {
+        let key = |cost: &ClassCost| (cost.usd_micro_per_million_tokens, cost.class.clone());
+        key(one).cmp(&key(other))
+    });
+    costs
 }
 
 fn usd(micro: f64) -> UsdMicro {

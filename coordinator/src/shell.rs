@@ -9,9 +9,11 @@ mod api;
 mod archive;
 mod books;
 mod bounds;
+mod cache;
 mod count;
 mod dead;
 mod deletion;
+mod departure;
 mod find;
 mod grants;
 mod hear;
@@ -19,10 +21,12 @@ mod join;
 mod leading;
 mod lease;
 pub(crate) mod lines;
+mod micro;
 mod notify;
 mod overview;
 mod pages;
 mod perform;
+mod proof;
 mod quotes;
 mod reader;
 mod records;
@@ -182,7 +186,9 @@ async fn serve_once(
         quotas: options.quotas.clone(),
         text_bytes_max: options.text_bytes_max,
         workers_per_shard: table::WORKERS_PER_SHARD,
+        able_classes: options.scale.able_classes(),
         audit_share_ppm: (options.audit_share.clamp(0.0, 1.0) * 1e6) as u32,
+        cache_entries_max: options.cache.entries_max as usize,
         ..Limits::default()
     };
     let mut core = Core::new(bus_facts.key.clone(), limits);
@@ -206,6 +212,9 @@ async fn serve_once(
     tasks.spawn(hear::pings(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::joiners(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::failed_starts(Arc::clone(bus), inbox.clone()));
+    let process = options.name.clone().unwrap_or_else(|| format!("pid-{}", std::process::id()));
+    let micro = Arc::new(micro::Micro::new(&process, clock.wall()));
+    tasks.spawn(Arc::clone(&micro).serve(Arc::clone(bus)));
     for (bucket, from, understood) in [
         (table::KV_BATCHES, records_end + 1, records::understood as fn(&str, &[u8]) -> Option<Input>),
         (table::KV_GRANTS, grants_from, grants::understood),
@@ -221,6 +230,7 @@ async fn serve_once(
         bus_facts,
         recent,
         diary: spans::Diary::default(),
+        micro,
         inbox: inbox.clone(),
         metrics: Arc::clone(metrics),
         core,
@@ -262,11 +272,10 @@ async fn serve_once(
         for input in gulp.drain(..) {
             match input {
                 Input::CaughtUp => {
-                    let name = options.name.clone().unwrap_or_else(|| format!("pid-{}", std::process::id()));
                     let lease = Duration::from_millis(options.lease_ms);
                     service.tasks.spawn(lease::keep(
                         Arc::clone(bus),
-                        name,
+                        process.clone(),
                         lease,
                         inbox.clone(),
                         cancel.clone(),
@@ -300,6 +309,7 @@ struct Service {
     api: Api,
     recent: Recent,
     diary: spans::Diary,
+    micro: Arc<micro::Micro>,
     inbox: mpsc::Sender<Input>,
     metrics: Arc<Metrics>,
     core: Core,
@@ -333,6 +343,9 @@ impl Service {
                 self.core.on(now, event, actions);
             }
             Input::Call(call) => {
+                if self.core.is_leading() {
+                    self.micro.asked(call.verb);
+                }
                 if let Some(hands) = &self.hands
                     && let Some(scaler) = &hands.scaler
                     && call.verb.is_of_the_scaler()
@@ -467,6 +480,12 @@ impl Service {
                 self.tasks.spawn(notify::call(*record, allow, self.clock.clone(), inbox));
             }
             Action::Announce { key, sequence } => self.announce(key, sequence),
+            Action::Remember { tenant, key, sequence } => {
+                self.ask_cache(cache::Ask::Remember { tenant, key, sequence });
+            }
+            Action::Repeat { job, key, place, result } => {
+                self.ask_cache(cache::Ask::Repeat { job, key, place, result });
+            }
             Action::ClearWork => {}
             action => {
                 if let Some(hands) = &self.hands {
@@ -500,12 +519,12 @@ impl Service {
     fn write(&mut self, slot: BatchSlot) {
         let Some(batch) = self.core.batch(slot) else { return };
         let record = BatchRecord { totals: batch.totals, ..batch.record.clone() };
-        let (bus, key) = (Arc::clone(&self.bus), self.bus_facts.key.clone());
+        let (bus, keys) = (Arc::clone(&self.bus), self.bus_facts.keys());
         let (scratch, inbox) = (self.options.scratch_dir.clone(), self.inbox.clone());
         let (clock, turns) = (self.clock.clone(), Arc::clone(&self.writers));
         self.tasks.spawn(async move {
             let _turn = turns.acquire().await;
-            let outputs: Result<Outputs, String> = writer::write(bus, key, record, scratch, clock).await;
+            let outputs: Result<Outputs, String> = writer::write(bus, keys, record, scratch, clock).await;
             let _ = inbox.send(Input::Event(Event::Written { batch: slot, outputs })).await;
         });
     }

@@ -11,7 +11,7 @@ use crate::kernel::{Kernels, PAGE};
 use crate::kv::{self, Cache};
 use crate::model::Model;
 use crate::ops::{Ops, Work};
-use crate::options::{Head, MAX_SEQUENCES, Options, Speculation};
+use crate::options::{Head, Kv, MAX_SEQUENCES, Options, Speculation};
 use crate::pool::Pool;
 use crate::profile::Profile;
 use crate::request::{Event, Request, SequenceId, SpeculationCounters, StepStats};
@@ -23,14 +23,22 @@ use std::time::Instant;
 
 /// Names the arithmetic of everything that decides a token. Change it whenever a bit of any result changes. The screened
 /// head and the full one draw the same tokens.
-fn numerics(head: Head, rounding: Rounding) -> &'static str {
-    match (rounding, head) {
-        (Rounding::Token, Head::Screened | Head::Full) => "ternfleet-1/f16kv",
-        (Rounding::Token, Head::Q8) => "ternfleet-1/f16kv/q8head",
-        (Rounding::Token, Head::Q6) => "ternfleet-1/f16kv/q6head",
-        (Rounding::Groups, Head::Screened | Head::Full) => "ternfleet-1/f16kv/int8x128",
-        (Rounding::Groups, Head::Q8) => "ternfleet-1/f16kv/int8x128/q8head",
-        (Rounding::Groups, Head::Q6) => "ternfleet-1/f16kv/int8x128/q6head",
+fn numerics(head: Head, rounding: Rounding, kv: Kv) -> &'static str {
+    macro_rules! of_kv {
+        ($kv:literal) => {
+            match (rounding, head) {
+                (Rounding::Token, Head::Screened | Head::Full) => concat!("ternfleet-2/", $kv),
+                (Rounding::Token, Head::Q8) => concat!("ternfleet-2/", $kv, "/q8head"),
+                (Rounding::Token, Head::Q6) => concat!("ternfleet-2/", $kv, "/q6head"),
+                (Rounding::Groups, Head::Screened | Head::Full) => concat!("ternfleet-2/", $kv, "/int8x128"),
+                (Rounding::Groups, Head::Q8) => concat!("ternfleet-2/", $kv, "/int8x128/q8head"),
+                (Rounding::Groups, Head::Q6) => concat!("ternfleet-2/", $kv, "/int8x128/q6head"),
+            }
+        };
+    }
+    match kv {
+        Kv::F16 => of_kv!("f16kv"),
+        Kv::Int8 => of_kv!("int8kv"),
     }
 }
 
@@ -103,9 +111,9 @@ impl Engine {
         let hyper = model.hyper.clone();
         let max_context = options.max_context.unwrap_or(hyper.context).min(hyper.context);
         let kv_pages = kv_pages(options, &hyper, max_context, topology.usable_memory_bytes())?;
-        let kv_bytes = kv_pages as u64 * kv::page_bytes(&hyper);
+        let kv_bytes = kv_pages as u64 * kv::page_bytes(&hyper, options.kv);
         let refused = |source| LoadError::Memory { what: "keys and values", bytes: kv_bytes, source };
-        let cache = Cache::new(&hyper, kv_pages, options.huge_pages).map_err(refused)?;
+        let cache = Cache::new(&hyper, options.kv, kv_pages, options.huge_pages).map_err(refused)?;
         let n_guesses = options.speculation.draft_tokens * options.speculation.sequences;
         let n_columns = options.prefill_chunk + options.max_sequences + n_guesses;
         // Guesses are made only while few sequences run, so that those fit as well.
@@ -117,8 +125,8 @@ impl Engine {
         }
         let bits = match options.head {
             _ if ternary_head => None,
-            Head::Full => None,
-            Head::Screened | Head::Q8 => Some(Bits::Eight),
+            // The full head needs the copy for nuclei.
+            Head::Full | Head::Screened | Head::Q8 => Some(Bits::Eight),
             Head::Q6 => Some(Bits::Six),
         };
         let screen = match bits {
@@ -161,7 +169,7 @@ impl Engine {
             page_tokens: PAGE,
             max_context,
             max_sequences: options.max_sequences,
-            numerics: numerics(options.head, hyper.graph.rounding),
+            numerics: numerics(options.head, hyper.graph.rounding, options.kv),
             warnings: pool.warnings().to_vec(),
             hyper,
         };
@@ -383,7 +391,7 @@ fn kv_pages(
     max_context: usize,
     usable_bytes: u64,
 ) -> Result<usize, LoadError> {
-    let page_bytes = kv::page_bytes(hyper);
+    let page_bytes = kv::page_bytes(hyper, options.kv);
     let wanted = options.max_sequences * max_context.div_ceil(PAGE);
     let budget = options.kv_budget_bytes.unwrap_or((usable_bytes / 4).max(page_bytes));
     let pages = usize::try_from(budget / page_bytes).unwrap_or(usize::MAX).min(wanted);

@@ -45,10 +45,12 @@ impl HeadColumn<'_> {
 pub(crate) struct Plan<'a> {
     pub(crate) columns: Vec<Column>,
     pub(crate) segments: Vec<Segment>,
+    /// In ascending order of their columns, one a column at most.
     pub(crate) heads: Vec<HeadColumn<'a>>,
 }
 
-/// The graph of every architecture; where one lacks a norm, its layers have none. Shapes: x (n_columns, hidden); qkv
+/// The graph of every architecture; where one lacks a norm, its layers have none. Of the last layer, columns without a head have
+/// keys and values only. Shapes: x (n_columns, hidden); qkv
 /// (n_columns, q + k + v rows).
 pub(crate) fn pass(ops: &mut Ops<'_, '_>) {
     let model = ops.model();
@@ -59,7 +61,14 @@ pub(crate) fn pass(ops: &mut Ops<'_, '_>) {
         ops.round_x(&layer.attn_norm);
         ops.product(&layer.qkv, Then::Store);
         ops.prefetch_weights(&layer.output);
-        ops.attention(index);
+        if index + 1 == model.layers.len() {
+            ops.attention_of_heads(index);
+            if ops.is_done() {
+                return;
+            }
+        } else {
+            ops.attention(index);
+        }
         ops.round_attended(layer.attn_sub_norm.as_deref());
         ops.product(&layer.output, Then::Add);
 

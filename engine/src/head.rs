@@ -6,21 +6,26 @@
 #![allow(unsafe_code)] // Members write disjoint rows of shared buffers; each block says which.
 
 mod candidates;
+mod draw;
+mod nucleus;
 mod screen;
 mod ternary;
 
 use crate::LoadError;
 use crate::constraint::Rule;
 use crate::gguf::Hyper;
-use crate::kernel::{Kernels, ROWS, WideActs};
+use crate::kernel::{Cut, Kernels, ROWS, WideActs};
 use crate::memory::Region;
 use crate::model::{FloatRows, Model};
 use crate::ops::Ops;
 use crate::options::Head;
 use crate::pool::Shared;
+use crate::profile::Operation;
 use crate::request::TokenLogprob;
-use crate::sampler::{self, Candidate, Draw};
-use candidates::{Finds, NoiseTable, Part};
+use crate::sampler::{Candidate, Draw};
+use candidates::{Finds, Part};
+pub(crate) use draw::draw;
+use nucleus::Nuclei;
 pub(crate) use screen::{Bits, Rounded, Screen};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,6 +52,8 @@ enum Demand {
     Best(usize),
     /// The token that wins with noise.
     Noisy,
+    /// The same among those of the nucleus, which the copy's scores decide.
+    Nucleus,
     /// The canonical scores of the few tokens that are allowed, and no others.
     Few,
     /// The copy's scores as they are.
@@ -56,28 +63,33 @@ enum Demand {
 }
 
 impl Demand {
-    fn of(draw: Option<&Draw<'_>>, rule: Rule<'_>, head: Head) -> Demand {
-        // Scores alone, for comparing: those that the head would draw from.
-        let Some(draw) = draw else {
-            return if matches!(head, Head::Full | Head::Screened) {
-                Demand::All
-            } else {
-                Demand::Approximate
-            };
-        };
+    /// `has_copy`: there are int8 rows.
+    fn of(draw: Option<&Draw<'_>>, rule: Rule<'_>, head: Head, has_copy: bool) -> Demand {
+        let declared = has_copy && matches!(head, Head::Q8 | Head::Q6);
+        if declared {
+            return Demand::Approximate;
+        }
+        // Scores alone, for comparing.
+        let Some(draw) = draw else { return Demand::All };
         let sampling = draw.sampling;
-        let top_k = sampling.top_k as usize;
-        match head {
-            Head::Full => Demand::All,
-            Head::Screened if draw.top_logprobs.is_none() && matches!(rule, Rule::Few(_)) => Demand::Few,
-            Head::Q8 | Head::Q6 => Demand::Approximate,
-            Head::Screened if draw.top_logprobs.is_some() || draw.adjustments.len() > MOST_SCREENED => {
-                Demand::All
-            }
-            Head::Screened if draw.is_greedy() => Demand::Best(1),
-            Head::Screened if (1..=MOST_SCREENED).contains(&top_k) => Demand::Best(top_k),
-            Head::Screened if top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 => Demand::Noisy,
-            Head::Screened => Demand::All,
+        if !has_copy || draw.top_logprobs.is_some() || draw.given.is_some() {
+            return Demand::All;
+        }
+        let screened = head == Head::Screened;
+        if matches!(rule, Rule::Few(_)) {
+            return if screened { Demand::Few } else { Demand::All };
+        }
+        if draw.adjustments.len() > MOST_SCREENED {
+            return Demand::All;
+        }
+        match sampling.top_k as usize {
+            // What a nucleus is does not depend on the head.
+            0 if !draw.is_greedy() && nucleus::is_wanted(sampling) => Demand::Nucleus,
+            _ if !screened => Demand::All,
+            _ if draw.is_greedy() => Demand::Best(1),
+            0 => Demand::Noisy,
+            top_k if top_k <= MOST_SCREENED => Demand::Best(top_k),
+            _ => Demand::All,
         }
     }
 }
@@ -127,7 +139,7 @@ pub(crate) struct HeadWork {
     /// One a head and member.
     finds: Vec<Mutex<Finds>>,
     chosen: Vec<Mutex<Vec<Candidate>>>,
-    noise: NoiseTable,
+    nuclei: Nuclei,
     screened: AtomicU64,
     candidates: AtomicU64,
     few: AtomicU64,
@@ -140,11 +152,13 @@ pub(crate) struct Private {
     row: Vec<f32>,
     hits: Vec<u32>,
     sums: screen::Sums,
+    draw: draw::Scratch,
 }
 
 impl Private {
     pub(crate) fn new(hyper: &Hyper, n_heads: usize) -> Private {
-        Private { row: vec![0.0; hyper.hidden], hits: Vec::new(), sums: screen::Sums::new(n_heads) }
+        let (row, sums) = (vec![0.0; hyper.hidden], screen::Sums::new(n_heads));
+        Private { row, hits: Vec::new(), sums, draw: draw::Scratch::new() }
     }
 }
 
@@ -192,7 +206,7 @@ impl HeadWork {
             scores: Region::new(score_bytes, true).map_err(refused)?,
             finds: (0..n_heads * n_threads).map(|_| Mutex::new(Finds::default())).collect(),
             chosen: (0..n_heads * n_threads).map(|_| Mutex::new(Vec::new())).collect(),
-            noise: NoiseTable::new(),
+            nuclei: Nuclei::new(n_heads, n_threads)?,
             screened: AtomicU64::new(0),
             candidates: AtomicU64::new(0),
             few: AtomicU64::new(0),
@@ -216,15 +230,15 @@ impl HeadWork {
 
     /// Orders the heads of a plan.
     pub(crate) fn slots(&self, plan: &crate::forward::Plan<'_>) -> Slots {
-        let head = if self.screen.is_some() { self.head } else { Head::Full };
+        let has_copy = self.screen.is_some();
         let mut order: Vec<(usize, Demand)> = plan
             .heads
             .iter()
             .enumerate()
-            .map(|(i, column)| (i, Demand::of(column.draw.as_ref(), column.rule(), head)))
+            .map(|(i, column)| (i, Demand::of(column.draw.as_ref(), column.rule(), self.head, has_copy)))
             .collect();
         let place = |demand: Demand| match demand {
-            Demand::Best(_) | Demand::Noisy | Demand::Approximate => 0,
+            Demand::Best(_) | Demand::Noisy | Demand::Nucleus | Demand::Approximate => 0,
             Demand::Few => 1,
             Demand::All => 2,
         };
@@ -270,18 +284,21 @@ pub(crate) fn set_input(ops: &mut Ops<'_, '_>, slot: usize, x: &[f32]) {
     };
     ops.kernels.norm(x, &model.output_norm, model.hyper.rms_eps, input);
     if slot < ops.slots.n_screened {
-        // Narrow ones halve the work of many tokens; for few, memory decides, and int16 leaves fewer candidates. Where the
-        // approximate scores are the result, they must not depend on the company.
-        let may = ops.slots.n_screened >= NARROW_FROM && ops.slots.order[slot].1 != Demand::Approximate;
-        let narrow = ops.kernels.narrow_bound().filter(|_| may);
+        let narrow = match ops.slots.order[slot].1 {
+            // Where the approximate scores decide, they must not depend on the company, nor on the instruction set.
+            Demand::Approximate => None,
+            Demand::Nucleus => Some(nucleus::BOUND),
+            // Narrow ones halve the work of many tokens; for few, memory decides, and int16 leaves fewer candidates.
+            _ => ops.kernels.narrow_bound().filter(|_| ops.slots.n_screened >= NARROW_FROM),
+        };
         let error = &mut ops.private.head.row;
         rounded[0] = Screen::round(ops.kernels, input, narrow, values, high, low, error);
     }
 }
 
-/// Which column's x goes into a slot.
-pub(crate) fn column_of(ops: &Ops<'_, '_>, slot: usize) -> usize {
-    ops.plan.heads[ops.slots.order[slot].0].column
+/// Which head is in a slot.
+pub(crate) fn head_of(ops: &Ops<'_, '_>, slot: usize) -> usize {
+    ops.slots.order[slot].0
 }
 
 /// Scores for all heads of the plan, each member a part of the vocabulary; the caller waits afterwards.
@@ -290,8 +307,9 @@ pub(crate) fn scores(ops: &mut Ops<'_, '_>) {
     few_scores(ops);
     if ops.slots.n_screened > 0 {
         let rows = approximate_scores(ops);
+        nucleus::find(ops, &rows);
         bound_scores(ops, rows.clone());
-        ops.member.wait();
+        ops.end(Operation::Head);
         rescore(ops, rows);
     }
 }
@@ -420,7 +438,8 @@ fn part<'a>(ops: &'a Ops<'_, '_>, slot: usize, rows: &Range<usize>) -> Option<(P
     let (rounded, scores) = unsafe { (&work.rounded.read(slot..slot + 1)[0], work.scores.read(scores)) };
     let (kernels, vocab, first_row) = (ops.kernels, work.vocab, rows.start);
     let rule = ops.plan.heads[head].rule();
-    Some((Part { kernels, screen, first_row, scores, rounded, draw, rule, vocab }, demand))
+    let cut = if demand == Demand::Nucleus { work.nuclei.cut(slot) } else { Cut::NONE };
+    Some((Part { kernels, screen, first_row, scores, rounded, draw, rule, cut, vocab }, demand))
 }
 
 /// What bounds the winners' scores from below: the exact scores of this member's most promising rows.
@@ -431,18 +450,18 @@ fn bound_scores(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
     for slot in 0..ops.slots.n_screened {
         let Some((part, demand)) = part(ops, slot, &rows) else { continue };
         let work = &ops.work.head;
+        // SAFETY: inputs were written before the last barrier.
+        let x = unsafe { work.input.read(slot * work.hidden..(slot + 1) * work.hidden) };
+        let head = ops.model().head();
+        let exact = |id: u32| exact_score(ops.kernels, &head, id as usize, x, &mut scratch);
         let finds = match demand {
             Demand::Best(k) => {
                 // The best are spread over the members' rows, more or less evenly: a bound needs `k` in all.
                 let share = k.min(2 * k.div_ceil(count) + 4);
                 let ids = part.best_lower(share, &mut hits);
-                // SAFETY: inputs were written before the last barrier.
-                let x = unsafe { work.input.read(slot * work.hidden..(slot + 1) * work.hidden) };
-                let head = ops.model().head();
-                let exact = |id: u32| exact_score(ops.kernels, &head, id as usize, x, &mut scratch);
                 Finds::of_scores(ids.into_iter().map(exact))
             }
-            Demand::Noisy => part.best_noisy(&work.noise),
+            Demand::Noisy | Demand::Nucleus => part.best_noisy(&mut hits, exact),
             Demand::Few | Demand::Approximate | Demand::All => Finds::default(),
         };
         *lock(&work.finds[slot * count + ops.member.index]) = finds;
@@ -460,71 +479,24 @@ fn rescore(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
         let Some((part, demand)) = part(ops, slot, &rows) else { continue };
         let k = match demand {
             Demand::Best(k) => k,
-            Demand::Noisy => 1,
+            Demand::Noisy | Demand::Nucleus => 1,
             Demand::Few | Demand::Approximate | Demand::All => continue,
         };
         let work = &ops.work.head;
         let finds = &work.finds[slot * count..(slot + 1) * count];
         let all: Vec<f64> = finds.iter().flat_map(|finds| lock(finds).lower.clone()).collect();
         let threshold = candidates::threshold(all.into_iter(), k);
-        if demand == Demand::Noisy {
+        if matches!(demand, Demand::Noisy | Demand::Nucleus) {
             hits.clear();
             hits.extend(lock(&finds[index]).possible(threshold));
         } else {
             part.reaching(threshold, &mut hits);
         }
         let adjusted = part.draw.adjustments.iter().map(|&(id, _)| id);
-        hits.extend(adjusted.filter(|&id| rows.contains(&(id as usize)) && part.rule.allows(id)));
+        let adjusted = adjusted.filter(|&id| rows.contains(&(id as usize)) && part.rule.allows(id));
+        hits.extend(adjusted.filter(|&id| demand != Demand::Nucleus || part.holds(id)));
         set_chosen(ops, slot, &hits, &mut scratch);
     }
     ops.private.head.hits = hits;
     ops.private.head.row = scratch;
-}
-
-/// Draws the token of one slot: which head it is, and what was drawn. `None` where the scores are no numbers.
-pub(crate) fn draw(ops: &Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
-    let work = &ops.work.head;
-    let (head, demand) = ops.slots.order[slot];
-    let draw = ops.plan.heads[head].draw.as_ref()?;
-    let rule = ops.plan.heads[head].rule();
-    let scores = &work.slot_scores(slot)[..work.vocab];
-    let logprob = |token| draw.top_logprobs.map(|n_top| sampler::logprobs(scores, token, usize::from(n_top)));
-    if let Some(token) = draw.given {
-        return Some((head, Drawn { token, logprob: logprob(token) }));
-    }
-    let mut found = match demand {
-        Demand::Best(_) | Demand::Noisy | Demand::Few => {
-            let count = ops.member.count();
-            let chosen = &work.chosen[slot * count..(slot + 1) * count];
-            let found: Vec<Candidate> = chosen.iter().flat_map(|chosen| lock(chosen).clone()).collect();
-            if demand == Demand::Few {
-                work.few.fetch_add(1, Ordering::Relaxed);
-            } else {
-                work.screened.fetch_add(1, Ordering::Relaxed);
-                work.candidates.fetch_add(found.len() as u64, Ordering::Relaxed);
-            }
-            found
-        }
-        Demand::Approximate | Demand::All => {
-            work.full.fetch_add(1, Ordering::Relaxed);
-            match rule {
-                Rule::Any if draw.is_greedy() && draw.adjustments.is_empty() => {
-                    vec![sampler::best_of(scores)]
-                }
-                Rule::Any => sampler::candidates_of(scores),
-                Rule::Few(_) | Rule::Many(_) => {
-                    let mut found = sampler::candidates_of(scores);
-                    found.retain(|candidate| rule.allows(candidate.id));
-                    found
-                }
-            }
-        }
-    };
-    // Scores that overflowed win every comparison, or none: no draw can be trusted then.
-    if found.is_empty() || found.iter().any(|candidate| !candidate.score.is_finite()) {
-        return None;
-    }
-    draw.adjust(&mut found);
-    let token = draw.pick(&mut found);
-    Some((head, Drawn { token, logprob: logprob(token) }))
 }

@@ -55,11 +55,16 @@ pub struct Throttling {
 impl Topology {
     /// Reads this machine.
     pub fn read() -> Topology {
-        let cpus = allowed_cpus();
+        Topology::read_under(Path::new("/"))
+    }
+
+    /// Reads a machine whose `/proc` and `/sys` are in a folder; instruction sets are always this one's.
+    fn read_under(root: &Path) -> Topology {
+        let cpus = allowed_cpus(root);
         let mut cores: Vec<(usize, usize)> = cpus.iter().map(|cpu| (cpu.socket, cpu.core)).collect();
         cores.sort_unstable();
         cores.dedup();
-        let quota_cpus = quota_cpus();
+        let quota_cpus = quota_cpus(root);
         let distinct = |key: fn(&Cpu) -> usize| {
             let mut keys: Vec<usize> = cpus.iter().map(key).collect();
             keys.sort_unstable();
@@ -67,17 +72,17 @@ impl Topology {
             keys.len()
         };
         Topology {
-            cpu_model: cpu_model(),
+            cpu_model: cpu_model(root),
             online_cpus: std::thread::available_parallelism().map_or(cpus.len(), |n| n.get()).max(cpus.len()),
             sockets: distinct(|cpu| cpu.socket),
             l3_groups: distinct(|cpu| cpu.l3_group),
-            l3_bytes: cpus.first().map_or(0, |cpu| l3_bytes(cpu.id)),
+            l3_bytes: cpus.first().map_or(0, |cpu| l3_bytes(root, cpu.id)),
             physical_cores: cores.len(),
             quota_cpus,
             isas: crate::Isa::available(),
-            transparent_huge_pages: transparent_huge_pages(),
-            memory_bytes: memory_bytes(),
-            memory_limit_bytes: memory_limit_bytes(),
+            transparent_huge_pages: transparent_huge_pages(root),
+            memory_bytes: memory_bytes(root),
+            memory_limit_bytes: memory_limit_bytes(root),
             usable_threads: usable(cpus.len(), cores.len(), quota_cpus),
             cpus,
         }
@@ -124,7 +129,9 @@ fn usable(affinity: usize, cores: usize, quota_cpus: Option<f64>) -> usize {
 
 /// The cgroup's throttling counters, if it has any.
 pub fn throttling() -> Option<Throttling> {
-    let text = cgroup_files("cpu", "cpu.stat").into_iter().find_map(|path| fs::read_to_string(path).ok())?;
+    let text = cgroup_files(Path::new("/"), "cpu", "cpu.stat")
+        .into_iter()
+        .find_map(|path| fs::read_to_string(path).ok())?;
     let field = |name: &str| {
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap_or(0)
     };
@@ -134,18 +141,18 @@ pub fn throttling() -> Option<Throttling> {
     })
 }
 
-fn allowed_cpus() -> Vec<Cpu> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+fn allowed_cpus(root: &Path) -> Vec<Cpu> {
+    let status = fs::read_to_string(root.join("proc/self/status")).unwrap_or_default();
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or("0");
     let mut ids = parse_cpu_list(list);
     if ids.is_empty() {
         ids.push(0);
     }
-    ids.into_iter().map(read_cpu).collect()
+    ids.into_iter().map(|id| read_cpu(root, id)).collect()
 }
 
-fn read_cpu(id: usize) -> Cpu {
-    let base = PathBuf::from(format!("/sys/devices/system/cpu/cpu{id}"));
+fn read_cpu(root: &Path, id: usize) -> Cpu {
+    let base = root.join(format!("sys/devices/system/cpu/cpu{id}"));
     let number = |file: &str| read_trimmed(&base.join(file)).and_then(|text| text.parse::<usize>().ok());
     Cpu {
         id,
@@ -157,9 +164,9 @@ fn read_cpu(id: usize) -> Cpu {
     }
 }
 
-fn l3_bytes(cpu: usize) -> u64 {
-    let path = format!("/sys/devices/system/cpu/cpu{cpu}/cache/index3/size");
-    read_trimmed(Path::new(&path)).map_or(0, |text| parse_size(&text))
+fn l3_bytes(root: &Path, cpu: usize) -> u64 {
+    let path = root.join(format!("sys/devices/system/cpu/cpu{cpu}/cache/index3/size"));
+    read_trimmed(&path).map_or(0, |text| parse_size(&text))
 }
 
 fn parse_size(text: &str) -> u64 {
@@ -186,8 +193,8 @@ fn parse_cpu_list(text: &str) -> Vec<usize> {
     ids
 }
 
-fn cpu_model() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+fn cpu_model(root: &Path) -> String {
+    let text = fs::read_to_string(root.join("proc/cpuinfo")).unwrap_or_default();
     text.lines()
         .find_map(|line| {
             line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned())
@@ -195,31 +202,31 @@ fn cpu_model() -> String {
         .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-fn transparent_huge_pages() -> String {
-    let text = read_trimmed(Path::new("/sys/kernel/mm/transparent_hugepage/enabled")).unwrap_or_default();
+fn transparent_huge_pages(root: &Path) -> String {
+    let text = read_trimmed(&root.join("sys/kernel/mm/transparent_hugepage/enabled")).unwrap_or_default();
     text.split(['[', ']']).nth(1).unwrap_or_default().to_owned()
 }
 
-fn memory_bytes() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+fn memory_bytes(root: &Path) -> u64 {
+    let text = fs::read_to_string(root.join("proc/meminfo")).unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix("MemTotal:")).map_or(0, |size| parse_size(size.trim()))
 }
 
-fn memory_limit_bytes() -> Option<u64> {
-    let read = |name| cgroup_files("memory", name).into_iter().filter_map(|path| read_trimmed(&path));
+fn memory_limit_bytes(root: &Path) -> Option<u64> {
+    let read = |name| cgroup_files(root, "memory", name).into_iter().filter_map(|path| read_trimmed(&path));
     let limits = read("memory.max").chain(read("memory.limit_in_bytes"));
     // Version 1 writes a huge number where it means that there is no limit.
-    limits.filter_map(|text| text.parse::<u64>().ok()).filter(|limit| *limit < memory_bytes()).min()
+    limits.filter_map(|text| text.parse::<u64>().ok()).filter(|limit| *limit < memory_bytes(root)).min()
 }
 
 /// CPUs' worth of time of the tightest limit on the way up the cgroup tree, of version 2 or 1.
-fn quota_cpus() -> Option<f64> {
-    let v2 = cgroup_files("cpu", "cpu.max").into_iter().filter_map(|path| {
+fn quota_cpus(root: &Path) -> Option<f64> {
+    let v2 = cgroup_files(root, "cpu", "cpu.max").into_iter().filter_map(|path| {
         let text = read_trimmed(&path)?;
         let (quota, period) = text.split_once(' ')?;
         Some(quota.parse::<f64>().ok()? / period.parse::<f64>().ok()?)
     });
-    let v1 = cgroup_files("cpu", "cpu.cfs_quota_us").into_iter().filter_map(|path| {
+    let v1 = cgroup_files(root, "cpu", "cpu.cfs_quota_us").into_iter().filter_map(|path| {
         let quota = read_trimmed(&path)?.parse::<f64>().ok()?;
         let period = read_trimmed(&path.with_file_name("cpu.cfs_period_us"))?.parse::<f64>().ok()?;
         (quota > 0.0).then_some(quota / period)
@@ -228,28 +235,29 @@ fn quota_cpus() -> Option<f64> {
 }
 
 /// Where `file` of a controller may stand, from this process's own group up to the root.
-fn cgroup_files(controller: &str, file: &str) -> Vec<PathBuf> {
-    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+fn cgroup_files(root: &Path, controller: &str, file: &str) -> Vec<PathBuf> {
+    let text = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let all = root.join("sys/fs/cgroup");
     let mut paths = Vec::new();
     for line in text.lines() {
         let mut fields = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(group)) = (fields.next(), fields.next(), fields.next()) else {
             continue;
         };
-        let root = if controllers.is_empty() {
-            PathBuf::from("/sys/fs/cgroup")
+        let tree = if controllers.is_empty() {
+            all.clone()
         } else if controllers.split(',').any(|name| name == controller) {
-            Path::new("/sys/fs/cgroup").join(controllers)
+            all.join(controllers)
         } else {
             continue;
         };
         // Inside a container the path may be that of the host, which is not mounted: the root is tried as well.
         let mut folder = Some(Path::new(group.trim_start_matches('/')));
         while let Some(relative) = folder {
-            paths.push(root.join(relative).join(file));
+            paths.push(tree.join(relative).join(file));
             folder = relative.parent();
         }
-        paths.push(Path::new("/sys/fs/cgroup").join(controller).join(file));
+        paths.push(all.join(controller).join(file));
     }
     paths.retain(|path| path.exists());
     paths
@@ -283,6 +291,65 @@ mod tests {
         topology.cpus =
             vec![cpu(0, 0, 0), cpu(1, 1, 0), cpu(2, 2, 2), cpu(3, 0, 0), cpu(4, 1, 0), cpu(5, 2, 2)];
         assert_eq!(topology.pin_order(), [0, 1, 2, 3, 4, 5]);
+    }
+
+    /// A machine made of files: per socket so many cache groups, each of so many cores with two threads. Siblings are numbered
+    /// as Linux does: first one thread of every core, then the others.
+    fn machine(
+        sockets: usize,
+        groups: usize,
+        cores: usize,
+        allowed: &str,
+        cpu_max: &str,
+    ) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: String, text: String| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let n = sockets * groups * cores;
+        for id in 0..2 * n {
+            let (core, base) = (id % n, format!("sys/devices/system/cpu/cpu{id}"));
+            let first = core / cores * cores;
+            write(format!("{base}/topology/physical_package_id"), format!("{}\n", core / (groups * cores)));
+            write(format!("{base}/topology/core_id"), format!("{}\n", core % (groups * cores)));
+            let shared = format!("{first}-{},{}-{}\n", first + cores - 1, n + first, n + first + cores - 1);
+            write(format!("{base}/cache/index3/shared_cpu_list"), shared);
+            write(format!("{base}/cache/index3/size"), "16384K\n".to_owned());
+        }
+        write("proc/self/status".to_owned(), format!("Name:\tt\nCpus_allowed_list:\t{allowed}\n"));
+        write("proc/self/cgroup".to_owned(), "0::/pods/a\n".to_owned());
+        write("proc/meminfo".to_owned(), "MemTotal:       64000000 kB\n".to_owned());
+        write("proc/cpuinfo".to_owned(), "model name\t: A CPU\n".to_owned());
+        write("sys/fs/cgroup/pods/a/cpu.max".to_owned(), format!("{cpu_max}\n"));
+        root
+    }
+
+    #[test]
+    fn a_machine_with_two_sockets_and_eight_caches_is_read_from_its_files() {
+        let root = machine(2, 4, 4, "0-63", "max 100000");
+        let found = Topology::read_under(root.path());
+        assert_eq!(
+            (found.sockets, found.l3_groups, found.physical_cores, found.usable_threads),
+            (2, 8, 32, 32)
+        );
+        assert_eq!((found.l3_bytes, found.quota_cpus, found.default_threads()), (16 << 20, None, 16));
+        assert_eq!((found.cpu_model.as_str(), found.usable_memory_bytes()), ("A CPU", 64_000_000 << 10));
+        // Threads fill one cache after the other, one to a core, and siblings come last.
+        assert_eq!(found.pin_order()[..33], (0..33).collect::<Vec<_>>());
+        let groups: Vec<usize> = found.pins().iter().take(10).map(|&(_, group)| group).collect();
+        assert_eq!(groups, [0, 0, 0, 0, 4, 4, 4, 4, 8, 8]);
+    }
+
+    #[test]
+    fn affinity_and_quota_bound_what_is_used_of_a_large_machine() {
+        let root = machine(1, 2, 8, "6-9,22-25", "350000 100000");
+        let found = Topology::read_under(root.path());
+        assert_eq!((found.l3_groups, found.physical_cores, found.usable_threads), (2, 4, 3));
+        assert_eq!(found.pin_order(), [6, 7, 8, 9, 22, 23, 24, 25]);
+        let root = machine(1, 1, 2, "0-3", "50000 100000");
+        assert_eq!(Topology::read_under(root.path()).usable_threads, 1);
     }
 
     #[test]

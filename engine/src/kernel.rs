@@ -18,6 +18,8 @@ mod floats;
 mod grouped;
 mod lanes;
 mod scalar;
+mod scores;
+mod screening;
 mod stamp;
 #[cfg(test)]
 mod tests;
@@ -28,9 +30,11 @@ use crate::gguf::ternary::GROUP;
 pub(crate) use ahead::prefetch;
 use attention::Page;
 pub(crate) use attention::{Query, State};
-pub(crate) use floats::{Bounds, Epilogue, Then};
+pub(crate) use floats::{Epilogue, Then};
 use grouped::GroupedJob;
 pub(crate) use grouped::group_scale_bytes;
+pub(crate) use scores::{BINS, BINS_A_UNIT, Bounds, Cut, Noise, NoisyJob};
+pub(crate) use screening::{ScreenJob, WideActs};
 use stamp::stamp;
 use tl2::LookupJob;
 
@@ -71,28 +75,6 @@ pub(crate) struct TernaryJob {
     panel: *mut u8,
 }
 
-/// A screening product of one or two groups of 16 int8 rows with int16 activations.
-///
-/// `lines` holds `n_groups · n_lines` lines of 16 rows × 4 weights; the activations stand three times, as int16 `values` and as the
-/// bytes `high` and `low` of values + 32768, each (n_tokens, stride); `row_sums` are the sums of the rows, or 0 where a
-/// product in pieces has taken them off before; `sums` takes (n_tokens, 32). The dot products fit into int32 (see `head`).
-/// For `screen_six` the lines are packed, three for every four of `n_lines`, which four divides.
-pub(crate) struct ScreenJob {
-    lines: *const u8,
-    n_lines: usize,
-    n_groups: usize,
-    values: *const i16,
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    high: *const u8,
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    low: *const u8,
-    stride: usize,
-    n_tokens: usize,
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    row_sums: *const i32,
-    sums: *mut i32,
-}
-
 /// The functions of one instruction set.
 #[allow(clippy::type_complexity)] // Signatures of kernels; names would hide what they take.
 struct Table {
@@ -108,7 +90,9 @@ struct Table {
     norm_quantise: unsafe fn(&[f32], Option<(&[f32], f32)>, usize, &mut [f32], &mut [i8], &mut [Quantised]),
     rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
     narrow: unsafe fn(&[f32], &mut [u16]),
-    attend: unsafe fn(&mut [Query<'_>], &Page, f32),
+    attend: unsafe fn(&mut [Query<'_>], &Page<u16>, f32),
+    attend_bytes: unsafe fn(&mut [Query<'_>], &Page<i8>, f32),
+    narrow_bytes: unsafe fn(&[f32], &mut [i8]) -> f32,
     fold: unsafe fn(&mut State, &State, usize),
     attended: unsafe fn(&State, &mut [f32]),
     dot_f16: unsafe fn(*const u16, *const f32, usize) -> f32,
@@ -120,6 +104,10 @@ struct Table {
     scale_sums: unsafe fn(&[i32], &[f32], f32, &mut [f32]),
     unpack_six: unsafe fn(&[u8], &mut [u8]),
     reach: unsafe fn(&Bounds<'_>, f32, f32, &mut Vec<u32>),
+    noisy: unsafe fn(&NoisyJob<'_>, &mut Vec<u32>),
+    weigh: unsafe fn(&[f32], Cut, &mut [u64; BINS]),
+    largest: unsafe fn(&[f32]) -> f32,
+    exp_sum: unsafe fn(&[f32], f32) -> f64,
     read_all: unsafe fn(&[u8], bool) -> u64,
     multiply_all: unsafe fn(u64) -> u64,
 }
@@ -177,6 +165,21 @@ impl Layout {
             Layout::Tl2 => tl2::pack_group(lines, width, out),
         }
     }
+}
+
+/// Keys and values of one page of one head: keys (4, head_dim, 32), values (128, head_dim).
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stored<'a> {
+    Half {
+        keys: &'a [u16],
+        values: &'a [u16],
+    },
+    Bytes {
+        keys: &'a [i8],
+        values: &'a [i8],
+        /// Of keys and of values, (2, 128).
+        scales: &'a [f32],
+    },
 }
 
 /// The kernels of an instruction set that this CPU has: holding one is the proof.
@@ -377,32 +380,42 @@ impl Kernels {
         unsafe { (self.table.widen)(from, to) }
     }
 
-    /// Indices at which the bound, upper (`sign` 1) or lower (-1), is at least `threshold`: appended to `hits`.
-    pub(crate) fn reach(&self, bounds: &Bounds<'_>, sign: f32, threshold: f32, hits: &mut Vec<u32>) {
-        let n = bounds.scores.len();
-        assert!(n.is_multiple_of(16) && bounds.residuals.len() == n && bounds.quants.len() == n);
-        assert!(bounds.weights.len() == n);
-        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
-        unsafe { (self.table.reach)(bounds, sign, threshold, hits) }
+    /// Rounds to int8; what it must be multiplied by. Both slices have one length, a multiple of 16.
+    pub(crate) fn narrow_bytes(&self, from: &[f32], to: &mut [i8]) -> f32 {
+        assert!(from.len() == to.len() && from.len().is_multiple_of(16));
+        // SAFETY: as in `norm`.
+        unsafe { (self.table.narrow_bytes)(from, to) }
     }
 
-    /// Attention over one page of one head: `keys` (4, head_dim, 32), `values` (128, head_dim). `next` is where
-    /// the keys begin that will be read after this page: they are asked for ahead, and never read here.
+    /// Attention over one page of one head. `next` is where the keys begin that will be read after this page: they are asked for
+    /// ahead, and never read here.
     pub(crate) fn attend(
         &self,
         queries: &mut [Query<'_>],
-        keys: &[u16],
-        values: &[u16],
-        next: *const u16,
+        stored: Stored<'_>,
+        next: *const u8,
         head_dim: usize,
         scale: f32,
     ) {
         assert!(head_dim.is_multiple_of(16) && head_dim <= MAX_HEAD_DIM);
-        assert!(keys.len() >= PAGE * head_dim && values.len() >= PAGE * head_dim);
         assert!(queries.iter().all(|query| query.visible <= PAGE && query.q.len() == head_dim));
-        let page = Page { keys: keys.as_ptr(), values: values.as_ptr(), next, head_dim };
-        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
-        unsafe { (self.table.attend)(queries, &page, scale) }
+        match stored {
+            Stored::Half { keys, values } => {
+                assert!(keys.len() >= PAGE * head_dim && values.len() >= PAGE * head_dim);
+                let page =
+                    Page { keys: keys.as_ptr(), values: values.as_ptr(), scales: None, next, head_dim };
+                // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
+                unsafe { (self.table.attend)(queries, &page, scale) }
+            }
+            Stored::Bytes { keys, values, scales } => {
+                assert!(keys.len() >= PAGE * head_dim && values.len() >= PAGE * head_dim);
+                assert!(scales.len() >= 2 * PAGE);
+                let scales = Some(scales.as_ptr());
+                let page = Page { keys: keys.as_ptr(), values: values.as_ptr(), scales, next, head_dim };
+                // SAFETY: as above.
+                unsafe { (self.table.attend_bytes)(queries, &page, scale) }
+            }
+        }
     }
 
     /// Adds to a state what [`Kernels::attend`] found on a later page alone.
@@ -479,104 +492,4 @@ impl Kernels {
         // SAFETY: `Kernels::new` checked the CPU.
         unsafe { (self.table.multiply_all)(rounds) }
     }
-
-    /// Integer sums of one token to scores: out = sum · (scale · step).
-    pub(crate) fn scale_sums(&self, sums: &[i32], scales: &[f32], step: f32, out: &mut [f32]) {
-        assert!(sums.len() == out.len() && scales.len() == out.len() && out.len().is_multiple_of(16));
-        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
-        unsafe { (self.table.scale_sums)(sums, scales, step, out) }
-    }
-
-    /// Lines of int8 weights from lines of six bits: `from` has three for four of `to`.
-    pub(crate) fn unpack_six(&self, from: &[u8], to: &mut [u8]) {
-        assert!(from.len().is_multiple_of(3 * LINE) && to.len() == from.len() / 3 * 4);
-        // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
-        unsafe { (self.table.unpack_six)(from, to) }
-    }
-
-    /// The largest magnitude of narrow activations, which are faster than int16 ones; `None` where they are not.
-    pub(crate) fn narrow_bound(&self) -> Option<i16> {
-        match self.isa {
-            Isa::Scalar => None,
-            // Two products are added in int16.
-            Isa::Avx2 => Some(63),
-            Isa::AvxVnni | Isa::Avx512 => Some(127),
-        }
-    }
-
-    /// Screening sums of one or two groups, as many as `row_sums` has: (n_tokens, 32), exact as long as they fit into int32.
-    pub(crate) fn screen(
-        &self,
-        lines: &[u8],
-        acts: &WideActs<'_>,
-        n_tokens: usize,
-        row_sums: &[i32],
-        sums: &mut [i32],
-    ) {
-        let job = ScreenJob::new(lines, LINE, acts, n_tokens, row_sums, sums);
-        let screen = if acts.narrow { self.table.screen_narrow } else { self.table.screen };
-        // SAFETY: `new` checked the lengths and `Kernels::new` the CPU.
-        unsafe { screen(&job) }
-    }
-
-    /// [`Kernels::screen`] on packed lines of six bits, which are unpacked as they pass by, and acts that are not narrow: for
-    /// few tokens.
-    pub(crate) fn screen_six(
-        &self,
-        lines: &[u8],
-        acts: &WideActs<'_>,
-        n_tokens: usize,
-        row_sums: &[i32],
-        sums: &mut [i32],
-    ) {
-        assert!(!acts.narrow);
-        let job = ScreenJob::new(lines, LINE / 4 * 3, acts, n_tokens, row_sums, sums);
-        // SAFETY: as in `screen`.
-        unsafe { (self.table.screen_six)(&job) }
-    }
-}
-
-impl ScreenJob {
-    /// `line_bytes` is what four inputs of a group's rows take.
-    fn new(
-        lines: &[u8],
-        line_bytes: usize,
-        acts: &WideActs<'_>,
-        n_tokens: usize,
-        row_sums: &[i32],
-        sums: &mut [i32],
-    ) -> ScreenJob {
-        let (width, stride) = (acts.width, acts.stride);
-        let n_groups = row_sums.len() / ROWS;
-        assert!(n_groups == 1 || n_groups == 2);
-        assert!(width.is_multiple_of(128) && lines.len() >= n_groups * width / 4 * line_bytes);
-        assert!(n_tokens > 0 && stride >= width && sums.len() >= n_tokens * 2 * ROWS);
-        assert!(acts.values.len() >= (n_tokens - 1) * stride + width);
-        assert!(acts.high.len() == acts.values.len() && acts.low.len() == acts.values.len());
-        ScreenJob {
-            lines: lines.as_ptr(),
-            n_lines: width / 4,
-            n_groups,
-            values: acts.values.as_ptr(),
-            high: acts.high.as_ptr(),
-            low: acts.low.as_ptr(),
-            stride,
-            n_tokens,
-            row_sums: row_sums.as_ptr(),
-            sums: sums.as_mut_ptr(),
-        }
-    }
-}
-
-/// Rows of int16 activations, `width` of every `stride`, as the screening kernels want them.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct WideActs<'a> {
-    pub(crate) width: usize,
-    pub(crate) stride: usize,
-    pub(crate) values: &'a [i16],
-    /// Upper and lower byte of value + 32768; of narrow values, `low` is value + bound + 1 and `high` is not read.
-    pub(crate) high: &'a [u8],
-    pub(crate) low: &'a [u8],
-    /// All values lie within the [`Kernels::narrow_bound`].
-    pub(crate) narrow: bool,
 }

@@ -44,7 +44,7 @@ pub use engine::{Engine, Info};
 pub use error::{LoadError, Refused};
 pub use head::HeadCounters;
 pub use isa::{ISA_VARIABLE, Isa, IsaError};
-pub use options::{Head, KernelChoice, MAX_SEQUENCES, Options, Speculation, UnknownChoice};
+pub use options::{Head, KernelChoice, Kv, MAX_SEQUENCES, Options, Speculation, UnknownChoice};
 pub use profile::Profile;
 pub use request::{
     Event, Request, Sampling, SequenceId, SpeculationCounters, StepStats, StopReason, TokenLogprob, Usage,

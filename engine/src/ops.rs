@@ -70,10 +70,10 @@ impl Stock {
         self.taken[index].0.store(0, Ordering::Relaxed);
     }
 
-    /// The next pair for a member: of its own share, whose memory is near, and then of those who are behind.
+    /// The next pair for a member: of its own share, whose memory is near, and then of those who are behind, its cache group's
+    /// members first.
     fn take(&self, member: &Member<'_>, matrix: &Matrix) -> Option<usize> {
-        (0..member.count()).find_map(|step| {
-            let owner = (member.index + step) % member.count();
+        member.nearest().find_map(|owner| {
             let share = matrix.pairs(owner, member.count());
             let taken = &self.taken[owner].0;
             // Looking first spares the owner its cache line where nothing is left.
@@ -91,7 +91,6 @@ pub(crate) struct Private {
     scratch: Box<Scratch>,
     row: Vec<f32>,
     states: Vec<State>,
-    halves: Vec<u16>,
     /// One head after its norm.
     normed: Vec<f32>,
     pub(crate) head: head::Private,
@@ -125,7 +124,6 @@ impl Work {
             scratch: Scratch::new(),
             row: vec![0.0; widest],
             states: vec![State::EMPTY; attention::most_queries(hyper)],
-            halves: vec![0; 2 * hyper.head_stride()],
             normed: vec![0.0; hyper.head_stride()],
             head: head::Private::new(hyper, n_heads),
         };
@@ -165,6 +163,10 @@ pub(crate) struct Ops<'a, 'm> {
     split: bool,
     /// This member's tiles of attention, the same in each layer.
     tasks: Vec<attention::Task>,
+    /// Columns that are computed: all of them, and after the last layer's keys and values those that have heads.
+    n_columns: usize,
+    /// By column: its row in what is computed, if it has one.
+    rows: Vec<Option<usize>>,
     /// Products so far in this step.
     products: usize,
     /// When the present operation began.
@@ -188,8 +190,8 @@ impl<'a, 'm> Ops<'a, 'm> {
         // The first barrier comes before the first product; a step that panicked may have left them as they were.
         work.stocks.iter().for_each(|stock| stock.fill(member.index));
         let start = Instant::now();
-        let tasks = attention::tasks(plan, &model.hyper, split, member);
-        let products = 0;
+        let tasks = attention::tasks(plan, &model.hyper, split, member, false);
+        let (products, n_columns) = (0, plan.columns.len());
         Ops {
             member,
             kernels,
@@ -202,6 +204,8 @@ impl<'a, 'm> Ops<'a, 'm> {
             results,
             split,
             tasks,
+            n_columns,
+            rows: (0..n_columns).map(Some).collect(),
             products,
             start,
         }
@@ -212,13 +216,19 @@ impl<'a, 'm> Ops<'a, 'm> {
     }
 
     fn n_columns(&self) -> usize {
-        self.plan.columns.len()
+        self.n_columns
     }
 
-    /// Ends an operation: waits for all members, and takes the time.
-    fn end(&mut self, operation: Operation) {
-        self.member.wait();
+    /// Whether nothing is wanted of this step any more, but for keys and values that were stored.
+    pub(crate) fn is_done(&self) -> bool {
+        self.n_columns == 0
+    }
+
+    /// Ends an operation: takes the time, and waits for all members.
+    pub(crate) fn end(&mut self, operation: Operation) {
         self.lap(operation);
+        self.member.wait();
+        self.lap(Operation::Wait);
     }
 
     fn lap(&mut self, operation: Operation) {
@@ -368,7 +378,8 @@ impl<'a, 'm> Ops<'a, 'm> {
         let hidden = self.model.hyper.hidden;
         let work = self.work;
         for slot in self.member.share(self.plan.heads.len()) {
-            let start = head::column_of(self, slot) * hidden;
+            // What is left of x are the rows of the heads, in their order.
+            let start = head::head_of(self, slot) * hidden;
             // SAFETY: x is only read now.
             let x = unsafe { work.x.read(start..start + hidden) };
             head::set_input(self, slot, x);

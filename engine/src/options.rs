@@ -11,7 +11,7 @@ use std::str::FromStr;
 /// The most sequences that may be active in one step.
 pub const MAX_SEQUENCES: usize = 64;
 
-/// How a model is loaded and run. None of these, except [`Head`] when it is declared lossy, changes a single bit of the output.
+/// How a model is loaded and run. None of these, except [`Head`] and [`Kv`] when they are declared lossy, changes a single bit of the output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// Threads of the pool; `None` takes [`crate::host::Topology::default_threads`]. A number is taken as it is.
@@ -29,6 +29,7 @@ pub struct Options {
     pub prefill_chunk: usize,
     pub head: Head,
     pub kernel: KernelChoice,
+    pub kv: Kv,
     pub speculation: Speculation,
     /// Keep the pages of finished prompts, so that a later request with the same beginning skips that work.
     pub prefix_cache: bool,
@@ -47,6 +48,7 @@ impl Default for Options {
             prefill_chunk: 128,
             head: Head::Screened,
             kernel: KernelChoice::Auto,
+            kv: Kv::F16,
             speculation: Speculation::OFF,
             prefix_cache: false,
             huge_pages: true,
@@ -86,6 +88,41 @@ pub enum Head {
     Q8,
     /// Rows of six bits alone: three quarters of [`Head::Q8`]'s bytes, a coarser declared approximation.
     Q6,
+}
+
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kv {
+    /// Half precision.
+    #[default]
+    F16,
+    /// A byte, with a scale for each position of a head: half the memory, a declared approximation.
+    Int8,
+}
+
+impl fmt::Display for Kv {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Kv::F16 => "f16",
+            Kv::Int8 => "int8",
+        })
+    }
+}
+
+impl FromStr for Kv {
+    type Err = UnknownChoice;
+
+    fn from_str(name: &str) -> Result<Kv, UnknownChoice> {
+        match name {
+            "f16" => Ok(Kv::F16),
+            "int8" => Ok(Kv::Int8),
+            _ => Err(UnknownChoice {
+                what: "type of keys and values",
+                name: name.to_owned(),
+                choices: "f16 or int8",
+            }),
+        }
+    }
 }
 
 /// Which ternary kernel runs. They all compute the same bits.

@@ -3,22 +3,35 @@
 //! A draw is a pure function of key and counter, so token N of a sequence can be drawn again anywhere, from its ids and its
 //! seed alone.
 
+/// How often the words are mixed.
+pub(crate) const ROUNDS: usize = 10;
+
 /// Four random words for a key and a counter.
 pub(crate) fn philox(key: u64, counter: [u32; 4]) -> [u32; 4] {
+    schedule(key).into_iter().fold(counter, round)
+}
+
+/// The keys of all rounds.
+pub(crate) fn schedule(key: u64) -> [[u32; 2]; ROUNDS] {
     let mut key = [key as u32, (key >> 32) as u32];
-    let mut c = counter;
-    for _ in 0..10 {
-        let product0 = u64::from(c[0]) * 0xD251_1F53;
-        let product1 = u64::from(c[2]) * 0xCD9E_8D57;
-        c = [
-            (product1 >> 32) as u32 ^ c[1] ^ key[0],
-            product1 as u32,
-            (product0 >> 32) as u32 ^ c[3] ^ key[1],
-            product0 as u32,
-        ];
+    [(); ROUNDS].map(|()| {
+        let now = key;
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
-    }
-    c
+        now
+    })
+}
+
+/// One round.
+#[inline(always)]
+pub(crate) fn round(c: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let product0 = u64::from(c[0]) * 0xD251_1F53;
+    let product1 = u64::from(c[2]) * 0xCD9E_8D57;
+    [
+        (product1 >> 32) as u32 ^ c[1] ^ key[0],
+        product1 as u32,
+        (product0 >> 32) as u32 ^ c[3] ^ key[1],
+        product0 as u32,
+    ]
 }
 
 #[cfg(test)]

@@ -216,6 +216,16 @@ impl Member<'_> {
         n * index / count..n * (index + 1) / count
     }
 
+    /// All members, this one first, then those of its cache group, then the others.
+    pub(crate) fn nearest(&self) -> impl Iterator<Item = usize> + '_ {
+        let (count, groups) = (self.team.count, &self.team.groups);
+        let all = move |near: bool| {
+            let others = (0..count).map(move |step| (self.index + step) % count);
+            others.filter(move |&other| (groups[other] == groups[self.index]) == near)
+        };
+        all(true).chain(all(false))
+    }
+
     /// This member's pieces when dealt out in turn: better balanced where pieces differ.
     pub(crate) fn deal(&self, n: usize) -> impl Iterator<Item = usize> + use<> {
         (self.index..n).step_by(self.team.count)
@@ -281,6 +291,15 @@ mod tests {
         let cpus = [(0, 5), (1, 5), (8, 9), (9, 9), (2, 5)];
         assert_eq!(cache_groups(5, &cpus), (vec![0, 0, 1, 1, 0], vec![3, 2]));
         assert_eq!(cache_groups(2, &cpus), (vec![0, 0], vec![2]));
+    }
+
+    #[test]
+    fn those_of_the_own_cache_group_are_nearest() {
+        let mut pool = Pool::new(4, &[(0, 5), (0, 5), (0, 9), (0, 9)]).unwrap();
+        pool.run(&|member| {
+            let expected = [[0, 1, 2, 3], [1, 0, 2, 3], [2, 3, 0, 1], [3, 2, 0, 1]][member.index];
+            assert_eq!(member.nearest().collect::<Vec<_>>(), expected);
+        });
     }
 
     #[test]

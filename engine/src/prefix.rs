@@ -43,6 +43,16 @@ impl Prefix {
         pages
     }
 
+    /// How many pages of the beginning of `tokens` are here.
+    pub(crate) fn n_known(&self, tokens: &[u32]) -> usize {
+        let mut parent: Node = None;
+        let known = |ids: &[u32]| {
+            parent = self.entries.get(&(parent, ids.to_vec())).map(|entry| entry.node);
+            parent.is_some()
+        };
+        tokens.chunks_exact(PAGE).map(known).take_while(|known| *known).count()
+    }
+
     /// Keeps the full pages of a computed prompt.
     pub(crate) fn keep(&mut self, tokens: &[u32], pages: &[PageId], cache: &mut Cache) {
         self.clock += 1;
@@ -110,7 +120,7 @@ mod tests {
     use crate::kv;
 
     fn cache(n_pages: usize) -> Cache {
-        Cache::new(&kv::tests::hyper(), n_pages, false).unwrap()
+        Cache::new(&kv::tests::hyper(), crate::options::Kv::F16, n_pages, false).unwrap()
     }
 
     fn prompt(n: usize, last: u32) -> Vec<u32> {

@@ -1,4 +1,4 @@
-//! Where a step's time goes: seconds a kind of operation, waiting at its barrier included, as the first thread saw it.
+//! Where a step's time goes: seconds a kind of operation, and seconds of waiting for other threads, as the first thread saw it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -13,9 +13,10 @@ pub(crate) enum Operation {
     Attend,
     Head,
     Sample,
+    Wait,
 }
 
-const N_OPERATIONS: usize = 7;
+const N_OPERATIONS: usize = 8;
 
 /// Seconds since loading, by kind of operation.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -31,6 +32,8 @@ pub struct Profile {
     /// Output scores.
     pub head_s: f64,
     pub sample_s: f64,
+    /// At the barriers between operations.
+    pub wait_s: f64,
 }
 
 impl Profile {
@@ -44,6 +47,7 @@ impl Profile {
             attend_s: self.attend_s + other.attend_s,
             head_s: self.head_s + other.head_s,
             sample_s: self.sample_s + other.sample_s,
+            wait_s: self.wait_s + other.wait_s,
         }
     }
 
@@ -57,6 +61,7 @@ impl Profile {
             attend_s: self.attend_s - earlier.attend_s,
             head_s: self.head_s - earlier.head_s,
             sample_s: self.sample_s - earlier.sample_s,
+            wait_s: self.wait_s - earlier.wait_s,
         }
     }
 }
@@ -83,6 +88,7 @@ impl Clocks {
             attend_s: seconds(Operation::Attend),
             head_s: seconds(Operation::Head),
             sample_s: seconds(Operation::Sample),
+            wait_s: seconds(Operation::Wait),
         }
     }
 }

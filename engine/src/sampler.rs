@@ -4,6 +4,7 @@
 //! its id, and the highest wins. So a draw from any superset of the tokens that matter is the same draw, and no order of
 //! summation enters it. Where the scores come from is `head`'s affair.
 
+use crate::kernel::Noise;
 use crate::math;
 use crate::philox::philox;
 use crate::request::{Sampling, TokenLogprob};
@@ -82,6 +83,11 @@ impl Draw<'_> {
         -math::ln(-math::ln(uniform))
     }
 
+    /// What the noise depends on besides the token.
+    pub(crate) fn noise(&self) -> Noise {
+        Noise { seed: self.seed, choice: self.choice, position: self.position }
+    }
+
     /// Draws from adjusted candidates, in any order. They must include every token that truncation would keep.
     pub(crate) fn pick(&self, candidates: &mut Vec<Candidate>) -> u32 {
         let sampling = self.sampling;
@@ -94,9 +100,14 @@ impl Draw<'_> {
         if sampling.top_p < 1.0 || sampling.min_p > 0.0 {
             self.truncate(candidates);
         }
-        let temperature = f64::from(sampling.temperature);
+        self.loudest(candidates)
+    }
+
+    /// The candidate that wins with noise.
+    pub(crate) fn loudest(&self, candidates: &[Candidate]) -> u32 {
+        let temperature = f64::from(self.sampling.temperature);
         let mut winner = (f64::NEG_INFINITY, u32::MAX);
-        for candidate in candidates.iter() {
+        for candidate in candidates {
             let value = f64::from(candidate.score) / temperature + self.gumbel(candidate.id);
             if value > winner.0 || (value == winner.0 && candidate.id < winner.1) || winner.1 == u32::MAX {
                 winner = (value, candidate.id);
@@ -157,24 +168,34 @@ pub(crate) fn best_of(scores: &[f32]) -> Candidate {
     })
 }
 
-/// Log-probabilities under the softmax of all scores, which are in order of id.
-pub(crate) fn logprobs(scores: &[f32], token: u32, n_top: usize) -> TokenLogprob {
-    let highest = f64::from(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = scores.iter().map(|&score| math::exp(f64::from(score) - highest)).sum();
-    let log_sum = highest + math::ln(sum);
-    let mut top: Vec<Candidate> = candidates_of(scores);
-    keep_best(&mut top, n_top);
-    top.sort_unstable_by(by_rank);
+/// Log-probabilities under the softmax of all scores, which are in order of id; `log_sum` is ln of the sum of their exponentials.
+pub(crate) fn logprobs(scores: &[f32], log_sum: f64, token: u32, n_top: usize) -> TokenLogprob {
     let logprob = |score: f32| (f64::from(score) - log_sum) as f32;
     TokenLogprob {
         logprob: logprob(scores[token as usize]),
-        top: top.into_iter().take(n_top).map(|c| (c.id, logprob(c.score))).collect(),
+        top: best_few(scores, n_top).into_iter().map(|c| (c.id, logprob(c.score))).collect(),
     }
 }
 
-/// All scores as candidates.
+/// The few best of all scores, which are in order of id, the best first.
+fn best_few(scores: &[f32], n: usize) -> Vec<Candidate> {
+    let mut found: Vec<Candidate> = Vec::with_capacity(n + 1);
+    for (id, &score) in (0u32..).zip(scores) {
+        // An equal score with a higher id ranks below all that were found.
+        if n == 0 || found.len() == n && found[n - 1].score.total_cmp(&score).is_ge() {
+            continue;
+        }
+        let at = found.partition_point(|better| better.score.total_cmp(&score).is_ge());
+        found.insert(at, Candidate { id, score });
+        found.truncate(n);
+    }
+    found
+}
+
+/// All scores as candidates, but for those of tokens that were taken out.
 pub(crate) fn candidates_of(scores: &[f32]) -> Vec<Candidate> {
-    scores.iter().enumerate().map(|(id, &score)| Candidate { id: id as u32, score }).collect()
+    let all = scores.iter().enumerate().map(|(id, &score)| Candidate { id: id as u32, score });
+    all.filter(|candidate| candidate.score > f32::NEG_INFINITY).collect()
 }
 
 #[cfg(test)]
@@ -185,6 +206,11 @@ mod tests {
     fn the_best_of_all_scores_is_the_best_candidate() {
         for scores in [&[0.5, -1.0, 2.0, 2.0, 1.0][..], &[-0.0, 0.0, -3.0], &[-7.0; 3], &[f32::MIN]] {
             assert_eq!(best_of(scores).id, best(&candidates_of(scores)), "{scores:?}");
+            for n in 0..=scores.len() {
+                let mut all = candidates_of(scores);
+                all.sort_unstable_by(by_rank);
+                assert_eq!(best_few(scores, n), all[..n], "{scores:?}");
+            }
         }
     }
 }

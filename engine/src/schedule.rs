@@ -242,19 +242,24 @@ impl Schedule {
         });
     }
 
-    /// Takes in waiting sequences, in order, while places and pages last.
+    /// Takes in waiting sequences, in order, while places and pages last. One whose beginning is being computed waits until it
+    /// can be shared, and those behind it go first.
     pub(crate) fn admit(&mut self, cache: &mut Cache) {
-        while self.active.len() < self.max_sequences
-            && let Some(first) = self.waiting.front_mut()
-        {
+        let mut place = 0;
+        while self.active.len() < self.max_sequences && place < self.waiting.len() {
+            if self.is_being_computed(&self.waiting[place]) {
+                place += 1;
+                continue;
+            }
+            let next = &mut self.waiting[place];
             let shared = match &mut self.prefix {
                 // Kept output is computed here, or it would not be proved.
-                Some(prefix) if first.request.prompt_logprobs.is_none() => {
-                    prefix.find(&first.request.prompt, cache)
+                Some(prefix) if next.request.prompt_logprobs.is_none() => {
+                    prefix.find(&next.request.prompt, cache)
                 }
                 _ => Vec::new(),
             };
-            let needed = first.pages_needed(self.max_context) - shared.len();
+            let needed = next.pages_needed(self.max_context) - shared.len();
             let fits = match &mut self.prefix {
                 Some(prefix) => prefix.reclaim(needed, cache),
                 None => needed <= cache.n_free(),
@@ -263,12 +268,32 @@ impl Schedule {
                 shared.into_iter().for_each(|page| cache.release(page));
                 return;
             }
-            first.computed = shared.len() * PAGE;
-            first.cached = first.computed.min(first.prompt_len());
-            first.pages = shared;
-            first.pages.extend((0..needed).filter_map(|_| cache.take()));
-            self.active.extend(self.waiting.pop_front());
+            next.computed = shared.len() * PAGE;
+            next.cached = next.computed.min(next.prompt_len());
+            next.pages = shared;
+            next.pages.extend((0..needed).filter_map(|_| cache.take()));
+            self.active.extend(self.waiting.remove(place));
         }
+    }
+
+    /// Whether an active sequence computes pages of this one's prompt that nobody has computed before. It ends with that
+    /// prompt, so nobody waits for long.
+    fn is_being_computed(&self, waiting: &Sequence) -> bool {
+        let Some(prefix) = self.prefix.as_ref().filter(|_| waiting.request.prompt_logprobs.is_none()) else {
+            return false;
+        };
+        // At least one token is left to compute.
+        let tokens = &waiting.tokens[..waiting.tokens.len() - 1];
+        let shared = |active: &Sequence| {
+            let prompt = &active.request.prompt;
+            let pages = tokens.chunks_exact(PAGE).zip(prompt.chunks_exact(PAGE));
+            pages.take_while(|(one, other)| one == other).count()
+        };
+        let prefilling = self.active.iter().filter(|active| {
+            active.end.is_none() && active.prompt_logprobs.is_none() && active.computed < active.prompt_len()
+        });
+        let most = prefilling.map(shared).max().unwrap_or(0);
+        most > 0 && most > prefix.n_known(tokens)
     }
 
     /// Pages that a new sequence could have: free ones, and those kept for prompts that nobody uses now.

@@ -12,7 +12,7 @@ use common::{Outcome, constrained, golden, load, prompt, requests, run, syntheti
 use std::path::Path;
 use ternfleet_engine::synth::Shape;
 use ternfleet_engine::{
-    Engine, Head, Isa, KernelChoice, Options, Request, Sampling, Speculation, StopReason,
+    Engine, Head, Isa, KernelChoice, Kv, Options, Request, Sampling, Speculation, StopReason,
 };
 
 const NEW_TOKENS: usize = 14;
@@ -33,6 +33,7 @@ struct Way {
     chunk: usize,
     head: Head,
     kernel: KernelChoice,
+    kv: Kv,
     prefix_cache: bool,
     speculates: bool,
 }
@@ -44,7 +45,7 @@ impl Way {
         let kernel = if (n / 3).is_multiple_of(2) { KernelChoice::I2s } else { KernelChoice::Tl2 };
         let (prefix_cache, speculates) = (!n.is_multiple_of(3), n.is_multiple_of(2));
         let chunk = CHUNKS[n % CHUNKS.len()];
-        Way { isa, threads, batch, chunk, head, kernel, prefix_cache, speculates }
+        Way { isa, threads, batch, chunk, head, kernel, kv: Kv::F16, prefix_cache, speculates }
     }
 
     fn load(&self, path: &Path) -> Engine {
@@ -55,6 +56,7 @@ impl Way {
             prefill_chunk: self.chunk,
             head: self.head,
             kernel: self.kernel,
+            kv: self.kv,
             prefix_cache: self.prefix_cache,
             speculation: if self.speculates { Speculation::TAIL } else { Speculation::OFF },
             max_context: Some(512),
@@ -127,6 +129,7 @@ fn one_value(path: &Path, ways: impl Iterator<Item = Way>) -> Digest {
 
 /// As [`one_value`]; a ternary head always scores all rows, also where a constraint allows few.
 fn one_value_of(path: &Path, ways: impl Iterator<Item = Way>, has_ternary_head: bool) -> Digest {
+    let mut ways = ways.peekable();
     let reference = Way {
         isa: Isa::Scalar,
         threads: 1,
@@ -134,6 +137,7 @@ fn one_value_of(path: &Path, ways: impl Iterator<Item = Way>, has_ternary_head: 
         chunk: 512,
         head: Head::Full,
         kernel: KernelChoice::I2s,
+        kv: ways.peek().map_or(Kv::F16, |way| way.kv),
         prefix_cache: false,
         speculates: false,
     };
@@ -271,20 +275,34 @@ fn a_tiny_synthetic_model_gives_one_value() {
 
 /// These bits stay: whoever changes one on purpose changes the numerics id, too.
 fn is_pinned(value: Digest, pinned: u64, path: &Path) {
-    assert_eq!(load(path, Options::default()).info().numerics, "ternfleet-1/f16kv");
+    assert_eq!(load(path, Options::default()).info().numerics, "ternfleet-2/f16kv");
     assert!(value == Digest(pinned), "{value:x?} where {pinned:x} was, under the same numerics id");
+}
+
+/// A declared approximation is a reference of its own, with a name of its own.
+#[test]
+fn int8_keys_and_values_give_one_value() {
+    let (_folder, path) = synthetic(&Shape::TINY, 7);
+    let ids = prompt(5, 70, Shape::TINY.vocab);
+    let [halves, bytes] = [Kv::F16, Kv::Int8].map(|kv| {
+        let mut engine = load(&path, Options { kv, ..Options::default() });
+        (engine.info().numerics, engine.logits(&ids).unwrap())
+    });
+    assert_eq!([halves.0, bytes.0], ["ternfleet-2/f16kv", "ternfleet-2/int8kv"]);
+    assert!(halves.1 != bytes.1);
+    one_value(&path, in_turn().map(|way| Way { kv: Kv::Int8, ..way }));
 }
 
 #[test]
 fn four_golden_layers_give_one_value() {
     let path = golden("four-layers");
-    is_pinned(one_value(&path, in_turn()), 0x58f9_c98d_dbc6_cc9c, &path);
+    is_pinned(one_value(&path, in_turn()), 0x5df3_bee9_df4b_f9b5, &path);
 }
 
 #[test]
 fn the_storyteller_gives_one_value() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/storyteller/storyteller.gguf");
-    is_pinned(one_value(&path, in_turn()), 0x3ef4_e9a1_a8bb_6cf9, &path);
+    is_pinned(one_value(&path, in_turn()), 0x9e48_bf7a_bd69_6d65, &path);
 }
 
 /// I2_S of Llama's architecture with heads that are padded, groups of inputs, and TQ rows with scales of their own.

@@ -53,7 +53,7 @@ fn heads_agree(change: impl Fn(usize, usize, f32) -> f32) {
     with_embedding(&path, change);
     let requests = requests(2000, 20);
     let (expected, counters) = outcomes(&path, Head::Full, Isa::Scalar, 1, &requests);
-    assert_eq!((counters.screened, counters.candidates), (0, 0));
+    assert_eq!(counters.screened, 20, "the nucleus is the copy's for every head: one request has one");
     for (isa, threads) in Isa::available().into_iter().zip([1, 2, 3, 2]) {
         let (found, counters) = outcomes(&path, Head::Screened, isa, threads, &requests);
         assert_eq!(found, expected, "{isa}");
@@ -134,6 +134,46 @@ proptest! {
         let (found, _) = outcomes(&path, Head::Screened, isa, 2, &requests);
         prop_assert_eq!(found, expected);
     }
+}
+
+/// A nucleus is measured on rounded scores and ends with a bin, so its edge is a little further out than the softmax's.
+#[test]
+fn a_nucleus_is_what_the_softmax_says() {
+    const N: usize = 400;
+    let (_folder, path) = synthetic(&Shape { vocab: 2000, ..Shape::TINY }, 3);
+    let mut engine = load(&path, Options { max_sequences: 32, prefix_cache: true, ..Options::default() });
+    let ids = prompt(4, 9, 2000);
+    let logits = engine.logits(&ids).unwrap();
+    let scores = &logits[logits.len() - 2000..];
+    let best = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |score: f32| f64::from(score - best).exp();
+    let all: f64 = scores.iter().map(|&score| weight(score)).sum();
+    // The probability of the tokens that are better.
+    let before = |token: u32| {
+        let own = scores[token as usize];
+        scores.iter().filter(|&&score| score > own).map(|&score| weight(score)).sum::<f64>() / all
+    };
+    let requests: Vec<Request> = (0..N as u64)
+        .map(|seed| Request {
+            prompt: ids.clone(),
+            max_new_tokens: 1,
+            sampling: Sampling { temperature: 1.0, top_p: 0.5, ..Sampling::default() },
+            seed,
+            ..Request::default()
+        })
+        .collect();
+    let drawn: Vec<f64> =
+        run(&mut engine, &requests).iter().map(|outcome| before(outcome.tokens[0])).collect();
+    let outermost = drawn.iter().copied().fold(0.0, f64::max);
+    assert!((0.4..0.55).contains(&outermost), "{outermost}");
+    // Within the nucleus tokens are as probable relative to one another as they were.
+    let mass = |last: f64| -> f64 {
+        let within = (0..2000).filter(|&token| before(token) <= last);
+        within.map(|token| weight(scores[token as usize])).sum()
+    };
+    let expected = mass(0.25) / mass(outermost);
+    let found = drawn.iter().filter(|&&before| before <= 0.25).count() as f64 / N as f64;
+    assert!((found - expected).abs() < 0.1, "{found} for {expected}");
 }
 
 #[test]

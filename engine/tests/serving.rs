@@ -130,10 +130,36 @@ fn the_prefix_cache_saves_work_and_changes_nothing() {
     for (found, expected) in found.iter().zip(&expected) {
         assert_eq!(found.tokens, expected.tokens);
     }
-    assert_eq!(found.iter().map(|outcome| outcome.cached).collect::<Vec<_>>(), [0, 0, 256, 256]);
+    assert_eq!(found.iter().map(|outcome| outcome.cached).collect::<Vec<_>>(), [0, 256, 256, 256]);
     assert_eq!(engine.free_pages(), total, "kept pages count as free");
     let others: Vec<Request> = (20..30).map(|seed| request(seed, 400, 8)).collect();
     assert_eq!(run(&mut engine, &others), run(&mut plain, &others), "kept pages give way");
+}
+
+#[test]
+fn a_beginning_that_many_share_is_computed_once_and_holds_nobody_else_up() {
+    let options = Options { prefix_cache: true, max_sequences: 16, ..Options::default() };
+    let (_folder, mut engine) = engine(options);
+    let (n, n_prompt, n_shared) = (40, 400, 384);
+    let alike = |last: usize| {
+        let mut request = request(8, n_prompt, 4);
+        request.prompt[n_prompt - 1] = last as u32;
+        request
+    };
+    (0..n).for_each(|last| _ = engine.submit(alike(last)).unwrap());
+    let other = engine.submit(request(9, 20, 4)).unwrap();
+    let (mut events, mut prefilled, mut first_end) = (Vec::new(), 0, None);
+    while !engine.is_idle() {
+        prefilled += engine.step(&mut events).prefill_tokens;
+        let ended = events.iter().find_map(|event| match event {
+            Event::Finished { sequence, .. } => Some(*sequence),
+            _ => None,
+        });
+        first_end = first_end.or(ended);
+    }
+    let least = n_shared + n * (n_prompt - n_shared) + 20;
+    assert!(prefilled <= least, "{prefilled} tokens of prompts, and {least} suffice");
+    assert_eq!(first_end, Some(other), "what shares nothing goes first");
 }
 
 /// A request that can only say one word, which is what guessing is good at.

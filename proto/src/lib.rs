@@ -11,11 +11,13 @@ pub mod aside;
 pub mod bus;
 pub mod clock;
 pub mod codec;
+mod digest;
 pub mod id;
 pub mod message;
 pub mod money;
 pub mod nats;
 pub mod openai;
+pub mod proof;
 pub mod span;
 pub mod table;
 pub mod tag;
@@ -23,6 +25,7 @@ pub mod trace;
 
 pub use bus::{Bus, BusError};
 pub use clock::{Clock, Deadline, MonoMs, Now};
+pub use digest::Digest;
 pub use id::{Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, WorkerId};
 pub use money::UsdMicro;
 

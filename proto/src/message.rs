@@ -1,6 +1,7 @@
 //! Every message of the wire, by who speaks: work and its answers, workers about themselves, callers to the
 //! coordinator. Optional fields default, unknown ones are skipped, so that two versions can share a fleet.
 
+mod abilities;
 mod api;
 mod event;
 mod fleet;
@@ -11,6 +12,7 @@ mod stall;
 mod tools;
 mod work;
 
+pub use abilities::*;
 pub use api::*;
 pub use event::*;
 pub use fleet::*;

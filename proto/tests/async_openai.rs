@@ -40,6 +40,7 @@ fn result(endpoint: Endpoint) -> JobResult {
         outcome: Outcome::Text(Generated { more: vec![one("b")], ..one("a") }),
         usage: Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 1, ..Usage::default() },
         timing: Timing::default(),
+        nondeterministic: false,
         finished_at: TimeMs(1_700_000_000_000),
         traceparent: None,
         rejected: None,
@@ -56,6 +57,7 @@ fn view(state: BatchState, endpoint: Option<Endpoint>) -> BatchView {
         endpoint,
         output_object: Some("output-batch_1.jsonl".into()),
         error_object: None,
+        proof_object: None,
         total: 2,
         completed: 2,
         failed: 0,
@@ -84,6 +86,7 @@ fn view(state: BatchState, endpoint: Option<Endpoint>) -> BatchView {
         model: Some("storyteller".into()),
         cached_tokens: 7,
         outputs_expire_at: None,
+        nondeterministic: false,
     }
 }
 

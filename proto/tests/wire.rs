@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
 
+#[path = "wire/samples.rs"]
+mod samples;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -13,8 +16,11 @@ use ternfleet_proto::message::*;
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::{AssignmentKey, AssignmentTag};
 use ternfleet_proto::{
-    Attempt, BatchId, Epoch, JobKey, Lane, LeaderRevision, MonoMs, TenantId, TimeMs, UsdMicro, WorkerId,
+    Attempt, BatchId, Digest, Epoch, JobKey, Lane, LeaderRevision, MonoMs, TenantId, TimeMs, UsdMicro,
+    WorkerId,
 };
+
+use samples::{quote, view};
 
 fn job() -> JobKey {
     JobKey { batch: batch_id(), index: 7 }
@@ -48,12 +54,9 @@ fn logprobs() -> Vec<TokenLogprobs> {
 }
 
 fn generation() -> Generation {
+    let said = ("user".into(), "Wie geht's?\n".into());
     Generation {
-        prompt: Prompt::Chat(vec![ChatMessage {
-            role: "user".into(),
-            content: "Wie geht's?\n".into(),
-            ..ChatMessage::default()
-        }]),
+        prompt: Prompt::Chat(vec![ChatMessage { role: said.0, content: said.1, ..ChatMessage::default() }]),
         max_tokens: Some(40),
         sampling: Sampling { logit_bias: vec![(3, -1.5)], ..Sampling::default() },
         seed: u64::MAX,
@@ -62,6 +65,9 @@ fn generation() -> Generation {
         echo: false,
         stream: true,
         constraint: Some(Constraint::JsonSchema(r#"{"type":"object"}"#.into())),
+        token_ids: true,
+        deterministic: true,
+        no_cache: true,
     }
 }
 
@@ -69,9 +75,9 @@ fn conversation() -> Conversation {
     let call = PastCall { id: "c".into(), name: "f".into(), arguments: "{}".into() };
     let asked = ChatMessage { role: "assistant".into(), calls: vec![call], ..ChatMessage::default() };
     let answered = ChatMessage { role: "tool".into(), call_id: Some("c".into()), ..ChatMessage::default() };
-    let function =
-        Function { name: "f".into(), description: Some("d".into()), parameters: Some("{}".into()) };
-    let choice = ToolChoice::Function("f".into());
+    let (description, parameters) = (Some("d".into()), Some("{}".into()));
+    let (function, choice) =
+        (Function { name: "f".into(), description, parameters }, ToolChoice::Function("f".into()));
     let tools = Some(Tools { functions: vec![function], choice, parallel: true });
     Conversation { messages: vec![asked, answered], tools }
 }
@@ -112,6 +118,7 @@ fn checkpoint() -> Checkpoint {
         logprobs: logprobs(),
         choices: vec![0, 3],
         generated_by: None,
+        text: "drei".into(),
         claim: false,
         released: true,
         at: TimeMs(5),
@@ -130,6 +137,7 @@ fn result(outcome: Outcome) -> JobResult {
         outcome,
         usage: Usage { prompt_tokens: 3, completion_tokens: 4, engine_us: 5, ..Usage::default() },
         timing: Timing { queued_ms: 1, first_token_ms: 2, total_ms: 3 },
+        nondeterministic: true,
         finished_at: TimeMs(1_700_000_000_123),
         traceparent: None,
         rejected: None,
@@ -137,7 +145,9 @@ fn result(outcome: Outcome) -> JobResult {
 }
 
 fn good() -> JobResult {
-    let ids_digest = Generated::digest_of(&[1, 2, 3]);
+    let (ids_digest, digest) = (Generated::digest_of(&[1, 2, 3]), Digest::of(b"x"));
+    let (model_digest, numerics) = ("d".into(), "n".into());
+    let evidence = Evidence { model_digest, numerics, request: digest, seed: Some(u64::MAX), answer: digest };
     result(Outcome::Text(Generated {
         text: "gut".into(),
         finish: Finish::Stop,
@@ -145,7 +155,11 @@ fn good() -> JobResult {
         logprobs: logprobs(),
         prompt_logprobs: logprobs(),
         calls: vec![Call { name: "f".into(), arguments: "{}".into() }],
+        ids: vec![1, 2],
+        prompt_ids: vec![3],
         more: vec![Generated::default()],
+        evidence: Some(evidence.into()),
+        copy_of: Some(job()),
     }))
 }
 
@@ -185,83 +199,7 @@ fn heartbeat() -> Heartbeat {
         needs_queues: false,
         canary: "c1-5e1f".into(),
         thread_scaling: vec![ThreadPoint { threads: 16, tok_s: 30.5 }],
-    }
-}
-
-fn view() -> BatchView {
-    BatchView {
-        id: batch_id(),
-        tenant: tenant(),
-        name: Some("Märchen".into()),
-        state: BatchState::PausedBudget,
-        input_object: "in".into(),
-        endpoint: None,
-        output_object: None,
-        error_object: None,
-        total: 10,
-        completed: 3,
-        failed: 1,
-        total_is_final: true,
-        created_at: TimeMs(1_000),
-        started_at: Some(TimeMs(2_000)),
-        cancelling_at: None,
-        finalizing_at: None,
-        ended_at: None,
-        expires_at: TimeMs(86_400_000),
-        options: BatchOptions {
-            budget_usd_micro: Some(UsdMicro(5)),
-            priority: -3,
-            ..BatchOptions::default()
-        },
-        metadata: [("k".to_owned(), "v".to_owned())].into(),
-        prompt_tokens: 30,
-        completion_tokens: 40,
-        wasted_tokens: 2,
-        cost_usd_micro: UsdMicro(18),
-        over_budget_usd_micro: UsdMicro(1),
-        rate_tok_s: 20.5,
-        finish_estimate: Some(TimeMs(9_000)),
-        durability: Durability::Stored,
-        replicas: 1,
-        reason: Some("spent".into()),
-        stall: Some(Stall {
-            code: StallCode::BudgetSpent,
-            reason: "spent".into(),
-            advice: Some("raise it".into()),
-        }),
-        webhook: None,
-        quote: None,
-        model: Some("m".into()),
-        cached_tokens: 2,
-        outputs_expire_at: Some(TimeMs(7)),
-    }
-}
-
-fn quote() -> Quote {
-    let other = Alternative { deadline_ms: None, cost_usd_micro: UsdMicro(1), finish_p95_ms: TimeMs(9) };
-    Quote {
-        work_tokens: 10.0,
-        work_tokens_low: 9.0,
-        work_tokens_high: 11.0,
-        kept: false,
-        binds: Some(Binds::Budget),
-        explanation: "too dear".into(),
-        cost_p50_usd_micro: UsdMicro(1),
-        cost_p95_usd_micro: UsdMicro(2),
-        bill_p50_usd_micro: Some(UsdMicro(1)),
-        bill_p95_usd_micro: Some(UsdMicro(2)),
-        finish_p50_ms: TimeMs(3),
-        finish_p95_ms: TimeMs(4),
-        bound_usd_micro: UsdMicro(1),
-        pods: vec![PodsUsed {
-            class: "c".into(),
-            pods: 2,
-            started: 1,
-            from_ms: TimeMs(1),
-            until_ms: TimeMs(3),
-        }],
-        cheaper: Some(other),
-        faster: None,
+        abilities: Abilities { tools: false, ..Abilities::ALL },
     }
 }
 
@@ -295,6 +233,8 @@ macro_rules! every_message {
             prompt_logprobs: logprobs(),
             model: Some("m".into()),
             calls: vec![CallPiece { call: 1, name: Some("f".into()), arguments: "{".into() }],
+            ids: vec![1],
+            prompt_ids: vec![2],
         });
         with!(heartbeat());
         for order in [
@@ -438,6 +378,7 @@ macro_rules! every_message {
                 digest: "d".into(),
                 numerics: "n".into(),
                 context_tokens: 3,
+                deterministic: true,
                 since: TimeMs(4),
                 workers: 5,
             }],
@@ -610,6 +551,5 @@ fn broken_bytes_are_an_error_and_never_a_panic() {
 fn a_message_in_anothers_place_is_refused_by_name() {
     let reason = decode::<Work>(&encode(&heartbeat())).unwrap_err();
     assert_eq!(reason.expected, "Work");
-    assert!(decode::<Heartbeat>(b"").is_err());
-    assert!(decode::<Checkpoint>(&[0xc0]).is_err());
+    assert!(decode::<Heartbeat>(b"").is_err() && decode::<Checkpoint>(&[0xc0]).is_err());
 }

@@ -180,6 +180,7 @@ pub fn first_beat(id: &WorkerId, manner: &Manner, now: TimeMs) -> Heartbeat {
         needs_queues: false,
         canary: String::new(),
         thread_scaling: Vec::new(),
+        abilities: Default::default(),
     }
 }
 
@@ -343,6 +344,7 @@ async fn write_checkpoint(
         logprobs: Vec::new(),
         choices: Vec::new(),
         generated_by: None,
+        text: String::new(),
         claim,
         released: false,
         at: TimeMs::now(),
@@ -380,6 +382,7 @@ fn answer(id: &WorkerId, work: &Work, brief: bool) -> JobResult {
         }),
         usage: Usage { prompt_tokens: 5, completion_tokens: 10, ..Usage::default() },
         timing: Timing::default(),
+        nondeterministic: false,
         finished_at: TimeMs::now(),
         traceparent: None,
         rejected: None,

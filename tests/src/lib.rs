@@ -14,3 +14,4 @@ pub mod program;
 pub mod server;
 pub mod sim;
 pub mod standin;
+pub mod upstream;

@@ -10,6 +10,7 @@ mod hand_over;
 mod large;
 mod process;
 mod restart;
+mod upstream;
 
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub use fleet::fleet;
 pub use hand_over::{latency, throughput};
 pub use large::{Answered, large_input};
 pub use restart::{restart, takeover};
+pub use upstream::overhead;
 
 /// A server, a coordinator in this process, two workers that answer at once, and a caller.
 struct Fleet {

@@ -301,7 +301,7 @@ fn the_commands_of_the_runbook_exist_with_their_flags() {
 #[test]
 fn the_table_of_metrics_in_the_docs_is_the_one_in_the_code() {
     let mut page = String::from(
-        "# Metrics\n\nThis page is generated from the code. Labels have fixed sets of values, except `pod`, `class`, `batch` and `name`, which name live objects. \
+        "# Metrics\n\nThis page is generated from the code. Labels have fixed sets of values, except `pod`, `class`, `batch`, `name` and `gen_ai_request_model`, which name live objects. \
          Every series without one of these labels exists from the start, with the value 0.\n\n## Coordinator\n\nThese metrics are exposed at `/metrics` of a coordinator. Rented pods are behind NAT, \
          so the figures of every worker are included as `ternfleet_pod_…`, from its heartbeats. \
          A standby exposes the same names; its `ternfleet_leader` is 0, and it has no pods and no batches.\n\n\

@@ -10,7 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use ternfleet_tests::chaos::{Plan, run};
-use ternfleet_tests::program::{LocalFleet, json_lines, wait_for};
+use ternfleet_tests::program::{self, LocalFleet, Service, json_lines, wait_for};
+use ternfleet_tests::server::NatsServer;
 
 const JOBS: usize = 40;
 
@@ -32,7 +33,7 @@ fn long_batch() -> String {
     let line = |n: usize| {
         let mut body = json!({
             // Every fourth line wants several answers.
-            "prompt": format!("There was once a king who had {n} sons"), "max_tokens": 180, "seed": n, "n": choices(n),
+            "prompt": format!("There was once a king who had {n} sons"), "max_tokens": 180, "seed": n, "n": choices(n), "cache": false,
         });
         if is_held(n) {
             body["response_format"] = form.clone();
@@ -119,6 +120,83 @@ fn a_killed_coordinator_loses_and_doubles_nothing() {
     survives_the_death_of("coordinator");
 }
 
+/// Greedy lines, which are continued by their ids, and others, which start over.
+fn mixed_batch() -> String {
+    let line = |n: usize| {
+        let mut body = json!({
+            "prompt": format!("There was once a queen who had {n} daughters"), "max_tokens": 300, "temperature": 0,
+            "frequency_penalty": 0, "seed": n, "cache": false,
+        });
+        match n % 4 {
+            1 => body["temperature"] = json!(0.8),
+            2 => body["stop"] = json!(["the king"]),
+            _ => {}
+        }
+        json!({"custom_id": format!("job-{n}"), "method": "POST", "url": "/v1/completions", "body": body})
+    };
+    (0..8).map(|n| format!("{}\n", line(n))).collect()
+}
+
+#[test]
+fn a_killed_worker_in_front_of_another_fleet_is_continued_by_ids_to_the_same_bytes() {
+    let fleet = LocalFleet::start(&["--workers", "1"]).unwrap();
+    let input = fleet.write("in.jsonl", &mixed_batch()).unwrap();
+    let file = |name: &str| fleet.dir.join(name).display().to_string();
+    let direct = fleet.run(&["submit", &input, "--out", &file("direct.jsonl")]).unwrap();
+    assert_eq!(direct.code, Some(0), "{direct:?}");
+
+    let nats = NatsServer::start().unwrap();
+    let upstream = format!("{}/v1", fleet.addresses.http.trim_end_matches('/'));
+    let start = |words: &[&str], log: &str| {
+        let mut command = program::command(words).unwrap();
+        command.env("TERNFLEET_CALIBRATE_MS", "200");
+        Service::start_command(command, &fleet.dir.join(log)).unwrap()
+    };
+    let _coordinator = start(&["coordinator", "--nats", &nats.url()], "front.log");
+    let worker = |log: &str| {
+        let words =
+            ["worker", "--engine", "openai", "--upstream", &upstream, "--slots", "4", "--nats", &nats.url()];
+        start(&words, log)
+    };
+    let run = |words: &[&str]| program::run(&[words, &["--nats", &nats.url()]].concat());
+    let first = worker("first.log");
+    let words = ["submit", &input, "--out", &file("front.jsonl"), "--nats", &nats.url()];
+    let mut waiting = program::command(&words).unwrap().spawn().unwrap();
+    wait_for(Duration::from_secs(60), || {
+        let pods = run(&["pods", "--json"])?.json().unwrap_or_default();
+        let running = pods[0]["heartbeat"]["running"].as_array().cloned().unwrap_or_default();
+        let far = running.iter().filter(|job| job["generated"].as_u64() > Some(50)).count();
+        Ok((far >= 2).then_some(()))
+    })
+    .unwrap();
+    first.signal(Signal::SIGKILL).unwrap();
+    let _second = worker("second.log");
+    let status = wait_for(Duration::from_secs(120), || Ok(waiting.try_wait()?)).unwrap();
+    assert_eq!(status.code(), Some(0), "submit survives it");
+
+    let read = |name: &str| {
+        let lines = json_lines(&std::fs::read_to_string(file(name)).unwrap()).unwrap();
+        let named = |line: Value| (line["custom_id"].as_str().unwrap().to_owned(), line);
+        lines.into_iter().map(named).collect::<BTreeMap<String, Value>>()
+    };
+    let (direct, front) = (read("direct.jsonl"), read("front.jsonl"));
+    assert_eq!(front.len(), direct.len());
+    let mut continued = 0;
+    for (id, line) in &front {
+        let body = |line: &Value| {
+            let body = &line["response"]["body"];
+            (body["choices"].clone(), body["model"].clone(), body["usage"]["completion_tokens"].clone())
+        };
+        assert_eq!(body(line), body(&direct[id]), "{id}: the same as without a fleet in front");
+        assert!(line["ternfleet"]["deterministic"].is_null(), "{line}");
+        let n: usize = id.trim_start_matches("job-").parse().unwrap();
+        let greedy = matches!(n % 4, 0 | 3);
+        assert!(!greedy || line["ternfleet"]["repeated_tokens"] == 0, "{line}");
+        continued += usize::from(greedy && line["ternfleet"]["reprefilled_tokens"].as_u64() > Some(30));
+    }
+    assert!(continued > 0, "the kill came in the middle of some: {front:?}");
+}
+
 /// Half a minute of everything at once; `make chaos` does it for a quarter of an hour, on a cluster too.
 #[test]
 fn half_a_minute_of_chaos_breaks_no_promise() {
@@ -133,6 +211,7 @@ fn half_a_minute_of_chaos_breaks_no_promise() {
         small_disks: false,
         long_stops: false,
         step_clocks: false,
+        upstream: true,
     };
     let mut folder = tempfile::tempdir().unwrap();
     let outcome = run(&plan, folder.path());

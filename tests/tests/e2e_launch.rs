@@ -134,7 +134,7 @@ fn a_launch_shows_quote_results_and_bill_and_leaves_nothing() {
     );
     let took = began.elapsed();
     let said = std::fs::read_to_string(laptop.path("launch.log")).unwrap();
-    for part in ["provider's bill", "in all", "quoted  $"] {
+    for part in ["provider's bill", "total", "quoted  $"] {
         assert!(said.contains(part), "{said}");
     }
     laptop.has_every_answer();

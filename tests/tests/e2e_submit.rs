@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use ternfleet_proto::nats;
 use ternfleet_tests::program::{LocalFleet, command, json_lines, run, wait_for};
 
 /// Lines as OpenAI's Batch API has them.
@@ -142,6 +143,112 @@ fn a_bad_line_is_one_error_line_and_nothing_else_suffers() {
         tools.contains("`tools`") && tools.contains("manifest"),
         "the storyteller calls nothing: {tools}"
     );
+}
+
+/// Kinds and lines of the faults that `verify` finds.
+fn faults(arguments: &[&str]) -> Vec<(String, Option<u64>, String)> {
+    let ended = run(&[&["verify", "--json"][..], arguments].concat()).unwrap();
+    let found = ended.json().unwrap();
+    let faults = found["faults"].as_array().unwrap().iter();
+    let read = |fault: &Value| {
+        let text = |name: &str| fault[name].as_str().unwrap().to_owned();
+        (text("kind"), fault["line"].as_u64(), text("message"))
+    };
+    let faults: Vec<_> = faults.map(read).collect();
+    assert_eq!(ended.code, Some(i32::from(!faults.is_empty())), "{ended:?}");
+    faults
+}
+
+#[test]
+fn whoever_has_answers_and_manifest_finds_every_forgery() {
+    let fleet = LocalFleet::start(&["--workers", "1"]).unwrap();
+    let lines = [
+        r#"{"prompt": "A fox", "max_tokens": 12, "temperature": 0}"#,
+        r#"{"prompt": "A fox", "max_tokens": 12, "seed": 7}"#,
+        r#"{"prompt": "A fox", "max_tokens": 12, "n": 2, "logprobs": 1, "echo": true}"#,
+        r#"{"prompt": "A fox", "max_tokens": 12, "colour": "red"}"#,
+        r#"{"messages": [{"role": "user", "content": "A fox"}], "max_tokens": 30, "stop": ["."]}"#,
+        r#"{"input": "A fox", "max_output_tokens": 8}"#,
+        r#"{"prompt": "A fox", "max_tokens": 12, "structured_outputs": {"choice": ["red", "blue"]}}"#,
+    ];
+    let file = |name: &str| fleet.dir.join(name).display().to_string();
+    let input = fleet.write("in.jsonl", &format!("{}\n", lines.join("\n"))).unwrap();
+    let (out, proof) = (file("out.jsonl"), file("proof.jsonl"));
+    assert_eq!(fleet.run(&["submit", &input, "--name", "tales"]).unwrap().code, Some(2));
+    let got = fleet.run(&["results", "tales", "--out", &out, "--proof", &proof]).unwrap();
+    assert_eq!(got.code, Some(2), "{got:?}");
+    let key = fleet.run(&["key", "proof"]).unwrap().stdout.trim().to_owned();
+
+    let whole = ["--manifest", &proof, "--key", &key, "--input", &input];
+    let checked = run(&[&["verify", "--json", &out][..], &whole[..]].concat()).unwrap();
+    let found = checked.json().unwrap();
+    assert_eq!((checked.code, &found["compared_lines"]), (Some(0), &json!(7)), "{checked:?}");
+    assert_eq!((&found["again"]["lines"], &found["again"]["same"]), (&json!(6), &json!(6)), "{found}");
+    let alone = run(&["verify", "--manifest", &proof]).unwrap();
+    assert!(alone.code == Some(0) && alone.stdout.contains(&key), "{alone:?}");
+    let one = run(&["verify", &out, "--input", &input, "--line", "2"]).unwrap();
+    assert!(one.code == Some(0) && one.stdout.contains("1 of 1 lines gave the same bits here"), "{one:?}");
+
+    let text = std::fs::read_to_string(&out).unwrap();
+    let rows: Vec<&str> = text.lines().collect();
+    let forged = |rows: &[String]| fleet.write("forged.jsonl", &(rows.join("\n") + "\n")).unwrap();
+    let with = |places: &[usize]| forged(&places.iter().map(|&at| rows[at].to_owned()).collect::<Vec<_>>());
+    let kinds = |path: &str, more: &[&str]| -> Vec<(String, Option<u64>)> {
+        let all = [&[path, "--manifest", &proof][..], more].concat();
+        faults(&all).into_iter().map(|(kind, line, _)| (kind, line)).collect()
+    };
+    let fault = |kind: &str, line: u64| (kind.to_owned(), Some(line));
+    assert_eq!(kinds(&with(&[0, 1, 2, 3, 5, 6]), &[]), [fault("missing", 5)]);
+    assert_eq!(kinds(&with(&[0, 2, 1, 3, 4, 5, 6]), &[]), [fault("order", 2)]);
+    let mut changed: Vec<String> = rows.iter().map(|&row| row.to_owned()).collect();
+    changed[1] = changed[1].replace("A fox", "A fix").replacen("\"text\":\"", "\"text\":\"!", 1);
+    assert_eq!(kinds(&forged(&changed), &[]), [fault("changed", 2)]);
+    let other_key = "00".repeat(32);
+    assert_eq!(kinds(&out, &["--key", &other_key]), [("key".to_owned(), None)]);
+    let reseeded = fleet.write("reseeded.jsonl", &(lines.join("\n") + "\n").replace("7}", "8}")).unwrap();
+    let found = kinds(&out, &["--input", &reseeded]);
+    assert_eq!(found, [("input".to_owned(), None), fault("seed", 2)]);
+    let asked = fleet.write("asked.jsonl", &(lines.join("\n") + "\n").replacen("A fox", "A dog", 1)).unwrap();
+    assert_eq!(kinds(&out, &["--input", &asked]), [("input".to_owned(), None), fault("request", 1)]);
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/storyteller");
+    let other = fleet.dir.join("other.gguf");
+    let model = [&std::fs::read(format!("{shipped}/storyteller.gguf")).unwrap()[..], b"x"].concat();
+    std::fs::write(&other, model).unwrap();
+    let found = kinds(&out, &["--input", &input, "--model", &other.display().to_string()]);
+    assert_eq!(found, [("model".to_owned(), None)]);
+
+    // Without a manifest, the lines' own evidence is what they are held to.
+    assert_eq!(faults(&[&forged(&changed), "--input", &input])[0].0, "text");
+    let mut row: Value = serde_json::from_str(rows[1]).unwrap();
+    let said = row["response"]["body"]["choices"][0]["text"].as_str().unwrap().to_owned();
+    let begin: String = said.chars().take(said.chars().count() / 2).collect();
+    row["response"]["body"]["choices"][0]["text"] = json!(begin.clone() + "@@");
+    row["ternfleet"]["proof"]["answer"] = json!("00".repeat(32));
+    let found = faults(&[&forged(&[row.to_string()]), "--input", &input]);
+    let (kind, line, message) = &found[0];
+    assert_eq!((kind.as_str(), *line), ("tokens", Some(2)));
+    assert!(message.contains("differs first") && message.contains("@@\""), "{message}");
+
+    // What leaves nothing to chance is known when it is asked for again, and its proof holds.
+    assert_eq!(fleet.run(&["submit", &input, "--name", "again"]).unwrap().code, Some(2));
+    let (out, proof) = (file("again.jsonl"), file("again-proof.jsonl"));
+    assert_eq!(fleet.run(&["results", "again", "--out", &out, "--proof", &proof]).unwrap().code, Some(2));
+    let answers = json_lines(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    let cached: Vec<bool> = answers.iter().map(|answer| answer["ternfleet"]["cached"] == true).collect();
+    assert_eq!(cached, [true, true, false, false, false, false, false]);
+    assert_eq!(answers[1]["response"]["body"]["choices"][0]["text"], json!(said));
+    assert_eq!(faults(&[&out, "--manifest", &proof, "--input", &input]), []);
+
+    // As `nats micro stats` asks.
+    let options = nats::ConnectOptions { url: fleet.addresses.nats.clone(), ..Default::default() };
+    let asked = async {
+        let bus = nats::connect(&options).await.unwrap();
+        bus.request("$SRV.STATS.ternfleet", Default::default(), Duration::from_secs(5)).await.unwrap()
+    };
+    let stats = tokio::runtime::Runtime::new().unwrap().block_on(asked);
+    let stats: Value = serde_json::from_slice(&stats).unwrap();
+    let created = stats["endpoints"].as_array().unwrap().iter().find(|one| one["name"] == "batch_create");
+    assert!(created.unwrap()["num_requests"].as_u64().unwrap() >= 2, "{stats}");
 }
 
 /// Every call of a message's `tool_calls` or a response's `output`: name and arguments.

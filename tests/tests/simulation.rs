@@ -205,5 +205,5 @@ fn seeds_with_rented_pods_give_every_pod_back() {
         let tally = run_seed(seed).unwrap_or_else(|failure| panic!("{failure}"));
         (runs, pods) = (runs + 1, pods + tally.pods);
     }
-    assert!(runs >= 10 && pods >= 2 * runs, "{pods} pods in {runs} runs");
+    assert!(runs >= 10 && pods > runs, "{pods} pods in {runs} runs");
 }

@@ -14,8 +14,8 @@ use ternfleet_coordinator::core::{
     Outputs, Task, Trace, Verdict,
 };
 use ternfleet_proto::message::{
-    BatchCreate, BatchOptions, Durability, EventKind, Generation, Input, JobCreate, Line, Prompt, Refusal,
-    Running, Work,
+    Abilities, BatchCreate, BatchOptions, Durability, EventKind, Generation, Input, JobCreate, Line, Prompt,
+    Refusal, Running, Work,
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
@@ -225,6 +225,7 @@ impl World {
                 cached_tokens: 0,
                 model: None,
                 engine_us: run.engine_us as u64,
+                nondeterministic: false,
                 finished_at: self.now.wall,
             };
             self.tell(Event::Answer { sequence: self.sequence, answer: Box::new(answer) });
@@ -336,15 +337,19 @@ fn generation(max_tokens: u32) -> Generation {
         prompt: Prompt::Text("Once".to_owned()),
         max_tokens: Some(max_tokens),
         seed: 1,
+        no_cache: true,
         ..Generation::default()
     }
 }
 
 fn task() -> Task {
     Task {
+        wanted: None,
+        start: None,
         line: line(),
         input: Input::Inline(generation(LINE_TOKENS)),
         constrained: false,
+        needs: Abilities::NONE,
         tokens_estimate: LINE_TOKENS,
         bytes: 100,
     }
@@ -540,7 +545,7 @@ fn completions_cost_their_tenant_no_more_than_its_hour_allows() {
     assert!((9_000..=10_200).contains(&spent.0), "{spent}");
     let refused = refused.expect("the allowance is used up");
     assert!(refused.retry_after_ms.is_some_and(|wait| wait > 0), "{refused:?}");
-    assert!(refused.message.contains("greedy") && refused.message.contains("an hour"), "{refused}");
+    assert!(refused.message.contains("greedy") && refused.message.contains("per hour"), "{refused}");
     world.complete(&modest).unwrap();
     world.run(Duration::from_secs(2), false);
     world.check();

@@ -3,6 +3,9 @@
 //! The part of the coordinator is played by a few lines here: it makes the queues, sends work, reads results. The
 //! engine makes its letters up, so that only the worker and the bus are tested.
 
+#[path = "worker_nats/upstream.rs"]
+mod upstream;
+
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -34,7 +37,7 @@ const CHECKPOINT_TOKENS: usize = 32;
 fn options(engine: &str) -> Options {
     Options {
         engine: engine.to_owned(),
-        slots: SLOTS,
+        slots: Some(SLOTS),
         calibrate_ms: 0,
         heartbeat_ms: 200,
         checkpoint_tokens: CHECKPOINT_TOKENS,

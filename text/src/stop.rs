@@ -47,6 +47,11 @@ impl StopMatcher {
         Step { text: std::mem::replace(&mut self.held, after), stopped: false }
     }
 
+    /// True if nothing is held back.
+    pub fn is_whole(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// Ends the stream and returns what was held back.
     pub fn finish(self) -> String {
         self.held

@@ -53,6 +53,11 @@ impl Stream {
         text
     }
 
+    /// True if no part of a character waits.
+    pub fn is_whole(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// Ends the stream: a character that never ended becomes U+FFFD.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()

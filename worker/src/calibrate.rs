@@ -78,7 +78,9 @@ fn prompt(vocab: usize, length: usize, salt: usize) -> Vec<u32> {
 fn request(prompt: Vec<u32>, max_new_tokens: usize) -> Request {
     // A model that repeats itself would seem faster than it is on real work.
     let speculate = false;
-    Request { prompt, max_new_tokens, sampling: Sampling::greedy(), speculate, ..Request::default() }
+    // What most batches ask for.
+    let sampling = Sampling { temperature: 1.0, top_p: 0.9, ..Sampling::default() };
+    Request { prompt, max_new_tokens, sampling, speculate, ..Request::default() }
 }
 
 /// Prompts of growing length until the time is used up; the last one counts.

@@ -53,6 +53,8 @@ pub struct Config {
     pub drain_max: Duration,
     /// How long a pull waits at the server.
     pub pull_expires: Duration,
+    /// Checkpoints hold text beside ids, since nobody here could make one of the other.
+    pub keeps_text: bool,
 }
 
 /// How many answered jobs are remembered, so that a redelivery whose ack was lost is not run again.
@@ -94,6 +96,8 @@ pub struct Core {
     bus_up: bool,
     signals: u32,
     host: HostFacts,
+    /// Of the server that computes for this worker, where there is one.
+    server_heard_at: Option<MonoMs>,
 }
 
 /// The two consumers of this worker, as the coordinator named them.
@@ -146,6 +150,7 @@ impl Core {
             bus_up: true,
             signals: 0,
             host: HostFacts::default(),
+            server_heard_at: None,
         }
     }
 
@@ -175,6 +180,7 @@ impl Core {
             Event::Order(control) => self.on_order(now, control, actions),
             Event::Tick { host } => self.on_tick(now, host, actions),
             Event::HostFault { reason } => self.host_fault(now, &reason, actions),
+            Event::Server { ready } => self.on_server(now, ready, actions),
             Event::Signal => self.on_signal(now, actions),
             Event::Bus { up } => self.on_bus(now, up, actions),
         }

@@ -203,6 +203,7 @@ impl<G: Generator + ?Sized> Drive<G> {
             head: head.since(std::mem::replace(&mut self.head, head)),
             speculation: stats.speculation,
             prefix_cache_hits: 0,
+            overlapping: false,
         };
         let broken = |event: &Event| matches!(event, Event::Finished { reason: StopReason::NotFinite, .. });
         if events.iter().any(broken) {

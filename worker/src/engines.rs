@@ -29,7 +29,9 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// The groups to supervise if `options` ask for several engines and this machine is one for them.
 pub fn wanted(options: &Options) -> Option<Vec<Vec<usize>>> {
-    let groups = if options.engines == "auto" { split(&Topology::read()) } else { Vec::new() };
+    // A server has the whole machine to itself.
+    let several = options.engines == "auto" && options.engine != "openai";
+    let groups = if several { split(&Topology::read()) } else { Vec::new() };
     (groups.len() > 1).then_some(groups)
 }
 

@@ -6,6 +6,7 @@
 //! Architecture Invariant: `core` does no I/O, reads no clock and draws no randomness; the engine never runs on a
 //! thread of the async runtime.
 
+pub mod asked;
 pub mod calibrate;
 pub mod canary;
 pub mod core;
@@ -22,9 +23,10 @@ mod options;
 pub mod request;
 mod shell;
 pub mod transcript;
+pub mod upstream;
 
 pub use heap::Heap;
 pub use identity::Identity;
 pub use model::{LoadedModel, digest_of_file};
 pub use options::{EngineKind, Options, OptionsError};
-pub use shell::{Parts, run, run_then, run_with};
+pub use shell::{Computer, Parts, run, run_then, run_with};

@@ -378,9 +378,9 @@ impl Metrics {
     }
 
     /// What does not change while the process lives.
-    pub(crate) fn set_model(&self, model: &LoadedModel, slots: usize, price_usd_per_hour: f64) {
+    pub(crate) fn set_model(&self, model: &LoadedModel, price_usd_per_hour: f64) {
         self.build.with_label_values(&[env!("CARGO_PKG_VERSION"), &model.isa, &model.name]).set(1.0);
-        self.slots.set(slots as i64);
+        self.slots.set(model.slots as i64);
         self.kv_pages.set(model.kv_pages as i64);
         self.price.set(price_usd_per_hour);
         self.load.set(model.load.as_secs_f64());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use ternfleet_engine::host::Topology;
 use ternfleet_engine::{Engine, Options as EngineOptions, Speculation, gguf};
-use ternfleet_proto::message::ThreadPoint;
+use ternfleet_proto::message::{Abilities, ThreadPoint};
 use ternfleet_text::{Manifest, Tokenizer};
 
 use crate::calibrate::{Calibration, calibrate, fewer_is_better, thread_point};
@@ -28,10 +28,15 @@ pub struct LoadedModel {
     /// `blake3:` and the hexadecimal digest of the whole file.
     pub digest: String,
     pub numerics: String,
-    pub language: Language,
+    /// None where somebody else's server reads and writes.
+    pub language: Option<Language>,
     /// What the manifest says for requests that leave it open.
     pub sampling: ternfleet_text::Sampling,
     pub context: usize,
+    /// Jobs that generate at once.
+    pub slots: usize,
+    /// What the engine can do.
+    pub abilities: Abilities,
     pub kv_pages: usize,
     pub page_tokens: usize,
     pub threads: usize,
@@ -85,6 +90,7 @@ pub(crate) fn load(options: &Options, kind: EngineKind) -> anyhow::Result<(Box<d
     match kind {
         EngineKind::Model => load_model(options),
         EngineKind::Instant { step } => Ok(load_instant(options, step)),
+        EngineKind::Openai => anyhow::bail!("a server's model is not loaded here"),
     }
 }
 
@@ -97,11 +103,12 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
     let prepared = Tokenizer::from_parts(&vocabulary, manifest.as_ref()).with_context(said)?;
     let engine_options = EngineOptions {
         threads: options.threads,
-        max_sequences: options.slots,
+        max_sequences: options.slots(),
         max_context: options.max_context,
         kv_budget_bytes: options.kv_budget_bytes,
         prefix_cache: options.prefix_cache,
         head: options.head.parse().with_context(said)?,
+        kv: options.kv.parse().with_context(said)?,
         kernel: options.kernel.parse().with_context(said)?,
         speculation: Speculation { draft_tokens: options.speculate_tokens, ..Speculation::TAIL },
         ..EngineOptions::default()
@@ -122,11 +129,16 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
         || path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let loaded = LoadedModel {
         sampling: manifest.as_ref().map_or_else(Default::default, |manifest| manifest.sampling.clone()),
-        language: Language::of(prepared.tokenizer, manifest.as_ref().and_then(|manifest| manifest.tools)),
+        language: Some(Language::of(
+            prepared.tokenizer,
+            manifest.as_ref().and_then(|manifest| manifest.tools),
+        )),
         name: manifest.map_or_else(stem, |manifest| manifest.name),
         digest,
         numerics: info.numerics.to_owned(),
         context: info.max_context,
+        slots: options.slots(),
+        abilities: Abilities::ALL,
         kv_pages: info.kv_pages,
         page_tokens: info.page_tokens,
         threads: info.threads,
@@ -156,7 +168,7 @@ fn with_the_best_threads(
     let load_and_measure = |threads| {
         let (mut engine, took) = load(Some(threads))?;
         let context = engine.info().max_context;
-        let point = thread_point(&mut engine, threads, options.slots, vocab, context, share);
+        let point = thread_point(&mut engine, threads, options.slots(), vocab, context, share);
         Ok::<_, anyhow::Error>((engine, took, point))
     };
     let (engine, _, with_half) = load_and_measure(half)?;
@@ -188,8 +200,10 @@ fn load_instant(options: &Options, step: Duration) -> (Box<dyn Generator>, Loade
         name: INSTANT.to_owned(),
         digest: INSTANT.to_owned(),
         numerics: INSTANT.to_owned(),
-        language: Language::Bytes,
+        language: Some(Language::Bytes),
         context: INSTANT_CONTEXT,
+        slots: options.slots(),
+        abilities: Abilities::ALL,
         kv_pages: INSTANT_PAGES,
         page_tokens: 128,
         threads: 1,
@@ -205,6 +219,6 @@ fn load_instant(options: &Options, step: Duration) -> (Box<dyn Generator>, Loade
 fn measured(generator: &mut dyn Generator, options: &Options, vocab: usize, context: usize) -> Calibration {
     match options.calibrate_ms {
         0 => Calibration::default(),
-        budget_ms => calibrate(generator, options.slots, vocab, context, Duration::from_millis(budget_ms)),
+        budget_ms => calibrate(generator, options.slots(), vocab, context, Duration::from_millis(budget_ms)),
     }
 }

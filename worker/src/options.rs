@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use ternfleet_cloud::EndMyself;
-use ternfleet_engine::{Head, KernelChoice, Speculation};
+use ternfleet_engine::{Head, KernelChoice, Kv, Speculation};
 use ternfleet_proto::{UsdMicro, WorkerId};
 
 /// Options of one worker process. Every field has a default; unknown keys are refused.
@@ -17,12 +17,14 @@ pub struct Options {
     pub model: PathBuf,
     /// Threads of the engine; none takes the usable cores, at most 16.
     pub threads: Option<usize>,
-    /// Jobs that generate at once.
-    pub slots: usize,
+    /// Jobs that generate at once; none takes 8, or with `engine = "openai"` as many as the server is measured to gain from.
+    pub slots: Option<usize>,
     /// `1`, or `auto`: one engine process for each socket or large cache group ([`crate::engines`]).
     pub engines: String,
     /// Memory for keys and values; none lets the engine decide.
     pub kv_budget_bytes: Option<u64>,
+    /// How keys and values are kept: `f16`, or `int8`, an approximation in half the memory, under another numerics id.
+    pub kv: String,
     /// Positions a job may have; none takes the model's context.
     pub max_context: Option<usize>,
     /// Keep the pages of prompts that begin alike.
@@ -63,9 +65,28 @@ pub struct Options {
     pub runpod_base: Option<String>,
     /// Serve `/metrics`, `/healthz` and `/readyz` here.
     pub http: Option<SocketAddr>,
-    /// `model`; for measurements of everything but the engine `instant`, which answers at once with made-up
+    /// `model`: our own engine runs it. `openai`: the server at `upstream` computes. For measurements of everything but the engine `instant`, which answers at once with made-up
     /// letters, or `instant:N`, which takes N milliseconds a step. No model file is read then.
     pub engine: String,
+    /// With `engine = "openai"`: the address of a server with OpenAI's API, such as `http://127.0.0.1:8000/v1`.
+    pub upstream: String,
+    /// Holds the key that the server wants.
+    pub upstream_key_file: Option<PathBuf>,
+    /// The model to ask the server for; needed where it serves several.
+    pub upstream_model: Option<String>,
+    /// Starts the server. It is watched, started again when it dies, and ended with the worker.
+    pub upstream_command: Option<String>,
+    /// How long the server may take until it answers.
+    pub upstream_start_s: u64,
+    /// A server that sends nothing for so long, although something is asked of it, hangs.
+    pub upstream_silence_s: u64,
+    /// Number format and device of the server, for the numerics id; none takes what can be found out.
+    pub upstream_precision: Option<String>,
+    pub upstream_device: Option<String>,
+    /// The server is set up to give the same answer to the same request each time, whatever else it computes.
+    pub upstream_deterministic: bool,
+    /// Digest of the server's model, where the server tells none: with it, workers of several servers have the same model.
+    pub model_digest: Option<String>,
 }
 
 impl Default for Options {
@@ -73,9 +94,10 @@ impl Default for Options {
         Options {
             model: PathBuf::new(),
             threads: None,
-            slots: 8,
+            slots: None,
             engines: "1".to_owned(),
             kv_budget_bytes: None,
+            kv: Kv::F16.to_string(),
             max_context: None,
             prefix_cache: true,
             head: Head::Screened.to_string(),
@@ -96,9 +118,22 @@ impl Default for Options {
             runpod_base: None,
             http: None,
             engine: "model".to_owned(),
+            upstream: String::new(),
+            upstream_key_file: None,
+            upstream_model: None,
+            upstream_command: None,
+            upstream_start_s: 900,
+            upstream_silence_s: 60,
+            upstream_precision: None,
+            upstream_device: None,
+            upstream_deterministic: false,
+            model_digest: None,
         }
     }
 }
+
+/// Of an engine of our own, where nothing is said.
+const SLOTS: usize = 8;
 
 /// What computes the tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +143,8 @@ pub enum EngineKind {
     Instant {
         step: Duration,
     },
+    /// Somebody else's server, by OpenAI's API.
+    Openai,
 }
 
 /// Options that cannot be used, all of them at once.
@@ -127,8 +164,12 @@ impl Options {
             }
         };
         let most = if self.engine == "model" { ternfleet_engine::MAX_SEQUENCES } else { 4096 };
-        require((1..=most).contains(&self.slots), format!("slots is {}: use 1 to {most}", self.slots));
+        let slots = self.slots();
+        require((1..=most).contains(&slots), format!("slots is {slots}: use 1 to {most}"));
         if let Err(fault) = self.head.parse::<Head>() {
+            require(false, fault.to_string());
+        }
+        if let Err(fault) = self.kv.parse::<Kv>() {
             require(false, fault.to_string());
         }
         if let Err(fault) = self.kernel.parse::<KernelChoice>() {
@@ -169,7 +210,20 @@ impl Options {
         let engine = self.engine_kind();
         require(
             engine.is_some(),
-            format!("engine {:?}: use model, instant or instant:MILLISECONDS", self.engine),
+            format!("engine {:?}: use model, openai, instant or instant:MILLISECONDS", self.engine),
+        );
+        let served = self.upstream.starts_with("http://") || self.upstream.starts_with("https://");
+        require(
+            engine != Some(EngineKind::Openai) || served,
+            format!("upstream {:?}: write the server's address, as http://127.0.0.1:8000/v1", self.upstream),
+        );
+        require(
+            engine == Some(EngineKind::Openai) || self.upstream.is_empty(),
+            "upstream is given, but engine is not openai: set engine = \"openai\"".to_owned(),
+        );
+        require(
+            (1..=3600).contains(&self.upstream_silence_s),
+            format!("upstream_silence_s is {}: use 1 to 3600", self.upstream_silence_s),
         );
         require(
             engine != Some(EngineKind::Model) || !self.model.as_os_str().is_empty(),
@@ -184,12 +238,18 @@ impl Options {
     fn engine_kind(&self) -> Option<EngineKind> {
         match self.engine.split_once(':') {
             None if self.engine == "model" => Some(EngineKind::Model),
+            None if self.engine == "openai" => Some(EngineKind::Openai),
             None if self.engine == "instant" => Some(EngineKind::Instant { step: Duration::ZERO }),
             Some(("instant", step)) => {
                 step.parse().ok().map(|ms| EngineKind::Instant { step: Duration::from_millis(ms) })
             }
             _ => None,
         }
+    }
+
+    /// Jobs that generate at once, of an engine of our own.
+    pub fn slots(&self) -> usize {
+        self.slots.unwrap_or(SLOTS)
     }
 
     /// The price as whole micro-dollars.
@@ -204,9 +264,15 @@ mod tests {
 
     #[test]
     fn all_faults_are_reported_at_once() {
-        let options = Options { slots: 0, threads: Some(0), price_usd_per_hour: -1.0, ..Options::default() };
+        let options = Options {
+            slots: Some(0),
+            threads: Some(0),
+            price_usd_per_hour: -1.0,
+            kv: "int4".to_owned(),
+            ..Options::default()
+        };
         let faults = options.check().unwrap_err().faults;
-        assert_eq!(faults.len(), 4, "{faults:?}");
+        assert_eq!(faults.len(), 5, "{faults:?}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use ternfleet_proto::message::{
 use ternfleet_text::ToolFormat;
 use ternfleet_text::constraint::{Callable, Calls, Grammar};
 
+use crate::asked::Asked;
 use crate::core::Kept;
 use crate::language::Language;
 use crate::transcript::Transcript;
@@ -24,6 +25,10 @@ pub struct Prepared {
     /// Kept output that is used.
     pub kept: u32,
     pub stream: bool,
+    /// The caller wants the ids of prompts and outputs.
+    pub token_ids: bool,
+    /// What its answer is a function of, besides model and numerics.
+    pub asked: Asked,
 }
 
 /// One of the answers.
@@ -63,10 +68,10 @@ pub fn prepare(
         return Ok(prepared);
     }
     let afresh = prepare(Vec::new())?;
-    Ok(afresh.expect("because no output goes on beyond its end where none is kept"))
+    Ok(afresh.expect("because no output continues beyond its end where none is kept"))
 }
 
-/// `None` when a kept output goes on where this request's ends.
+/// `None` when a kept output continues beyond the end of this request.
 fn prepare_with(
     generation: &Generation,
     outputs: Vec<Vec<u32>>,
@@ -76,10 +81,23 @@ fn prepare_with(
 ) -> Result<Option<Prepared>, Failure> {
     let kept = outputs.iter().map(|ids| ids.len() as u32).sum();
     let mut outputs = outputs.into_iter();
-    let mut prepared = Prepared { choices: Vec::new(), prompt_tokens: 0, kept, stream: generation.stream };
-    for prompt in generation.prompt.each() {
-        let ids = language.encode(prompt)?;
-        prepared.prompt_tokens += ids.len() as u32;
+    let each = generation.prompt.each();
+    let encoded: Vec<Vec<u32>> =
+        each.iter().map(|prompt| language.encode(prompt)).collect::<Result<_, _>>()?;
+    let mut prepared = Prepared {
+        choices: Vec::new(),
+        prompt_tokens: encoded.iter().map(|ids| ids.len() as u32).sum(),
+        kept,
+        stream: generation.stream,
+        token_ids: generation.token_ids,
+        asked: Asked::of(
+            generation,
+            &encoded,
+            &resolved(&generation.sampling, defaults),
+            language.stop_ids(),
+        ),
+    };
+    for (prompt, ids) in each.iter().zip(encoded) {
         let first = prepared.choices.len();
         for number in 0..generation.prompt.n() {
             let output = outputs.next().unwrap_or_default();

@@ -3,12 +3,14 @@
 //! One loop owns the core. Operations on the bus run as tasks of their own and come back as events; what must stay in
 //! order (heartbeats, token streams) goes through one sender. The engine has its own thread.
 
+mod backend;
 mod count;
 mod dead_man;
 mod generations;
 mod perform;
 mod setup;
 mod spans;
+mod upstreams;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,14 +26,18 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::core::{Action, Core, Event, HostFacts};
-use crate::engine_thread::{EngineThread, Report};
+use crate::engine_thread::EngineThread;
 use crate::metrics::Metrics;
-use crate::options::Options;
+use crate::options::{EngineKind, Options};
+use crate::upstream::Upstream;
 use crate::{Identity, LoadedModel, heap, http, model};
+pub use backend::Computer;
+use backend::{Backend, Local};
 use dead_man::{DeadMan, Due};
-use generations::{Generations, Preparation};
+use generations::Generations;
 use perform::{Performer, Preparer};
 use spans::Spans;
+use upstreams::{Happened, Upstreams};
 
 const TICK: Duration = Duration::from_millis(100);
 /// How often the model's file and memory are looked at.
@@ -63,19 +69,10 @@ pub async fn run_then(
         None => None,
     };
 
-    let load_options = options.clone();
-    let (engine, loaded) = EngineThread::start(move || model::load(&load_options, kind))
-        .context("the engine's thread did not start")?;
-    let model = tokio::select! {
-        loaded = loaded => loaded.context("the engine's thread died while it loaded the model")??,
-        () = shutdown.cancelled() => return Ok(()),
-    };
+    let Some((computer, model)) = begin(&options, kind, &shutdown).await? else { return Ok(()) };
     let mapped = model::MappedFile::of(&options, kind);
-    let parts = Parts { clock: Clock::machine(), identity: Identity::new(&options), engine, model, mapped };
-    let work = work(bus, &options, parts, metrics, shutdown, || {
-        ready.store(true, Ordering::Relaxed);
-        ready_now();
-    });
+    let parts = Parts { clock: Clock::machine(), identity: Identity::new(&options), computer, model, mapped };
+    let work = work(bus, &options, parts, metrics, ready.clone(), shutdown, ready_now);
     let outcome = work.await;
     ready.store(false, Ordering::Relaxed);
     http_stop.cancel();
@@ -85,12 +82,34 @@ pub async fn run_then(
     outcome
 }
 
+/// Makes ready what computes. None if `shutdown` comes first.
+async fn begin(
+    options: &Options,
+    kind: EngineKind,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<(Computer, LoadedModel)>> {
+    if kind == EngineKind::Openai {
+        let begun = Upstream::begin(options, shutdown).await?;
+        return Ok(begun.map(|(upstream, model)| (Computer::Server(upstream), model)));
+    }
+    let load_options = options.clone();
+    let (engine, loaded) = EngineThread::start(move || model::load(&load_options, kind))
+        .context("the engine's thread did not start")?;
+    tokio::select! {
+        loaded = loaded => {
+            let model = loaded.context("the engine's thread died while it loaded the model")??;
+            Ok(Some((Computer::Engine(engine), model)))
+        }
+        () = shutdown.cancelled() => Ok(None),
+    }
+}
+
 /// What a worker is made of. A simulation brings its own.
 #[derive(Debug)]
 pub struct Parts {
     pub clock: Clock,
     pub identity: Identity,
-    pub engine: EngineThread,
+    pub computer: Computer,
     pub model: LoadedModel,
     pub(crate) mapped: Option<model::MappedFile>,
 }
@@ -98,7 +117,7 @@ pub struct Parts {
 impl Parts {
     /// A worker whose model lies in no file.
     pub fn new(clock: Clock, identity: Identity, engine: EngineThread, model: LoadedModel) -> Parts {
-        Parts { clock, identity, engine, model, mapped: None }
+        Parts { clock, identity, computer: Computer::Engine(engine), model, mapped: None }
     }
 }
 
@@ -109,7 +128,7 @@ pub async fn run_with(
     parts: Parts,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    work(bus, &options, parts, Arc::new(Metrics::new()), shutdown, || {}).await
+    work(bus, &options, parts, Arc::new(Metrics::new()), Arc::default(), shutdown, || {}).await
 }
 
 async fn work(
@@ -117,50 +136,57 @@ async fn work(
     options: &Options,
     parts: Parts,
     metrics: Arc<Metrics>,
+    ready: Arc<AtomicBool>,
     shutdown: CancellationToken,
     ready_now: impl FnOnce() + Send,
 ) -> anyhow::Result<()> {
-    let Parts { clock, identity, engine, model, mapped } = parts;
+    let Parts { clock, identity, computer, mut model, mapped } = parts;
     for note in &model.notes {
         tracing::warn!(note, "about this model");
     }
-    metrics.set_model(&model, options.slots, options.price_usd_per_hour);
-    let config = setup::config(options, &identity, &model);
+    metrics.set_model(&model, options.price_usd_per_hour);
+    let keeps_text = matches!(computer, Computer::Server(_));
+    let config = setup::config(options, &identity, &model, keeps_text);
     let (profile, last_metrics, last_bus) = (config.profile.clone(), metrics.clone(), bus.clone());
     tracing::info!(
         worker = %identity.worker, pod = identity.pod, model = model.name, digest = model.digest,
-        slots = options.slots, threads = model.threads, isa = model.isa,
+        slots = model.slots, threads = model.threads, isa = model.isa,
         load_s = model.load.as_secs_f64(), prefill_tok_s = model.calibration.prefill_tok_s,
         decode_tok_s = model.calibration.decode_tok_s(), "the worker is ready"
     );
 
     let (events, inbox) = mpsc::unbounded_channel();
-    let (preparations, prepared) = mpsc::unbounded_channel();
-    let language = Arc::new(model.language);
-    let preparer = Preparer {
-        language: language.clone(),
-        sampling: model.sampling,
-        context: model.context,
-        done: preparations,
+    let backend = match computer {
+        Computer::Engine(engine) => {
+            let language = Arc::new(model.language.take().context("an engine's model has a language")?);
+            let (done, prepared) = mpsc::unbounded_channel();
+            let generations = Generations::new(language.clone(), model.page_tokens);
+            let preparer = Preparer { language, sampling: model.sampling, context: model.context, done };
+            Backend::Engine(Box::new(Local { engine, generations, preparer, prepared }))
+        }
+        Computer::Server(upstream) => {
+            Backend::Server(Box::new(Upstreams::start_watching(upstream, bus.clone(), ready.clone())))
+        }
     };
-    let counting = subscribe(&bus, &table::count(&identity.worker)).await?;
-    let _counting = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(count::serve(
-        bus.clone(),
-        counting,
-        language.clone(),
-    )));
-    let performer = Performer::new(bus.clone(), identity.worker.clone(), events, preparer);
+    // Whoever has no tokenizer counts nothing.
+    let _counting = match backend.language() {
+        Some(language) => {
+            let counting = subscribe(&bus, &table::count(&identity.worker)).await?;
+            let serve = tokio::spawn(count::serve(bus.clone(), counting, language));
+            Some(tokio_util::task::AbortOnDropHandle::new(serve))
+        }
+        None => None,
+    };
+    let performer = Performer::new(bus.clone(), identity.worker.clone(), events);
     let silence_max = (options.dead_man_ms > 0).then(|| Duration::from_millis(options.dead_man_ms));
     let shell = Shell {
         spans: Spans::new(identity.worker.clone()),
         core: Core::new(config),
-        generations: Generations::new(language, model.page_tokens),
+        backend,
         control: subscribe(&bus, &table::control(&identity.worker)).await?,
         control_all: subscribe(&bus, table::control_all()).await?,
         performer,
-        engine,
         inbox,
-        prepared,
         metrics,
         bus,
         actions: Vec::new(),
@@ -170,9 +196,11 @@ async fn work(
         clock: clock.clone(),
         alive: Arc::new(Notify::new()),
         orphaned: false,
+        over: None,
         mapped,
         looked_at: clock.mono(),
     };
+    ready.store(true, Ordering::Relaxed);
     ready_now();
     let stopped = shutdown.clone();
     let outcome = shell.turn(shutdown).await;
@@ -220,13 +248,11 @@ struct Shell {
     clock: Clock,
     core: Core,
     spans: Spans,
-    generations: Generations,
+    backend: Backend,
     performer: Performer,
-    engine: EngineThread,
     control: BusStream<BusNote>,
     control_all: BusStream<BusNote>,
     inbox: mpsc::UnboundedReceiver<Event>,
-    prepared: mpsc::UnboundedReceiver<Preparation>,
     metrics: Arc<Metrics>,
     bus: Arc<dyn Bus>,
     actions: Vec<Action>,
@@ -236,6 +262,8 @@ struct Shell {
     /// An answer to the dead-man timer's question.
     alive: Arc<Notify>,
     orphaned: bool,
+    /// Why nothing can be computed here any more.
+    over: Option<String>,
     /// Until something is wrong with it.
     mapped: Option<model::MappedFile>,
     looked_at: MonoMs,
@@ -263,21 +291,21 @@ impl Shell {
                     true
                 }
                 Some(event) = self.inbox.recv() => self.handle(event),
-                Some(prepared) = self.prepared.recv() => {
-                    let events = self.generations.on_prepared(prepared, &self.engine);
-                    self.handle_all(events)
-                }
-                report = self.engine.reports.recv() => match report {
-                    Some(report) => self.on_report(report),
-                    None => break Err(anyhow::anyhow!("the engine's thread died; restart the worker")),
+                happened = self.backend.next(&self.metrics) => match happened {
+                    Ok(Happened::Events(events)) => self.handle_all(events),
+                    Ok(Happened::Over(why)) => self.on_over(why),
+                    Err(fault) => break Err(fault),
                 },
             };
             if !going_on {
-                break Ok(if self.orphaned { Ended::Orphaned } else { Ended::Asked });
+                break match self.over.take() {
+                    Some(why) => Err(anyhow::anyhow!(why)),
+                    None => Ok(if self.orphaned { Ended::Orphaned } else { Ended::Asked }),
+                };
             }
         };
         self.performer.finish(FINISH_MAX).await;
-        self.engine.stop();
+        self.backend.stop().await;
         outcome
     }
 
@@ -299,11 +327,10 @@ impl Shell {
                 }
                 Action::StartGeneration { slot, work, kept } => {
                     self.spans.start(&work);
-                    self.generations.prepare(slot);
-                    self.performer.prepare(slot, work, kept);
+                    self.backend.start(slot, work, kept, &self.performer);
                 }
                 Action::CancelGeneration { slot } => {
-                    if let Some(event) = self.generations.cancel(slot, &self.engine) {
+                    if let Some(event) = self.backend.cancel(slot) {
                         follow_ups.push(event);
                     }
                 }
@@ -322,10 +349,14 @@ impl Shell {
         events.into_iter().all(|event| self.handle(event))
     }
 
-    fn on_report(&mut self, report: Report) -> bool {
-        self.metrics.observe_steps(&report.steps);
-        let events = self.generations.on_report(report, &self.engine);
-        self.handle_all(events)
+    /// Gives everything back and ends.
+    fn on_over(&mut self, why: String) -> bool {
+        if self.over.is_some() {
+            return true;
+        }
+        tracing::error!(why, "nothing can be computed here any more: jobs go back");
+        self.over = Some(why);
+        self.handle(Event::Signal)
     }
 
     fn on_control(&mut self, note: &BusNote) -> bool {

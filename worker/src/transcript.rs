@@ -108,6 +108,11 @@ impl Transcript {
         &self.echo
     }
 
+    /// All text of the ids so far has been said.
+    pub fn is_whole(&self) -> bool {
+        self.stream.is_whole() && self.matcher.is_whole() && self.reader.is_none()
+    }
+
     /// A stop string was found.
     pub fn stopped(&self) -> bool {
         self.stopped

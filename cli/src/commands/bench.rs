@@ -10,6 +10,7 @@ mod process;
 mod report;
 mod show;
 mod spread;
+mod workload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,13 +19,13 @@ use anyhow::bail;
 use clap::Args;
 
 use ternfleet_engine::host::{self, Topology};
-use ternfleet_engine::{Head, Info, Isa, KernelChoice};
+use ternfleet_engine::{Head, Info, Isa, KernelChoice, Kv};
 
 use crate::model_file::ModelFile;
 use crate::output::{Existing, WholeFile, say, say_json};
-use measure::{Bench as Measure, Subject};
+use measure::{Bench as Measure, Draws, Subject};
 use process::MemoryUse;
-use report::{BatchRow, Machine, Memory, Model, Oversubscribed, Report, Stream, ThreadRow, Throttled};
+use report::{BatchRow, Machine, Memory, Model, Oversubscribed, Report, Run, Stream, ThreadRow, Throttled};
 
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
@@ -52,9 +53,22 @@ pub(crate) struct Bench {
     /// Runs per measurement; the median is reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=99))]
     repeat: u16,
+    /// How the batch rows are also measured, beside greedily
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum, default_value = "top-p")]
+    sampled: Vec<Draws>,
+    /// Instead of the tables: requests of mixed lengths in parallel, as a worker runs them: chat, extract, story, or a file of
+    /// JSON lines with prompt_tokens, output_tokens, temperature and top_p
+    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["plot", "oversubscribe", "batch", "context"])]
+    workload: Option<String>,
+    /// Maximum of sequences of a workload that run in parallel
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=64))]
+    slots: u16,
     /// Output head: screened, full, q8 or q6
     #[arg(long, value_name = "NAME", default_value_t = Head::Screened)]
     head: Head,
+    /// How keys and values are stored: f16 or int8
+    #[arg(long, value_name = "NAME", default_value_t = Kv::F16)]
+    kv: Kv,
     /// Ternary kernel; `all` prints a table of every kernel and instruction set of this machine
     #[arg(long, value_name = "NAME", default_value = "auto")]
     kernel: String,
@@ -95,6 +109,7 @@ impl Bench {
             "all" => (KernelChoice::Auto, true),
             name => (name.parse::<KernelChoice>()?, false),
         };
+        let workload = self.workload.as_deref().map(workload::Workload::parse).transpose()?;
         // An impossible place is found out before the measuring.
         let plot = self.plot.as_deref();
         let plot = plot.map(|path| WholeFile::create(path, Existing::forced(self.force))).transpose()?;
@@ -106,18 +121,19 @@ impl Bench {
             generated: self.generated as usize,
             repeat: self.repeat.into(),
             head: self.head,
+            kv: self.kv,
             kernel,
             huge_pages: !self.no_huge_pages,
             price_usd_per_hour: self.price_usd_per_hour,
+            sampled: &self.sampled,
         };
 
-        let (threads, first) = self.thread_rows(&measure, &topology)?;
-        let best = best_of(&threads).map(|row| (row.threads, row.read_gb_s.median, row.mac_per_s.median));
-        let count = best.map_or(topology.usable_threads, |(threads, ..)| threads);
-        let (info, used, first_touch_gb_s) = match first {
-            Some(first) => first,
-            None => facts(&measure.single(count)?),
+        let found = match workload {
+            Some(workload) => self.through(&measure, &topology, &workload)?,
+            None => self.tables(&measure, &topology)?,
         };
+        let Found { facts: (info, used, first_touch_gb_s), threads, batch, workload, rates } = found;
+        let count = best_of(&threads).map_or(topology.usable_threads, |row| row.threads);
         let memory = Memory {
             load_s: info.load_s,
             first_touch_gb_s,
@@ -127,9 +143,6 @@ impl Bench {
             anonymous_bytes: used.anonymous_bytes,
             file_bytes: used.file_bytes,
         };
-        let (batch, rates) = self.batch_rows(&measure, count)?;
-        let (read_gb_s, mac_per_s) = best
-            .map_or((rates.read_gb_s, rates.mac_per_s), |(_, read_gb_s, mac_per_s)| (read_gb_s, mac_per_s));
         let kernels = if all_kernels { kernel_rows(&measure, count)? } else { Vec::new() };
         let oversubscribed =
             if self.oversubscribe { Some(oversubscribed(&measure, &topology, &threads)?) } else { None };
@@ -149,13 +162,14 @@ impl Bench {
                 kernel: info.kernel.to_string(),
                 cores: topology.physical_cores,
                 quota: topology.quota_cpus,
-                read_gb_s,
-                mac_per_s,
+                read_gb_s: rates.read_gb_s,
+                mac_per_s: rates.mac_per_s,
                 huge_pages: topology.transparent_huge_pages,
             },
             memory,
             threads,
             batch,
+            workload,
             kernels,
             oversubscribed,
             quotable: throttling.periods == 0,
@@ -170,6 +184,43 @@ impl Bench {
             bail!("{} (--allow-throttled makes the command succeed)", show::not_quotable(&report));
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// A workload, by as many threads as a worker takes unless one number is given.
+    fn through(
+        &self,
+        measure: &Measure<'_>,
+        topology: &Topology,
+        workload: &workload::Workload,
+    ) -> anyhow::Result<Found> {
+        let threads = match self.threads.as_slice() {
+            &[threads] => threads.into(),
+            _ => topology.default_threads(),
+        };
+        eprintln!("measuring a workload with {threads} thread(s)");
+        let (subject, run) = workload.run(measure, threads, self.slots.into())?;
+        let rates = ceiling::Rates { read_gb_s: run.read_gb_s, mac_per_s: run.mac_per_s };
+        Ok(Found {
+            facts: facts(&subject),
+            threads: Vec::new(),
+            batch: Vec::new(),
+            workload: Some(run),
+            rates,
+        })
+    }
+
+    /// The tables by threads and by sequences.
+    fn tables(&self, measure: &Measure<'_>, topology: &Topology) -> anyhow::Result<Found> {
+        let (threads, first) = self.thread_rows(measure, topology)?;
+        let best = best_of(&threads).map(|row| (row.threads, row.read_gb_s.median, row.mac_per_s.median));
+        let count = best.map_or(topology.usable_threads, |(threads, ..)| threads);
+        let facts = match first {
+            Some(first) => first,
+            None => facts(&measure.single(count)?),
+        };
+        let (batch, rates) = self.batch_rows(measure, count)?;
+        let rates = best.map_or(rates, |(_, read_gb_s, mac_per_s)| ceiling::Rates { read_gb_s, mac_per_s });
+        Ok(Found { facts, threads, batch, workload: None, rates })
     }
 
     /// The rows, and the facts of the first engine that was measured, when the process held nothing else.
@@ -223,6 +274,15 @@ impl Bench {
         let rates = measure.rates_alone(&mut subject);
         Ok((rows, rates))
     }
+}
+
+/// What was measured.
+struct Found {
+    facts: Facts,
+    threads: Vec<ThreadRow>,
+    batch: Vec<BatchRow>,
+    workload: Option<Run>,
+    rates: ceiling::Rates,
 }
 
 /// What an engine is, what the process held when it was loaded, and how fast fresh memory came.

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use ternfleet_engine::{Engine, Head, Options};
+use ternfleet_engine::{Engine, Head, Kv, Options};
 
 use crate::model_file::{ModelFile, threads};
 
@@ -58,12 +58,12 @@ impl Eval {
 
 impl Common {
     fn load(&self, model: &ModelFile) -> anyhow::Result<Engine> {
-        self.load_with(model, Head::Full)
+        self.load_with(model, Head::Full, Kv::F16)
     }
 
-    fn load_with(&self, model: &ModelFile, head: Head) -> anyhow::Result<Engine> {
+    fn load_with(&self, model: &ModelFile, head: Head, kv: Kv) -> anyhow::Result<Engine> {
         let threads = Some(threads(self.threads.map(usize::from)));
-        model.load(&Options { threads, max_sequences: 1, head, ..Options::default() })
+        model.load(&Options { threads, max_sequences: 1, head, kv, ..Options::default() })
     }
 
     /// The result on stdout: for programs, or for people.

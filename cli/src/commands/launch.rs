@@ -72,7 +72,7 @@ pub(crate) struct Launch {
     /// Only the head downloads from --files, and workers download from the head; for an address that is slow or expires soon
     #[arg(long, requires = "files")]
     files_from_head: bool,
-    /// File with your own classes and limits: a [scale] table as in deploy/fleets/runpod.toml
+    /// File with your own classes and limits: a `[scale]` table as in deploy/fleets/runpod.toml
     #[arg(long, value_name = "FILE")]
     fleet: Option<PathBuf>,
     /// The static binary that --files serves as `ternfleet` [default: this program]

@@ -41,7 +41,7 @@ enum Action {
 #[derive(Debug, Args)]
 struct Synth {
     /// `2b4t`, `bonsai-8b`, `bonsai-4b`, `bonsai-1.7b`, `falcon3-7b`, `falcon-e-3b`, `llama3-8b`, `tiny`, or
-    /// [ARCHITECTURE:]LAYERSxHIDDENxFFNxHEADSxKV_HEADSxVOCABULARY[xHEAD_WIDTH], for example 2x256x512x4x2x512
+    /// `[ARCHITECTURE:]LAYERSxHIDDENxFFNxHEADSxKV_HEADSxVOCABULARY[xHEAD_WIDTH]`, for example 2x256x512x4x2x512
     #[arg(long, value_name = "SHAPE")]
     shape: Shape,
     /// Seed of the weights; the same shape and seed give the same file on every machine

@@ -89,10 +89,21 @@ impl Pod {
     /// The worker's command line, when everything that it needs is there.
     fn prepare(&self, places: &Places) -> anyhow::Result<Vec<OsString>> {
         let certificates = self.certificates(places)?;
+        let kept = places.own().ok().map(|folder| folder.join("pod.creds"));
+        if self.has_server() {
+            return Ok(self.line(None, certificates.as_deref(), kept.as_deref()));
+        }
         let model = self.find_model(places)?;
         tracing::info!(model = %model.display(), "the model is verified");
-        let kept = places.own().ok().map(|folder| folder.join("pod.creds"));
         Ok(self.line(Some(&model), certificates.as_deref(), kept.as_deref()))
+    }
+
+    /// A server computes in this pod, and finds its model by itself.
+    fn has_server(&self) -> bool {
+        let words: Vec<_> = self.worker.iter().map(|word| word.to_string_lossy()).collect();
+        let by_flag = words.iter().any(|word| word == "--engine=openai")
+            || words.windows(2).any(|pair| pair[0] == "--engine" && pair[1] == "openai");
+        by_flag || std::env::var_os("TERNFLEET_ENGINE").is_some_and(|engine| engine == "openai")
     }
 
     /// The program's name comes first.

@@ -191,6 +191,11 @@ pub(crate) fn page(answer: &Answer, sample: &Sample, now: TimeMs) -> String {
         let (from, until) = (after(used.from_ms), after(used.until_ms));
         text += &format!("pods      {} × {}{rent}, from {from} to {until}\n", used.pods, used.class);
     }
+    if answer.classes.len() > 1 {
+        let each =
+            answer.classes.iter().map(|one| format!("{} {}", one.class, one.usd_micro_per_million_tokens));
+        text += &format!("classes   {} per 1M tokens\n", each.collect::<Vec<_>>().join(", "));
+    }
     if let Some(other) = &answer.cheaper {
         let (cost, done) = (other.cost_usd_micro, after(other.finish_p95_ms));
         let due =

@@ -1,5 +1,6 @@
 //! `ternfleet results ID`: the answers of a batch, committed ones only, finished or still running.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -29,6 +30,9 @@ pub(crate) struct Results {
     /// Format of the answers
     #[arg(long, value_enum, value_name = "FORM", default_value_t = Format::Jsonl)]
     format: Format,
+    /// File for the signed manifest of the batch, for `verify`
+    #[arg(long, value_name = "FILE")]
+    proof: Option<PathBuf>,
     /// Same as --format jsonl
     #[arg(long, conflicts_with = "format")]
     json: bool,
@@ -45,25 +49,30 @@ impl Results {
                 Target::Stdout => None,
             };
             let batch = self.id.find(&fleet).await?;
-            let id = &batch.id;
+            let id = &batch.id.clone();
             let mut progress = Progress::new();
-            let Some(draft) = draft else {
-                return follow::stream(
-                    &fleet,
-                    id,
-                    self.format,
-                    self.wait,
-                    self.wait.then_some(&mut progress),
-                )
-                .await;
-            };
-            let batch = if self.wait { follow::to_the_end(&fleet, id, &mut progress).await? } else { batch };
-            if self.wait {
-                progress.finish(&batch);
-            }
             let patience = if self.wait { Patience::Endless } else { Patience::Short };
-            let path = follow::into_file(&fleet, &batch, draft, self.format, patience).await?;
-            eprintln!("results: {}", path.display());
+            let batch = match draft {
+                None => {
+                    let progress = self.wait.then_some(&mut progress);
+                    follow::stream(&fleet, id, self.format, self.wait, progress).await?
+                }
+                Some(draft) => {
+                    let batch =
+                        if self.wait { follow::to_the_end(&fleet, id, &mut progress).await? } else { batch };
+                    if self.wait {
+                        progress.finish(&batch);
+                    }
+                    let path = follow::into_file(&fleet, &batch, draft, self.format, patience).await?;
+                    eprintln!("results: {}", path.display());
+                    batch
+                }
+            };
+            if let Some(path) = &self.proof {
+                let draft = WholeFile::create(path, Existing::forced(self.force))?;
+                let path = follow::proof_into_file(&fleet, &batch, draft, patience).await?;
+                eprintln!("proof: {}", path.display());
+            }
             Ok(batch)
         })?;
         if !batch.state.is_terminal() {

@@ -36,6 +36,24 @@ pub(crate) struct Worker {
     /// Number of jobs at the same time
     #[arg(long, value_name = "N")]
     slots: Option<u32>,
+    /// Who computes: `model` is the built-in engine, `openai` the server at --upstream
+    #[arg(long, value_name = "NAME")]
+    engine: Option<String>,
+    /// Address of a server with OpenAI's API
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// File with the key that the server wants
+    #[arg(long, value_name = "PATH")]
+    upstream_key_file: Option<PathBuf>,
+    /// Model to ask the server for, where it has several
+    #[arg(long, value_name = "NAME")]
+    upstream_model: Option<String>,
+    /// Command that starts the server; it is watched, and ended with the worker
+    #[arg(long, value_name = "COMMAND")]
+    upstream_command: Option<String>,
+    /// Digest of the server's model, where the server tells none
+    #[arg(long, value_name = "DIGEST")]
+    model_digest: Option<String>,
     /// Price of this pod per hour
     #[arg(long, value_name = "X")]
     price_usd_per_hour: Option<f64>,
@@ -109,6 +127,12 @@ impl Worker {
             .flag("threads", self.threads)
             .flag("engines", self.engines.clone())
             .flag("slots", self.slots)
+            .flag("engine", self.engine.clone())
+            .flag("upstream", self.upstream.clone())
+            .flag("upstream_key_file", self.upstream_key_file.as_ref().map(|path| path.display().to_string()))
+            .flag("upstream_model", self.upstream_model.clone())
+            .flag("upstream_command", self.upstream_command.clone())
+            .flag("model_digest", self.model_digest.clone())
             .flag("price_usd_per_hour", self.price_usd_per_hour)
             .flag("pod_class", self.pod_class.clone())
             .flag("pod", self.pod.clone());

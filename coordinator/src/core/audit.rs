@@ -40,6 +40,14 @@ pub(super) struct Party {
     pub ids_digest: u64,
 }
 
+impl Party {
+    /// An answer that was remembered is nobody's, and no host is at fault.
+    fn cache(ids_digest: u64) -> Party {
+        let (pod, host) = (String::new(), String::new());
+        Party { worker: coordinator_name(), pod, host, ids_digest }
+    }
+}
+
 /// The second runs that are under way, by the batch that each of them is, and whom to look at.
 #[derive(Debug, Default)]
 pub(super) struct Audits {
@@ -81,8 +89,9 @@ impl Core {
         let Verdict::Good { ids_digest } = answer.verdict else { return None };
         self.lead.as_ref()?;
         let lot = self.key.sign(&answer.job, Epoch(0), &coordinator_name()).0 % MILLION;
-        let worker = self.fleet.get(self.fleet.slot(&answer.worker)?)?;
-        if !self.audits.looks_at(worker.host()) && lot >= u128::from(self.limits.audit_share_ppm) {
+        let worker = self.fleet.slot(&answer.worker).and_then(|slot| self.fleet.get(slot));
+        let is_suspect = worker.is_some_and(|worker| self.audits.looks_at(worker.host()));
+        if !is_suspect && lot >= u128::from(self.limits.audit_share_ppm) {
             return None;
         }
         let batch = self.ledger.get(job.batch)?;
@@ -90,8 +99,15 @@ impl Core {
         if let Input::Inline(generation) = &mut task.input {
             generation.stream = false;
         }
-        let first = self.party(&answer.worker, ids_digest)?;
-        let kind = self.fleet.get(self.fleet.slot(&answer.worker)?)?.kind;
+        let copied = Self::is_copy(answer);
+        let first = if copied { Party::cache(ids_digest) } else { self.party(&answer.worker, ids_digest)? };
+        let kind = match copied {
+            true => self.kind_of(job)?,
+            false => self.fleet.get(self.fleet.slot(&answer.worker)?)?.kind,
+        };
+        if !self.fleet.kinds[usize::from(kind.0)].abilities.deterministic {
+            return None;
+        }
         let tenant = batch.record.tenant.clone();
         Some(Audit { job: answer.job.clone(), tenant, first, second: None, kind, task })
     }
@@ -170,8 +186,12 @@ impl Core {
             Verdict::Good { ids_digest } => self.party(&answer.worker, ids_digest),
             Verdict::Bad | Verdict::Fault | Verdict::HostFault => None,
         };
-        // The pod that is to be checked may have come back under another name of a worker.
-        let party = party.filter(|party| party.pod != audit.first.pod);
+        // A pod that has answered before may have come back under another name of a worker, and would agree with itself.
+        let has_answered = |party: &Party| {
+            party.pod == audit.first.pod
+                || audit.second.as_ref().is_some_and(|second| second.pod == party.pod)
+        };
+        let party = party.filter(|party| !has_answered(party));
         let Some(party) = party else {
             self.counts.audits_skipped += 1;
             return;
@@ -182,11 +202,15 @@ impl Core {
             None => {
                 self.counts.audits_diverged += 1;
                 self.counts.divergent_answers += 1;
+                // Whoever is right, nobody else is to get it.
+                self.forget_answer(&audit.tenant, audit.task.wanted, audit.kind);
                 let arbiter = Audit { second: Some(party.clone()), ..audit.clone() };
                 if !self.begin_audit(now, arbiter, actions) {
                     self.tell_of(&audit, &party, None, actions);
                 }
             }
+            // A remembered answer is nobody's: its author may be the third to run, and would agree with itself.
+            Some(second) if audit.first.host.is_empty() => self.tell_of(&audit, &second, None, actions),
             Some(second) if agrees => self.convict(&audit, &second, second.host.clone(), actions),
             Some(second) if second.ids_digest == party.ids_digest => {
                 self.convict(&audit, &second, audit.first.host.clone(), actions);

@@ -1,14 +1,15 @@
 //! The ledger of one batch: sixteen bytes for every line, and full records only for the lines between reading and
 //! answer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use ternfleet_proto::message::{BatchState, FailedAttempt, Line};
+use ternfleet_proto::message::{Abilities, BatchState, FailedAttempt, Line};
 use ternfleet_proto::{Deadline, MonoMs, Now, UsdMicro};
 
 use super::event::{Task, WorkerSlot};
 use super::record::{BatchRecord, Ending, Totals};
+use super::wanted::{Same, Wanted};
 use crate::route::EngineKind;
 
 /// Lines asked for at a time.
@@ -54,10 +55,15 @@ pub struct Live {
     pub answering: bool,
 }
 
+/// Kinds of requests, by model and by what they need of an engine, that are kept apart.
+const QUEUES_MAX: usize = 128;
+
 /// Jobs that wait for one kind of engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
     pub model: Option<String>,
+    /// What an engine must be able to do for them.
+    pub needs: Abilities,
     /// Chosen once: all jobs of the queue run on one kind, so that a rerun gives the same bits.
     pub kind: Option<EngineKind>,
     pub jobs: VecDeque<u32>,
@@ -89,6 +95,10 @@ pub struct Batch {
     pub queues: Vec<Queue>,
     /// Jobs to try again, and when.
     pub delayed: BTreeMap<(MonoMs, u32), ()>,
+    /// Lines that ask for the same, by their queue: one of them runs, the others wait for its answer.
+    pub same: BTreeMap<(usize, Wanted), Same>,
+    /// How many wait so.
+    pub following: u32,
     pub totals: Totals,
     /// Next line to read.
     pub read_next: u32,
@@ -125,6 +135,8 @@ impl Batch {
             live: BTreeMap::new(),
             queues: Vec::new(),
             delayed: BTreeMap::new(),
+            same: BTreeMap::new(),
+            following: 0,
             read_next: 0,
             reading: false,
             read_end: false,
@@ -182,15 +194,22 @@ impl Batch {
         self.record.lines.is_some_and(|lines| self.answered() + self.totals.blank >= lines)
     }
 
-    /// The queue of jobs that name this model, made if there is room for one more.
-    pub fn queue_for(&mut self, model: Option<&str>) -> Option<usize> {
-        if let Some(place) = self.queues.iter().position(|queue| queue.model.as_deref() == model) {
+    /// The queue of jobs that name this model and need this, made if there is room for one more model. Beyond very many
+    /// kinds of requests those that are left go to engines that can do everything.
+    pub fn queue_for(&mut self, model: Option<&str>, needs: Abilities) -> Option<usize> {
+        let needs = if self.queues.len() < QUEUES_MAX { needs } else { Abilities::ALL };
+        let mut of_model =
+            self.queues.iter().enumerate().filter(|(_, queue)| queue.model.as_deref() == model);
+        if let Some((place, _)) = of_model.find(|(_, queue)| queue.needs == needs) {
             return Some(place);
         }
-        if self.queues.len() >= MODELS_MAX {
+        let models: BTreeSet<Option<&str>> =
+            self.queues.iter().map(|queue| queue.model.as_deref()).chain([model]).collect();
+        if models.len() > MODELS_MAX {
             return None;
         }
-        self.queues.push(Queue { model: model.map(str::to_owned), kind: None, jobs: VecDeque::new() });
+        let model = model.map(str::to_owned);
+        self.queues.push(Queue { model, needs, kind: None, jobs: VecDeque::new() });
         Some(self.queues.len() - 1)
     }
 

@@ -40,7 +40,8 @@ impl Core {
         for running in &beat.running {
             self.reconcile(now, slot, &beat.worker, running, actions);
         }
-        if matches!(beat.state, WorkerState::Draining | WorkerState::Gone) {
+        // One whose server is away calibrates again: what waits for it need not wait for that.
+        if beat.state != WorkerState::Ready {
             self.release_queued(slot, beat.state == WorkerState::Gone, actions);
         }
         if beat.state == WorkerState::Gone {

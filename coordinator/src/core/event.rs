@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use ternfleet_proto::message::{
-    Author, EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate, JobResult, Line,
-    Order, Outcome, Work,
+    Abilities, Author, EventKind, FailedAttempt, Failure, FailureCode, Heartbeat, Input, JobCreate,
+    JobResult, Line, Order, Outcome, Work,
 };
 use ternfleet_proto::tag::AssignmentTag;
 use ternfleet_proto::{
@@ -15,6 +15,7 @@ use ternfleet_proto::{
 use super::account::Account;
 use super::record::BatchRecord;
 use super::supply::Supply;
+use super::wanted::{CacheKey, Place, Wanted};
 pub use crate::route::WorkerSlot;
 
 /// Place of a batch in the core; never reused within a process.
@@ -44,10 +45,16 @@ pub struct Task {
     pub input: Input,
     /// Its output must belong to a language, so that its arithmetic is that of constraints too.
     pub constrained: bool,
+    /// What an engine must be able to do for it.
+    pub needs: Abilities,
     /// Prompt and expected output, in tokens.
     pub tokens_estimate: u32,
     /// What the task occupies in memory, about.
     pub bytes: u32,
+    /// What it asks for, if another line's answer may be its own.
+    pub wanted: Option<Wanted>,
+    /// What its prompt begins with, if that is long: lines that begin alike are assigned together.
+    pub start: Option<u64>,
 }
 
 /// A line of the input as the reader found it.
@@ -86,6 +93,8 @@ pub struct Answer {
     pub model: Option<Box<str>>,
     /// Whose checkpoint its worker found to be wrong.
     pub rejected: Option<Box<Author>>,
+    /// Another run may give other ids.
+    pub nondeterministic: bool,
     pub finished_at: TimeMs,
 }
 
@@ -135,6 +144,7 @@ impl From<&JobResult> for Answer {
             cached_tokens: result.usage.cached_tokens,
             model: result.line.model.as_deref().map(Into::into),
             rejected: result.rejected.clone().map(Box::new),
+            nondeterministic: result.nondeterministic,
             finished_at: result.finished_at,
         }
     }
@@ -167,6 +177,8 @@ pub struct Outputs {
     pub error_object: Option<String>,
     /// All answers, for those who read them one by one: with it RESULTS need not hold them any longer.
     pub answers_object: Option<String>,
+    /// The signed manifest of both.
+    pub proof_object: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -220,6 +232,19 @@ pub enum Event {
         batch: BatchSlot,
         outputs: Result<Outputs, String>,
     },
+    /// The answer that was to be repeated is not where it was.
+    NotRepeated {
+        job: JobRef,
+        key: CacheKey,
+    },
+    /// Answers are stored in this segment: key, first byte, bytes.
+    SegmentKept {
+        segment: u32,
+        answers: Vec<(CacheKey, u32, u32)>,
+    },
+    SegmentGone {
+        segment: u32,
+    },
     Cancel {
         batch: BatchSlot,
     },
@@ -236,7 +261,6 @@ pub enum Event {
     Archived {
         batch: BatchId,
         tenant: TenantId,
-        after: u64,
     },
     /// Files and answers of an ended batch are gone; this is what is left of its record.
     AgedOut(Box<BatchRecord>),
@@ -318,6 +342,20 @@ pub enum Action {
     /// Publish an answer of the coordinator's own.
     Answer(Box<JobResult>),
     /// Remove the message at this sequence of RESULTS: it is no valid answer, or it is read no more.
+    /// Publish the answer at this place as that of the result's job, in place of the result's own text.
+    Repeat {
+        job: JobRef,
+        key: CacheKey,
+        place: Place,
+        result: Box<JobResult>,
+    },
+    /// Keep the answer at this sequence of RESULTS, for lines that will ask for the same.
+    Remember {
+        tenant: TenantId,
+        key: CacheKey,
+        sequence: u64,
+    },
+    /// Remove the message at this sequence of RESULTS: it is no valid answer.
     Discard {
         sequence: u64,
     },
@@ -375,12 +413,10 @@ pub enum Action {
         batch: BatchId,
         sequence: u64,
     },
-    /// Remove the answers of an ended batch from RESULTS. They are in an object.
+    /// Remove the answers of an ended batch from RESULTS, as soon as the object that holds them is on disk.
     DropAnswers {
         tenant: TenantId,
         batch: BatchId,
-        /// Sequence of RESULTS after which the first of them stands.
-        after: u64,
     },
     /// Remove what a closed batch left in the caches.
     Forget {

@@ -1,5 +1,6 @@
 //! Feeding: the input comes in windows, in order; only lines between reading and answer are in memory.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ternfleet_proto::Now;
@@ -15,8 +16,27 @@ use super::record::Ending;
 const LOW_WATER: usize = 256;
 /// However fast the fleet is, no more than this waits per batch.
 const LOW_WATER_MAX: usize = 4096;
+/// So many lines that wait for another's answer count as one that waits for a worker.
+const FOLLOWING: usize = 4;
 /// The coordinator's own answers on their way at a time, per batch.
 const ANSWERING_MAX: u32 = 4000;
+
+/// Lines that begin alike stand one after the other, where the first of them stood: a worker's prefix cache serves them then.
+fn together(lines: Vec<Fed>) -> Vec<Fed> {
+    let mut first: BTreeMap<u64, u32> = BTreeMap::new();
+    let mut placed: Vec<(u32, Fed)> = lines
+        .into_iter()
+        .map(|fed| {
+            let start = match &fed.content {
+                Content::Good(task) => task.start,
+                Content::Blank | Content::Bad(_) => None,
+            };
+            (start.map_or(fed.index, |start| *first.entry(start).or_insert(fed.index)), fed)
+        })
+        .collect();
+    placed.sort_by_key(|(place, _)| *place);
+    placed.into_iter().map(|(_, fed)| fed).collect()
+}
 
 impl Core {
     /// Asks for more lines wherever they run short.
@@ -32,7 +52,8 @@ impl Core {
             if batch.reading || batch.read_end || batch.record.single || batch.writing {
                 continue;
             }
-            let waiting = batch.waiting() + batch.delayed.len();
+            // Whoever waits for another's answer keeps a worker from nothing, and memory is bounded all the same.
+            let waiting = batch.waiting() + batch.delayed.len() + batch.following as usize / FOLLOWING;
             let low = (in_flight as usize / 2).clamp(LOW_WATER, LOW_WATER_MAX);
             let crowded = text_bytes > self.limits.text_bytes_max && waiting > 0;
             let enough = if batch.record.ending.is_some() {
@@ -98,7 +119,7 @@ impl Core {
         }
         batch.read_next = next;
         batch.read_end = end;
-        for fed in lines {
+        for fed in together(lines) {
             self.line_read(now, JobRef { batch: slot, index: fed.index }, fed, actions);
         }
         self.join(now, slot);
@@ -137,6 +158,7 @@ impl Core {
             Kept::Kept if self.ledger.get(job.batch).is_some_and(|batch| batch.record.ending.is_some()) => {
                 self.answer_ending(now, job, actions);
             }
+            Kept::Kept if self.is_answered_by_another(now, job, actions) => {}
             Kept::Kept => self.ledger.queue(job, false),
         }
     }

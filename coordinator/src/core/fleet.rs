@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
-use ternfleet_proto::message::{Heartbeat, WorkerState};
+use ternfleet_proto::message::{Abilities, Heartbeat, WorkerState};
 use ternfleet_proto::{MonoMs, Now, UsdMicro, WorkerId};
 
 use super::canary::Canaries;
@@ -147,12 +147,24 @@ impl Host {
     }
 }
 
-/// What an engine computes: workers of one kind give the same bits.
+/// What an engine computes: workers of one kind give the same bits, if their engine always does, and can do the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kind {
     pub model: String,
     pub digest: String,
     pub numerics: String,
+    pub abilities: Abilities,
+}
+
+impl Kind {
+    /// Runs requests that name this model, by its name or digest; any, where none is named.
+    pub fn is_of(&self, model: Option<&str>) -> bool {
+        model.is_none_or(|wanted| wanted == self.model || wanted == self.digest)
+    }
+
+    pub fn can(&self, needs: &Abilities) -> bool {
+        self.abilities.lacks(needs).is_none()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -331,6 +343,7 @@ impl Fleet {
             model: beat.model.clone(),
             digest: beat.model_digest.clone(),
             numerics: beat.numerics.clone(),
+            abilities: beat.abilities,
         };
         let place = self.kinds.iter().position(|known| *known == kind).unwrap_or_else(|| {
             self.kinds.push(kind);
@@ -342,6 +355,15 @@ impl Fleet {
     /// True if some worker of this kind could run a job now or soon.
     pub fn serves(&self, kind: EngineKind) -> bool {
         self.workers.values().any(|worker| worker.kind == kind && worker.liveness != Liveness::Lost)
+    }
+
+    /// What no engine of this model can do, of all that have ever been here; nothing, if one can, or none is known.
+    pub fn nobody_can(&self, model: Option<&str>, needs: &Abilities) -> Option<&'static str> {
+        let mut lacking = None;
+        for kind in self.kinds.iter().filter(|kind| kind.is_of(model)) {
+            lacking = Some(kind.abilities.lacks(needs)?);
+        }
+        lacking
     }
 
     /// True if it was not quarantined before.

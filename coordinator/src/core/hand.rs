@@ -1,6 +1,7 @@
 //! Assigning: fairness says whose job is next, the budget which workers may have it, the router which one gets it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ternfleet_proto::message::{FailedAttempt, FailureCode, Work};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, Now};
@@ -13,6 +14,8 @@ use super::snapshot::Snapshot;
 use super::{Core, EPOCH_TERM_SHIFT, HANDOVERS_MAX};
 use crate::route::{self, Demand, EngineKind, FleetSnapshot, JobSize, Urgency};
 
+/// After a change of leader, all workers have been heard of by then.
+const ALL_HEARD_AFTER: Duration = Duration::from_secs(10);
 /// Jobs drawn for the router at a time.
 const DRAW_MAX: usize = 1024;
 /// Rounds in one turn; the rest waits for the next turn, so that answers are not kept waiting.
@@ -51,6 +54,7 @@ impl Core {
         }
         self.work_changed = false;
         self.handed_at = now.mono;
+        self.refuse_what_nobody_can(now, actions);
         let mut snapshot = self.snapshot();
         if snapshot.fleet.workers.is_empty() {
             return;
@@ -60,7 +64,7 @@ impl Core {
         let mut held = BTreeSet::new();
         for _ in 0..ROUNDS_MAX {
             let room = snapshot.room(self.lengths.mean_job_tokens).min(DRAW_MAX);
-            let drawn = self.draw(now, room, &snapshot, &held);
+            let drawn = self.draw(now, room, &mut snapshot, &held);
             if drawn.is_empty() {
                 return;
             }
@@ -69,6 +73,37 @@ impl Core {
             }
         }
         self.work_changed = true;
+    }
+
+    /// Answers jobs that need what no engine of their model can do. Workers that have just been heard of, or will be, and
+    /// classes of pods whose engine can do everything, are waited for.
+    fn refuse_what_nobody_can(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let mut refused = Vec::new();
+        for (slot, batch) in self.ledger.active() {
+            if !batch.runs() || batch.record.options.wait_for_model {
+                continue;
+            }
+            for queue in batch.queues.iter().filter(|queue| !queue.jobs.is_empty()) {
+                let model = queue.model.as_deref();
+                let Some(words) = self.fleet.nobody_can(model, &queue.needs) else { continue };
+                let serves =
+                    |class: &Option<String>| model.is_none() || class.is_none() || class.as_deref() == model;
+                if self.limits.able_classes.iter().any(serves) {
+                    continue;
+                }
+                let of_model = model.map_or(String::new(), |model| format!(" of the model {model:?}"));
+                let why =
+                    format!("no worker{of_model} can {words}: leave that out, or run a worker that can");
+                refused.extend(queue.jobs.iter().map(|&index| (JobRef { batch: slot, index }, why.clone())));
+            }
+        }
+        if now.mono < self.hand_after.plus(ALL_HEARD_AFTER) {
+            self.work_changed |= !refused.is_empty();
+            return;
+        }
+        for (job, why) in refused {
+            self.answer_ourselves(now, job, None, FailureCode::InvalidRequest, why, actions);
+        }
     }
 
     /// A batch that had nothing that could run has left the rings, and what kept it back goes away in many ways: an
@@ -82,7 +117,13 @@ impl Core {
 
     /// Up to `room` jobs in the order that fairness wants, first those that somebody waits for; they have left their
     /// queues.
-    fn draw(&mut self, now: Now, room: usize, snapshot: &Snapshot, held: &BTreeSet<BatchSlot>) -> Vec<Drawn> {
+    fn draw(
+        &mut self,
+        now: Now,
+        room: usize,
+        snapshot: &mut Snapshot,
+        held: &BTreeSet<BatchSlot>,
+    ) -> Vec<Drawn> {
         let mut drawn = Vec::new();
         let Self { orders, ledger, flights, fleet, .. } = self;
         for interactive in [true, false] {
@@ -102,6 +143,7 @@ impl Core {
                 let job = JobRef { batch: slot, index };
                 drawn.push(Drawn { job, kind: ready.kind, size: ready.size, interactive });
                 flights.reserve(slot, ready.size);
+                snapshot.reserve(ready.kind);
             }
         }
         drawn
@@ -148,6 +190,7 @@ impl Core {
             all &= placed.len() == easy.len();
             back.extend_from_slice(&easy[placed.len()..]);
             for job in back.iter().rev() {
+                snapshot.release(job.kind);
                 self.give_back(now, job);
             }
         }
@@ -166,9 +209,7 @@ impl Core {
     ) {
         match choice {
             Choice::Worker(place) => {
-                let load = &mut snapshot.fleet.workers[place];
-                load.held_jobs += 1;
-                load.held_tokens += u64::from(job.size.tokens);
+                snapshot.fill(place, job.size.tokens);
                 let cost = cost_of(job.size.tokens, snapshot.kappa(place));
                 let least = cost_of(job.size.tokens, snapshot.kappa_min(job.kind));
                 self.counts.regret_usd_micro += (cost - least).0.max(0) as u64;

@@ -144,7 +144,9 @@ impl Ledger {
         if batch.live.get(&job.index).is_some_and(|live| live.task.is_some() || live.answering) {
             return Kept::Known;
         }
-        let Some(queue) = batch.queue_for(task.line.model.as_deref()) else { return Kept::TooManyModels };
+        let Some(queue) = batch.queue_for(task.line.model.as_deref(), task.needs) else {
+            return Kept::TooManyModels;
+        };
         batch.text_bytes += u64::from(task.bytes);
         self.text_bytes += u64::from(task.bytes);
         let live = batch.live.entry(job.index).or_default();
@@ -204,6 +206,15 @@ impl Ledger {
         true
     }
 
+    /// The answer of the coordinator's own does not come. False if the line has one.
+    pub fn stop_answering(&mut self, job: JobRef) -> bool {
+        let Some(batch) = self.batches.get_mut(&job.batch) else { return false };
+        let Some(live) = batch.live.get_mut(&job.index).filter(|live| live.answering) else { return false };
+        live.answering = false;
+        batch.answering -= 1;
+        true
+    }
+
     /// Forgets what was kept of a line that is answered; `waits` if it may be in a queue.
     pub fn close_line(&mut self, job: JobRef, waits: bool) {
         if waits {
@@ -228,7 +239,9 @@ impl Ledger {
         if !batch.is_open(job.index) {
             batch.totals.wasted_tokens += u64::from(answer.completion_tokens);
             let cell = batch.cell(job.index);
-            let diverges = cell.state == CellState::Good && digest != 0 && cell.digest != digest;
+            let same_each_time = !answer.nondeterministic;
+            let diverges =
+                cell.state == CellState::Good && digest != 0 && cell.digest != digest && same_each_time;
             return Some(Commit::Again { diverges });
         }
         let good = matches!(answer.verdict, Verdict::Good { .. });
@@ -243,6 +256,7 @@ impl Ledger {
         totals.completion_tokens += u64::from(answer.completion_tokens);
         totals.wasted_tokens += u64::from(answer.repeated_tokens);
         totals.cached_tokens += u64::from(answer.cached_tokens);
+        totals.nondeterministic += u32::from(answer.nondeterministic);
         if good && batch.record.model.is_none() {
             batch.record.model = answer.model.as_deref().map(str::to_owned);
         }
@@ -257,7 +271,7 @@ impl Ledger {
         }
     }
 
-    /// The batch has ended: its record says how, and nothing else of it is kept.
+    /// The batch has ended: its record says how, and nothing else of it is kept but its answers' places.
     pub fn end(&mut self, now: Now, slot: BatchSlot, state: BatchState) {
         let Some(batch) = self.batches.get_mut(&slot) else { return };
         batch.record.state = state;
@@ -269,8 +283,9 @@ impl Ledger {
         batch.live.clear();
         batch.queues.clear();
         batch.delayed.clear();
-        // Late answers commit nothing.
-        batch.cells = Vec::new();
+        batch.same.clear();
+        batch.following = 0;
+        batch.commits.shrink_to_fit();
         if self.active.remove(&slot) {
             self.keep_ended(slot);
         }
@@ -280,7 +295,17 @@ impl Ledger {
     pub fn archived(&mut self, id: &BatchId) {
         let slot = self.find(id);
         if let Some(batch) = slot.and_then(|slot| self.batches.get_mut(&slot)) {
-            batch.commits = Vec::new();
+            (batch.commits, batch.cells) = (Vec::new(), Vec::new());
+        }
+    }
+
+    /// An ended completion whose answer is nowhere any more: whoever asks for it again starts it again.
+    pub fn forget_single(&mut self, id: &BatchId) {
+        let Some(slot) = self.find(id) else { return };
+        if self.batches.get(&slot).is_some_and(|batch| batch.record.single && batch.is_ended()) {
+            self.batches.remove(&slot);
+            self.slots.remove(id);
+            self.ended_singles.retain(|ended| *ended != slot);
         }
     }
 

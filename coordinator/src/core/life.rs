@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use ternfleet_proto::message::{BatchState, EventKind, Input, JobCreate, Order, WebhookState};
+use ternfleet_proto::message::{Abilities, BatchState, EventKind, Input, JobCreate, Order, WebhookState};
 use ternfleet_proto::{BatchId, Deadline, JobKey, Now, TimeMs, UsdMicro};
 
 use super::batch::Origin;
 use super::event::{Action, Answer, BatchSlot, Change, Content, Fed, JobRef, Lead, Outputs, Task};
 use super::record::{BatchRecord, Ending};
+use super::wanted::{Wanted, start_of};
 use super::{Core, estimate};
 
 impl Core {
@@ -82,12 +83,17 @@ impl Core {
             input_bytes: u64::from(estimate::bytes(&job.generation)),
             ..BatchRecord::single(now.wall, job.batch.clone(), job.tenant, job.line.endpoint, job.deadline)
         };
+        let (mut generation, key) = (job.generation, JobKey { batch: job.batch.clone(), index: 0 });
         let task = Task {
-            tokens_estimate: estimate::tokens(&job.generation),
-            bytes: estimate::bytes(&job.generation),
+            // One that was asked for before may be on its way.
+            wanted: Wanted::of(&mut generation, key.seed()).filter(|_| !job.again),
+            start: start_of(&generation.prompt),
+            tokens_estimate: estimate::tokens(&generation),
+            bytes: estimate::bytes(&generation),
             line: job.line,
-            constrained: job.generation.is_constrained(),
-            input: Input::Inline(job.generation),
+            constrained: generation.is_constrained(),
+            needs: Abilities::needed_by(&generation),
+            input: Input::Inline(generation),
         };
         self.batch_known(now, record, actions);
         let Some(slot) = self.ledger.find(&job.batch) else { return };
@@ -249,6 +255,7 @@ impl Core {
                 batch.record.output_object = outputs.output_object;
                 batch.record.error_object = outputs.error_object;
                 batch.record.answers_object = outputs.answers_object;
+                batch.record.proof_object = outputs.proof_object;
                 batch.end_state()
             }
             Err(reason) => {

@@ -5,7 +5,7 @@
 
 use ternfleet_proto::UsdMicro;
 
-use super::batch::{Batch, Live};
+use super::batch::{Batch, Live, Queue};
 use super::fleet::Fleet;
 use super::flights::Size;
 use super::snapshot::Snapshot;
@@ -48,7 +48,11 @@ pub(super) fn next_job(batch: &mut Batch, promised: UsdMicro, fleet: &Fleet, sna
     if !batch.runs() {
         return Next::Nothing;
     }
-    let mut next = Next::Nothing;
+    let (mut next, mut first) = (Next::Nothing, None);
+    let chosen: Vec<(Option<String>, EngineKind)> = match batch.queues.len() {
+        1 => Vec::new(),
+        _ => batch.queues.iter().filter_map(|queue| Some((queue.model.clone(), queue.kind?))).collect(),
+    };
     for place in 0..batch.queues.len() {
         let queue = &mut batch.queues[place];
         let Some(&index) = queue.jobs.front() else { continue };
@@ -56,7 +60,12 @@ pub(super) fn next_job(batch: &mut Batch, promised: UsdMicro, fleet: &Fleet, sna
             // Nobody serves the kind chosen before: another numerics is better than no answer at all only when no
             // such worker is left.
             if !queue.kind.is_some_and(|kind| fleet.serves(kind)) {
-                queue.kind = best_kind(fleet, snapshot, queue.model.as_deref());
+                let model = queue.model.as_deref();
+                queue.kind = match chosen.iter().find(|(other, _)| other.as_deref() == model) {
+                    // Another queue of the model has chosen: one batch has one arithmetic, as far as it can.
+                    Some((_, kind)) if can_run(fleet, snapshot, *kind, queue) => Some(*kind),
+                    _ => best_kind(fleet, snapshot, queue),
+                };
             }
             if !queue.kind.is_some_and(|kind| snapshot.serves(kind)) {
                 if next == Next::Nothing {
@@ -71,11 +80,17 @@ pub(super) fn next_job(batch: &mut Batch, promised: UsdMicro, fleet: &Fleet, sna
         let tokens = task.tokens_estimate;
         let cost = cost_of(tokens, cheapest(live, kind, snapshot));
         if batch.affords(promised, cost) {
-            return Next::Ready(Ready { queue: place, kind, size: Size { tokens, cost } });
+            let ready = Next::Ready(Ready { queue: place, kind, size: Size { tokens, cost } });
+            // One whose workers are all busy does not keep back another whose workers are not.
+            if batch.queues.len() == 1 || snapshot.has_room(kind) {
+                return ready;
+            }
+            first.get_or_insert(ready);
+        } else {
+            next = Next::TooDear;
         }
-        next = Next::TooDear;
     }
-    next
+    first.unwrap_or(next)
 }
 
 /// What so many tokens cost at this price of a million, rounded up.
@@ -96,14 +111,15 @@ fn cheapest(live: &Live, kind: EngineKind, snapshot: &Snapshot) -> f64 {
     able.map(|n| snapshot.kappa(n)).min_by(f64::total_cmp).unwrap_or(known)
 }
 
-/// The kind that serves this model with the most speed; `None` asks for any model.
-fn best_kind(fleet: &Fleet, snapshot: &Snapshot, model: Option<&str>) -> Option<EngineKind> {
-    let fits = |kind: &EngineKind| {
-        let known = &fleet.kinds[usize::from(kind.0)];
-        snapshot.serves(*kind) && model.is_none_or(|wanted| wanted == known.model || wanted == known.digest)
-    };
+fn can_run(fleet: &Fleet, snapshot: &Snapshot, kind: EngineKind, queue: &Queue) -> bool {
+    let known = &fleet.kinds[usize::from(kind.0)];
+    snapshot.serves(kind) && known.is_of(queue.model.as_deref()) && known.can(&queue.needs)
+}
+
+/// The kind that can run the queue's jobs, with the most speed.
+fn best_kind(fleet: &Fleet, snapshot: &Snapshot, queue: &Queue) -> Option<EngineKind> {
     (0..fleet.kinds.len())
         .map(|n| EngineKind(n as u16))
-        .filter(fits)
+        .filter(|kind| can_run(fleet, snapshot, *kind, queue))
         .max_by(|a, b| snapshot.rate(*a).total_cmp(&snapshot.rate(*b)).then(b.cmp(a)))
 }

@@ -31,6 +31,8 @@ pub struct Totals {
     /// What its last jobs cost beyond its budget: nobody pays for it, and it is no idleness.
     pub over_budget_usd_micro: UsdMicro,
     pub cached_tokens: u64,
+    /// Answers that another run might give otherwise.
+    pub nondeterministic: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,6 +69,9 @@ pub struct BatchRecord {
     /// All answers in the order of their commit, in the bucket `ledger`: RESULTS holds them no longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answers_object: Option<String>,
+    /// The signed manifest of both files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof_object: Option<String>,
     #[serde(default)]
     pub totals: Totals,
     /// What was quoted when it was accepted.
@@ -156,6 +161,7 @@ impl BatchRecord {
             output_object: None,
             error_object: None,
             answers_object: None,
+            proof_object: None,
             totals: Totals::default(),
             quote: None,
             single: true,
@@ -196,6 +202,7 @@ impl BatchRecord {
             output_object: None,
             error_object: None,
             answers_object: None,
+            proof_object: None,
             totals: Totals::default(),
             quote: None,
             single: false,

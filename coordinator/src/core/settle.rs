@@ -74,13 +74,12 @@ impl Core {
             return;
         }
         let single = batch.record.single;
-        if batch.is_ended() {
+        if batch.is_ended() && batch.record.answers_object.is_some() {
             // All of its lines have answers, which are not in memory any more.
-            let moved = batch.record.answers_object.is_some();
             self.counts.duplicate_answers += 1;
             self.counts.wasted_duplicate_tokens += u64::from(answer.completion_tokens);
-            if moved || single {
-                self.act(actions, Action::Discard { sequence });
+            if self.lead.is_some() {
+                self.leftovers.of_ended(slot);
             }
             return;
         }
@@ -91,20 +90,31 @@ impl Core {
                 self.counts.divergent_answers += u64::from(diverges);
                 self.counts.wasted_duplicate_tokens += u64::from(answer.completion_tokens);
                 self.land(now, job, Some(answer), actions);
+                if single {
+                    self.act(actions, Action::Discard { sequence });
+                }
                 return;
             }
             None => return,
         }
         let good = matches!(answer.verdict, Verdict::Good { .. });
         self.counts.committed[usize::from(!good)] += 1;
-        self.counts.prompt_tokens += u64::from(answer.prompt_tokens);
-        self.counts.completion_tokens += u64::from(answer.completion_tokens);
-        self.counts.wasted_repeated_tokens += u64::from(answer.repeated_tokens);
-        let task = self.ledger.live(job).and_then(|live| live.task.as_deref());
-        let context = self.fleet.slot(&answer.worker).and_then(|slot| self.fleet.get(slot));
-        self.lengths.learn(answer, task, context.map_or(0, |worker| worker.beat.context_tokens));
+        if Self::is_copy(answer) {
+            self.counts.cached_answers += 1;
+        } else {
+            self.counts.prompt_tokens += u64::from(answer.prompt_tokens);
+            self.counts.completion_tokens += u64::from(answer.completion_tokens);
+            self.counts.wasted_repeated_tokens += u64::from(answer.repeated_tokens);
+            let task = self.ledger.live(job).and_then(|live| live.task.as_deref());
+            let context = self.fleet.slot(&answer.worker).and_then(|slot| self.fleet.get(slot));
+            self.lengths.learn(answer, task, context.map_or(0, |worker| worker.beat.context_tokens));
+        }
         let audit = self.audit_due(job, answer);
+        let wanted = self.wanted(job);
         self.land(now, job, Some(answer), actions);
+        if let Some(wanted) = wanted {
+            self.answer_others(now, job, wanted, sequence, answer, actions);
+        }
         if let Some(audit) = audit {
             self.begin_audit(now, audit, actions);
         }
@@ -361,11 +371,23 @@ impl Core {
         message: String,
         actions: &mut Vec<Action>,
     ) {
-        let Some(lead) = self.lead else { return };
+        let outcome = Outcome::Failed(Failure { code, message });
+        actions.extend(self.own_result(now, job, line, outcome).map(Action::Answer));
+    }
+
+    /// An answer of the coordinator's own, which is now on its way; none if the line needs none.
+    pub(super) fn own_result(
+        &mut self,
+        now: Now,
+        job: JobRef,
+        line: Option<Line>,
+        outcome: Outcome,
+    ) -> Option<Box<JobResult>> {
+        let lead = self.lead?;
         if !self.ledger.begin_answering(job) {
-            return;
+            return None;
         }
-        let (Some(batch), Some(live)) = (self.ledger.get(job.batch), self.ledger.live(job)) else { return };
+        let (batch, live) = (self.ledger.get(job.batch)?, self.ledger.live(job)?);
         let line = line
             .or_else(|| live.task.as_ref().map(|task| task.line.clone()))
             .unwrap_or_else(|| bare_line(job.index, &batch.record));
@@ -380,14 +402,15 @@ impl Core {
             attempt: Attempt(live.attempts),
             worker,
             line,
-            outcome: Outcome::Failed(Failure { code, message }),
+            outcome,
             usage: Usage::default(),
             timing: Timing::default(),
+            nondeterministic: false,
             finished_at: now.wall,
             traceparent: None,
             rejected: None,
         };
-        actions.push(Action::Answer(Box::new(result)));
+        Some(Box::new(result))
     }
 
     /// A job failed on this host. Many different ones make the host suspect, not the jobs.

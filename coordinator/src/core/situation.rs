@@ -151,11 +151,15 @@ impl Batch {
             Some(quote) if !quote.models.is_empty() => {
                 quote.models.iter().map(|(model, lines)| (model.as_str(), *lines)).collect()
             }
-            _ => self
-                .queues
-                .iter()
-                .filter_map(|queue| Some((queue.model.as_deref()?, (queue.jobs.len() as u64).max(1))))
-                .collect(),
+            _ => {
+                let mut waiting = BTreeMap::new();
+                for queue in &self.queues {
+                    if let Some(model) = queue.model.as_deref() {
+                        *waiting.entry(model).or_default() += (queue.jobs.len() as u64).max(1);
+                    }
+                }
+                waiting
+            }
         };
         let of = |batch, model: &str| Need { batch, model: Some(model.to_owned()) };
         let all: u64 = named.values().sum();

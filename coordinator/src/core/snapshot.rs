@@ -13,6 +13,8 @@ pub(super) struct Snapshot {
     pub(super) fleet: FleetSnapshot,
     /// Speed of each kind, by its number.
     kinds: Vec<f64>,
+    /// Slots of each kind that neither hold a job nor await one that was drawn, by its number.
+    free: Vec<i64>,
     /// Price of a million tokens at each worker, in micro-dollars, not finite while nothing was measured.
     kappas: Vec<f64>,
     /// Lowest known price of each kind, by its number.
@@ -32,6 +34,7 @@ impl Snapshot {
         let mut taken = Self {
             fleet: FleetSnapshot { workers: Vec::with_capacity(fleet.workers.len()) },
             kinds: vec![0.0; fleet.kinds.len()],
+            free: vec![0; fleet.kinds.len()],
             kappas: Vec::with_capacity(fleet.workers.len()),
             kappa_min: vec![f64::INFINITY; fleet.kinds.len()],
             kappa_max: 0.0,
@@ -65,9 +68,32 @@ impl Snapshot {
             *lowest = lowest.min(kappa);
             taken.kappas.push(kappa);
             taken.kinds[usize::from(worker.kind.0)] += mean.max(1e-9);
+            taken.free[usize::from(worker.kind.0)] += i64::from(load.slots.saturating_sub(held_jobs));
             taken.fleet.workers.push(load);
         }
         taken
+    }
+
+    /// A job goes to the worker at this place.
+    pub(super) fn fill(&mut self, place: usize, tokens: u32) {
+        let load = &mut self.fleet.workers[place];
+        load.held_jobs += 1;
+        load.held_tokens += u64::from(tokens);
+    }
+
+    /// A job of the kind was drawn, which takes a slot.
+    pub(super) fn reserve(&mut self, kind: EngineKind) {
+        self.free[usize::from(kind.0)] -= 1;
+    }
+
+    /// It goes back to its queue.
+    pub(super) fn release(&mut self, kind: EngineKind) {
+        self.free[usize::from(kind.0)] += 1;
+    }
+
+    /// Some worker of the kind has a slot for one more job.
+    pub(super) fn has_room(&self, kind: EngineKind) -> bool {
+        self.free.get(usize::from(kind.0)).is_some_and(|free| *free > 0)
     }
 
     /// The worker at this place.

@@ -87,6 +87,13 @@ impl Core {
                 ),
             };
         };
+        if let Some(words) = self.fleet.nobody_can(stuck.model.as_deref(), &stuck.needs) {
+            return stall(
+                StallCode::ModelNotServed,
+                format!("no connected worker of its model can {words}"),
+                Some("start a worker with an engine that can, or leave that out".to_owned()),
+            );
+        }
         self.stall_of_model(slot, batch, stuck.model.as_deref())
     }
 

@@ -12,14 +12,14 @@ use super::fleet::Liveness;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {
     pub classes: Vec<ClassView>,
-    /// By name; of several digests the one with most workers.
+    /// By name; of several digests or numerics the one with most workers.
     pub models: Vec<ModelView>,
 }
 
 impl Core {
     pub fn summary(&self) -> Summary {
         let mut classes: BTreeMap<&str, ClassView> = BTreeMap::new();
-        let mut models: BTreeMap<(&str, &str), ModelView> = BTreeMap::new();
+        let mut models: BTreeMap<(&str, &str, &str), ModelView> = BTreeMap::new();
         for (slot, worker) in &self.fleet.workers {
             let beat = &worker.beat;
             let is_live = |slot| self.fleet.get(slot).is_some_and(|other| other.liveness == Liveness::Live);
@@ -46,26 +46,29 @@ impl Core {
                 class.cost_usd_micro += pod.bill.billed;
             }
             if worker.liveness == Liveness::Live {
-                let known =
-                    models.entry((beat.model.as_str(), beat.model_digest.as_str())).or_insert_with(|| {
-                        ModelView {
-                            model: beat.model.clone(),
-                            digest: beat.model_digest.clone(),
-                            numerics: beat.numerics.clone(),
-                            context_tokens: beat.context_tokens,
-                            since: beat.started_at,
-                            workers: 0,
-                        }
-                    });
+                let kind = (beat.model.as_str(), beat.model_digest.as_str(), beat.numerics.as_str());
+                let known = models.entry(kind).or_insert_with(|| ModelView {
+                    model: beat.model.clone(),
+                    digest: beat.model_digest.clone(),
+                    numerics: beat.numerics.clone(),
+                    context_tokens: beat.context_tokens,
+                    deterministic: true,
+                    since: beat.started_at,
+                    workers: 0,
+                });
+                known.deterministic &= beat.abilities.deterministic;
                 known.since = known.since.min(beat.started_at);
                 known.workers += 1;
             }
         }
         let mut served: BTreeMap<&str, ModelView> = BTreeMap::new();
-        for ((name, _), model) in models {
-            if served.get(name).is_none_or(|other| other.workers < model.workers) {
-                served.insert(name, model);
+        for ((name, ..), mut model) in models {
+            if let Some(other) = served.remove(name) {
+                let most = if other.workers < model.workers { model } else { other };
+                // Which kind of engine answers is not known before.
+                model = ModelView { deterministic: false, ..most };
             }
+            served.insert(name, model);
         }
         let named = |(name, class): (&str, ClassView)| ClassView { class: name.to_owned(), ..class };
         let classes = classes.into_iter().map(named);

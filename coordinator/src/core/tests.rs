@@ -2,6 +2,8 @@
 
 mod audits;
 mod budgets;
+mod cache;
+mod engines;
 mod hosts;
 mod stalls;
 mod world;
@@ -72,6 +74,7 @@ fn an_answer_that_was_never_assigned_commits_nothing() {
         cached_tokens: 0,
         model: None,
         rejected: None,
+        nondeterministic: false,
         finished_at: TimeMs(0),
     };
     world.tell(Event::Answer { sequence: 1, answer: Box::new(answer.clone()) });

@@ -117,6 +117,7 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         endpoint: record.endpoint,
         output_object: record.output_object.clone(),
         error_object: record.error_object.clone(),
+        proof_object: record.proof_object.clone(),
         total: record.lines.unwrap_or(0).saturating_sub(totals.blank),
         completed: totals.completed,
         failed: totals.failed,
@@ -145,6 +146,7 @@ pub fn view_of(record: &BatchRecord, totals: super::Totals) -> BatchView {
         quote: record.quote.clone(),
         model: record.model.clone(),
         cached_tokens: totals.cached_tokens,
+        nondeterministic: totals.nondeterministic > 0,
         outputs_expire_at: record
             .ended_at
             .zip(record.options.output_expires_after_s)
@@ -188,7 +190,9 @@ impl Core {
 
     /// One that takes work and serves this model, for a question that any of those can answer.
     pub fn some_worker(&self, model: Option<&str>) -> Option<WorkerId> {
-        let mut up = self.fleet.workers.values().filter(|worker| worker.takes_work());
+        // Who asks somebody else's server has no tokenizer.
+        let able = |worker: &&Worker| worker.takes_work() && worker.beat.abilities.is_all();
+        let mut up = self.fleet.workers.values().filter(able);
         let worker = up.find(|worker| model.is_none_or(|model| worker.serves(model)))?;
         Some(worker.beat.worker.clone())
     }

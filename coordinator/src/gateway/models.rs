@@ -13,8 +13,10 @@ use super::{Gateway, list_of, live};
 fn entry(model: &ModelView) -> Value {
     json!({
         "id": model.model, "object": "model", "created": model.since.0 / 1000, "owned_by": "ternfleet",
+        "max_model_len": model.context_tokens,
         "ternfleet": {
             "digest": model.digest, "numerics": model.numerics, "context_tokens": model.context_tokens,
+            "deterministic": model.deterministic,
         },
     })
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use order::{ClassOptions, PodOptions, VolumeOptions, resolved};
+pub use order::{ClassEngine, ClassOptions, PodOptions, VolumeOptions, resolved};
 
 /// Where pods come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +138,15 @@ impl Default for RunpodOptions {
 }
 
 impl ScaleOptions {
+    /// The models of the classes whose engine is ours and can do everything; `None` for a class that may serve any.
+    pub(crate) fn able_classes(&self) -> Vec<Option<String>> {
+        if self.provider == ProviderKind::None {
+            return Vec::new();
+        }
+        let ours = self.classes.iter().filter(|class| class.engine == ClassEngine::Ternfleet);
+        ours.map(|class| class.model(&self.pod).map(str::to_owned)).collect()
+    }
+
     /// Every fault at once.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
@@ -200,15 +209,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_of_renting_at_runpod_can_be_used() {
+    fn the_examples_of_renting_at_runpod_can_be_used() {
         #[derive(Deserialize)]
         struct File {
             scale: ScaleOptions,
         }
-        let text = include_str!("../../../deploy/fleets/runpod.toml");
-        let file: File = toml::from_str(text).unwrap();
-        assert_eq!(file.scale.faults(), [""; 0]);
-        assert_eq!(file.scale.classes.len(), 3);
+        let (cpus, servers) = (
+            include_str!("../../../deploy/fleets/runpod.toml"),
+            include_str!("../../../deploy/fleets/vllm.toml"),
+        );
+        for (text, able) in [(cpus, 3), (servers, 1)] {
+            let file: File = toml::from_str(text).unwrap();
+            assert_eq!(file.scale.faults(), [""; 0]);
+            assert_eq!((file.scale.classes.len(), file.scale.able_classes().len()), (3, able));
+        }
     }
 
     #[test]

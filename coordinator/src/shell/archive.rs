@@ -80,16 +80,16 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    pub(super) async fn open(bus: &Arc<dyn Bus>, name: &str) -> anyhow::Result<Archive> {
-        let bytes = bus.object_length(table::LEDGER, name).await?;
-        let bytes = bytes.with_context(|| format!("object {name} is not there"))?;
+    /// None if there is no such object.
+    pub(super) async fn open(bus: &Arc<dyn Bus>, name: &str) -> anyhow::Result<Option<Archive>> {
+        let Some(bytes) = bus.object_length(table::LEDGER, name).await? else { return Ok(None) };
         let length_at = bytes.checked_sub(LENGTH_BYTES as u64).context("the object is too short")?;
         let part = bus.object_part(table::LEDGER, name, length_at, LENGTH_BYTES).await?;
         let length = length_of(&part).context("the object is too short")?;
         let index_at = length_at.checked_sub(length as u64).context("the object is too short")?;
         let index: Index = codec::decode(&bus.object_part(table::LEDGER, name, index_at, length).await?)?;
         ensure!(index.end == index_at, "object {name} is damaged: its index does not fit");
-        Ok(Archive { name: name.to_owned(), index })
+        Ok(Some(Archive { name: name.to_owned(), index }))
     }
 
     /// Answers in all.

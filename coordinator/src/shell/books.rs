@@ -59,7 +59,6 @@ pub(crate) async fn keep(
                     let archived = record.answers_object.is_some().then(|| Event::Archived {
                         batch: record.id.clone(),
                         tenant: record.tenant.clone(),
-                        after: record.results_after,
                     });
                     if let Some(archived) = archived
                         && inbox.send(Input::Event(archived)).await.is_err()

@@ -7,13 +7,14 @@ use ternfleet_proto::message::StartFailed;
 use ternfleet_proto::{BusError, LeaderRevision, Now, table};
 use tokio::sync::{mpsc, watch};
 
-use super::{Service, account, books, perform, records, retention, savepoints, scaler};
+use super::{Service, account, books, cache, departure, perform, records, retention, savepoints, scaler};
 use crate::core::{Action, Event, Lead, Situation};
 
 /// The leader's tasks, and how they are reached.
 pub(super) struct Hands {
     pub(super) actions: mpsc::UnboundedSender<Action>,
     books: Arc<books::Pile>,
+    cache: mpsc::UnboundedSender<cache::Ask>,
     savepoints: savepoints::Savepoints,
     pub(super) scaler: Option<ScalerHand>,
     leader: LeaderRevision,
@@ -30,8 +31,8 @@ pub(super) struct ScalerHand {
 impl Hands {
     /// Lets the tasks end what they have begun, for a moment.
     pub(super) async fn close(self) {
-        let Hands { actions, books, savepoints, scaler, leader, working } = self;
-        drop((actions, savepoints, scaler));
+        let Hands { actions, books, cache, savepoints, scaler, leader, working } = self;
+        drop((actions, cache, savepoints, scaler));
         books.close();
         for task in working {
             let abort = task.abort_handle();
@@ -55,6 +56,7 @@ impl Service {
         self.clear_work().await;
         let (action_sender, action_queue) = mpsc::unbounded_channel();
         let pile = Arc::new(books::Pile::default());
+        let (cache_sender, cache_queue) = mpsc::unbounded_channel();
         let bus = &self.bus;
         let mut working = vec![
             tokio::spawn(perform::side_by_side(
@@ -62,6 +64,7 @@ impl Service {
                 perform::Under {
                     leader: lead.revision,
                     syncs_always: self.bus_facts.syncs_always,
+                    synced_after: self.bus_facts.synced_after,
                     key: self.bus_facts.key.clone(),
                     clock: self.clock.clone(),
                 },
@@ -73,6 +76,15 @@ impl Service {
                 lead.revision,
                 account_at,
                 Arc::clone(&pile),
+                self.inbox.clone(),
+            )),
+            tokio::spawn(cache::serve(
+                Arc::clone(bus),
+                lead.revision,
+                self.options.cache.clone(),
+                self.recent.clone(),
+                cache_queue,
+                action_sender.clone(),
                 self.inbox.clone(),
             )),
         ];
@@ -99,14 +111,15 @@ impl Service {
         self.hands = Some(Hands {
             actions: action_sender,
             books: pile,
+            cache: cache_sender,
             savepoints: savepoints::Savepoints::new(now.mono, every, save_sender),
             scaler,
             leader: lead.revision,
             working,
         });
-        self.tasks.spawn(retention::finish_dropping(
+        self.tasks.spawn(departure::finish(
             Arc::clone(&self.bus),
-            perform::drop_after(self.bus_facts.syncs_always),
+            self.bus_facts.synced_after,
             self.clock.clone(),
         ));
         let retention = self.options.retention.clone();
@@ -141,6 +154,12 @@ impl Service {
     pub(super) fn show_situation(&self, now: Now) {
         if let Some(scaler) = self.hands.as_ref().and_then(|hands| hands.scaler.as_ref()) {
             scaler.situations.send_replace(Arc::new(self.core.situation(now)));
+        }
+    }
+
+    pub(super) fn ask_cache(&self, ask: cache::Ask) {
+        if let Some(hands) = &self.hands {
+            let _ = hands.cache.send(ask);
         }
     }
 

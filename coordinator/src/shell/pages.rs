@@ -223,8 +223,11 @@ async fn past_page(
 }
 
 async fn find_past(bus: &Arc<dyn Bus>, key: &AssignmentKey, record: &BatchRecord) -> anyhow::Result<Past> {
-    if let Some(object) = &record.answers_object {
-        return Ok(Past::Object(Archive::open(bus, object).await?));
+    // If the object was lost with the server's power, the answers have not left the stream.
+    if let Some(object) = &record.answers_object
+        && let Some(archive) = Archive::open(bus, object).await?
+    {
+        return Ok(Past::Object(archive));
     }
     let mut committed = Committed::of(bus, key, record).await?;
     let mut sequences = Vec::new();

@@ -8,13 +8,11 @@ use futures::stream::FuturesUnordered;
 use ternfleet_proto::bus::{Bus, BusError, Publish};
 use ternfleet_proto::message::{Checkpoint, Control, DeadJob};
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{
-    BatchId, Clock, Epoch, JobKey, Lane, LeaderRevision, TenantId, WorkerId, codec, table, trace,
-};
+use ternfleet_proto::{Clock, Epoch, JobKey, Lane, LeaderRevision, WorkerId, codec, table, trace};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::{Input, reader, savepoints, spans};
+use super::{Input, departure, reader, savepoints, spans};
 use crate::core::{Action, Event, HandOut, JobRef, Trace};
 
 /// Operations on their way at a time.
@@ -27,20 +25,16 @@ const WAIT: Duration = Duration::from_millis(150);
 /// wakes later may claim the job once more, and its answer commits nothing.
 const FENCE_STANDS: Duration = table::ACK_WAIT.saturating_mul(3);
 
-/// Readers that were told the sequences of answers have fetched them within this time.
-const READERS_FETCH: Duration = Duration::from_secs(5);
-/// What a server has acknowledged is on its disk after this time, whatever its `sync_interval` by default is: two minutes.
-const SYNCED_AFTER: Duration = Duration::from_secs(150);
 /// Checkpoints of answered jobs that are removed at a time: there is no hurry, and work goes before.
 const CLEANED_AT_A_TIME: usize = 8;
-/// Sequences of RESULTS that one removal looks at.
-const DROPPED_AT_A_TIME: u64 = 50_000;
 
 /// What everything is done under.
 #[derive(Debug, Clone)]
 pub(crate) struct Under {
     pub(crate) leader: LeaderRevision,
     pub(crate) syncs_always: bool,
+    /// What is stored is on the server's disk after this time.
+    pub(crate) synced_after: Duration,
     pub(crate) key: AssignmentKey,
     pub(crate) clock: Clock,
 }
@@ -55,16 +49,18 @@ pub(crate) async fn side_by_side(
     let mut running = FuturesUnordered::new();
     // What is not to be done yet. A leader that ends leaves it to the age of the checkpoints.
     let mut waiting = FuturesUnordered::new();
+    let mut dropping = FuturesUnordered::new();
     let mut open = true;
     while open || !running.is_empty() {
         tokio::select! {
             biased;
             action = actions.recv(), if open && running.len() < IN_FLIGHT_MAX => match action {
-                Some(action @ Action::Forget { fenced: true, .. }) => {
-                    waiting.push(later(FENCE_STANDS, action));
-                }
-                Some(action @ Action::DropAnswers { .. }) => {
-                    waiting.push(later(drop_after(under.syncs_always), action));
+                Some(action @ Action::Forget { fenced: true, .. }) => waiting.push(async {
+                    tokio::time::sleep(FENCE_STANDS).await;
+                    action
+                }),
+                Some(Action::DropAnswers { tenant, batch }) => {
+                    dropping.push(departure::drop_answers(&bus, tenant, batch, under.synced_after));
                 }
                 Some(action) => running.push(perform(&bus, &under, action)),
                 None => open = false,
@@ -72,6 +68,7 @@ pub(crate) async fn side_by_side(
             Some(action) = waiting.next(), if !waiting.is_empty() => {
                 running.push(perform(&bus, &under, action));
             }
+            Some(()) = dropping.next(), if !dropping.is_empty() => {}
             Some(input) = running.next(), if !running.is_empty() => {
                 if let Some(input) = input && inbox.send(input).await.is_err() {
                     return;
@@ -79,16 +76,6 @@ pub(crate) async fn side_by_side(
             }
         }
     }
-}
-
-/// How long the answers of an ended batch stay in RESULTS: until they are on the disk in another place.
-pub(super) fn drop_after(syncs_always: bool) -> Duration {
-    if syncs_always { READERS_FETCH } else { SYNCED_AFTER }
-}
-
-async fn later(delay: Duration, action: Action) -> Action {
-    tokio::time::sleep(delay).await;
-    action
 }
 
 async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<Input> {
@@ -189,10 +176,8 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
             }
             None
         }
-        Action::DropAnswers { tenant, batch, after } => {
-            drop_answers(bus, &tenant, &batch, after).await;
-            None
-        }
+        // Above.
+        Action::DropAnswers { .. } => None,
         // The shell keeps these to itself.
         Action::Scan { .. }
         | Action::Read { .. }
@@ -204,6 +189,8 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
         | Action::KeepAccount(_)
         | Action::Announce { .. }
         | Action::Notify(_)
+        | Action::Remember { .. }
+        | Action::Repeat { .. }
         | Action::ClearWork => None,
     }
 }
@@ -215,18 +202,6 @@ async fn forget_checkpoint(bus: &Arc<dyn Bus>, job: &JobKey) {
     if let Some(message) = last {
         retry(|| bus.delete_message(table::CHECKPOINTS, message.sequence)).await;
     }
-}
-
-/// Removes the answers of a batch from RESULTS, in steps: a stream takes no message while it removes others.
-pub(super) async fn drop_answers(bus: &Arc<dyn Bus>, tenant: &TenantId, batch: &BatchId, after: u64) {
-    let filter = table::results_of(tenant, batch);
-    let facts = retry(|| bus.stream_facts(table::RESULTS)).await.unwrap_or_default();
-    let mut before = after.max(facts.first_sequence) + DROPPED_AT_A_TIME;
-    while before < facts.last_sequence {
-        retry(|| bus.purge_before(table::RESULTS, &filter, before)).await;
-        before += DROPPED_AT_A_TIME;
-    }
-    retry(|| bus.purge(table::RESULTS, &filter)).await;
 }
 
 /// Consumers of one shard: those that should be there are made, those of unknown workers removed with their messages.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ternfleet_proto::bus::{Bus, BusError};
-use ternfleet_proto::message::{Failure, FailureCode, Generation, Input as JobInput, Line};
+use ternfleet_proto::message::{Abilities, Failure, FailureCode, Generation, Input as JobInput, Line};
 use ternfleet_proto::openai::{Endpoint, ModelDefaults, is_blank, line_too_long, parse_line};
 use ternfleet_proto::{BatchId, JobKey, TenantId, codec, table};
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::Input;
 use super::lines::{INDEX_EVERY, LineIndex, RawLine, next_line, scan};
 use crate::constraints::Constraints;
-use crate::core::{BatchSlot, Content, Event, Fed, Task, estimate};
+use crate::core::{BatchSlot, Content, Event, Fed, Task, Wanted, estimate, start_of};
 
 /// Text of one answer to a read request; a request for more lines ends early.
 const PART_BYTES: usize = 4 << 20;
@@ -209,7 +209,7 @@ impl Reader {
         }
         let job = JobKey { batch: self.source.batch.clone(), index };
         let defaults = ModelDefaults { name: self.source.model.clone(), ..ModelDefaults::default() };
-        let (line, generation) = match parse_line(text, number, &job, &defaults) {
+        let (line, mut generation) = match parse_line(text, number, &job, &defaults) {
             Ok(parsed) => parsed,
             Err(bad) => return Ok(Content::Bad(Box::new(bad))),
         };
@@ -222,9 +222,21 @@ impl Reader {
             let failure = Failure { message: format!("line {number}: {}", failure.message), ..failure };
             return Ok(Content::Bad(Box::new((line, failure))));
         }
+        let wanted = Wanted::of(&mut generation, job.seed());
+        let start = start_of(&generation.prompt);
         let (tokens_estimate, constrained) = (estimate::tokens(&generation), generation.is_constrained());
+        let needs = Abilities::needed_by(&generation);
         let (input, bytes) = self.input(&job, &line, generation).await?;
-        Ok(Content::Good(Arc::new(Task { line, input, constrained, tokens_estimate, bytes })))
+        Ok(Content::Good(Arc::new(Task {
+            line,
+            input,
+            constrained,
+            needs,
+            tokens_estimate,
+            bytes,
+            wanted,
+            start,
+        })))
     }
 
     /// What is wrong with a line that is a request in itself.

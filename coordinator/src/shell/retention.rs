@@ -14,7 +14,6 @@ use ternfleet_proto::{Clock, LeaderRevision, MonoMs, Now, TenantId, TimeMs, code
 use tokio::sync::mpsc;
 
 use super::Input;
-use super::perform::drop_answers;
 use crate::Retention;
 use crate::core::{BatchRecord, Event};
 use crate::files::{self, FileRecord};
@@ -23,9 +22,6 @@ const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3600);
 const SWEEP_EVERY_MIN: Duration = Duration::from_secs(1);
 /// Nothing of a batch runs for longer beyond its deadline, however wrong the clocks are: no duplicate comes later.
 const LATE_MAX: Duration = Duration::from_secs(86_400);
-
-/// A leader that lives removes the answers of an ended batch from RESULTS within this time.
-const DROPPED_WITHIN: Duration = Duration::from_secs(3600);
 
 /// After a step forward, the wall clock is not believed for so long.
 const DOUBT_FOR: Duration = Duration::from_secs(86_400);
@@ -81,25 +77,6 @@ pub(crate) async fn keep_sweeping(
         }
         if inbox.is_closed() {
             return;
-        }
-    }
-}
-
-/// An earlier leader may have ended between storing a batch's record and removing its answers from RESULTS.
-pub(crate) async fn finish_dropping(bus: Arc<dyn Bus>, after: Duration, clock: Clock) {
-    tokio::time::sleep(after).await;
-    let entries = match bus.kv_entries(table::KV_BATCHES).await {
-        Ok(entries) => entries,
-        Err(error) => {
-            tracing::warn!(%error, "answers that an earlier leader left in RESULTS stay until their batches age out");
-            return;
-        }
-    };
-    for entry in entries {
-        let Ok(record) = codec::decode::<BatchRecord>(&entry.value) else { continue };
-        let lately = record.ended_at.is_some_and(|at| clock.wall().since(at) < DROPPED_WITHIN);
-        if record.answers_object.is_some() && lately {
-            drop_answers(&bus, &record.tenant, &record.id, record.results_after).await;
         }
     }
 }
@@ -161,8 +138,16 @@ fn life_of(record: &BatchRecord, now: TimeMs, retention: &Retention) -> Duration
 }
 
 fn tombstone(record: BatchRecord, leader: LeaderRevision, now: TimeMs) -> BatchRecord {
-    let (output_object, error_object, answers_object) = (None, None, None);
-    BatchRecord { leader, aged_out_at: Some(now), output_object, error_object, answers_object, ..record }
+    let (output_object, error_object, answers_object, proof_object) = (None, None, None, None);
+    BatchRecord {
+        leader,
+        aged_out_at: Some(now),
+        output_object,
+        error_object,
+        answers_object,
+        proof_object,
+        ..record
+    }
 }
 
 /// Removes the files whose callers gave them an end; answers how many. An input waits for the batches that read it.
@@ -202,7 +187,8 @@ async fn clear(
     now: TimeMs,
 ) -> Result<(), BusError> {
     let input = (!input_is_shared).then_some(&record.input_object);
-    for name in input.into_iter().chain(&record.output_object).chain(&record.error_object) {
+    let outputs = [&record.output_object, &record.error_object, &record.proof_object];
+    for name in input.into_iter().chain(outputs.into_iter().flatten()) {
         files::remove(&**bus, &record.tenant, name, None, now).await?;
     }
     if let Some(answers) = &record.answers_object {

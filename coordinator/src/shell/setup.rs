@@ -4,25 +4,40 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::codec;
 use ternfleet_proto::message::Durability;
+use ternfleet_proto::proof::SigningKey;
 use ternfleet_proto::table::{self, StreamSpec, SyncFacts};
 use ternfleet_proto::tag::AssignmentKey;
 
+use super::writer::Keys;
 use crate::Options;
 use crate::options::Streams;
 
-const KEY_NAME: &str = "assignment_key";
+const ASSIGNMENT_KEY: &str = "assignment_key";
+const PROOF_KEY: &str = "proof_key";
 
 /// What was found and made.
 #[derive(Debug, Clone)]
 pub(crate) struct BusFacts {
     pub(crate) key: AssignmentKey,
+    /// Signs the manifests of batches.
+    pub(crate) proof_key: SigningKey,
     pub(crate) durability: Durability,
     pub(crate) replicas: u32,
     /// The server syncs each write before it acknowledges.
     pub(crate) syncs_always: bool,
+    /// What it has acknowledged is on its disk after this time.
+    pub(crate) synced_after: Duration,
+}
+
+impl BusFacts {
+    pub(crate) fn keys(&self) -> Keys {
+        Keys { assignments: self.key.clone(), proofs: self.proof_key.clone() }
+    }
 }
 
 /// Makes streams and buckets; finds out durability of accepted batches.
@@ -45,6 +60,7 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
         None => None,
     };
     let syncs_always = sync.is_some_and(|sync| sync.always);
+    let synced_after = table::synced_after(sync);
     for spec in table::streams(replicas) {
         ensure_bounded(bus, spec.at(syncs_always), &options.streams).await?;
     }
@@ -59,13 +75,20 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
     bus.ensure_objects(&table::files_spec(&tenant, replicas))
         .await
         .context("the object store cannot be created")?;
+    bus.ensure_objects(&table::answers_spec(Duration::from_millis(options.cache.age_ms)))
+        .await
+        .context("the store of remembered answers cannot be created")?;
     bus.ensure_objects(&table::large_requests_spec(replicas))
         .await
         .context("the store of large requests cannot be created")?;
     bus.ensure_objects(&table::ledger_spec(replicas))
         .await
         .context("the store of answers cannot be created")?;
-    let key = assignment_key(bus).await.context("the fleet's key cannot be read or created")?;
+    let key = secret(bus, ASSIGNMENT_KEY, AssignmentKey).await?;
+    let proof_key = secret(bus, PROOF_KEY, SigningKey::from_seed).await?;
+    let public = proof_key.public().to_string();
+    tell_public_key(bus, &public).await.context("the public key of proofs cannot be stored")?;
+    tracing::info!(public, "the key that checks proofs of batches");
     let durability = table::durability(replicas, sync);
     tracing::info!(?durability, replicas, server = %server.version, "durability of accepted batches");
     if options.strict_durability && durability < Durability::Fsynced {
@@ -74,7 +97,7 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
              jetstream block of nats-server, and nats_monitoring_url to its monitoring address"
         );
     }
-    Ok(BusFacts { key, durability, replicas: replicas as u32, syncs_always })
+    Ok(BusFacts { key, proof_key, durability, replicas: replicas as u32, syncs_always, synced_after })
 }
 
 /// Makes a stream with as many bytes as are configured for it, if any.
@@ -134,19 +157,33 @@ async fn raise_table_version(bus: &Arc<dyn Bus>, found: Option<(u32, u64)>) -> a
     }
 }
 
-/// The key that signs assignments: made once, by whoever comes first.
-async fn assignment_key(bus: &Arc<dyn Bus>) -> anyhow::Result<AssignmentKey> {
+/// A key of the fleet: made once, by whoever comes first.
+async fn secret<T: Serialize + DeserializeOwned>(
+    bus: &Arc<dyn Bus>,
+    name: &str,
+    of_bytes: impl Fn([u8; 32]) -> T,
+) -> anyhow::Result<T> {
+    let said = || format!("the fleet's key {name} cannot be read or made");
     loop {
-        if let Some(entry) = bus.kv_get(table::KV_CONTROL, KEY_NAME).await? {
-            return Ok(codec::decode(&entry.value)?);
+        if let Some(entry) = bus.kv_get(table::KV_CONTROL, name).await.with_context(said)? {
+            return codec::decode(&entry.value).with_context(said);
         }
         let mut bytes = [0u8; 32];
-        getrandom::fill(&mut bytes).context("the system returns no random numbers")?;
-        let made = codec::encode(&AssignmentKey(bytes));
-        match bus.kv_create(table::KV_CONTROL, KEY_NAME, made, None).await {
+        getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
+        let made = codec::encode(&of_bytes(bytes));
+        match bus.kv_create(table::KV_CONTROL, name, made, None).await {
             Ok(_) | Err(BusError::Exists(_)) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error).with_context(said),
         }
+    }
+}
+
+/// For `ternfleet key proof`.
+async fn tell_public_key(bus: &Arc<dyn Bus>, public: &str) -> Result<(), BusError> {
+    let value = public.to_owned().into_bytes().into();
+    match bus.kv_create(table::KV_CONTROL, table::PROOF_PUBLIC_KEY, value, None).await {
+        Ok(_) | Err(BusError::Exists(_)) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -14,12 +14,14 @@ use anyhow::Context;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::Outcome;
 use ternfleet_proto::openai::output_line;
+use ternfleet_proto::proof::{FileDigest, SigningKey};
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{Clock, TimeMs, table};
 use tokio::io::AsyncRead;
 
 use super::answers::{Committed, Stored};
 use super::archive::Archiver;
+use super::proof::{self, Files, Hashing, Prover};
 use crate::core::{BatchRecord, Outputs};
 use crate::files::{self, FileRecord};
 
@@ -37,6 +39,13 @@ struct Missing {
     expected: u32,
 }
 
+/// The fleet's keys.
+#[derive(Debug, Clone)]
+pub(crate) struct Keys {
+    pub(crate) assignments: AssignmentKey,
+    pub(crate) proofs: SigningKey,
+}
+
 /// Where a line is in the scratch file.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
@@ -49,14 +58,14 @@ struct Place {
 /// `finalizing` meanwhile. The answer is the reason when it cannot be done.
 pub(crate) async fn write(
     bus: Arc<dyn Bus>,
-    key: AssignmentKey,
+    keys: Keys,
     record: BatchRecord,
     scratch: Option<std::path::PathBuf>,
     clock: Clock,
 ) -> Result<Outputs, String> {
     let mut attempt = 0;
     loop {
-        match write_once(&bus, &key, &record, scratch.as_deref(), &clock).await {
+        match write_once(&bus, &keys, &record, scratch.as_deref(), &clock).await {
             Ok(outputs) => return Ok(outputs),
             Err(error) => {
                 attempt += 1;
@@ -74,7 +83,7 @@ pub(crate) async fn write(
 
 async fn write_once(
     bus: &Arc<dyn Bus>,
-    key: &AssignmentKey,
+    keys: &Keys,
     record: &BatchRecord,
     scratch: Option<&Path>,
     clock: &Clock,
@@ -83,11 +92,13 @@ async fn write_once(
     let mut writer = BufWriter::with_capacity(1 << 20, spool);
     let mut places: Vec<Option<Place>> = vec![None; record.lines.unwrap_or(0) as usize];
     let mut offset = 0u64;
-    let mut committed = Committed::of(bus, key, record).await?;
+    let mut prover = Prover::new(scratch)?;
     let mut archiver = Archiver::new(temporary(scratch)?);
+    let mut committed = Committed::of(bus, &keys.assignments, record).await?;
     while let Some(Stored { payload, result, .. }) = committed.next().await? {
         archiver.add(&payload).context("the scratch file")?;
         let line = output_line(&result);
+        prover.line(&result, &line)?;
         writer.write_all(line.as_bytes()).context("the scratch file")?;
         let good = matches!(result.outcome, Outcome::Text(_));
         places[result.job.index as usize] = Some(Place { offset, bytes: line.len() as u32, good });
@@ -103,16 +114,18 @@ async fn write_once(
     let error = in_order(&mut spool, &places, false, scratch)?;
     drop(spool);
     let answers_object = archiver.store(bus, &record.id).await.context("the object of answers")?;
+    let mut files = Files { input: proof::of_input(&**bus, record).await?, ..Files::default() };
     let mut outputs = Outputs { answers_object: Some(answers_object), ..Outputs::default() };
-    if let Some(file) = output {
-        let name = format!("output-{}.jsonl", record.id);
-        store(bus, record, &name, file, clock.wall()).await?;
-        outputs.output_object = Some(name);
+    if let Some((file, digest)) = output {
+        files.output = Some(digest);
+        outputs.output_object = Some(store(bus, record, "output", file, clock.wall()).await?);
     }
-    if let Some(file) = error {
-        let name = format!("error-{}.jsonl", record.id);
-        store(bus, record, &name, file, clock.wall()).await?;
-        outputs.error_object = Some(name);
+    if let Some((file, digest)) = error {
+        files.error = Some(digest);
+        outputs.error_object = Some(store(bus, record, "error", file, clock.wall()).await?);
+    }
+    if let Some(file) = prover.manifest(record, files, &keys.proofs, clock.wall(), scratch)? {
+        outputs.proof_object = Some(store(bus, record, "proof", file, clock.wall()).await?);
     }
     Ok(outputs)
 }
@@ -123,12 +136,12 @@ fn in_order(
     places: &[Option<Place>],
     good: bool,
     scratch: Option<&Path>,
-) -> anyhow::Result<Option<File>> {
+) -> anyhow::Result<Option<(File, FileDigest)>> {
     let mut chosen = places.iter().flatten().filter(|place| place.good == good).peekable();
     if chosen.peek().is_none() {
         return Ok(None);
     }
-    let mut writer = BufWriter::with_capacity(1 << 20, temporary(scratch)?);
+    let mut writer = Hashing::new(BufWriter::with_capacity(1 << 20, temporary(scratch)?));
     let mut line = Vec::new();
     for place in chosen {
         line.resize(place.bytes as usize, 0);
@@ -137,18 +150,21 @@ fn in_order(
         line.push(b'\n');
         writer.write_all(&line).context("the scratch file")?;
     }
-    let mut file = writer.into_inner().context("the scratch file")?;
+    let digest = writer.digest();
+    let mut file = writer.into_inner().into_inner().context("the scratch file")?;
     file.rewind().context("the scratch file")?;
-    Ok(Some(file))
+    Ok(Some((file, digest)))
 }
 
+/// Stores a file of the batch; answers its name.
 async fn store(
     bus: &Arc<dyn Bus>,
     record: &BatchRecord,
-    name: &str,
+    kind: &str,
     mut file: File,
     now: TimeMs,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<String> {
+    let name = format!("{kind}-{}.jsonl", record.id);
     let length = file.metadata().context("the scratch file")?.len();
     let content: Pin<Box<dyn AsyncRead + Send>> = if length <= IN_MEMORY_MAX {
         let mut bytes = Vec::with_capacity(length as usize);
@@ -158,14 +174,16 @@ async fn store(
         Box::pin(tokio::fs::File::from_std(file))
     };
     let bucket = table::files_bucket(&record.tenant);
-    let stored = bus.object_put(&bucket, name, content).await;
+    let stored = bus.object_put(&bucket, &name, content).await;
     let bytes = stored.with_context(|| format!("object {name}"))?;
     let expires_after_s = record.options.output_expires_after_s;
-    let facts = FileRecord::new(name.to_owned(), files::OUTPUT, bytes, now, expires_after_s);
-    files::keep(&**bus, &record.tenant, name, &facts).await.with_context(|| format!("record of {name}"))
+    let facts = FileRecord::new(name.clone(), files::OUTPUT, bytes, now, expires_after_s);
+    let kept = files::keep(&**bus, &record.tenant, &name, &facts).await;
+    kept.with_context(|| format!("record of {name}"))?;
+    Ok(name)
 }
 
-fn temporary(dir: Option<&Path>) -> anyhow::Result<File> {
+pub(super) fn temporary(dir: Option<&Path>) -> anyhow::Result<File> {
     match dir {
         Some(dir) => tempfile::tempfile_in(dir),
         None => tempfile::tempfile(),

@@ -348,7 +348,7 @@ mod tests {
         let most = 1 << 20;
         let hyper = stated([most, most, most, most / 2, 2, most, most]).unwrap();
         assert_eq!(hyper.n_ternary_weights(), 7 << 60);
-        assert_eq!(crate::kv::page_bytes(&hyper), 1 << 52);
+        assert_eq!(crate::kv::page_bytes(&hyper, crate::options::Kv::F16), 1 << 52);
         let fault = stated([most; 7]).unwrap_err().to_string();
         assert!(fault.contains("attention.head_count") && fault.contains("wider than"), "{fault}");
     }

@@ -1,25 +1,23 @@
 //! Which tokens can win, by the bounds of their approximate scores: the few whose exact scores are worth computing.
 //!
 //! For the best k: the tokens with the best lower bounds are scored exactly, and then every token whose upper bound reaches
-//! the k-th best of those scores: half as far down as the k-th best lower bound would reach. For a draw among all tokens: the same
-//! with each token's own noise added. Tokens with a bias or penalty are always taken in and never raise the threshold.
+//! the k-th best of those scores: half as far down as the k-th best lower bound would reach. For a draw among all tokens: the
+//! same with each token's own noise added, and within a nucleus where one is wanted. Tokens with a bias or penalty are
+//! always taken in and never raise the threshold.
 
 use super::screen::{Rounded, Screen};
 use crate::constraint::Rule;
-use crate::kernel::{Bounds, Kernels};
-use crate::math;
+use crate::kernel::{Bounds, Cut, Kernels, NoisyJob};
 use crate::sampler::Draw;
 use std::ops::Range;
 
 /// Rows scanned at a time; the threshold rises in between.
 const CHUNK: usize = 2048;
-/// Bins of the noise table.
-const BINS: usize = 4096;
 
 /// What a member found in its part of the vocabulary for one head.
 #[derive(Debug, Default)]
 pub(crate) struct Finds {
-    /// Exact scores of the tokens with the best lower bounds, or a lower bound with noise.
+    /// Exact scores of the tokens with the best lower bounds, or one with noise.
     pub(crate) lower: Vec<f64>,
     /// Tokens that may win, with their upper bounds; only filled where the scan already knows them.
     possible: Vec<(u32, f64)>,
@@ -36,6 +34,8 @@ pub(crate) struct Part<'a> {
     pub(crate) rounded: &'a Rounded,
     pub(crate) draw: &'a Draw<'a>,
     pub(crate) rule: Rule<'a>,
+    /// The nucleus, if the draw is from one.
+    pub(crate) cut: Cut,
     pub(crate) vocab: usize,
 }
 
@@ -44,6 +44,11 @@ impl Part<'_> {
         (id as usize) < self.vocab
             && self.rule.allows(id)
             && self.draw.adjustments.binary_search_by_key(&id, |&(id, _)| id).is_err()
+    }
+
+    /// Whether a token of these rows is in the nucleus.
+    pub(crate) fn holds(&self, id: u32) -> bool {
+        self.cut.holds(self.scores[id as usize - self.first_row])
     }
 
     fn rows(&self) -> Range<usize> {
@@ -93,30 +98,72 @@ impl Part<'_> {
         hits.retain(|&id| self.counts(id));
     }
 
-    /// The best lower bound with noise, and the tokens that may win against it.
-    pub(crate) fn best_noisy(&self, noise: &NoiseTable) -> Finds {
+    /// The best exact score with noise that could be found at little cost, and the tokens that may win against it.
+    ///
+    /// Bounds lie several units apart where activations are narrow, so a threshold of lower bounds would let thousands pass.
+    /// But the middle between them is nearly right: whenever a token has the best middle so far, its exact score is computed.
+    pub(crate) fn best_noisy(&self, hits: &mut Vec<u32>, mut exact: impl FnMut(u32) -> f32) -> Finds {
         let temperature = f64::from(self.draw.sampling.temperature);
-        let rows = self.rows();
-        let bounds = self.bounds(rows.clone());
-        let mut best = f64::NEG_INFINITY;
+        let (mut best, mut middle) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
         let mut possible = Vec::new();
-        for four in rows.clone().step_by(4) {
-            let words = self.draw.words(four as u32);
-            for id in four..(four + 4).min(rows.end).min(self.vocab) {
-                let row = id - rows.start;
-                let error = f64::from(bounds.error(row));
-                let score = f64::from(bounds.scores[row]);
-                let highest = (score + error) / temperature;
-                if highest + noise.most(words[id % 4]) < best || !self.counts(id as u32) {
+        let mut score = |id: u32, gumbel: f64, best: &mut f64, possible: &mut Vec<(u32, f64)>| {
+            let score = f64::from(exact(id));
+            if score.is_finite() {
+                *best = best.max(score / temperature + gumbel);
+            } else {
+                // No draw can be trusted then, and who draws must see it.
+                possible.push((id, f64::INFINITY));
+            }
+        };
+        if let Some(id) = self.highest() {
+            score(id, self.draw.gumbel(id), &mut best, &mut possible);
+        }
+        let rows = self.rows();
+        let mut start = rows.start;
+        while start < rows.end {
+            let end = rows.end.min(start + if best == f64::NEG_INFINITY { CHUNK / 8 } else { CHUNK });
+            let job = NoisyJob {
+                bounds: self.bounds(start..end),
+                first_id: start as u32,
+                noise: self.draw.noise(),
+                temperature: self.draw.sampling.temperature,
+                threshold: ((best * temperature) as f32).next_down(),
+                cut: self.cut,
+            };
+            hits.clear();
+            self.kernels.noisy(&job, hits);
+            for &hit in &*hits {
+                let (id, row) = (start as u32 + hit, hit as usize);
+                if !self.counts(id) {
                     continue;
                 }
-                let gumbel = self.draw.gumbel(id as u32);
-                possible.push((id as u32, highest + gumbel));
-                best = best.max((score - error) / temperature + gumbel);
+                let gumbel = self.draw.gumbel(id);
+                let (about, error) = (f64::from(job.bounds.scores[row]), f64::from(job.bounds.error(row)));
+                let upper = (about + error) / temperature + gumbel;
+                if upper < best {
+                    continue;
+                }
+                possible.push((id, upper));
+                if about / temperature + gumbel > middle {
+                    middle = about / temperature + gumbel;
+                    score(id, gumbel, &mut best, &mut possible);
+                }
             }
+            start = end;
         }
         possible.retain(|&(_, upper)| upper >= best);
         Finds { lower: vec![best], possible }
+    }
+
+    /// The token with the best approximate score, if it may be drawn.
+    fn highest(&self) -> Option<u32> {
+        let n = self.vocab.saturating_sub(self.first_row).min(self.scores.len());
+        let (whole, rest) = self.scores[..n].split_at(n / 16 * 16);
+        let pieces = whole.chunks(CHUNK).map(|piece| self.kernels.largest(piece));
+        let best = pieces.chain(rest.iter().copied()).fold(f32::NEG_INFINITY, f32::max);
+        let row = self.scores[..n].iter().position(|&score| score == best)?;
+        let id = (self.first_row + row) as u32;
+        (self.counts(id) && self.cut.holds(best)).then_some(id)
     }
 }
 
@@ -139,19 +186,4 @@ pub(crate) fn threshold(lower: impl Iterator<Item = f64>, k: usize) -> f64 {
         return f64::NEG_INFINITY;
     }
     *all.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
-}
-
-/// Upper bounds of the noise by the leading bits of its random word: cheap, and enough to rule most tokens out.
-#[derive(Debug)]
-pub(crate) struct NoiseTable(Vec<f64>);
-
-impl NoiseTable {
-    pub(crate) fn new() -> NoiseTable {
-        let most = |bin: usize| -math::ln(-math::ln((bin + 1) as f64 / BINS as f64)) + 1e-9;
-        NoiseTable((0..BINS).map(|bin| if bin + 1 == BINS { f64::INFINITY } else { most(bin) }).collect())
-    }
-
-    fn most(&self, word: u32) -> f64 {
-        self.0[(word >> 20) as usize]
-    }
 }

@@ -261,7 +261,8 @@ impl Screen {
         (((1u64 << 31) - 1) / (127 * width as u64)).min(32767) as f32
     }
 
-    /// Rounds one token's activations: within the bound of `narrow` if that is near enough, else to int16.
+    /// Rounds one token's activations: to at most `narrow`, which the kernels multiply as bytes, if that is near enough, else to
+    /// int16.
     pub(crate) fn round(
         kernels: Kernels,
         x: &[f32],
@@ -278,9 +279,10 @@ impl Screen {
             kernels.round_i16(x, step, values, error);
             let error_norm = outward_norm(kernels, error);
             if error_norm <= NARROW_LIMIT * norm {
+                let offset = kernels.narrow_bound().unwrap_or(bound) + 1;
                 for (value, low) in values.iter_mut().zip(low) {
                     *value = (*value).clamp(-bound, bound);
-                    *low = (*value + bound + 1) as u8;
+                    *low = (*value + offset) as u8;
                 }
                 return Rounded { step, norm, error_norm, narrow: 1 };
             }

@@ -9,9 +9,9 @@ use super::lanes::{Lanes, exp};
 use super::{KEY_BLOCK, MAX_HEAD_DIM, PAGE};
 use std::mem::MaybeUninit;
 
-/// Keys or values ahead of those being read that are asked for: 8 KiB into the second-level cache, 1 KiB into the first.
-const FAR: usize = 4096;
-const NEAR: usize = 512;
+/// Bytes of keys or values ahead of those being read that are asked for into the second-level cache, and into the first.
+const FAR: usize = 8192;
+const NEAR: usize = 1024;
 
 /// One query and what it has gathered so far.
 pub(crate) struct Query<'a> {
@@ -36,65 +36,93 @@ impl State {
         State { values: [0.0; MAX_HEAD_DIM], maximum: f32::NEG_INFINITY, sum: 0.0 };
 }
 
+/// How keys and values are stored.
+pub(super) trait Cell: Copy {
+    /// Sixteen of them, widened exactly.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    unsafe fn load<L: Lanes>(from: *const Self) -> L;
+}
+
+impl Cell for u16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u16) -> L {
+        L::load_f16(from)
+    }
+}
+
+impl Cell for i8 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const i8) -> L {
+        L::load_i8(from)
+    }
+}
+
 /// What is read of one page of one head.
 #[derive(Clone, Copy)]
-pub(super) struct Page {
+pub(super) struct Page<C> {
     /// (4, head_dim, 32)
-    pub(super) keys: *const u16,
+    pub(super) keys: *const C,
     /// (128, head_dim)
-    pub(super) values: *const u16,
+    pub(super) values: *const C,
+    /// Of keys and of values, (2, 128), where they have any.
+    pub(super) scales: Option<*const f32>,
     /// What will be read after this page; only asked for, never followed.
-    pub(super) next: *const u16,
+    pub(super) next: *const u8,
     pub(super) head_dim: usize,
 }
 
-/// Scores, softmax and weighted values of `queries` over one page, folded into their states. `WIDE` queries are taken
-/// together, each with `V` vectors of positions or dimensions, fewer queries with `TALL`: as many sums as the registers hold,
-/// and enough to keep the multipliers busy.
+/// Scores, softmax and weighted values of `queries` over one page, folded into their states. At most `MOST` queries are taken
+/// together, in parts of nearly one size; each has `TALL` vectors of positions or dimensions, where more than six are
+/// together `V`: as many sums as the registers hold, and enough to keep the multipliers busy.
 ///
 /// # Safety
 /// CPU features of `L`; `page` holds one page of one head; `visible` at most 128; `head_dim` a multiple of 16 and at most 256;
 /// queries of that length.
 #[inline(always)]
-pub(super) unsafe fn attend<L: Lanes, const WIDE: usize, const V: usize, const TALL: usize>(
+pub(super) unsafe fn attend<L: Lanes, C: Cell, const MOST: usize, const V: usize, const TALL: usize>(
     queries: &mut [Query<'_>],
-    page: &Page,
+    page: &Page<C>,
     scale: f32,
 ) {
     let mut rest = queries;
-    if WIDE == 8 {
-        while rest.len() >= 8 {
-            let (now, later) = rest.split_at_mut(8);
-            attend_together::<L, 8, V, V>(now, page, scale);
-            rest = later;
+    while !rest.is_empty() {
+        let n = rest.len().div_ceil(rest.len().div_ceil(MOST));
+        let (now, later) = rest.split_at_mut(n);
+        match n {
+            1 => attend_together::<L, C, 1, V, TALL>(now, page, scale),
+            2 => attend_together::<L, C, 2, V, TALL>(now, page, scale),
+            3 => attend_together::<L, C, 3, V, TALL>(now, page, scale),
+            4 => attend_together::<L, C, 4, V, TALL>(now, page, scale),
+            5 if MOST > 4 => attend_together::<L, C, 5, V, TALL>(now, page, scale),
+            6 if MOST > 4 => attend_together::<L, C, 6, V, TALL>(now, page, scale),
+            7 if MOST > 6 => attend_together::<L, C, 7, V, V>(now, page, scale),
+            _ if MOST > 6 => attend_together::<L, C, 8, V, V>(now, page, scale),
+            _ => unreachable!("because parts have at most `MOST` queries"),
         }
-    }
-    while rest.len() >= 4 {
-        let (now, later) = rest.split_at_mut(4);
-        attend_together::<L, 4, V, TALL>(now, page, scale);
         rest = later;
-    }
-    for query in rest {
-        attend_together::<L, 1, V, TALL>(std::slice::from_mut(query), page, scale);
     }
 }
 
-/// Asks for what is read soon after the element at `at` of `part`, which may be in what comes after that part.
+/// Asks for what is read soon after the element at `at` of `part`, which may be in what comes after that part: `far` bytes ahead
+/// into the second-level cache, and a little ahead into the first.
 #[inline(always)]
-unsafe fn ask_ahead<L: Lanes>(part: (*const u16, usize), at: usize, then: *const u16) {
-    let (start, len) = part;
-    let far = at + FAR;
+unsafe fn ask_ahead<L: Lanes, C>(part: (*const C, usize), at: usize, far: usize, then: *const u8) {
+    let (start, len) = (part.0.cast::<u8>(), part.1 * size_of::<C>());
+    let at = at * size_of::<C>();
+    let far = at + far;
     L::prefetch_far(if far < len { start.wrapping_add(far) } else { then.wrapping_add(far - len) });
     L::prefetch(start.wrapping_add(at + NEAR));
 }
 
 #[inline(always)]
-unsafe fn attend_together<L: Lanes, const Q: usize, const V: usize, const TALL: usize>(
+unsafe fn attend_together<L: Lanes, C: Cell, const Q: usize, const V: usize, const TALL: usize>(
     queries: &mut [Query<'_>],
-    page: &Page,
+    page: &Page<C>,
     scale: f32,
 ) {
-    let Page { keys, values, next, head_dim } = *page;
+    let Page { keys, values, scales, next, head_dim } = *page;
     let seen = queries.iter().map(|query| query.visible).max().unwrap_or(0);
     if seen == 0 {
         return;
@@ -115,15 +143,15 @@ unsafe fn attend_together<L: Lanes, const Q: usize, const V: usize, const TALL: 
             L::load(query.q.as_ptr().add(d)).store(rows.add(i * MAX_HEAD_DIM + d));
         }
     }
-    let scores = Scores { keys: (keys, n_keys), then: values, rows, weights, head_dim, scale };
+    let scores = Scores { keys: (keys, n_keys), then: values.cast(), scales, rows, weights, head_dim, scale };
     let n_lanes = n_blocks * (KEY_BLOCK / 16);
     let mut lane = 0;
     while lane + TALL <= n_lanes {
-        score::<L, Q, TALL>(&scores, lane);
+        score::<L, C, Q, TALL>(&scores, lane);
         lane += TALL;
     }
     while lane < n_lanes {
-        score::<L, Q, V>(&scores, lane);
+        score::<L, C, Q, V>(&scores, lane);
         lane += V;
     }
     let mut maxima = [0f32; Q];
@@ -142,18 +170,22 @@ unsafe fn attend_together<L: Lanes, const Q: usize, const V: usize, const TALL: 
         let mut total = L::splat(0.0);
         for lane in 0..n_lanes {
             let weight = exp(L::load(row.add(lane * 16)).sub(shift));
-            weight.store(row.add(lane * 16));
             total = total.add(weight);
+            let weight = match scales {
+                Some(scales) => weight.mul(L::load(scales.add(PAGE + lane * 16))),
+                None => weight,
+            };
+            weight.store(row.add(lane * 16));
         }
         totals[i] = total.sum();
     }
     let mut d = 0;
     while d + 16 * TALL <= head_dim {
-        gather::<L, Q, TALL>((values, n_values), next, weights, gathered, d, head_dim);
+        gather::<L, C, Q, TALL>((values, n_values), next, weights, gathered, d, head_dim);
         d += 16 * TALL;
     }
     while d < head_dim {
-        gather::<L, Q, 1>((values, n_values), next, weights, gathered, d, head_dim);
+        gather::<L, C, Q, 1>((values, n_values), next, weights, gathered, d, head_dim);
         d += 16;
     }
     for (i, query) in queries.iter_mut().enumerate() {
@@ -171,10 +203,11 @@ unsafe fn attend_together<L: Lanes, const Q: usize, const V: usize, const TALL: 
 }
 
 /// What the scores of a page are made of.
-struct Scores {
-    keys: (*const u16, usize),
+struct Scores<C> {
+    keys: (*const C, usize),
     /// What is read after the keys.
-    then: *const u16,
+    then: *const u8,
+    scales: Option<*const f32>,
     /// Queries, (Q, 256).
     rows: *const f32,
     /// (Q, 128)
@@ -185,18 +218,20 @@ struct Scores {
 
 /// Scores of `V` vectors of 16 positions, of which two stand side by side in each block of keys.
 #[inline(always)]
-unsafe fn score<L: Lanes, const Q: usize, const V: usize>(job: &Scores, first: usize) {
+unsafe fn score<L: Lanes, C: Cell, const Q: usize, const V: usize>(job: &Scores<C>, first: usize) {
     const A_BLOCK: usize = KEY_BLOCK / 16;
     let start = |vector: usize| vector / A_BLOCK * KEY_BLOCK * job.head_dim + vector % A_BLOCK * 16;
+    // Blocks that are read side by side are past before the far prefetch would help them: it is for those that follow.
+    let far = FAR.max(V / A_BLOCK * KEY_BLOCK * job.head_dim * size_of::<C>());
     let mut sums = [[L::splat(0.0); V]; Q];
     for d in 0..job.head_dim {
         let mut lanes = [L::splat(0.0); V];
         for (v, lane) in lanes.iter_mut().enumerate() {
             let at = start(first + v) + d * KEY_BLOCK;
             if (first + v).is_multiple_of(A_BLOCK) {
-                ask_ahead::<L>(job.keys, at, job.then);
+                ask_ahead::<L, C>(job.keys, at, far, job.then);
             }
-            *lane = L::load_f16(job.keys.0.add(at));
+            *lane = C::load(job.keys.0.add(at));
         }
         for (i, sum) in sums.iter_mut().enumerate() {
             let q = L::splat(*job.rows.add(i * MAX_HEAD_DIM + d));
@@ -205,18 +240,22 @@ unsafe fn score<L: Lanes, const Q: usize, const V: usize>(job: &Scores, first: u
             }
         }
     }
-    for (i, sum) in sums.iter().enumerate() {
-        for (v, sum) in sum.iter().enumerate() {
-            sum.mul(L::splat(job.scale)).store(job.weights.add(i * PAGE + (first + v) * 16));
+    for v in 0..V {
+        let mut scale = L::splat(job.scale);
+        if let Some(scales) = job.scales {
+            scale = scale.mul(L::load(scales.add((first + v) * 16)));
+        }
+        for (i, sum) in sums.iter().enumerate() {
+            sum[v].mul(scale).store(job.weights.add(i * PAGE + (first + v) * 16));
         }
     }
 }
 
 /// Weighted values of `V` vectors of dimensions from `d` on.
 #[inline(always)]
-unsafe fn gather<L: Lanes, const Q: usize, const V: usize>(
-    values: (*const u16, usize),
-    next: *const u16,
+unsafe fn gather<L: Lanes, C: Cell, const Q: usize, const V: usize>(
+    values: (*const C, usize),
+    next: *const u8,
     weights: *const f32,
     gathered: *mut f32,
     d: usize,
@@ -228,13 +267,13 @@ unsafe fn gather<L: Lanes, const Q: usize, const V: usize>(
     while at < values.1 {
         if d == 0 {
             // The first pass brings whole rows, in the order in which they lie; the others find them in the cache.
-            for line in (0..head_dim).step_by(32) {
-                ask_ahead::<L>(values, at + line, next);
+            for line in (0..head_dim).step_by(64 / size_of::<C>()) {
+                ask_ahead::<L, C>(values, at + line, FAR, next);
             }
         }
         let mut lanes = [L::splat(0.0); V];
         for (v, lane) in lanes.iter_mut().enumerate() {
-            *lane = L::load_f16(values.0.add(at + d + v * 16));
+            *lane = C::load(values.0.add(at + d + v * 16));
         }
         for (i, sum) in sums.iter_mut().enumerate() {
             let weight = L::splat(*weights.add(i * PAGE + position));

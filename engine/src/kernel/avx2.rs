@@ -52,6 +52,12 @@ impl Lanes for Pair {
         _mm_storeu_si128(to.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.1));
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()));
+        let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast()));
+        Pair(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+    }
+    #[inline(always)]
     unsafe fn load_i32_minus(from: *const i32, subtrahend: i32) -> Self {
         let s = _mm256_set1_epi32(subtrahend);
         let low = _mm256_sub_epi32(_mm256_loadu_si256(from.cast()), s);
@@ -67,6 +73,11 @@ impl Lanes for Pair {
     #[inline(always)]
     unsafe fn store_i16(self, to: *mut i16) {
         _mm256_storeu_si256(to.cast(), self.to_i16());
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, to: *mut i32) {
+        _mm256_storeu_si256(to.cast(), _mm256_cvtps_epi32(self.0));
+        _mm256_storeu_si256(to.add(8).cast(), _mm256_cvtps_epi32(self.1));
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
@@ -423,7 +434,7 @@ unsafe fn six_tile(job: &ScreenJob, group: usize, token: usize) {
     store_pairs(&sums, job.sums.add((token * 2 + group) * ROWS));
 }
 
-/// The halves of four int8 lines from those of three packed ones: see `floats::unpack_six`.
+/// The halves of four int8 lines from those of three packed ones: see `scores::unpack_six`.
 #[inline(always)]
 unsafe fn unpack_six(a: __m256i, b: __m256i, c: __m256i) -> [__m256i; 4] {
     let upper = _mm256_set1_epi8(0xfcu8 as i8);
@@ -491,4 +502,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 10 * 32
 }
 
-super::stamp!(Pair, Halves<Narrow>, 4, 1, 1, "avx2,fma,f16c");
+super::stamp!(Pair, Halves<Narrow>, 6, 1, 1, "avx2,fma,f16c");

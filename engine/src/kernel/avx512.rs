@@ -40,6 +40,10 @@ impl Lanes for Whole {
         Whole(_mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(from.cast())))
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        Whole(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))))
+    }
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16) {
         let v = self.max(Self::splat(-65504.0)).min(Self::splat(65504.0));
         _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0));
@@ -56,6 +60,10 @@ impl Lanes for Whole {
     #[inline(always)]
     unsafe fn store_i16(self, to: *mut i16) {
         _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(self.0)));
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, to: *mut i32) {
+        _mm512_storeu_si512(to.cast(), _mm512_cvtps_epi32(self.0));
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
@@ -381,7 +389,7 @@ unsafe fn six_tile(job: &ScreenJob, group: usize, token: usize) {
     store_wide(job, group, token, all(high), all(low));
 }
 
-/// Four int8 lines from three packed ones: see `floats::unpack_six`.
+/// Four int8 lines from three packed ones: see `scores::unpack_six`.
 #[inline(always)]
 unsafe fn unpack_six(a: __m512i, b: __m512i, c: __m512i) -> [__m512i; 4] {
     /// Bits of the first operand where the third has ones, of the second elsewhere.

@@ -299,19 +299,6 @@ pub(super) unsafe fn rotate<L: Lanes>(head: &mut [f32], cos: &[f32], sin: &[f32]
     }
 }
 
-/// out = sum · (scale · step): integer sums of one token to scores.
-///
-/// # Safety
-/// CPU features of `L`; all slices of one length, a multiple of 16.
-#[inline(always)]
-pub(super) unsafe fn scale_sums<L: Lanes>(sums: &[i32], scales: &[f32], step: f32, out: &mut [f32]) {
-    let step = L::splat(step);
-    for i in (0..out.len()).step_by(16) {
-        let scale = L::load(scales.as_ptr().add(i)).mul(step);
-        L::load_i32_minus(sums.as_ptr().add(i), 0).mul(scale).store(out.as_mut_ptr().add(i));
-    }
-}
-
 /// The canonical dot product of a row of f16 and one of f32.
 ///
 /// # Safety
@@ -404,6 +391,21 @@ pub(super) unsafe fn narrow<L: Lanes>(from: &[f32], to: &mut [u16]) {
     }
 }
 
+/// Rounds to int8: the scale of what it is then, 1/127 of the largest magnitude.
+///
+/// # Safety
+/// CPU features of `L`; both slices of one length, a multiple of 16.
+#[inline(always)]
+pub(super) unsafe fn narrow_bytes<L: Lanes>(from: &[f32], to: &mut [i8]) -> f32 {
+    let largest = largest_magnitude::<L>(from).clamp(1e-30, f32::MAX);
+    let (low, high, factor) = (L::splat(-127.0), L::splat(127.0), L::splat(127.0 / largest));
+    for i in (0..from.len()).step_by(16) {
+        let q = L::load(from.as_ptr().add(i)).mul(factor).round().max(low).min(high);
+        q.store_i8(to.as_mut_ptr().add(i));
+    }
+    largest / 127.0
+}
+
 /// Widens half precision.
 ///
 /// # Safety
@@ -412,66 +414,5 @@ pub(super) unsafe fn narrow<L: Lanes>(from: &[f32], to: &mut [u16]) {
 pub(super) unsafe fn widen<L: Lanes>(from: &[u16], to: &mut [f32]) {
     for i in (0..from.len()).step_by(16) {
         L::load_f16(from.as_ptr().add(i)).store(to.as_mut_ptr().add(i));
-    }
-}
-
-/// Approximate scores, and how far the exact ones may lie from them: see `head/screen.rs` for the inequality.
-#[derive(Clone, Copy)]
-pub(crate) struct Bounds<'a> {
-    pub(crate) scores: &'a [f32],
-    /// Per row: norms of the residual, of the quantised row, of the row itself.
-    pub(crate) residuals: &'a [f32],
-    pub(crate) quants: &'a [f32],
-    pub(crate) weights: &'a [f32],
-    /// What each of them is multiplied by, and the share of the score itself.
-    pub(crate) factors: [f32; 4],
-}
-
-impl Bounds<'_> {
-    /// How far the exact score of one row may lie from its approximation, in the order of `reach`.
-    pub(crate) fn error(&self, row: usize) -> f32 {
-        let [residual, quant, weight, score] = self.factors;
-        let mut error = self.scores[row].abs() * score;
-        error = self.residuals[row].mul_add(residual, error);
-        error = self.quants[row].mul_add(quant, error);
-        self.weights[row].mul_add(weight, error)
-    }
-}
-
-/// Appends the indices whose score plus `sign` times its error is at least `threshold`.
-///
-/// # Safety
-/// CPU features of `L`; all slices of one length, a multiple of 16.
-#[inline(always)]
-pub(super) unsafe fn reach<L: Lanes>(bounds: &Bounds<'_>, sign: f32, threshold: f32, hits: &mut Vec<u32>) {
-    let [residual, quant, weight, score] = bounds.factors.map(|factor| L::splat(factor));
-    let (sign, threshold) = (L::splat(sign), L::splat(threshold));
-    for i in (0..bounds.scores.len()).step_by(16) {
-        let value = L::load(bounds.scores.as_ptr().add(i));
-        let mut error = value.abs().mul(score);
-        error = L::load(bounds.residuals.as_ptr().add(i)).fma(residual, error);
-        error = L::load(bounds.quants.as_ptr().add(i)).fma(quant, error);
-        error = L::load(bounds.weights.as_ptr().add(i)).fma(weight, error);
-        let mut mask = error.fma(sign, value).at_least(threshold);
-        while mask != 0 {
-            hits.push(i as u32 + mask.trailing_zeros());
-            mask &= mask - 1;
-        }
-    }
-}
-
-/// Three lines of packed six-bit weights to four lines of int8, which are multiples of 4. The upper six bits of the three
-/// are those of the first three lines; the lower two bits of each are a third of the fourth line's.
-#[inline(always)]
-pub(super) fn unpack_six(from: &[u8], to: &mut [u8]) {
-    const L: usize = super::LINE;
-    for (packed, lines) in from.as_chunks::<{ 3 * L }>().0.iter().zip(to.as_chunks_mut::<{ 4 * L }>().0) {
-        for i in 0..L {
-            let (a, b, c) = (packed[i], packed[L + i], packed[2 * L + i]);
-            lines[i] = a & 0xfc;
-            lines[L + i] = b & 0xfc;
-            lines[2 * L + i] = c & 0xfc;
-            lines[3 * L + i] = a << 6 | (b & 3) << 4 | (c & 3) << 2;
-        }
     }
 }

@@ -4,7 +4,7 @@
 //! register of AVX-512 is one such vector, AVX2 uses two, plain Rust an array; the bits are the same. No operation
 //! here differs between machines: no reciprocal estimates, no flush to zero, no contraction that is not written.
 //!
-//! The implementations are in `scalar.rs`, `avx2.rs` and `avx512.rs`; `floats.rs` and `attention.rs` are written over them.
+//! The implementations are in `scalar.rs`, `avx2.rs` and `avx512.rs`; `floats.rs`, `scores.rs` and `attention.rs` are written over them.
 #![allow(unsafe_op_in_unsafe_fn)] // Each function's contract is that of its one intrinsic; see the trait.
 
 /// Sixteen f32.
@@ -18,6 +18,7 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store(self, to: *mut f32);
     /// Half precision, widened exactly.
     unsafe fn load_f16(from: *const u16) -> Self;
+    unsafe fn load_i8(from: *const i8) -> Self;
     /// Half precision, ties to even; magnitudes above 65504 become 65504, so that stored values are always finite.
     unsafe fn store_f16(self, to: *mut u16);
     /// `from[i] - subtrahend` in wrapping integers, then rounded to f32.
@@ -26,6 +27,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_i8(self, to: *mut i8);
     /// Integral values within [-32768, 32767].
     unsafe fn store_i16(self, to: *mut i16);
+    /// Integral values within [-2³¹, 2³¹ - 128].
+    unsafe fn store_i32(self, to: *mut i32);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;

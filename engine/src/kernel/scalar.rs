@@ -4,7 +4,7 @@
 use super::grouped::{Blocks, GROUP_LINES};
 use super::lanes::Lanes;
 use super::tl2::{look_up, tabulate};
-use super::{LINE, ROWS, ScreenJob, TernaryJob, floats};
+use super::{LINE, ROWS, ScreenJob, TernaryJob, scores};
 use crate::gguf::rows::{f16_to_f32, f32_to_f16};
 
 impl Lanes for [f32; 16] {
@@ -25,6 +25,10 @@ impl Lanes for [f32; 16] {
         from.cast::<[u16; 16]>().read_unaligned().map(f16_to_f32)
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        from.cast::<[i8; 16]>().read_unaligned().map(f32::from)
+    }
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16) {
         let bounded = self.max([-65504.0; 16]).min([65504.0; 16]);
         to.cast::<[u16; 16]>().write_unaligned(bounded.map(f32_to_f16));
@@ -40,6 +44,10 @@ impl Lanes for [f32; 16] {
     #[inline(always)]
     unsafe fn store_i16(self, to: *mut i16) {
         to.cast::<[i16; 16]>().write_unaligned(self.map(|value| value as i16));
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, to: *mut i32) {
+        to.cast::<[i32; 16]>().write_unaligned(self.map(|value| value as i32));
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
@@ -209,7 +217,7 @@ pub(super) unsafe fn screen_six(job: &ScreenJob) {
             for block in 0..job.n_lines / 4 {
                 let at = job.lines.add((group * job.n_lines / 4 + block) * 3 * LINE);
                 let mut lines = [0u8; 4 * LINE];
-                floats::unpack_six(&at.cast::<[u8; 3 * LINE]>().read_unaligned(), &mut lines);
+                scores::unpack_six(&at.cast::<[u8; 3 * LINE]>().read_unaligned(), &mut lines);
                 for (plane, line) in lines.as_chunks::<LINE>().0.iter().enumerate() {
                     let four = y.add(block * 16 + plane * 4).cast::<[i16; 4]>().read_unaligned();
                     add_products(&mut sums, &line.map(|byte| byte as i8), four);

@@ -6,8 +6,9 @@ macro_rules! stamp {
         mod stamped {
             #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, unused_imports)]
             use super::super::attention::{self, Page, Query, State};
-            use super::super::floats::{self, Bounds, Epilogue};
+            use super::super::floats::{self, Epilogue};
             use super::super::grouped::{self, GroupedJob};
+            use super::super::scores::{self, BINS, Bounds, Cut, NoisyJob};
             use super::super::Quantised;
             use super::*;
             type Lane = $lanes;
@@ -50,19 +51,43 @@ macro_rules! stamp {
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn scale_sums(sums: &[i32], scales: &[f32], step: f32, out: &mut [f32]) {
-                floats::scale_sums::<Lane>(sums, scales, step, out);
+                scores::scale_sums::<Lane>(sums, scales, step, out);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn unpack_six(from: &[u8], to: &mut [u8]) {
-                floats::unpack_six(from, to);
+                scores::unpack_six(from, to);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn reach(bounds: &Bounds<'_>, sign: f32, threshold: f32, hits: &mut Vec<u32>) {
-                floats::reach::<Lane>(bounds, sign, threshold, hits);
+                scores::reach::<Lane>(bounds, sign, threshold, hits);
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn attend(queries: &mut [Query<'_>], page: &Page, scale: f32) {
-                attention::attend::<Lane, $wide, $vectors, $tall>(queries, page, scale);
+            pub(super) unsafe fn noisy(job: &NoisyJob<'_>, hits: &mut Vec<u32>) {
+                scores::noisy::<Lane>(job, hits);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn weigh(scores: &[f32], cut: Cut, bins: &mut [u64; BINS]) {
+                scores::weigh::<Lane>(scores, cut, bins);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn largest(x: &[f32]) -> f32 {
+                scores::largest::<Lane>(x)
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn exp_sum(x: &[f32], highest: f32) -> f64 {
+                scores::exp_sum::<Lane>(x, highest)
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn attend(queries: &mut [Query<'_>], page: &Page<u16>, scale: f32) {
+                attention::attend::<Lane, u16, $wide, $vectors, $tall>(queries, page, scale);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn attend_bytes(queries: &mut [Query<'_>], page: &Page<i8>, scale: f32) {
+                attention::attend::<Lane, i8, $wide, $vectors, $tall>(queries, page, scale);
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn narrow_bytes(from: &[f32], to: &mut [i8]) -> f32 {
+                floats::narrow_bytes::<Lane>(from, to)
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn fold(state: &mut State, page: &State, head_dim: usize) {
@@ -129,12 +154,18 @@ macro_rules! stamp {
             rotate: stamped::rotate,
             narrow: stamped::narrow,
             attend: stamped::attend,
+            attend_bytes: stamped::attend_bytes,
+            narrow_bytes: stamped::narrow_bytes,
             fold: stamped::fold,
             attended: stamped::attended,
             widen: stamped::widen,
             scale_sums: stamped::scale_sums,
             unpack_six: stamped::unpack_six,
             reach: stamped::reach,
+            noisy: stamped::noisy,
+            weigh: stamped::weigh,
+            largest: stamped::largest,
+            exp_sum: stamped::exp_sum,
             dot_f16: stamped::dot_f16,
             dot_f32: stamped::dot_f32,
             dots_f16: stamped::dots_f16,

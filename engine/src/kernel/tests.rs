@@ -217,10 +217,20 @@ fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usiz
     let head_dim = blocks * 16;
     let mut bytes = Bytes(seed);
     let (mut keys, mut values) = (vec![0u16; PAGE * head_dim], vec![0u16; PAGE * head_dim]);
-    scalar.narrow(&bytes.floats(PAGE * head_dim, magnitude), &mut keys);
-    scalar.narrow(&bytes.floats(PAGE * head_dim, magnitude), &mut values);
+    let (of_keys, of_values) =
+        (bytes.floats(PAGE * head_dim, magnitude), bytes.floats(PAGE * head_dim, magnitude));
+    scalar.narrow(&of_keys, &mut keys);
+    scalar.narrow(&of_values, &mut values);
+    let (mut key_bytes, mut value_bytes) = (vec![0i8; PAGE * head_dim], vec![0i8; PAGE * head_dim]);
+    let mut scales = vec![kernels.narrow_bytes(&of_keys, &mut key_bytes); 2 * PAGE];
+    scales[PAGE..].fill(kernels.narrow_bytes(&of_values, &mut value_bytes));
+    let mut expected = vec![0i8; PAGE * head_dim];
+    assert_eq!(scales[0].to_bits(), scalar.narrow_bytes(&of_keys, &mut expected).to_bits());
+    assert_eq!(expected, key_bytes, "{isa}");
+    let half = Stored::Half { keys: &keys, values: &values };
+    let bytes_of = Stored::Bytes { keys: &key_bytes, values: &value_bytes, scales: &scales };
     let rows: Vec<Vec<f32>> = visible.iter().map(|_| bytes.floats(head_dim, magnitude)).collect();
-    let run = |kernels: Kernels, together: bool| {
+    let run = |kernels: Kernels, stored: Stored<'_>, together: bool| {
         let mut states = vec![State::EMPTY; visible.len()];
         for pass in 0..2 {
             let mut queries: Vec<Query<'_>> = states
@@ -235,7 +245,7 @@ fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usiz
                 .collect();
             let width = if together { queries.len().max(1) } else { 1 };
             for part in queries.chunks_mut(width) {
-                kernels.attend(part, &keys, &values, values.as_ptr(), head_dim, 0.088);
+                kernels.attend(part, stored, values.as_ptr().cast(), head_dim, 0.088);
             }
         }
         let mut out = vec![0f32; head_dim];
@@ -247,9 +257,59 @@ fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usiz
             })
             .collect::<Vec<u32>>()
     };
-    let expected = run(scalar, false);
-    assert_eq!(expected, run(kernels, true), "{isa}");
-    assert_eq!(expected, run(kernels, false), "{isa} one by one");
+    for stored in [half, bytes_of] {
+        let expected = run(scalar, stored, false);
+        assert_eq!(expected, run(kernels, stored, true), "{isa}");
+        assert_eq!(expected, run(kernels, stored, false), "{isa} one by one");
+    }
+}
+
+/// Which tokens may win, with and without a nucleus; their weights; sums of exponentials.
+fn scores_equal_scalar(isa: Isa, seed: u64, blocks: usize, magnitude: f32, temperature: f32) {
+    let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
+    let mut bytes = Bytes(seed);
+    let mut scores = bytes.floats(blocks * 16, magnitude);
+    let widths: Vec<f32> = bytes.floats(blocks * 16, 1.0).into_iter().map(f32::abs).collect();
+    scores[blocks] = f32::NEG_INFINITY;
+    let noise = Noise { seed, choice: 3, position: seed as u32 % 999 };
+    let first_id = seed as u32 % 1000 * 4;
+    let best = scalar.largest(&scores);
+    let whole = Cut { best, scale: BINS_A_UNIT / temperature, last: BINS as f32 };
+    let factors = [0.25 * magnitude, 0.0, 0.0, 1e-6];
+    for cut in [Cut::NONE, Cut { last: 70.0, ..whole }] {
+        let bounds =
+            Bounds { scores: &scores, residuals: &widths, quants: &widths, weights: &widths, factors };
+        let threshold = best + 2.0 * temperature;
+        let job = NoisyJob { bounds, first_id, noise, temperature, threshold, cut };
+        let run = |kernels: Kernels| {
+            let mut hits = Vec::new();
+            kernels.noisy(&job, &mut hits);
+            hits
+        };
+        let hits = run(scalar);
+        assert_eq!(hits, run(kernels), "{isa}");
+        for (row, &score) in scores.iter().enumerate() {
+            let id = first_id + row as u32;
+            let word = crate::philox::philox(seed, [3, noise.position, id / 4, 0])[id as usize % 4];
+            let uniform = (f64::from(word) + 0.5) / 4_294_967_296.0;
+            let gumbel = -crate::math::ln(-crate::math::ln(uniform));
+            let upper =
+                (f64::from(score) + f64::from(job.bounds.error(row))) / f64::from(temperature) + gumbel;
+            let may_win = upper >= f64::from(threshold) / f64::from(temperature) && cut.holds(score);
+            assert!(!may_win || hits.contains(&(row as u32)), "{isa}: row {row} was missed");
+        }
+    }
+    let run = |kernels: Kernels| {
+        let mut bins = [1u64; BINS];
+        kernels.weigh(&scores, whole, &mut bins);
+        let exact: u64 = bins.iter().sum::<u64>() - BINS as u64;
+        let sum = kernels.exp_sum(&scores, best);
+        if temperature == 1.0 {
+            assert!((exact as f64 / f64::from(1u32 << 30) / sum - 1.0).abs() < 1e-4, "{exact} {sum}");
+        }
+        (bins.to_vec(), sum.to_bits(), kernels.largest(&scores).to_bits())
+    };
+    assert_eq!(run(scalar), run(kernels), "{isa}");
 }
 
 fn screening_equals_scalar(isa: Isa, seed: u64, blocks: usize, n_tokens: usize, extreme: bool) {
@@ -386,6 +446,16 @@ macro_rules! suite {
                     magnitude in 0.01f32..20.0,
                 ) {
                     attention_equals_scalar($isa, seed, blocks, visible, magnitude);
+                }
+
+                #[test]
+                fn scores_with_noise_equal_the_scalar_ones(
+                    seed: u64,
+                    blocks in 1usize..40,
+                    magnitude in 0.0f32..30.0,
+                    temperature in prop::sample::select(vec![1e-6f32, 0.3, 1.0, 100.0]),
+                ) {
+                    scores_equal_scalar($isa, seed, blocks, magnitude, temperature);
                 }
 
                 #[test]

@@ -4,13 +4,13 @@
 use super::{Ops, Work};
 use crate::forward::{Plan, Segment};
 use crate::gguf::Hyper;
-use crate::kernel::{KEY_BLOCK, Kernels, MAX_HEAD_DIM, PAGE, Query, State, prefetch};
+use crate::kernel::{KEY_BLOCK, Kernels, MAX_HEAD_DIM, PAGE, Query, ROWS, State, prefetch};
 use crate::pool::Member;
 use crate::profile::Operation;
 use std::ops::Range;
 
-/// Queries that attend to a page together, at most: more share the loads, but need more registers.
-const QUERIES: usize = 8;
+/// Queries that attend to a page one after the other while it is in the cache, unless one column has more.
+const QUERIES: usize = 16;
 /// Positions from which on a context is worth sharing out page by page.
 const LONG: usize = 4 * PAGE;
 
@@ -44,9 +44,15 @@ pub(super) struct Task {
     kv_head: usize,
 }
 
-/// One member's tasks in each layer. A key head's tiles follow one another, so that its keys stay in the cache; later
-/// columns see more, so dealing the tiles out in turn spreads them evenly.
-pub(super) fn tasks(plan: &Plan<'_>, hyper: &Hyper, split: bool, member: &Member<'_>) -> Vec<Task> {
+/// One member's tasks in a layer, of all columns or of those that have heads. A key head's tiles follow one another, so that its
+/// keys stay in the cache; later columns see more, so dealing the tiles out in turn spreads them evenly.
+pub(super) fn tasks(
+    plan: &Plan<'_>,
+    hyper: &Hyper,
+    split: bool,
+    member: &Member<'_>,
+    of_heads: bool,
+) -> Vec<Task> {
     let tile = (QUERIES / (hyper.n_heads / hyper.n_kv_heads)).max(1);
     let mut tasks = Vec::new();
     let mut turn = 0;
@@ -54,21 +60,38 @@ pub(super) fn tasks(plan: &Plan<'_>, hyper: &Hyper, split: bool, member: &Member
         if split && columns.len() == 1 {
             continue;
         }
+        // A single column is stored by the task that attends.
+        let runs =
+            if of_heads && columns.len() > 1 { runs_of_heads(plan, columns) } else { vec![columns.clone()] };
         for kv_head in 0..hyper.n_kv_heads {
-            for first in columns.clone().step_by(tile) {
-                if turn % member.count() == member.index {
-                    let columns = first..columns.end.min(first + tile);
-                    tasks.push(Task { segment, columns, kv_head });
+            for run in &runs {
+                for first in run.clone().step_by(tile) {
+                    if turn % member.count() == member.index {
+                        let columns = first..run.end.min(first + tile);
+                        tasks.push(Task { segment, columns, kv_head });
+                    }
+                    turn += 1;
                 }
-                turn += 1;
             }
-            if columns.len() > tile {
+            if columns.len() > tile && !of_heads {
                 // Whoever had the last tile, which sees the most, begins the next head with the one that sees the least.
                 turn += member.count() - 1;
             }
         }
     }
     tasks
+}
+
+/// The columns of a segment that have heads, as runs.
+fn runs_of_heads(plan: &Plan<'_>, columns: &Range<usize>) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for head in plan.heads.iter().filter(|head| columns.contains(&head.column)) {
+        match runs.last_mut() {
+            Some(run) if run.end == head.column => run.end += 1,
+            _ => runs.push(head.column..head.column + 1),
+        }
+    }
+    runs
 }
 
 impl Ops<'_, '_> {
@@ -126,6 +149,29 @@ impl Ops<'_, '_> {
         }
     }
 
+    /// The last layer's attention, for the columns that have heads: of what follows, only their rows are computed.
+    pub(crate) fn attention_of_heads(&mut self, layer: usize) {
+        let (plan, hidden) = (self.plan, self.model.hyper.hidden);
+        self.rows.fill(None);
+        for (row, head) in plan.heads.iter().enumerate() {
+            self.rows[head.column] = Some(row);
+        }
+        self.n_columns = plan.heads.len();
+        if self.n_columns < plan.columns.len() {
+            self.tasks = tasks(plan, &self.model.hyper, self.split, self.member, true);
+            // Each member moves a part of every row, in ascending order: no row is written before it was read.
+            let part = self.member.share(hidden / ROWS);
+            let part = part.start * ROWS..part.end * ROWS;
+            for (row, head) in plan.heads.iter().enumerate().filter(|(row, head)| *row < head.column) {
+                let at = |row: usize| row * hidden + part.start..row * hidden + part.end;
+                // SAFETY: this part of all rows is this member's until attention ends, and the two rows differ.
+                let (from, to) = unsafe { (self.work.x.read(at(head.column)), self.work.x.write(at(row))) };
+                to.copy_from_slice(from);
+            }
+        }
+        self.attention(layer);
+    }
+
     /// Query heads of a key head.
     fn group(&self) -> usize {
         self.model.hyper.n_heads / self.model.hyper.n_kv_heads
@@ -164,12 +210,9 @@ impl Ops<'_, '_> {
             self.kernels.rotate(&mut query[..head_dim], cos, sin);
         }
         self.kernels.rotate(&mut key[..head_dim], cos, sin);
-        let (key_halves, value_halves) = self.private.halves.split_at_mut(stride);
-        self.kernels.narrow(key, key_halves);
-        self.kernels.narrow(value, value_halves);
         let page = self.plan.segments[column.segment].pages[column.position / PAGE];
         // SAFETY: each position of each head is one task, and nobody else reads this head of this page before a barrier.
-        unsafe { self.cache.write(page, layer, kv_head, column.position % PAGE, key_halves, value_halves) };
+        unsafe { self.cache.write(self.kernels, page, layer, kv_head, column.position % PAGE, key, value) };
     }
 
     /// This member's pages of the only column of a segment, each by itself.
@@ -190,7 +233,7 @@ impl Ops<'_, '_> {
             let next = place(if task + count < n_tasks { task + count } else { task });
             // SAFETY: the cache and the queries were written before the last barrier, and are only read now; the states of
             // this page are this task's.
-            let (keys, values) = unsafe { self.cache.read(pages[number], layer, kv_head) };
+            let stored = unsafe { self.cache.read(pages[number], layer, kv_head) };
             let start = self.partial(index, kv_head * group, number);
             let heads = segment.columns.start * stride + kv_head * group * head_dim;
             let mut queries: Vec<Query<'_>> = Vec::with_capacity(group);
@@ -203,7 +246,7 @@ impl Ops<'_, '_> {
                 *state = State::EMPTY;
                 queries.push(Query { q, visible: (seen - number * PAGE).min(PAGE), state });
             }
-            self.kernels.attend(&mut queries, keys, values, next, head_dim, scale);
+            self.kernels.attend(&mut queries, stored, next, head_dim, scale);
         }
         // Who would come next begins the next segment.
         *turn += count - n_tasks % count;
@@ -231,7 +274,9 @@ impl Ops<'_, '_> {
             for page in &pages[1..] {
                 self.kernels.fold(&mut state, page, hyper.head_stride());
             }
-            set_attended(self.kernels, self.work, hyper, columns.start, head, &state);
+            if let Some(row) = self.rows[columns.start] {
+                set_attended(self.kernels, self.work, hyper, row, head, &state);
+            }
         }
     }
 
@@ -269,13 +314,13 @@ impl Ops<'_, '_> {
         let pages = &self.plan.segments[segment].pages[..=last / PAGE];
         for (index, &page) in pages.iter().enumerate() {
             // SAFETY: what the cache holds of this head was written by this task or before the last barrier.
-            let (keys, values) = unsafe { self.cache.read(page, layer, kv_head) };
+            let stored = unsafe { self.cache.read(page, layer, kv_head) };
             let following = match (pages.get(index + 1), next) {
                 (Some(&page), _) => self.cache.place(page, layer, kv_head),
                 (None, Some(next)) => {
                     self.cache.place(self.plan.segments[next.segment].pages[0], layer, next.kv_head)
                 }
-                (None, None) => keys.as_ptr(),
+                (None, None) => self.cache.place(page, layer, kv_head),
             };
             let mut queries: Vec<Query<'_>> = Vec::with_capacity(n_queries);
             for (i, state) in states.iter_mut().enumerate() {
@@ -286,20 +331,22 @@ impl Ops<'_, '_> {
                 let seen = self.plan.columns[column].position + 1;
                 queries.push(Query { q, visible: seen.saturating_sub(index * PAGE).min(PAGE), state });
             }
-            self.kernels.attend(&mut queries, keys, values, following, head_dim, scale);
+            self.kernels.attend(&mut queries, stored, following, head_dim, scale);
         }
         for (i, state) in states.iter().enumerate() {
             let (column, head) = (columns.start + i / group, kv_head * group + i % group);
-            set_attended(self.kernels, self.work, hyper, column, head, state);
+            if let Some(row) = self.rows[column] {
+                set_attended(self.kernels, self.work, hyper, row, head, state);
+            }
         }
     }
 }
 
-/// Writes the output of one head of a column, which is the caller's alone.
-fn set_attended(kernels: Kernels, work: &Work, hyper: &Hyper, column: usize, head: usize, state: &State) {
+/// Writes the output of one head of a column's row, which is the caller's alone.
+fn set_attended(kernels: Kernels, work: &Work, hyper: &Hyper, row: usize, head: usize, state: &State) {
     let (head_dim, stride) = (hyper.head_dim, hyper.head_stride());
-    let start = column * hyper.q_width() + head * head_dim;
-    // SAFETY: this column's output of this head is the caller's alone.
+    let start = row * hyper.q_width() + head * head_dim;
+    // SAFETY: this row's output of this head is the caller's alone.
     let out = unsafe { work.attended.write(start..start + head_dim) };
     if stride == head_dim {
         return kernels.attended(state, out);

@@ -23,6 +23,7 @@ impl Plain for u8 {}
 impl Plain for i16 {}
 impl Plain for u16 {}
 impl Plain for i32 {}
+impl Plain for u64 {}
 impl Plain for f32 {}
 impl Plain for crate::kernel::Quantised {}
 impl Plain for crate::head::Rounded {}

@@ -95,12 +95,13 @@ pub fn requests(vocab: usize, max_new_tokens: usize) -> Vec<Request> {
         },
         Sampling { frequency_penalty: 1.5, ..sampling(0.0, 0, 1.0, 0.0) },
         sampling(1.5, 200, 1.0, 0.1),
+        sampling(1.0, 0, 0.9, 0.0),
     ];
     let mut requests: Vec<Request> = kinds
         .into_iter()
         .enumerate()
         .map(|(i, sampling)| Request {
-            prompt: prompt(i as u32, [1, 9, 40, 130, 17, 3, 200][i], vocab),
+            prompt: prompt(i as u32, [1, 9, 40, 130, 17, 3, 200, 60][i], vocab),
             max_new_tokens,
             sampling,
             seed: 1234 + i as u64,

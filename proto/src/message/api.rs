@@ -142,6 +142,9 @@ pub struct BatchView {
     /// Set when finished.
     pub output_object: Option<String>,
     pub error_object: Option<String>,
+    /// The signed manifest of both files; none of engines whose answers are not the same bits everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof_object: Option<String>,
     /// Lines with a job; grows while the input is still being read.
     pub total: u32,
     pub completed: u32,
@@ -192,6 +195,9 @@ pub struct BatchView {
     /// When its output files go, if they do before old batches' files do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outputs_expire_at: Option<TimeMs>,
+    /// Some of its answers another run might give otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nondeterministic: bool,
 }
 
 /// Where the call at the end of a batch stands.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::abilities::Abilities;
 use crate::clock::MonoMs;
 use crate::id::{BatchId, Epoch, JobKey, LeaderRevision, TimeMs, WorkerId};
 use crate::money::UsdMicro;
@@ -59,6 +60,9 @@ pub struct Heartbeat {
     /// Decode speed at all slots by number of threads, measured when the number was left to the worker.
     #[serde(default)]
     pub thread_scaling: Vec<ThreadPoint>,
+    /// What its engine can do; everything, where nothing is said.
+    #[serde(default, skip_serializing_if = "Abilities::is_all")]
+    pub abilities: Abilities,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -87,6 +87,8 @@ pub struct ModelView {
     pub digest: String,
     pub numerics: String,
     pub context_tokens: u32,
+    /// The same request has the same answer each time, whichever of the workers runs it.
+    pub deterministic: bool,
     /// When the first worker that serves it started.
     pub since: TimeMs,
     pub workers: u32,

@@ -87,6 +87,14 @@ pub struct PodsUsed {
     pub until_ms: TimeMs,
 }
 
+/// What tokens cost on pods of a class that could run the batch, whether they are used or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassCost {
+    pub class: String,
+    /// On its cheapest pod, without its start.
+    pub usd_micro_per_million_tokens: UsdMicro,
+}
+
 /// Another choice that the caller could make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alternative {
@@ -124,6 +132,9 @@ pub struct Quote {
     /// No plan whatever is cheaper than this, a boot for each pod included.
     pub bound_usd_micro: UsdMicro,
     pub pods: Vec<PodsUsed>,
+    /// All classes that could run it, the cheapest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<ClassCost>,
     /// For less money, later.
     pub cheaper: Option<Alternative>,
     /// Sooner, for more money.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::tools::{Call, CallPiece, Conversation, PastCall, Tools};
+use crate::digest::Digest;
 use crate::id::{Attempt, Epoch, JobKey, Lane, LeaderRevision, TenantId, TimeMs, WorkerId};
 use crate::openai::Endpoint;
 use crate::tag::{AssignmentTag, CheckpointKey};
@@ -91,6 +92,15 @@ pub struct Generation {
     /// What the output must look like; checked when the request was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constraint: Option<Constraint>,
+    /// Report the ids of prompt and output.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub token_ids: bool,
+    /// Only an engine that gives the same answer each time may run it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deterministic: bool,
+    /// It is run, whether its answer is known or not, and its answer is not remembered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
 }
 
 /// A language that the output must belong to.
@@ -129,6 +139,9 @@ impl Default for Generation {
             echo: false,
             stream: false,
             constraint: None,
+            token_ids: false,
+            deterministic: false,
+            no_cache: false,
         }
     }
 }
@@ -276,6 +289,9 @@ pub struct Checkpoint {
     /// Who generated the output, where the owner has not computed it again yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generated_by: Option<Author>,
+    /// The text of `generated`, from a worker that has no tokenizer of its own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub text: String,
     /// True on the claim itself, before a token ran.
     pub claim: bool,
     /// Owner gave the job back in good order (drain, revocation); the attempt does not count as a fault.
@@ -308,6 +324,9 @@ pub struct JobResult {
     pub outcome: Outcome,
     pub usage: Usage,
     pub timing: Timing,
+    /// The engine may answer the same request otherwise the next time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nondeterministic: bool,
     pub finished_at: TimeMs,
     /// W3C trace context of the attempt that made it, when the caller is traced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -340,35 +359,53 @@ pub struct Generated {
     /// Calls that come after the text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<Call>,
+    /// The generated ids and those of the prompt, where the job asks for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompt_ids: Vec<u32>,
     /// The choices after the first; they have none themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more: Vec<Generated>,
+    /// Of all choices; the first one has it. None from engines whose answers are not the same bits everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Box<Evidence>>,
+    /// The job that was answered with it first: this one asks for the same, and was not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<JobKey>,
+}
+
+/// What an answer is a function of, and what it is: by it anybody can run a line again and compare.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// [`crate::message::Heartbeat::model_digest`] of the worker.
+    pub model_digest: String,
+    pub numerics: String,
+    /// Of model, numerics, the prompt's ids, sampling, seed, limits and constraint.
+    pub request: Digest,
+    /// None where no draw depends on it: the likeliest token is always taken.
+    pub seed: Option<u64>,
+    /// [`Generated::answer_digest`] of the ids.
+    pub answer: Digest,
 }
 
 impl Generated {
-    /// The digest that [`Generated::ids_digest`] holds: first eight bytes of BLAKE3 over the ids, little-endian both.
+    /// The digest that [`Generated::ids_digest`] holds of one choice: the first eight bytes of BLAKE3 over the ids,
+    /// little-endian both.
     pub fn digest_of(ids: &[u32]) -> u64 {
-        let mut hasher = blake3::Hasher::new();
-        for id in ids {
-            hasher.update(&id.to_le_bytes());
-        }
-        let mut first = [0u8; 8];
-        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-        u64::from_le_bytes(first)
+        Self::answer_digest(std::slice::from_ref(&ids)).short()
     }
 
-    /// The digest of several choices: of one alone it is [`Generated::digest_of`] its ids, of several that of the
-    /// number of each choice's ids and the ids.
-    pub fn digest_of_choices(choices: &[Vec<u32>]) -> u64 {
-        match choices {
-            [one] => Self::digest_of(one),
-            several => {
-                let all = several
-                    .iter()
-                    .flat_map(|ids| std::iter::once(ids.len() as u32).chain(ids.iter().copied()));
-                Self::digest_of(&all.collect::<Vec<u32>>())
+    /// BLAKE3 of the ids of one choice, little-endian; of several, that of the number of each choice's ids and the ids.
+    pub fn answer_digest<T: AsRef<[u32]>>(choices: &[T]) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        for ids in choices.iter().map(AsRef::as_ref) {
+            if choices.len() != 1 {
+                hasher.update(&(ids.len() as u32).to_le_bytes());
             }
+            ids.iter().for_each(|id| _ = hasher.update(&id.to_le_bytes()));
         }
+        Digest(*hasher.finalize().as_bytes())
     }
 
     /// This choice and those after it.
@@ -492,4 +529,10 @@ pub struct TokenChunk {
     /// Parts of calls, after the text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<CallPiece>,
+    /// Where the job asks for ids: those whose text is complete with this chunk; with the first tokens of a choice also
+    /// those of the prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompt_ids: Vec<u32>,
 }

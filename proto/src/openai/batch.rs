@@ -57,7 +57,7 @@ pub fn batch_object(batch: &BatchView) -> Value {
 
 /// What OpenAI's object has no place for.
 fn extension(batch: &BatchView) -> Value {
-    json!({
+    let mut extension = json!({
         "name": batch.name,
         "tenant": batch.tenant,
         "state": batch.state,
@@ -77,7 +77,12 @@ fn extension(batch: &BatchView) -> Value {
         "created_at_ms": batch.created_at,
         "ended_at_ms": batch.ended_at,
         "quote": batch.quote,
-    })
+        "proof_file_id": batch.proof_object,
+    });
+    if batch.nondeterministic {
+        extension["deterministic"] = false.into();
+    }
+    extension
 }
 
 /// States that OpenAI's clients do not know are shown as the nearest they do; `ternfleet.state` has the exact one.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::logprobs::{chat_logprobs, completion_logprobs};
 use super::{Endpoint, json_line, responses};
 use crate::id::JobKey;
-use crate::message::{Call, Finish, Generated, JobResult, Line, Outcome, Usage};
+use crate::message::{Call, Evidence, Finish, Generated, JobResult, Line, Outcome, Usage};
 
 /// One line of an output or error file, without its line ending.
 pub fn output_line(result: &JobResult) -> String {
@@ -28,7 +28,7 @@ pub fn output_value(result: &JobResult) -> Value {
             (Value::Null, json!({ "code": failure.code, "message": failure.message }))
         }
     };
-    json!({
+    let mut line = json!({
         "id": name("batch_req", &result.job),
         "custom_id": result.line.custom_id,
         "response": response,
@@ -45,7 +45,24 @@ pub fn output_value(result: &JobResult) -> Value {
             "repeated_tokens": result.usage.repeated_tokens,
             "reprefilled_tokens": result.usage.reprefilled_tokens,
         },
-    })
+    });
+    mark(result, &mut line["ternfleet"]);
+    let Outcome::Text(generated) = &result.outcome else { return line };
+    if generated.copy_of.is_some() {
+        line["ternfleet"]["cached"] = json!(true);
+    }
+    if let Some(evidence) = &generated.evidence {
+        let Evidence { request, seed, answer, .. } = &**evidence;
+        line["ternfleet"]["proof"] = json!({ "request": request, "seed": seed, "answer": answer });
+    }
+    line
+}
+
+/// Says of an answer that its engine may answer otherwise the next time.
+pub(super) fn mark(result: &JobResult, about: &mut Value) {
+    if result.nondeterministic {
+        about["deterministic"] = false.into();
+    }
 }
 
 /// Ids are made of the job's identity, so that the same answer carries the same id wherever it is read.
@@ -91,7 +108,7 @@ pub(super) fn body(result: &JobResult, generated: &Generated) -> Value {
 
 fn choice(result: &JobResult, index: usize, one: &Generated) -> Value {
     let finish = finish_reason(one);
-    match result.line.endpoint {
+    let mut choice = match result.line.endpoint {
         Endpoint::Completions => {
             let logprobs = completion_logprobs(&one.prompt_logprobs, &one.logprobs, &one.text, 0);
             json!({ "index": index, "text": one.text, "logprobs": logprobs, "finish_reason": finish })
@@ -109,6 +126,18 @@ fn choice(result: &JobResult, index: usize, one: &Generated) -> Value {
             let logprobs = chat_logprobs(&one.logprobs);
             json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": finish })
         }
+    };
+    ids(&mut choice, &one.prompt_ids, &one.ids);
+    choice
+}
+
+/// Adds the ids that were asked for, under vLLM's names.
+pub(super) fn ids(choice: &mut Value, prompt: &[u32], output: &[u32]) {
+    if !prompt.is_empty() {
+        choice["prompt_token_ids"] = json!(prompt);
+    }
+    if !output.is_empty() {
+        choice["token_ids"] = json!(output);
     }
 }
 
@@ -167,6 +196,7 @@ mod tests {
             outcome,
             usage: Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() },
             timing: Timing::default(),
+            nondeterministic: false,
             finished_at: TimeMs(1_700_000_000_999),
             traceparent: None,
             rejected: None,

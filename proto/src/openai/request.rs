@@ -61,20 +61,43 @@ pub(super) fn request(
     let max_tokens = max_tokens(endpoint, &mut fields, served, echo)?;
     let sampling = sampling(&mut fields, served)?;
     let seed = seed_of(&mut fields)?.unwrap_or(seed);
+    let no_cache = fields.boolean("cache")? == Some(false);
     let stop = stop(&mut fields)?;
     let logprobs = logprobs(endpoint, &mut fields)?;
     let (stream, include_usage) = stream(&mut fields, origin)?;
     let (form, constraint) = shape::constraint(&mut fields)?.unzip();
     tools::with_constraint(prompt.tools(), constraint.as_ref())?;
+    let token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
+    let deterministic = deterministic(&mut fields)?;
     inert::take(&mut fields)?;
     fields.finish(match endpoint {
         Endpoint::Completions => "a completion request",
         Endpoint::ChatCompletions | Endpoint::Responses => "a chat completion request",
     })?;
     let held_by = prompt.tools().map(|_| "tools").or(form);
-    let generation =
-        Generation { prompt, max_tokens, sampling, seed, stop, logprobs, echo, stream, constraint };
+    let generation = Generation {
+        prompt,
+        max_tokens,
+        sampling,
+        seed,
+        stop,
+        logprobs,
+        echo,
+        stream,
+        constraint,
+        token_ids,
+        deterministic,
+        no_cache,
+    };
     Ok(Request { model, generation, include_usage, held_by, settings: Map::new() })
+}
+
+/// What a request asks of this fleet alone, in the object `ternfleet`.
+fn deterministic(fields: &mut Fields) -> Result<bool, Fault> {
+    let Some(mut own) = fields.object("ternfleet")? else { return Ok(false) };
+    let deterministic = own.boolean("deterministic").map_err(|fault| format!("`ternfleet`: {fault}"))?;
+    own.finish("`ternfleet`")?;
+    Ok(deterministic.unwrap_or(false))
 }
 
 fn response(
@@ -88,6 +111,7 @@ fn response(
     let sampling = sampling(&mut fields, served)?;
     let seed = seed_of(&mut fields)?.unwrap_or(seed);
     let (stream, _) = stream(&mut fields, origin)?;
+    let no_cache = fields.boolean("cache")? == Some(false);
     let mut settings = asked.settings;
     let mut constraint = None;
     if let Some(mut text) = fields.object("text")? {
@@ -100,6 +124,7 @@ fn response(
         }
         text.finish("`text`")?;
     }
+    let deterministic = deterministic(&mut fields)?;
     inert::take(&mut fields)?;
     fields.finish("a request for a response")?;
     tools::with_constraint(asked.tools.as_ref(), constraint.as_ref())?;
@@ -114,6 +139,8 @@ fn response(
         logprobs,
         stream,
         constraint,
+        deterministic,
+        no_cache,
         ..Generation::default()
     };
     Ok(Request { model, generation, include_usage: false, held_by, settings })

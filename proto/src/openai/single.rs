@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::output::body;
+use super::output::{body, mark};
 use super::request::{Origin, request};
 use super::{Endpoint, ModelDefaults, responses};
 use crate::id::{JobKey, TimeMs};
@@ -55,11 +55,13 @@ pub fn single_body(result: &JobResult, single: &Single) -> Value {
 
 /// Who gave the answer and what it took, as the worker counts it.
 pub(super) fn effort(result: &JobResult) -> Value {
-    json!({
+    let mut effort = json!({
         "worker": result.worker,
         "attempt": result.attempt,
         "queued_ms": result.timing.queued_ms,
         "first_token_ms": result.timing.first_token_ms,
         "total_ms": result.timing.total_ms,
-    })
+    });
+    mark(result, &mut effort);
+    effort
 }

@@ -8,7 +8,7 @@ mod response;
 use serde_json::{Value, json};
 
 use super::logprobs::{chat_logprobs, completion_logprobs};
-use super::output::{body_id, call_id, finish_reason, model_name, usage};
+use super::output::{body_id, call_id, finish_reason, ids, model_name, usage};
 use super::responses::{self, Place};
 use super::single::{Single, effort};
 use super::{Endpoint, json_line};
@@ -44,6 +44,9 @@ struct Choice {
     calls: Vec<Call>,
     /// Of the text, where a response repeats them at its end.
     logprobs: Vec<TokenLogprobs>,
+    /// Ids that were told.
+    ids: usize,
+    prompt_ids: bool,
 }
 
 /// Some tokens of one choice.
@@ -53,6 +56,8 @@ struct Piece<'a> {
     prompt_logprobs: &'a [TokenLogprobs],
     logprobs: &'a [TokenLogprobs],
     calls: &'a [CallPiece],
+    prompt_ids: &'a [u32],
+    ids: &'a [u32],
 }
 
 impl Told {
@@ -79,6 +84,8 @@ impl Told {
             prompt_logprobs: &chunk.prompt_logprobs,
             logprobs: &chunk.logprobs,
             calls: &chunk.calls,
+            prompt_ids: &chunk.prompt_ids,
+            ids: &chunk.ids,
         }));
         spoken
     }
@@ -153,18 +160,30 @@ impl Told {
             .enumerate()
             .filter_map(|(number, call)| rest_of_call(number as u32, call, told.calls.get(number)))
             .collect();
-        let nothing =
-            text.is_empty() && logprobs.is_empty() && prompt_logprobs.is_empty() && calls.is_empty();
+        let prompt_ids = if told.prompt_ids { &[] } else { one.prompt_ids.as_slice() };
+        let nothing = text.is_empty()
+            && logprobs.is_empty()
+            && prompt_logprobs.is_empty()
+            && calls.is_empty()
+            && prompt_ids.is_empty();
         if nothing {
             return Vec::new();
         }
-        self.piece(&Piece { choice: place, text, prompt_logprobs, logprobs, calls: &calls })
+        self.piece(&Piece {
+            choice: place,
+            text,
+            prompt_logprobs,
+            logprobs,
+            calls: &calls,
+            prompt_ids,
+            ids: &[],
+        })
     }
 
     fn piece(&mut self, piece: &Piece<'_>) -> Vec<Spoken> {
         // While a call may be beginning there is nothing to say.
         let silent = piece.text.is_empty() && (!piece.calls.is_empty() || self.offers_tools());
-        let scored = !piece.logprobs.is_empty() || !piece.prompt_logprobs.is_empty();
+        let scored = !piece.logprobs.is_empty() || !piece.prompt_logprobs.is_empty() || !piece.ids.is_empty();
         if self.single.line.endpoint == Endpoint::Responses {
             return self.piece_of_response(piece, silent);
         }
@@ -188,7 +207,9 @@ impl Told {
         let told = &mut self.choices[piece.choice];
         told.text.push_str(piece.text);
         told.chars += piece.text.chars().count();
-        let choice = match self.single.line.endpoint {
+        told.ids += piece.ids.len();
+        told.prompt_ids |= !piece.prompt_ids.is_empty();
+        let mut choice = match self.single.line.endpoint {
             Endpoint::Completions => {
                 let logprobs = completion_logprobs(piece.prompt_logprobs, piece.logprobs, piece.text, offset);
                 json!({ "index": piece.choice, "text": piece.text, "logprobs": logprobs, "finish_reason": null })
@@ -198,6 +219,7 @@ impl Told {
                 json!({ "index": piece.choice, "delta": delta, "logprobs": logprobs, "finish_reason": null })
             }
         };
+        ids(&mut choice, piece.prompt_ids, piece.ids);
         said(&self.chunk(vec![choice]))
     }
 
@@ -230,7 +252,7 @@ impl Told {
     /// The end of one choice, with its reason.
     fn last(&self, place: usize, one: &Generated) -> Spoken {
         let reason = finish_reason(one);
-        let choice = match self.single.line.endpoint {
+        let mut choice = match self.single.line.endpoint {
             Endpoint::Completions => {
                 json!({ "index": place, "text": "", "logprobs": null, "finish_reason": reason })
             }
@@ -238,6 +260,8 @@ impl Told {
                 json!({ "index": place, "delta": {}, "logprobs": null, "finish_reason": reason })
             }
         };
+        // What is left of the ids comes here, since the text of some of them has been told already.
+        ids(&mut choice, &[], one.ids.get(self.choices[place].ids..).unwrap_or_default());
         said(&self.chunk(vec![choice]))
     }
 

@@ -7,8 +7,9 @@
 use std::time::Duration;
 
 use super::{
-    ADVISORIES, CHECKPOINTS, ConsumerSpec, DEAD, EVENTS, KV_BATCHES, KV_CONTROL, KV_FILES, KV_GRANTS,
-    KV_SCALE, Keeps, KvSpec, LARGE_REQUESTS, LEDGER, ObjectSpec, RESULTS, Retention, StreamSpec, subjects,
+    ADVISORIES, ANSWERS, CHECKPOINTS, ConsumerSpec, DEAD, EVENTS, KV_BATCHES, KV_CONTROL, KV_FILES,
+    KV_GRANTS, KV_SCALE, Keeps, KvSpec, LARGE_REQUESTS, LEDGER, ObjectSpec, RESULTS, Retention, StreamSpec,
+    subjects,
 };
 use crate::id::{Lane, TenantId, WorkerId};
 
@@ -114,6 +115,11 @@ pub fn kv_specs(replicas: usize) -> Vec<KvSpec> {
 /// A tenant's inputs and outputs.
 pub fn files_spec(tenant: &TenantId, replicas: usize) -> ObjectSpec {
     ObjectSpec { bucket: subjects::files_bucket(tenant), replicas, max_bytes: None, max_age: None }
+}
+
+/// Answers that are remembered.
+pub fn answers_spec(max_age: Duration) -> ObjectSpec {
+    ObjectSpec { bucket: ANSWERS.to_owned(), replicas: 1, max_bytes: None, max_age: Some(max_age) }
 }
 
 /// Requests too large for a work message; they go when no checkpoint of theirs can be left.

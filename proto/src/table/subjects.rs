@@ -293,6 +293,19 @@ impl ApiVerb {
     }
 }
 
+/// Every question of NATS's service protocol.
+pub fn services_all() -> &'static str {
+    "$SRV.>"
+}
+
+/// What such a question asks, if it is for every service, or for the one of this name, or for this instance of it.
+pub fn parse_service<'a>(subject: &'a str, name: &str, id: &str) -> Option<&'a str> {
+    let mut tokens = subject.strip_prefix("$SRV.")?.split('.');
+    let verb = tokens.next()?;
+    let is_for = [name, id].iter().all(|own| tokens.next().is_none_or(|token| token == *own));
+    (is_for && tokens.next().is_none()).then_some(verb)
+}
+
 /// Bucket of a tenant's inputs and outputs.
 pub fn files_bucket(tenant: &TenantId) -> String {
     format!("files_{tenant}")

@@ -101,7 +101,7 @@ class AgainstAFleet(unittest.TestCase):
         self.assertEqual((found[1]["error"], found[1]["completion_tokens"]), (None, 3))
         cut = self.client.run([{}], "A king", schema=SCHEMA, max_tokens=2)[0]
         self.assertEqual((cut["age"], cut["finish_reason"], cut["completion_tokens"]), (None, "length", 2))
-        self.assertIn("cut at max_tokens", cut["error"])
+        self.assertIn("cut off at max_tokens", cut["error"])
 
     def test_answers_come_one_by_one_and_a_batch_is_found_again(self):
         table = polars.DataFrame({"key": ["x", "y"], "answer": ["taken", "taken"]})
@@ -137,7 +137,7 @@ class AgainstAFleet(unittest.TestCase):
         with self.assertRaisesRegex(ternfleet.ApiError, 'no worker serves the model "gpt"') as caught:
             self.client.run(ROWS, "x", model="gpt")
         self.assertEqual((caught.exception.status, caught.exception.code), (404, "model_not_found"))
-        with self.assertRaisesRegex(ternfleet.ApiError, "limits cannot be kept"):
+        with self.assertRaisesRegex(ternfleet.ApiError, "limits cannot be met"):
             self.client.run(ROWS, "x", budget="0.000001")
 
 
@@ -298,7 +298,7 @@ class AgainstFaults(unittest.TestCase):
             found = self.client.run([{"a": 1}, {"a": 2}], "{a}", on_result=heard.append)
         self.assertEqual([row["answer"] for row in found], ["zero", "one"])
         self.assertEqual([result.row for result in heard], [1, 0])
-        self.assertIn("batch_1 goes on", said.output[0])
+        self.assertIn("batch_1 continues", said.output[0])
         keys = {headers["Idempotency-Key"] for _, path, headers in self.server.asked if path == "/v1/batches"}
         self.assertEqual(len(keys), 1)
         self.assertEqual({headers["Authorization"] for _, _, headers in self.server.asked}, {"Bearer secret"})

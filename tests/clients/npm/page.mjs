@@ -107,7 +107,7 @@ const signIn = async key => { await page.fill("#key", key); await page.keyboard.
 
 await page.goto(base);
 await rule("a fleet with keys asks for one", () => until(async () => (await text("main")).includes("Sign in")));
-await rule("a wrong key is told as that", async () => { await signIn("tf-wrong"); return until(async () => (await text("main")).includes("not known")); });
+await rule("a wrong key is told as that", async () => { await signIn("tf-wrong"); return until(async () => (await text("main")).includes("not valid")); });
 await rule("a right one lets in", async () => { await signIn(guest); return until(async () => (await text("#link")) === "live"); });
 await rule("a key of another tenant shows none of these batches", () => until(async () => (await text("main")).includes("No batches yet")));
 await rule("and may not scale", async () => { await go("#/scaling", "Scaling"); return until(async () => (await text("main")).includes("operator")); });
@@ -166,7 +166,7 @@ await rule("lines are searched by what was answered or by id", async () => { awa
 await rule("what failed for good reason is not sent again, and the rest is", async () => { await press("Resubmit failed lines"); return until(async () => (await text("main h1")) === "winter tales (again)" || (await text("main")).includes("would fail again")); });
 const running = (await overview()).batches.find(b => b.ternfleet.name === sea);
 await go("#/batches/" + running.id, "tales of the sea");
-await rule("a running batch shows cost against its budget, time against its deadline, lines that run", () => until(async () => { const said = await text("main"); return said.includes("budget $2.00") && said.includes("deadline") && /runs at local-\d/.test(said) && /[1-9]\d* of 12,000/.test(said); }));
+await rule("a running batch shows cost against its budget, time against its deadline, lines that run", () => until(async () => { const said = await text("main"); return said.includes("budget $2.00") && said.includes("deadline") && /is running on local-\d/.test(said) && /[1-9]\d* of 12,000/.test(said); }));
 await rule("its results so far can be downloaded", async () => {
   const [got] = await Promise.all([page.waitForEvent("download"), press("Download results so far")]);
   return JSON.parse(readFileSync(await got.path(), "utf8").split("\n")[0]).response.status_code === 200;
@@ -206,7 +206,7 @@ await rule("a running prompt can be stopped", async () => {
 
 // ── Addresses, storage and answers that are not as they should be ──
 await rule("an address that names no view shows the overview", async () => { for (const hash of ["#/constructor", "#/__proto__/x"]) { await go("#/try", "Try"); await go(hash, "Overview"); } return true; });
-await rule("a batch that cannot be one is told as that", async () => { await go("#/batches/%", "%"); return until(async () => /no such batch|cannot be loaded/.test(await text("main"))); });
+await rule("a batch that cannot be one is told as that", async () => { await go("#/batches/%", "%"); return until(async () => /Batch not found|cannot be loaded/.test(await text("main"))); });
 await rule("an answer that is not the gateway's is told by its status", async () => {
   const other = [/\/api\/scale$/, route => route.fulfill({ status: 502, contentType: "application/json", body: "{}" })];
   await page.route(...other); await go("#/scaling", "Scaling");

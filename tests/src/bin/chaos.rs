@@ -40,6 +40,7 @@ fn main() -> anyhow::Result<ExitCode> {
             small_disks: true,
             long_stops: true,
             step_clocks: true,
+            upstream: true,
         };
         let mut folder = tempfile::tempdir()?;
         let outcome = run(&plan, folder.path())?;

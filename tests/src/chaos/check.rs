@@ -37,6 +37,7 @@ pub(super) fn input(lines: usize) -> String {
             "prompt": format!("There was once a king who had {n} sons"),
             "max_tokens": 20 + (n * 37) % 200,
             "seed": n,
+            "cache": false,
         })
         .to_string(),
     };

@@ -14,7 +14,7 @@ use super::faults::{Fault, Places, draw};
 use super::processes::{Part, WallClock};
 use super::proxy::{Line, Proxy};
 use super::thief::{TENANT, Thief};
-use crate::program::{self, STORYTELLER, wait_for};
+use crate::program::{self, LocalFleet, STORYTELLER, wait_for};
 use crate::sim::Chance;
 
 /// Faults may begin while fewer than so many others last.
@@ -43,6 +43,8 @@ pub struct Plan {
     pub long_stops: bool,
     /// Step wall clocks, where libfaketime is installed.
     pub step_clocks: bool,
+    /// The last worker asks another fleet, which no fault reaches, in place of an engine of its own.
+    pub upstream: bool,
 }
 
 /// What came of a run; the promises are kept when `broken` is empty.
@@ -90,6 +92,7 @@ struct World {
     connection: Vec<String>,
     begun: u64,
     outcome: Outcome,
+    _upstream: Option<LocalFleet>,
 }
 
 /// Runs the plan in a folder of its own.
@@ -187,6 +190,7 @@ impl World {
             callers: Vec::new(),
             begun: 0,
             outcome: Outcome::default(),
+            _upstream: None,
         };
         world.outcome.small_disks = world.servers.small_disks();
         let site = &world.servers.site;
@@ -204,10 +208,21 @@ impl World {
             world.coordinators.push(part);
         }
         let token = format!("nats_join_token={}", world.servers.site.nats(&["token"])?.trim());
+        let upstream = match plan.upstream {
+            true => Some(LocalFleet::start_in(&folder.join("upstream"), &["--workers", "1"])?),
+            false => None,
+        };
+        let address =
+            upstream.as_ref().map(|fleet| format!("{}/v1", fleet.addresses.http.trim_end_matches('/')));
+        world._upstream = upstream;
         for place in 0..plan.workers {
             let (name, slots) = (format!("w{place}"), SLOTS.to_string());
-            let worker =
-                ["worker", "--model", STORYTELLER, "--threads", "1", "--slots", &slots, "--pod", &name];
+            let served = address.as_deref().filter(|_| place + 1 == plan.workers);
+            let engine = match served {
+                Some(address) => ["--engine", "openai", "--upstream", address],
+                None => ["--model", STORYTELLER, "--threads", "1"],
+            };
+            let worker = [&["worker", "--slots", &slots, "--pod", &name][..], &engine].concat();
             let more = ["--price-usd-per-hour", "0.34", "--set", &token];
             let part = world.part(&name, &[&worker[..], &more].concat(), plan.step_clocks)?;
             world.workers.push(part);

@@ -7,7 +7,9 @@ use anyhow::ensure;
 use ternfleet_coordinator::core::{
     Action, Answer, BatchFacts, BatchRecord, Content, Core, Event, Fed, Lead, Limits, Outputs, Task, Verdict,
 };
-use ternfleet_proto::message::{BatchCreate, BatchOptions, Durability, Generation, Input, Line, Prompt};
+use ternfleet_proto::message::{
+    Abilities, BatchCreate, BatchOptions, Durability, Generation, Input, Line, Prompt,
+};
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{Attempt, LeaderRevision, MonoMs, Now, TenantId, TimeMs, WorkerId};
@@ -81,7 +83,7 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
                 // As soon as the record is stored.
                 Action::Record(record) if record.state.is_terminal() => {
                     let (batch, tenant) = (record.id.clone(), record.tenant.clone());
-                    events.push(Event::Archived { batch, tenant, after: record.results_after });
+                    events.push(Event::Archived { batch, tenant });
                 }
                 Action::Hand(hand) => {
                     sequence += 1;
@@ -105,6 +107,7 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
                         cached_tokens: 0,
                         model: None,
                         rejected: None,
+                        nondeterministic: false,
                         finished_at: now.wall,
                     };
                     events.push(Event::Answer { sequence, answer: Box::new(answer) });
@@ -194,5 +197,8 @@ fn task(index: u32) -> Task {
         ..Generation::default()
     };
     let line = Line::new(Some(format!("c{index}")), Endpoint::Completions, None);
-    Task { line, input: Input::Inline(generation), constrained: false, tokens_estimate: 20, bytes: 420 }
+    let (constrained, wanted, start) = (false, None, None);
+    let input = Input::Inline(generation);
+    let needs = Abilities::NONE;
+    Task { line, input, constrained, needs, tokens_estimate: 20, bytes: 420, wanted, start }
 }

@@ -114,6 +114,7 @@ async fn answer_half(bus: &Arc<dyn Bus>, id: &BatchId, lines: u32) -> anyhow::Re
             }),
             usage: Usage { prompt_tokens: 5, completion_tokens: 16, ..Usage::default() },
             timing: Timing::default(),
+            nondeterministic: false,
             finished_at: TimeMs::now(),
             traceparent: None,
             job,

@@ -26,7 +26,7 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let options = Options {
-        slots: plan.slots,
+        slots: Some(plan.slots),
         price_usd_per_hour: plan.price_usd_micro_per_hour as f64 / 1e6,
         checkpoint_tokens: 8,
         ..Options::default()
@@ -42,9 +42,11 @@ pub(super) async fn run(
         name: "model".to_owned(),
         digest: "digest".to_owned(),
         numerics: "numerics".to_owned(),
-        language: Language::Bytes,
+        language: Some(Language::Bytes),
         sampling: Default::default(),
         context: 4096,
+        slots: plan.slots,
+        abilities: Default::default(),
         kv_pages: 64,
         page_tokens: 16,
         threads: 1,

@@ -74,7 +74,7 @@ async fn a_dead_job_is_listed_with_every_attempt_and_sent_again() {
     assert_eq!(lines_of(std::path::Path::new(&path("retried.jsonl"))), [("line-2".to_owned(), true)].into());
     let valid = ternfleet(&server, &["resubmit", &id, "--failed", "--out", &path("valid.jsonl")]).await;
     assert_eq!(valid.code, Some(0), "a malformed line would only fail again: {valid:?}");
-    assert!(valid.stderr.contains("1 line(s) left out"), "{valid:?}");
+    assert!(valid.stderr.contains("1 invalid line(s) left out"), "{valid:?}");
     let (out, code) = (path("again.jsonl"), "invalid_request");
     let again = ["resubmit", &id, "--failed", "--code", code, "--code", "poison", "--out", &out, "--json"];
     let again = ternfleet(&server, &again).await;
@@ -124,7 +124,7 @@ async fn the_webhook_is_called_until_it_takes_the_call_and_the_command_runs_here
     let inward = ["submit", &path("in.jsonl"), "--webhook", "https://169.254.169.254/latest"];
     let inward = ternfleet(&server, &inward).await;
     assert_eq!(inward.code, Some(1));
-    assert!(inward.stderr.contains("no public address"), "{inward:?}");
+    assert!(inward.stderr.contains("not a public address"), "{inward:?}");
 
     let (url, secret, out) = (format!("http://{address}/done?x=1"), path("secret"), path("out.jsonl"));
     let then = format!("echo \"$TERNFLEET_BATCH $TERNFLEET_STATUS $TERNFLEET_RESULTS\" > {}", path("then"));

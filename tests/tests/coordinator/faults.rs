@@ -38,7 +38,7 @@ async fn weights_that_overflow_fail_their_jobs_by_name_and_the_worker_lives() {
     let options = Options {
         model: overflowing(folder.path()),
         calibrate_ms: 0,
-        slots: 2,
+        slots: Some(2),
         threads: Some(1),
         heartbeat_ms: 200,
         ..Options::default()

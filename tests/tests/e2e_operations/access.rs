@@ -194,7 +194,7 @@ async fn tenants_keep_to_their_own(cluster: &Cluster, coordinator: &dyn Bus) {
         codec::decode::<Reply<BatchView>>(&answer).unwrap().unwrap_err()
     };
     assert!(ask(&me).await.message.contains("no batch"));
-    assert!(ask(&other).await.message.contains("you are acme"));
+    assert!(ask(&other).await.message.contains("belong to tenant acme"));
     only_the_last_arrives(
         coordinator,
         &*bus,

@@ -92,7 +92,7 @@ pub(crate) fn with_connection(cluster: &Cluster, tenant: &str, arguments: &[&str
 
 /// A file of prompts.
 pub(crate) fn prompts(cluster: &Cluster, name: &str, count: usize, max_tokens: usize) -> String {
-    let line = |n: usize| json!({"custom_id": format!("job-{n}"), "prompt": "once upon a time", "max_tokens": max_tokens, "seed": n});
+    let line = |n: usize| json!({"custom_id": format!("job-{n}"), "prompt": "once upon a time", "max_tokens": max_tokens, "seed": n, "cache": false});
     let text: String = (0..count).map(|n| format!("{}\n", line(n))).collect();
     let path = cluster.scratch(name);
     std::fs::write(&path, text).unwrap();

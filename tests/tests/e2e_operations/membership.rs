@@ -57,7 +57,7 @@ fn a_batch_survives_the_loss_of_any_one_server() {
     // And another tenant knows nothing of it.
     let foreign = as_tenant(&cluster, "rival", &["status", &id, "--json"]);
     assert_eq!(foreign.code, Some(1), "{foreign:?}");
-    assert!(foreign.stderr.contains("there is no batch"), "{foreign:?}");
+    assert!(foreign.stderr.contains("no batch has the id"), "{foreign:?}");
 }
 
 /// What the fleet says to a tenant who asks for the tokens of a prompt.

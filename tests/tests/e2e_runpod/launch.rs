@@ -250,7 +250,7 @@ fn launch_rents_a_head_and_workers_from_a_stock_image_and_gives_everything_back(
     laptop.holds("an undisturbed launch");
     assert_eq!(code, Some(0), "{}", laptop.log());
     let said = laptop.log();
-    for part in ["a pod of 2 vCPUs (cpu5c)", "$0.0800 an hour", "provider's bill", "-head-1", "quoted  $"] {
+    for part in ["a pod of 2 vCPUs (cpu5c)", "$0.0800 per hour", "provider's bill", "-head-1", "quoted  $"] {
         assert!(said.contains(part), "{part:?} is not in {said}");
     }
     // The head has fetched each file, and the workers have asked it alone.

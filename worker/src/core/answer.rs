@@ -115,7 +115,7 @@ impl Core {
         let result = result.clone();
         let diverges = match outcome {
             Read::Found(stored) => {
-                let diverges = differ(&stored.outcome, &result.outcome);
+                let diverges = !result.nondeterministic && differ(&stored.outcome, &result.outcome);
                 // An earlier publish of ours had been stored unheard.
                 if slot.unheard && stored.epoch == result.epoch && !diverges {
                     return self.stored(now, id, result, actions);

@@ -14,6 +14,8 @@ use ternfleet_proto::message::{
 use ternfleet_proto::tag::{AssignmentTag, CheckpointKey};
 use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, TenantId};
 
+use crate::asked::Asked;
+
 /// One stay of a job in this worker, from its delivery to its settlement. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotId(pub u64);
@@ -84,6 +86,11 @@ pub enum Event {
     /// The machine is at fault: what runs here goes elsewhere, and nothing more is taken.
     HostFault {
         reason: String,
+    },
+    /// The server that computes for this worker was heard of just now, or is not there: then what runs goes back, and nothing
+    /// is taken until it is.
+    Server {
+        ready: bool,
     },
     /// The process was asked to end: the first time in good order, the second at once.
     Signal,
@@ -216,6 +223,8 @@ pub struct Kept {
     pub logprobs: Vec<TokenLogprobs>,
     /// Which choice each id belongs to; empty for a job with one.
     pub choices: Vec<u16>,
+    /// The text of the ids, from a worker without a tokenizer.
+    pub text: String,
 }
 
 impl Kept {
@@ -260,6 +269,11 @@ pub struct Tokens {
     pub choice: Option<u16>,
     /// The caller wants to see it as it comes.
     pub stream: bool,
+    /// Ids for the caller, if it wants them: those whose text is complete, and those of the prompt.
+    pub shown_ids: Vec<u32>,
+    pub prompt_ids: Vec<u32>,
+    /// `text` is all the text of the ids so far. Only where text is kept with the ids is it looked at.
+    pub is_whole: bool,
 }
 
 /// How a generation ended.
@@ -284,6 +298,10 @@ pub struct Completion {
     /// One a choice, at least one.
     pub outputs: Vec<Output>,
     pub cached_tokens: u32,
+    /// Where they were not known at the start.
+    pub prompt_tokens: Option<u32>,
+    /// None from an engine whose answers are not the same bits everywhere.
+    pub asked: Option<Asked>,
 }
 
 /// A whole output.
@@ -294,6 +312,9 @@ pub struct Output {
     pub calls: Vec<Call>,
     pub finish: Finish,
     pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// Where the caller wants ids: those of the prompt, and whether those of the output are wanted.
+    pub prompt_ids: Vec<u32>,
+    pub with_ids: bool,
 }
 
 /// Why a generation did not start.
@@ -317,6 +338,8 @@ pub struct Steps {
     pub head: HeadCounters,
     pub speculation: SpeculationCounters,
     pub prefix_cache_hits: u64,
+    /// Prompts and outputs are computed at once, so that the steps say nothing of the speed of prompts.
+    pub overlapping: bool,
 }
 
 /// What only the shell can see; passed on in heartbeats.

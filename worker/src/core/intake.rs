@@ -307,12 +307,9 @@ impl Core {
                 slot.attempt.0 = slot.attempt.0.max(after);
                 let profile = &self.config.profile;
                 if found.model_digest == profile.model_digest && found.numerics == slot.work.numerics {
-                    slot.kept = found.generated.len();
-                    let owner = Author { worker: found.owner, host: found.host };
-                    slot.kept_from = Some(found.generated_by.unwrap_or(owner));
-                    slot.ids = found.generated;
-                    slot.logprobs = found.logprobs;
-                    slot.choices = found.choices;
+                    let owner = Author { worker: found.owner.clone(), host: found.host.clone() };
+                    slot.kept_from = Some(found.generated_by.clone().unwrap_or(owner));
+                    slot.take_over(found, self.config.keeps_text);
                 } else {
                     slot.repeated = found.generated.len();
                 }
@@ -371,11 +368,7 @@ impl Core {
         }
         let kept = kept as usize;
         if kept < slot.ids.len() {
-            slot.repeated += slot.ids.len() - kept;
-            slot.ids.truncate(kept);
-            slot.logprobs.truncate(kept);
-            slot.choices.truncate(kept);
-            slot.kept = kept;
+            slot.drop_after(kept);
         }
         if slot.begun_before {
             self.counters.reprefilled_tokens += u64::from(prompt_tokens) + kept as u64;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ternfleet_proto::bus::Delivery;
 use ternfleet_proto::message::{
-    Author, Checkpoint, Failure, Generated, Heartbeat, JobResult, Line, Outcome, Timing, TokenLogprobs,
-    Usage, Work,
+    Author, Checkpoint, Evidence, Failure, Generated, Heartbeat, JobResult, Line, Outcome, Timing,
+    TokenLogprobs, Usage, Work,
 };
 use ternfleet_proto::{Attempt, Deadline, MonoMs, Now};
 
@@ -58,6 +58,13 @@ pub(super) enum Writing {
     Rereading,
 }
 
+/// The longest beginning of an output whose text is known to its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Whole {
+    ids: usize,
+    text_bytes: usize,
+}
+
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) work: Box<Work>,
@@ -72,6 +79,9 @@ pub(super) struct Slot {
     pub(super) logprobs: Vec<TokenLogprobs>,
     /// Which choice each of `ids` belongs to; empty for a job with one.
     pub(super) choices: Vec<u16>,
+    /// The text of the first ids, and how many they are, where a worker without a tokenizer keeps it.
+    pub(super) text: String,
+    pub(super) whole: Whole,
     /// How many of `ids` an earlier attempt generated.
     pub(super) kept: usize,
     /// Who generated those, as the checkpoint says.
@@ -140,6 +150,8 @@ impl Slot {
             ids: Vec::new(),
             logprobs: Vec::new(),
             choices: Vec::new(),
+            text: String::new(),
+            whole: Whole::default(),
             kept: 0,
             kept_from: None,
             rejected: None,
@@ -196,12 +208,54 @@ impl Slot {
         self.kept = 0;
         self.rejected = self.kept_from.take();
         (self.ids, self.logprobs, self.choices) = Default::default();
+        (self.text, self.whole) = Default::default();
         // The next checkpoint is written over the wrong one as soon as there is any output.
         self.stored_tokens = 0;
     }
 
     pub(super) fn kept(&self) -> Kept {
-        Kept { ids: self.ids.clone(), logprobs: self.logprobs.clone(), choices: self.choices.clone() }
+        let (ids, text) = match self.text.is_empty() {
+            true => (self.ids.len(), 0),
+            false => (self.whole.ids, self.whole.text_bytes),
+        };
+        Kept {
+            ids: self.ids[..ids].to_vec(),
+            logprobs: self.logprobs[..ids.min(self.logprobs.len())].to_vec(),
+            choices: self.choices[..ids.min(self.choices.len())].to_vec(),
+            text: self.text[..text].to_owned(),
+        }
+    }
+
+    /// Takes over what an earlier attempt has left.
+    pub(super) fn take_over(&mut self, left: Checkpoint, with_text: bool) {
+        let text = if with_text { left.text } else { String::new() };
+        self.kept = left.generated.len();
+        self.whole = Whole { ids: self.kept, text_bytes: text.len() };
+        self.ids = left.generated;
+        self.logprobs = left.logprobs;
+        self.choices = left.choices;
+        self.text = text;
+    }
+
+    /// Drops output that cannot be continued from, all but the first `kept` ids. It is generated again.
+    pub(super) fn drop_after(&mut self, kept: usize) {
+        self.repeated += self.ids.len().saturating_sub(kept);
+        self.ids.truncate(kept);
+        self.logprobs.truncate(kept);
+        self.choices.truncate(kept);
+        self.text.truncate(if kept == self.whole.ids { self.whole.text_bytes } else { 0 });
+        self.whole = Whole { ids: kept, text_bytes: self.text.len() };
+        self.kept = kept;
+        self.stored_tokens = self.stored_tokens.min(kept);
+        self.leased_tokens = self.leased_tokens.min(kept);
+    }
+
+    /// Adds the text of new ids, to be kept with them.
+    pub(super) fn keep_text(&mut self, text: &str, is_whole: bool) {
+        self.text.push_str(text);
+        if is_whole {
+            self.whole = Whole { ids: self.ids.len(), text_bytes: self.text.len() };
+        }
     }
 
     pub(super) fn read_checkpoint(&self, slot: SlotId) -> Action {
@@ -217,6 +271,9 @@ impl Slot {
         claim: bool,
         released: bool,
     ) -> Action {
+        let Kept { ids, logprobs, choices, text } = self.kept();
+        // Its first new token says that what was kept is right.
+        let generated_by = self.kept_from.clone().filter(|_| self.ids.len() == self.kept);
         let checkpoint = Box::new(Checkpoint {
             job: self.work.job.clone(),
             epoch: self.work.epoch,
@@ -227,11 +284,11 @@ impl Slot {
             leader: self.work.leader,
             model_digest: profile.model_digest.clone(),
             numerics: self.work.numerics.clone(),
-            generated: self.ids.clone(),
-            logprobs: self.logprobs.clone(),
-            choices: self.choices.clone(),
-            // Its first new token says that what was kept is right.
-            generated_by: self.kept_from.clone().filter(|_| self.ids.len() == self.kept),
+            generated: ids,
+            logprobs,
+            choices,
+            text,
+            generated_by,
             claim,
             released,
             at: now.wall,
@@ -252,16 +309,25 @@ impl Slot {
             logprobs: logprobs.next().unwrap_or_default(),
             prompt_logprobs: output.prompt_logprobs,
             calls: output.calls,
-            more: Vec::new(),
+            ids: if output.with_ids { ids.clone() } else { Vec::new() },
+            prompt_ids: output.prompt_ids,
+            ..Generated::default()
         });
         let mut generated = choices.next().unwrap_or_default();
         generated.more = choices.collect();
-        generated.ids_digest = Generated::digest_of_choices(&ids);
+        let answer = Generated::answer_digest(&ids);
+        generated.ids_digest = answer.short();
+        generated.evidence = whole.asked.map(|asked| {
+            let (model_digest, numerics) = (profile.model_digest.clone(), self.work.numerics.clone());
+            let request = asked.request(&model_digest, &numerics);
+            Box::new(Evidence { model_digest, numerics, request, seed: asked.seed, answer })
+        });
+        let prompt_tokens = whole.prompt_tokens.unwrap_or(self.prompt_tokens);
         let usage = Usage {
-            prompt_tokens: self.prompt_tokens,
+            prompt_tokens,
             completion_tokens: self.ids.len() as u32,
             repeated_tokens: self.repeated as u32,
-            reprefilled_tokens: if self.begun_before { self.prompt_tokens + self.kept as u32 } else { 0 },
+            reprefilled_tokens: if self.begun_before { prompt_tokens + self.kept as u32 } else { 0 },
             cached_tokens: whole.cached_tokens,
             engine_us: self.engine_us(),
         };
@@ -300,6 +366,7 @@ impl Slot {
                 first_token_ms: span(self.pulled_at, self.first_token_at.unwrap_or(now.mono)),
                 total_ms: span(self.pulled_at, now.mono),
             },
+            nondeterministic: !profile.abilities.deterministic,
             finished_at: now.wall,
             traceparent: self.work.traceparent.clone(),
             rejected: self.rejected.clone(),

@@ -164,6 +164,29 @@ impl Core {
         self.state = WorkerState::Draining;
         self.drain_until = Some(now.mono.plus(self.config.drain_max));
         self.heartbeat(now, actions);
+        self.give_all_back(now, actions);
+    }
+
+    /// Without its server a worker takes nothing and gives back what it has, as it does at its end. No job is to blame.
+    pub(super) fn on_server(&mut self, now: Now, ready: bool, actions: &mut Vec<Action>) {
+        if ready {
+            self.server_heard_at = Some(now.mono);
+        }
+        match (self.state, ready) {
+            (WorkerState::Calibrating, true) => {
+                self.state = WorkerState::Ready;
+                self.heartbeat(now, actions);
+            }
+            (WorkerState::Ready, false) => {
+                self.state = WorkerState::Calibrating;
+                self.heartbeat(now, actions);
+                self.give_all_back(now, actions);
+            }
+            _ => {}
+        }
+    }
+
+    fn give_all_back(&mut self, now: Now, actions: &mut Vec<Action>) {
         let ids: Vec<SlotId> = self.slots.keys().copied().collect();
         for id in ids {
             let Some(slot) = self.slots.get_mut(&id) else { continue };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ternfleet_engine::{Request, StopReason, TokenLogprob, Usage};
 use ternfleet_proto::message::{Failure, FailureCode, Finish, TokenLogprobs};
 
+use crate::asked::Asked;
 use crate::core::{Completion, End, Event, Output, SlotId, StartFailure, Tokens};
 use crate::engine_thread::{Command, EngineThread, Place, Report};
 use crate::language::Language;
@@ -30,11 +31,13 @@ enum State {
 struct Running {
     choices: Vec<Choice>,
     stream: bool,
+    token_ids: bool,
     prompt_tokens: u32,
     kept: u32,
     /// The core knows that it runs.
     started: bool,
     cached_tokens: u32,
+    asked: Asked,
 }
 
 /// One of a job's answers.
@@ -46,6 +49,9 @@ struct Choice {
     /// Nothing was told of it yet, not even its echo.
     untold: bool,
     scores_only: bool,
+    /// Where the caller wants ids: those of the prompt, and those whose text is not complete yet.
+    prompt_ids: Vec<u32>,
+    unshown: Vec<u32>,
 }
 
 enum Stage {
@@ -110,14 +116,16 @@ impl Generations {
                 return vec![Event::StartFailed { slot, why }];
             }
         };
-        let Prepared { choices, prompt_tokens, kept, stream } = prepared;
+        let Prepared { choices, prompt_tokens, kept, stream, token_ids, asked } = prepared;
         let mut requests = Vec::new();
         let choices: Vec<Choice> = choices
             .into_iter()
             .enumerate()
-            .map(|(number, choice)| Choice::new(number, choice, self.page_tokens, &mut requests))
+            .map(|(number, choice)| Choice::new(number, choice, self.page_tokens, token_ids, &mut requests))
             .collect();
-        let mut running = Running { choices, stream, prompt_tokens, kept, started: false, cached_tokens: 0 };
+        let (started, cached_tokens) = (false, 0);
+        let mut running =
+            Running { choices, stream, token_ids, prompt_tokens, kept, started, cached_tokens, asked };
         // The first of several choices of a prompt may be whole already, from an earlier attempt: nobody waits for it.
         for number in 0..running.choices.len() {
             if matches!(running.choices[number].stage, Stage::Done(_)) {
@@ -227,7 +235,7 @@ impl Generations {
         found: &mut BTreeMap<SlotId, Found>,
     ) {
         let Some(State::Running(running)) = self.states.get_mut(&slot) else { return };
-        let (several, stream) = (running.choices.len() > 1, running.stream);
+        let (several, stream, token_ids) = (running.choices.len() > 1, running.stream, running.token_ids);
         let Some(choice) = running.choices.get_mut(usize::from(number)) else { return };
         let Stage::Running(transcript) = &mut choice.stage else { return };
         if transcript.stopped() || choice.scores_only {
@@ -245,8 +253,15 @@ impl Generations {
         if std::mem::take(&mut choice.untold) && stream {
             tokens.text.push_str(transcript.echo());
             tokens.prompt_logprobs.clone_from(&choice.prompt_logprobs);
+            tokens.prompt_ids.clone_from(&choice.prompt_ids);
         }
         tokens.ids.push(id);
+        if token_ids && stream {
+            choice.unshown.push(id);
+            if transcript.is_whole() {
+                tokens.shown_ids.append(&mut choice.unshown);
+            }
+        }
         tokens.text.push_str(&said.text);
         tokens.calls.extend(said.calls);
         tokens.logprobs.extend(logprob.map(|logprob| logprobs_of(&self.language, id, &logprob)));
@@ -308,8 +323,9 @@ impl Generations {
     fn end_choice(&mut self, (slot, number): Place, finish: Finish, engine: &EngineThread) -> Vec<Event> {
         let mut events = Vec::new();
         let Some(running) = self.running(slot) else { return events };
-        let (several, stream) = (running.choices.len() > 1, running.stream);
+        let (several, stream, with_ids) = (running.choices.len() > 1, running.stream, running.token_ids);
         let Some(choice) = running.choices.get_mut(usize::from(number)) else { return events };
+        let prompt_ids = std::mem::take(&mut choice.prompt_ids);
         let prompt_logprobs = std::mem::take(&mut choice.prompt_logprobs);
         let finish = if choice.scores_only { Finish::Length } else { finish };
         let stage = std::mem::replace(&mut choice.stage, Stage::Done(Output::default()));
@@ -318,7 +334,7 @@ impl Generations {
             return events;
         };
         let Whole { text, calls, finish, tail } = transcript.finish(finish);
-        choice.stage = Stage::Done(Output { text, calls, finish, prompt_logprobs });
+        choice.stage = Stage::Done(Output { text, calls, finish, prompt_logprobs, prompt_ids, with_ids });
         if stream && !tail.is_empty() && !choice.untold {
             let choice = several.then_some(number);
             let tokens = Tokens { text: tail.text, calls: tail.calls, stream, choice, ..Tokens::default() };
@@ -334,12 +350,12 @@ impl Generations {
         if !running.choices.iter().all(|choice| matches!(choice.stage, Stage::Done(_))) {
             return None;
         }
-        let cached_tokens = running.cached_tokens;
+        let (cached_tokens, asked) = (running.cached_tokens, Some(running.asked));
         let outputs = running.choices.drain(..).filter_map(|choice| match choice.stage {
             Stage::Done(output) => Some(output),
             Stage::Waiting { .. } | Stage::Running(_) => None,
         });
-        let completion = Completion { outputs: outputs.collect(), cached_tokens };
+        let completion = Completion { outputs: outputs.collect(), cached_tokens, prompt_tokens: None, asked };
         self.states.remove(&slot);
         Some(Event::Ended { slot, end: End::Complete(Box::new(completion)) })
     }
@@ -370,11 +386,13 @@ impl Choice {
         number: usize,
         prepared: PreparedChoice,
         page_tokens: usize,
+        with_ids: bool,
         requests: &mut Vec<(u16, Request)>,
     ) -> Choice {
         let PreparedChoice { request, transcript, done, scores_only, first } = prepared;
         // What an earlier attempt has sent is not sent again; what it has not sent is in the answer's text.
         let untold = request.generated.is_empty();
+        let prompt_ids = if with_ids { request.prompt.clone() } else { Vec::new() };
         let prompt = if request.prompt_logprobs.is_some() { request.prompt.clone() } else { Vec::new() };
         // Prompts that are scored are computed as a whole each.
         let shares = request.prompt_logprobs.is_none() && request.prompt.len() > page_tokens;
@@ -382,7 +400,8 @@ impl Choice {
         let stage = match done {
             Some(finish) => {
                 let Whole { text, calls, finish, .. } = transcript.finish(finish);
-                Stage::Done(Output { text, calls, finish, prompt_logprobs: Vec::new() })
+                let prompt_ids = prompt_ids.clone();
+                Stage::Done(Output { text, calls, finish, prompt_ids, with_ids, ..Output::default() })
             }
             None if shares && first != number => {
                 Stage::Waiting { first, request: Box::new(request), transcript }
@@ -392,7 +411,8 @@ impl Choice {
                 Stage::Running(transcript)
             }
         };
-        Choice { stage, prompt, prompt_logprobs: Vec::new(), untold, scores_only }
+        let (prompt_logprobs, unshown) = (Vec::new(), Vec::new());
+        Choice { stage, prompt, prompt_logprobs, untold, scores_only, prompt_ids, unshown }
     }
 }
 

@@ -40,7 +40,6 @@ pub(super) struct Performer {
     bus: Arc<dyn Bus>,
     worker: WorkerId,
     events: mpsc::UnboundedSender<Event>,
-    preparer: Preparer,
     /// Owns every task that is started here.
     tasks: TaskTracker,
     sends: Option<mpsc::Sender<(String, Bytes)>>,
@@ -51,12 +50,11 @@ impl Performer {
         bus: Arc<dyn Bus>,
         worker: WorkerId,
         events: mpsc::UnboundedSender<Event>,
-        preparer: Preparer,
     ) -> Performer {
         let (sends, outbox) = mpsc::channel(SENDS);
         let tasks = TaskTracker::new();
         tasks.spawn(send_in_order(bus.clone(), outbox));
-        Performer { bus, worker, events, preparer, tasks, sends: Some(sends) }
+        Performer { bus, worker, events, tasks, sends: Some(sends) }
     }
 
     pub(super) fn worker(&self) -> &WorkerId {
@@ -80,8 +78,8 @@ impl Performer {
     }
 
     /// Makes a request ready to run: fetches it if it lies elsewhere, tokenizes it, feeds the kept output through.
-    pub(super) fn prepare(&self, slot: SlotId, work: Box<Work>, kept: Kept) {
-        let (bus, preparer) = (self.bus.clone(), self.preparer.clone());
+    pub(super) fn prepare(&self, preparer: &Preparer, slot: SlotId, work: Box<Work>, kept: Kept) {
+        let (bus, preparer) = (self.bus.clone(), preparer.clone());
         self.tasks.spawn(async move {
             let made = match fetch(&*bus, *work).await {
                 Ok(generation) => {
@@ -252,7 +250,8 @@ fn read_work(delivery: &Delivery) -> Result<Box<Work>, Undecodable> {
     })
 }
 
-async fn fetch(bus: &dyn Bus, work: Work) -> Result<Generation, StartFailure> {
+/// The request of a job, from wherever it lies.
+pub(super) async fn fetch(bus: &dyn Bus, work: Work) -> Result<Generation, StartFailure> {
     let name = match work.input {
         Input::Inline(generation) => return Ok(generation),
         Input::Object(name) => name,

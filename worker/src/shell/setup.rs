@@ -10,7 +10,12 @@ use crate::identity::Identity;
 use crate::model::LoadedModel;
 use crate::options::Options;
 
-pub(super) fn config(options: &Options, identity: &Identity, model: &LoadedModel) -> Config {
+pub(super) fn config(
+    options: &Options,
+    identity: &Identity,
+    model: &LoadedModel,
+    keeps_text: bool,
+) -> Config {
     let profile = Heartbeat {
         worker: identity.worker.clone(),
         pod: identity.pod.clone(),
@@ -22,7 +27,7 @@ pub(super) fn config(options: &Options, identity: &Identity, model: &LoadedModel
         model_digest: model.digest.clone(),
         numerics: model.numerics.clone(),
         context_tokens: model.context as u32,
-        slots: options.slots as u32,
+        slots: model.slots as u32,
         slots_in_use: 0,
         kv_pages: model.kv_pages as u32,
         kv_pages_free: model.kv_pages as u32,
@@ -42,10 +47,11 @@ pub(super) fn config(options: &Options, identity: &Identity, model: &LoadedModel
         needs_queues: false,
         canary: model.canary.clone(),
         thread_scaling: model.calibration.thread_scaling.clone(),
+        abilities: model.abilities,
     };
     Config {
         profile,
-        slots: options.slots,
+        slots: model.slots,
         kv_pages: model.kv_pages,
         page_tokens: model.page_tokens,
         checkpoint_tokens: options.checkpoint_tokens,
@@ -55,5 +61,6 @@ pub(super) fn config(options: &Options, identity: &Identity, model: &LoadedModel
         held_max: Duration::from_secs(10),
         drain_max: Duration::from_millis(options.drain_ms),
         pull_expires: Duration::from_secs(1),
+        keeps_text,
     }
 }

@@ -7,14 +7,14 @@ use anyhow::{Context, bail};
 
 use ternfleet_engine::probe::{self, Probe};
 use ternfleet_engine::{
-    Engine, Event, Head, Info, Isa, KernelChoice, Options, Profile, Request, Sampling, SequenceId,
+    Engine, Event, Head, Info, Isa, KernelChoice, Kv, Options, Profile, Request, Sampling, SequenceId,
 };
 
 use crate::model_file::ModelFile;
 
 use super::ceiling::{Cost, Rates, medians};
 use super::process::MemoryUse;
-use super::report::{Batch, Figure, KernelRow, Shares, Stream, price};
+use super::report::{Batch, Figure, KernelRow, Sampled, Shares, Stream, price};
 use super::spread::{Spread, quantile};
 
 /// Prompt tokens of a step when many sequences are filled: all of them join the batch soon after one another.
@@ -26,14 +26,45 @@ pub(super) struct Bench<'a> {
     pub(super) generated: usize,
     pub(super) repeat: usize,
     pub(super) head: Head,
+    pub(super) kv: Kv,
     pub(super) kernel: KernelChoice,
     pub(super) huge_pages: bool,
     pub(super) price_usd_per_hour: Option<f64>,
+    /// How batch rows are also measured.
+    pub(super) sampled: &'a [Draws],
+}
+
+/// What tokens are drawn from, other than greedily.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Draws {
+    /// All tokens, temperature 1
+    Temperature,
+    /// Temperature 1, top_p 0.9
+    TopP,
+    /// Temperature 1, with five log-probabilities for each token
+    Logprobs,
+}
+
+impl Draws {
+    fn apply(self, request: &mut Request, number: usize) {
+        let top_p = if self == Draws::TopP { 0.9 } else { 1.0 };
+        request.sampling = Sampling { temperature: 1.0, top_p, ..Sampling::default() };
+        request.top_logprobs = (self == Draws::Logprobs).then_some(5);
+        request.seed = number as u64;
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Draws::Temperature => "temperature",
+            Draws::TopP => "top-p",
+            Draws::Logprobs => "logprobs",
+        }
+    }
 }
 
 /// An engine ready to be measured.
 pub(super) struct Subject {
-    engine: Engine,
+    pub(super) engine: Engine,
     probe: Probe,
     /// After loading and a few tokens, before the probe took its memory.
     pub(super) memory: MemoryUse,
@@ -48,7 +79,7 @@ impl Subject {
         self.probe.first_touch_gb_s()
     }
 
-    fn rates(&mut self) -> Rates {
+    pub(super) fn rates(&mut self) -> Rates {
         Rates {
             read_gb_s: self.probe.read_gb_s(&mut self.engine),
             mac_per_s: self.probe.mac_per_s(&mut self.engine),
@@ -200,13 +231,20 @@ impl Bench<'_> {
         let (mut tok_s, mut rates, mut first, mut gaps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut profile, mut steady) = (Profile::default(), Duration::ZERO);
         let mut steps = 0;
+        let mut sampled: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); self.sampled.len()];
         let mut before = subject.rates();
         for _ in 0..self.repeat {
-            let run = self.batch_once(&mut subject.engine, sequences, prompt)?;
+            let run = self.batch_once(&mut subject.engine, sequences, prompt, None)?;
             let after = subject.rates();
             rates.push(before.mean(after));
-            before = after;
-            tok_s.push((sequences * run.steps) as f64 / run.steady.as_secs_f64());
+            let rate = |run: &Run| (sequences * run.steps) as f64 / run.steady.as_secs_f64();
+            tok_s.push(rate(&run));
+            for (&draws, (rates, shares)) in self.sampled.iter().zip(&mut sampled) {
+                let drawn = rate(&self.batch_once(&mut subject.engine, sequences, prompt, Some(draws))?);
+                rates.push(drawn);
+                shares.push(100.0 * drawn / rate(&run));
+            }
+            before = if sampled.is_empty() { after } else { subject.rates() };
             first.extend(run.first_ms);
             gaps.extend(run.gaps_ms);
             profile = profile.plus(&run.profile);
@@ -229,15 +267,37 @@ impl Bench<'_> {
             between_tokens_ms_p50: quantile(&gaps, 0.5),
             between_tokens_ms_p99: quantile(&gaps, 0.99),
             shares: shares(&profile, steady),
+            sampled: self
+                .sampled
+                .iter()
+                .zip(&sampled)
+                .map(|(draws, (rates, shares))| Sampled {
+                    draws: draws.name(),
+                    tok_s: Spread::of(rates),
+                    percent_of_greedy: Spread::of(shares),
+                })
+                .collect(),
             attention_ms: profile.attend_s * 1e3 / steps as f64,
         })
     }
 
-    fn batch_once(&self, engine: &mut Engine, sequences: usize, prompt: usize) -> anyhow::Result<Run> {
+    fn batch_once(
+        &self,
+        engine: &mut Engine,
+        sequences: usize,
+        prompt: usize,
+        draws: Option<Draws>,
+    ) -> anyhow::Result<Run> {
         let n_tokens = self.generated + lead(sequences, prompt);
         let begun = Instant::now();
         let ids: Vec<SequenceId> = (0..sequences)
-            .map(|number| engine.submit(self.request(prompt, n_tokens, number)))
+            .map(|number| {
+                let mut request = self.request(prompt, n_tokens, number);
+                if let Some(draws) = draws {
+                    draws.apply(&mut request, number);
+                }
+                engine.submit(request)
+            })
             .collect::<Result<_, _>>()?;
         let mut run = Run::default();
         let mut last: BTreeMap<SequenceId, Instant> = BTreeMap::new();
@@ -299,10 +359,9 @@ impl Bench<'_> {
         Ok(tokens as f64 / time.as_secs_f64())
     }
 
-    /// Ids spread over the vocabulary; nothing stops the sequence before its length.
+    /// Nothing stops the sequence before its length.
     fn request(&self, prompt: usize, n_tokens: usize, number: usize) -> Request {
-        let vocab = self.model.hyper.vocab;
-        let prompt = (0..prompt).map(|at| ((at * 7919 + number * 104_729 + 17) % vocab) as u32).collect();
+        let prompt = ids(self.model.hyper.vocab, prompt, number);
         Request { prompt, max_new_tokens: n_tokens, sampling: Sampling::greedy(), ..Request::default() }
     }
 
@@ -320,6 +379,7 @@ impl Bench<'_> {
             max_context: Some(context),
             prefill_chunk: chunk,
             head: self.head,
+            kv: self.kv,
             huge_pages: self.huge_pages,
             isa,
             kernel,
@@ -340,6 +400,11 @@ impl Bench<'_> {
     }
 }
 
+/// Ids spread over the vocabulary.
+pub(super) fn ids(vocab: usize, n: usize, number: usize) -> Vec<u32> {
+    (0..n).map(|at| ((at * 7919 + number * 104_729 + 17) % vocab) as u32).collect()
+}
+
 /// What one run of a batch showed.
 #[derive(Default)]
 struct Run {
@@ -356,11 +421,12 @@ fn lead(sequences: usize, prompt: usize) -> usize {
     (sequences * prompt).div_ceil(FILL_CHUNK) + 2
 }
 
-fn shares(profile: &Profile, whole: Duration) -> Shares {
+pub(super) fn shares(profile: &Profile, whole: Duration) -> Shares {
     let percent = |seconds: f64| 100.0 * seconds / whole.as_secs_f64();
     let (product, attention) = (percent(profile.product_s), percent(profile.attend_s));
-    let (head, norm) = (percent(profile.head_s), percent(profile.norm_s));
-    Shares { product, attention, head, norm, other: (100.0 - product - attention - head - norm).max(0.0) }
+    let (head, norm, waiting) = (percent(profile.head_s), percent(profile.norm_s), percent(profile.wait_s));
+    let other = (100.0 - product - attention - head - norm - waiting).max(0.0);
+    Shares { product, attention, head, norm, waiting, other }
 }
 
 fn drain(engine: &mut Engine) {

@@ -17,6 +17,8 @@ pub(super) struct Report {
     pub(super) memory: Memory,
     pub(super) threads: Vec<ThreadRow>,
     pub(super) batch: Vec<BatchRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) workload: Option<Run>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) kernels: Vec<KernelRow>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,10 +131,21 @@ pub(super) struct Batch {
     pub(super) between_tokens_ms_p99: f64,
     /// Where a decoding step's time goes, in percent.
     pub(super) shares: Shares,
+    /// The same batch with tokens drawn otherwise than greedily.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) sampled: Vec<Sampled>,
     /// Attention of one step.
     pub(super) attention_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) usd_micro_per_million_tokens: Option<UsdMicro>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Sampled {
+    pub(super) draws: &'static str,
+    pub(super) tok_s: Spread,
+    /// Each run against the greedy one before it.
+    pub(super) percent_of_greedy: Spread,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -141,7 +154,40 @@ pub(super) struct Shares {
     pub(super) attention: f64,
     pub(super) head: f64,
     pub(super) norm: f64,
+    /// For other threads, at the barriers between operations.
+    pub(super) waiting: f64,
     pub(super) other: f64,
+}
+
+/// What came of a workload.
+#[derive(Debug, Serialize)]
+pub(super) struct Run {
+    pub(super) workload: String,
+    pub(super) requests: usize,
+    /// Sequences at once, at most.
+    pub(super) slots: usize,
+    pub(super) threads: usize,
+    /// Of all steps; loading is not in it.
+    pub(super) seconds: f64,
+    pub(super) prompt_tokens: usize,
+    pub(super) output_tokens: usize,
+    /// Tokens of prompts and outputs over all seconds, and each of them over all seconds.
+    pub(super) tok_s: f64,
+    pub(super) prompt_tok_s: f64,
+    pub(super) output_tok_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usd_micro_per_million_tokens: Option<UsdMicro>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usd_micro_per_million_output_tokens: Option<UsdMicro>,
+    pub(super) steps: usize,
+    pub(super) sequences_a_step: f64,
+    pub(super) step_ms: Spread,
+    pub(super) step_ms_p99: f64,
+    pub(super) shares: Shares,
+    pub(super) read_gb_s: f64,
+    pub(super) mac_per_s: f64,
+    /// Multiply-adds of prompts, outputs, attention and head together, of what the machine could have done in that time.
+    pub(super) percent_of_mac_rate: f64,
 }
 
 #[derive(Debug, Serialize)]

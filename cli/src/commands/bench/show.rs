@@ -5,7 +5,7 @@ use ternfleet_proto::UsdMicro;
 
 use crate::report::table;
 
-use super::report::{Batch, BatchRow, Figure, Report, Stream, ThreadRow};
+use super::report::{Batch, BatchRow, Figure, Report, Run, Stream, ThreadRow};
 use super::spread::Spread;
 
 pub(super) fn tables(report: &Report) -> String {
@@ -14,6 +14,10 @@ pub(super) fn tables(report: &Report) -> String {
         parts.push(not_quotable(report));
     }
     parts.push(machine(report));
+    if let Some(run) = &report.workload {
+        parts.push(format!("workload\n{}", workload(run)));
+        return parts.join("\n\n");
+    }
     for (title, figure) in [
         ("prompt", (|row| &row.prompt) as fn(&Stream) -> &Figure),
         ("generation, one sequence", |row| &row.decode),
@@ -46,6 +50,48 @@ pub(super) fn tables(report: &Report) -> String {
     }
     parts.push(summary(report));
     parts.join("\n\n")
+}
+
+/// A workload's figures, one a line.
+fn workload(run: &Run) -> String {
+    let cost = |usd: Option<UsdMicro>| usd.map_or(String::new(), |usd| format!(", {usd} per 1M"));
+    let shares = run.shares;
+    let lines = [
+        format!(
+            "  {}: {} requests, at most {} at once, {} thread{}",
+            run.workload,
+            run.requests,
+            run.slots,
+            run.threads,
+            if run.threads == 1 { "" } else { "s" }
+        ),
+        format!("  all tokens: {:.1} tok/s{}", run.tok_s, cost(run.usd_micro_per_million_tokens)),
+        format!("  prompts: {} tokens, {:.1} tok/s of all the time", run.prompt_tokens, run.prompt_tok_s),
+        format!(
+            "  outputs: {} tokens, {:.1} tok/s of all the time{}",
+            run.output_tokens,
+            run.output_tok_s,
+            cost(run.usd_micro_per_million_output_tokens)
+        ),
+        format!(
+            "  {} steps in {:.1} s, {:.1} sequences each; ms {}, p99 {:.1}",
+            run.steps,
+            run.seconds,
+            run.sequences_a_step,
+            spread(&run.step_ms),
+            run.step_ms_p99
+        ),
+        format!(
+            "  of a step, percent: ternary products {:.1}, attention {:.1}, head {:.1}, norms {:.1}, waiting {:.1}, other {:.1}",
+            shares.product, shares.attention, shares.head, shares.norm, shares.waiting, shares.other
+        ),
+        format!(
+            "  {:.0} % of {:.0} G multiply-adds/s, attention and head counted",
+            run.percent_of_mac_rate,
+            run.mac_per_s / 1e9
+        ),
+    ];
+    lines.join("\n")
 }
 
 /// A few lines that can be quoted as they stand: what was measured, where, and how fast it is.
@@ -186,7 +232,7 @@ fn batch_table(rows: &[BatchRow]) -> String {
         BatchRow::Refused { batch, prompt, generated, refused } => {
             let mut cells =
                 vec![batch.to_string(), prompt.to_string(), generated.to_string(), refused.clone()];
-            cells.resize(10, "-".to_owned());
+            cells.resize(11, "-".to_owned());
             cells
         }
         BatchRow::Measured(row) => vec![
@@ -196,6 +242,7 @@ fn batch_table(rows: &[BatchRow]) -> String {
             spread(&row.decode.tok_s),
             format!("{:.2}", row.tok_s_a_stream),
             ceiling(&row.decode),
+            sampled(row),
             format!("{:.0} / {:.0}", row.first_token_ms_p50, row.first_token_ms_max),
             format!("{:.1} / {:.1}", row.between_tokens_ms_p50, row.between_tokens_ms_p99),
             format!("{:.2}", row.attention_ms),
@@ -209,12 +256,20 @@ fn batch_table(rows: &[BatchRow]) -> String {
         "tok/s",
         "each",
         "ceiling",
+        "sampled, % of greedy",
         "first token ms, p50 / max",
         "between tokens ms, p50 / p99",
         "attention ms",
         "$ per 1M tokens",
     ];
     table(&head, rows.collect())
+}
+
+fn sampled(row: &Batch) -> String {
+    let cells = row.sampled.iter();
+    let cells: Vec<String> =
+        cells.map(|sampled| format!("{} {:.0}", sampled.draws, sampled.percent_of_greedy.median)).collect();
+    if cells.is_empty() { "-".to_owned() } else { cells.join(", ") }
 }
 
 fn shares_table(rows: &[BatchRow]) -> String {
@@ -225,10 +280,10 @@ fn shares_table(rows: &[BatchRow]) -> String {
     let rows = rows.map(|row: &Batch| {
         let shares = row.shares;
         let mut cells = vec![row.batch.to_string(), row.prompt.to_string()];
-        let all = [shares.product, shares.attention, shares.head, shares.norm, shares.other];
+        let all = [shares.product, shares.attention, shares.head, shares.norm, shares.waiting, shares.other];
         cells.extend(all.map(|share| format!("{share:.1}")));
         cells
     });
-    let head = ["sequences", "prompt", "ternary products", "attention", "head", "norms", "other"];
+    let head = ["sequences", "prompt", "ternary products", "attention", "head", "norms", "waiting", "other"];
     table(&head, rows.collect())
 }

@@ -7,8 +7,8 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::json;
 
-use ternfleet_engine::Head;
 use ternfleet_engine::eval::{Divergence, divergence};
+use ternfleet_engine::{Head, Kv};
 
 use super::{Common, open, read};
 
@@ -17,12 +17,15 @@ pub(super) struct Kl {
     /// The reference: a model (file or name), or logits with `--vocab`
     #[arg(value_name = "A")]
     reference: PathBuf,
-    /// What is compared with A [default: A itself, with another --head]
-    #[arg(value_name = "B", required_unless_present = "head")]
+    /// What is compared with A [default: A itself, with another --head or --kv]
+    #[arg(value_name = "B", required_unless_present_any = ["head", "kv"])]
     other: Option<PathBuf>,
     /// B computes its output with this head: full, screened (the same scores) or an approximation such as q8
     #[arg(long, value_name = "HEAD", conflicts_with = "vocab")]
     head: Option<Head>,
+    /// B stores its keys and values as f16 or int8 (an approximation)
+    #[arg(long, value_name = "KV", conflicts_with = "vocab")]
+    kv: Option<Kv>,
     /// For two models: text on which they are compared, tokenized by A's tokenizer
     #[arg(long, value_name = "FILE", required_unless_present = "vocab")]
     text: Option<PathBuf>,
@@ -92,8 +95,10 @@ impl Kl {
         let ids = tokenizer.encode(&read(text)?, tokenizer.adds_bos())?;
         ensure!(!ids.is_empty(), "{} is empty", text.display());
         let head = self.head.unwrap_or(Head::Full);
-        let (mut reference, mut other) =
-            (self.common.load(&reference)?, self.common.load_with(&other, head)?);
+        let (mut reference, mut other) = (
+            self.common.load(&reference)?,
+            self.common.load_with(&other, head, self.kv.unwrap_or_default())?,
+        );
         let mut found = Divergence::default();
         for window in ids.chunks(self.window as usize) {
             found.add(&divergence(&reference.logits(window)?, &other.logits(window)?, vocab));

@@ -85,7 +85,7 @@ fn two_pods_cannot_outvote_each_other_but_the_alarm_is_raised() {
 fn the_answers_of_a_host_whose_checkpoint_was_rejected_are_all_audited_for_a_while() {
     let mut world = world(9, 3, 0);
     run(&mut world, 20);
-    let author = Author { worker: "w1".parse().unwrap(), host: "elsewhere".to_owned() };
+    let author = Author { worker: world.name(1), host: "elsewhere".to_owned() };
     let (job, reporter) = (JobKey { batch: "b".parse().unwrap(), index: 0 }, "w0".parse().unwrap());
     let mut actions = Vec::new();
     for _ in 0..3 {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ternfleet_proto::message::{
-    BatchCreate, BatchOptions, BatchState, Durability, EventKind, FailedAttempt, Failure, FailureCode,
-    Generation, Heartbeat, Input, Line, Outcome, Prompt, Running, Sampling, Work, WorkerCounters,
-    WorkerState,
+    Abilities, BatchCreate, BatchOptions, BatchState, Durability, EventKind, FailedAttempt, Failure,
+    FailureCode, Generation, Heartbeat, Input, JobResult, Line, Outcome, Prompt, Running, Sampling, Work,
+    WorkerCounters, WorkerState,
 };
 use ternfleet_proto::openai::Endpoint;
 use ternfleet_proto::tag::AssignmentKey;
@@ -59,6 +59,7 @@ pub(super) struct SimWorker {
     pub(super) busy_ms: u64,
     pub(super) price: UsdMicro,
     pub(super) model: String,
+    pub(super) abilities: Abilities,
     pub(super) started_at: TimeMs,
 }
 
@@ -153,6 +154,7 @@ impl World {
             busy_ms: 0,
             price: UsdMicro(price),
             model: "m".to_owned(),
+            abilities: Abilities::ALL,
             started_at: TimeMs(0),
         });
     }
@@ -285,8 +287,18 @@ impl World {
                     engine_us: 0,
                     cached_tokens: 0,
                     model: None,
+                    nondeterministic: false,
                     finished_at: self.now.wall,
                 });
+            }
+            Action::Repeat { job, key, place, result } => {
+                // Segments are lost here.
+                let Place::Results(sequence) = place else {
+                    return self.tell(Event::NotRepeated { job, key });
+                };
+                let known = self.results[sequence as usize - 1].clone();
+                let JobResult { job, epoch, worker, tag, .. } = *result;
+                self.results.push(Answer { job, epoch, worker, tag, ..known });
             }
             Action::Register { worker, shard } => self.tell(Event::Registered { worker, shard }),
             Action::Write { batch } => {
@@ -312,6 +324,7 @@ impl World {
             | Action::Announce { .. }
             | Action::ClearWork
             | Action::KeepAccount(_)
+            | Action::Remember { .. }
             | Action::Sweep { .. } => {}
         }
     }
@@ -356,7 +369,7 @@ impl World {
             state,
             model: worker.model.clone(),
             model_digest: "d".to_owned(),
-            numerics: "n".to_owned(),
+            numerics: if worker.abilities.is_all() { "n" } else { "server" }.to_owned(),
             context_tokens: 4096,
             slots: 4,
             slots_in_use: worker.running.len() as u32,
@@ -382,11 +395,12 @@ impl World {
             needs_queues: false,
             canary: worker.canary.clone(),
             thread_scaling: Vec::new(),
+            abilities: worker.abilities,
         };
         self.tell(Event::Heartbeat(Box::new(beat)));
     }
 
-    fn name(&self, n: usize) -> WorkerId {
+    pub(super) fn name(&self, n: usize) -> WorkerId {
         format!("{}-{}", self.workers[n].id, self.workers[n].generation).parse().unwrap()
     }
 
@@ -449,6 +463,7 @@ impl World {
                 engine_us: 100_000,
                 cached_tokens: 0,
                 model: None,
+                nondeterministic: !self.workers[n].abilities.deterministic,
                 finished_at: self.now.wall,
             });
         }
@@ -545,11 +560,17 @@ pub(super) fn task(n: u32) -> Task {
         echo: false,
         stream: false,
         constraint: None,
+        token_ids: false,
+        deterministic: false,
+        no_cache: false,
     };
     Task {
+        wanted: None,
+        start: None,
         line: line(n),
         input: Input::Inline(generation),
         constrained: false,
+        needs: Abilities::NONE,
         tokens_estimate: 20,
         bytes: 100,
     }

@@ -16,6 +16,17 @@ const SPARE_GB: u64 = 5;
 const DISK_GB: u32 = 20;
 const PERSISTENT_GB_MIN: u32 = 10;
 
+/// What computes in the pods of a class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClassEngine {
+    /// Our own, on the CPU.
+    #[default]
+    Ternfleet,
+    /// A server with OpenAI's API, which the pod starts by `command`.
+    Openai,
+}
+
 /// A class of pods that may be rented. `gpu` or `cpu` names the provider's hardware; `local` needs neither.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -45,6 +56,9 @@ pub struct ClassOptions {
     /// What its pods serve, in place of the model of `scale.pod`. Only batches of this model count on the class. With
     /// neither named, what its first pod serves is taken for all.
     pub model: Option<String>,
+    pub engine: ClassEngine,
+    /// Starts the server of an `openai` class. It must listen on port 8000 of the pod itself.
+    pub command: Option<String>,
     /// In place of the image of `scale.pod`.
     pub image: Option<String>,
     /// In place of the disk of `scale.pod`.
@@ -78,6 +92,8 @@ impl Default for ClassOptions {
             vcpus: 16,
             community: false,
             model: None,
+            engine: ClassEngine::Ternfleet,
+            command: None,
             image: None,
             disk_gb: None,
             volumes: Vec::new(),
@@ -238,6 +254,17 @@ impl ClassOptions {
             self.data_centers.is_empty() || self.data_centers.contains(&volume.data_center)
         };
         require(self.volumes.iter().all(stands), "a volume is outside data_centers");
+        if self.engine == ClassEngine::Openai {
+            require(self.command.is_some(), "an openai class needs the command that starts its server");
+            require(self.image.is_some(), "an openai class needs an image that has its server");
+            require(self.model.is_some(), "an openai class names the model that its server serves");
+            require(
+                pod.program().is_some(),
+                "the worker comes from scale.pod.binary_url (with binary_sha256) or scale.pod.dist_url",
+            );
+            return faults;
+        }
+        require(self.command.is_none(), "command is of openai classes: set engine = \"openai\"");
         let has_image = !self.image.as_deref().unwrap_or(&pod.image).is_empty();
         let carried = |model: &str| matches!(Manifest::carried(model), Ok(Some(_)));
         require(
@@ -388,6 +415,10 @@ mod tests {
             ),
             ("gpu = \"x\"\ncpu = \"y\"", "exactly one"),
             ("gpu = \"x\"\ngpu_count = 0", "gpu_count"),
+            ("gpu = \"x\"\nengine = \"openai\"\nmodel = \"m\"\nimage = \"i\"", "needs the command"),
+            ("gpu = \"x\"\nengine = \"openai\"\nmodel = \"m\"\ncommand = \"c\"", "needs an image"),
+            ("gpu = \"x\"\nengine = \"openai\"\nimage = \"i\"\ncommand = \"c\"", "names the model"),
+            ("gpu = \"x\"\ncommand = \"c\"", "of openai classes"),
         ] {
             let faults = class(text).order_faults(&stock);
             assert!(faults.len() == 1 && faults[0].contains(part), "{text}: {faults:?}");

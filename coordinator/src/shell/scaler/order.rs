@@ -9,7 +9,7 @@ use ternfleet_proto::TimeMs;
 use ternfleet_proto::access::JoinToken;
 
 use super::provider::Rental;
-use crate::options::{ClassOptions, PodOptions, ProviderKind, resolved};
+use crate::options::{ClassEngine, ClassOptions, PodOptions, ProviderKind, resolved};
 use crate::scale::Intent;
 
 /// Names of the API's fields, and the keys of ours that fill them.
@@ -42,6 +42,8 @@ impl Rental {
         let pod = &self.options.pod;
         let image = class.image.as_deref().unwrap_or(&pod.image);
         let (entrypoint, command) = match image {
+            // A server's image has no worker: it is fetched, and starts the server.
+            _ if class.engine == ClassEngine::Openai => start::command(&["pod"]),
             "" if pod.cmd.is_empty() && pod.entrypoint.is_empty() => start::command(&["pod"]),
             _ => (pod.entrypoint.clone(), pod.cmd.clone()),
         };
@@ -93,7 +95,8 @@ impl Rental {
         }
         if runpod {
             put("TERNFLEET_RUNPOD_BASE", self.options.runpod.base.clone());
-            put("TERNFLEET_MODEL", class.model(pod).map(str::to_owned));
+            let ours = class.engine == ClassEngine::Ternfleet;
+            put("TERNFLEET_MODEL", class.model(pod).filter(|_| ours).map(str::to_owned));
             // A class with a model of its own fetches it from that model's own address.
             let of_pod = |url: &Option<String>| url.clone().filter(|_| class.model.is_none());
             put("TERNFLEET_MODEL_URL", of_pod(&pod.model_url));
@@ -103,6 +106,13 @@ impl Rental {
             put("TERNFLEET_DIST_URL", pod.dist_url.clone());
             put("TERNFLEET_BINARY_URL", pod.program());
             put("TERNFLEET_BINARY_SHA256", pod.binary_sha256.clone().or_else(|| self.own_sha256.clone()));
+        }
+        if class.engine == ClassEngine::Openai {
+            put("TERNFLEET_ENGINE", Some("openai".to_owned()));
+            put("TERNFLEET_UPSTREAM", Some("http://127.0.0.1:8000/v1".to_owned()));
+            put("TERNFLEET_UPSTREAM_MODEL", class.model.clone());
+            put("TERNFLEET_UPSTREAM_COMMAND", class.command.clone());
+            put("TERNFLEET_UPSTREAM_START_S", Some((self.options.ready_limit_s as u64).to_string()));
         }
         for (name, value) in pod.env.iter().chain(&class.env) {
             let value = resolved(value).with_context(|| format!("scale.pod.env.{name}"))?;
@@ -182,6 +192,33 @@ mod tests {
             (Some("reg_abc"), "8080/http")
         );
         assert_eq!(rental.order(TimeMs(0), &intent("b200", None)).unwrap().mount, None);
+    }
+
+    #[test]
+    fn a_class_with_a_server_brings_the_worker_that_starts_it() {
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), "hush\n").unwrap();
+        let path = secret.path().display();
+        let text = format!(
+            "provider = \"runpod\"\n[runpod]\nbase = \"http://127.0.0.1:1\"\nkey_file = \"{path}\"\n\
+             [[classes]]\nname = \"gpu\"\ngpu = \"NVIDIA B200\"\nrate_tok_s = 9000.0\nengine = \"openai\"\n\
+             image = \"vllm/vllm-openai:v1\"\nmodel = \"org/m\"\ncommand = \"vllm serve org/m\"\n\
+             [pod]\nmodel = \"storyteller\"\ndist_url = \"https://head.example\"\n"
+        );
+        let scale = toml::from_str::<ScaleOptions>(&text).unwrap();
+        assert_eq!(scale.faults(), [""; 0]);
+        let options = Options { scale, ..Options::default() };
+        let rental = rental(&options, None).unwrap().unwrap();
+        let order = rental.order(TimeMs(0), &intent("gpu", None)).unwrap();
+        let value =
+            |name: &str| order.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        assert_eq!(
+            (order.image.as_str(), order.command.last().unwrap().as_str()),
+            ("vllm/vllm-openai:v1", "pod")
+        );
+        assert_eq!((value("TERNFLEET_ENGINE"), value("TERNFLEET_MODEL")), (Some("openai"), None));
+        assert_eq!(value("TERNFLEET_UPSTREAM_MODEL"), Some("org/m"));
+        assert_eq!(value("TERNFLEET_UPSTREAM_COMMAND"), Some("vllm serve org/m"));
     }
 
     #[test]

@@ -26,6 +26,8 @@ fn chunk(choice: u32, position: u32, count: u32, text: &str) -> TokenChunk {
         prompt_logprobs: Vec::new(),
         model: Some("storyteller".into()),
         calls: Vec::new(),
+        ids: Vec::new(),
+        prompt_ids: Vec::new(),
     }
 }
 
@@ -46,6 +48,7 @@ fn result(endpoint: Endpoint, texts: &[&str]) -> JobResult {
         outcome: Outcome::Text(first),
         usage: Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() },
         timing: Timing::default(),
+        nondeterministic: false,
         finished_at: TimeMs(5),
         traceparent: None,
         rejected: None,

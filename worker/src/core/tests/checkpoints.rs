@@ -190,7 +190,12 @@ fn choices_are_told_apart_in_chunks_checkpoints_and_the_answer() {
         (&[10, 11, 1, 12][..], &[1, 1, 0, 1][..])
     );
     let output = |text: &str| Output { text: text.to_owned(), ..Output::default() };
-    let whole = Completion { outputs: vec![output("a"), output("bcd")], cached_tokens: 0 };
+    let whole = Completion {
+        outputs: vec![output("a"), output("bcd")],
+        cached_tokens: 0,
+        prompt_tokens: None,
+        asked: None,
+    };
     let actions = rig.on(Event::Ended { slot, end: End::Complete(Box::new(whole)) });
     let result = actions.iter().find_map(|action| match action {
         Action::PublishResult { result, .. } => Some(result),
@@ -200,7 +205,7 @@ fn choices_are_told_apart_in_chunks_checkpoints_and_the_answer() {
     let Outcome::Text(first) = &result.outcome else { panic!("a text") };
     let texts: Vec<&str> = first.choices().map(|one| one.text.as_str()).collect();
     assert_eq!((texts, result.usage.completion_tokens), (vec!["a", "bcd"], 4));
-    assert_eq!(first.ids_digest, Generated::digest_of_choices(&[vec![1], vec![10, 11, 12]]));
+    assert_eq!(first.ids_digest, Generated::answer_digest(&[vec![1], vec![10, 11, 12]]).short());
     assert_eq!(first.more[0].ids_digest, Generated::digest_of(&[10, 11, 12]));
     assert!(result.line.model.is_some());
 }
@@ -238,4 +243,38 @@ fn a_claim_names_who_generated_what_it_continues_from() {
     let actions = rig.on(Event::CheckpointRead { slot, outcome: Read::Found((7, found)) });
     let (_, claim, _) = written(&actions).expect("a claim");
     assert_eq!((claim.generated.len(), claim.generated_by), (20, Some(first)));
+}
+
+/// Without a tokenizer text must be kept with the ids, and only as far as it is theirs.
+#[test]
+fn a_checkpoint_with_text_ends_where_the_text_is_whole_and_what_is_dropped_is_booked() {
+    let mut rig = Rig::assigned();
+    rig.core.config.keeps_text = true;
+    let slot = rig.running(0);
+    let said = |ids: &[u32], text: &str, is_whole| Event::Tokens {
+        slot,
+        tokens: Tokens { ids: ids.to_vec(), text: text.to_owned(), is_whole, ..Tokens::default() },
+    };
+    rig.on(said(&[1, 2], "ab", true));
+    rig.on(said(&[3, 4], "c", false));
+    let (_, checkpoint, _) = written(&rig.on(Event::Signal)).expect("a last checkpoint");
+    assert_eq!((checkpoint.generated, checkpoint.text.as_str()), (vec![1, 2], "ab"));
+
+    // The next worker gets ids and text; what its server cannot continue is generated again, and counted.
+    for (kept, repeated) in [(2, 0), (0, 2)] {
+        let mut rig = Rig::assigned();
+        rig.core.config.keeps_text = true;
+        let slot = reads(&rig.pulled(1, work(0, 2))).expect("a read");
+        let found = Checkpoint { text: "ab".to_owned(), ..rival_checkpoint(0, 1, 2) };
+        rig.on(Event::CheckpointRead { slot, outcome: Read::Found((5, found)) });
+        let actions = rig.on(Event::CheckpointWritten { slot, outcome: Write::Stored(6) });
+        let (_, given) = started(&actions).expect("a start");
+        assert_eq!((given.ids.len(), given.text.as_str()), (2, "ab"));
+        rig.on(Event::Started { slot, prompt_tokens: 3, kept });
+        let tokens = Tokens { ids: vec![7], text: "x".to_owned(), is_whole: true, ..Tokens::default() };
+        rig.on(Event::Tokens { slot, tokens });
+        let actions = rig.on(Event::Ended { slot, end: completion() });
+        let usage = published(&actions).expect("a result").usage;
+        assert_eq!((usage.completion_tokens, usage.repeated_tokens), (kept + 1, repeated));
+    }
 }

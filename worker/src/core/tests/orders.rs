@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ternfleet_proto::Epoch;
 use ternfleet_proto::bus::Settle;
 use ternfleet_proto::message::{Order, WorkerState};
+use ternfleet_proto::{Epoch, Lane};
 
 use super::rig::*;
 use crate::core::*;
@@ -178,4 +178,40 @@ fn a_claim_on_its_way_when_the_drain_begins_is_released_not_left() {
     rig.on(Event::Signal);
     let actions = rig.on(Event::CheckpointWritten { slot, outcome: Write::Stored(1) });
     assert!(written(&actions).expect("a release").1.released && started(&actions).is_none());
+}
+
+#[test]
+fn without_its_server_a_worker_gives_back_what_it_has_and_takes_nothing_until_it_returns() {
+    let mut rig = Rig::assigned();
+    let running = rig.running(0);
+    rig.tokens(running, 5);
+    let (answering, _) = rig.answering(1);
+    let actions = rig.on(Event::Server { ready: false });
+    assert_eq!(beats(&actions), [WorkerState::Calibrating]);
+    let (_, checkpoint, _) = written(&actions).expect("what it has is kept");
+    assert!(checkpoint.released && checkpoint.generated.len() == 5 && cancels(&actions));
+    let actions = rig.on(Event::CheckpointWritten { slot: running, outcome: Write::Stored(9) });
+    assert_eq!(settled(&actions), [(1, Settle::Nak(Duration::ZERO))]);
+    rig.on(Event::Ended { slot: running, end: End::Cancelled });
+    // An answer that stands already goes out.
+    let actions = rig.on(Event::ResultWritten { slot: answering, outcome: Write::Stored(1) });
+    assert_eq!(settled(&actions), [(2, Settle::Ack)]);
+    let actions = rig.pulled(7, work(7, 0));
+    assert_eq!(settled(&actions), [(7, Settle::Nak(Duration::ZERO))]);
+    rig.on(Event::PullEnded { lane: Lane::Batch, outcome: PullOutcome::Served });
+    assert!(pulls(&rig.tick_after(Duration::from_secs(1))).is_empty());
+    let actions = rig.on(Event::Server { ready: true });
+    assert_eq!(beats(&actions), [WorkerState::Ready]);
+    assert!(!pulls(&actions).is_empty());
+    assert!(beats(&rig.on(Event::Server { ready: true })).is_empty(), "it is told once");
+}
+
+#[test]
+fn a_job_that_waits_for_a_servers_first_token_keeps_its_lease_while_the_server_is_heard_of() {
+    let mut rig = Rig::assigned();
+    rig.running(0);
+    assert_eq!(extended(&rig.tick_after(Duration::from_secs(3))), 0);
+    rig.on(Event::Server { ready: true });
+    assert_eq!(extended(&rig.tick_after(Duration::from_secs(3))), 1);
+    assert_eq!(extended(&rig.tick_after(Duration::from_secs(3))), 0, "nothing was heard since");
 }

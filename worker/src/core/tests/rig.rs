@@ -50,6 +50,7 @@ pub(super) fn profile() -> Heartbeat {
         needs_queues: false,
         canary: String::new(),
         thread_scaling: Vec::new(),
+        abilities: Default::default(),
     }
 }
 
@@ -66,6 +67,7 @@ pub(super) fn config() -> Config {
         held_max: Duration::from_secs(10),
         drain_max: Duration::from_millis(3500),
         pull_expires: Duration::from_secs(1),
+        keeps_text: false,
     }
 }
 
@@ -125,6 +127,7 @@ pub(super) fn rival_checkpoint(index: u32, epoch: u32, generated: usize) -> Chec
         logprobs: Vec::new(),
         choices: Vec::new(),
         generated_by: None,
+        text: String::new(),
         claim: generated == 0,
         released: false,
         at: TimeMs(0),
@@ -135,6 +138,8 @@ pub(super) fn completion() -> End {
     End::Complete(Box::new(Completion {
         outputs: vec![Output { text: "text".to_owned(), finish: Finish::Length, ..Output::default() }],
         cached_tokens: 0,
+        prompt_tokens: None,
+        asked: None,
     }))
 }
 
