@@ -47,7 +47,7 @@ use anyhow::Context;
 use ternfleet_cloud::Provider;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, FleetView, JoinRequest, Refusal, Reply, StartFailed};
-use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::table::{self, ApiVerb, SyncFacts};
 use ternfleet_proto::{BatchId, Clock, JobKey, Now, WorkerId, codec};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -144,6 +144,7 @@ pub(crate) async fn serve(
     bus: Arc<dyn Bus>,
     options: Options,
     provider: Option<Arc<dyn Provider>>,
+    sync: Option<SyncFacts>,
     metrics: Arc<Metrics>,
     clock: Clock,
     shutdown: CancellationToken,
@@ -151,7 +152,7 @@ pub(crate) async fn serve(
     let mut served = false;
     loop {
         let tasks = shutdown.child_token();
-        let ended = serve_once(&bus, &options, &provider, &metrics, &clock, &shutdown, &tasks).await;
+        let ended = serve_once(&bus, &options, &provider, sync, &metrics, &clock, &shutdown, &tasks).await;
         tasks.cancel();
         metrics.set_role(false, false);
         match ended {
@@ -173,6 +174,7 @@ async fn serve_once(
     bus: &Arc<dyn Bus>,
     options: &Options,
     provider: &Option<Arc<dyn Provider>>,
+    sync: Option<SyncFacts>,
     metrics: &Arc<Metrics>,
     clock: &Clock,
     shutdown: &CancellationToken,
@@ -180,7 +182,7 @@ async fn serve_once(
 ) -> anyhow::Result<Ended> {
     let rental = scaler::rental(options, provider.clone())?;
     let admission = join::Admission::of(options)?;
-    let bus_facts = setup::prepare(bus, options).await?;
+    let bus_facts = setup::prepare(bus, options, sync).await?;
     metrics.set_durability(bus_facts.durability);
     let limits = Limits {
         quotas: options.quotas.clone(),

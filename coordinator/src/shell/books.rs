@@ -56,10 +56,10 @@ pub(crate) async fn keep(
                 let ended = record.state.is_terminal();
                 if store(&bus, &mut revisions, &record).await {
                     unstored.remove(&record.id);
-                    let archived = record.answers_object.is_some().then(|| Event::Archived {
-                        batch: record.id.clone(),
-                        tenant: record.tenant.clone(),
-                    });
+                    let archived = record
+                        .answers_object
+                        .is_some()
+                        .then(|| Event::Archived { batch: record.id.clone(), tenant: record.tenant.clone() });
                     if let Some(archived) = archived
                         && inbox.send(Input::Event(archived)).await.is_err()
                     {

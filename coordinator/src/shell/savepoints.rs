@@ -2,7 +2,7 @@
 //! it replays a minute of answers and not those of days.
 //!
 //! Of each batch there is a head, and a body under one of two names in turn: the head names the body that is whole. A
-//! savepoint is believed if its body has the head's digest and RESULTS still holds, at the sequence of its newest answer,
+//! savepoint is believed if its body has the head's digest and RESULTS still holds, at the sequences of its newest answers,
 //! what it held then: a server that lost power may have lost the end of the stream and given its sequences out again. In
 //! every other case the answers are replayed.
 
@@ -22,8 +22,10 @@ use tokio::sync::mpsc;
 use super::answers::Recent;
 use crate::core::{BatchRecord, BatchSlot, Cell, CellState, Core, Savepoint, Totals};
 
-/// A savepoint saves at least so many messages of RESULTS from being replayed, or it is not written.
-const SAVES_MIN: u64 = 1_000;
+/// Fewer messages of RESULTS a second are replayed sooner than saved.
+const MESSAGES_A_SECOND_MIN: u64 = 16;
+/// Newest answers whose digest says whether RESULTS is the stream that it was.
+const MARKED: usize = 16;
 /// Read at a time when a coordinator starts.
 const READ_AT_A_TIME: usize = 8;
 const CELL_BYTES: usize = 5;
@@ -39,8 +41,8 @@ struct Head {
     body: String,
     digest: String,
     upto: u64,
-    /// Sequence of the newest committed answer, and the digest of what RESULTS holds there.
-    last: u64,
+    /// Sequences of the newest committed answers, and the digest of what RESULTS holds there.
+    newest: Vec<u64>,
     mark: String,
 }
 
@@ -53,6 +55,26 @@ struct Facts {
     totals: Totals,
     tokens_made: u64,
     model: Option<String>,
+}
+
+impl Head {
+    fn last(&self) -> u64 {
+        self.newest.last().copied().unwrap_or(0)
+    }
+}
+
+/// The digest of these answers as they are in RESULTS; none if one of them is not there.
+async fn mark(bus: &Arc<dyn Bus>, recent: Option<&Recent>, newest: &[u64]) -> anyhow::Result<Option<String>> {
+    let mut hasher = blake3::Hasher::new();
+    for sequence in newest {
+        let answer = match recent.and_then(|recent| recent.get(*sequence)) {
+            Some(answer) => Some(answer),
+            None => bus.message(table::RESULTS, *sequence).await?.map(|message| message.payload),
+        };
+        let Some(answer) = answer else { return Ok(None) };
+        hasher.update(blake3::hash(&answer).as_bytes());
+    }
+    Ok(Some(hasher.finalize().to_hex().to_string()))
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -167,10 +189,11 @@ impl Savepoints {
             self.due = open;
         }
         let Ok(place) = self.jobs.try_reserve() else { return };
+        let saves_min = self.every.as_millis() as u64 * MESSAGES_A_SECOND_MIN / 1000;
         while let Some(slot) = self.due.pop() {
             let Some(batch) = core.batch(slot) else { continue };
             let (saved, answers) = self.saved.get(&slot).copied().unwrap_or((batch.record.results_after, 0));
-            if batch.commits.is_empty() || read_to.saturating_sub(saved) < SAVES_MIN {
+            if batch.commits.is_empty() || read_to.saturating_sub(saved) < saves_min {
                 continue;
             }
             let savepoint = if batch.commits.len() > answers { core.savepoint(slot) } else { None };
@@ -220,13 +243,9 @@ async fn write_one(
     batch: &BatchId,
     savepoint: Savepoint,
 ) -> anyhow::Result<()> {
-    let Some(last) = savepoint.commits.last().copied() else { return Ok(()) };
-    let answer = match recent.get(last) {
-        Some(answer) => Some(answer),
-        None => bus.message(table::RESULTS, last).await?.map(|message| message.payload),
-    };
-    // The batch has ended meanwhile.
-    let Some(answer) = answer else { return Ok(()) };
+    let newest = savepoint.commits[savepoint.commits.len().saturating_sub(MARKED)..].to_vec();
+    // Where they are not, the batch has ended meanwhile.
+    let Some(mark) = mark(bus, Some(recent), &newest).await? else { return Ok(()) };
     let [head_name, even, odd] = objects(batch);
     let before = read_object(bus, &head_name).await?;
     let before = before.and_then(|head| codec::decode::<Head>(&head).ok());
@@ -238,7 +257,7 @@ async fn write_one(
     });
     let (body_digest, body) = encoded.await.context("the savepoint cannot be encoded")?;
     bus.object_put(table::LEDGER, &name, Box::pin(std::io::Cursor::new(body))).await?;
-    let head = Head { body: name, digest: body_digest, upto, last, mark: digest(&answer) };
+    let head = Head { body: name, digest: body_digest, upto, newest, mark };
     let head = Box::pin(std::io::Cursor::new(codec::encode(&head)));
     bus.object_put(table::LEDGER, &head_name, head).await?;
     remove_if_ended(bus, batch).await
@@ -260,17 +279,17 @@ pub(super) async fn restore(bus: &Arc<dyn Bus>, open: &[BatchRecord], end: u64, 
     });
     let mut heads: Vec<(BatchRecord, Head)> =
         heads.buffered(READ_AT_A_TIME).filter_map(std::future::ready).collect().await;
-    heads.sort_by_key(|(_, head)| head.last);
+    heads.sort_by_key(|(_, head)| head.last());
     // What a server loses is the end of a stream: below an answer that is still there nothing is missing.
     while let Some((record, head)) = heads.last() {
-        let stored = bus.message(table::RESULTS, head.last).await.ok().flatten();
-        if stored.is_some_and(|message| digest(&message.payload) == head.mark) {
+        let found = mark(bus, None, &head.newest).await.ok().flatten();
+        if found.is_some_and(|found| found == head.mark) {
             break;
         }
         tracing::warn!(batch = %record.id, "a savepoint does not fit RESULTS; the answers are replayed");
         heads.pop();
     }
-    let whole_to = heads.last().map_or(0, |(_, head)| head.last);
+    let whole_to = heads.last().map_or(0, |(_, head)| head.last());
     let mut saved: BTreeMap<&BatchId, u64> = BTreeMap::new();
     for (record, head) in &heads {
         match read(bus, record, head, whole_to).await {
@@ -301,7 +320,7 @@ async fn read(
     let body = read_object(bus, &head.body).await?.context("its body is not there")?;
     ensure!(digest(&body) == head.digest, "its body is another one");
     let savepoint = decode(&body).context("its body is damaged")?;
-    ensure!(savepoint.commits.last() == Some(&head.last), "head and body differ");
+    ensure!(savepoint.commits.ends_with(&head.newest), "head and body differ");
     ensure!(
         savepoint.commits.first().is_some_and(|first| *first > record.results_after),
         "it is of an older batch"

@@ -41,7 +41,11 @@ impl BusFacts {
 }
 
 /// Makes streams and buckets; finds out durability of accepted batches.
-pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Result<BusFacts> {
+pub(crate) async fn prepare(
+    bus: &Arc<dyn Bus>,
+    options: &Options,
+    sync: Option<SyncFacts>,
+) -> anyhow::Result<BusFacts> {
     let server = bus.server();
     check_age(&server.version, options.allow_old_server)?;
     let replicas = options.replicas.max(1) as usize;
@@ -56,8 +60,8 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
         );
     }
     let sync = match &options.nats_monitoring_url {
-        Some(url) => read_varz(url).await,
-        None => None,
+        Some(url) if sync.is_none() => read_varz(url).await,
+        _ => sync,
     };
     let syncs_always = sync.is_some_and(|sync| sync.always);
     let synced_after = table::synced_after(sync);
