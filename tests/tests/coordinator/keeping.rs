@@ -395,3 +395,24 @@ async fn the_answers_of_an_ended_batch_leave_the_stream_and_are_read_on_from_the
     assert_eq!(answered.len(), 1_500);
     coordinator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_stay_in_the_stream_when_the_object_that_should_hold_them_is_lost() {
+    let server = NatsServer::start_with("sync_interval: always").unwrap();
+    let bus = server.bus().await.unwrap();
+    let options = Options { nats_monitoring_url: Some(server.monitor_url()), ..Options::default() };
+    let coordinator = Coordinator::start_with(server.bus().await.unwrap(), options);
+    let client = Client::new(Arc::clone(&bus));
+    let _worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
+    let view = client.submit("in", prompts(20)).await;
+    client.wait_end(&view.id).await;
+    // As a server does that had not synced it when it lost power.
+    bus.object_delete(table::LEDGER, &format!("answers-{}", view.id)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(answers_kept(&bus, &view.id).await, 20);
+    let (tenant, id) = (client.tenant.clone(), view.id.clone());
+    let request = ResultsRequest { tenant, id, after: 0, limit: 100, wait_ms: 1_000 };
+    let page: ResultsPage = client.ask(ApiVerb::Results, &request).await.unwrap();
+    assert_eq!((page.lines.len(), page.end), (20, true));
+    coordinator.stop().await;
+}

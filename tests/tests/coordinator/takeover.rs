@@ -121,7 +121,7 @@ async fn ended_batches_are_listed_however_many_completions_came_after() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_goes_on_from_a_savepoint_and_replays_what_a_damaged_one_says() {
+async fn a_restart_goes_on_from_a_savepoint_unless_the_stream_has_lost_its_end() {
     let server = NatsServer::start().unwrap();
     let bus = server.bus().await.unwrap();
     let start = async || {
@@ -154,11 +154,13 @@ async fn a_restart_goes_on_from_a_savepoint_and_replays_what_a_damaged_one_says(
     client.wait(&view.id, "the savepoint", |view| view.completed == answered).await;
     coordinator.stop().await;
 
-    for body in &objects[1..] {
-        bus.object_put(table::LEDGER, body, Box::pin(std::io::Cursor::new("damaged"))).await.unwrap();
+    // The server has lost the end of the stream: what is saved is of a stream that is not there.
+    let last = bus.stream_facts(table::RESULTS).await.unwrap().last_sequence;
+    for sequence in last - 19..=last {
+        assert!(bus.delete_message(table::RESULTS, sequence).await.unwrap());
     }
     let coordinator = start().await;
-    client.wait(&view.id, "the replay", |view| view.completed == answered - 300).await;
+    client.wait(&view.id, "the replay", |view| view.completed == answered - 320).await;
     let _worker = InstantWorker::start(server.bus().await.unwrap(), "two", Manner::default()).await;
     let view = client.wait_end(&view.id).await;
     assert_eq!((view.state, view.completed), (BatchState::Completed, 8_000));
