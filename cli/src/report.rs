@@ -20,11 +20,14 @@ pub(crate) async fn pods(fleet: &Fleet, known: Vec<PodView>) -> anyhow::Result<V
     let mut pods = known;
     loop {
         let after = pods.last().map(|pod| pod.heartbeat.worker.clone());
-        let page: Vec<PodView> = fleet.ask(ApiVerb::Pods, &PodList { after }, Patience::Short).await?;
-        if page.is_empty() {
+        let ask = PodList { after: after.clone() };
+        let page: Vec<PodView> = fleet.ask(ApiVerb::Pods, &ask, Patience::Short).await?;
+        let known = pods.len();
+        // A coordinator of an earlier version answers with all of them each time.
+        pods.extend(page.into_iter().filter(|pod| Some(&pod.heartbeat.worker) > after.as_ref()));
+        if pods.len() == known {
             break;
         }
-        pods.extend(page);
     }
     sort_by_name(&mut pods);
     Ok(pods)

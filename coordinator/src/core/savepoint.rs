@@ -36,7 +36,7 @@ impl Core {
     pub fn savepoint(&self, slot: BatchSlot) -> Option<Savepoint> {
         let batch = self.ledger.get(slot).filter(|batch| !batch.is_ended() && !batch.record.single)?;
         Some(Savepoint {
-            upto: self.results_read_to,
+            upto: self.results_read_to.max(batch.saved_to),
             cells: batch.cells.clone(),
             commits: batch.commits.clone(),
             totals: batch.totals,

@@ -51,7 +51,7 @@ struct Seen {
     text: String,
 }
 
-/// A value that many want and one fetches; a refusal is shared like a value.
+/// A value that many want and one fetches. A refusal is shared by those who waited for it: whoever asks later, asks.
 #[derive(Debug)]
 struct Shared<T> {
     last: tokio::sync::Mutex<Option<(Instant, ApiResult<Arc<T>>)>>,
@@ -65,9 +65,10 @@ impl<T> Default for Shared<T> {
 
 impl<T> Shared<T> {
     async fn get(&self, fresh_for: Duration, fetch: impl Future<Output = ApiResult<T>>) -> ApiResult<Arc<T>> {
+        let asked = Instant::now();
         let mut last = self.last.lock().await;
         if let Some((at, value)) = &*last
-            && at.elapsed() < fresh_for
+            && (*at >= asked || value.is_ok() && at.elapsed() < fresh_for)
         {
             return value.clone();
         }

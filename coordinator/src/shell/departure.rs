@@ -10,6 +10,7 @@ use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::{BatchId, Clock, TenantId, codec, table};
 
 use super::perform::retry;
+use super::savepoints;
 use crate::core::BatchRecord;
 
 /// Sequences of RESULTS that one removal looks at: a stream takes no message while it removes others.
@@ -46,6 +47,10 @@ pub(super) async fn drop_answers(
     synced_after: Duration,
 ) {
     let Some(Some(mut before)) = retry(|| stored(bus, &batch)).await else { return };
+    // It saves no replay any more.
+    for name in savepoints::objects(&batch) {
+        retry(|| bus.object_delete(table::LEDGER, &name)).await;
+    }
     loop {
         tokio::time::sleep(synced_after).await;
         match retry(|| stored(bus, &batch)).await {
