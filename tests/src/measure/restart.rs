@@ -52,7 +52,7 @@ pub async fn restart(lines: u32) -> anyhow::Result<()> {
     drop(first);
     answer_half(&bus, &view.id, lines).await?;
 
-    let _worker = InstantWorker::start(server.bus().await?, "one", Manner::default()).await;
+    let worker = InstantWorker::start(server.bus().await?, "one", Manner::default()).await;
     let began = Instant::now();
     let second = Coordinator::start(&server, "second")?;
     let seen = client.wait(&view.id, "a leader", |view| view.completed >= lines / 2).await;
@@ -64,7 +64,8 @@ pub async fn restart(lines: u32) -> anyhow::Result<()> {
         began.elapsed(),
         peak_mib(second.0.id())
     );
-    // The same with a savepoint of the last minute.
+    // The same with a savepoint of the last minute; a small batch must not end before that.
+    drop(worker);
     let head = format!("savepoint-{}", view.id);
     while bus.object_length(table::LEDGER, &head).await?.is_none() {
         ensure!(began.elapsed() < Duration::from_secs(300), "nothing was saved");
@@ -72,6 +73,7 @@ pub async fn restart(lines: u32) -> anyhow::Result<()> {
     }
     drop(second);
     let before = stored_answers(&bus).await?;
+    let _worker = InstantWorker::start(server.bus().await?, "two", Manner::default()).await;
     let began = Instant::now();
     let third = Coordinator::start(&server, "third")?;
     let seen = client.wait(&view.id, "a leader", |view| view.completed >= lines / 2).await;
