@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use ternfleet_proto::TimeMs;
-use ternfleet_proto::message::{BatchView, PodView, ScaleDials, ScalePodState, ScaleView, StallCode};
+use ternfleet_proto::message::{
+    BatchView, ClassView, PodList, PodView, ScaleDials, ScalePodState, ScaleView, StallCode,
+};
 use ternfleet_proto::table::ApiVerb;
 
 use crate::client::{Fleet, Patience};
@@ -13,9 +15,20 @@ use crate::{date, span};
 /// Characters of an id that a list shows at least.
 const ID_SHOWN_MIN: usize = "batch_".len() + 8;
 
-/// What the coordinator knows of the pods, in the order of their names.
-pub(crate) async fn pods(fleet: &Fleet) -> anyhow::Result<Vec<PodView>> {
-    let mut pods: Vec<PodView> = fleet.ask(ApiVerb::Pods, &(), Patience::Short).await?;
+/// What the coordinator knows of the pods, in the order of their names: all pages, or those behind `known`.
+pub(crate) async fn pods(fleet: &Fleet, known: Vec<PodView>) -> anyhow::Result<Vec<PodView>> {
+    let mut pods = known;
+    loop {
+        let after = pods.last().map(|pod| pod.heartbeat.worker.clone());
+        let ask = PodList { after: after.clone() };
+        let page: Vec<PodView> = fleet.ask(ApiVerb::Pods, &ask, Patience::Short).await?;
+        let known = pods.len();
+        // A coordinator of an earlier version answers with all of them each time.
+        pods.extend(page.into_iter().filter(|pod| Some(&pod.heartbeat.worker) > after.as_ref()));
+        if pods.len() == known {
+            break;
+        }
+    }
     sort_by_name(&mut pods);
     Ok(pods)
 }
@@ -78,6 +91,24 @@ pub(crate) fn pod_table(pods: &[PodView]) -> String {
             format!("{:.1}", pod.rate_tok_s),
             said.price_usd_micro_per_hour.to_string(),
             pod.usd_micro_per_million_tokens.map_or("-".to_owned(), |price| price.to_string()),
+        ]
+    });
+    table(&head, rows.collect())
+}
+
+/// One row a class, for fleets of which not every pod is shown.
+pub(crate) fn class_table(classes: &[ClassView]) -> String {
+    let head = ["class", "live", "quiet", "slots in use", "queued", "tok/s", "price/h", "cost"];
+    let rows = classes.iter().map(|class| {
+        vec![
+            class.class.clone(),
+            class.workers_live.to_string(),
+            class.workers_quiet.to_string(),
+            format!("{}/{}", class.slots_in_use, class.slots),
+            class.queued_jobs.to_string(),
+            format!("{:.1}", class.rate_tok_s),
+            class.usd_micro_per_hour.to_string(),
+            class.cost_usd_micro.to_string(),
         ]
     });
     table(&head, rows.collect())

@@ -26,6 +26,7 @@ mod fleet;
 mod flights;
 mod hand;
 mod ledger;
+mod leftovers;
 mod lengths;
 mod life;
 mod money;
@@ -33,11 +34,13 @@ mod next;
 mod quota;
 mod rate;
 mod record;
+mod savepoint;
 mod settle;
 mod situation;
 mod snapshot;
 mod spend;
 mod stall;
+mod summary;
 mod supply;
 mod tempo;
 mod view;
@@ -67,7 +70,9 @@ pub use flights::{Committed, Flight, Flights, Size, Stage, Used};
 pub use ledger::{Commit, Kept, Ledger};
 pub use money::{Bill, Claim, ClosedBills, LeasePhase, Money, Pod, PodNumber, Share, Spent};
 pub use record::{BatchFacts, BatchRecord, COMPLETION_WINDOW_MS, Ending, Totals, batch_id, creation_digest};
+pub use savepoint::Savepoint;
 pub use situation::Situation;
+pub use summary::Summary;
 pub use supply::Supply;
 pub use view::{Gauges, view_of};
 pub use wanted::{CacheKey, Place, Wanted, start_of};
@@ -133,6 +138,8 @@ pub struct Counts {
     pub failed_handovers: u64,
     pub failed_attempts: u64,
     pub worker_faults: u64,
+    /// Tokens of answers, counted for the workers that made them.
+    pub worker_tokens: u64,
     pub dead_jobs: u64,
     pub lost_workers: u64,
     /// Workers that were suddenly much slower than usual.
@@ -179,6 +186,7 @@ pub struct Core {
     money: Money,
     account: Account,
     audits: audit::Audits,
+    leftovers: leftovers::Leftovers,
     lengths: lengths::Lengths,
     orders: fair::Orders,
     allowances: quota::Allowances,
@@ -213,6 +221,7 @@ impl Core {
             money: Money::default(),
             account: Account::default(),
             audits: audit::Audits::default(),
+            leftovers: leftovers::Leftovers::default(),
             lengths: lengths::Lengths::default(),
             orders: fair::Orders::default(),
             checks: checks::Checks::default(),
@@ -256,6 +265,10 @@ impl Core {
             Event::Cancel { batch } => self.cancel(now, batch, actions),
             Event::Change { batch, change } => self.change(now, batch, change, actions),
             Event::Notified { batch, outcome } => self.notified(&batch, outcome, actions),
+            Event::Archived { batch, tenant } => {
+                self.ledger.archived(&batch);
+                self.act(actions, Action::DropAnswers { tenant, batch });
+            }
             Event::AgedOut(record) => self.ledger.age_out(*record),
             Event::JobCreated(job) => self.job_created(now, *job, actions),
             Event::Leased(lease) => self.money.leased(now, &lease),

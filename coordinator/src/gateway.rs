@@ -109,7 +109,6 @@ struct Shared {
     stored_bytes_max: u64,
     leaders: leaders::Leaders,
     live: live::Live,
-    models: models::Known,
     constraints: Constraints,
     entropy: Entropy,
 }
@@ -144,7 +143,6 @@ impl Gateway {
             clock,
             leaders: leaders::Leaders::new(entropy.clone()),
             live: live::Live::default(),
-            models: models::Known::default(),
             constraints: Constraints::default(),
             entropy,
         };

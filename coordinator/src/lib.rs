@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use gateway::Gateway;
 use ternfleet_cloud::Provider;
+use ternfleet_proto::table::SyncFacts;
 use ternfleet_proto::{Bus, Clock};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
@@ -56,6 +57,8 @@ pub struct Parts {
     pub provider: Option<Arc<dyn Provider>>,
     /// Connections to the HTTP port, in place of an address that the options name.
     pub connections: Option<mpsc::UnboundedReceiver<DuplexStream>>,
+    /// How the server syncs, in place of what the monitoring address says that the options name.
+    pub sync: Option<SyncFacts>,
 }
 
 impl std::fmt::Debug for Parts {
@@ -74,7 +77,7 @@ pub async fn run_with(
     options: Options,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Parts { metrics, clock, entropy, provider, connections } = parts;
+    let Parts { metrics, clock, entropy, provider, connections, sync } = parts;
     let stop = shutdown.child_token();
     let _stops_all = stop.clone().drop_guard();
     let watch = metrics::watch_nats(Arc::clone(&bus), Arc::clone(&metrics));
@@ -83,6 +86,7 @@ pub async fn run_with(
         Arc::clone(&bus),
         options.clone(),
         provider,
+        sync,
         Arc::clone(&metrics),
         clock.clone(),
         stop.clone(),

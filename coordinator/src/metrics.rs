@@ -36,6 +36,8 @@ const USES: [&str; 5] = ["busy", "over_budget", "boot", "idle", "drain"];
 const QUOTE_ERRORS: [f64; 12] = [0.25, 0.5, 0.7, 0.85, 0.95, 1.05, 1.15, 1.3, 1.5, 2.0, 4.0, 8.0];
 /// Metrics are brought up to date at most this often.
 const REFRESH_MS: u64 = 500;
+/// The series of each pod are brought up to date in longer steps, the more of them there are.
+const SERIES_GAP_A_WORKER: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// The registry and handles to everything in it.
 pub struct Metrics {
@@ -98,6 +100,7 @@ pub struct Metrics {
 #[derive(Default)]
 struct Refreshed {
     at: Option<tokio::time::Instant>,
+    fleet_at: Option<tokio::time::Instant>,
     counts: Counts,
     /// By use, as [`USES`] orders them.
     cost: [UsdMicro; 5],
@@ -463,7 +466,13 @@ impl Metrics {
             let more = if now < before { now } else { now - before };
             self.cost.with_label_values(&[name]).inc_by(more.dollars());
         }
-        // Only the leader's view is complete; a standby would show the same pods twice.
+        // Only the leader's view is complete; a standby would show the same pods twice. The series of ten thousand pods
+        // take a tenth of a second: then not at every look.
+        let gap = SERIES_GAP_A_WORKER * core.fleet().workers.len() as u32;
+        if levels.leading && last.fleet_at.is_some_and(|at| at.elapsed() < gap) {
+            return;
+        }
+        last.fleet_at = Some(tokio::time::Instant::now());
         let (pods, batches) = match levels.leading {
             true => (core.pod_views(None), fleet::soonest(now, core)),
             false => Default::default(),

@@ -135,6 +135,8 @@ pub struct Options {
     pub lease_ms: u64,
     /// Text of jobs between reading and answer, in memory, over all batches.
     pub text_bytes_max: u64,
+    /// How often the ledger of open batches is saved, so that a restart replays no more answers than that; 0 turns it off.
+    pub savepoint_ms: u64,
     /// Where output files are put together before they go to the object store.
     pub scratch_dir: Option<PathBuf>,
     pub quotas: Quotas,
@@ -163,6 +165,7 @@ impl Default for Options {
             pod_token_ms: 7 * 86_400_000,
             lease_ms: 3_000,
             text_bytes_max: 256 << 20,
+            savepoint_ms: 60_000,
             scratch_dir: None,
             quotas: Quotas::default(),
             streams: Streams::default(),

@@ -6,12 +6,14 @@
 mod account;
 mod answers;
 mod api;
+mod archive;
 mod books;
 mod bounds;
 mod cache;
 mod count;
 mod dead;
 mod deletion;
+mod departure;
 mod find;
 mod grants;
 mod hear;
@@ -21,6 +23,7 @@ mod lease;
 pub(crate) mod lines;
 mod micro;
 mod notify;
+mod overview;
 mod pages;
 mod perform;
 mod proof;
@@ -29,6 +32,7 @@ mod reader;
 mod records;
 mod retention;
 mod room;
+mod savepoints;
 mod scaler;
 mod setup;
 mod spans;
@@ -43,7 +47,7 @@ use anyhow::Context;
 use ternfleet_cloud::Provider;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, FleetView, JoinRequest, Refusal, Reply, StartFailed};
-use ternfleet_proto::table::{self, ApiVerb};
+use ternfleet_proto::table::{self, ApiVerb, SyncFacts};
 use ternfleet_proto::{BatchId, Clock, JobKey, Now, WorkerId, codec};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
@@ -100,9 +104,9 @@ pub(crate) enum Input {
         reply: String,
         slot: BatchSlot,
     },
-    PastCommits {
+    PastAnswers {
         batch: BatchId,
-        commits: Arc<Vec<u64>>,
+        past: Arc<pages::Past>,
     },
     /// A batch's record as it was just stored, whoever did it.
     Recorded(Box<BatchRecord>),
@@ -142,6 +146,7 @@ pub(crate) async fn serve(
     bus: Arc<dyn Bus>,
     options: Options,
     provider: Option<Arc<dyn Provider>>,
+    sync: Option<SyncFacts>,
     metrics: Arc<Metrics>,
     clock: Clock,
     shutdown: CancellationToken,
@@ -149,7 +154,7 @@ pub(crate) async fn serve(
     let mut served = false;
     loop {
         let tasks = shutdown.child_token();
-        let ended = serve_once(&bus, &options, &provider, &metrics, &clock, &shutdown, &tasks).await;
+        let ended = serve_once(&bus, &options, &provider, sync, &metrics, &clock, &shutdown, &tasks).await;
         tasks.cancel();
         metrics.set_role(false, false);
         match ended {
@@ -175,6 +180,7 @@ async fn serve_once(
     bus: &Arc<dyn Bus>,
     options: &Options,
     provider: &Option<Arc<dyn Provider>>,
+    sync: Option<SyncFacts>,
     metrics: &Arc<Metrics>,
     clock: &Clock,
     shutdown: &CancellationToken,
@@ -182,7 +188,7 @@ async fn serve_once(
 ) -> anyhow::Result<Ended> {
     let rental = scaler::rental(options, provider.clone())?;
     let admission = join::Admission::of(options)?;
-    let bus_facts = setup::prepare(bus, options).await?;
+    let bus_facts = setup::prepare(bus, options, sync).await?;
     metrics.set_durability(bus_facts.durability);
     let limits = Limits {
         quotas: options.quotas.clone(),
@@ -199,7 +205,8 @@ async fn serve_once(
     let records_end = records_end.context("the stored batches cannot be counted")?.last_sequence;
     let (grants, grants_from) = grants::load(bus, admission.has_permissions(), clock.mono()).await?;
     let mut stored = find::Stored::default();
-    let results_from = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
+    let loaded = records::load(bus, clock.now(), &mut core, &mut stored, &mut actions).await?;
+    let results_from = savepoints::restore(bus, &loaded.open, loaded.end, &mut core).await;
 
     let (inbox, mut inputs) = mpsc::channel(INBOX);
     let recent = Recent::default();
@@ -240,6 +247,7 @@ async fn serve_once(
         hands: None,
         footing: Arc::new(quotes::Footing::begin(rental.is_some())),
         rented_before: rental.is_none().then(account::RentedBefore::default),
+        overview: overview::Overview::default(),
         rental,
         readers: BTreeMap::new(),
         writers: Arc::new(Semaphore::new(WRITERS_MAX)),
@@ -260,6 +268,7 @@ async fn serve_once(
                 let now = clock.now();
                 service.core.on(now, Event::Tick, &mut actions);
                 service.show_situation(now);
+                service.save(now);
                 service.core.take_quote_checks().iter().for_each(|check| metrics.quote_checked(check));
             }
             count = inputs.recv_many(&mut gulp, GULP) => {
@@ -320,6 +329,7 @@ struct Service {
     footing: Arc<quotes::Footing>,
     /// None until the scaler has read its ledger.
     rented_before: Option<account::RentedBefore>,
+    overview: overview::Overview,
     rental: Option<scaler::Rental>,
     readers: BTreeMap<BatchSlot, mpsc::UnboundedSender<reader::Command>>,
     /// Turns to write output files: each writer has a consumer on RESULTS, and buffers.
@@ -357,7 +367,7 @@ impl Service {
                     let _ = scaler.calls.send(scaler::ScaleCall { verb, payload, reply });
                 } else if self.core.is_leading() && call.verb == ApiVerb::Fleet {
                     let viewer = call.tenant.as_ref();
-                    let fleet = account::fleet_view(now.wall, &self.core, viewer, self.rented_before);
+                    let fleet = self.overview.fleet_view(now, &self.core, viewer, self.rented_before);
                     self.send(call.reply, codec::encode(&Reply::<FleetView>::Ok(fleet)));
                 } else if self.core.is_leading() {
                     // The page asks for pods by itself, whether somebody looks at it or not.
@@ -397,7 +407,7 @@ impl Service {
                     self.book(books::Entry::Answer { batch, reply, payload });
                 }
             }
-            Input::PastCommits { batch, commits } => self.api.pages().past_commits(batch, commits),
+            Input::PastAnswers { batch, past } => self.api.pages().keep_past(batch, past),
             Input::Recorded(record) => {
                 let news = self.stored.note(&record);
                 // What has ended and left memory, as a tombstone for one, stays where it is.
@@ -472,6 +482,7 @@ impl Service {
                 }
                 self.book(books::Entry::Record(record));
             }
+            Action::KeepTotals(record) => self.book(books::Entry::Totals(record)),
             Action::Audit(kind) => {
                 self.diary.note(&kind, &self.core);
                 self.book(books::Entry::Audit(now.wall, kind));
@@ -510,6 +521,7 @@ impl Service {
                 model: batch.record.options.model.clone(),
                 lines: batch.record.lines,
                 lines_max: self.options.quotas.queued_lines_max,
+                scratch: self.options.scratch_dir.clone(),
             };
             self.errands.spawn(reader::serve(Arc::clone(&self.bus), source, commands, self.inbox.clone()));
             sender

@@ -182,6 +182,9 @@ pub trait Bus: Send + Sync + 'static {
     async fn delete_message(&self, stream: &str, sequence: u64) -> Result<bool>;
     /// Removes every message of the subject filter; answers how many.
     async fn purge(&self, stream: &str, filter: &str) -> Result<u64>;
+    /// As [`Bus::purge`], of what lies before a sequence: many messages are removed in steps, between which the stream
+    /// takes others.
+    async fn purge_before(&self, stream: &str, filter: &str, sequence: u64) -> Result<u64>;
     /// In stream order from `from_sequence` on, surviving reconnects without gap or repeat.
     async fn replay(
         &self,
@@ -233,6 +236,9 @@ pub trait Bus: Send + Sync + 'static {
         name: &str,
         from_byte: u64,
     ) -> Result<Pin<Box<dyn AsyncRead + Send>>>;
+    /// At most so many bytes of the object from there on, a round trip for each chunk: for readers of a part. What lies
+    /// behind the object's end is left out.
+    async fn object_part(&self, bucket: &str, name: &str, from_byte: u64, bytes: usize) -> Result<Bytes>;
     /// Length in bytes.
     async fn object_length(&self, bucket: &str, name: &str) -> Result<Option<u64>>;
     /// Every object of the bucket.

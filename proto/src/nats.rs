@@ -371,6 +371,14 @@ impl Bus for NatsBus {
         self.purge_filtered(stream, filter).await
     }
 
+    async fn purge_before(&self, stream: &str, filter: &str, sequence: u64) -> Result<u64> {
+        // To the server a bound of nothing is none.
+        match sequence {
+            0 | 1 => Ok(0),
+            _ => self.purge_up_to(stream, filter, sequence - 1).await,
+        }
+    }
+
     async fn replay(
         &self,
         stream: &str,
@@ -462,6 +470,10 @@ impl Bus for NatsBus {
         from_byte: u64,
     ) -> Result<Pin<Box<dyn AsyncRead + Send>>> {
         self.open_object(bucket, name, from_byte).await
+    }
+
+    async fn object_part(&self, bucket: &str, name: &str, from_byte: u64, bytes: usize) -> Result<Bytes> {
+        self.read_part(bucket, name, from_byte, bytes).await
     }
 
     async fn object_length(&self, bucket: &str, name: &str) -> Result<Option<u64>> {

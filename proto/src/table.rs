@@ -12,11 +12,11 @@ mod permissions;
 mod settings;
 mod subjects;
 
-pub use durability::{OLDEST_SERVER, SyncFacts, durability, server_is_new_enough};
+pub use durability::{OLDEST_SERVER, SyncFacts, durability, server_is_new_enough, synced_after};
 pub use permissions::{Permissions, Role, is_inbox, permissions};
 pub use settings::{
     ACK_WAIT, CHECKPOINT_AGE_MAX, RESULT_AGE_MAX, WORK_MESSAGE_BYTES_MAX, WORKERS_PER_SHARD, answers_spec,
-    files_spec, kv_specs, large_requests_spec, streams, work_consumers, work_stream_spec,
+    files_spec, kv_specs, large_requests_spec, ledger_spec, streams, work_consumers, work_stream_spec,
 };
 pub use subjects::*;
 
@@ -41,12 +41,15 @@ pub const KV_SCALE: &str = "scale";
 /// reads assigned work and nothing that a tenant has stored.
 pub const LARGE_REQUESTS: &str = "requests";
 
+/// Object bucket of what the ledger keeps outside of RESULTS: the answers of ended batches, savepoints of open ones.
+pub const LEDGER: &str = "ledger";
+
 /// Object bucket of answers that are remembered for other lines that ask for the same. A cache; the coordinator's alone.
 pub const ANSWERS: &str = "answers";
 
 /// Version of this table: of the streams, consumers and buckets and what they are set to. It grows when an older
 /// coordinator must not touch what a newer one has set up. Kept in the control bucket under [`VERSION_KEY`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 pub const VERSION_KEY: &str = "table_version";
 /// Key in the control bucket of the public key that checks proofs of batches, hexadecimal.
 pub const PROOF_PUBLIC_KEY: &str = "proof_public_key";

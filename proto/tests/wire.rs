@@ -250,14 +250,15 @@ macro_rules! every_message {
             EventKind::BatchChanged { batch: batch_id(), tenant: tenant(), state: BatchState::Completed },
             EventKind::ClockStepped { by_ms: -7 },
             EventKind::WorkerLost { worker: worker(), pod: "p".into(), reason: "r".into() },
-            EventKind::Spent {
+            EventKind::Spent(PodSpent {
                 pod: "p".into(),
                 from: TimeMs(1),
                 to: TimeMs(2),
                 idle_usd_micro: UsdMicro(1),
                 over_budget_usd_micro: UsdMicro(3),
                 by_batch: vec![(batch_id(), UsdMicro(2))],
-            },
+            }),
+            EventKind::SpentByPods { pods: Vec::new() },
         ] {
             with!(Event { at: TimeMs(1), leader: LeaderRevision(9), what });
         }
@@ -367,8 +368,21 @@ macro_rules! every_message {
             busy_ratio: 0.5,
             queued_jobs: 2
         });
+        with!(PodList { after: Some("w".parse().unwrap()) });
         with!(FleetView {
             pods: Vec::new(),
+            next: Some("w".parse().unwrap()),
+            classes: vec![ClassView { class: "c".into(), rate_tok_s: 1.5, ..ClassView::default() }],
+            models: vec![ModelView {
+                model: "m".into(),
+                digest: "d".into(),
+                numerics: "n".into(),
+                context_tokens: 3,
+                deterministic: true,
+                since: TimeMs(4),
+                workers: 5,
+            }],
+            tokens: 6,
             lost: vec![LostPod {
                 pod: "p".into(),
                 class: "c".into(),

@@ -33,6 +33,14 @@ pub struct Manner {
     pub brief: bool,
     /// Told of each job as it is pulled.
     pub seen: Option<Seen>,
+    /// Told of each job as its answer is stored.
+    pub answered: Option<Seen>,
+    /// Beats this often.
+    pub beats_every: Duration,
+    /// Waits so long for work at a time.
+    pub pulls_for: Duration,
+    /// Writes a checkpoint this often while a job runs.
+    pub checkpoints_every: Duration,
 }
 
 /// What is to be done with each job that is pulled.
@@ -58,6 +66,10 @@ impl Default for Manner {
             faults_on: None,
             brief: false,
             seen: None,
+            answered: None,
+            beats_every: Duration::from_millis(250),
+            pulls_for: Duration::from_millis(500),
+            checkpoints_every: Duration::MAX,
         }
     }
 }
@@ -128,6 +140,11 @@ impl InstantWorker {
     pub fn done(&self) -> u64 {
         self.shared.done.load(Ordering::Relaxed)
     }
+
+    /// It has its queues.
+    pub fn is_pulling(&self) -> bool {
+        self.shared.pulling.load(Ordering::Relaxed)
+    }
 }
 
 /// The heartbeat of a worker that has just started and has its queues.
@@ -180,7 +197,7 @@ async fn beat(bus: Arc<dyn Bus>, id: WorkerId, manner: Manner, shared: Arc<Share
             ..first.clone()
         };
         let _ = bus.send(&table::heartbeat(&id), codec::encode(&heartbeat)).await;
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        tokio::time::sleep(manner.beats_every).await;
     }
 }
 
@@ -203,7 +220,7 @@ async fn pull(
             jobs.join_next().await;
             continue;
         }
-        let pulled = bus.pull(&stream, &consumer, room - jobs.len(), Duration::from_millis(500)).await;
+        let pulled = bus.pull(&stream, &consumer, room - jobs.len(), manner.pulls_for).await;
         let Ok(deliveries) = pulled else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -230,12 +247,24 @@ async fn run(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, shared: &Shared
     if let Some(seen) = &manner.seen {
         (seen.0)(&work.job);
     }
-    if manner.claims && !claim(bus, id, manner, &work).await {
+    let claimed = if manner.claims { claim(bus, id, manner, &work).await } else { Some(0) };
+    let Some(mut claimed) = claimed else {
         let _ = bus.settle(&delivery, Settle::Ack).await;
         return;
-    }
-    if !manner.takes.is_zero() {
-        tokio::time::sleep(manner.takes).await;
+    };
+    let mut left = manner.takes;
+    while !left.is_zero() {
+        let step = left.min(manner.checkpoints_every);
+        tokio::time::sleep(step).await;
+        left -= step;
+        if !left.is_zero() && manner.claims {
+            let next = write_checkpoint(bus, id, manner, &work, Attempt(1), claimed, false).await;
+            let Some(next) = next else {
+                let _ = bus.settle(&delivery, Settle::Ack).await;
+                return;
+            };
+            claimed = next;
+        }
     }
     let mut result = answer(id, &work, manner.brief);
     if let Some(prompt) = &manner.faults_on
@@ -253,6 +282,9 @@ async fn run(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, shared: &Shared
     match stored {
         Ok(_) | Err(BusError::WrongLastSequence) => {
             shared.done.fetch_add(1, Ordering::Relaxed);
+            if let Some(answered) = &manner.answered {
+                (answered.0)(&work.job);
+            }
             let _ = bus.settle(&delivery, Settle::Ack).await;
         }
         Err(_) => {
@@ -262,12 +294,14 @@ async fn run(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, shared: &Shared
 }
 
 /// As a real worker does: at first as if nobody had claimed the job before, and only after that failed by looking.
-async fn claim(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, work: &Work) -> bool {
-    if work.attempts_before.0 == 0 && claim_after(bus, id, manner, work, None).await {
-        return true;
+async fn claim(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, work: &Work) -> Option<u64> {
+    if work.attempts_before.0 == 0
+        && let Some(claimed) = claim_after(bus, id, manner, work, None).await
+    {
+        return Some(claimed);
     }
     let subject = table::checkpoint(&work.job);
-    let Ok(last) = bus.last_on_subject(table::CHECKPOINTS, &subject).await else { return false };
+    let last = bus.last_on_subject(table::CHECKPOINTS, &subject).await.ok()?;
     claim_after(bus, id, manner, work, last).await
 }
 
@@ -277,16 +311,30 @@ async fn claim_after(
     manner: &Manner,
     work: &Work,
     last: Option<ternfleet_proto::bus::Message>,
-) -> bool {
+) -> Option<u64> {
     let before = last.as_ref().and_then(|m| work.checkpoint_key.open(&m.payload));
     if before.as_ref().is_some_and(|before| before.epoch > work.epoch) {
-        return false;
+        return None;
     }
+    let attempt = Attempt(before.map_or(0, |before| before.attempt.0) + 1);
+    write_checkpoint(bus, id, manner, work, attempt, last.map_or(0, |last| last.sequence), true).await
+}
+
+/// Over the one at this sequence alone; its own sequence.
+async fn write_checkpoint(
+    bus: &Arc<dyn Bus>,
+    id: &WorkerId,
+    manner: &Manner,
+    work: &Work,
+    attempt: Attempt,
+    after: u64,
+    claim: bool,
+) -> Option<u64> {
     let checkpoint = Checkpoint {
         job: work.job.clone(),
         epoch: work.epoch,
         tag: Some(work.tag),
-        attempt: Attempt(before.map_or(0, |before| before.attempt.0) + 1),
+        attempt,
         owner: id.clone(),
         host: manner.host.clone(),
         leader: work.leader,
@@ -297,12 +345,13 @@ async fn claim_after(
         choices: Vec::new(),
         generated_by: None,
         text: String::new(),
-        claim: true,
+        claim,
         released: false,
         at: TimeMs::now(),
     };
-    let how = Publish { expect_last_on_subject: Some(last.map_or(0, |m| m.sequence)), ..Publish::default() };
-    bus.publish(&table::checkpoint(&work.job), work.checkpoint_key.seal(&checkpoint), how).await.is_ok()
+    let how = Publish { expect_last_on_subject: Some(after), ..Publish::default() };
+    let stored = bus.publish(&table::checkpoint(&work.job), work.checkpoint_key.seal(&checkpoint), how).await;
+    stored.ok().map(|stored| stored.sequence)
 }
 
 /// The prompt, backwards: the same on every worker.

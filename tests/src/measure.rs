@@ -5,8 +5,10 @@
 
 mod alone;
 mod fair;
+mod fleet;
 mod hand_over;
 mod large;
+mod process;
 mod restart;
 mod upstream;
 
@@ -18,9 +20,11 @@ use tokio_util::sync::CancellationToken;
 use crate::caller::Client;
 use crate::instant::{InstantWorker, Manner};
 use crate::server::NatsServer;
+use process::peak_mib;
 
 pub use alone::core_alone;
 pub use fair::short_behind_long;
+pub use fleet::fleet;
 pub use hand_over::{latency, throughput};
 pub use large::{Answered, large_input};
 pub use restart::{restart, takeover};
@@ -63,12 +67,4 @@ impl Fleet {
 fn quantile(sorted: &[Duration], share: f64) -> Duration {
     let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
     sorted.get(at).copied().unwrap_or_default()
-}
-
-/// Most memory that a process has held, in MiB; the part that is given back is not seen.
-fn peak_mib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap_or_default();
-    let kib = line.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-    kib / 1024
 }

@@ -296,8 +296,8 @@ impl World {
             }
             Action::Register { worker, shard } => self.tell(Event::Registered { worker, shard }),
             Action::Write { batch } => self.tell(Event::Written { batch, outputs: Ok(Outputs::default()) }),
-            Action::Audit(EventKind::Spent { by_batch, .. }) => {
-                for (batch, cost) in by_batch {
+            Action::Audit(EventKind::SpentByPods { pods }) => {
+                for (batch, cost) in pods.into_iter().flat_map(|pod| pod.by_batch) {
                     *self.spent.entry(batch).or_default() += cost;
                 }
             }

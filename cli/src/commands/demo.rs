@@ -113,7 +113,7 @@ impl Demo {
         let code = submit.send_and_wait(&Default::default()).await?;
         print_answers(prompts, &results)?;
         let fleet = Fleet::connect(&connection).await?;
-        say(&format!("\n{}", pod_table(&pods(&fleet).await?)))?;
+        say(&format!("\n{}", pod_table(&pods(&fleet, Vec::new()).await?)))?;
         say("tok/s is measured; the price per hour is an example (--price-usd-per-hour)")?;
         let results = std::fs::canonicalize(&results).unwrap_or(results);
         say(&format!("\nall answers: {}", results.display()))?;

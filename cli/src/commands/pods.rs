@@ -27,12 +27,16 @@ pub(crate) struct Pods {
 impl Pods {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let Pods { dismiss, json, connection } = self;
-        let (FleetView { pods, lost, spent }, scale) = stop::block_on(async {
+        let (FleetView { pods, lost, spent, .. }, scale) = stop::block_on(async {
             let fleet = Fleet::connect(&connection).await?;
             if let Some(pod) = dismiss {
                 fleet.ask::<_, ()>(ApiVerb::PodDismiss, &PodRef { pod }, Patience::Short).await?;
             }
-            let view = losses::sorted(fleet.ask(ApiVerb::Fleet, &(), Patience::Short).await?);
+            let mut view: FleetView = fleet.ask(ApiVerb::Fleet, &(), Patience::Short).await?;
+            if view.next.is_some() {
+                view.pods = report::pods(&fleet, view.pods).await?;
+            }
+            let view = losses::sorted(view);
             let scale = if view.pods.is_empty() { report::scale(&fleet).await } else { None };
             Ok((view, scale))
         })?;

@@ -80,7 +80,7 @@ impl Quote {
             match &market {
                 None => fleet.ask(ApiVerb::Quote, &question, Patience::Short).await.context("no quote")?,
                 Some(market) => {
-                    let running = report::pods(&fleet).await.context(unasked)?;
+                    let running = report::pods(&fleet, Vec::new()).await.context(unasked)?;
                     let context = running.iter().map(|pod| pod.heartbeat.context_tokens).max();
                     market::quote(&question, Some(market), &running, context.unwrap_or(2048), now)?
                 }

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use ternfleet_proto::message::{
-    BatchFind, BatchPage, BatchState, BatchView, FleetView, LostPod, PodView, ScaleView, Spent,
+    BatchFind, BatchPage, BatchState, BatchView, ClassView, FleetView, LostPod, PodView, ScaleView, Spent,
 };
 use ternfleet_proto::money::usd_micro_per_million_tokens;
 use ternfleet_proto::table::ApiVerb;
@@ -63,7 +63,10 @@ pub(crate) struct Top {
 #[derive(Debug, Clone, Default)]
 struct Snapshot {
     at: TimeMs,
+    /// All, or the first of a large fleet, which has sums over all of its workers as well, in all and by class.
     pods: Vec<PodView>,
+    all: Option<ClassView>,
+    classes: Vec<ClassView>,
     lost: Vec<LostPod>,
     spent: Option<Spent>,
     /// All open ones, then the newest of those that have ended.
@@ -93,14 +96,37 @@ struct Totals {
 
 impl Snapshot {
     async fn take(fleet: &Fleet) -> anyhow::Result<Snapshot> {
-        let FleetView { pods, lost, spent } = losses::sorted(fleet.ask_once(ApiVerb::Fleet, &()).await?);
+        let view = losses::sorted(fleet.ask_once(ApiVerb::Fleet, &()).await?);
+        let classes = if view.next.is_some() { view.classes.clone() } else { Vec::new() };
+        let all = view.next.is_some().then(|| view.total());
+        let FleetView { pods, lost, spent, .. } = view;
         let ask = async |question: BatchFind| fleet.ask_once(ApiVerb::BatchFind, &question).await;
         let all_open = |batches: &[BatchView]| batches.last().is_some_and(|batch| batch.state.is_terminal());
         let BatchPage { batches, counts, open_lines, .. } = listing::read(fleet, None, ask, all_open).await?;
-        Ok(Snapshot { at: TimeMs::now(), pods, lost, spent, batches, counts, open_lines, scale: None })
+        let at = TimeMs::now();
+        Ok(Snapshot { at, pods, all, classes, lost, spent, batches, counts, open_lines, scale: None })
+    }
+
+    /// Workers that are not lost.
+    fn workers(&self) -> usize {
+        self.all.as_ref().map_or(self.pods.len(), |all| (all.workers_live + all.workers_quiet) as usize)
     }
 
     fn totals(&self) -> Totals {
+        if let Some(all) = &self.all {
+            return Totals {
+                pods_live: all.workers_live as usize,
+                rate_tok_s: all.rate_tok_s,
+                usd_micro_per_hour: all.usd_micro_per_hour,
+                usd_micro_per_million_tokens: usd_micro_per_million_tokens(
+                    all.usd_micro_per_hour,
+                    all.rate_tok_s,
+                ),
+                spent_usd_micro: self.spent.map_or(all.cost_usd_micro, |spent| spent.total_usd_micro),
+                queued_jobs: all.queued_jobs,
+                open_jobs: self.open_lines,
+            };
+        }
         let live = || self.pods.iter().filter(|pod| pod.live);
         // Without the zero a sum of nothing is shown as -0.0.
         let rate_tok_s = 0.0 + live().map(|pod| pod.rate_tok_s).sum::<f64>();
@@ -136,6 +162,7 @@ impl Snapshot {
                 "open_jobs": totals.open_jobs,
             },
             "pods": self.pods,
+            "classes": self.classes,
             "lost": self.lost,
             "batches": self.batches.iter().map(openai::batch_object).collect::<Vec<_>>(),
         })
@@ -149,6 +176,10 @@ impl Snapshot {
             parts.push(report::no_pods(self.scale.as_ref()));
         } else {
             parts.push(report::pod_table(&self.pods));
+            if self.all.is_some() {
+                parts.push(format!("the first {} of {} workers", self.pods.len(), self.workers()));
+                parts.push(report::class_table(&self.classes));
+            }
         }
         parts.extend(losses::lost_table(&self.lost, self.at));
         if self.batches.is_empty() {

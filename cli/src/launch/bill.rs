@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use ternfleet_cloud::Provider;
 use ternfleet_proto::bus::{Bus, Replayed};
-use ternfleet_proto::message::{Event, EventKind, Quote};
+use ternfleet_proto::message::{Event, EventKind, PodSpent, Quote};
 use ternfleet_proto::{TimeMs, UsdMicro, codec, table};
 
 use crate::report::table as columns;
@@ -67,14 +67,17 @@ fn take(bill: &mut Bill, what: EventKind) {
         EventKind::PodRented { pod, provider_id } => {
             bill.entry(pod).or_default().provider_id = Some(provider_id);
         }
-        EventKind::Spent { pod, idle_usd_micro, by_batch, .. } => {
-            // A worker that nobody rented costs nothing here.
-            if let Some(row) = bill.get_mut(&pod) {
-                row.metered_usd_micro += idle_usd_micro;
-                row.metered_usd_micro += by_batch.iter().map(|(_, cost)| *cost).sum();
-            }
-        }
+        EventKind::Spent(spent) => take_spent(bill, &spent),
+        EventKind::SpentByPods { pods } => pods.iter().for_each(|spent| take_spent(bill, spent)),
         _ => {}
+    }
+}
+
+fn take_spent(bill: &mut Bill, spent: &PodSpent) {
+    // A worker that nobody rented costs nothing here.
+    if let Some(row) = bill.get_mut(&spent.pod) {
+        row.metered_usd_micro += spent.idle_usd_micro;
+        row.metered_usd_micro += spent.by_batch.iter().map(|(_, cost)| *cost).sum();
     }
 }
 
@@ -165,7 +168,7 @@ mod tests {
             pod_class: "half".to_owned(),
             price_usd_micro_per_hour: UsdMicro(340_000),
         };
-        let spent = |pod: &str, idle, work| EventKind::Spent {
+        let spent = |pod: &str, idle, work| PodSpent {
             pod: pod.to_owned(),
             from: TimeMs(0),
             to: TimeMs(1),
@@ -176,9 +179,9 @@ mod tests {
         take(&mut bill, intent("tf-half-0"));
         take(&mut bill, intent("tf-half-1"));
         take(&mut bill, EventKind::PodRented { pod: "tf-half-0".to_owned(), provider_id: "p0".to_owned() });
-        take(&mut bill, spent("tf-half-0", 3, 40));
-        take(&mut bill, spent("tf-half-0", 2, 0));
-        take(&mut bill, spent("somebody-else", 9, 9));
+        take(&mut bill, EventKind::Spent(spent("tf-half-0", 3, 40)));
+        let pods = vec![spent("tf-half-0", 2, 0), spent("somebody-else", 9, 9)];
+        take(&mut bill, EventKind::SpentByPods { pods });
         assert_eq!(total(&bill), UsdMicro(45));
         bill.get_mut("tf-half-0").unwrap().billed_usd_micro = Some(UsdMicro(46));
         assert_eq!(total(&bill), UsdMicro(46));

@@ -319,7 +319,7 @@ async fn all_ready(ports: Rc<Ports>, workers: usize) {
                 fleet = Fleet::connect_as_part(&connection).await.ok();
             }
             if let Some(fleet) = &fleet {
-                let pods = report::pods(fleet).await.unwrap_or_default();
+                let pods = report::pods(fleet, Vec::new()).await.unwrap_or_default();
                 seen =
                     pods.iter().filter(|pod| pod.live && pod.heartbeat.state == WorkerState::Ready).count();
             }

@@ -152,8 +152,9 @@ impl Core {
             self.counts.audits_skipped += 1;
             return false;
         }
-        let excluded = self.fleet.workers.iter().filter(|(_, worker)| asked(worker.pod_name()));
-        let excluded = excluded.map(|(slot, _)| *slot).collect();
+        let pods = std::iter::once(&audit.first).chain(&audit.second).map(|party| &party.pod);
+        let pods = pods.filter_map(|pod| self.money.pods().get(pod));
+        let excluded = pods.flat_map(|pod| pod.workers.iter().copied()).collect();
         let record = BatchRecord::single(
             now.wall,
             id.clone(),

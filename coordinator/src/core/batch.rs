@@ -87,6 +87,8 @@ pub struct Batch {
     /// Of the record's `expires_at`.
     pub expiry: Deadline,
     pub cells: Vec<Cell>,
+    /// Answers up to this sequence were counted in a savepoint.
+    pub saved_to: u64,
     /// Sequences in RESULTS of the committed answers, in the order of their commit.
     pub commits: Vec<u64>,
     pub live: BTreeMap<u32, Live>,
@@ -128,6 +130,7 @@ impl Batch {
             expiry: Deadline::new(now, record.expires_at),
             record,
             cells,
+            saved_to: 0,
             commits: Vec::new(),
             live: BTreeMap::new(),
             queues: Vec::new(),

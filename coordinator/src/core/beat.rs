@@ -75,7 +75,6 @@ impl Core {
         if came_back {
             self.welcome(beat);
         }
-        self.fleet.know_host(&beat.host);
         let Some(worker) = self.fleet.get_mut(slot) else { return };
         let before = &worker.beat.counters;
         let after = &beat.counters;
@@ -99,7 +98,8 @@ impl Core {
         }
         worker.seen_at = now.mono;
         worker.liveness = Liveness::Live;
-        worker.beat = beat.clone();
+        self.fleet.hear(slot, beat);
+        let Some(worker) = self.fleet.get_mut(slot) else { return };
         self.work_changed |= was_taking != worker.takes_work();
         self.counts.reprefilled_tokens += reprefilled;
         let price = worker.price();
@@ -182,9 +182,7 @@ impl Core {
 
     pub(super) fn registered(&mut self, worker: &WorkerId, shard: u16, actions: &mut Vec<Action>) {
         let Some(slot) = self.fleet.slot(worker) else { return };
-        let Some(found) = self.fleet.get_mut(slot) else { return };
-        found.registered = true;
-        found.shard = shard;
+        self.fleet.registered(slot, shard);
         self.work_changed = true;
         let order = Order::Assigned {
             shard,

@@ -175,6 +175,8 @@ pub struct Change {
 pub struct Outputs {
     pub output_object: Option<String>,
     pub error_object: Option<String>,
+    /// All answers, for those who read them one by one: with it RESULTS need not hold them any longer.
+    pub answers_object: Option<String>,
     /// The signed manifest of both.
     pub proof_object: Option<String>,
 }
@@ -255,6 +257,11 @@ pub enum Event {
         batch: BatchId,
         outcome: Result<(), String>,
     },
+    /// The record of an ended batch is stored, and its answers are in an object.
+    Archived {
+        batch: BatchId,
+        tenant: TenantId,
+    },
     /// Files and answers of an ended batch are gone; this is what is left of its record.
     AgedOut(Box<BatchRecord>),
     JobCreated(Box<JobCreate>),
@@ -334,6 +341,7 @@ pub enum Action {
     },
     /// Publish an answer of the coordinator's own.
     Answer(Box<JobResult>),
+    /// Remove the message at this sequence of RESULTS: it is no valid answer, or it is read no more.
     /// Publish the answer at this place as that of the result's job, in place of the result's own text.
     Repeat {
         job: JobRef,
@@ -367,6 +375,8 @@ pub enum Action {
     },
     /// Store the record of a batch.
     Record(Box<BatchRecord>),
+    /// Store a record in which only the totals have changed: the next one of the same batch may take its place.
+    KeepTotals(Box<BatchRecord>),
     Audit(EventKind),
     /// Store what has been spent and lost.
     KeepAccount(Box<Account>),
@@ -392,6 +402,21 @@ pub enum Action {
     /// Make consumers that are missing, remove those of workers that nobody knows.
     Sweep {
         shards: std::collections::BTreeMap<u16, Vec<WorkerId>>,
+    },
+    /// Remove the checkpoints of these lines of an open batch: they are answered.
+    Clean {
+        batch: BatchId,
+        lines: Vec<u32>,
+    },
+    /// Remove the answer of a completion, if it is still what is stored there.
+    DropAnswer {
+        batch: BatchId,
+        sequence: u64,
+    },
+    /// Remove the answers of an ended batch from RESULTS, as soon as the object that holds them is on disk.
+    DropAnswers {
+        tenant: TenantId,
+        batch: BatchId,
     },
     /// Remove what a closed batch left in the caches.
     Forget {

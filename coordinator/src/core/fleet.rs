@@ -2,6 +2,7 @@
 //! engine. What pods cost is [`super::money`]'s, which jobs a worker has is [`super::flights`]'.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use ternfleet_proto::message::{Abilities, Heartbeat, WorkerState};
@@ -120,6 +121,8 @@ impl Worker {
 /// A machine, for poison and quarantine.
 #[derive(Debug, Default)]
 pub struct Host {
+    /// How many workers are there.
+    workers: usize,
     /// Different jobs that failed here since the count began.
     pub failed: BTreeSet<JobRef>,
     /// Workers that died here, each with the jobs that it was running.
@@ -174,6 +177,10 @@ pub struct Fleet {
     convicted: BTreeSet<String>,
     pub canaries: Canaries,
     pub kinds: Vec<Kind>,
+    /// How many workers share each work stream.
+    shards: BTreeMap<u16, usize>,
+    /// Names and digests of models, each with how many workers that have not left serve it.
+    models: BTreeMap<(String, String), usize>,
 }
 
 impl Fleet {
@@ -207,6 +214,8 @@ impl Fleet {
             Rate::guess(calibrated, 0.2)
         };
         self.know_host(&beat.host);
+        self.count(&beat, true);
+        *self.shards.entry(shard).or_default() += 1;
         let worker = Worker {
             beat,
             kind,
@@ -226,30 +235,107 @@ impl Fleet {
         slot
     }
 
-    /// A worker runs there. One whose name was given to it may come back on another host than before.
-    pub fn know_host(&mut self, host: &str) {
+    /// What the worker says of itself now. One whose name was given to it may come back on another host than before.
+    pub fn hear(&mut self, slot: WorkerSlot, beat: &Heartbeat) {
+        let Some(worker) = self.workers.get_mut(&slot) else { return };
+        let before = std::mem::replace(&mut worker.beat, beat.clone());
+        let same = before.host == beat.host
+            && before.model == beat.model
+            && before.model_digest == beat.model_digest
+            && before.state == beat.state;
+        if !same {
+            self.know_host(&beat.host);
+            self.count(&before, false);
+            self.count(beat, true);
+        }
+    }
+
+    fn know_host(&mut self, host: &str) {
         if !self.hosts.contains_key(host) {
             let quarantined = self.convicted.contains(host);
             self.hosts.insert(host.to_owned(), Host { quarantined, ..Host::default() });
         }
     }
 
+    /// A worker of this beat has come, or gone: what is counted over all workers follows, so that nobody has to look at
+    /// all of them.
+    fn count(&mut self, beat: &Heartbeat, comes: bool) {
+        if let Some(host) = self.hosts.get_mut(&beat.host) {
+            host.workers = if comes { host.workers + 1 } else { host.workers.saturating_sub(1) };
+        }
+        if beat.state == WorkerState::Gone {
+            return;
+        }
+        let model = (beat.model.clone(), beat.model_digest.clone());
+        if comes {
+            *self.models.entry(model).or_default() += 1;
+        } else if let Some(count) = self.models.get_mut(&model) {
+            *count -= 1;
+            if *count == 0 {
+                self.models.remove(&model);
+            }
+        }
+    }
+
     pub fn remove(&mut self, slot: WorkerSlot) -> Option<Worker> {
         let worker = self.workers.remove(&slot)?;
         self.by_name.remove(&worker.beat.worker);
-        if !self.workers.values().any(|other| other.host() == worker.host()) {
+        self.leave_shard(worker.shard);
+        self.count(&worker.beat, false);
+        if self.hosts.get(worker.host()).is_some_and(|host| host.workers == 0) {
             self.hosts.remove(worker.host());
         }
         Some(worker)
     }
 
+    /// The worker's consumers exist, in this shard.
+    pub fn registered(&mut self, slot: WorkerSlot, shard: u16) {
+        let Some(worker) = self.workers.get_mut(&slot) else { return };
+        worker.registered = true;
+        let before = std::mem::replace(&mut worker.shard, shard);
+        *self.shards.entry(shard).or_default() += 1;
+        self.leave_shard(before);
+    }
+
+    fn leave_shard(&mut self, shard: u16) {
+        if let Some(count) = self.shards.get_mut(&shard) {
+            *count -= 1;
+        }
+    }
+
     /// The shard with room for one more worker.
     pub fn roomiest_shard(&self, workers_per_shard: usize) -> u16 {
-        let mut counts: BTreeMap<u16, usize> = BTreeMap::new();
+        let held = |shard: &u16| self.shards.get(shard).copied().unwrap_or(0);
+        (0..u16::MAX).find(|shard| held(shard) < workers_per_shard).unwrap_or(0)
+    }
+
+    /// Models, each with its digest, of the workers that have not left.
+    pub fn models(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.models.keys().map(|(model, digest)| (model.as_str(), digest.as_str()))
+    }
+
+    /// Workers by name, from the one behind `after` on.
+    pub fn in_order(&self, after: Option<&WorkerId>) -> impl Iterator<Item = (WorkerSlot, &Worker)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let named = self.by_name.range::<WorkerId, _>((from, Bound::Unbounded));
+        named.filter_map(|(_, slot)| Some((*slot, self.workers.get(slot)?)))
+    }
+
+    /// True if what is counted is what there is.
+    #[cfg(test)]
+    pub fn counts_agree(&self) -> bool {
+        let mut again = Fleet::default();
         for worker in self.workers.values() {
-            *counts.entry(worker.shard).or_default() += 1;
+            again.know_host(worker.host());
+            again.count(&worker.beat, true);
+            *again.shards.entry(worker.shard).or_default() += 1;
         }
-        (0..u16::MAX).find(|shard| counts.get(shard).copied().unwrap_or(0) < workers_per_shard).unwrap_or(0)
+        let hosts = self
+            .hosts
+            .iter()
+            .all(|(name, host)| host.workers == again.hosts.get(name).map_or(0, |host| host.workers));
+        let shards = self.shards.iter().all(|(shard, count)| again.shards.get(shard).unwrap_or(&0) == count);
+        hosts && shards && self.models == again.models
     }
 
     fn kind_of(&mut self, beat: &Heartbeat) -> EngineKind {

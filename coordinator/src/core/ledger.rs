@@ -12,7 +12,7 @@ use super::event::{Answer, BatchSlot, JobRef, Task, Verdict};
 use super::money::Claim;
 use super::record::BatchRecord;
 
-/// Ended batches kept in memory for readers; older ones are told from their record.
+/// Records of ended batches kept in memory; older ones are read again.
 const ENDED_MAX: usize = 200;
 /// Answered single jobs kept in memory, for callers who ask again.
 const SINGLES_MAX: usize = 2000;
@@ -119,6 +119,9 @@ impl Ledger {
         if batch.record.expires_at != record.expires_at {
             batch.expiry = Deadline::new(now, record.expires_at);
         }
+        if record.answers_object.is_some() {
+            (batch.commits, batch.cells) = (Vec::new(), Vec::new());
+        }
         batch.record = record;
         if ended && self.active.remove(&slot) {
             self.keep_ended(slot);
@@ -132,7 +135,6 @@ impl Ledger {
             slot.and_then(|slot| self.batches.get_mut(&slot)).filter(|batch| batch.is_ended())
         {
             batch.record = record;
-            (batch.commits, batch.cells) = (Vec::new(), Vec::new());
         }
     }
 
@@ -286,6 +288,24 @@ impl Ledger {
         batch.commits.shrink_to_fit();
         if self.active.remove(&slot) {
             self.keep_ended(slot);
+        }
+    }
+
+    /// The record of an ended batch is stored, and names the object that holds its answers: readers go on from there.
+    pub fn archived(&mut self, id: &BatchId) {
+        let slot = self.find(id);
+        if let Some(batch) = slot.and_then(|slot| self.batches.get_mut(&slot)) {
+            (batch.commits, batch.cells) = (Vec::new(), Vec::new());
+        }
+    }
+
+    /// An ended completion whose answer is nowhere any more: whoever asks for it again starts it again.
+    pub fn forget_single(&mut self, id: &BatchId) {
+        let Some(slot) = self.find(id) else { return };
+        if self.batches.get(&slot).is_some_and(|batch| batch.record.single && batch.is_ended()) {
+            self.batches.remove(&slot);
+            self.slots.remove(id);
+            self.ended_singles.retain(|ended| *ended != slot);
         }
     }
 

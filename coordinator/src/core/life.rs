@@ -254,6 +254,7 @@ impl Core {
             Ok(outputs) => {
                 batch.record.output_object = outputs.output_object;
                 batch.record.error_object = outputs.error_object;
+                batch.record.answers_object = outputs.answers_object;
                 batch.record.proof_object = outputs.proof_object;
                 batch.end_state()
             }
@@ -275,6 +276,10 @@ impl Core {
         let may_be_older = batch.record.single && self.lead.is_some_and(|lead| lead.term > 1);
         let (id, fenced) = (batch.record.id.clone(), batch.moved || may_be_older);
         let read = !batch.record.single;
+        if batch.record.single && self.lead.is_some() {
+            let commits = batch.commits.iter();
+            commits.for_each(|sequence| self.leftovers.of_completion(now.mono, &id, *sequence));
+        }
         self.flights.close_batch(slot);
         self.ledger.end(now, slot, state);
         self.act(actions, Action::StopReading { batch: slot });

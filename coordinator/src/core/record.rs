@@ -66,6 +66,9 @@ pub struct BatchRecord {
     pub ended_at: Option<TimeMs>,
     pub output_object: Option<String>,
     pub error_object: Option<String>,
+    /// All answers in the order of their commit, in the bucket `ledger`: RESULTS holds them no longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers_object: Option<String>,
     /// The signed manifest of both files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof_object: Option<String>,
@@ -157,6 +160,7 @@ impl BatchRecord {
             ended_at: None,
             output_object: None,
             error_object: None,
+            answers_object: None,
             proof_object: None,
             totals: Totals::default(),
             quote: None,
@@ -197,6 +201,7 @@ impl BatchRecord {
             ended_at: None,
             output_object: None,
             error_object: None,
+            answers_object: None,
             proof_object: None,
             totals: Totals::default(),
             quote: None,

@@ -59,7 +59,12 @@ impl Core {
             return;
         }
         if batch.origin == Origin::Audit {
+            // It is read here and nowhere else.
+            self.act(actions, Action::Discard { sequence });
             self.audited(now, job, answer, actions);
+            return;
+        }
+        if sequence <= batch.saved_to {
             return;
         }
         if sequence <= batch.record.results_after
@@ -69,6 +74,15 @@ impl Core {
             return;
         }
         let single = batch.record.single;
+        if batch.is_ended() && batch.record.answers_object.is_some() {
+            // All of its lines have answers, which are not in memory any more.
+            self.counts.duplicate_answers += 1;
+            self.counts.wasted_duplicate_tokens += u64::from(answer.completion_tokens);
+            if self.lead.is_some() {
+                self.leftovers.of_ended(slot);
+            }
+            return;
+        }
         match self.ledger.commit(job, sequence, answer) {
             Some(Commit::First) => {}
             Some(Commit::Again { diverges }) => {
@@ -76,6 +90,9 @@ impl Core {
                 self.counts.divergent_answers += u64::from(diverges);
                 self.counts.wasted_duplicate_tokens += u64::from(answer.completion_tokens);
                 self.land(now, job, Some(answer), actions);
+                if single {
+                    self.act(actions, Action::Discard { sequence });
+                }
                 return;
             }
             None => return,
@@ -113,6 +130,10 @@ impl Core {
         let flight = self.flights.arrive(job);
         // An old owner may have answered while the job waited for a new one.
         self.ledger.close_line(job, flight.is_none());
+        let is_file = self.ledger.get(job.batch).is_some_and(|batch| !batch.record.single);
+        if is_file && self.lead.is_some() {
+            self.leftovers.of_job(now.mono, job);
+        }
         let (Some(mut flight), Some(key)) = (flight, self.key_of(job)) else { return };
         let Some(worker) = self.fleet.get_mut(flight.worker()) else { return };
         let by_owner =
@@ -120,6 +141,7 @@ impl Core {
         if let Some(answer) = by_owner {
             let made = answer.prompt_tokens + answer.completion_tokens;
             worker.tokens_made += u64::from(made);
+            self.counts.worker_tokens += u64::from(made);
             let host = worker.host().to_owned();
             let heard = Used { engine_us: answer.engine_us, tokens: made };
             self.charge(now, flight.worker(), job.batch, flight.used.take(heard));

@@ -52,8 +52,7 @@ impl Core {
 
     /// Whether a worker that has not left serves this model.
     pub fn serves(&self, model: &str) -> bool {
-        let mut workers = self.fleet.workers.values();
-        workers.any(|worker| worker.beat.state != WorkerState::Gone && worker.serves(model))
+        self.fleet.models().any(|(name, digest)| model == name || model == digest)
     }
 
     /// How prompts and outputs turn into work, as far as the fleet has seen. Copies the history of all outputs.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ternfleet_proto::message::{EventKind, Heartbeat, LostPod};
+use ternfleet_proto::message::{EventKind, Heartbeat, LostPod, PodSpent};
 use ternfleet_proto::{Now, TenantId, TimeMs, UsdMicro};
 
 use super::Core;
@@ -10,6 +10,19 @@ use super::event::{Action, BatchSlot, WorkerSlot};
 use super::fleet::LOST_AFTER;
 use super::flights::Used;
 use super::money::{LeasePhase, Spent};
+
+impl From<Spent> for PodSpent {
+    fn from(Spent { pod, from, to, share }: Spent) -> PodSpent {
+        PodSpent {
+            pod,
+            from,
+            to,
+            idle_usd_micro: share.idle,
+            over_budget_usd_micro: share.over,
+            by_batch: share.by_batch.into_iter().collect(),
+        }
+    }
+}
 
 impl Core {
     /// A worker has spent this on a job of the batch.
@@ -55,24 +68,18 @@ impl Core {
         if self.lead.is_none() {
             return;
         }
-        let mut charged = BTreeSet::new();
-        for Spent { pod, from, to, share } in told {
-            charged.extend(share.by_batch.keys().filter_map(|id| self.ledger.find(id)));
-            actions.push(Action::Audit(EventKind::Spent {
-                pod,
-                from,
-                to,
-                idle_usd_micro: share.idle,
-                over_budget_usd_micro: share.over,
-                by_batch: share.by_batch.into_iter().collect(),
-            }));
+        let batches = told.iter().flat_map(|spent| spent.share.by_batch.keys());
+        let charged: BTreeSet<BatchSlot> = batches.filter_map(|id| self.ledger.find(id)).collect();
+        let told: Vec<PodSpent> = told.into_iter().map(PodSpent::from).collect();
+        if !told.is_empty() {
+            actions.push(Action::Audit(EventKind::SpentByPods { pods: told }));
         }
         for slot in charged {
             let Some(batch) = self.ledger.get_mut(slot).filter(|batch| !batch.record.single) else {
                 continue;
             };
             batch.record.totals = batch.totals;
-            actions.push(Action::Record(Box::new(batch.record.clone())));
+            actions.push(Action::KeepTotals(Box::new(batch.record.clone())));
         }
     }
 
@@ -296,5 +303,26 @@ mod tests {
         on(&mut core, 21, Event::Tick);
         assert_eq!(core.account().unrented_usd_micro, UsdMicro::ZERO);
         assert_eq!(core.money.leased_total(), UsdMicro(11_000));
+    }
+
+    #[test]
+    fn the_money_of_a_large_fleet_is_a_few_events_and_a_batch_has_one_record() {
+        let mut core = leader(Account::default(), 1, 0);
+        for n in 0..2_500 {
+            on(&mut core, 1, beat_of(&format!("w-{n}"), &format!("pod-{n}"), 3_600_000, "a", 0));
+        }
+        let mut actions = Vec::new();
+        let now = Now { mono: MonoMs(14_000), wall: TimeMs(14_000) };
+        for n in 0..2_500 {
+            let beat = beat_of(&format!("w-{n}"), &format!("pod-{n}"), 3_600_000, "a", 0);
+            core.on(now, beat, &mut Vec::new());
+        }
+        core.on(now, Event::Tick, &mut actions);
+        let told = |action: &Action| match action {
+            Action::Audit(EventKind::SpentByPods { pods }) => Some(pods.len()),
+            _ => None,
+        };
+        let told: Vec<usize> = actions.iter().filter_map(told).collect();
+        assert_eq!(told, [2_500], "an event for each pod would be 2,500 writes");
     }
 }

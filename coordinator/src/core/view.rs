@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView, Stall, WorkerState};
+use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, PodView, Stall};
 use ternfleet_proto::money::usd_micro_per_million_tokens;
 use ternfleet_proto::{BatchId, Lane, Now, TenantId, TimeMs, UsdMicro, WorkerId};
 
 use super::batch::{Batch, Origin};
-use super::event::BatchSlot;
+use super::event::{BatchSlot, WorkerSlot};
 use super::fleet::{Liveness, Worker};
 use super::{BatchRecord, Core};
 use crate::models::Models;
@@ -202,50 +202,44 @@ impl Core {
     pub fn models(&self, now: Now) -> Models {
         let settled = Duration::from_millis(self.limits.settle_ms);
         let mut models = Models { open: now.since(self.leads_since) < settled, ..Models::default() };
-        let workers = self.fleet.workers.values().map(|worker| &worker.beat);
-        for beat in workers.filter(|beat| beat.state != WorkerState::Gone) {
-            models.served.insert(beat.model.clone());
-            models.digests.insert(beat.model_digest.clone());
+        for (name, digest) in self.fleet.models() {
+            models.served.insert(name.to_owned());
+            models.digests.insert(digest.to_owned());
         }
         models
     }
 
-    /// What `viewer`, or who runs the fleet, may see of its workers: of the jobs that they run those of batches that
-    /// the viewer can name, and nobody's tags.
-    pub fn pod_views(&self, viewer: Option<&TenantId>) -> Vec<PodView> {
+    /// What `viewer`, or who runs the fleet, may see of a worker: of the jobs that it runs those of batches that the
+    /// viewer can name, and nobody's tags.
+    pub(super) fn pod_view(&self, viewer: Option<&TenantId>, slot: WorkerSlot, worker: &Worker) -> PodView {
         let may_see = |id: &BatchId| {
             let batch = self.ledger.find(id).and_then(|slot| self.ledger.get(slot));
             batch.is_some_and(|batch| {
                 batch.origin != Origin::Audit && viewer.is_none_or(|viewer| *viewer == batch.record.tenant)
             })
         };
-        let heartbeat_of = |worker: &super::Worker| {
-            let mut heartbeat = worker.beat.clone();
-            heartbeat.running.retain(|running| may_see(&running.job.batch));
-            heartbeat.running.iter_mut().for_each(|running| running.tag = None);
-            heartbeat
-        };
-        let of_worker = |(slot, worker): (&super::WorkerSlot, &super::Worker)| {
-            let pod = self.money.pods().get(worker.pod_name());
-            let engines = pod.map_or(1, |pod| pod.workers.len().max(1)) as i64;
-            let price = UsdMicro(worker.price().0 / engines);
-            PodView {
-                live: worker.liveness == Liveness::Live,
-                rate_tok_s: worker.rate.mean_tok_s(),
-                usd_micro_per_million_tokens: usd_micro_per_million_tokens(price, worker.rate.mean_tok_s()),
-                tokens: worker.tokens_made,
-                cost_usd_micro: pod.map_or(UsdMicro::ZERO, |pod| UsdMicro(pod.bill.billed.0 / engines)),
-                busy_ratio: worker.busy_ratio(),
-                queued_jobs: self.flights.held(*slot).0.saturating_sub(worker.beat.slots_in_use),
-                heartbeat: heartbeat_of(worker),
-            }
-        };
-        self.fleet
-            .workers
-            .iter()
-            .filter(|(_, worker)| worker.liveness != Liveness::Lost)
-            .map(of_worker)
-            .collect()
+        let mut heartbeat = worker.beat.clone();
+        heartbeat.running.retain(|running| may_see(&running.job.batch));
+        heartbeat.running.iter_mut().for_each(|running| running.tag = None);
+        let pod = self.money.pods().get(worker.pod_name());
+        let engines = pod.map_or(1, |pod| pod.workers.len().max(1)) as i64;
+        let price = UsdMicro(worker.price().0 / engines);
+        PodView {
+            live: worker.liveness == Liveness::Live,
+            rate_tok_s: worker.rate.mean_tok_s(),
+            usd_micro_per_million_tokens: usd_micro_per_million_tokens(price, worker.rate.mean_tok_s()),
+            tokens: worker.tokens_made,
+            cost_usd_micro: pod.map_or(UsdMicro::ZERO, |pod| UsdMicro(pod.bill.billed.0 / engines)),
+            busy_ratio: worker.busy_ratio(),
+            queued_jobs: self.flights.held(slot).0.saturating_sub(worker.beat.slots_in_use),
+            heartbeat,
+        }
+    }
+
+    /// All workers that are not lost. For metrics and tests: a message holds [`Core::pod_page`].
+    pub fn pod_views(&self, viewer: Option<&TenantId>) -> Vec<PodView> {
+        let known = self.fleet.workers.iter().filter(|(_, worker)| worker.liveness != Liveness::Lost);
+        known.map(|(slot, worker)| self.pod_view(viewer, *slot, worker)).collect()
     }
 
     pub fn gauges(&self) -> Gauges {

@@ -30,6 +30,8 @@ pub(super) struct Duties {
     pub(super) sample: Duty,
     pub(super) hang: Duty,
     pub(super) rebalance: Duty,
+    /// What answered lines have left behind is removed.
+    pub(super) clean: Duty,
     /// Ledger, streams and consumers are compared.
     pub(super) sweep: Duty,
     /// A lost hint must not leave a job lying.
@@ -44,6 +46,7 @@ impl Default for Duties {
             sample: second,
             hang: second,
             rebalance: second,
+            clean: second,
             sweep: Duty::every(Duration::from_secs(60)),
             look_anew: second,
         }
@@ -71,6 +74,9 @@ impl Core {
         }
         if self.duties.rebalance.is_due(now.mono) {
             self.rebalance(now, actions);
+        }
+        if self.duties.clean.is_due(now.mono) {
+            self.clean(now, actions);
         }
         if self.duties.sweep.is_due(now.mono) {
             self.sweep(actions);

@@ -113,12 +113,12 @@ impl History {
     }
 }
 
-/// Samples for as long as it is polled: tokens per second by difference of the pods' counters, dollars per hour by
-/// their prices.
+/// Samples for as long as it is polled: tokens per second by difference of the leader's count, dollars per hour by the
+/// pods' prices.
 pub(super) async fn sample(gateway: Gateway) {
     let history = &gateway.shared.live.history;
     let mut ticks = tokio::time::interval(EVERY);
-    let mut before: Option<(MonoMs, BTreeMap<WorkerId, u64>)> = None;
+    let mut before: Option<(MonoMs, u64)> = None;
     for turn in 0u64.. {
         ticks.tick().await;
         if turn.is_multiple_of(SCALER_EVERY) {
@@ -131,17 +131,13 @@ pub(super) async fn sample(gateway: Gateway) {
         }
         let Ok(fleet) = live::fleet(&gateway).await else { continue };
         let now = gateway.clock().now();
-        let tokens: BTreeMap<WorkerId, u64> =
-            fleet.pods.iter().map(|pod| (pod.heartbeat.worker.clone(), pod.tokens)).collect();
         let point = before.map(|(at, earlier)| {
-            // One that is new, or was lost meanwhile, made nothing that can be told.
-            let made =
-                |(worker, now): (&WorkerId, &u64)| now.saturating_sub(*earlier.get(worker).unwrap_or(now));
-            let made: u64 = tokens.iter().map(made).sum();
+            // A new leader counts from nothing.
+            let made = fleet.tokens.saturating_sub(earlier);
             let tok_s = made as f64 / now.since(at).as_secs_f64().max(0.001);
-            Point { at: now.wall, tok_s, usd_micro_per_hour: live::hourly(&fleet.pods) }
+            Point { at: now.wall, tok_s, usd_micro_per_hour: fleet.total().usd_micro_per_hour }
         });
-        before = Some((now.mono, tokens));
+        before = Some((now.mono, fleet.tokens));
         let dead = gateway.bus().stream_facts(table::DEAD).await.ok().map(|facts| facts.last_sequence);
         history.push(point, dead, turn.is_multiple_of(POD_EVERY).then_some(&fleet.pods));
     }

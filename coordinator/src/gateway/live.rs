@@ -16,7 +16,7 @@ use ternfleet_proto::message::{
 };
 use ternfleet_proto::openai::batch_object;
 use ternfleet_proto::table::ApiVerb;
-use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
+use ternfleet_proto::{TenantId, TimeMs};
 use tokio::time::Instant;
 
 use super::Gateway;
@@ -51,7 +51,7 @@ struct Seen {
     text: String,
 }
 
-/// A value that many want and one fetches; a refusal is shared like a value.
+/// A value that many want and one fetches. A refusal is shared by those who waited for it: whoever asks later, asks.
 #[derive(Debug)]
 struct Shared<T> {
     last: tokio::sync::Mutex<Option<(Instant, ApiResult<Arc<T>>)>>,
@@ -65,9 +65,10 @@ impl<T> Default for Shared<T> {
 
 impl<T> Shared<T> {
     async fn get(&self, fresh_for: Duration, fetch: impl Future<Output = ApiResult<T>>) -> ApiResult<Arc<T>> {
+        let asked = Instant::now();
         let mut last = self.last.lock().await;
         if let Some((at, value)) = &*last
-            && at.elapsed() < fresh_for
+            && (*at >= asked || value.is_ok() && at.elapsed() < fresh_for)
         {
             return value.clone();
         }
@@ -102,14 +103,6 @@ async fn seen(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Arc<Seen>> {
     shared.get(FRESH_FOR, look(gateway, tenant)).await
 }
 
-/// Engines of one pod each say the pod's price; it is paid once.
-pub(super) fn hourly(pods: &[PodView]) -> UsdMicro {
-    let live = pods.iter().filter(|pod| pod.live);
-    let prices: BTreeMap<&str, UsdMicro> =
-        live.map(|pod| (pod.heartbeat.pod.as_str(), pod.heartbeat.price_usd_micro_per_hour)).collect();
-    prices.into_values().sum()
-}
-
 /// What a person should look at, in sentences.
 fn warnings(fleet: &FleetView, batches: &[BatchView], history: &History) -> Vec<String> {
     let mut found = Vec::new();
@@ -123,10 +116,18 @@ fn warnings(fleet: &FleetView, batches: &[BatchView], history: &History) -> Vec<
     }
     let scaler = history.scaler();
     let work = batches.iter().any(|b| matches!(b.state, BatchState::InProgress | BatchState::Validating));
-    if work && scaler.is_none() && !fleet.pods.iter().any(|pod| pod.live) {
+    let total = fleet.total();
+    if work && scaler.is_none() && total.workers_live == 0 {
         found.push("Work is waiting and no worker is live: start one with `ternfleet worker`.".to_owned());
     }
-    for pod in &fleet.pods {
+    if fleet.next.is_some() && total.workers_quiet > 0 {
+        found.push(format!(
+            "{} workers are quiet: their heartbeats are late, and they get no new jobs.",
+            total.workers_quiet
+        ));
+    }
+    // Of a large fleet not every pod is here, and a sentence for each would be too many.
+    for pod in fleet.pods.iter().filter(|_| fleet.next.is_none()) {
         let name = &pod.heartbeat.pod;
         if !pod.live {
             found.push(format!("Pod {name} is quiet: its heartbeats are late. It gets no new jobs."));
@@ -163,24 +164,24 @@ async fn look(gateway: &Gateway, tenant: &TenantId) -> ApiResult<Seen> {
     let fleet = fleet(gateway).await?;
     let page: BatchPage = gateway.ask(ApiVerb::BatchFind, &ask).await?;
     let now = gateway.clock().wall();
-    let pods = &fleet.pods;
-    let live = || pods.iter().filter(|pod| pod.live);
+    let total = fleet.total();
     let value = json!({
         "at": now,
-        "pods": pods.iter().map(pod).collect::<Vec<_>>(),
+        "pods": fleet.pods.iter().map(pod).collect::<Vec<_>>(),
+        "workers": fleet.workers(),
+        "classes": fleet.classes,
         "lost": fleet.lost,
         "batches": page.batches.iter().map(batch_object).collect::<Vec<_>>(),
         "next": page.next,
         "counts": page.counts,
         "totals": {
-            "pods_live": live().count(),
-            // Without the zero a sum of nothing is -0.0.
-            "tok_s": 0.0 + live().map(|pod| pod.rate_tok_s).sum::<f64>(),
-            "usd_micro_per_hour": hourly(pods),
+            "pods_live": total.workers_live,
+            "tok_s": total.rate_tok_s,
+            "usd_micro_per_hour": total.usd_micro_per_hour,
             "spent": fleet.spent,
-            "slots": live().map(|pod| pod.heartbeat.slots).sum::<u32>(),
-            "running_jobs": live().map(|pod| pod.heartbeat.slots_in_use).sum::<u32>(),
-            "queued_jobs": pods.iter().map(|pod| pod.queued_jobs).sum::<u32>(),
+            "slots": total.slots,
+            "running_jobs": total.slots_in_use,
+            "queued_jobs": total.queued_jobs,
             "open_jobs": page.open_lines,
             "oldest_open_ms": page.oldest_open.map(|at| now.since(at).as_millis() as u64),
         },

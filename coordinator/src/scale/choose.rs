@@ -1,5 +1,7 @@
 //! The decision: tidy up first, then plan with what is left, then order within the limits.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::time::Duration;
 
 use ternfleet_proto::UsdMicro;
@@ -19,8 +21,42 @@ const CHECKPOINT_TOKENS: u32 = 512;
 /// A pod that the provider has confirmed shows in its list within this time.
 const LISTED_WITHIN_S: f64 = 60.0;
 
+/// The situation, with what is looked up for each pod found by its name: fleets have thousands.
+struct Look<'a> {
+    seen: &'a Seen,
+    by_pod: BTreeMap<&'a str, &'a SeenWorker>,
+    by_id: BTreeMap<&'a str, &'a SeenPod>,
+    by_name: BTreeMap<&'a str, &'a SeenPod>,
+}
+
+impl<'a> Look<'a> {
+    fn at(seen: &'a Seen) -> Look<'a> {
+        // Of several the first counts.
+        let listed = || seen.pods.iter().flatten().rev();
+        Look {
+            seen,
+            by_pod: seen.workers.iter().rev().map(|worker| (worker.pod.as_str(), worker)).collect(),
+            by_id: listed().map(|pod| (pod.id.as_str(), pod)).collect(),
+            by_name: listed().map(|pod| (pod.name.as_str(), pod)).collect(),
+        }
+    }
+
+    fn worker(&self, pod: &str) -> Option<&'a SeenWorker> {
+        self.by_pod.get(pod).copied()
+    }
+}
+
+impl Deref for Look<'_> {
+    type Target = Seen;
+
+    fn deref(&self) -> &Seen {
+        self.seen
+    }
+}
+
 /// What a quote is made from.
 pub fn market(settings: &Settings, intents: &Intents, seen: &Seen) -> Prospect {
+    let seen = &Look::at(seen);
     let standing = |intent| Some((intent, stand(settings, intent, seen, &mut Vec::new())?));
     let alive: Vec<(&Intent, Standing)> = intents.values().filter_map(standing).collect();
     let offers = offers(settings, Held { alive: &alive, leaving: &[] }, seen);
@@ -35,7 +71,7 @@ fn engines(
     settings: &Settings,
     alive: &[(&Intent, Standing)],
     offers: &[Candidate<'_>],
-    seen: &Seen,
+    seen: &Look<'_>,
 ) -> Engines {
     let live = || seen.workers.iter().filter(|worker| worker.live && !worker.engines.is_empty());
     let measured = |worker: &SeenWorker| PodEngines {
@@ -43,9 +79,10 @@ fn engines(
         stays: !settings.is_ours(&worker.pod),
     };
     let mut engines: Engines = live().map(|worker| (worker.pod.clone(), measured(worker))).collect();
-    let expected = |intent: &Intent| {
-        let class = settings.class(&intent.class)?;
-        let of_class = || live().find(|worker| worker.class == intent.class);
+    let known: BTreeSet<&str> = live().map(|worker| worker.pod.as_str()).collect();
+    let expected = |class: &str| {
+        let class = settings.class(class)?;
+        let of_class = || live().find(|worker| worker.class == class.name);
         let of_model =
             || live().find(|worker| class.models.iter().any(|model| worker.models.contains(model)));
         let shape = of_class().or_else(of_model)?;
@@ -54,21 +91,21 @@ fn engines(
         Some(PodEngines { engines, stays: false })
     };
     let coming = alive.iter().map(|(intent, _)| *intent).chain(offers.iter().map(|offer| &offer.intent));
-    for intent in coming {
-        if let (false, Some(expected)) = (engines.contains_key(&intent.name), expected(intent)) {
-            engines.insert(intent.name.clone(), expected);
-        }
+    let mut of_classes: BTreeMap<&str, Option<PodEngines>> = BTreeMap::new();
+    for intent in coming.filter(|intent| !known.contains(intent.name.as_str())) {
+        let of_class = of_classes.entry(&intent.class).or_insert_with(|| expected(&intent.class));
+        engines.extend(of_class.clone().map(|expected| (intent.name.clone(), expected)));
     }
     engines
 }
 
 /// Workers on pods that are not ours to rent or to give back.
-fn fixed<'a>(settings: &'a Settings, seen: &'a Seen) -> impl Iterator<Item = &'a SeenWorker> {
+fn fixed<'a>(settings: &'a Settings, seen: &'a Look<'a>) -> impl Iterator<Item = &'a SeenWorker> {
     seen.workers.iter().filter(|worker| worker.live && !settings.is_ours(&worker.pod))
 }
 
 /// The configured classes, then what only pods that run show: other classes, other models.
-fn kinds(settings: &Settings, alive: &[(&Intent, Standing)], seen: &Seen) -> Vec<PodKind> {
+fn kinds(settings: &Settings, alive: &[(&Intent, Standing)], seen: &Look<'_>) -> Vec<PodKind> {
     let mut kinds: Vec<PodKind> = settings
         .classes
         .iter()
@@ -85,8 +122,8 @@ fn kinds(settings: &Settings, alive: &[(&Intent, Standing)], seen: &Seen) -> Vec
 }
 
 /// The kind of a rented pod: as its worker says, or as its class promises until that is heard of.
-fn kind_of(settings: &Settings, seen: &Seen, intent: &Intent) -> PodKind {
-    let worker = seen.workers.iter().find(|worker| worker.pod == intent.name && !worker.models.is_empty());
+fn kind_of(settings: &Settings, seen: &Look<'_>, intent: &Intent) -> PodKind {
+    let worker = seen.worker(&intent.name).filter(|worker| !worker.models.is_empty());
     let promised = || settings.class(&intent.class).map(|class| class.models.clone()).unwrap_or_default();
     let models = worker.map_or_else(promised, |worker| worker.models.clone());
     PodKind { class: intent.class.clone(), models }
@@ -94,6 +131,7 @@ fn kind_of(settings: &Settings, seen: &Seen, intent: &Intent) -> PodKind {
 
 /// Decides what to do now.
 pub fn decide(settings: &Settings, intents: &Intents, seen: &Seen, previous: Option<&Plan>) -> Decision {
+    let seen = &Look::at(seen);
     let mut acts = Vec::new();
     let mut alive = Vec::new();
     if let Some(listed) = &seen.pods {
@@ -160,19 +198,19 @@ fn reap(settings: &Settings, intents: &Intents, listed: &[SeenPod], acts: &mut V
 }
 
 /// Compares one intent with what is seen. `None` when it is not to be counted on.
-fn stand(settings: &Settings, intent: &Intent, seen: &Seen, acts: &mut Vec<Act>) -> Option<Standing> {
+fn stand(settings: &Settings, intent: &Intent, seen: &Look<'_>, acts: &mut Vec<Act>) -> Option<Standing> {
     let age_s = seen.age(intent).as_secs_f64();
     let class = settings.class(&intent.class);
-    let worker = seen.workers.iter().find(|worker| worker.pod == intent.name);
+    let worker = seen.worker(&intent.name);
     let pod = match &seen.pods {
         // Blind: what was rented is taken to run on.
         None => None,
-        Some(listed) => {
-            let own = |pod: &&SeenPod| match &intent.provider_id {
-                Some(id) => pod.id == *id,
-                None => pod.name == intent.name,
+        Some(_) => {
+            let found = match &intent.provider_id {
+                Some(id) => seen.by_id.get(id.as_str()),
+                None => seen.by_name.get(intent.name.as_str()),
             };
-            let found = listed.iter().find(own);
+            let found = found.copied();
             let limit_s = match intent.provider_id {
                 Some(_) if intent.ending.is_some() => f64::NEG_INFINITY,
                 // It is heard of: the list lags.
@@ -245,7 +283,7 @@ fn stand(settings: &Settings, intent: &Intent, seen: &Seen, acts: &mut Vec<Act>)
 /// Gives back the most expensive pods until what is spent today and a lease of all others is within the day's limit.
 fn keep_daily_limit(
     settings: &Settings,
-    seen: &Seen,
+    seen: &Look<'_>,
     alive: &mut Vec<(&Intent, Standing)>,
     acts: &mut Vec<Act>,
 ) {
@@ -282,7 +320,7 @@ struct Candidate<'a> {
 }
 
 /// New pods of each class, up to its limit, each in the data centre that has the fewest of ours.
-fn offers<'a>(settings: &'a Settings, held: Held<'_>, seen: &Seen) -> Vec<Candidate<'a>> {
+fn offers<'a>(settings: &'a Settings, held: Held<'_>, seen: &Look<'_>) -> Vec<Candidate<'a>> {
     let alive = held.alive;
     if seen.halted || seen.pods.is_none() {
         return Vec::new();
@@ -304,17 +342,20 @@ fn offers<'a>(settings: &'a Settings, held: Held<'_>, seen: &Seen) -> Vec<Candid
         let room = class.starting_max.map_or(room, |most| {
             room.min((most as usize).saturating_sub(alive.iter().filter(starting).count()))
         });
+        // How many of ours each data centre has, with those that are offered here.
+        let mut crowds: BTreeMap<&String, usize> = BTreeMap::new();
+        for (intent, _) in alive {
+            if let Some(place) = &intent.data_center {
+                *crowds.entry(place).or_default() += 1;
+            }
+        }
         for _ in 0..room {
-            let crowd = |place: &String| {
-                let there = |intent: &Intent| intent.data_center.as_ref() == Some(place);
-                alive.iter().filter(|(intent, _)| there(intent)).count()
-                    + offers
-                        .iter()
-                        .filter(|offer| offer.class.name == class.name && there(&offer.intent))
-                        .count()
-            };
             let open = class.data_centers.iter().filter(|place| !refused(Some(place)));
-            let place = open.min_by_key(|place| crowd(place)).cloned();
+            let place = open.min_by_key(|place| crowds.get(place).copied().unwrap_or(0));
+            if let Some(place) = place {
+                *crowds.entry(place).or_default() += 1;
+            }
+            let place = place.cloned();
             if place.is_none() && (!class.data_centers.is_empty() || refused(None)) {
                 break;
             }
@@ -339,7 +380,7 @@ fn problem(
     kinds: &[PodKind],
     alive: &[(&Intent, Standing)],
     offers: &[Candidate<'_>],
-    seen: &Seen,
+    seen: &Look<'_>,
 ) -> Problem {
     let index = |kind: &PodKind| PodClass::at(kinds.iter().position(|known| known == kind).unwrap_or(63));
     let serving = |model: &String| class_set(kinds, |kind| kind.serves(model));
@@ -403,7 +444,7 @@ fn follow(
     held: Held<'_>,
     offers: &[Candidate<'_>],
     plan: &Plan,
-    seen: &Seen,
+    seen: &Look<'_>,
     idle: bool,
     acts: &mut Vec<Act>,
 ) {
@@ -469,8 +510,8 @@ fn follow(
 }
 
 /// Is it ready, and idle for less than the limit?
-fn waits(settings: &Settings, intent: &Intent, seen: &Seen) -> bool {
-    let worker = seen.workers.iter().find(|worker| worker.pod == intent.name);
+fn waits(settings: &Settings, intent: &Intent, seen: &Look<'_>) -> bool {
+    let worker = seen.worker(&intent.name);
     worker.is_some_and(|worker| match worker.idle {
         Some(idle) => idle.as_secs_f64() < settings.idle_limit_s,
         None => settings.idle_limit_s > 0.0,

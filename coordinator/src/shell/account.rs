@@ -1,13 +1,12 @@
-//! Where the fleet's account is stored (`control`, key `account`), and what callers see of it beside the pods.
+//! Where the fleet's account is stored (`control`, key `account`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ternfleet_proto::bus::{Bus, BusError};
-use ternfleet_proto::message::{FleetView, Spent};
-use ternfleet_proto::{TenantId, TimeMs, UsdMicro, codec, table};
+use ternfleet_proto::{UsdMicro, codec, table};
 
-use crate::core::{Account, Core};
+use crate::core::Account;
 
 const KEY: &str = "account";
 const TRIES: u32 = 10;
@@ -87,20 +86,4 @@ pub(crate) struct RentedBefore {
     pub(crate) total: UsdMicro,
     /// Of the present day; negative when this process began before midnight.
     pub(crate) today: UsdMicro,
-}
-
-pub(super) fn fleet_view(
-    now: TimeMs,
-    core: &Core,
-    viewer: Option<&TenantId>,
-    rented_before: Option<RentedBefore>,
-) -> FleetView {
-    let (account, leased) = (core.account(), core.money().leased_total());
-    let spent = rented_before.map(|before| Spent {
-        since: account.since.unwrap_or(now),
-        total_usd_micro: account.unrented_usd_micro + before.total + leased,
-        today_usd_micro: account.today(now) + before.today + leased,
-        rented_usd_micro: before.total + leased,
-    });
-    FleetView { pods: core.pod_views(viewer), lost: account.lost.iter().cloned().collect(), spent }
 }

@@ -104,6 +104,13 @@ pub(crate) async fn follow(
     }
 }
 
+/// An answer as it is in the stream.
+pub(crate) struct Stored {
+    pub(crate) sequence: u64,
+    pub(crate) payload: Bytes,
+    pub(crate) result: JobResult,
+}
+
 /// The committed answers of one batch, in the order of their commit, read from the stream by the ledger's own rule.
 pub(crate) struct Committed {
     replay: ternfleet_proto::bus::BusStream<ternfleet_proto::bus::Result<Replayed>>,
@@ -134,8 +141,8 @@ impl Committed {
         Ok(Self { replay, key: key.clone(), lines, seen: vec![0; (lines as usize).div_ceil(64)] })
     }
 
-    /// The next committed answer and its sequence; `None` when the stream's end is reached.
-    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<(u64, JobResult)>> {
+    /// The next committed answer; `None` when the stream's end is reached.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Stored>> {
         while let Some(item) = self.replay.next().await {
             let message = match item? {
                 Replayed::CaughtUp => return Ok(None),
@@ -151,7 +158,7 @@ impl Committed {
             let (word, bit) = ((result.job.index / 64) as usize, 1u64 << (result.job.index % 64));
             if self.seen[word] & bit == 0 {
                 self.seen[word] |= bit;
-                return Ok(Some((message.sequence, result)));
+                return Ok(Some(Stored { sequence: message.sequence, payload: message.payload, result }));
             }
         }
         Ok(None)

@@ -8,20 +8,20 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::message::{
-    BatchFind, BatchList, BatchPage, BatchRef, BatchSet, BatchView, CountTokens, FileRef, JobCreate, PodRef,
-    Quote, QuoteAsk, Refusal, RefusalCode, Reply, ResultsRequest, TenantOpen,
+    BatchFind, BatchList, BatchPage, BatchRef, BatchSet, BatchView, CountTokens, FileRef, JobCreate, PodList,
+    PodRef, Quote, QuoteAsk, Refusal, RefusalCode, Reply, ResultsRequest, TenantOpen,
 };
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{BatchId, Now, TenantId, TimeMs, codec};
 use tokio::sync::mpsc;
 
 use super::Input;
-use super::answers::{Committed, Recent};
+use super::answers::{Committed, Recent, Stored as StoredAnswer};
 use super::deletion::Reserves;
 use super::find::{self, Found, Stored};
 use super::pages::Pages;
 use super::quotes::{Footing, Question};
-use super::{bounds, count, dead, deletion, setup, spans};
+use super::{bounds, count, dead, deletion, overview, setup, spans};
 use crate::Options;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, view_of};
 
@@ -194,10 +194,10 @@ impl Api {
                 tokio::spawn(dead::answer(Arc::clone(&api.bus), list, reply));
                 Vec::new()
             }),
-            ApiVerb::Pods => {
-                self.answer(reply, &Ok(core.pod_views(tenant.as_ref())));
+            ApiVerb::Pods => self.with(&payload, reply, |api, ask: Option<PodList>, reply| {
+                api.answer(reply, &Ok(overview::pods(core, tenant.as_ref(), ask)));
                 Vec::new()
-            }
+            }),
             // Answered by the loop, which knows the ledgers.
             ApiVerb::Fleet => Vec::new(),
             ApiVerb::PodDismiss => self.with(&payload, reply, |api, lost: PodRef, reply| {
@@ -320,7 +320,7 @@ impl Api {
                 anyhow::Ok(committed.next().await?)
             };
             match answered.await {
-                Ok(Some((_, result))) => {
+                Ok(Some(StoredAnswer { result, .. })) => {
                     let _ = bus.send(&table::done(&result.job), codec::encode(&result)).await;
                 }
                 Ok(None) => {

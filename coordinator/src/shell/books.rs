@@ -1,4 +1,7 @@
-//! The books: batch records and the audit log, one entry after the other, and the answers that wait for them.
+//! The books: batch records and the audit log, and the answers that wait for them. What callers wait for comes first, one
+//! entry after the other; what may wait is gathered in `pile`, so that no outage and no number of pods makes it grow.
+
+mod pile;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,9 +13,13 @@ use ternfleet_proto::message::{Event as Audit, EventKind};
 use ternfleet_proto::{BatchId, LeaderRevision, TimeMs, codec, table};
 use tokio::sync::mpsc;
 
+use super::Input;
 use super::account::AccountStamp;
 use super::perform::retry;
-use crate::core::{Account, BatchRecord};
+use crate::core::{Account, BatchRecord, Event};
+
+use pile::Next;
+pub(crate) use pile::Pile;
 
 const WAIT: Duration = Duration::from_millis(150);
 
@@ -20,6 +27,8 @@ const WAIT: Duration = Duration::from_millis(150);
 #[derive(Debug)]
 pub(crate) enum Entry {
     Record(Box<BatchRecord>),
+    /// Nothing but totals has changed since the batch's last record.
+    Totals(Box<BatchRecord>),
     Audit(TimeMs, EventKind),
     Account(Box<Account>),
     /// Told to a caller once everything before it about this batch is stored; never, if another leader stored instead.
@@ -35,17 +44,27 @@ pub(crate) async fn keep(
     bus: Arc<dyn Bus>,
     leader: LeaderRevision,
     mut account_at: AccountStamp,
-    mut entries: mpsc::UnboundedReceiver<Entry>,
+    pile: Arc<Pile>,
+    inbox: mpsc::Sender<Input>,
 ) {
     let mut revisions = BTreeMap::new();
     let mut unstored = BTreeSet::new();
-    while let Some(entry) = entries.recv().await {
-        match entry {
-            Entry::Record(mut record) => {
+    while let Some(next) = pile.next().await {
+        match next {
+            Next::Record(mut record) => {
                 record.leader = leader;
                 let ended = record.state.is_terminal();
                 if store(&bus, &mut revisions, &record).await {
                     unstored.remove(&record.id);
+                    let archived = record
+                        .answers_object
+                        .is_some()
+                        .then(|| Event::Archived { batch: record.id.clone(), tenant: record.tenant.clone() });
+                    if let Some(archived) = archived
+                        && inbox.send(Input::Event(archived)).await.is_err()
+                    {
+                        return;
+                    }
                 } else {
                     unstored.insert(record.id.clone());
                 }
@@ -53,20 +72,36 @@ pub(crate) async fn keep(
                     revisions.remove(&record.id);
                 }
             }
-            Entry::Answer { batch, .. } if unstored.contains(&batch) => {
+            Next::Answer { batch, .. } if unstored.contains(&batch) => {
                 tracing::warn!(%batch, "a request gets no reply, because its result could not be stored");
             }
-            Entry::Answer { reply, payload, .. } => {
+            Next::Answer { reply, payload, .. } => {
                 if let Err(error) = bus.send(&reply, payload).await {
                     tracing::debug!(%error, "a reply was not sent");
                 }
             }
-            Entry::Account(account) => account_at.store(&*bus, &account).await,
-            Entry::Audit(at, what) => {
-                let subject = table::event(kind_name(&what));
-                let payload = codec::encode(&Audit { at, leader, what });
-                retry(|| bus.publish(&subject, payload.clone(), Publish::default())).await;
-            }
+            Next::Account(account) => account_at.store(&*bus, &account).await,
+            Next::Audits(audits) => log(&bus, leader, audits).await,
+        }
+    }
+}
+
+/// Many at a time: the log of a large fleet has thousands of entries when it starts and when it loses a host.
+async fn log(bus: &Arc<dyn Bus>, leader: LeaderRevision, audits: Vec<(TimeMs, EventKind)>) {
+    let mut stored = Vec::with_capacity(audits.len());
+    for (at, what) in audits {
+        let subject = table::event(kind_name(&what));
+        let payload = codec::encode(&Audit { at, leader, what });
+        let ack = bus.enqueue(&subject, payload.clone(), Publish::default()).await;
+        stored.push((subject, payload, ack));
+    }
+    for (subject, payload, ack) in stored {
+        let ack = match ack {
+            Ok(ack) => ack.await,
+            Err(error) => Err(error),
+        };
+        if ack.is_err() {
+            retry(|| bus.publish(&subject, payload.clone(), Publish::default())).await;
         }
     }
 }
@@ -140,7 +175,7 @@ fn kind_name(kind: &EventKind) -> &'static str {
     match kind {
         EventKind::BatchChanged { .. } => "batch",
         EventKind::WorkerSeen { .. } | EventKind::WorkerLost { .. } => "worker",
-        EventKind::Spent { .. } => "spent",
+        EventKind::Spent(_) | EventKind::SpentByPods { .. } => "spent",
         EventKind::AuditDiverged { .. }
         | EventKind::CheckpointRejected { .. }
         | EventKind::CanaryDiverged { .. } => "audit",

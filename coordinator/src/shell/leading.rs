@@ -8,14 +8,15 @@ use ternfleet_proto::{BusError, LeaderRevision, Now, table};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
-use super::{Service, account, books, cache, perform, records, retention, scaler};
+use super::{Service, account, books, cache, departure, perform, records, retention, savepoints, scaler};
 use crate::core::{Action, Event, Lead, Situation};
 
 /// The leader's tasks, and how they are reached.
 pub(super) struct Hands {
     pub(super) actions: mpsc::UnboundedSender<Action>,
-    books: mpsc::UnboundedSender<books::Entry>,
+    books: Arc<books::Pile>,
     cache: mpsc::UnboundedSender<cache::Ask>,
+    savepoints: savepoints::Savepoints,
     pub(super) scaler: Option<ScalerHand>,
     leader: LeaderRevision,
     working: JoinSet<()>,
@@ -31,8 +32,9 @@ pub(super) struct ScalerHand {
 impl Hands {
     /// Lets the tasks end what they have begun, for a moment.
     pub(super) async fn close(self) {
-        let Hands { actions, books, cache, scaler, leader, mut working } = self;
-        drop((actions, books, cache, scaler));
+        let Hands { actions, books, cache, savepoints, scaler, leader, mut working } = self;
+        drop((actions, cache, savepoints, scaler));
+        books.close();
         let all = async { while working.join_next().await.is_some() {} };
         if tokio::time::timeout(Duration::from_secs(2), all).await.is_err() {
             tracing::warn!(leader = leader.0, "an operation was not finished");
@@ -57,7 +59,7 @@ impl Service {
         self.core.on(now, Event::AccountKnown(Box::new(account)), actions);
         self.clear_work().await;
         let (action_sender, action_queue) = mpsc::unbounded_channel();
-        let (book_sender, book_queue) = mpsc::unbounded_channel();
+        let pile = Arc::new(books::Pile::default());
         let (cache_sender, cache_queue) = mpsc::unbounded_channel();
         let bus = &self.bus;
         let mut working = JoinSet::new();
@@ -66,13 +68,20 @@ impl Service {
             perform::Under {
                 leader: lead.revision,
                 syncs_always: self.bus_facts.syncs_always,
+                synced_after: self.bus_facts.synced_after,
                 key: self.bus_facts.key.clone(),
                 clock: self.clock.clone(),
             },
             action_queue,
             self.inbox.clone(),
         ));
-        working.spawn(books::keep(Arc::clone(bus), lead.revision, account_at, book_queue));
+        working.spawn(books::keep(
+            Arc::clone(bus),
+            lead.revision,
+            account_at,
+            Arc::clone(&pile),
+            self.inbox.clone(),
+        ));
         working.spawn(cache::serve(
             Arc::clone(bus),
             lead.revision,
@@ -82,6 +91,9 @@ impl Service {
             action_sender.clone(),
             self.inbox.clone(),
         ));
+        let (save_sender, save_queue) = mpsc::channel(1);
+        let every = Duration::from_millis(self.options.savepoint_ms);
+        self.tasks.spawn(savepoints::write(Arc::clone(bus), self.recent.clone(), save_queue));
         let scaler = self.rental.clone().map(|rental| {
             let (situations, watched) = watch::channel(Arc::new(self.core.situation(now)));
             let (calls, asked) = mpsc::unbounded_channel();
@@ -101,12 +113,18 @@ impl Service {
         });
         self.hands = Some(Hands {
             actions: action_sender,
-            books: book_sender,
+            books: pile,
             cache: cache_sender,
+            savepoints: savepoints::Savepoints::new(now.mono, every, save_sender),
             scaler,
             leader: lead.revision,
             working,
         });
+        self.tasks.spawn(departure::finish(
+            Arc::clone(&self.bus),
+            self.bus_facts.synced_after,
+            self.clock.clone(),
+        ));
         let retention = self.options.retention.clone();
         self.tasks.spawn(retention::keep_sweeping(
             Arc::clone(&self.bus),
@@ -148,9 +166,16 @@ impl Service {
         }
     }
 
+    /// What the ledger knows is saved from time to time.
+    pub(super) fn save(&mut self, now: Now) {
+        if let Some(hands) = &mut self.hands {
+            hands.savepoints.tick(now, &self.core);
+        }
+    }
+
     pub(super) fn book(&self, entry: books::Entry) {
         if let Some(hands) = &self.hands {
-            let _ = hands.books.send(entry);
+            hands.books.put(entry);
         }
     }
 }

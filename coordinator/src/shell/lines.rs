@@ -1,15 +1,19 @@
 //! Lines of an input object: cut out of a byte stream with bounded memory, and the index that finds them again.
 
-use std::borrow::Cow;
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
+mod names;
 
+use std::borrow::Cow;
+use std::path::Path;
+
+use anyhow::Context;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use ternfleet_proto::openai::{LINE_BYTES_MAX, is_blank};
 use ternfleet_proto::table::WORK_MESSAGE_BYTES_MAX;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
+
+use names::{Names, RUN_NAMES};
 
 #[cfg(test)]
 mod fuzz;
@@ -103,9 +107,10 @@ fn judged(line: &mut Vec<u8>, bytes: u64) -> RawLine {
 pub(crate) async fn scan(
     mut input: impl AsyncBufRead + Unpin,
     lines_max: u32,
+    scratch: Option<&Path>,
 ) -> anyhow::Result<Option<LineIndex>> {
     let mut index = LineIndex::default();
-    let mut seen: HashSet<u64> = HashSet::new();
+    let mut names = Names::new(RUN_NAMES, scratch);
     let mut line = Vec::new();
     let (mut number, mut offset) = (0u32, 0u64);
     loop {
@@ -129,15 +134,13 @@ pub(crate) async fn scan(
             index.long.push(number);
         }
         if let Some(id) = custom_id(&line) {
-            let mut hasher = DefaultHasher::new();
-            id.hash(&mut hasher);
-            if !seen.insert(hasher.finish()) {
-                index.repeated.push(number);
-            }
+            names.add(&id, number).context("the scratch file")?;
         }
         number += 1;
     }
     index.offsets.truncate(index.lines.div_ceil(INDEX_EVERY) as usize);
+    let repeated = ternfleet_proto::aside::run(move || names.repeated()).await;
+    index.repeated = repeated.context("names cannot be compared")?.context("the scratch file")?;
     Ok(Some(index))
 }
 
@@ -257,7 +260,7 @@ mod tests {
         let mut input = b"short\n".to_vec();
         input.resize(input.len() + LONG_LINE_BYTES as usize, b'x');
         input.extend_from_slice(b"\nshort\n");
-        let index = scan(&input[..], 100).await.unwrap().unwrap();
+        let index = scan(&input[..], 100, None).await.unwrap().unwrap();
         assert_eq!((index.lines, index.long), (3, vec![1]));
     }
 
@@ -265,26 +268,26 @@ mod tests {
     async fn a_custom_id_is_known_again_however_it_is_written() {
         let input = "\u{feff}{\"custom_id\": \"a\"}\n{\"custom_id\":\"\\u0061\"}\n{\"custom_id\": null}\n\
                      {\"custom_id\": null}\n{\"custom_id\": \"b\", \"custom_id\": \"a\"}\n{\"custom_id\": \"b\"}\n";
-        let index = scan(input.as_bytes(), 100).await.unwrap().unwrap();
+        let index = scan(input.as_bytes(), 100, None).await.unwrap().unwrap();
         assert_eq!((index.lines, index.repeated), (6, vec![1, 4]));
     }
 
     #[tokio::test]
     async fn newlines_alone_cost_nothing_and_too_many_lines_are_refused() {
         let mut blank = vec![b'\n'; 3 << 20];
-        let index = scan(&blank[..], 1000).await.unwrap().unwrap();
+        let index = scan(&blank[..], 1000, None).await.unwrap().unwrap();
         assert_eq!(index, LineIndex::default());
         assert!(!is_longer(&blank[..], 1000).await.unwrap());
         blank.push(b'x');
         assert_eq!(
-            scan(&blank[..], 1000).await.unwrap(),
+            scan(&blank[..], 1000, None).await.unwrap(),
             None,
             "a line of content behind them counts them all"
         );
         assert!(is_longer(&blank[..], 1000).await.unwrap());
         let text = b"a\n\nb\n\n\n";
-        assert_eq!(scan(&text[..], 3).await.unwrap().unwrap().lines, 3);
-        assert_eq!(scan(&text[..], 2).await.unwrap(), None);
+        assert_eq!(scan(&text[..], 3, None).await.unwrap().unwrap().lines, 3);
+        assert_eq!(scan(&text[..], 2, None).await.unwrap(), None);
         let longer =
             async |max| is_longer(tokio::io::BufReader::with_capacity(2, &text[..]), max).await.unwrap();
         assert!(!longer(3).await && longer(2).await);

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{JobResult, Refusal, RefusalCode, Reply, ResultsPage, ResultsRequest};
@@ -17,7 +16,8 @@ use tokio::time::Instant;
 use super::Input;
 use super::answers::{Committed, Recent};
 use super::api::{refusal, stored_record, unknown, unreachable};
-use crate::core::{Batch, BatchSlot, Core, view_of};
+use super::archive::Archive;
+use crate::core::{Batch, BatchRecord, BatchSlot, Core, view_of};
 
 const PAGE_LINES_MAX: u32 = 1000;
 /// Replies stay well under the server's largest message.
@@ -41,8 +41,8 @@ pub(crate) struct Pages {
     recent: Recent,
     inbox: mpsc::Sender<Input>,
     pollers: BTreeMap<BatchSlot, Vec<Poller>>,
-    /// Committed sequences of batches whose ledger is not in memory any more.
-    past: BTreeMap<BatchId, Arc<Vec<u64>>>,
+    /// Of batches whose ledger is not in memory any more.
+    past: BTreeMap<BatchId, Arc<Past>>,
 }
 
 impl Pages {
@@ -114,41 +114,71 @@ impl Pages {
         true
     }
 
-    /// A batch that ended before this process began, or long ago: its commits are read from the stream.
+    /// A batch that has ended, and whose answers' places are not in memory any more.
     fn page_of_past(&self, request: ResultsRequest, reply: String) {
         let (bus, key, recent, inbox) =
             (Arc::clone(&self.bus), self.key.clone(), self.recent.clone(), self.inbox.clone());
         let known = self.past.get(&request.id).cloned();
         tokio::spawn(async move {
-            let page = match past_page(&bus, &key, &request, known).await {
-                Ok(page) => page,
+            match past_page(&bus, &key, &request, known).await {
+                Ok(PastPage { past, content, page, keep }) => {
+                    if keep {
+                        let _ = inbox.send(Input::PastAnswers { batch: request.id, past }).await;
+                    }
+                    match content {
+                        Content::Sequences(sequences) => {
+                            send_page(bus, recent, sequences, page, reply).await;
+                        }
+                        Content::Lines(lines) => {
+                            let next = page.next + lines.len() as u64;
+                            let page = ResultsPage { lines, next, ..page };
+                            let _ = bus.send(&reply, codec::encode(&Reply::Ok(page))).await;
+                        }
+                    }
+                }
                 Err(refused) => {
                     let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
-                    return;
                 }
-            };
-            let (commits, sequences, page) = page;
-            let _ = inbox.send(Input::PastCommits { batch: request.id, commits }).await;
-            send_page(bus, recent, sequences, page, reply).await;
+            }
         });
     }
 
-    pub(crate) fn past_commits(&mut self, batch: BatchId, commits: Arc<Vec<u64>>) {
+    pub(crate) fn keep_past(&mut self, batch: BatchId, past: Arc<Past>) {
         // A handful of old batches is read at a time.
         if self.past.len() >= 8 {
             self.past.pop_first();
         }
-        self.past.insert(batch, commits);
+        self.past.insert(batch, past);
     }
 }
 
-type PastPage = (Arc<Vec<u64>>, Vec<u64>, ResultsPage);
+/// Where the answers of an ended batch are.
+#[derive(Debug)]
+pub(crate) enum Past {
+    /// At these sequences of RESULTS: nothing was written for the batch, or an earlier coordinator has written it.
+    Stream(Vec<u64>),
+    Object(Archive),
+}
+
+struct PastPage {
+    past: Arc<Past>,
+    content: Content,
+    /// Without its lines.
+    page: ResultsPage,
+    /// Nothing more is going to change.
+    keep: bool,
+}
+
+enum Content {
+    Sequences(Vec<u64>),
+    Lines(Vec<JobResult>),
+}
 
 async fn past_page(
     bus: &Arc<dyn Bus>,
     key: &AssignmentKey,
     request: &ResultsRequest,
-    known: Option<Arc<Vec<u64>>>,
+    known: Option<Arc<Past>>,
 ) -> Result<PastPage, Refusal> {
     let record = stored_record(bus, &request.id).await.map_err(|error| unreachable(&error))?;
     let record = record.filter(|r| r.tenant == request.tenant).ok_or_else(|| unknown(&request.id))?;
@@ -156,26 +186,60 @@ async fn past_page(
         let message = format!("the answers of {} were deleted after their retention time", request.id);
         return Err(refusal(RefusalCode::NotFound, message));
     }
-    let commits = match known {
-        Some(commits) => commits,
-        None => {
-            let read = async {
-                let mut committed = Committed::of(bus, key, &record).await?;
-                let mut sequences = Vec::new();
-                while let Some((sequence, _)) = committed.next().await? {
-                    sequences.push(sequence);
-                }
-                anyhow::Ok(Arc::new(sequences))
-            };
-            read.await.map_err(|error| refusal(RefusalCode::Unavailable, format!("{error:#}")))?
+    let failed = |error: anyhow::Error| refusal(RefusalCode::Unavailable, format!("{error:#}"));
+    let is_at = |past: &Past| match (past, &record.answers_object) {
+        (Past::Object(archive), Some(object)) => archive.name == *object,
+        (Past::Stream(_), None) => true,
+        _ => false,
+    };
+    let past = match known.filter(|past| is_at(past)) {
+        Some(past) => past,
+        None => Arc::new(find_past(bus, key, &record).await.map_err(failed)?),
+    };
+    let limit = request.limit.clamp(1, PAGE_LINES_MAX) as usize;
+    let total = match &*past {
+        Past::Stream(commits) => commits.len() as u64,
+        Past::Object(archive) => archive.answers(),
+    };
+    let after = request.after.min(total);
+    let content = match &*past {
+        Past::Stream(commits) => {
+            let upto = commits.len().min(after as usize + limit);
+            Content::Sequences(commits[after as usize..upto].to_vec())
+        }
+        Past::Object(archive) => {
+            Content::Lines(archive.read(bus, after, limit, PAGE_BYTES_MAX).await.map_err(failed)?)
         }
     };
-    let after = (request.after as usize).min(commits.len());
-    let upto = commits.len().min(after + request.limit.clamp(1, PAGE_LINES_MAX) as usize);
+    let count = match &content {
+        Content::Sequences(sequences) => sequences.len(),
+        Content::Lines(lines) => lines.len(),
+    };
+    let keep = record.state.is_terminal();
+    let end = keep && after + count as u64 == total;
     let view = view_of(&record, record.totals);
-    let end = record.state.is_terminal() && upto == commits.len();
-    let sequences = commits[after..upto].to_vec();
-    Ok((commits, sequences, ResultsPage { lines: Vec::new(), next: after as u64, end, batch: view }))
+    let page = ResultsPage { lines: Vec::new(), next: after, end, batch: view };
+    Ok(PastPage { past, content, page, keep })
+}
+
+async fn find_past(bus: &Arc<dyn Bus>, key: &AssignmentKey, record: &BatchRecord) -> anyhow::Result<Past> {
+    // If the object was lost with the server's power, the answers have not left the stream.
+    if let Some(object) = &record.answers_object
+        && let Some(archive) = Archive::open(bus, object).await?
+    {
+        return Ok(Past::Object(archive));
+    }
+    let mut committed = Committed::of(bus, key, record).await?;
+    let mut sequences = Vec::new();
+    while let Some(answer) = committed.next().await? {
+        sequences.push(answer.sequence);
+    }
+    Ok(Past::Stream(sequences))
+}
+
+fn moved() -> Refusal {
+    let message = "the answers are being moved: ask again".to_owned();
+    Refusal { code: RefusalCode::Unavailable, message, retry_after_ms: Some(1000) }
 }
 
 /// Fetches the answers and replies; a page that would grow too large ends early.
@@ -202,20 +266,25 @@ async fn send_page(
     let mut failed = None;
     while let Some(payload) = fetched.next().await {
         let payload = match payload {
-            Ok(payload) => payload,
+            Ok(Some(payload)) => payload,
+            // The batch has ended meanwhile, and its answers have moved: whoever asks again is told from there.
+            Ok(None) => {
+                failed = Some(moved());
+                break;
+            }
             Err(error) => {
                 failed = Some(unreachable(&error));
                 break;
             }
         };
-        let size = payload.as_ref().map_or(0, Bytes::len);
+        let size = payload.len();
         if taken > 0 && bytes + size > PAGE_BYTES_MAX {
             break;
         }
         bytes += size;
         taken += 1;
         page.next += 1;
-        if let Some(result) = payload.and_then(|payload| codec::decode::<JobResult>(&payload).ok()) {
+        if let Ok(result) = codec::decode::<JobResult>(&payload) {
             page.lines.push(result);
         }
     }

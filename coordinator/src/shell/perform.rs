@@ -12,7 +12,7 @@ use ternfleet_proto::{Clock, Epoch, JobKey, Lane, LeaderRevision, WorkerId, code
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::{Input, reader, spans};
+use super::{Input, departure, reader, savepoints, spans};
 use crate::core::{Action, Event, HandOut, JobRef, Trace};
 
 /// Operations on their way at a time.
@@ -25,11 +25,16 @@ const WAIT: Duration = Duration::from_millis(150);
 /// wakes later may claim the job once more, and its answer commits nothing.
 const FENCE_STANDS: Duration = table::ACK_WAIT.saturating_mul(3);
 
+/// Checkpoints of answered jobs that are removed at a time: there is no hurry, and work goes before.
+const CLEANED_AT_A_TIME: usize = 8;
+
 /// What everything is done under.
 #[derive(Debug, Clone)]
 pub(crate) struct Under {
     pub(crate) leader: LeaderRevision,
     pub(crate) syncs_always: bool,
+    /// What is stored is on the server's disk after this time.
+    pub(crate) synced_after: Duration,
     pub(crate) key: AssignmentKey,
     pub(crate) clock: Clock,
 }
@@ -44,6 +49,7 @@ pub(crate) async fn side_by_side(
     let mut running = FuturesUnordered::new();
     // What is not to be done yet. A leader that ends leaves it to the age of the checkpoints.
     let mut waiting = FuturesUnordered::new();
+    let mut dropping = FuturesUnordered::new();
     let mut open = true;
     while open || !running.is_empty() {
         tokio::select! {
@@ -53,12 +59,16 @@ pub(crate) async fn side_by_side(
                     tokio::time::sleep(FENCE_STANDS).await;
                     action
                 }),
+                Some(Action::DropAnswers { tenant, batch }) => {
+                    dropping.push(departure::drop_answers(&bus, tenant, batch, under.synced_after));
+                }
                 Some(action) => running.push(perform(&bus, &under, action)),
                 None => open = false,
             },
             Some(action) = waiting.next(), if !waiting.is_empty() => {
                 running.push(perform(&bus, &under, action));
             }
+            Some(()) = dropping.next(), if !dropping.is_empty() => {}
             Some(input) = running.next(), if !running.is_empty() => {
                 if let Some(input) = input && inbox.send(input).await.is_err() {
                     return;
@@ -138,19 +148,43 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
             None
         }
         Action::Forget { batch, read, .. } => {
-            let filter = table::checkpoints_of(&batch);
-            retry(|| bus.purge(table::CHECKPOINTS, &filter)).await;
             if read {
+                let filter = table::checkpoints_of(&batch);
+                retry(|| bus.purge(table::CHECKPOINTS, &filter)).await;
                 retry(|| reader::forget(&**bus, &batch)).await;
+                for name in savepoints::objects(&batch) {
+                    retry(|| bus.object_delete(table::LEDGER, &name)).await;
+                }
+            } else {
+                forget_checkpoint(bus, &JobKey { batch: batch.clone(), index: 0 }).await;
             }
             None
         }
+        Action::Clean { batch, lines } => {
+            let key = |index| JobKey { batch: batch.clone(), index };
+            let cleaned =
+                lines.into_iter().map(|index| async move { forget_checkpoint(bus, &key(index)).await });
+            futures::stream::iter(cleaned).buffer_unordered(CLEANED_AT_A_TIME).collect::<()>().await;
+            None
+        }
+        Action::DropAnswer { batch, sequence } => {
+            // A server that lost power may have given the sequence to another answer.
+            let stored = retry(|| bus.message(table::RESULTS, sequence)).await.flatten();
+            let job = stored.and_then(|message| table::parse_result_subject(&message.subject));
+            if job.is_some_and(|(_, job, _)| job.batch == batch) {
+                retry(|| bus.delete_message(table::RESULTS, sequence)).await;
+            }
+            None
+        }
+        // Above.
+        Action::DropAnswers { .. } => None,
         // The shell keeps these to itself.
         Action::Scan { .. }
         | Action::Read { .. }
         | Action::StopReading { .. }
         | Action::Write { .. }
         | Action::Record(_)
+        | Action::KeepTotals(_)
         | Action::Audit(_)
         | Action::KeepAccount(_)
         | Action::Announce { .. }
@@ -158,6 +192,15 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
         | Action::Remember { .. }
         | Action::Repeat { .. }
         | Action::ClearWork => None,
+    }
+}
+
+/// Removes the checkpoint of a job. By its sequence: a removal by subject looks at all blocks of the stream.
+async fn forget_checkpoint(bus: &Arc<dyn Bus>, job: &JobKey) {
+    let subject = table::checkpoint(job);
+    let last = retry(|| bus.last_on_subject(table::CHECKPOINTS, &subject)).await.flatten();
+    if let Some(message) = last {
+        retry(|| bus.delete_message(table::CHECKPOINTS, message.sequence)).await;
     }
 }
 

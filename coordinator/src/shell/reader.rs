@@ -43,6 +43,8 @@ pub(crate) struct Source {
     /// As counted before, if they were.
     pub(crate) lines: Option<u32>,
     pub(crate) lines_max: u32,
+    /// Where scratch files are made, if not where the system makes them.
+    pub(crate) scratch: Option<std::path::PathBuf>,
 }
 
 type Stream = BufReader<Pin<Box<dyn AsyncRead + Send>>>;
@@ -138,7 +140,9 @@ impl Reader {
                 Some(index) => index,
                 None => {
                     let lines_max = self.source.lines_max.max(self.source.lines.unwrap_or(0));
-                    let Some(index) = scan(self.stream(0).await?, lines_max).await? else { return Ok(None) };
+                    let content = self.stream(0).await?;
+                    let found = scan(content, lines_max, self.source.scratch.as_deref()).await?;
+                    let Some(index) = found else { return Ok(None) };
                     let content = Box::pin(std::io::Cursor::new(codec::encode(&index)));
                     let stored = self.bus.object_put(table::LARGE_REQUESTS, &name, content).await;
                     stored.context("the line index")?;

@@ -16,14 +16,22 @@ use super::Input;
 use super::find::Stored;
 use crate::core::{Action, BatchRecord, Core, Event};
 
-/// Reads every stored batch; answers where in RESULTS the reading must begin.
+/// What was found.
+pub(super) struct Loaded {
+    /// Batches that have not ended, and were not known.
+    pub(super) open: Vec<BatchRecord>,
+    /// The last sequence of RESULTS.
+    pub(super) end: u64,
+}
+
+/// Reads every stored batch.
 pub(super) async fn load(
     bus: &Arc<dyn Bus>,
     now: Now,
     core: &mut Core,
     stored: &mut Stored,
     actions: &mut Vec<Action>,
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<Loaded> {
     let entries = bus.kv_entries(table::KV_BATCHES).await.context("the stored batches cannot be read")?;
     let mut records: Vec<BatchRecord> = Vec::new();
     for entry in entries {
@@ -37,15 +45,17 @@ pub(super) async fn load(
     records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
     let end =
         bus.stream_facts(table::RESULTS).await.context("the state of RESULTS cannot be read")?.last_sequence;
-    let live = records.iter().filter(|record| !record.state.is_terminal());
-    let from = live.map(|record| record.results_after).min().unwrap_or(end) + 1;
     // What a leader before said of an end that it did not get to store is void.
     *stored = Stored::default();
+    let mut open = Vec::new();
     for record in records {
         stored.note(&record);
+        if !record.state.is_terminal() && core.find(&record.id).is_none() {
+            open.push(record.clone());
+        }
         core.on(now, Event::BatchKnown(Box::new(record)), actions);
     }
-    Ok(from)
+    Ok(Loaded { open, end })
 }
 
 /// Feeds every value that is stored in the bucket from `from_revision` on to the inbox, in order, forever.

@@ -138,8 +138,16 @@ fn life_of(record: &BatchRecord, now: TimeMs, retention: &Retention) -> Duration
 }
 
 fn tombstone(record: BatchRecord, leader: LeaderRevision, now: TimeMs) -> BatchRecord {
-    let (output_object, error_object, proof_object) = (None, None, None);
-    BatchRecord { leader, aged_out_at: Some(now), output_object, error_object, proof_object, ..record }
+    let (output_object, error_object, answers_object, proof_object) = (None, None, None, None);
+    BatchRecord {
+        leader,
+        aged_out_at: Some(now),
+        output_object,
+        error_object,
+        answers_object,
+        proof_object,
+        ..record
+    }
 }
 
 /// Removes the files whose callers gave them an end; answers how many. An input waits for the batches that read it.
@@ -182,6 +190,12 @@ async fn clear(
     let outputs = [&record.output_object, &record.error_object, &record.proof_object];
     for name in input.into_iter().chain(outputs.into_iter().flatten()) {
         files::remove(&**bus, &record.tenant, name, None, now).await?;
+    }
+    if let Some(answers) = &record.answers_object {
+        match bus.object_delete(table::LEDGER, answers).await {
+            Ok(()) | Err(BusError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
     }
     bus.purge(table::RESULTS, &table::results_of(&record.tenant, &record.id)).await?;
     Ok(())

@@ -219,9 +219,11 @@ impl Scaler {
         }
         match self.rental.provider.list().await {
             Ok(pods) => {
+                let names: BTreeSet<&str> =
+                    pods.iter().flat_map(|pod| [pod.name.as_str(), pod.id.0.as_str()]).collect();
                 for (name, kept) in &self.store.intents {
                     let id = kept.value.provider_id.as_deref();
-                    if pods.iter().any(|pod| pod.name == *name || Some(pod.id.0.as_str()) == id) {
+                    if names.contains(name.as_str()) || id.is_some_and(|id| names.contains(id)) {
                         self.memories.entry(name.clone()).or_default().shown = true;
                     }
                 }

@@ -30,6 +30,8 @@ pub(crate) struct BusFacts {
     pub(crate) replicas: u32,
     /// The server syncs each write before it acknowledges.
     pub(crate) syncs_always: bool,
+    /// What it has acknowledged is on its disk after this time.
+    pub(crate) synced_after: Duration,
 }
 
 impl BusFacts {
@@ -39,7 +41,11 @@ impl BusFacts {
 }
 
 /// Makes streams and buckets; finds out durability of accepted batches.
-pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Result<BusFacts> {
+pub(crate) async fn prepare(
+    bus: &Arc<dyn Bus>,
+    options: &Options,
+    sync: Option<SyncFacts>,
+) -> anyhow::Result<BusFacts> {
     let server = bus.server();
     check_age(&server.version, options.allow_old_server)?;
     let replicas = options.replicas.max(1) as usize;
@@ -54,10 +60,11 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
         );
     }
     let sync = match &options.nats_monitoring_url {
-        Some(url) => read_varz(url).await,
-        None => None,
+        Some(url) if sync.is_none() => read_varz(url).await,
+        _ => sync,
     };
     let syncs_always = sync.is_some_and(|sync| sync.always);
+    let synced_after = table::synced_after(sync);
     for spec in table::streams(replicas) {
         ensure_bounded(bus, spec.at(syncs_always), &options.streams).await?;
     }
@@ -78,6 +85,9 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
     bus.ensure_objects(&table::large_requests_spec(replicas))
         .await
         .context("the store of large requests cannot be created")?;
+    bus.ensure_objects(&table::ledger_spec(replicas))
+        .await
+        .context("the store of answers cannot be created")?;
     let key = secret(bus, ASSIGNMENT_KEY, AssignmentKey).await?;
     let proof_key = secret(bus, PROOF_KEY, SigningKey::from_seed).await?;
     let public = proof_key.public().to_string();
@@ -91,7 +101,7 @@ pub(crate) async fn prepare(bus: &Arc<dyn Bus>, options: &Options) -> anyhow::Re
              jetstream block of nats-server, and nats_monitoring_url to its monitoring address"
         );
     }
-    Ok(BusFacts { key, proof_key, durability, replicas: replicas as u32, syncs_always })
+    Ok(BusFacts { key, proof_key, durability, replicas: replicas as u32, syncs_always, synced_after })
 }
 
 /// Makes a stream with as many bytes as are configured for it, if any.

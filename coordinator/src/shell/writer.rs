@@ -1,4 +1,5 @@
-//! Writing the output files of a batch: one pass over its results into a scratch file, then out in input order.
+//! Writing the output files of a batch: one pass over its results into a scratch file, then out in input order. And the
+//! object that holds its answers from then on.
 //!
 //! Memory is sixteen bytes a line, whatever the texts' size.
 
@@ -18,7 +19,8 @@ use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{Clock, TimeMs, table};
 use tokio::io::AsyncRead;
 
-use super::answers::Committed;
+use super::answers::{Committed, Stored};
+use super::archive::Archiver;
 use super::proof::{self, Files, Hashing, Prover};
 use crate::core::{BatchRecord, Outputs};
 use crate::files::{self, FileRecord};
@@ -91,8 +93,10 @@ async fn write_once(
     let mut places: Vec<Option<Place>> = vec![None; record.lines.unwrap_or(0) as usize];
     let mut offset = 0u64;
     let mut prover = Prover::new(scratch)?;
+    let mut archiver = Archiver::new(temporary(scratch)?);
     let mut committed = Committed::of(bus, &keys.assignments, record).await?;
-    while let Some((_, result)) = committed.next().await? {
+    while let Some(Stored { payload, result, .. }) = committed.next().await? {
+        archiver.add(&payload).context("the scratch file")?;
         let line = output_line(&result);
         prover.line(&result, &line)?;
         writer.write_all(line.as_bytes()).context("the scratch file")?;
@@ -109,8 +113,9 @@ async fn write_once(
     let output = in_order(&mut spool, &places, true, scratch)?;
     let error = in_order(&mut spool, &places, false, scratch)?;
     drop(spool);
+    let answers_object = archiver.store(bus, &record.id).await.context("the object of answers")?;
     let mut files = Files { input: proof::of_input(&**bus, record).await?, ..Files::default() };
-    let mut outputs = Outputs::default();
+    let mut outputs = Outputs { answers_object: Some(answers_object), ..Outputs::default() };
     if let Some((file, digest)) = output {
         files.output = Some(digest);
         outputs.output_object = Some(store(bus, record, "output", file, clock.wall()).await?);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{BatchId, TenantId, TimeMs};
+use crate::id::{BatchId, TenantId, TimeMs, WorkerId};
 use crate::message::{DeadJob, Generation, Heartbeat, JobResult, Line, Promise, Stall, WorkSample};
 use crate::money::UsdMicro;
 use crate::openai::Endpoint;
@@ -313,7 +313,16 @@ pub struct FileRef {
     pub object: String,
 }
 
-/// `tf.api.pods`.
+/// `tf.api.pods`: workers in the order of their names, as many as a message holds. `()` asks for the first page. An empty
+/// page is the end.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodList {
+    /// The last worker of the page before.
+    #[serde(default)]
+    pub after: Option<WorkerId>,
+}
+
+/// An element of the answer to [`PodList`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PodView {
     pub heartbeat: Heartbeat,

@@ -32,16 +32,11 @@ pub enum EventKind {
         pod: String,
         reason: String,
     },
-    /// Money spent by a pod since its last such event, split by batch and idleness.
-    Spent {
-        pod: String,
-        from: TimeMs,
-        to: TimeMs,
-        idle_usd_micro: UsdMicro,
-        /// Used by batches whose budgets did not cover it.
-        #[serde(default)]
-        over_budget_usd_micro: UsdMicro,
-        by_batch: Vec<(BatchId, UsdMicro)>,
+    /// What one pod has spent, as coordinators up to 0.1 wrote it.
+    Spent(PodSpent),
+    /// What pods have spent, each since its last such event: many pods in one message.
+    SpentByPods {
+        pods: Vec<PodSpent>,
     },
     /// Two pods gave different answers to one job. With a third answer the host that stood alone is named.
     AuditDiverged {
@@ -91,6 +86,34 @@ pub enum EventKind {
         why: String,
         log: Vec<String>,
     },
+}
+
+/// Money spent by a pod, split by batch and idleness.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodSpent {
+    pub pod: String,
+    pub from: TimeMs,
+    pub to: TimeMs,
+    pub idle_usd_micro: UsdMicro,
+    /// Used by batches whose budgets did not cover it.
+    #[serde(default)]
+    pub over_budget_usd_micro: UsdMicro,
+    pub by_batch: Vec<(BatchId, UsdMicro)>,
+}
+
+impl PodSpent {
+    /// Adds what the same pod has spent after this.
+    pub fn add(&mut self, later: PodSpent) {
+        self.to = self.to.max(later.to);
+        self.idle_usd_micro += later.idle_usd_micro;
+        self.over_budget_usd_micro += later.over_budget_usd_micro;
+        for (batch, cost) in later.by_batch {
+            match self.by_batch.iter_mut().find(|(known, _)| *known == batch) {
+                Some((_, sum)) => *sum += cost,
+                None => self.by_batch.push((batch, cost)),
+            }
+        }
+    }
 }
 
 /// A job that was given up, subject `tf.dead.<tenant>.<batch>.<index>` of the stream DEAD.

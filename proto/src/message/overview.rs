@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{TenantId, TimeMs};
+use crate::id::{TenantId, TimeMs, WorkerId};
 use crate::message::{BatchState, BatchView, PodView};
 use crate::money::UsdMicro;
 
@@ -42,11 +42,79 @@ pub struct BatchPage {
 /// The answer to `tf.api.fleet`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FleetView {
+    /// The first page of workers, in the order of their names.
     pub pods: Vec<PodView>,
+    /// Where the next page begins ([`crate::message::PodList`]); none when `pods` are all.
+    #[serde(default)]
+    pub next: Option<WorkerId>,
+    /// Sums over all workers, by class of pod. At most a second old.
+    #[serde(default)]
+    pub classes: Vec<ClassView>,
+    /// What the live workers serve, by name.
+    #[serde(default)]
+    pub models: Vec<ModelView>,
+    /// Tokens that all workers have made since the leader began.
+    #[serde(default)]
+    pub tokens: u64,
     /// Pods that were lost, and neither replaced nor dismissed since; the latest last.
     pub lost: Vec<LostPod>,
     /// None until the leader has read the ledger.
     pub spent: Option<Spent>,
+}
+
+/// Sums over the workers of one class of pod, lost ones left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClassView {
+    pub class: String,
+    pub workers_live: u32,
+    /// Their heartbeats are late.
+    pub workers_quiet: u32,
+    /// Of the live ones, up to `usd_micro_per_hour`.
+    pub slots: u32,
+    pub slots_in_use: u32,
+    pub rate_tok_s: f64,
+    /// Of their pods, each of which is paid once.
+    pub usd_micro_per_hour: UsdMicro,
+    /// Assigned to a worker, and in no slot yet.
+    pub queued_jobs: u32,
+    pub cost_usd_micro: UsdMicro,
+}
+
+/// A model that is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelView {
+    pub model: String,
+    pub digest: String,
+    pub numerics: String,
+    pub context_tokens: u32,
+    /// The same request has the same answer each time, whichever of the workers runs it.
+    pub deterministic: bool,
+    /// When the first worker that serves it started.
+    pub since: TimeMs,
+    pub workers: u32,
+}
+
+impl FleetView {
+    /// The sums over all classes.
+    pub fn total(&self) -> ClassView {
+        self.classes.iter().fold(ClassView::default(), |sum, class| ClassView {
+            class: String::new(),
+            workers_live: sum.workers_live + class.workers_live,
+            workers_quiet: sum.workers_quiet + class.workers_quiet,
+            slots: sum.slots + class.slots,
+            slots_in_use: sum.slots_in_use + class.slots_in_use,
+            rate_tok_s: sum.rate_tok_s + class.rate_tok_s,
+            usd_micro_per_hour: sum.usd_micro_per_hour + class.usd_micro_per_hour,
+            queued_jobs: sum.queued_jobs + class.queued_jobs,
+            cost_usd_micro: sum.cost_usd_micro + class.cost_usd_micro,
+        })
+    }
+
+    /// Workers that are not lost.
+    pub fn workers(&self) -> usize {
+        let total = self.total();
+        (total.workers_live + total.workers_quiet) as usize
+    }
 }
 
 /// What all pods have cost, whoever led and whether they are still there.

@@ -184,6 +184,8 @@ impl NatsBus {
         Ok(objects.into_values().collect())
     }
 
+    /// First it is marked as deleted, as other clients expect it, then all of it goes, the mark too: a bucket would keep
+    /// one for each object that it ever held.
     pub(super) async fn delete_object(&self, bucket: &str, name: &str) -> Result<()> {
         let Some(mut info) = self.object_info(bucket, name).await? else { return Ok(()) };
         (info.size, info.chunks, info.deleted) = (0, 0, true);
@@ -191,6 +193,36 @@ impl NatsBus {
         self.purge_filtered(&stream_name(bucket), &chunks(bucket, &info.nuid)).await?;
         // The mark has done its work: nobody reads on. An object that got the name meanwhile is behind it.
         self.purge_up_to(&stream_name(bucket), &metadata(bucket, name), mark.sequence).await.map(drop)
+    }
+
+    pub(super) async fn read_part(
+        &self,
+        bucket: &str,
+        name: &str,
+        from_byte: u64,
+        bytes: usize,
+    ) -> Result<Bytes> {
+        let missing = || BusError::NotFound(format!("object {name} in {bucket}"));
+        let info = self.object_info(bucket, name).await?.ok_or_else(missing)?;
+        let left = (info.size as u64).saturating_sub(from_byte).min(bytes as u64) as usize;
+        if left == 0 {
+            return Ok(Bytes::new());
+        }
+        let subject = chunks(bucket, &info.nuid);
+        let (sequence, offset) = self.chunk_at(bucket, &subject, from_byte).await?.ok_or_else(missing)?;
+        let mut chunks = one_by_one(self.clone(), stream_name(bucket), subject, sequence);
+        let mut skip = (from_byte - offset) as usize;
+        let mut part = BytesMut::with_capacity(left);
+        while part.len() < left {
+            let Some(Replayed::Message(chunk)) = chunks.next().await.transpose()? else {
+                return Err(missing());
+            };
+            let from = skip.min(chunk.payload.len());
+            skip -= from;
+            let upto = chunk.payload.len().min(from + left - part.len());
+            part.extend_from_slice(&chunk.payload[from..upto]);
+        }
+        Ok(part.freeze())
     }
 
     pub(super) async fn open_object(

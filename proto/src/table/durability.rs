@@ -1,5 +1,7 @@
 //! What "accepted" rests on: the stream's replicas, and whether the server syncs before it acknowledges.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use crate::message::Durability;
@@ -61,6 +63,21 @@ pub fn durability(replicas: usize, sync: Option<SyncFacts>) -> Durability {
     }
 }
 
+/// The server's default of two minutes, and a part more, because the file is synced after the interval has passed.
+const SYNC_INTERVAL: Duration = Duration::from_secs(120);
+/// A server that syncs always has done so when it acknowledges; readers finish what they have begun.
+const READERS_FINISH: Duration = Duration::from_secs(5);
+
+/// What the server has acknowledged is on its disk after this time. Without the monitoring port the interval is taken to be
+/// the default.
+pub fn synced_after(sync: Option<SyncFacts>) -> Duration {
+    match sync {
+        Some(SyncFacts { always: true, .. }) => READERS_FINISH,
+        Some(SyncFacts { interval_ns, .. }) => SYNC_INTERVAL.max(Duration::from_nanos(interval_ns)) * 5 / 4,
+        None => SYNC_INTERVAL * 5 / 4,
+    }
+}
+
 /// True from [`OLDEST_SERVER`] on; a version that cannot be read counts as too old.
 pub fn server_is_new_enough(version: &str) -> bool {
     let mut numbers = version.trim_start_matches('v').split(['.', '-']).map(|part| part.parse::<u32>().ok());
@@ -80,6 +97,10 @@ mod tests {
         let facts = SyncFacts::from_varz(body).unwrap();
         assert_eq!(facts, SyncFacts { always: true, interval_ns: 120_000_000_000, cluster_size: 1 });
         assert_eq!(durability(3, Some(facts)), Durability::Fsynced);
+        let seldom = SyncFacts { always: false, interval_ns: 600_000_000_000, ..facts };
+        let [always, by_default, seldom] = [Some(facts), None, Some(seldom)].map(synced_after);
+        assert!(always < Duration::from_secs(10) && by_default > Duration::from_secs(120));
+        assert!(seldom > Duration::from_secs(600));
     }
 
     #[test]

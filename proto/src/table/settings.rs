@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::{
     ADVISORIES, ANSWERS, CHECKPOINTS, ConsumerSpec, DEAD, EVENTS, KV_BATCHES, KV_CONTROL, KV_FILES,
-    KV_GRANTS, KV_SCALE, Keeps, KvSpec, LARGE_REQUESTS, ObjectSpec, RESULTS, Retention, StreamSpec, subjects,
+    KV_GRANTS, KV_SCALE, Keeps, KvSpec, LARGE_REQUESTS, LEDGER, ObjectSpec, RESULTS, Retention, StreamSpec,
+    subjects,
 };
 use crate::id::{Lane, TenantId, WorkerId};
 
@@ -129,6 +130,11 @@ pub fn large_requests_spec(replicas: usize) -> ObjectSpec {
         max_bytes: None,
         max_age: Some(CHECKPOINT_AGE_MAX),
     }
+}
+
+/// Answers of ended batches, which the sweep removes with their other files; savepoints of open ones.
+pub fn ledger_spec(replicas: usize) -> ObjectSpec {
+    ObjectSpec { bucket: LEDGER.to_owned(), replicas, max_bytes: None, max_age: None }
 }
 
 #[cfg(test)]

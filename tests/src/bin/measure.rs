@@ -1,7 +1,8 @@
 //! Measures what the promises cost. One command a run, so that each can be repeated alone:
 //!
 //! `measure throughput [JOBS] [always]` · `claims [JOBS]` · `latency [JOBS_A_SECOND]` · `restart [LINES]` · `takeover` ·
-//! `fair [LINES]` · `lines [LINES]` · `bytes [MIB]` · `worker [MIB]` · `core [JOBS]` · `upstream [MS_A_TOKEN]`
+//! `fair [LINES]` · `lines [LINES]` · `bytes [MIB]` · `worker [MIB]` · `core [JOBS]` · `day [JOBS]` · `fleet [WORKERS]` ·
+//! `upstream [MS_A_TOKEN]`
 //!
 //! Needs nats-server as the tests do, and for `restart`, `takeover` and what follows `fair` the binary beside it (or the
 //! one that `TERNFLEET_TEST_BINARY` names).
@@ -9,10 +10,11 @@
 use std::process::ExitCode;
 
 use ternfleet_tests::measure::{
-    Answered, core_alone, large_input, latency, overhead, restart, short_behind_long, takeover, throughput,
+    Answered, core_alone, fleet, large_input, latency, overhead, restart, short_behind_long, takeover,
+    throughput,
 };
 
-const USAGE: &str = "usage: measure throughput|claims|latency|restart|takeover|fair|lines|bytes|worker|core|upstream [NUMBER] [always]";
+const USAGE: &str = "usage: measure throughput|claims|latency|restart|takeover|fair|lines|bytes|worker|core|day|fleet|upstream [NUMBER] [always]";
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<ExitCode> {
@@ -27,6 +29,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some("restart") => restart(or(1_000_000) as u32).await?,
         Some("takeover") => takeover().await?,
         Some("core") => core_alone(or(1_000_000) as u32, 10_000)?,
+        Some("fleet") => fleet(or(10_000) as usize, 30).await?,
+        Some("day") => core_alone(or(100_000_000) as u32, 10_000)?,
         Some("upstream") => overhead(3_000, 64, std::time::Duration::from_millis(or(5))).await?,
         Some("fair") => short_behind_long(or(1_000_000) as usize).await?,
         Some("lines") => large_input(or(1_000_000) as usize, 8, Answered::AtOnce).await?,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use ternfleet_coordinator::core::{
-    Action, Answer, BatchFacts, BatchRecord, Content, Core, Event, Fed, Lead, Limits, Task, Verdict,
+    Action, Answer, BatchFacts, BatchRecord, Content, Core, Event, Fed, Lead, Limits, Outputs, Task, Verdict,
 };
 use ternfleet_proto::message::{
     Abilities, BatchCreate, BatchOptions, Durability, Generation, Input, Line, Prompt,
@@ -15,12 +15,19 @@ use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{Attempt, LeaderRevision, MonoMs, Now, TenantId, TimeMs, WorkerId};
 
 use super::peak_mib;
+use super::process::resident_mib;
 use crate::instant::{Manner, first_beat};
 
 /// Beats in a turn; every worker beats once a virtual second, and a turn takes 20 ms of that.
 const BEATS_A_TURN: usize = 200;
 
-/// One batch of so many jobs through so many workers that answer at once. Only the time inside the core counts.
+/// Lines of a batch, at most.
+const LINES_A_BATCH: u32 = 1_000_000;
+/// Batches that are open at a time.
+const OPEN_MAX: usize = 3;
+
+/// So many jobs, a million in a batch and three batches at a time, through so many workers that answer at once. Only the
+/// time inside the core counts.
 ///
 /// # Errors
 /// When not every job is answered.
@@ -40,23 +47,43 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
         actions.extend(measured.tell(&mut core, now, vec![known, Event::Registered { worker, shard: 0 }]));
         beats.push(beat);
     }
-    let record = record(now.wall, jobs);
-    let id = record.id.clone();
-    actions.extend(measured.tell(&mut core, now, vec![Event::BatchKnown(Box::new(record))]));
-    let batch = core.find(&id).ok_or_else(|| anyhow::anyhow!("the batch is not known"))?;
-    actions.extend(measured.tell(&mut core, now, vec![Event::Scanned { batch, lines: jobs }]));
 
     measured = Measured::default();
     let (mut sequence, mut beating) = (0u64, 0);
-    while core.batch(batch).is_some_and(|batch| batch.answered() < jobs) {
+    let (mut begun, mut open, mut shown) = (0u32, Vec::new(), 0);
+    loop {
         let mut events = Vec::new();
+        open.retain(|batch| core.batch(*batch).is_some_and(|batch| !batch.is_ended()));
+        while open.len() < OPEN_MAX && begun < jobs {
+            let lines = LINES_A_BATCH.min(jobs - begun);
+            let record = record(now.wall, begun, lines);
+            let id = record.id.clone();
+            begun += lines;
+            actions.extend(measured.tell(&mut core, now, vec![Event::BatchKnown(Box::new(record))]));
+            let batch = core.find(&id).ok_or_else(|| anyhow::anyhow!("the batch is not known"))?;
+            actions.extend(measured.tell(&mut core, now, vec![Event::Scanned { batch, lines }]));
+            open.push(batch);
+        }
+        if open.is_empty() {
+            break;
+        }
         for action in std::mem::take(&mut actions) {
             match action {
                 Action::Read { batch, from, lines, .. } => {
-                    let to = (from + lines).min(jobs);
+                    let all = core.batch(batch).and_then(|batch| batch.record.lines).unwrap_or(0);
+                    let to = (from + lines).min(all);
                     let fed = |index| Fed { index, content: Content::Good(Arc::new(task(index))) };
                     let lines = (from..to).map(fed).collect();
-                    events.push(Event::Lines { batch, lines, next: to, end: to == jobs });
+                    events.push(Event::Lines { batch, lines, next: to, end: to == all });
+                }
+                Action::Write { batch } => {
+                    let outputs = Outputs { answers_object: Some("a".to_owned()), ..Outputs::default() };
+                    events.push(Event::Written { batch, outputs: Ok(outputs) });
+                }
+                // As soon as the record is stored.
+                Action::Record(record) if record.state.is_terminal() => {
+                    let (batch, tenant) = (record.id.clone(), record.tenant.clone());
+                    events.push(Event::Archived { batch, tenant });
                 }
                 Action::Hand(hand) => {
                     sequence += 1;
@@ -97,13 +124,18 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
         }
         now = now.plus(Duration::from_millis(20));
         events.extend([Event::Tick, Event::Turn]);
-        actions = measured.tell(&mut core, now, events);
-        ensure!(measured.took < Duration::from_secs(600), "{} jobs answered", sequence);
+        actions.extend(measured.tell(&mut core, now, events));
+        if jobs > LINES_A_BATCH && sequence / (u64::from(jobs) / 10) > shown {
+            shown += 1;
+            println!("{sequence} jobs: this process holds {} MiB", resident_mib(std::process::id()));
+        }
+        ensure!(measured.took < Duration::from_secs(7_200), "{sequence} jobs answered");
     }
-    let Measured { events, took } = measured;
+    ensure!(core.counts.committed[0] == u64::from(jobs), "{:?} answered", core.counts.committed);
+    let Measured { events, took, longest } = measured;
     println!(
-        "{jobs} jobs, {workers} workers: {events} events in {:.2} s inside the core, {:.0} events/s, {:.0} jobs/s; \
-         this process held {} MiB at most",
+        "{jobs} jobs, {workers} workers: {events} events in {:.2} s inside the core, {:.0} events/s, {:.0} jobs/s, a turn \
+         took {longest:?} at most; this process held {} MiB at most",
         took.as_secs_f64(),
         events as f64 / took.as_secs_f64(),
         f64::from(jobs) / took.as_secs_f64(),
@@ -116,6 +148,8 @@ pub fn core_alone(jobs: u32, workers: usize) -> anyhow::Result<()> {
 struct Measured {
     events: u64,
     took: Duration,
+    /// Of the turns.
+    longest: Duration,
 }
 
 impl Measured {
@@ -127,14 +161,15 @@ impl Measured {
             core.on(now, event, &mut actions);
         }
         self.took += began.elapsed();
+        self.longest = self.longest.max(began.elapsed());
         actions
     }
 }
 
-fn record(now: TimeMs, jobs: u32) -> BatchRecord {
+fn record(now: TimeMs, number: u32, jobs: u32) -> BatchRecord {
     let create = BatchCreate {
         tenant: TenantId::default_tenant(),
-        idempotency_key: "measured".to_owned(),
+        idempotency_key: format!("measured-{number}"),
         input_object: "in".to_owned(),
         name: None,
         endpoint: None,

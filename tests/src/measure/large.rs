@@ -5,8 +5,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use ternfleet_proto::table;
 
 use super::peak_mib;
+use super::process::resident_mib;
 use crate::instant::{InstantWorker, Manner};
 use crate::program::{self, STORYTELLER};
 use crate::server::NatsServer;
@@ -18,6 +20,28 @@ pub enum Answered {
     AtOnce,
     /// One `ternfleet worker` with the storyteller, whose context no large prompt fits.
     ByTheProgram,
+}
+
+/// What the server holds once the answers have left RESULTS.
+async fn emptied(server: &NatsServer) -> anyhow::Result<String> {
+    let bus = server.bus().await?;
+    let (ended, mut messages) = (Instant::now(), [0, 0]);
+    while ended.elapsed() < Duration::from_secs(240) {
+        for (place, stream) in [table::RESULTS, table::CHECKPOINTS].into_iter().enumerate() {
+            messages[place] = bus.stream_facts(stream).await?.messages;
+        }
+        if messages == [0, 0] {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    Ok(format!(
+        "{:.1} s after that RESULTS held {} and CHECKPOINTS {} messages, nats-server {} MiB",
+        ended.elapsed().as_secs_f64(),
+        messages[0],
+        messages[1],
+        server.pid().map_or(0, resident_mib)
+    ))
 }
 
 /// Submits a file of so many lines with so many bytes in each prompt, waits for its end, checks the count of its lines.
@@ -72,6 +96,7 @@ pub async fn large_input(lines: usize, prompt_bytes: usize, answered: Answered) 
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     let took = began.elapsed();
+    let left = emptied(&server).await?;
     let coordinator_mib = peak_mib(coordinator.id());
     let server_mib = server.pid().map_or(0, peak_mib);
     let worker_mib = worker.as_ref().map(|worker| peak_mib(worker.id()));
@@ -95,7 +120,7 @@ pub async fn large_input(lines: usize, prompt_bytes: usize, answered: Answered) 
     ensure!(count == lines, "{count} of {lines} lines");
     println!(
         "{lines} lines, {input_mib} MiB: {:.1} s from submit to the results in order; most memory: CLI {cli_mib} MiB, \
-         coordinator {coordinator_mib} MiB, nats-server {server_mib} MiB{}",
+         coordinator {coordinator_mib} MiB, nats-server {server_mib} MiB{}; {left}",
         took.as_secs_f64(),
         worker_mib.map_or(String::new(), |mib| format!(", worker {mib} MiB"))
     );

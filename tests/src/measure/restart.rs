@@ -24,6 +24,9 @@ struct Coordinator(std::process::Child);
 impl Coordinator {
     fn start(server: &NatsServer, name: &str) -> anyhow::Result<Coordinator> {
         let mut command = program::command(&["coordinator", "--nats", &server.url(), "--name", name])?;
+        for quota in ["QUEUED_LINES_MAX", "QUEUED_BYTES_MAX", "QUEUED_TOKENS_MAX", "STORED_BYTES_MAX"] {
+            command.env(format!("TERNFLEET_QUOTAS__{quota}"), "4000000000");
+        }
         Ok(Coordinator(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
     }
 }
@@ -49,7 +52,7 @@ pub async fn restart(lines: u32) -> anyhow::Result<()> {
     drop(first);
     answer_half(&bus, &view.id, lines).await?;
 
-    let _worker = InstantWorker::start(server.bus().await?, "one", Manner::default()).await;
+    let worker = InstantWorker::start(server.bus().await?, "one", Manner::default()).await;
     let began = Instant::now();
     let second = Coordinator::start(&server, "second")?;
     let seen = client.wait(&view.id, "a leader", |view| view.completed >= lines / 2).await;
@@ -61,7 +64,32 @@ pub async fn restart(lines: u32) -> anyhow::Result<()> {
         began.elapsed(),
         peak_mib(second.0.id())
     );
+    // The same with a savepoint of the last minute; a small batch must not end before that.
+    drop(worker);
+    let head = format!("savepoint-{}", view.id);
+    while bus.object_length(table::LEDGER, &head).await?.is_none() {
+        ensure!(began.elapsed() < Duration::from_secs(300), "nothing was saved");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    drop(second);
+    let before = stored_answers(&bus).await?;
+    let _worker = InstantWorker::start(server.bus().await?, "two", Manner::default()).await;
+    let began = Instant::now();
+    let third = Coordinator::start(&server, "third")?;
+    let seen = client.wait(&view.id, "a leader", |view| view.completed >= lines / 2).await;
+    let answered = began.elapsed();
+    client.wait(&view.id, "work", |view| view.completed > seen.completed).await;
+    println!(
+        "with a savepoint, of {before} messages in RESULTS: all booked after {answered:?}, back at work after {:?}; the \
+         coordinator held {} MiB at most",
+        began.elapsed(),
+        peak_mib(third.0.id())
+    );
     Ok(())
+}
+
+async fn stored_answers(bus: &Arc<dyn Bus>) -> anyhow::Result<u64> {
+    Ok(bus.stream_facts(table::RESULTS).await?.messages)
 }
 
 /// Answers every other line as a worker would have: with the tags that the fleet's key makes.

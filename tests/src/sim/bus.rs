@@ -195,7 +195,11 @@ impl Bus for SimBus {
     }
 
     async fn purge(&self, stream: &str, filter: &str) -> Result<u64> {
-        self.state().jetstream.purge(stream, filter)
+        self.state().jetstream.purge(stream, filter, u64::MAX)
+    }
+
+    async fn purge_before(&self, stream: &str, filter: &str, sequence: u64) -> Result<u64> {
+        self.state().jetstream.purge(stream, filter, sequence)
     }
 
     async fn replay(
@@ -317,6 +321,13 @@ impl Bus for SimBus {
         let content = self.state().jetstream.object(bucket, name)?.ok_or_else(missing)?;
         let start = usize::try_from(from_byte).unwrap_or(usize::MAX).min(content.len());
         Ok(Box::pin(std::io::Cursor::new(content.slice(start..))))
+    }
+
+    async fn object_part(&self, bucket: &str, name: &str, from_byte: u64, bytes: usize) -> Result<Bytes> {
+        let missing = || BusError::NotFound(format!("object {name} in {bucket}"));
+        let content = self.state().jetstream.object(bucket, name)?.ok_or_else(missing)?;
+        let start = usize::try_from(from_byte).unwrap_or(usize::MAX).min(content.len());
+        Ok(content.slice(start..content.len().min(start + bytes)))
     }
 
     async fn object_length(&self, bucket: &str, name: &str) -> Result<Option<u64>> {

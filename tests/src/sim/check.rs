@@ -3,9 +3,11 @@
 //! J1 one terminal record a job, the same for all who read · J2 ack only after a stored result or a cause to drop ·
 //! J3 attempts bounded, old owners fenced · M1 spend within budget · L1 (in the world) when faults stop everything ends ·
 //! G1 HTTP callers get an answer or an error, and a stored answer within seconds once nothing is wrong · G2 what they get is
-//! right, each line once · S1 pods are written down before they are ordered · S2 no name is ordered twice · S3 no more pods
+//! right, each line once · R1 an answer leaves RESULTS only when it is kept elsewhere, and then it does · S1 pods are written down before they are ordered · S2 no name is ordered twice · S3 no more pods
 //! than allowed · S4 what the scaler says that they cost is what they cost.
 //! What the coordinators count themselves (M2 among it) is read from their metrics.
+
+mod departure;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -59,7 +61,10 @@ pub(super) struct Checker {
     results_read: u64,
     checkpoints_read: u64,
     batches: BTreeMap<BatchId, Batch>,
-    committed: BTreeMap<JobKey, Verdict>,
+    /// With its sequence in RESULTS.
+    committed: BTreeMap<JobKey, (u64, Verdict)>,
+    /// When the record that names its answers' object was last stored.
+    archived: BTreeMap<BatchId, TimeMs>,
     /// Jobs with a valid answer, under whatever epoch: that of an audit too, which belongs to no accepted batch.
     answered_jobs: BTreeSet<JobKey>,
     answered_epochs: BTreeSet<(JobKey, Epoch)>,
@@ -87,8 +92,8 @@ pub(super) struct Checker {
     has_forger: bool,
     wrong: u64,
     account_stored_at: TimeMs,
-    /// When the answers of completions were stored.
-    completions: BTreeMap<BatchId, TimeMs>,
+    /// Sequences of the answers of completions, and when they were stored.
+    completions: BTreeMap<BatchId, (u64, TimeMs)>,
     /// The last heartbeat of each worker, encoded, and when it came.
     beats: BTreeMap<String, (TimeMs, Bytes)>,
     /// All faults together.
@@ -131,6 +136,7 @@ impl Checker {
             checkpoints_read: 0,
             batches: batches.collect(),
             committed: BTreeMap::new(),
+            archived: BTreeMap::new(),
             answered_jobs: BTreeSet::new(),
             answered_epochs: BTreeSet::new(),
             claimed: BTreeMap::new(),
@@ -246,7 +252,7 @@ impl Checker {
             }
             if result.job.batch.as_str().starts_with(COMPLETION) && Answer::from(&result).verdict.is_answer()
             {
-                self.completions.entry(result.job.batch.clone()).or_insert(now);
+                self.completions.entry(result.job.batch.clone()).or_insert((message.sequence, now));
             }
             self.result(message.sequence, &result);
         }
@@ -279,7 +285,7 @@ impl Checker {
             return;
         }
         batch.answered += 1;
-        self.committed.insert(result.job.clone(), verdict);
+        self.committed.insert(result.job.clone(), (sequence, verdict));
     }
 
     fn lies(&self, worker: &WorkerId) -> bool {
@@ -292,7 +298,7 @@ impl Checker {
             self.fail(format!("G2: {id} was answered with another output than its own: {text:?}"));
         }
         let stored = id.parse().ok().and_then(|id: BatchId| self.completions.get(&id).copied());
-        let Some(stored) = stored else {
+        let Some((_, stored)) = stored else {
             return self.fail(format!("G2: {id} was answered, and no such answer is stored"));
         };
         let waited = now.since(stored.max(calm));
@@ -388,8 +394,11 @@ impl Checker {
     }
 
     /// A batch's record was stored. One that ends must have an answer for each of its lines.
-    pub(super) fn recorded(&mut self, value: &[u8]) {
+    pub(super) fn recorded(&mut self, now: TimeMs, value: &[u8]) {
         let Ok(record) = codec::decode::<BatchRecord>(value) else { return };
+        if record.answers_object.is_some() {
+            self.archived.insert(record.id.clone(), now);
+        }
         if let Some(batch) = self.batches.get_mut(&record.id) {
             batch.results_after.get_or_insert(record.results_after);
         }
@@ -471,7 +480,9 @@ impl Checker {
             return false;
         }
         let ended = |id| stored_record(net, now, id).is_some_and(|record| record.state.is_terminal());
-        self.batches.values().all(|batch| batch.accepted) && self.batches.keys().all(ended)
+        self.batches.values().all(|batch| batch.accepted)
+            && self.batches.keys().all(ended)
+            && self.staying(net, now).next().is_none()
     }
 
     /// What has not ended, for people.
@@ -486,11 +497,12 @@ impl Checker {
             let state = record.map(|record| (record.state, record.reason));
             parts.push(format!("{id} accepted {accepted}, {state:?}, {answered} of {lines} lines answered"));
         }
+        parts.extend(self.staying(net, now).map(|id| format!("R1: answers of {id} stay in RESULTS")));
         parts.join("; ")
     }
 
     pub(super) fn count(&self, tally: &mut Tally) {
-        let good = |committed: &&Verdict| matches!(committed, Verdict::Good { .. });
+        let good = |committed: &&(u64, Verdict)| matches!(committed.1, Verdict::Good { .. });
         tally.good = self.committed.values().filter(good).count() as u64;
         tally.duplicates = self.duplicates;
         tally.moved = self.moved;

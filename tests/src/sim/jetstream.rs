@@ -158,8 +158,9 @@ impl JetStream {
         Ok(self.stream_mut(stream)?.remove(sequence))
     }
 
-    pub fn purge(&mut self, stream: &str, filter: &str) -> Result<u64> {
-        Ok(self.stream_mut(stream)?.purge(filter))
+    /// Of what lies before the sequence.
+    pub fn purge(&mut self, stream: &str, filter: &str, before: u64) -> Result<u64> {
+        Ok(self.stream_mut(stream)?.purge(filter, before))
     }
 
     /// First message at or after `from` that matches the filter, for replays.

@@ -1,6 +1,7 @@
 //! One process's connection to the server: the `Bus` that its shell is given. It delays, loses and doubles, is cut and
 //! restored, and shows the checker what passes.
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,12 +87,21 @@ impl Line {
         message?.ok().flatten().map(|message| message.payload)
     }
 
+    /// These messages are about to be removed.
+    fn leaves(&self, stream: &str, filter: &str, sequences: Range<u64>) {
+        if stream == table::RESULTS {
+            let mut check = self.network.check();
+            self.network.bus.look(|net, now| check.answers_leave(net, now, filter, sequences));
+        }
+    }
+
     fn recorded(&self, bucket: &str, key: &str, value: &Bytes, stored: &Result<u64>) {
         if stored.is_err() {
             return;
         }
         if bucket == table::KV_BATCHES {
-            self.network.check().recorded(value);
+            let now = self.network.bus.look(|_, now| now);
+            self.network.check().recorded(now, value);
         } else if (bucket, key) == (table::KV_CONTROL, "account") {
             let now = self.network.bus.look(|_, now| now);
             self.network.check().account_stored(now);
@@ -185,12 +195,23 @@ impl Bus for Line {
         if let Some(work) = self.payload(stream, sequence) {
             self.network.check().revoked(&work);
         }
+        self.leaves(stream, table::results_all(), sequence..sequence + 1);
         let done = self.network.bus.delete_message(stream, sequence).await;
         self.back(done).await
     }
 
     async fn purge(&self, stream: &str, filter: &str) -> Result<u64> {
-        self.round_trip(self.network.bus.purge(stream, filter)).await
+        self.go().await?;
+        self.leaves(stream, filter, 0..u64::MAX);
+        let done = self.network.bus.purge(stream, filter).await;
+        self.back(done).await
+    }
+
+    async fn purge_before(&self, stream: &str, filter: &str, sequence: u64) -> Result<u64> {
+        self.go().await?;
+        self.leaves(stream, filter, 0..sequence);
+        let done = self.network.bus.purge_before(stream, filter, sequence).await;
+        self.back(done).await
     }
 
     async fn replay(
@@ -301,6 +322,10 @@ impl Bus for Line {
         from_byte: u64,
     ) -> Result<Pin<Box<dyn AsyncRead + Send>>> {
         self.round_trip(self.network.bus.object_get(bucket, name, from_byte)).await
+    }
+
+    async fn object_part(&self, bucket: &str, name: &str, from_byte: u64, bytes: usize) -> Result<Bytes> {
+        self.round_trip(self.network.bus.object_part(bucket, name, from_byte, bytes)).await
     }
 
     async fn object_length(&self, bucket: &str, name: &str) -> Result<Option<u64>> {

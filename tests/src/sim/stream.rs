@@ -220,10 +220,10 @@ impl Stream {
         true
     }
 
-    pub(super) fn purge(&mut self, filter: &str) -> u64 {
+    pub(super) fn purge(&mut self, filter: &str, before: u64) -> u64 {
         let matching = |kept: &Kept| subject_matches(filter, &kept.subject);
         let gone: Vec<u64> =
-            self.messages.iter().filter(|(_, kept)| matching(kept)).map(|(s, _)| *s).collect();
+            self.messages.range(..before).filter(|(_, kept)| matching(kept)).map(|(s, _)| *s).collect();
         gone.iter().filter(|sequence| self.remove(**sequence)).count() as u64
     }
 

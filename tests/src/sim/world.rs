@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use ternfleet_coordinator::gateway::GatewayOptions;
 use ternfleet_coordinator::{self as coordinator, Entropy, Metrics};
+use ternfleet_proto::table::SyncFacts;
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{TimeMs, codec, table};
 
@@ -37,6 +38,10 @@ const RESTART_MS: u64 = 500;
 const REVIVE_MS: u64 = 2_000;
 /// Turns between two forged checkpoints, where there are any.
 const FORGED_EVERY: u64 = 40;
+/// Far more often than in production, so that restarts meet savepoints of every age.
+const SAVEPOINT_MS: u64 = 1_500;
+/// The simulated server syncs what is no cache before it acknowledges.
+const SYNC: SyncFacts = SyncFacts { always: true, interval_ns: 0, cluster_size: 1 };
 /// Far more than in production, so that audits meet every fault.
 const AUDIT_SHARE: f64 = 0.2;
 
@@ -358,6 +363,7 @@ impl World {
                         audit_share: AUDIT_SHARE,
                         gateway: GatewayOptions { completion_timeout_s: 60, ..GatewayOptions::default() },
                         scale: rent.map(cloud::options).unwrap_or_default(),
+                        savepoint_ms: SAVEPOINT_MS,
                         ..coordinator::Options::default()
                     };
                     let seed = self.scenario.seed ^ (u64::from(node.lives) << 32 | place as u64);
@@ -369,6 +375,7 @@ impl World {
                             entropy: Entropy::seeded(seed),
                             provider: rent.map(|_| Arc::new(SimProvider(network.clone())) as Arc<_>),
                             connections: Some(network.open_door(place)),
+                            sync: Some(SYNC),
                         };
                         coordinator::run_with(parts, line.bus(), options, shutdown)
                     })

@@ -144,6 +144,11 @@ async fn an_object_is_replaced_listed_and_deleted(bus: Shared) {
         .collect();
     listed.sort();
     assert_eq!(listed, [("a b/ü.jsonl".to_owned(), 200_000), ("c".to_owned(), 10)]);
+    for (from, bytes) in [(0, 10), (131_000, 200), (199_990, 100), (200_000, 1), (0, 300_000)] {
+        let part = bus.object_part("files_t", "a b/ü.jsonl", from, bytes).await.unwrap();
+        let from = from as usize;
+        assert!(part[..] == content(200_000, 2)[from..200_000.min(from + bytes)], "{bytes} from {from}");
+    }
     bus.object_delete("files_t", "c").await.unwrap();
     assert_eq!(bus.object_length("files_t", "c").await.unwrap(), None);
     assert_eq!(bus.object_list("files_t").await.unwrap().len(), 1);

@@ -355,3 +355,64 @@ async fn what_is_nobodys_answer_does_not_stay_in_results() {
     }
     coordinator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answers_of_an_ended_batch_leave_the_stream_and_are_read_on_from_their_object() {
+    // A server that syncs seldom keeps them for two minutes more.
+    let server = NatsServer::start_with("sync_interval: always").unwrap();
+    let bus = server.bus().await.unwrap();
+    let options = Options { nats_monitoring_url: Some(server.monitor_url()), ..Options::default() };
+    let options = Options { audit_share: 0.0, ..options };
+    let coordinator = Coordinator::start_with(server.bus().await.unwrap(), options);
+    let client = Client::new(Arc::clone(&bus));
+    let view = client.submit("in", prompts(1_500)).await;
+    let page = async |after: u64, limit: u32| {
+        let (tenant, id) = (client.tenant.clone(), view.id.clone());
+        let request = ResultsRequest { tenant, id, after, limit, wait_ms: 20_000 };
+        client.ask::<ResultsPage>(ApiVerb::Results, &request).await.unwrap()
+    };
+    let _worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
+    let early = page(0, 40).await;
+    client.wait_end(&view.id).await;
+    let began = std::time::Instant::now();
+    while answers_kept(&bus, &view.id).await > 0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "the answers stay in RESULTS");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(bus.stream_facts(table::CHECKPOINTS).await.unwrap().messages, 0);
+    let requests = table::object_stream(table::LARGE_REQUESTS);
+    assert_eq!(bus.stream_facts(&requests).await.unwrap().messages, 0, "the index is gone, its mark too");
+    // Whoever has read a part goes on from there, and the order is the one that it was.
+    let mut lines = early.lines;
+    assert_eq!(page(0, lines.len() as u32).await.lines, lines);
+    while lines.len() < 1_500 {
+        let next = page(lines.len() as u64, 333).await;
+        assert_eq!(next.next, (lines.len() + next.lines.len()) as u64);
+        lines.extend(next.lines);
+        assert_eq!(next.end, lines.len() == 1_500);
+    }
+    let answered: std::collections::BTreeSet<u32> = lines.iter().map(|line| line.job.index).collect();
+    assert_eq!(answered.len(), 1_500);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_stay_in_the_stream_when_the_object_that_should_hold_them_is_lost() {
+    let server = NatsServer::start_with("sync_interval: always").unwrap();
+    let bus = server.bus().await.unwrap();
+    let options = Options { nats_monitoring_url: Some(server.monitor_url()), ..Options::default() };
+    let coordinator = Coordinator::start_with(server.bus().await.unwrap(), options);
+    let client = Client::new(Arc::clone(&bus));
+    let _worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
+    let view = client.submit("in", prompts(20)).await;
+    client.wait_end(&view.id).await;
+    // As a server does that had not synced it when it lost power.
+    bus.object_delete(table::LEDGER, &format!("answers-{}", view.id)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(answers_kept(&bus, &view.id).await, 20);
+    let (tenant, id) = (client.tenant.clone(), view.id.clone());
+    let request = ResultsRequest { tenant, id, after: 0, limit: 100, wait_ms: 1_000 };
+    let page: ResultsPage = client.ask(ApiVerb::Results, &request).await.unwrap();
+    assert_eq!((page.lines.len(), page.end), (20, true));
+    coordinator.stop().await;
+}

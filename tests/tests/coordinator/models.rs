@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use ternfleet_proto::message::{BatchOptions, BatchState, BatchView, JobCreate, Line, Refusal};
+use ternfleet_proto::message::{
+    BatchOptions, BatchState, BatchView, FleetView, JobCreate, Line, PodList, Refusal,
+};
 use ternfleet_tests::http;
+use ternfleet_tests::instant::first_beat;
 use ternfleet_tests::program;
 
 use super::*;
@@ -111,5 +114,43 @@ async fn a_model_that_nobody_serves_is_refused_by_every_way_in_and_each_line_goe
     assert_eq!((ended.state, ended.completed), (BatchState::Completed, 4));
     assert_eq!((small.done(), large.done()), (30, 20));
     drop((small, large, late));
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_that_fills_no_single_message_is_told_in_pages_and_sums() {
+    let server = NatsServer::start().unwrap();
+    let coordinator = Coordinator::start(server.bus().await.unwrap());
+    let client = Client::new(server.bus().await.unwrap());
+    while client.ask::<Vec<PodView>>(ApiVerb::Pods, &()).await.is_err() {}
+    // Together more than the server's default of 1 MiB.
+    let point = |batch| ternfleet_proto::message::RatePoint { batch, tok_s: 9.5 };
+    for n in 0..300 {
+        let worker = format!("w-{n:03}").parse().unwrap();
+        let manner = Manner { host: format!("host-{n}"), ..Manner::default() };
+        let mut beat = first_beat(&worker, &manner, TimeMs::now());
+        beat.calibration = (0..250).map(point).collect();
+        client.bus.send(&table::heartbeat(&worker), codec::encode(&beat)).await.unwrap();
+    }
+    let view = async || client.ask::<FleetView>(ApiVerb::Fleet, &()).await.unwrap();
+    let began = std::time::Instant::now();
+    let first = loop {
+        let view = view().await;
+        if view.workers() == 300 {
+            break view;
+        }
+        assert!(began.elapsed() < Duration::from_secs(4), "{} workers", view.workers());
+    };
+    assert!(first.next.is_some() && first.pods.len() < 300);
+    assert_eq!(first.models.iter().map(|model| model.workers).sum::<u32>(), 300);
+    let mut after = first.next;
+    let mut pods = first.pods;
+    loop {
+        let page: Vec<PodView> = client.ask(ApiVerb::Pods, &PodList { after }).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.heartbeat.worker.clone());
+        pods.extend(page);
+    }
+    assert_eq!(pods.len(), 300);
     coordinator.stop().await;
 }

@@ -119,3 +119,55 @@ async fn ended_batches_are_listed_however_many_completions_came_after() {
     }
     coordinator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_goes_on_from_a_savepoint_unless_the_stream_has_lost_its_end() {
+    let server = NatsServer::start().unwrap();
+    let bus = server.bus().await.unwrap();
+    let start = async || {
+        let options = Options { savepoint_ms: 200, audit_share: 0.0, ..Options::default() };
+        Coordinator::start_with(server.bus().await.unwrap(), options)
+    };
+    let coordinator = start().await;
+    let client = Client::new(Arc::clone(&bus));
+    let worker = InstantWorker::start(server.bus().await.unwrap(), "one", Manner::default()).await;
+    let view = client.submit("input", prompts(8_000)).await;
+    client.wait(&view.id, "some answers", |view| view.completed > 3_000).await;
+    drop(worker);
+    let objects = ["", "-0", "-1"].map(|part| format!("savepoint-{}{part}", view.id));
+    let began = Instant::now();
+    while bus.object_length(table::LEDGER, &objects[0]).await.unwrap().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(60), "nothing was saved");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // What the worker had sent is read by now.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let answered = client.get(&view.id).await.completed;
+    assert!(answered < 8_000, "the batch is open");
+    coordinator.stop().await;
+
+    // A replay would miss these; the savepoint has them.
+    let first = bus.stream_facts(table::RESULTS).await.unwrap().first_sequence;
+    let filter = table::results_of(&client.tenant, &view.id);
+    assert_eq!(bus.purge_before(table::RESULTS, &filter, first + 300).await.unwrap(), 300);
+    let coordinator = start().await;
+    client.wait(&view.id, "the savepoint", |view| view.completed == answered).await;
+    coordinator.stop().await;
+
+    // The server has lost the end of the stream: what is saved is of a stream that is not there.
+    let last = bus.stream_facts(table::RESULTS).await.unwrap().last_sequence;
+    for sequence in last - 19..=last {
+        assert!(bus.delete_message(table::RESULTS, sequence).await.unwrap());
+    }
+    let coordinator = start().await;
+    client.wait(&view.id, "the replay", |view| view.completed == answered - 320).await;
+    let _worker = InstantWorker::start(server.bus().await.unwrap(), "two", Manner::default()).await;
+    let view = client.wait_end(&view.id).await;
+    assert_eq!((view.state, view.completed), (BatchState::Completed, 8_000));
+    let began = Instant::now();
+    while bus.object_length(table::LEDGER, &objects[0]).await.unwrap().is_some() {
+        assert!(began.elapsed() < Duration::from_secs(60), "its savepoint goes with the batch");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    coordinator.stop().await;
+}

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use ternfleet_proto::message::{PodView, Reply, ScaleDials, ScaleView, WorkerState};
+use ternfleet_proto::message::{PodList, PodView, Reply, ScaleDials, ScaleView, WorkerState};
 use ternfleet_proto::nats::NatsBus;
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{Bus, TenantId, TimeMs, codec};
@@ -54,7 +54,8 @@ pub(super) async fn look(bus: Option<&std::sync::Arc<NatsBus>>, connection: &Con
     };
     let mut found = Vec::new();
     match reply {
-        Ok(pods) => {
+        Ok(mut pods) => {
+            pods.extend(further_pages(bus, &tenant, &pods).await);
             found.push(Finding::ok(
                 "coordinator",
                 format!("leads, replied in {} ms", began.elapsed().as_millis()),
@@ -104,6 +105,21 @@ fn rented(view: ScaleView) -> Vec<Finding> {
             format!("nothing is ordered: {why}"),
             "check the account at the provider",
         ));
+    }
+    found
+}
+
+/// The pages behind the first, as far as they are told.
+async fn further_pages(bus: &NatsBus, tenant: &TenantId, first: &[PodView]) -> Vec<PodView> {
+    let mut found: Vec<PodView> = Vec::new();
+    while let Some(last) = found.last().or(first.last()) {
+        let ask = codec::encode(&PodList { after: Some(last.heartbeat.worker.clone()) });
+        let answer = bus.request(&table::api_of(ApiVerb::Pods, tenant), ask, ANSWER_TIMEOUT).await;
+        let page = answer.ok().and_then(|payload| codec::decode::<Reply<Vec<PodView>>>(&payload).ok());
+        match page {
+            Some(Ok(page)) if !page.is_empty() => found.extend(page),
+            _ => break,
+        }
     }
     found
 }

@@ -212,7 +212,7 @@ fn draw_pods(frame: &mut Frame<'_>, view: &View, snapshot: &Snapshot, area: Rect
         column("busy", Kind::Figure, 3, pods, |pod| plain(format!("{:.0}%", pod.busy_ratio * 100.0))),
         column("tokens", Kind::Figure, 7, pods, |pod| plain(pod.tokens)),
     ];
-    let title = |shown| format!(" pods{} ", part(shown, pods.len()));
+    let title = |shown| format!(" pods{} ", part(shown, snapshot.workers()));
     draw_list(frame, area, title, &columns, view.selected_row(List::Pods), has_keys, palette);
 }
 

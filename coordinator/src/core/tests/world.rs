@@ -215,8 +215,12 @@ impl World {
             return false;
         }
         let mut place = self.dice.below(self.actions.len() as u64) as usize;
-        if let Action::Record(chosen) = &self.actions[place] {
-            let same = |action: &Action| matches!(action, Action::Record(other) if other.id == chosen.id);
+        let stores = |action: &Action| match action {
+            Action::Record(record) | Action::KeepTotals(record) => Some(record.id.clone()),
+            _ => None,
+        };
+        if let Some(chosen) = stores(&self.actions[place]) {
+            let same = |action: &Action| stores(action).is_some_and(|other| other == chosen);
             place = self.actions.iter().position(same).expect("because the chosen one is there");
         }
         let action = self.actions.remove(place);
@@ -301,7 +305,7 @@ impl World {
                 let outputs = Ok(Outputs::default());
                 self.tell(Event::Written { batch, outputs });
             }
-            Action::Record(record) => {
+            Action::Record(record) | Action::KeepTotals(record) => {
                 self.records.insert(record.id.to_string(), *record);
             }
             Action::Dead { key, log, .. } => {
@@ -311,6 +315,9 @@ impl World {
             Action::Notify(record) => self.called.push(record.id.clone()),
             Action::Forget { batch, fenced, .. } => self.forgotten.push((batch, fenced)),
             Action::Tell { .. }
+            | Action::Clean { .. }
+            | Action::DropAnswer { .. }
+            | Action::DropAnswers { .. }
             | Action::Discard { .. }
             | Action::StopReading { .. }
             | Action::Retire { .. }

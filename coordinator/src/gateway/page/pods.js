@@ -49,7 +49,7 @@ export function podsView(main) {
     say(none, v.scaling ? "0 pods, rented on demand." : "No pods. Start one with ternfleet worker --nats … --model ….");
     lost.update([...v.lost].reverse(), p => p.pod);
     losses.hidden = !v.lost.length;
-    say(live.note, v.totals.pods_live + " live" + (v.lost.length ? ", " + v.lost.length + " lost" : ""));
+    say(live.note, v.totals.pods_live + " live" + (v.lost.length ? ", " + v.lost.length + " lost" : "") + (v.workers > v.pods.length ? "; the first " + v.pods.length + " of " + v.workers + " workers are shown" : ""));
     const s = v.totals.spent;
     say(spent, s ? money(s.total_usd_micro) + " spent since " + clock(s.since) + ", " + money(s.today_usd_micro) + " of it today; " + money(s.rented_usd_micro) + " by the scaler" : "");
   }

@@ -60,7 +60,7 @@ async fn read(bytes: &[u8], buffer: usize) -> String {
         plain.pop();
     }
     assert_eq!(lines, plain, "the same lines as by splitting");
-    let index = scan(BufReader::with_capacity(buffer, bytes), u32::MAX).await.unwrap().unwrap();
+    let index = scan(BufReader::with_capacity(buffer, bytes), u32::MAX, None).await.unwrap().unwrap();
     let count = lines.iter().rposition(|line| !is_blank(line)).map_or(0, |last| last + 1);
     assert_eq!((index.lines as usize, index.offsets.len()), (count, count.div_ceil(1000)));
 

@@ -84,7 +84,9 @@ impl Scaler {
     }
 
     fn pod(&self, intent: &Intent, seen: &Seen) -> ScalePod {
-        let worker = seen.workers.iter().find(|worker| worker.pod == intent.name);
+        // The core lists them by pod.
+        let worker = seen.workers.binary_search_by(|worker| worker.pod.cmp(&intent.name));
+        let worker = worker.ok().map(|place| &seen.workers[place]);
         ScalePod {
             name: intent.name.clone(),
             class: intent.class.clone(),
