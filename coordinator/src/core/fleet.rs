@@ -352,9 +352,10 @@ impl Fleet {
         EngineKind(u16::try_from(place).unwrap_or(u16::MAX))
     }
 
-    /// True if some worker of this kind could run a job now or soon.
+    /// True if some worker of this kind could run a job now or soon. One on a quarantined host could not.
     pub fn serves(&self, kind: EngineKind) -> bool {
-        self.workers.values().any(|worker| worker.kind == kind && worker.liveness != Liveness::Lost)
+        let mut of_kind = self.workers.values().filter(|worker| worker.kind == kind);
+        of_kind.any(|worker| worker.liveness != Liveness::Lost && !self.quarantined(worker))
     }
 
     /// What no engine of this model can do, of all that have ever been here; nothing, if one can, or none is known.

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use ternfleet_cloud::http::Dial;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 
+use super::chance::mix;
 use super::generator::{Pace, ids_of};
 
 const SOCKET_BYTES: usize = 64 << 10;
@@ -36,7 +37,7 @@ pub enum Misbehaviour {
     Hangs,
     /// 429.
     Busy,
-    /// Each stream breaks after some tokens.
+    /// Every third stream, about, breaks after some tokens.
     BreaksOff,
 }
 
@@ -45,6 +46,7 @@ pub enum Misbehaviour {
 struct Server {
     pace: Arc<Pace>,
     running: Mutex<usize>,
+    streams: AtomicU64,
 }
 
 impl Server {
@@ -109,7 +111,7 @@ impl axum::serve::Listener for Door {
 /// Starts a server in this process; answers the way to it.
 pub(super) fn start(pace: Arc<Pace>) -> Dial {
     let (door, connections) = mpsc::unbounded_channel();
-    let server = Arc::new(Server { pace, running: Mutex::new(0) });
+    let server = Arc::new(Server { pace, running: Mutex::new(0), streams: AtomicU64::new(0) });
     let router = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/completions", post(completions))
@@ -190,6 +192,7 @@ async fn completions(State(server): State<Arc<Server>>, body: Bytes) -> Response
         whole["usage"] = usage;
         return Json(whole).into_response();
     }
+    let breaks = mix(server.streams.fetch_add(1, Ordering::Relaxed)).is_multiple_of(3);
     let mut events: Vec<Option<Value>> =
         (0..ids.len()).map(|n| Some(choice(&ids[n..=n], n == 0, n + 1 == ids.len()))).collect();
     if ids.is_empty() {
@@ -207,7 +210,7 @@ async fn completions(State(server): State<Arc<Server>>, body: Bytes) -> Response
                 true => server.next_token().await,
                 false => Ok(()),
             };
-            let breaks = n >= BROKEN_AFTER && server.misbehaves(Misbehaviour::BreaksOff);
+            let breaks = breaks && n >= BROKEN_AFTER && server.misbehaves(Misbehaviour::BreaksOff);
             let said = said.and_then(|()| if breaks { Err(io::Error::other("cut")) } else { Ok(()) });
             let text = match event {
                 Some(event) => format!("data: {event}\n\n"),

@@ -129,3 +129,17 @@ fn a_batch_runs_on_the_cheapest_engine_that_is_fast_enough_for_its_deadline() {
         assert!(by.iter().all(|worker| worker.starts_with(expected)), "{window_ms:?}: {by:?}");
     }
 }
+
+#[test]
+fn a_batch_whose_only_engine_of_its_kind_is_quarantined_goes_on_with_another() {
+    let mut world = World::new(7);
+    world.add_worker("server", "host-a", 340_000);
+    world.workers[0].abilities = SERVER;
+    world.workers[0].sick = true;
+    world.add_worker("able", "host-b", 680_000);
+    let slot = world.submit_content("in", "t", good_lines(60), BatchOptions::default());
+    world.run_to_the_end();
+    world.check(slot);
+    assert_eq!(world.core.counts.quarantined_hosts, 1);
+    assert_eq!(world.core.batch(slot).unwrap().totals.completed, 60);
+}
