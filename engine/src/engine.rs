@@ -3,14 +3,15 @@
 //! Here: loading, what a step is made of, and what comes of it. Which sequence takes part with how many tokens is
 //! `schedule`'s affair, the computation `forward`'s.
 
-use crate::forward::{self, Column, HeadColumn, Plan, Segment};
+use crate::forward::{Column, HeadColumn, Plan, Segment};
 use crate::gguf::Hyper;
 use crate::gguf::architecture::Rounding;
 use crate::head::{Bits, Drawn, HeadCounters, HeadWork, Screen};
 use crate::kernel::{Kernels, PAGE};
-use crate::kv::{self, Cache};
+use crate::kv::{self, Pages, Storage};
+use crate::machine::Cpu;
 use crate::model::Model;
-use crate::ops::{Ops, Work};
+use crate::ops::Work;
 use crate::options::{Head, Kv, MAX_SEQUENCES, Options, Speculation};
 use crate::pool::Pool;
 use crate::profile::Profile;
@@ -18,7 +19,6 @@ use crate::request::{Event, Request, SequenceId, SpeculationCounters, StepStats}
 use crate::schedule::{Schedule, Turn};
 use crate::{Isa, LoadError, Refused, choose, host};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// Names the arithmetic of everything that decides a token. Change it whenever a bit of any result changes. The screened
@@ -77,11 +77,8 @@ pub struct Info {
 #[derive(Debug)]
 pub struct Engine {
     info: Info,
-    pool: Pool,
-    kernels: Kernels,
-    model: Model,
-    cache: Cache,
-    work: Work,
+    machine: Cpu,
+    pages: Pages,
     schedule: Schedule,
 }
 
@@ -113,7 +110,7 @@ impl Engine {
         let kv_pages = kv_pages(options, &hyper, max_context, topology.usable_memory_bytes())?;
         let kv_bytes = kv_pages as u64 * kv::page_bytes(&hyper, options.kv);
         let refused = |source| LoadError::Memory { what: "keys and values", bytes: kv_bytes, source };
-        let cache = Cache::new(&hyper, options.kv, kv_pages, options.huge_pages).map_err(refused)?;
+        let storage = Storage::new(&hyper, options.kv, kv_pages, options.huge_pages).map_err(refused)?;
         let n_guesses = options.speculation.draft_tokens * options.speculation.sequences;
         let n_columns = options.prefill_chunk + options.max_sequences + n_guesses;
         // Guesses are made only while few sequences run, so that those fit as well.
@@ -174,7 +171,8 @@ impl Engine {
             hyper,
         };
         tracing::info!(isa = %info.isa, threads, kv_pages, kv_bytes, load_s = info.load_s, "model loaded");
-        Ok(Engine { info, pool, kernels, model, cache, work, schedule })
+        let machine = Cpu { pool, kernels, model, storage, work };
+        Ok(Engine { info, machine, pages: Pages::new(kv_pages), schedule })
     }
 
     pub fn info(&self) -> &Info {
@@ -183,7 +181,7 @@ impl Engine {
 
     /// Queues a sequence; it joins the running batch as soon as its pages fit.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId, Refused> {
-        self.schedule.submit(request, self.cache.n_pages())
+        self.schedule.submit(request, self.pages.n_pages())
     }
 
     /// Ends a sequence; its `Finished` event comes with the next step. False if it is not known or already finished.
@@ -194,20 +192,19 @@ impl Engine {
     /// Computes one forward step over all active sequences and appends what happened; does nothing when idle.
     pub fn step(&mut self, events: &mut Vec<Event>) -> StepStats {
         let start = Instant::now();
-        self.schedule.drop_cancelled(&mut self.cache, events);
-        self.schedule.admit(&mut self.cache);
-        let mut decode_tokens = self.schedule.follow_constraints(&mut self.cache, events);
+        self.schedule.drop_cancelled(&mut self.pages, events);
+        self.schedule.admit(&mut self.pages);
+        let mut decode_tokens = self.schedule.follow_constraints(&mut self.pages, events);
         let mut turns = self.schedule.turns();
         if turns.is_empty() && self.schedule.await_constraint() {
-            decode_tokens += self.schedule.follow_constraints(&mut self.cache, events);
+            decode_tokens += self.schedule.follow_constraints(&mut self.pages, events);
             turns = self.schedule.turns();
         }
         if turns.is_empty() {
             return StepStats { decode_tokens, elapsed: start.elapsed(), ..StepStats::default() };
         }
         let plan = plan(&self.schedule, &turns);
-        let mut drawn =
-            compute(&mut self.pool, self.kernels, &self.model, &self.work, &self.cache, &plan).into_iter();
+        let mut drawn = self.machine.step(&plan).into_iter();
         drop(plan);
         let prefilling = turns.iter().filter(|turn| !turn.decodes);
         let prefill_tokens = prefilling.map(|turn| turn.positions.len()).sum();
@@ -216,9 +213,9 @@ impl Engine {
             let looked: Vec<Option<Drawn>> = drawn.by_ref().take(turn.looks.len()).collect();
             self.schedule.looked(turn, looked.into_iter());
             let drawn: Vec<Option<Drawn>> = drawn.by_ref().take(turn.draws()).collect();
-            decode_tokens += self.schedule.advance(turn, drawn.into_iter(), &mut self.cache, events);
+            decode_tokens += self.schedule.advance(turn, drawn.into_iter(), &mut self.pages, events);
         }
-        self.schedule.drop_finished(&mut self.cache, events);
+        self.schedule.drop_finished(&mut self.pages, events);
         let after = self.schedule.speculation_counters();
         StepStats {
             prefill_tokens,
@@ -239,17 +236,17 @@ impl Engine {
 
     /// What the output head did so far.
     pub fn head_counters(&self) -> HeadCounters {
-        self.work.head.counters()
+        self.machine.head_counters()
     }
 
     /// Where the time of all steps so far went.
     pub fn profile(&self) -> Profile {
-        self.work.clocks.read()
+        self.machine.profile()
     }
 
     /// The pool and its kernels, for measuring what they could do at best.
     pub(crate) fn machine(&mut self) -> (&mut Pool, Kernels) {
-        (&mut self.pool, self.kernels)
+        (&mut self.machine.pool, self.machine.kernels)
     }
 
     /// Nothing is active and nothing waits.
@@ -259,7 +256,7 @@ impl Engine {
 
     /// Pages that new sequences could have.
     pub fn free_pages(&self) -> usize {
-        self.schedule.n_available(&self.cache)
+        self.schedule.n_available(&self.pages)
     }
 
     /// Sequences that hold pages.
@@ -279,10 +276,10 @@ impl Engine {
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Refused> {
         self.schedule.check_ids(ids)?;
         let needed = ids.len().div_ceil(PAGE);
-        if !self.schedule.make_room(needed, &mut self.cache) {
-            return Err(Refused::Busy { needed, free: self.cache.n_free() });
+        if !self.schedule.make_room(needed, &mut self.pages) {
+            return Err(Refused::Busy { needed, free: self.pages.n_free() });
         }
-        let pages: Vec<_> = (0..needed).filter_map(|_| self.cache.take()).collect();
+        let pages: Vec<_> = (0..needed).filter_map(|_| self.pages.take()).collect();
         let mut logits = Vec::with_capacity(ids.len() * self.info.hyper.vocab);
         let mut position = 0;
         for chunk in ids.chunks(LOGITS_CHUNK) {
@@ -298,14 +295,14 @@ impl Engine {
                     .map(|column| HeadColumn { column, draw: None, allowed: None })
                     .collect(),
             };
-            compute(&mut self.pool, self.kernels, &self.model, &self.work, &self.cache, &plan);
+            self.machine.step(&plan);
             for head in 0..chunk.len() {
-                logits.extend_from_slice(self.work.head.scores(head));
+                logits.extend_from_slice(self.machine.scores(head));
             }
             position += chunk.len();
         }
         for page in pages {
-            self.cache.release(page);
+            self.pages.release(page);
         }
         Ok(logits)
     }
@@ -343,22 +340,6 @@ fn plan<'a>(schedule: &'a Schedule, turns: &[Turn]) -> Plan<'a> {
         }
     }
     plan
-}
-
-/// Runs one step on the pool; what was drawn for each head.
-fn compute(
-    pool: &mut Pool,
-    kernels: Kernels,
-    model: &Model,
-    work: &Work,
-    cache: &Cache,
-    plan: &Plan<'_>,
-) -> Vec<Option<Drawn>> {
-    let results: Vec<Mutex<Option<Drawn>>> = plan.heads.iter().map(|_| Mutex::new(None)).collect();
-    pool.run(&|member| {
-        forward::pass(&mut Ops::new(member, kernels, model, work, cache, plan, &results));
-    });
-    results.into_iter().map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
 }
 
 fn check(options: &Options) -> Result<(), LoadError> {

@@ -1,29 +1,26 @@
-//! The paged cache of keys and values: pages of 128 positions in half precision or int8, counted by reference.
+//! The paged cache of keys and values: pages of 128 positions in half precision or int8.
 //!
-//! Within a page each layer and head has its keys transposed, (4, head_dim, 32), then its values, (128, head_dim); see
-//! `kernel/attention.rs` for why. Int8 has a scale for each position of a head after them, (2, 128). Which sequence holds which pages is `engine`'s affair.
+//! Which pages are free and who holds the others is counted by [`Pages`], which knows no memory. Within a page each layer and head has its keys transposed, (4, head_dim, 32), then its values, (128, head_dim); see
+//! `kernel/attention.rs` for why. Int8 has a scale for each position of a head after them, (2, 128).
 #![allow(unsafe_code)] // Members of the pool write disjoint heads of one region.
+
+mod pages;
 
 use crate::gguf::Hyper;
 use crate::kernel::{KEY_BLOCK, Kernels, MAX_HEAD_DIM, PAGE, Stored, prefetch};
 use crate::memory::Region;
 use crate::options::Kv;
+pub(crate) use pages::{PageId, Pages};
 
-/// One page's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct PageId(pub(crate) u32);
-
-/// All pages, and who holds them.
+/// The memory of all pages.
 #[derive(Debug)]
-pub(crate) struct Cache {
+pub(crate) struct Storage {
     region: Region,
     kv: Kv,
     n_heads: usize,
     /// With padding.
     head_dim: usize,
     page_bytes: usize,
-    references: Vec<u32>,
-    free: Vec<PageId>,
 }
 
 /// Bytes of one head of one layer of a page.
@@ -39,59 +36,20 @@ pub(crate) fn page_bytes(hyper: &Hyper, kv: Kv) -> u64 {
     (hyper.n_layers * hyper.n_kv_heads * head_bytes(hyper.head_stride(), kv)) as u64
 }
 
-impl Cache {
+impl Storage {
     /// `n_pages` empty pages; they take memory when first used.
-    pub(crate) fn new(hyper: &Hyper, kv: Kv, n_pages: usize, huge_pages: bool) -> std::io::Result<Cache> {
+    pub(crate) fn new(hyper: &Hyper, kv: Kv, n_pages: usize, huge_pages: bool) -> std::io::Result<Storage> {
         let bytes = usize::try_from(page_bytes(hyper, kv))
             .ok()
             .and_then(|bytes| bytes.checked_mul(n_pages))
             .ok_or(std::io::ErrorKind::OutOfMemory)?;
-        Ok(Cache {
+        Ok(Storage {
             region: Region::new(bytes, huge_pages)?,
             kv,
             n_heads: hyper.n_kv_heads,
             head_dim: hyper.head_stride(),
             page_bytes: page_bytes(hyper, kv) as usize,
-            references: vec![0; n_pages],
-            free: (0..n_pages as u32).rev().map(PageId).collect(),
         })
-    }
-
-    pub(crate) fn n_pages(&self) -> usize {
-        self.references.len()
-    }
-
-    pub(crate) fn n_free(&self) -> usize {
-        self.free.len()
-    }
-
-    /// A free page, held once.
-    pub(crate) fn take(&mut self) -> Option<PageId> {
-        let page = self.free.pop()?;
-        self.references[page.0 as usize] = 1;
-        Some(page)
-    }
-
-    /// One more holder of a page that is held.
-    pub(crate) fn share(&mut self, page: PageId) {
-        let references = &mut self.references[page.0 as usize];
-        assert!(*references > 0, "a page that nobody holds cannot be shared");
-        *references += 1;
-    }
-
-    /// One holder less; the last one frees the page.
-    pub(crate) fn release(&mut self, page: PageId) {
-        let references = &mut self.references[page.0 as usize];
-        assert!(*references > 0, "a page is released as often as it was taken");
-        *references -= 1;
-        if *references == 0 {
-            self.free.push(page);
-        }
-    }
-
-    /// Holders of a page.
-    pub(crate) fn holders(&self, page: PageId) -> u32 {
-        self.references[page.0 as usize]
     }
 
     /// Where one head of one page begins, in bytes.
@@ -126,7 +84,7 @@ impl Cache {
         self.region.element(self.start(page, layer, head))
     }
 
-    /// Asks for the cache lines that [`Cache::write`] will write to.
+    /// Asks for the cache lines that [`Storage::write`] will write to.
     pub(crate) fn prefetch(&self, page: PageId, layer: usize, head: usize, slot: usize) {
         let size = match self.kv {
             Kv::F16 => size_of::<u16>(),
@@ -224,25 +182,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_page_is_free_again_when_its_last_holder_lets_go() {
-        let mut cache = Cache::new(&hyper(), Kv::F16, 2, false).unwrap();
-        let page = cache.take().unwrap();
-        cache.share(page);
-        cache.release(page);
-        assert_eq!((cache.n_free(), cache.holders(page)), (1, 1));
-        cache.release(page);
-        assert_eq!(cache.n_free(), 2);
-        assert!(cache.take().is_some() && cache.take().is_some() && cache.take().is_none());
-    }
-
-    #[test]
     fn what_is_written_is_read_at_its_place_and_nowhere_else() {
         let kernels = Kernels::new(crate::Isa::Scalar).unwrap();
         let key: Vec<f32> = (1..33).map(|d| d as f32).collect();
         let value: Vec<f32> = (96..128).map(|d| d as f32).collect();
         for kv in [Kv::F16, Kv::Int8] {
-            let mut cache = Cache::new(&hyper(), kv, 2, false).unwrap();
-            let page = cache.take().unwrap();
+            let (cache, page) = (Storage::new(&hyper(), kv, 2, false).unwrap(), PageId(1));
             // SAFETY: one thread.
             let (stored, other) = unsafe {
                 cache.write(kernels, page, 1, 1, 69, &key, &value);

@@ -21,6 +21,7 @@ pub mod host;
 mod isa;
 mod kernel;
 mod kv;
+mod machine;
 mod math;
 mod memory;
 mod model;

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)] // The pool's members pack disjoint groups of one region.
 
 use crate::LoadError;
+use crate::forward::Product;
 use crate::gguf::architecture::RowOrder;
 use crate::gguf::ternary::{self, Fault};
 use crate::gguf::{self, File, Hyper, Kind, Part};
@@ -69,6 +70,27 @@ pub(crate) struct Layer {
     /// Groups of gate and up in turn.
     pub(crate) gate_up: Matrix,
     pub(crate) down: Matrix,
+}
+
+impl Layer {
+    pub(crate) fn matrix(&self, product: Product) -> &Matrix {
+        match product {
+            Product::Qkv => &self.qkv,
+            Product::Output => &self.output,
+            Product::GateUp => &self.gate_up,
+            Product::Down => &self.down,
+        }
+    }
+
+    /// The norm of a product's input.
+    pub(crate) fn norm(&self, product: Product) -> Option<&[f32]> {
+        match product {
+            Product::Qkv => Some(&self.attn_norm),
+            Product::Output => self.attn_sub_norm.as_deref(),
+            Product::GateUp => Some(&self.ffn_norm),
+            Product::Down => self.ffn_sub_norm.as_deref(),
+        }
+    }
 }
 
 /// Everything that a forward pass reads.

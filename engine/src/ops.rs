@@ -1,19 +1,18 @@
 //! The operations of a forward step as the CPU does them: who computes which part, and the barriers between.
 //!
-//! This is the seam for another backend: the forward pass knows these few operations and nothing of threads or kernels.
-//! Protocol: all members call the same operations in the same order; an operation reads what earlier ones wrote, writes
+//! The forward pass knows these few operations and nothing of threads or kernels. Protocol: all members call the same operations in the same order; an operation reads what earlier ones wrote, writes
 //! a part of its own, and ends with a barrier.
 #![allow(unsafe_code)] // Members share buffers and write disjoint parts between barriers; each block says which.
 
 mod attention;
 
 use crate::LoadError;
-use crate::forward::Plan;
+use crate::forward::{Operations, Plan, Product};
 use crate::head::{self, Drawn, HeadWork, Slots};
 use crate::kernel::{
     Acts, Epilogue, Kernels, MAX_TOKENS, PAGE, Quantised, ROWS, Scratch, State, Then, prefetch,
 };
-use crate::kv::Cache;
+use crate::kv::Storage;
 use crate::model::{Matrix, Model};
 use crate::pool::{Member, Shared};
 use crate::profile::{Clocks, Operation};
@@ -154,7 +153,7 @@ pub(crate) struct Ops<'a, 'm> {
     pub(crate) kernels: Kernels,
     model: &'a Model,
     pub(crate) work: &'a Work,
-    cache: &'a Cache,
+    cache: &'a Storage,
     pub(crate) plan: &'a Plan<'a>,
     pub(crate) slots: Slots,
     pub(crate) private: MutexGuard<'a, Private>,
@@ -180,7 +179,7 @@ impl<'a, 'm> Ops<'a, 'm> {
         kernels: Kernels,
         model: &'a Model,
         work: &'a Work,
-        cache: &'a Cache,
+        cache: &'a Storage,
         plan: &'a Plan<'a>,
         results: &'a [Mutex<Option<Drawn>>],
     ) -> Ops<'a, 'm> {
@@ -219,11 +218,6 @@ impl<'a, 'm> Ops<'a, 'm> {
         self.n_columns
     }
 
-    /// Whether nothing is wanted of this step any more, but for keys and values that were stored.
-    pub(crate) fn is_done(&self) -> bool {
-        self.n_columns == 0
-    }
-
     /// Ends an operation: takes the time, and waits for all members.
     pub(crate) fn end(&mut self, operation: Operation) {
         self.lap(operation);
@@ -237,40 +231,14 @@ impl<'a, 'm> Ops<'a, 'm> {
         }
     }
 
-    /// x = embedding of each column's token.
-    pub(crate) fn embed(&mut self) {
-        let hidden = self.model.hyper.hidden;
-        let embedding = self.model.embedding();
-        for column in self.member.share(self.n_columns()) {
-            // SAFETY: columns are shared out, so this row is this member's.
-            let row = unsafe { self.work.x.write(column * hidden..(column + 1) * hidden) };
-            embedding.read(self.plan.columns[column].token as usize, row);
-        }
-        self.end(Operation::Embed);
-    }
-
-    /// acts = norm of x, rounded to int8.
-    pub(crate) fn round_x(&mut self, norm: &[f32]) {
-        self.round(&self.work.x, self.model.hyper.hidden, Some(norm));
-    }
-
-    /// acts = the attention's output, normed where the layer has a norm for it, rounded to int8.
-    pub(crate) fn round_attended(&mut self, norm: Option<&[f32]>) {
-        self.round(&self.work.attended, self.model.hyper.q_width(), norm);
-    }
-
-    /// acts = the gated feed-forward activations, likewise.
-    pub(crate) fn round_gated(&mut self, norm: Option<&[f32]>) {
-        self.round(&self.work.gated, self.model.hyper.ffn, norm);
-    }
-
     /// The columns' first row of `acts`: a single column is normed by every member for itself, which is sooner done than
     /// one member's norm and a barrier.
     fn first_row(&self) -> usize {
         if self.n_columns() == 1 { self.member.index } else { 0 }
     }
 
-    fn round(&mut self, from: &'a Shared<f32>, width: usize, norm: Option<&[f32]>) {
+    /// acts = rows, normed where there is a norm, rounded to int8.
+    fn round_rows(&mut self, from: &'a Shared<f32>, width: usize, norm: Option<&[f32]>) {
         let alone = self.n_columns() == 1;
         let columns = if alone { 0..1 } else { self.member.share(self.n_columns()) };
         let rows = self.first_row() + columns.start..self.first_row() + columns.end;
@@ -300,16 +268,8 @@ impl<'a, 'm> Ops<'a, 'm> {
         }
     }
 
-    /// Prefetches the first of this thread's weights of the next product, so that memory is not idle meanwhile.
-    pub(crate) fn prefetch_weights(&self, matrix: &Matrix) {
-        let pairs = matrix.pairs(self.member.index, self.member.count());
-        let groups = (2 * pairs.start).min(matrix.n_groups)..(2 * pairs.end).min(matrix.n_groups);
-        let packed = self.model.groups(matrix, groups);
-        prefetch(packed.as_ptr(), packed.len().min(HEAD_START));
-    }
-
     /// A ternary product of acts: stored in qkv, added to x, or gated, as `then` says.
-    pub(crate) fn product(&mut self, matrix: &Matrix, then: Then) {
+    fn multiply(&mut self, matrix: &Matrix, then: Then) {
         let hyper = &self.model.hyper;
         let (out, stride, rows_a_pair) = match then {
             Then::Store => (&self.work.qkv, hyper.qkv_rows(), 2 * ROWS),
@@ -369,12 +329,12 @@ impl<'a, 'm> Ops<'a, 'm> {
     }
 
     /// Waits for what each head may draw, which says how it is scored.
-    pub(crate) fn await_rules(&mut self) {
+    fn await_rules(&mut self) {
         self.slots = self.work.head.slots(self.plan);
     }
 
     /// The final norm of the columns whose scores are wanted.
-    pub(crate) fn norm_heads(&mut self) {
+    fn norm_heads(&mut self) {
         let hidden = self.model.hyper.hidden;
         let work = self.work;
         for slot in self.member.share(self.plan.heads.len()) {
@@ -388,7 +348,7 @@ impl<'a, 'm> Ops<'a, 'm> {
     }
 
     /// Scores of the wanted columns.
-    pub(crate) fn scores(&mut self) {
+    fn scores(&mut self) {
         if !self.plan.heads.is_empty() {
             head::scores(self);
             self.end(Operation::Head);
@@ -396,12 +356,74 @@ impl<'a, 'm> Ops<'a, 'm> {
     }
 
     /// Draws a token for each wanted column that asks for one.
-    pub(crate) fn sample(&mut self) {
+    fn sample(&mut self) {
         for slot in self.member.deal(self.plan.heads.len()) {
             if let Some((head, drawn)) = head::draw(self, slot) {
                 *self.results[head].lock().unwrap_or_else(PoisonError::into_inner) = Some(drawn);
             }
         }
         self.end(Operation::Sample);
+    }
+}
+
+impl Operations for Ops<'_, '_> {
+    fn n_layers(&self) -> usize {
+        self.model.layers.len()
+    }
+
+    fn embed(&mut self) {
+        let hidden = self.model.hyper.hidden;
+        let embedding = self.model.embedding();
+        for column in self.member.share(self.n_columns()) {
+            // SAFETY: columns are shared out, so this row is this member's.
+            let row = unsafe { self.work.x.write(column * hidden..(column + 1) * hidden) };
+            embedding.read(self.plan.columns[column].token as usize, row);
+        }
+        self.end(Operation::Embed);
+    }
+
+    /// Prefetches the first of this thread's weights, so that memory is not idle meanwhile.
+    fn expect(&mut self, layer: usize, product: Product) {
+        let matrix = self.model.layers[layer].matrix(product);
+        let pairs = matrix.pairs(self.member.index, self.member.count());
+        let groups = (2 * pairs.start).min(matrix.n_groups)..(2 * pairs.end).min(matrix.n_groups);
+        let packed = self.model.groups(matrix, groups);
+        prefetch(packed.as_ptr(), packed.len().min(HEAD_START));
+    }
+
+    fn round(&mut self, layer: usize, product: Product) {
+        let (work, layer) = (self.work, &self.model.layers[layer]);
+        let from = match product {
+            Product::Qkv | Product::GateUp => &work.x,
+            Product::Output => &work.attended,
+            Product::Down => &work.gated,
+        };
+        self.round_rows(from, layer.matrix(product).width, layer.norm(product));
+    }
+
+    fn product(&mut self, layer: usize, product: Product) {
+        let then = match product {
+            Product::Qkv => Then::Store,
+            Product::Output | Product::Down => Then::Add,
+            Product::GateUp => Then::Gate(self.model.hyper.graph.activation),
+        };
+        self.multiply(self.model.layers[layer].matrix(product), then);
+    }
+
+    fn attention(&mut self, layer: usize) {
+        self.attend(layer);
+    }
+
+    fn attention_of_heads(&mut self, layer: usize) -> bool {
+        self.keep_heads();
+        self.attend(layer);
+        self.n_columns > 0
+    }
+
+    fn heads(&mut self) {
+        self.await_rules();
+        self.norm_heads();
+        self.scores();
+        self.sample();
     }
 }

@@ -5,7 +5,7 @@
 //! longest unused first. Results do not change: a page's bits depend on the ids before it alone.
 
 use crate::kernel::PAGE;
-use crate::kv::{Cache, PageId};
+use crate::kv::{PageId, Pages};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A node's number; the root has none.
@@ -29,7 +29,7 @@ pub(crate) struct Prefix {
 
 impl Prefix {
     /// The pages that hold the beginning of `tokens`, shared with the caller; at least one token is left to compute.
-    pub(crate) fn find(&mut self, tokens: &[u32], cache: &mut Cache) -> Vec<PageId> {
+    pub(crate) fn find(&mut self, tokens: &[u32], cache: &mut Pages) -> Vec<PageId> {
         self.clock += 1;
         let mut pages = Vec::new();
         let mut parent: Node = None;
@@ -54,7 +54,7 @@ impl Prefix {
     }
 
     /// Keeps the full pages of a computed prompt.
-    pub(crate) fn keep(&mut self, tokens: &[u32], pages: &[PageId], cache: &mut Cache) {
+    pub(crate) fn keep(&mut self, tokens: &[u32], pages: &[PageId], cache: &mut Pages) {
         self.clock += 1;
         let mut parent: Node = None;
         let mut parent_key: Option<(Node, Vec<u32>)> = None;
@@ -78,7 +78,7 @@ impl Prefix {
 
     /// Pages that could be given up: those that only the tree holds and that are above none in use. A sequence may use a
     /// page below one that it does not use itself, where another one computed the same beginning at the same time.
-    pub(crate) fn n_reclaimable(&self, cache: &Cache) -> usize {
+    pub(crate) fn n_reclaimable(&self, cache: &Pages) -> usize {
         let parents: BTreeMap<u64, Node> =
             self.entries.iter().map(|((parent, _), entry)| (entry.node, *parent)).collect();
         let mut kept = BTreeSet::new();
@@ -92,7 +92,7 @@ impl Prefix {
     }
 
     /// Gives pages up until `n_free` are free; false if it cannot, and then it gives none.
-    pub(crate) fn reclaim(&mut self, n_free: usize, cache: &mut Cache) -> bool {
+    pub(crate) fn reclaim(&mut self, n_free: usize, cache: &mut Pages) -> bool {
         if cache.n_free() < n_free && cache.n_free() + self.n_reclaimable(cache) < n_free {
             return false;
         }
@@ -117,12 +117,6 @@ impl Prefix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv;
-
-    fn cache(n_pages: usize) -> Cache {
-        Cache::new(&kv::tests::hyper(), crate::options::Kv::F16, n_pages, false).unwrap()
-    }
-
     fn prompt(n: usize, last: u32) -> Vec<u32> {
         let mut ids: Vec<u32> = (0..n as u32).collect();
         ids[n - 1] = last;
@@ -131,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_prompt_is_found_up_to_its_last_full_page_but_never_as_a_whole() {
-        let (mut prefix, mut cache) = (Prefix::default(), cache(8));
+        let (mut prefix, mut cache) = (Prefix::default(), Pages::new(8));
         let pages: Vec<PageId> = (0..3).filter_map(|_| cache.take()).collect();
         prefix.keep(&prompt(300, 1), &pages, &mut cache);
         assert_eq!(prefix.find(&prompt(300, 2), &mut cache), pages[..2]);
@@ -142,7 +136,7 @@ mod tests {
 
     #[test]
     fn pages_are_given_up_leaves_first_and_only_when_nobody_uses_them() {
-        let (mut prefix, mut cache) = (Prefix::default(), cache(3));
+        let (mut prefix, mut cache) = (Prefix::default(), Pages::new(3));
         let pages: Vec<PageId> = (0..2).filter_map(|_| cache.take()).collect();
         prefix.keep(&prompt(256, 255), &pages, &mut cache);
         assert_eq!(prefix.n_reclaimable(&cache), 0);
@@ -156,7 +150,7 @@ mod tests {
 
     #[test]
     fn nothing_is_given_up_where_that_does_not_suffice() {
-        let (mut prefix, mut cache) = (Prefix::default(), cache(3));
+        let (mut prefix, mut cache) = (Prefix::default(), Pages::new(3));
         let pages: Vec<PageId> = (0..3).filter_map(|_| cache.take()).collect();
         prefix.keep(&prompt(256, 255), &pages[..2], &mut cache);
         pages[..2].iter().for_each(|&page| cache.release(page));
@@ -166,7 +160,7 @@ mod tests {
 
     #[test]
     fn pages_above_one_in_use_do_not_count() {
-        let (mut prefix, mut cache) = (Prefix::default(), cache(5));
+        let (mut prefix, mut cache) = (Prefix::default(), Pages::new(5));
         let [a, b, other_a, other_b, c] = std::array::from_fn(|_| cache.take().unwrap());
         prefix.keep(&prompt(256, 255), &[a, b], &mut cache);
         // The same prompt was computed twice at once; the longer one's page stands below the other's.

@@ -16,7 +16,7 @@ use crate::constraint::{Threads, Tracker};
 use crate::draft::Drafter;
 use crate::head::Drawn;
 use crate::kernel::PAGE;
-use crate::kv::Cache;
+use crate::kv::Pages;
 use crate::options::Speculation;
 use crate::prefix::Prefix;
 use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason};
@@ -217,7 +217,7 @@ impl Schedule {
     }
 
     /// Lets go of what was cancelled since the last step.
-    pub(crate) fn drop_cancelled(&mut self, cache: &mut Cache, events: &mut Vec<Event>) {
+    pub(crate) fn drop_cancelled(&mut self, cache: &mut Pages, events: &mut Vec<Event>) {
         self.waiting.retain(|sequence| match sequence.end {
             Some(reason) => {
                 events.push(sequence.finished(reason));
@@ -229,7 +229,7 @@ impl Schedule {
     }
 
     /// Lets go of what has ended.
-    pub(crate) fn drop_finished(&mut self, cache: &mut Cache, events: &mut Vec<Event>) {
+    pub(crate) fn drop_finished(&mut self, cache: &mut Pages, events: &mut Vec<Event>) {
         self.active.retain_mut(|sequence| match sequence.end {
             Some(reason) => {
                 events.push(sequence.finished(reason));
@@ -244,7 +244,7 @@ impl Schedule {
 
     /// Takes in waiting sequences, in order, while places and pages last. One whose beginning is being computed waits until it
     /// can be shared, and those behind it go first.
-    pub(crate) fn admit(&mut self, cache: &mut Cache) {
+    pub(crate) fn admit(&mut self, cache: &mut Pages) {
         let mut place = 0;
         while self.active.len() < self.max_sequences && place < self.waiting.len() {
             if self.is_being_computed(&self.waiting[place]) {
@@ -297,12 +297,12 @@ impl Schedule {
     }
 
     /// Pages that a new sequence could have: free ones, and those kept for prompts that nobody uses now.
-    pub(crate) fn n_available(&self, cache: &Cache) -> usize {
+    pub(crate) fn n_available(&self, cache: &Pages) -> usize {
         cache.n_free() + self.prefix.as_ref().map_or(0, |prefix| prefix.n_reclaimable(cache))
     }
 
     /// Gives up kept prompts until `n_pages` are free; false if there are not enough.
-    pub(crate) fn make_room(&mut self, n_pages: usize, cache: &mut Cache) -> bool {
+    pub(crate) fn make_room(&mut self, n_pages: usize, cache: &mut Pages) -> bool {
         match &mut self.prefix {
             Some(prefix) => prefix.reclaim(n_pages, cache),
             None => n_pages <= cache.n_free(),
@@ -310,7 +310,7 @@ impl Schedule {
     }
 
     /// Appends what constraints leave no choice about. Returns how many tokens.
-    pub(crate) fn follow_constraints(&mut self, cache: &mut Cache, events: &mut Vec<Event>) -> usize {
+    pub(crate) fn follow_constraints(&mut self, cache: &mut Pages, events: &mut Vec<Event>) -> usize {
         let n_tokens = self.active.iter_mut().map(|sequence| sequence.follow(self.max_context, events)).sum();
         self.drop_finished(cache, events);
         n_tokens
@@ -414,7 +414,7 @@ impl Schedule {
         &mut self,
         turn: &Turn,
         drawn: impl Iterator<Item = Option<Drawn>>,
-        cache: &mut Cache,
+        cache: &mut Pages,
         events: &mut Vec<Event>,
     ) -> usize {
         let sequence = &mut self.active[turn.place];

@@ -100,7 +100,7 @@ impl Ops<'_, '_> {
     /// Three ways, for the same bits. A segment of one column: who attends with a key head also rotates and stores it, while
     /// it is in its cache. Several columns: all are stored before any attends. A long context and few tasks: pages are shared
     /// out as well, and folded together afterwards.
-    pub(crate) fn attention(&mut self, layer: usize) {
+    pub(super) fn attend(&mut self, layer: usize) {
         let n_kv_heads = self.model.hyper.n_kv_heads;
         let plan = self.plan;
         if plan.segments.iter().any(|segment| self.stored_first(segment)) {
@@ -149,8 +149,8 @@ impl Ops<'_, '_> {
         }
     }
 
-    /// The last layer's attention, for the columns that have heads: of what follows, only their rows are computed.
-    pub(crate) fn attention_of_heads(&mut self, layer: usize) {
+    /// Before the last layer's attention: from here on only the rows of columns that have heads are computed.
+    pub(super) fn keep_heads(&mut self) {
         let (plan, hidden) = (self.plan, self.model.hyper.hidden);
         self.rows.fill(None);
         for (row, head) in plan.heads.iter().enumerate() {
@@ -169,7 +169,6 @@ impl Ops<'_, '_> {
                 to.copy_from_slice(from);
             }
         }
-        self.attention(layer);
     }
 
     /// Query heads of a key head.
