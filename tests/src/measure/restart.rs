@@ -22,11 +22,12 @@ use crate::server::NatsServer;
 struct Coordinator(std::process::Child);
 
 impl Coordinator {
-    fn start(server: &NatsServer, name: &str) -> anyhow::Result<Coordinator> {
+    fn start(server: &NatsServer, name: &str, savepoint_ms: u32) -> anyhow::Result<Coordinator> {
         let mut command = program::command(&["coordinator", "--nats", &server.url(), "--name", name])?;
         for quota in ["QUEUED_LINES_MAX", "QUEUED_BYTES_MAX", "QUEUED_TOKENS_MAX", "STORED_BYTES_MAX"] {
             command.env(format!("TERNFLEET_QUOTAS__{quota}"), "4000000000");
         }
+        command.env("TERNFLEET_SAVEPOINT_MS", savepoint_ms.to_string());
         Ok(Coordinator(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
     }
 }
@@ -46,15 +47,18 @@ pub async fn restart(lines: u32) -> anyhow::Result<()> {
     let server = NatsServer::start()?;
     let bus = server.bus().await?;
     let client = Client::new(Arc::clone(&bus));
-    let first = Coordinator::start(&server, "first")?;
+    // A small batch is saved sooner, so that it has not ended by then.
+    let savepoint_ms = (lines / 20).clamp(5_000, 60_000);
+    let first = Coordinator::start(&server, "first", savepoint_ms)?;
     let view = client.submit("input", prompts(lines as usize)).await;
     client.wait(&view.id, "the input to be looked through", |view| view.total_is_final).await;
     drop(first);
     answer_half(&bus, &view.id, lines).await?;
 
-    let worker = InstantWorker::start(server.bus().await?, "one", Manner::default()).await;
+    let manner = Manner { slots: 4, takes: Duration::from_millis(20), ..Manner::default() };
+    let worker = InstantWorker::start(server.bus().await?, "one", manner.clone()).await;
     let began = Instant::now();
-    let second = Coordinator::start(&server, "second")?;
+    let second = Coordinator::start(&server, "second", savepoint_ms)?;
     let seen = client.wait(&view.id, "a leader", |view| view.completed >= lines / 2).await;
     let answered = began.elapsed();
     client.wait(&view.id, "work", |view| view.completed > seen.completed.max(lines / 2)).await;
@@ -64,7 +68,7 @@ pub async fn restart(lines: u32) -> anyhow::Result<()> {
         began.elapsed(),
         peak_mib(second.0.id())
     );
-    // The same with a savepoint of the last minute; a small batch must not end before that.
+    // The same with a savepoint of the last minute.
     drop(worker);
     let head = format!("savepoint-{}", view.id);
     while bus.object_length(table::LEDGER, &head).await?.is_none() {
@@ -73,9 +77,9 @@ pub async fn restart(lines: u32) -> anyhow::Result<()> {
     }
     drop(second);
     let before = stored_answers(&bus).await?;
-    let _worker = InstantWorker::start(server.bus().await?, "two", Manner::default()).await;
+    let _worker = InstantWorker::start(server.bus().await?, "two", manner).await;
     let began = Instant::now();
-    let third = Coordinator::start(&server, "third")?;
+    let third = Coordinator::start(&server, "third", savepoint_ms)?;
     let seen = client.wait(&view.id, "a leader", |view| view.completed >= lines / 2).await;
     let answered = began.elapsed();
     client.wait(&view.id, "work", |view| view.completed > seen.completed).await;
@@ -146,10 +150,10 @@ pub async fn takeover() -> anyhow::Result<()> {
     let manner =
         Manner { slots: 8, takes: Duration::from_millis(20), rate_tok_s: 5_000.0, ..Manner::default() };
     let worker = InstantWorker::start(server.bus().await?, "one", manner).await;
-    let leader = Coordinator::start(&server, "leader")?;
+    let leader = Coordinator::start(&server, "leader", 60_000)?;
     let view = client.submit("input", prompts(20_000)).await;
     client.wait(&view.id, "work", |view| view.completed > 100).await;
-    let standby = Coordinator::start(&server, "standby")?;
+    let standby = Coordinator::start(&server, "standby", 60_000)?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     drop(leader);
     let killed = Instant::now();
