@@ -107,6 +107,7 @@ impl Demo {
             webhook_secret_file: None,
             then: None,
             metadata: Default::default(),
+            table: Default::default(),
             json: false,
             connection: connection.clone(),
         };

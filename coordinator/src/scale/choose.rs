@@ -147,9 +147,35 @@ pub fn decide(settings: &Settings, intents: &Intents, seen: &Seen, previous: Opt
     let offers = offers(settings, &alive, seen);
     let problem = problem(settings, &kinds(settings, &alive, seen), &alive, &offers, seen);
     let plan = plan(&problem, previous);
+    let wanted = wanted(settings, &alive, &offers, &plan, seen);
     let idle = problem.batches.iter().all(|batch| batch.tokens_left <= 0.0 || !problem.serves(batch));
     follow(settings, &alive, &offers, &plan, seen, idle, &mut acts);
-    Decision { acts, plan }
+    Decision { acts, plan, wanted }
+}
+
+/// Counts the pods of a plan by their kinds, for whoever else rents pods.
+fn wanted(
+    settings: &Settings,
+    alive: &[(&Intent, Standing)],
+    offers: &[Candidate<'_>],
+    plan: &Plan,
+    seen: &Seen,
+) -> BTreeMap<(String, String), u32> {
+    // A model's name comes before its digest.
+    let label = |kind: PodKind| (kind.class, kind.models.into_iter().next().unwrap_or_default());
+    let kind_of_name = |name: &str| {
+        let alive = alive.iter().map(|(intent, _)| *intent);
+        let own = alive.chain(offers.iter().map(|offer| &offer.intent)).find(|intent| intent.name == name);
+        let fixed = || fixed(settings, seen).find(|worker| worker.pod == name).map(PodKind::of);
+        own.map(|intent| kind_of(settings, seen, intent)).or_else(fixed)
+    };
+    let classes = settings.classes.iter();
+    let classes = classes.map(|class| PodKind { class: class.name.clone(), models: class.models.clone() });
+    let mut wanted: BTreeMap<_, u32> = classes.map(|kind| (label(kind), 0)).collect();
+    for kind in plan.wanted().filter_map(kind_of_name) {
+        *wanted.entry(label(kind)).or_default() += 1;
+    }
+    wanted
 }
 
 /// Where a claimed pod stands, as the planner sees it.
