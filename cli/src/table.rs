@@ -28,6 +28,8 @@ mod write;
 
 use std::path::Path;
 
+use anyhow::{Context, bail};
+
 pub(crate) use self::asked::Asked;
 #[cfg(feature = "tables")]
 pub(crate) use self::input::{Input, Joined};
@@ -48,6 +50,20 @@ pub(crate) fn shown(place: &Path) -> String {
 /// Whether it is a file of this machine and no address.
 pub(crate) fn is_here(place: &Path) -> bool {
     scheme(place).is_none()
+}
+
+/// Refuses a file that cannot be read or has nothing in it.
+pub(crate) fn check_input(file: &Path) -> anyhow::Result<()> {
+    let facts = std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
+    if facts.is_dir() {
+        bail!("{} is a folder: pass a file", file.display());
+    }
+    if facts.is_file() && facts.len() == 0 {
+        bail!("{} is empty: it needs at least one request, one per line", file.display());
+    }
+    // Opened once now, so that a missing permission is said before anything is sent.
+    std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(())
 }
 
 /// `s3://bucket/key` as `("s3", "bucket/key")`.

@@ -265,19 +265,6 @@ fn run_then(command: &str, ended: &BatchView, results: Option<&Path>) -> anyhow:
     Ok(())
 }
 
-pub(crate) fn check_input(file: &Path) -> anyhow::Result<()> {
-    let facts = std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
-    if facts.is_dir() {
-        bail!("{} is a folder: pass a JSONL file", file.display());
-    }
-    if facts.is_file() && facts.len() == 0 {
-        bail!("{} is empty: it needs at least one request, one per line", file.display());
-    }
-    // Opened once now, so that a missing permission is said before anything is sent.
-    std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(())
-}
-
 /// 128 bits that nobody else has, in hexadecimal.
 pub(crate) fn random_name() -> anyhow::Result<String> {
     let mut bytes = [0u8; 16];

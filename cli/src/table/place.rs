@@ -12,8 +12,7 @@ use anyhow::{Context, bail};
 use tempfile::{NamedTempFile, TempPath};
 
 pub(super) use self::store::Remote;
-use super::scheme;
-use crate::commands::submit::check_input;
+use super::{check_input, scheme};
 use crate::fetch::{Source, Wanted, forget};
 
 const CONNECTIONS: usize = 4;

@@ -11,10 +11,9 @@ use tempfile::NamedTempFile;
 use ternfleet_proto::message::BatchView;
 
 use super::asked::Asked;
-use super::is_here;
+use super::{check_input, is_here};
 use crate::answers::Format;
 use crate::client::{Fleet, Patience};
-use crate::commands::submit::check_input;
 use crate::follow;
 use crate::output::{Existing, WholeFile};
 
