@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use futures::{StreamExt, TryStreamExt};
@@ -27,6 +27,8 @@ const PARTS: usize = 4;
 const PARTS_MAX: u64 = 9_000;
 /// How often a part that came short is asked for again.
 const TRIES: usize = 5;
+/// A request is repeated for so long.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An object in a store.
 pub(crate) struct Remote {
@@ -105,17 +107,20 @@ impl Remote {
 
     async fn part(&self, range: std::ops::Range<u64>, tag: Option<String>) -> anyhow::Result<Vec<u8>> {
         let wanted = range.end - range.start;
+        let begun = Instant::now();
         for _ in 0..TRIES {
-            let options = GetOptions {
-                if_match: tag.clone(),
-                range: Some(range.clone().into()),
-                ..GetOptions::default()
-            };
-            let got = self.store.get_opts(&self.key, options).await.map_err(|fault| self.fault(&fault))?;
-            match got.bytes().await {
-                Ok(bytes) if bytes.len() as u64 == wanted => return Ok(bytes.into()),
-                Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            let range = Some(range.clone().into());
+            let options = GetOptions { if_match: tag.clone(), range, ..GetOptions::default() };
+            match self.store.get_opts(&self.key, options).await {
+                Ok(got) => match got.bytes().await {
+                    Ok(bytes) if bytes.len() as u64 == wanted => return Ok(bytes.into()),
+                    Ok(_) | Err(_) => {}
+                },
+                // Another range than was asked for, for one. What the store refuses, it refuses again.
+                Err(object_store::Error::Generic { .. }) if begun.elapsed() < PATIENCE => {}
+                Err(fault) => return Err(self.fault(&fault)),
             }
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
         bail!("{} does not send bytes {} to {} completely", self.place, range.start, range.end)
     }
@@ -183,7 +188,7 @@ impl Remote {
 fn retry() -> RetryConfig {
     RetryConfig {
         max_retries: 6,
-        retry_timeout: Duration::from_secs(120),
+        retry_timeout: PATIENCE,
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(50),
             max_backoff: Duration::from_secs(5),

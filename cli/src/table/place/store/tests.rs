@@ -139,7 +139,7 @@ fn answer(
                 _ => reply("206 Partial Content", &more, part, part.len()),
             }
         }
-        "POST" if query == "uploads" => {
+        "POST" if query.starts_with("uploads") => {
             let said =
                 b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>";
             reply("200 OK", "", said, said.len())
