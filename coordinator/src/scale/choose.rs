@@ -159,15 +159,15 @@ fn wanted(
     alive: &[(&Intent, Standing)],
     offers: &[Candidate<'_>],
     plan: &Plan,
-    seen: &Seen,
+    seen: &Look<'_>,
 ) -> BTreeMap<(String, String), u32> {
     // A model's name comes before its digest.
     let label = |kind: PodKind| (kind.class, kind.models.into_iter().next().unwrap_or_default());
-    let kind_of_name = |name: &str| {
-        let alive = alive.iter().map(|(intent, _)| *intent);
-        let own = alive.chain(offers.iter().map(|offer| &offer.intent)).find(|intent| intent.name == name);
-        let fixed = || fixed(settings, seen).find(|worker| worker.pod == name).map(PodKind::of);
-        own.map(|intent| kind_of(settings, seen, intent)).or_else(fixed)
+    let intents = alive.iter().map(|(intent, _)| *intent).chain(offers.iter().map(|offer| &offer.intent));
+    let intents: BTreeMap<&str, &Intent> = intents.map(|intent| (intent.name.as_str(), intent)).collect();
+    let kind_of_name = |name: &str| match intents.get(name) {
+        Some(intent) => Some(kind_of(settings, seen, intent)),
+        None => seen.worker(name).map(PodKind::of),
     };
     let classes = settings.classes.iter();
     let classes = classes.map(|class| PodKind { class: class.name.clone(), models: class.models.clone() });
