@@ -27,7 +27,7 @@ help:
 demo: tools
 	@[ -x "$${CARGO_TARGET_DIR:-target}/demo/ternfleet" ] || \
 	  echo "building ternfleet (profile 'demo': only the engine is optimised): about 4 minutes on 2 cores, 1.3 GB of disk" >&2
-	$(CARGO) build --profile demo --package ternfleet
+	$(CARGO) build --profile demo --package ternfleet --no-default-features
 	exec "$${CARGO_TARGET_DIR:-target}/demo/ternfleet" demo
 
 demo-observability: tools

@@ -27,7 +27,7 @@ const COLUMNS: &str =
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) text: String,
-    finish: String,
+    pub(crate) finish: String,
 }
 
 impl Format {

@@ -20,6 +20,8 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use self::http::Source;
 use self::http::{Answer, Fault, Opened};
+#[cfg(feature = "tables")]
+pub(crate) use self::http::{agent, is_here};
 use self::meter::Meter;
 pub(crate) use self::meter::size;
 use self::part::Part;

@@ -87,12 +87,23 @@ pub(crate) async fn into_file(
     patience: Patience,
 ) -> anyhow::Result<PathBuf> {
     file.text(format.head())?;
+    each(fleet, batch, patience, |line| file.text(&format.answer(line)?)).await?;
+    file.publish()
+}
+
+/// Hands over the output line of each answer there is, in input order.
+pub(crate) async fn each(
+    fleet: &Fleet,
+    batch: &BatchView,
+    patience: Patience,
+    mut take: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     if batch.state.is_terminal() && (batch.output_object.is_some() || batch.error_object.is_some()) {
         let mut good = Answers::open(fleet, batch.output_object.as_deref(), patience).await?;
         let mut bad = Answers::open(fleet, batch.error_object.as_deref(), patience).await?;
         let mut written = 0_u32;
         while let Some(line) = earlier(&mut good, &mut bad).await? {
-            file.text(&format.answer(&line)?)?;
+            take(&line)?;
             written += 1;
         }
         if written != batch.completed + batch.failed {
@@ -100,10 +111,10 @@ pub(crate) async fn into_file(
         }
     } else {
         for line in committed_so_far(fleet, &batch.id, patience).await?.values() {
-            file.text(&format.answer(line)?)?;
+            take(line)?;
         }
     }
-    file.publish()
+    Ok(())
 }
 
 /// Writes the signed manifest of a batch that has ended; answers where it lies.

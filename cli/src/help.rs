@@ -72,6 +72,10 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
                 "ternfleet submit prompts.jsonl --budget 0.50 --deadline 2h",
                 "rejected if these limits cannot be met",
             ),
+            (
+                "ternfleet submit reviews.parquet --prompt 'Classify: {{ text }}' --out labels.parquet",
+                "a prompt over each row of a table",
+            ),
             ("ternfleet submit - --out -", "from standard input to standard output"),
         ],
     ),
@@ -96,6 +100,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("ternfleet results tales --format text", "print the answers so far"),
             ("ternfleet results tales --wait --out answers.jsonl", "all of them, in input order"),
             ("ternfleet results tales --format csv --out answers.csv", "for a spreadsheet"),
+            ("ternfleet results tales --table reviews.csv --out labels.csv", "beside the rows of its table"),
         ],
     ),
     (

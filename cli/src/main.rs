@@ -35,6 +35,7 @@ mod report;
 mod shipped;
 mod span;
 mod stop;
+mod table;
 mod verify;
 
 use std::process::ExitCode;

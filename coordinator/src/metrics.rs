@@ -2,6 +2,7 @@
 //! series is there from the start, at zero.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus::core::Collector;
@@ -481,8 +482,8 @@ impl Metrics {
     }
 
     /// What the scaler has and does.
-    pub(crate) fn scaler(&self, view: &ScaleView) {
-        self.scale.show(view);
+    pub(crate) fn scaler(&self, view: &ScaleView, wanted: &BTreeMap<(String, String), u32>) {
+        self.scale.show(view, wanted);
     }
 
     pub(crate) fn scale_act(&self, act: &Act) {

@@ -197,6 +197,8 @@ pub enum Act {
 pub struct Decision {
     pub acts: Vec<Act>,
     pub plan: Plan,
+    /// How many pods the plan has, by class and the model that they serve; every class that may be rented is there.
+    pub wanted: BTreeMap<(String, String), u32>,
 }
 
 /// All intents by name.

@@ -114,6 +114,48 @@ fn a_file_of_prompts_comes_back_as_text_with_its_price() {
     let absent = fleet.run(&["status", "batch_none"]).unwrap();
     assert_eq!((absent.code, absent.stdout.as_str()), (Some(1), ""));
     assert!(absent.stderr.starts_with("error: "), "{}", absent.stderr);
+
+    a_table_comes_back_with_its_answers(&fleet);
+}
+
+/// CSV in, Parquet out, that in again and JSONL out; and the first result once more, by another process.
+fn a_table_comes_back_with_its_answers(fleet: &LocalFleet) {
+    let csv = "key,text\n007,Once upon a time\n008,\"A king, and\nhis \"\"crown\"\"\"\n009\n";
+    let table = fleet.write("tales.csv", csv).unwrap();
+    let path = |name: &str| fleet.dir.join(name).display().to_string();
+    let (parquet, last, again) = (path("answers.parquet"), path("last.jsonl"), path("again.csv"));
+    let asked = ["--id", "key", "--max-tokens", "6", "--temperature", "0"];
+    let first =
+        [&["submit", &table, "--prompt", "{{ text }}", "--out", &parquet, "--json"], &asked[..]].concat();
+    let first = fleet.run(&first).unwrap();
+    assert_eq!(first.code, Some(0), "{first:?}");
+    assert!(first.stderr.contains("3 rows, 1 of them without a request"), "{first:?}");
+
+    let unasked = fleet.run(&["submit", &parquet, "--out", &last]).unwrap();
+    let columns = "key, text, answer, finish_reason, prompt_tokens, completion_tokens, cost_usd_micro, error";
+    assert!(unasked.code == Some(1) && unasked.stderr.contains(columns), "{unasked:?}");
+    let second = ["submit", &parquet, "--prompt", "{{ answer }}", "--prefix", "second_", "--out", &last];
+    assert_eq!(fleet.run(&[&second[..], &asked].concat()).unwrap().code, Some(0));
+    let rows = json_lines(&std::fs::read_to_string(&last).unwrap()).unwrap();
+    assert_eq!((rows.len(), &rows[0]["key"]), (3, &json!("007")));
+    assert_eq!(rows[1]["text"], "A king, and\nhis \"crown\"");
+    for row in &rows[..2] {
+        assert!(!row["answer"].as_str().unwrap().is_empty() && row["error"].is_null(), "{row}");
+        assert!(row["completion_tokens"].is_u64() && row["second_answer"].is_string(), "{row}");
+    }
+    assert!(rows[2]["error"].as_str().unwrap().contains("1 fields"), "{}", rows[2]);
+    assert_eq!(rows[2]["second_error"], "column \"answer\" is null");
+
+    let batch = first.json().unwrap();
+    let (id, cost) = (batch["id"].as_str().unwrap(), &batch["ternfleet"]["cost_usd_micro"]);
+    let parts: i64 = rows.iter().filter_map(|row| row["cost_usd_micro"].as_i64()).sum();
+    assert_eq!(json!(parts), *cost, "{batch}");
+    assert_eq!(fleet.run(&["results", id, "--table", &table, "--out", &again]).unwrap().code, Some(0));
+    let again = std::fs::read_to_string(&again).unwrap();
+    assert!(
+        again.starts_with("key,text,answer,") && again.contains(rows[0]["answer"].as_str().unwrap()),
+        "{again}"
+    );
 }
 
 #[test]

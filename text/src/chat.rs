@@ -179,7 +179,7 @@ fn render(
 
 /// Jinja as transformers sets it up: blocks take their line's end and indentation along, what is not defined is empty, texts
 /// have Python's methods, and JSON is written as Python writes it.
-fn environment() -> Environment<'static> {
+pub(crate) fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_fuel(Some(FUEL));
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);

@@ -14,12 +14,13 @@ use serde_json::Value;
 use tokio::process::Child;
 
 use crate::client::Fleet;
-use crate::commands::submit::{Submit, check_input};
+use crate::commands::submit::Submit;
 use crate::connection::Connection;
 use crate::local::child::{self, Life};
 use crate::output::{Target, say};
 use crate::report::{pod_table, pods, printable};
 use crate::stop::Stops;
+use crate::table::check_input;
 use crate::{exit, shipped, stop};
 
 /// How often the included prompts are submitted: enough work for all workers of a small machine.
@@ -107,6 +108,7 @@ impl Demo {
             webhook_secret_file: None,
             then: None,
             metadata: Default::default(),
+            table: Default::default(),
             json: false,
             connection: connection.clone(),
         };

@@ -14,10 +14,11 @@ use ternfleet_cloud::runpod::{Options, Runpod};
 use ternfleet_proto::{TenantId, TimeMs, UsdMicro};
 
 use super::quote;
-use super::submit::{check_input, random_name};
+use super::submit::random_name;
 use crate::launch::{self, Elsewhere, Folder, Folders, Head, Outcome, Place, Rent, State};
-use crate::output::{Existing, WholeFile, say};
+use crate::output::{Existing, say};
 use crate::stop::Stops;
+use crate::table::{Asked, Input, Results, is_here, shown};
 use crate::{dollars, exit, local, locate, span, stop};
 
 /// Of the random key, so much makes the fleet's name.
@@ -30,8 +31,8 @@ const NAME_DIGITS: usize = 8;
                   `ternfleet fleets` lists launched fleets, `ternfleet down` ends one."
 )]
 pub(crate) struct Launch {
-    /// JSONL file of requests, as for `submit`
-    #[arg(value_name = "PROMPTS.jsonl", required_unless_present = "resume")]
+    /// JSONL file of requests, or a table with --prompt or --messages, as for `submit`
+    #[arg(value_name = "PROMPTS", required_unless_present = "resume")]
     prompts: Option<PathBuf>,
     /// Where the fleet runs
     #[arg(long, value_enum, default_value = "local", conflicts_with_all = ["head", "resume"])]
@@ -96,7 +97,7 @@ pub(crate) struct Launch {
     /// Price of a local pod per hour, used for quote and bill
     #[arg(long, value_name = "X", default_value_t = 0.34)]
     price_usd_per_hour: f64,
-    /// File for the results, complete and in input order [default: PROMPTS.answers.jsonl in the current folder]
+    /// File for the results, complete and in input order, as for `submit` [default: PROMPTS.answers.jsonl in the current folder]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Overwrite the file of --out if it exists
@@ -108,6 +109,8 @@ pub(crate) struct Launch {
     /// Continue even if the quote exceeds the deadline or budget
     #[arg(long)]
     anyway: bool,
+    #[command(flatten)]
+    table: Asked,
 }
 
 impl Launch {
@@ -115,10 +118,10 @@ impl Launch {
         let folders = Folders::find()?;
         stop::block_on(async {
             let mut stops = Stops::listen()?;
-            let state = match &self.resume {
-                Some(name) => folders.choose(Some(name.as_str()).filter(|name| !name.is_empty()))?,
+            let (mut state, input) = match &self.resume {
+                Some(name) => (folders.choose(Some(name.as_str()).filter(|name| !name.is_empty()))?, None),
                 None => match self.begin(&mut stops).await? {
-                    Some(state) => state,
+                    Some((state, input)) => (state, Some(input)),
                     None => return Ok(ExitCode::from(exit::INTERRUPTED)),
                 },
             };
@@ -127,24 +130,42 @@ impl Launch {
             }
             let folder = folders.folder(&state.name);
             let _held = folder.lock()?;
+            if let Some(input) = input {
+                state.prompts = std::path::absolute(input.keep(folder.path())?)?;
+            }
             folder.write(&state)?;
             go(&folder, state, &mut stops).await
         })
     }
 
     /// Shows the quote, asks, and answers what is to be done; `None` when it is not.
-    async fn begin(&self, stops: &mut Stops) -> anyhow::Result<Option<State>> {
+    async fn begin(&self, stops: &mut Stops) -> anyhow::Result<Option<(State, Input)>> {
         let prompts = self.prompts.as_deref().context("no file of prompts given")?;
-        check_input(prompts)?;
         let out = self.out.clone().unwrap_or_else(|| answers_beside(prompts));
-        drop(WholeFile::create(&out, Existing::forced(self.force))?);
+        if !is_here(&out) {
+            bail!("launch writes its results to a file on this machine: pass a file name with --out");
+        }
+        drop(Results::create(&out, Existing::forced(self.force), None).await?);
+        let input = Input::open(prompts, &self.table).await?;
+        if let Some(note) = input.note() {
+            eprintln!("{note}");
+        }
+        if input.joined().is_some() && prompts == Path::new("-") {
+            bail!("the table is read again at the end, so it must be a file or an address");
+        }
+        let table = input.joined().is_some().then(|| match is_here(prompts) {
+            true => std::path::absolute(prompts),
+            false => Ok(prompts.to_owned()),
+        });
         let key = random_name()?;
         let at = if self.head.is_some() { Place::Elsewhere } else { self.at };
         let mut state = State {
             name: format!("tf-{}", &key[..NAME_DIGITS]),
             at,
             began_at: TimeMs::now(),
-            prompts: std::path::absolute(prompts)?,
+            prompts: std::path::absolute(input.requests())?,
+            table: table.transpose()?,
+            metadata: input.metadata().clone(),
             out: std::path::absolute(&out)?,
             replaces_out: self.force,
             model: self.model(at)?,
@@ -171,7 +192,7 @@ impl Launch {
         }
         state.quote = Some(quote);
         if self.yes {
-            return Ok(Some(state));
+            return Ok(Some((state, input)));
         }
         if !std::io::stdin().is_terminal() {
             bail!("standard input is not a terminal, so the plan cannot be confirmed: add --yes");
@@ -180,7 +201,7 @@ impl Launch {
             answer = ask("continue? [y/N] ") => answer?,
             () = stops.next() => String::new(),
         };
-        Ok(matches!(answer.as_str(), "y" | "yes").then_some(state))
+        Ok(matches!(answer.as_str(), "y" | "yes").then_some((state, input)))
     }
 
     async fn quote(&self, state: &State) -> anyhow::Result<(ternfleet_proto::message::Quote, String)> {
@@ -261,11 +282,16 @@ impl Launch {
     }
 }
 
+/// Tables are answered in their own format, where it can be written.
+const TABLES: [&str; 3] = ["csv", "parquet", "arrow"];
+
 /// `tales.jsonl` is answered in `tales.answers.jsonl` here.
 fn answers_beside(prompts: &Path) -> PathBuf {
-    let stem =
-        prompts.file_stem().map_or_else(|| "prompts".into(), |stem| stem.to_string_lossy().into_owned());
-    format!("{stem}.answers.jsonl").into()
+    let name = shown(prompts);
+    let name = Path::new(&name);
+    let stem = name.file_stem().map_or_else(|| "prompts".into(), |stem| stem.to_string_lossy().into_owned());
+    let end = name.extension().and_then(|end| end.to_str()).filter(|end| TABLES.contains(end));
+    format!("{stem}.answers.{}", end.unwrap_or("jsonl")).into()
 }
 
 /// How long after an interruption an answer still counts as typed before it.

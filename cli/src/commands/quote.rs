@@ -21,12 +21,13 @@ use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
 use crate::model_file::ModelFile;
 use crate::output::{say, say_json};
+use crate::table::{Asked, Input, shown};
 use crate::{dollars, report, span, stop};
 
 #[derive(Debug, Args)]
 pub(crate) struct Quote {
-    /// JSONL file of requests, as for `submit`
-    #[arg(value_name = "FILE.jsonl")]
+    /// JSONL file of requests, or a table with --prompt or --messages, as for `submit`
+    #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Time within which the batch must be done: 90s, 45m, 2h, 1d
     #[arg(long, value_name = "TIME", value_parser = span::parse)]
@@ -53,6 +54,8 @@ pub(crate) struct Quote {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    table: Asked,
+    #[command(flatten)]
     connection: Connection,
 }
 
@@ -62,7 +65,8 @@ impl Quote {
     }
 
     async fn ask(self) -> anyhow::Result<ExitCode> {
-        let sample = read(&self.file, self.sample).await?;
+        let input = Input::open(&self.file, &self.table).await?;
+        let sample = read(input.requests(), self.sample).await?;
         let market = self.market.as_deref().map(market::read).transpose()?;
         let now = TimeMs::now();
         let answer = if self.offline {
@@ -96,7 +100,7 @@ impl Quote {
 
     fn question(&self, tenant: &TenantId, work: WorkSample, now: TimeMs) -> anyhow::Result<QuoteAsk> {
         if work.sample.is_empty() {
-            bail!("{} has no valid request: there is nothing to quote", self.file.display());
+            bail!("{} has no valid request: there is nothing to quote", shown(&self.file));
         }
         Ok(QuoteAsk {
             tenant: tenant.clone(),

@@ -113,6 +113,7 @@ impl Again {
             webhook_secret_file: None,
             then: None,
             metadata: again::metadata(&old),
+            table: Default::default(),
             json: self.json,
             connection: self.connection,
         };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Args;
 
 use crate::answers::Format;
@@ -11,6 +12,7 @@ use crate::connection::Connection;
 use crate::named::Named;
 use crate::output::{Existing, Target, WholeFile};
 use crate::progress::{Progress, describe};
+use crate::table::{Joined, Results as Table};
 use crate::{exit, follow, stop};
 
 #[derive(Debug, Args)]
@@ -27,9 +29,12 @@ pub(crate) struct Results {
     /// Wait until the batch has ended
     #[arg(long)]
     wait: bool,
-    /// Format of the answers
-    #[arg(long, value_enum, value_name = "FORM", default_value_t = Format::Jsonl)]
-    format: Format,
+    /// Format of the answers [default: by the ending of --out: .jsonl, .csv, .parquet or .arrow]
+    #[arg(long, value_enum, value_name = "FORM")]
+    format: Option<Format>,
+    /// Table that the batch was made from: the answers are written beside its rows
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["format", "json"])]
+    table: Option<PathBuf>,
     /// File for the signed manifest of the batch, for `verify`
     #[arg(long, value_name = "FILE")]
     proof: Option<PathBuf>,
@@ -45,7 +50,11 @@ impl Results {
         let batch = stop::block_on(async {
             let fleet = Fleet::connect(&self.connection).await?;
             let draft = match &self.out {
-                Target::File(path) => Some(WholeFile::create(path, Existing::forced(self.force))?),
+                Target::File(path) => {
+                    let format = self.format.or(self.json.then_some(Format::Jsonl));
+                    Some(Table::create(path, Existing::forced(self.force), format).await?)
+                }
+                Target::Stdout if self.table.is_some() => bail!("--table needs a file: add --out FILE"),
                 Target::Stdout => None,
             };
             let batch = self.id.find(&fleet).await?;
@@ -55,7 +64,7 @@ impl Results {
             let batch = match draft {
                 None => {
                     let progress = self.wait.then_some(&mut progress);
-                    follow::stream(&fleet, id, self.format, self.wait, progress).await?
+                    follow::stream(&fleet, id, self.format.unwrap_or_default(), self.wait, progress).await?
                 }
                 Some(draft) => {
                     let batch =
@@ -63,7 +72,11 @@ impl Results {
                     if self.wait {
                         progress.finish(&batch);
                     }
-                    let path = follow::into_file(&fleet, &batch, draft, self.format, patience).await?;
+                    let joined = match &self.table {
+                        Some(table) => Some(Joined::of_batch(&fleet, &batch, table, None).await?.into()),
+                        None => None,
+                    };
+                    let path = draft.write(&fleet, &batch, joined, patience).await?;
                     eprintln!("results: {}", path.display());
                     batch
                 }

@@ -4,14 +4,12 @@
 //! batch. Ctrl-C leaves a batch that was accepted running, and says how to continue.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use tempfile::NamedTempFile;
 
 use ternfleet_proto::message::{BatchCreate, BatchOptions, BatchView};
 use ternfleet_proto::table::ApiVerb;
@@ -21,9 +19,10 @@ use ternfleet_proto::{TimeMs, UsdMicro, openai};
 use crate::answers::Format;
 use crate::client::{Fleet, Patience};
 use crate::connection::Connection;
-use crate::output::{Existing, Target, WholeFile, say, say_json};
+use crate::output::{Existing, Target, say, say_json};
 use crate::progress::{Progress, state_name};
 use crate::stop::Stops;
+use crate::table::{Asked, Input, Results};
 use crate::{dollars, exit, follow, span, stop};
 
 /// The environment variable in which programs that trace hand on their context.
@@ -37,10 +36,12 @@ const QUOTE_SAMPLE: usize = 200;
                   \"max_tokens\": 50}"
 )]
 pub(crate) struct Submit {
-    /// JSONL file of requests; `-` reads standard input
-    #[arg(value_name = "FILE.jsonl")]
+    /// JSONL file of requests, or a table (CSV, Parquet, Arrow, JSONL) with --prompt or --messages; also s3://, gs://,
+    /// az://, https:// and hf://datasets/…; `-` reads standard input
+    #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// File for the results, complete and in input order; `-` writes to standard output, in order of completion
+    /// File for the results, complete and in input order: .jsonl, .csv, .parquet or .arrow; `-` writes to standard output,
+    /// in order of completion
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     pub(crate) out: Option<Target>,
     /// Overwrite the file of --out if it exists
@@ -87,6 +88,8 @@ pub(crate) struct Submit {
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
+    pub(crate) table: Asked,
+    #[command(flatten)]
     pub(crate) connection: Connection,
 }
 
@@ -117,21 +120,19 @@ impl Submit {
         &self,
         accepted: &std::cell::RefCell<Option<BatchView>>,
     ) -> anyhow::Result<ExitCode> {
-        let spooled;
-        let file = if self.file == Path::new("-") {
-            spooled = spool_stdin()?;
-            spooled.path()
-        } else {
-            check_input(&self.file)?;
-            &self.file
-        };
         let draft = match &self.out {
-            Some(Target::File(path)) => Some(WholeFile::create(path, Existing::forced(self.force))?),
+            Some(Target::File(path)) => {
+                Some(Results::create(path, Existing::forced(self.force), None).await?)
+            }
             _ => None,
         };
+        let input = Input::open(&self.file, &self.table).await?;
+        if let Some(note) = input.note() {
+            eprintln!("{note}");
+        }
 
         let fleet = Fleet::connect(&self.connection).await?;
-        let batch = self.create(&fleet, file).await?;
+        let batch = self.create(&fleet, &input).await?;
         *accepted.borrow_mut() = Some(batch.clone());
         if self.detach {
             return if self.json { say_json(&openai::batch_object(&batch)) } else { say(batch.id.as_str()) }
@@ -153,7 +154,7 @@ impl Submit {
         let mut results = None;
         match draft {
             Some(draft) => {
-                let path = follow::into_file(&fleet, &ended, draft, Format::Jsonl, Patience::Endless).await?;
+                let path = draft.write(&fleet, &ended, input.joined(), Patience::Endless).await?;
                 eprintln!("results: {}", path.display());
                 results = Some(path);
             }
@@ -182,7 +183,9 @@ impl Submit {
         Ok(Some(secret.trim().to_owned()))
     }
 
-    async fn create(&self, fleet: &Fleet, file: &Path) -> anyhow::Result<BatchView> {
+    async fn create(&self, fleet: &Fleet, input: &Input) -> anyhow::Result<BatchView> {
+        let mut metadata = self.metadata.clone();
+        metadata.extend(input.metadata().clone());
         let new = NewBatch {
             key: random_name()?,
             name: self.name.clone(),
@@ -197,9 +200,9 @@ impl Submit {
                 model: self.model.clone(),
                 ..BatchOptions::default()
             },
-            metadata: self.metadata.clone(),
+            metadata,
         };
-        new.create(fleet, file).await
+        new.create(fleet, input.requests()).await
     }
 
     fn say_how_to_go_on(&self, batch: &BatchView) {
@@ -260,28 +263,6 @@ fn run_then(command: &str, ended: &BatchView, results: Option<&Path>) -> anyhow:
         bail!("the batch has ended, but the command of --then failed: {status}");
     }
     Ok(())
-}
-
-pub(crate) fn check_input(file: &Path) -> anyhow::Result<()> {
-    let facts = std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
-    if facts.is_dir() {
-        bail!("{} is a folder: pass a JSONL file", file.display());
-    }
-    if facts.is_file() && facts.len() == 0 {
-        bail!("{} is empty: it needs at least one request, one per line", file.display());
-    }
-    // Opened once now, so that a missing permission is said before anything is sent.
-    std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(())
-}
-
-/// Keeps standard input in a file, since an upload that breaks has to start again.
-fn spool_stdin() -> anyhow::Result<NamedTempFile> {
-    let mut file = NamedTempFile::new().context("cannot write standard input to a temporary file")?;
-    std::io::copy(&mut std::io::stdin().lock().take(u64::MAX), &mut file)
-        .context("cannot read standard input")?;
-    file.flush().context("cannot write standard input to a temporary file")?;
-    Ok(file)
 }
 
 /// 128 bits that nobody else has, in hexadecimal.

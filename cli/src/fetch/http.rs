@@ -76,7 +76,7 @@ impl Source {
             "{url:?} is not an address to download from: it must begin with https:// (or http://)"
         );
         ensure!(!host.is_empty(), "{url:?} has no host");
-        let is_here = matches!(host.as_str(), "127.0.0.1" | "localhost" | "[::1]");
+        let is_here = is_here(&host);
         ensure!(
             secure || is_here || may_be_plain,
             "without a digest, a file is downloaded from {host} only over https://"
@@ -195,8 +195,13 @@ impl Source {
     }
 }
 
+/// Whether a host is this machine.
+pub(crate) fn is_here(host: &str) -> bool {
+    matches!(host, "127.0.0.1" | "localhost" | "[::1]")
+}
+
 /// From https, a redirect to http is refused.
-fn agent(secure: bool) -> Agent {
+pub(crate) fn agent(secure: bool) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .https_only(secure)

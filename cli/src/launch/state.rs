@@ -72,6 +72,12 @@ pub(crate) struct State {
     pub(crate) at: Place,
     pub(crate) began_at: TimeMs,
     pub(crate) prompts: PathBuf,
+    /// What the requests of `prompts` were made from, if it was a table.
+    #[serde(default)]
+    pub(crate) table: Option<PathBuf>,
+    /// Of the batch.
+    #[serde(default)]
+    pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) out: PathBuf,
     /// The file at `out` may be replaced: somebody said so, or it is this launch's own.
     #[serde(default)]
@@ -305,6 +311,8 @@ pub(crate) mod tests {
             at: Place::Local,
             began_at: TimeMs(1),
             prompts: "/tmp/in.jsonl".into(),
+            table: None,
+            metadata: BTreeMap::new(),
             out: "/tmp/out.jsonl".into(),
             replaces_out: false,
             model: "storyteller".into(),

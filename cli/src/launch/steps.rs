@@ -15,10 +15,10 @@ use ternfleet_proto::{BatchId, BusError, TimeMs};
 use super::bill;
 use super::head::{Head, Lost};
 use super::state::{Folder, State};
-use crate::answers::Format;
 use crate::client::{Fleet, Patience, Unanswered};
 use crate::commands::submit::NewBatch;
 use crate::progress::{Progress, state_name};
+use crate::table::{Joined, Results};
 use crate::{follow, local};
 
 /// Of one launch: a head that is lost more often than this has another fault.
@@ -127,8 +127,14 @@ async fn work(
     if let Some(reason) = &ended.reason {
         eprintln!("{}: {reason}", state_name(ended.state));
     }
+    let table = state.borrow().table.clone();
+    let joined = match table {
+        Some(table) => Some(Joined::of_batch(fleet, &ended, &table, Some(folder.path())).await?.into()),
+        None => None,
+    };
     let draft = folder.begin_out(&mut state.borrow_mut())?;
-    let path = follow::into_file(fleet, &ended, draft, Format::Jsonl, Patience::Endless).await?;
+    let results = Results::over(draft, &state.borrow().out);
+    let path = results.write(fleet, &ended, joined, Patience::Endless).await?;
     eprintln!("results: {}", path.display());
     change(folder, state, |state| state.fetched = Some(Box::new(ended.clone())))?;
     Ok(ended)
@@ -190,7 +196,8 @@ async fn create(fleet: &Fleet, folder: &Folder, state: &RefCell<State>) -> anyho
             accept_at_risk: true,
             ..BatchOptions::default()
         };
-        let metadata = [("launched_as".to_owned(), state.name.clone())].into();
+        let mut metadata = state.metadata.clone();
+        metadata.insert("launched_as".to_owned(), state.name.clone());
         let new = NewBatch { key: state.key.clone(), name: Some(state.name.clone()), options, metadata };
         (new, state.prompts.clone())
     };

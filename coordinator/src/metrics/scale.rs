@@ -1,5 +1,7 @@
 //! Series of the scaler, of the rented fleet's money and of the plan.
 
+use std::collections::BTreeMap;
+
 use prometheus::{Gauge, GaugeVec};
 use ternfleet_cloud::CloudError;
 use ternfleet_proto::message::{ScalePodState, ScaleView};
@@ -24,11 +26,12 @@ const FAULTS: [&str; 11] = [
 
 pub(super) struct ScaleSeries {
     pods: GaugeVec,
-    pods_wanted: GaugeVec,
+    pods_limit: GaugeVec,
     spent: GaugeVec,
     halted: Gauge,
     acts: CounterVec,
     faults: CounterVec,
+    plan_pods_wanted: GaugeVec,
     plan_cost: Gauge,
     plan_bound: Gauge,
     plan_regret: Gauge,
@@ -43,7 +46,7 @@ impl ScaleSeries {
         let states = ScalePodState::ALL.map(ScalePodState::as_str);
         Self {
             pods: m.gauges("scale_pods", "Pods that the scaler rents, by state.", "state", &states),
-            pods_wanted: m.gauges(
+            pods_limit: m.gauges(
                 "scale_pods_limit",
                 "Minimum and maximum number of rented pods, as set.",
                 "limit",
@@ -63,6 +66,11 @@ impl ScaleSeries {
                 "fault",
                 &FAULTS,
             ),
+            plan_pods_wanted: m.gauge_family(
+                "plan_pods_wanted",
+                "Pods that the plan for all accepted batches has, by class and the model that they serve, for any autoscaler.",
+                &["class", "model"],
+            ),
             plan_cost: m.gauge("plan_usd", "Cost of the plan for all accepted batches, in dollars."),
             plan_bound: m
                 .gauge("plan_bound_usd", "Lower bound of the cost of any plan, including one boot per pod, in dollars."),
@@ -81,13 +89,17 @@ impl ScaleSeries {
         }
     }
 
-    pub(super) fn show(&self, view: &ScaleView) {
+    pub(super) fn show(&self, view: &ScaleView, wanted: &BTreeMap<(String, String), u32>) {
+        self.plan_pods_wanted.reset();
+        for ((class, model), pods) in wanted {
+            self.plan_pods_wanted.with_label_values(&[class, model]).set(f64::from(*pods));
+        }
         for state in ScalePodState::ALL {
             let count = view.pods.iter().filter(|pod| pod.state == state).count();
             self.pods.with_label_values(&[state.as_str()]).set(count as f64);
         }
-        self.pods_wanted.with_label_values(&["min"]).set(f64::from(view.pods_min));
-        self.pods_wanted.with_label_values(&["max"]).set(f64::from(view.pods_max));
+        self.pods_limit.with_label_values(&["min"]).set(f64::from(view.pods_min));
+        self.pods_limit.with_label_values(&["max"]).set(f64::from(view.pods_max));
         self.spent.with_label_values(&["midnight"]).set(view.spent_today_usd_micro.dollars());
         self.spent.with_label_values(&["begin"]).set(view.spent_usd_micro.dollars());
         self.halted.set(f64::from(u8::from(view.halted.is_some())));

@@ -145,20 +145,47 @@ pub fn decide(settings: &Settings, intents: &Intents, seen: &Seen, previous: Opt
     keep_daily_limit(settings, seen, &mut alive, &mut acts);
 
     // Until the provider has ended them, those that leave are rented as well, and count for every limit.
-    let closed = |intent: &Intent| {
-        acts.iter().any(|act| matches!(act, Act::Close { name, .. } if *name == intent.name))
-    };
-    let leaves =
-        |intent: &&Intent| !closed(intent) && alive.iter().all(|(other, _)| other.name != intent.name);
-    let leaving: Vec<&Intent> = intents.values().filter(leaves).collect();
+    let closed = acts.iter().filter_map(|act| match act {
+        Act::Close { name, .. } => Some(name.as_str()),
+        _ => None,
+    });
+    let others: BTreeSet<&str> = alive.iter().map(|(intent, _)| intent.name.as_str()).chain(closed).collect();
+    let leaving: Vec<&Intent> =
+        intents.values().filter(|intent| !others.contains(intent.name.as_str())).collect();
 
     let held = Held { alive: &alive, leaving: &leaving };
     let offers = offers(settings, held, seen);
     let problem = problem(settings, &kinds(settings, &alive, seen), &alive, &offers, seen);
     let plan = plan(&problem, previous);
+    let wanted = wanted(settings, &alive, &offers, &plan, seen);
     let idle = problem.batches.iter().all(|batch| batch.tokens_left <= 0.0 || !problem.serves(batch));
     follow(settings, held, &offers, &plan, seen, idle, &mut acts);
-    Decision { acts, plan }
+    Decision { acts, plan, wanted }
+}
+
+/// Counts the pods of a plan by their kinds, for whoever else rents pods.
+fn wanted(
+    settings: &Settings,
+    alive: &[(&Intent, Standing)],
+    offers: &[Candidate<'_>],
+    plan: &Plan,
+    seen: &Look<'_>,
+) -> BTreeMap<(String, String), u32> {
+    // A model's name comes before its digest.
+    let label = |kind: PodKind| (kind.class, kind.models.into_iter().next().unwrap_or_default());
+    let intents = alive.iter().map(|(intent, _)| *intent).chain(offers.iter().map(|offer| &offer.intent));
+    let intents: BTreeMap<&str, &Intent> = intents.map(|intent| (intent.name.as_str(), intent)).collect();
+    let kind_of_name = |name: &str| match intents.get(name) {
+        Some(intent) => Some(kind_of(settings, seen, intent)),
+        None => seen.worker(name).map(PodKind::of),
+    };
+    let classes = settings.classes.iter();
+    let classes = classes.map(|class| PodKind { class: class.name.clone(), models: class.models.clone() });
+    let mut wanted: BTreeMap<_, u32> = classes.map(|kind| (label(kind), 0)).collect();
+    for kind in plan.wanted().filter_map(kind_of_name) {
+        *wanted.entry(label(kind)).or_default() += 1;
+    }
+    wanted
 }
 
 /// Where a claimed pod stands, as the planner sees it.

@@ -136,6 +136,12 @@ fn a_batch_is_given_pods_of_the_classes_that_serve_its_model_alone() {
             !rented.is_empty() && rented.iter().all(|intent| intent.class == class),
             "{model}: {rented:?}"
         );
+        let kinds = [("cheap", "small"), ("dear", "large")];
+        let wanted = kinds.map(|(one, model)| {
+            let pods = if one == class { rented.len() as u32 } else { 0 };
+            ((one.to_owned(), model.to_owned()), pods)
+        });
+        assert_eq!(decision.wanted, wanted.into());
     }
     // A worker that runs already and serves another model is no help.
     let mut asked = seen(10_000.0, 9.0);

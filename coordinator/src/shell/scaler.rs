@@ -194,7 +194,7 @@ impl Scaler {
         self.keep_ledger(now).await;
         self.reconcile(now).await;
         let view = self.view(now, &settings, &seen, &decision);
-        self.ties.metrics.scaler(&view);
+        self.ties.metrics.scaler(&view, &decision.wanted);
         let _ = self.ties.inbox.send(Input::Supplied(Box::new(view::supply(&view)))).await;
         self.plan = Some(decision.plan);
         let before = RentedBefore { total: self.base_total, today: self.before_today(now) };

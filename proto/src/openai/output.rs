@@ -44,6 +44,7 @@ pub fn output_value(result: &JobResult) -> Value {
             "total_ms": result.timing.total_ms,
             "repeated_tokens": result.usage.repeated_tokens,
             "reprefilled_tokens": result.usage.reprefilled_tokens,
+            "engine_us": result.usage.engine_us,
         },
     });
     mark(result, &mut line["ternfleet"]);
