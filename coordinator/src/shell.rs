@@ -34,6 +34,7 @@ mod retention;
 mod room;
 mod savepoints;
 mod scaler;
+mod scratch;
 mod setup;
 mod spans;
 mod welcome;

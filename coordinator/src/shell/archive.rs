@@ -14,6 +14,8 @@ use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::JobResult;
 use ternfleet_proto::{BatchId, codec, table};
 
+use super::scratch::content;
+
 /// An offset is kept for every so many answers.
 const INDEX_EVERY: u64 = 256;
 const LENGTH_BYTES: usize = 4;
@@ -62,8 +64,8 @@ impl Archiver {
     /// Stores the object, and reads it back whole before anybody relies on it. Its name.
     pub(super) async fn store(self, bus: &Arc<dyn Bus>, batch: &BatchId) -> anyhow::Result<String> {
         let name = format!("answers-{batch}");
-        let file = tokio::fs::File::from_std(self.finish().context("the scratch file")?);
-        let bytes = bus.object_put(table::LEDGER, &name, Box::pin(file)).await?;
+        let content = content(self.finish().context("the scratch file")?)?;
+        let bytes = bus.object_put(table::LEDGER, &name, content).await?;
         // The reader compares the digest at the end.
         let mut stored = bus.object_get(table::LEDGER, &name, 0).await?;
         let read = tokio::io::copy(&mut stored, &mut tokio::io::sink()).await?;

@@ -16,7 +16,7 @@ use ternfleet_proto::proof::{self, FileDigest, Leaf, Ran, Row, SigningKey, State
 use ternfleet_proto::{Digest, TimeMs, table};
 use tokio::io::AsyncReadExt;
 
-use super::writer::temporary;
+use super::scratch::temporary;
 use crate::core::BatchRecord;
 
 /// Which file, and the digest.

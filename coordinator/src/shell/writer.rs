@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,19 +16,17 @@ use ternfleet_proto::openai::output_line;
 use ternfleet_proto::proof::{FileDigest, SigningKey};
 use ternfleet_proto::tag::AssignmentKey;
 use ternfleet_proto::{Clock, TimeMs, table};
-use tokio::io::AsyncRead;
 
 use super::answers::{Committed, Stored};
 use super::archive::Archiver;
 use super::proof::{self, Files, Hashing, Prover};
+use super::scratch::{content, temporary};
 use crate::core::{BatchRecord, Outputs};
 use crate::files::{self, FileRecord};
 
 /// Tries of a batch whose answers are not all there; anything else is tried forever.
 const ATTEMPTS: u32 = 20;
 const WAIT_MAX: Duration = Duration::from_secs(10);
-/// Files up to this many bytes are sent from memory.
-const IN_MEMORY_MAX: u64 = 1 << 20;
 
 /// RESULTS holds fewer answers than the ledger counted.
 #[derive(Debug, thiserror::Error)]
@@ -161,32 +158,16 @@ async fn store(
     bus: &Arc<dyn Bus>,
     record: &BatchRecord,
     kind: &str,
-    mut file: File,
+    file: File,
     now: TimeMs,
 ) -> anyhow::Result<String> {
     let name = format!("{kind}-{}.jsonl", record.id);
-    let length = file.metadata().context("the scratch file")?.len();
-    let content: Pin<Box<dyn AsyncRead + Send>> = if length <= IN_MEMORY_MAX {
-        let mut bytes = Vec::with_capacity(length as usize);
-        file.read_to_end(&mut bytes).context("the scratch file")?;
-        Box::pin(std::io::Cursor::new(bytes))
-    } else {
-        Box::pin(tokio::fs::File::from_std(file))
-    };
     let bucket = table::files_bucket(&record.tenant);
-    let stored = bus.object_put(&bucket, &name, content).await;
+    let stored = bus.object_put(&bucket, &name, content(file)?).await;
     let bytes = stored.with_context(|| format!("object {name}"))?;
     let expires_after_s = record.options.output_expires_after_s;
     let facts = FileRecord::new(name.clone(), files::OUTPUT, bytes, now, expires_after_s);
     let kept = files::keep(&**bus, &record.tenant, &name, &facts).await;
     kept.with_context(|| format!("record of {name}"))?;
     Ok(name)
-}
-
-pub(super) fn temporary(dir: Option<&Path>) -> anyhow::Result<File> {
-    match dir {
-        Some(dir) => tempfile::tempfile_in(dir),
-        None => tempfile::tempfile(),
-    }
-    .context("a scratch file cannot be created")
 }
