@@ -1,5 +1,7 @@
 //! Tables of every format, from rows to requests and from answers to rows.
 
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,7 @@
 //! A small S3 server that misbehaves in one way at a time, and objects that arrive whole nevertheless.
 
+#![allow(clippy::unwrap_used)] // A test may panic; its helpers count as no tests.
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
