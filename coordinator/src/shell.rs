@@ -14,6 +14,7 @@ mod count;
 mod dead;
 mod deletion;
 mod departure;
+mod errands;
 mod find;
 mod grants;
 mod hear;
@@ -49,13 +50,13 @@ use ternfleet_cloud::Provider;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{BatchCreate, FleetView, JoinRequest, Refusal, Reply, StartFailed};
 use ternfleet_proto::table::{self, ApiVerb, SyncFacts};
-use ternfleet_proto::{BatchId, Clock, JobKey, Now, WorkerId, codec};
+use ternfleet_proto::{BatchId, Clock, Now, WorkerId, codec};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::Options;
-use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Lead, Limits, Outputs, Supply};
+use crate::core::{Action, BatchRecord, BatchSlot, Core, Event, Lead, Limits, Supply};
 use crate::metrics::Metrics;
 pub(crate) use join::read_issuer;
 
@@ -507,56 +508,6 @@ impl Service {
                 }
             }
         }
-    }
-
-    fn command(&mut self, slot: BatchSlot, command: reader::Command) {
-        let Some(batch) = self.core.batch(slot) else { return };
-        let sender = self.readers.entry(slot).or_insert_with(|| {
-            let (sender, commands) = mpsc::unbounded_channel();
-            let source = reader::Source {
-                slot,
-                batch: batch.record.id.clone(),
-                tenant: batch.record.tenant.clone(),
-                object: batch.record.input_object.clone(),
-                endpoint: batch.record.endpoint,
-                model: batch.record.options.model.clone(),
-                lines: batch.record.lines,
-                lines_max: self.options.quotas.queued_lines_max,
-                scratch: self.options.scratch_dir.clone(),
-            };
-            self.errands.spawn(reader::serve(Arc::clone(&self.bus), source, commands, self.inbox.clone()));
-            sender
-        });
-        let _ = sender.send(command);
-    }
-
-    fn write(&mut self, slot: BatchSlot) {
-        let Some(batch) = self.core.batch(slot) else { return };
-        let record = BatchRecord { totals: batch.totals, ..batch.record.clone() };
-        let (bus, keys) = (Arc::clone(&self.bus), self.bus_facts.keys());
-        let (scratch, inbox) = (self.options.scratch_dir.clone(), self.inbox.clone());
-        let (clock, turns) = (self.clock.clone(), Arc::clone(&self.writers));
-        self.errands.spawn(async move {
-            let _turn = turns.acquire().await;
-            let outputs: Result<Outputs, String> = writer::write(bus, keys, record, scratch, clock).await;
-            let _ = inbox.send(Input::Event(Event::Written { batch: slot, outputs })).await;
-        });
-    }
-
-    /// Tells whoever waits for a single job.
-    fn announce(&mut self, key: JobKey, sequence: u64) {
-        let (bus, recent) = (Arc::clone(&self.bus), self.recent.clone());
-        self.errands.spawn(async move {
-            let payload = match recent.get(sequence) {
-                Some(payload) => Some(payload),
-                None => bus.message(table::RESULTS, sequence).await.ok().flatten().map(|m| m.payload),
-            };
-            if let Some(payload) = payload
-                && let Err(error) = bus.send(&table::done(&key), payload).await
-            {
-                tracing::debug!(%error, %key, "not announced");
-            }
-        });
     }
 
     /// Waits for a task that panics and that nothing works without. May be dropped and called again.
