@@ -20,7 +20,7 @@ use crate::output::{Existing, WholeFile};
 const REFUSED: &str = "this program was built without tables: `make build` builds it with them, and only JSONL files of \
                        requests can be read and written here";
 /// Beginnings of Parquet, Arrow, gzip and zstd.
-const MARKS: [&[u8]; 5] = [b"PAR1", b"ARRO", b"\xff\xff\xff\xff", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"];
+const MARKS: [&[u8]; 5] = [b"PAR1", b"ARROW1", b"\xff\xff\xff\xff", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"];
 const ENDINGS: [&str; 8] = ["csv", "tsv", "parquet", "pq", "arrow", "ipc", "feather", "gz"];
 
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Input {
         }
         check_input(&path)?;
         let mut head = Vec::new();
-        std::fs::File::open(&path)?.take(4).read_to_end(&mut head)?;
+        std::fs::File::open(&path)?.take(6).read_to_end(&mut head)?;
         if MARKS.iter().any(|mark| head.starts_with(mark)) {
             bail!(REFUSED);
         }
