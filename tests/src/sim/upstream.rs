@@ -1,7 +1,6 @@
 //! A server with OpenAI's API behind a worker of a simulation: in the worker's process, over connections in memory, with the
 //! letters of the simulated engine at the worker's speed. It ends with the process, as one that the worker started does.
 
-use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -118,8 +117,7 @@ pub(super) fn start(pace: Arc<Pace>) -> Dial {
         .route("/v1/chat/completions", post(|| async { refused("no chats here") }))
         .with_state(Arc::clone(&server));
     tokio::spawn(async move {
-        let served: Result<(), Infallible> = axum::serve(Door(connections), router).await.or(Ok(()));
-        served
+        let _ = axum::serve(Door(connections), router).await;
     });
     Arc::new(move || {
         if server.misbehaves(Misbehaviour::Dead) {

@@ -188,11 +188,6 @@ impl World {
                 let unended = self.network.bus.look(|net, now| check.unended(net, now));
                 drop(check);
                 let rented = self.network.cloud().names_alive();
-                if std::env::var_os("SIM_METRICS").is_some() {
-                    for node in self.nodes.iter().filter_map(|node| node.metrics.as_ref()) {
-                        eprintln!("{}", node.render());
-                    }
-                }
                 return Err(self.told(&format!("L1: not ended: {unended}; rented: {rented:?}")));
             }
         }
