@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Checks that need programs of the system: promtool, compose and the like. Each is listed as passed, failed or skipped.
+# With `install` it only installs the programs, which can be done while something else is compiled.
 #
 # A missing program is installed where that is possible (root on Debian). Elsewhere its check is skipped and listed; in
 # CI (CI=true) a check that cannot run has failed: a skipped proof is no proof.
@@ -7,6 +8,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 passed=0 failed=0 skipped=0
+install_only=$([ "${1:-}" = install ] && echo yes)
 
 in_ci() { [ "${CI:-}" = true ]; }
 
@@ -23,6 +25,10 @@ have() {
 check() {
   local name=$1 program=$2 package=$3
   shift 3
+  if [ -n "$install_only" ]; then
+    have "$program" "$package"
+    return
+  fi
   if ! have "$program" "$package"; then
     if in_ci; then
       echo "FAILED   $name: $program is not here and $package could not be installed"
@@ -108,6 +114,8 @@ else
   echo "skipped  the page in a real browser: needs npm (scripts/fetch-npm-clients.sh)"
   skipped=$((skipped + 1))
 fi
+
+[ -n "$install_only" ] && exit 0
 
 # No package brings instructions, so this is a failure nowhere: the kernels are compiled, and proved where they can run.
 for isa in avx2:avx2 avxvnni:avx_vnni avx512:avx512_vnni; do

@@ -204,8 +204,10 @@ impl Engine {
             return StepStats { decode_tokens, elapsed: start.elapsed(), ..StepStats::default() };
         }
         let plan = plan(&self.schedule, &turns);
+        let began = Instant::now();
         let mut drawn = self.machine.step(&plan).into_iter();
         drop(plan);
+        self.schedule.took(&turns, began.elapsed().as_secs_f64());
         let prefilling = turns.iter().filter(|turn| !turn.decodes);
         let prefill_tokens = prefilling.map(|turn| turn.positions.len()).sum();
         let before = self.schedule.speculation_counters();

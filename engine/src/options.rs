@@ -59,21 +59,27 @@ impl Default for Options {
 /// Guessing the next tokens from what a sequence said before, and checking the guesses in one step as extra columns.
 ///
 /// Tokens are the same with and without. It pays while few sequences run, when a step costs its memory traffic and columns
-/// are nearly free: at the tail of a batch.
+/// are nearly free: at the tail of a batch. What a wider step costs is measured as steps run, so where it does not pay,
+/// nothing is guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Speculation {
     /// Tokens guessed for a sequence in one step, at most [`Speculation::MAX_DRAFT_TOKENS`]; 0 turns it off.
     pub draft_tokens: usize,
     /// No guesses while more sequences than this are active, at most [`Speculation::MAX_SEQUENCES`].
     pub sequences: usize,
+    /// Only guesses that are expected to save more time than their columns take, by what the last steps took. Without it,
+    /// which steps have guesses does not depend on time, which tests need.
+    pub weighed: bool,
 }
 
 impl Speculation {
     pub const MAX_DRAFT_TOKENS: usize = 15;
     pub const MAX_SEQUENCES: usize = 4;
-    pub const OFF: Speculation = Speculation { draft_tokens: 0, sequences: 2 };
-    /// What the worker and `generate` do unless told otherwise: eight columns a sequence, two sequences.
-    pub const TAIL: Speculation = Speculation { draft_tokens: 7, sequences: 2 };
+    pub const OFF: Speculation = Speculation { draft_tokens: 0, sequences: 2, weighed: true };
+    /// What the worker and `generate` do unless told otherwise: up to eight columns a sequence, four sequences.
+    pub const TAIL: Speculation = Speculation { draft_tokens: 7, sequences: 4, weighed: true };
+    /// Guesses for two sequences in every step that can have them.
+    pub const ALWAYS: Speculation = Speculation { draft_tokens: 7, sequences: 2, weighed: false };
 }
 
 /// How the next token's scores are computed.

@@ -13,7 +13,7 @@ mod sequence;
 
 use crate::Refused;
 use crate::constraint::{Threads, Tracker};
-use crate::draft::Drafter;
+use crate::draft::{Costs, Drafter};
 use crate::head::Drawn;
 use crate::kernel::PAGE;
 use crate::kv::Pages;
@@ -60,6 +60,7 @@ pub(crate) struct Schedule {
     max_context: usize,
     vocab: usize,
     speculation: Speculation,
+    costs: Costs,
     counters: SpeculationCounters,
     waiting: VecDeque<Sequence>,
     active: Vec<Sequence>,
@@ -88,6 +89,7 @@ impl Schedule {
             max_context,
             vocab,
             speculation,
+            costs: Costs::new(),
             counters: SpeculationCounters::default(),
             waiting: VecDeque::new(),
             active: Vec::new(),
@@ -357,22 +359,38 @@ impl Schedule {
             turns.push(Turn { place, positions, reaches_end, decodes, draft: Vec::new(), looks });
         }
         if n <= self.speculation.sequences && turns.iter().all(|turn| turn.decodes) {
+            let (mut columns, mut tokens) = (n, n as f64);
             for turn in &mut turns {
-                turn.draft = self.draft(turn.place);
+                turn.draft = self.draft(turn.place, columns, tokens);
+                columns += turn.draft.len();
+                let right = self.active[turn.place].drafter.right();
+                tokens += (1..=turn.draft.len() as i32).map(|guess| right.powi(guess)).sum::<f64>();
             }
         }
         turns
     }
 
-    /// Guesses for one sequence: no more than it may still need after the token that the step draws anyway.
-    fn draft(&mut self, place: usize) -> Vec<u32> {
+    /// Takes note of how long a step of these turns took.
+    pub(crate) fn took(&mut self, turns: &[Turn], seconds: f64) {
+        if turns.iter().all(|turn| turn.decodes) {
+            self.costs.learn(turns.iter().map(Turn::draws).sum(), seconds);
+        }
+    }
+
+    /// Guesses for one sequence: no more than it may still need after the token that the step draws anyway, and than are
+    /// worth it in a step that has so many columns and expected tokens without them.
+    fn draft(&mut self, place: usize, columns: usize, tokens: f64) -> Vec<u32> {
         let sequence = &mut self.active[place];
         let left = sequence.most_tokens(self.max_context) - sequence.tokens.len();
         // A constraint says by itself what must come; what it leaves open is seldom guessed.
         let speculates = sequence.request.speculate && sequence.tracker.is_none();
         let allowed = if speculates { self.speculation.draft_tokens } else { 0 };
         let most = allowed.min(left.saturating_sub(1));
-        sequence.drafter.draft(&sequence.tokens, most)
+        let (costs, weighed) = (&self.costs, self.speculation.weighed);
+        sequence.drafter.draft(&sequence.tokens, most, |right, most| match weighed {
+            true => costs.worth(columns, tokens, right, most),
+            false => most,
+        })
     }
 
     pub(crate) fn sequence(&self, turn: &Turn) -> &Sequence {
@@ -433,8 +451,9 @@ impl Schedule {
         if sequence.end.is_some() {
             return 0;
         }
-        let mut new_tokens = 0;
+        let (mut new_tokens, mut next) = (0, None);
         for Drawn { token, logprob } in drawn.map_while(|drawn| drawn) {
+            next.get_or_insert(token);
             sequence.push(token, self.max_context);
             events.push(Event::Token { sequence: sequence.id, token, logprob });
             if let Some(tracker) = sequence.tracker.as_mut().filter(|_| sequence.end.is_none()) {
@@ -454,7 +473,9 @@ impl Schedule {
             sequence.end = dead.or(Some(StopReason::NotFinite));
         }
         let accepted = new_tokens.saturating_sub(1);
-        sequence.drafter.learn(turn.draft.len(), accepted);
+        if let Some(next) = next {
+            sequence.drafter.learn(next, turn.draft.len(), accepted);
+        }
         self.counters.drafted += turn.draft.len() as u64;
         self.counters.accepted += accepted as u64;
         new_tokens + sequence.follow(self.max_context, events)

@@ -58,7 +58,7 @@ impl Way {
             kernel: self.kernel,
             kv: self.kv,
             prefix_cache: self.prefix_cache,
-            speculation: if self.speculates { Speculation::TAIL } else { Speculation::OFF },
+            speculation: if self.speculates { Speculation::ALWAYS } else { Speculation::OFF },
             max_context: Some(512),
             ..Options::default()
         };

@@ -170,7 +170,7 @@ fn one_word(n_prompt: usize, max_new_tokens: usize) -> Request {
 
 #[test]
 fn right_guesses_save_steps_and_stop_where_the_sequence_does() {
-    let (_folder, mut engine) = engine(Options { speculation: Speculation::TAIL, ..Options::default() });
+    let (_folder, mut engine) = engine(Options { speculation: Speculation::ALWAYS, ..Options::default() });
     let steps = |engine: &mut Engine, request: Request| {
         engine.submit(request).unwrap();
         let (mut events, mut steps) = (Vec::new(), 0);
@@ -198,7 +198,7 @@ fn right_guesses_save_steps_and_stop_where_the_sequence_does() {
 #[test]
 fn nobody_guesses_while_many_sequences_run() {
     let (_folder, mut engine) =
-        engine(Options { speculation: Speculation::TAIL, max_sequences: 4, ..Options::default() });
+        engine(Options { speculation: Speculation::ALWAYS, max_sequences: 4, ..Options::default() });
     for n in [20, 20, 40] {
         engine.submit(one_word(9, n)).unwrap();
     }

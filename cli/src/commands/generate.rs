@@ -125,7 +125,11 @@ impl Generate {
             max_context: Some(room.min(model.hyper.context)),
             head: self.head,
             kv: self.kv,
-            speculation: Speculation { draft_tokens: self.speculate.into(), sequences: 1 },
+            speculation: Speculation {
+                draft_tokens: self.speculate.into(),
+                sequences: 1,
+                ..Speculation::TAIL
+            },
             ..Options::default()
         };
         let mut engine = model.load(&options)?;
