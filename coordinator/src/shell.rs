@@ -254,7 +254,7 @@ async fn serve_once(
         readers: BTreeMap::new(),
         writers: Arc::new(Semaphore::new(WRITERS_MAX)),
         tasks,
-        errands: JoinSet::new(),
+        errands: errands::Errands::default(),
         unknown: BTreeSet::new(),
     };
     let mut ticker = tokio::time::interval(TICK);
@@ -339,7 +339,7 @@ struct Service {
     /// Without one of these nothing works.
     tasks: JoinSet<()>,
     /// Each serves one batch or one caller.
-    errands: JoinSet<()>,
+    errands: errands::Errands,
     /// Batches that answers name and nobody knows: single jobs of an earlier leader, mostly.
     unknown: BTreeSet<BatchId>,
 }
@@ -523,9 +523,12 @@ impl Service {
                 biased;
                 Some(ended) = of_leader => ended,
                 Some(ended) = self.tasks.join_next() => ended,
-                Some(ended) = self.errands.join_next() => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "a task for one batch or one caller panicked; the others continue");
+                Some(lost) = self.errands.next_end() => {
+                    if let Some(event) = lost {
+                        let inbox = self.inbox.clone();
+                        self.errands.spawn(async move {
+                            let _ = inbox.send(Input::Event(event)).await;
+                        });
                     }
                     continue;
                 }
