@@ -96,6 +96,7 @@ check "systemd reads its units" systemd-analyze systemd check_units
 check "compose file, Dockerfile and Kubernetes manifests parse" python3 python3-venv check_deploy
 check "shell scripts are clean" shellcheck shellcheck shellcheck --severity=warning \
   .ci/run scripts/*.sh deploy/*/*.sh docs/*/*.sh tests/fetch/*.sh
+check "kernels for GPUs are what clang makes of their source" clang-14 clang-14 scripts/ptx.sh --check
 check "licences and sources are as deny.toml asks" python3 python3 python3 scripts/sbom.py --check
 # Among the other tests it would run without Prometheus, too; so it is ignored there and asked for here. The whole workspace
 # is named because cargo would build with other features for one package alone.

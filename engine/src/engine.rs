@@ -3,16 +3,18 @@
 //! Here: loading, what a step is made of, and what comes of it. Which sequence takes part with how many tokens is
 //! `schedule`'s affair, the computation `forward`'s.
 
+use crate::cpu::Cpu;
 use crate::forward::{Column, HeadColumn, Plan, Segment};
 use crate::gguf::Hyper;
 use crate::gguf::architecture::Rounding;
+use crate::gpu::{self, Gpu};
 use crate::head::{Bits, Drawn, HeadCounters, HeadWork, Screen};
 use crate::kernel::{Kernels, PAGE};
 use crate::kv::{self, Pages, Storage};
-use crate::machine::Cpu;
+use crate::machine::Machine;
 use crate::model::Model;
 use crate::ops::Work;
-use crate::options::{Head, Kv, MAX_SEQUENCES, Options, Speculation};
+use crate::options::{Head, KernelChoice, Kv, MAX_SEQUENCES, Options, Speculation};
 use crate::pool::Pool;
 use crate::profile::Profile;
 use crate::request::{Event, Request, SequenceId, SpeculationCounters, StepStats};
@@ -77,7 +79,7 @@ pub struct Info {
 #[derive(Debug)]
 pub struct Engine {
     info: Info,
-    machine: Cpu,
+    machine: Machine,
     pages: Pages,
     schedule: Schedule,
 }
@@ -95,26 +97,39 @@ impl Engine {
         let topology = host::Topology::read();
         let threads = options.threads.unwrap_or_else(|| topology.default_threads());
         let mut pool = Pool::new(threads, &topology.pins()).map_err(LoadError::Thread)?;
+        let device = gpu::open(options.device)?;
+        let kernel = if device.is_some() { KernelChoice::I2s } else { options.kernel };
         let n_tokens = options.max_sequences;
         let choose = |hyper: &Hyper, pool: &mut Pool| {
-            if !options.kernel.runs(hyper) {
+            if !kernel.runs(hyper) {
                 let reason = "tl2 does not support group scales, which this architecture needs; use auto";
                 return Err(LoadError::Option { name: "kernel", reason: reason.to_owned() });
             }
-            Ok(choose::layout(options.kernel, hyper, n_tokens, &topology.cpu_model, kernels, pool))
+            Ok(choose::layout(kernel, hyper, n_tokens, &topology.cpu_model, kernels, pool))
         };
         let model = Model::load(path, options.max_context, choose, &mut pool, options.huge_pages)?;
         let kernels = kernels.with_layout(model.layout);
         let hyper = model.hyper.clone();
+        if device.is_some()
+            && let Some(reason) = gpu::refusal(&model, options)
+        {
+            return Err(LoadError::Option { name: "device", reason });
+        }
         let max_context = options.max_context.unwrap_or(hyper.context).min(hyper.context);
-        let kv_pages = kv_pages(options, &hyper, max_context, topology.usable_memory_bytes())?;
-        let kv_bytes = kv_pages as u64 * kv::page_bytes(&hyper, options.kv);
-        let refused = |source| LoadError::Memory { what: "keys and values", bytes: kv_bytes, source };
-        let storage = Storage::new(&hyper, options.kv, kv_pages, options.huge_pages).map_err(refused)?;
         let n_guesses = options.speculation.draft_tokens * options.speculation.sequences;
-        let n_columns = options.prefill_chunk + options.max_sequences + n_guesses;
+        let n_columns = (options.prefill_chunk + options.max_sequences + n_guesses).max(LOGITS_CHUNK);
         // Guesses are made only while few sequences run, so that those fit as well.
         let n_heads = (options.max_sequences + LOOKED_AT).max(LOGITS_CHUNK);
+        let spare_bytes = match &device {
+            None => topology.usable_memory_bytes() / 4,
+            Some(device) => gpu::spare_bytes(&**device, &model, n_columns, n_heads)?,
+        };
+        let kv_pages = kv_pages(options, &hyper, max_context, spare_bytes)?;
+        let kv_bytes = kv_pages as u64 * kv::page_bytes(&hyper, options.kv);
+        let refused = |source| LoadError::Memory { what: "keys and values", bytes: kv_bytes, source };
+        // A GPU keeps keys and values itself.
+        let host_pages = if device.is_some() { 0 } else { kv_pages };
+        let storage = Storage::new(&hyper, options.kv, host_pages, options.huge_pages).map_err(refused)?;
         let ternary_head = model.head_matrix.is_some();
         if ternary_head && matches!(options.head, Head::Q8 | Head::Q6) {
             let reason = "the output matrix of this model is ternary, and a copy would be larger; use full";
@@ -130,15 +145,17 @@ impl Engine {
             None => None,
             Some(bits) => Some(Screen::build(&model, bits, kernels, &mut pool, options.huge_pages)?),
         };
-        let head = HeadWork::new(&model, options.head, screen, n_heads, threads)?;
-        let head_bytes = match options.head {
+        // A GPU scores all rows: it draws the tokens of the screened head without screening.
+        let head_kind = if device.is_some() { Head::Full } else { options.head };
+        let head = HeadWork::new(&model, head_kind, screen, n_heads, threads)?;
+        let head_bytes = match head_kind {
             // It is one of the packed matrices.
             _ if ternary_head => 0,
             Head::Full => model.head().bytes() as u64,
             Head::Screened | Head::Q8 | Head::Q6 => head.screen_bytes(),
         };
         let anonymous_bytes = model.ternary_bytes as u64 + head.screen_bytes();
-        let work = Work::new(&model, n_columns.max(LOGITS_CHUNK), n_heads, threads, head)?;
+        let work = Work::new(&model, n_columns, n_heads, threads, head)?;
         model.release_rows();
         let ternary_macs = hyper.n_ternary_weights();
         let head_macs = (hyper.vocab * hyper.hidden) as u64;
@@ -156,7 +173,7 @@ impl Engine {
             threads,
             isa,
             kernel: model.layout.name(),
-            head: options.head,
+            head: head_kind,
             load_s: start.elapsed().as_secs_f64(),
             weights_bytes: anonymous_bytes,
             bytes_per_token: model.ternary_bytes as u64 + head_bytes,
@@ -171,7 +188,14 @@ impl Engine {
             hyper,
         };
         tracing::info!(isa = %info.isa, threads, kv_pages, kv_bytes, load_s = info.load_s, "model loaded");
-        let machine = Cpu { pool, kernels, model, storage, work };
+        let cpu = Cpu { pool, kernels, model, storage, work };
+        let machine = match device {
+            None => Machine::Cpu(Box::new(cpu)),
+            Some(device) => {
+                let gpu = Gpu::new(device, cpu, n_columns, n_heads, options.max_sequences, kv_pages)?;
+                Machine::Gpu(Box::new(gpu))
+            }
+        };
         Ok(Engine { info, machine, pages: Pages::new(kv_pages), schedule })
     }
 
@@ -248,7 +272,8 @@ impl Engine {
 
     /// The pool and its kernels, for measuring what they could do at best.
     pub(crate) fn machine(&mut self) -> (&mut Pool, Kernels) {
-        (&mut self.machine.pool, self.machine.kernels)
+        let cpu = self.machine.cpu_mut();
+        (&mut cpu.pool, cpu.kernels)
     }
 
     /// Nothing is active and nothing waits.
@@ -372,11 +397,11 @@ fn kv_pages(
     options: &Options,
     hyper: &Hyper,
     max_context: usize,
-    usable_bytes: u64,
+    spare_bytes: u64,
 ) -> Result<usize, LoadError> {
     let page_bytes = kv::page_bytes(hyper, options.kv);
     let wanted = options.max_sequences * max_context.div_ceil(PAGE);
-    let budget = options.kv_budget_bytes.unwrap_or((usable_bytes / 4).max(page_bytes));
+    let budget = options.kv_budget_bytes.unwrap_or(spare_bytes.max(page_bytes));
     let pages = usize::try_from(budget / page_bytes).unwrap_or(usize::MAX).min(wanted);
     if pages == 0 {
         let reason = format!(

@@ -18,6 +18,8 @@ pub enum LoadError {
     Option { name: &'static str, reason: String },
     #[error("cannot allocate {bytes} bytes of memory for {what}: {source}")]
     Memory { what: &'static str, bytes: u64, source: std::io::Error },
+    #[error("the GPU cannot be used: {0}")]
+    Device(String),
     #[error("a thread could not be started: {0}")]
     Thread(std::io::Error),
 }

@@ -177,6 +177,13 @@ pub(crate) struct Slots {
     first_exact: usize,
 }
 
+impl Slots {
+    /// The heads that want all scores, in the order of their slots.
+    pub(crate) fn heads_with_all_scores(&self) -> Vec<usize> {
+        self.order[self.first_exact..].iter().map(|&(head, _)| head).collect()
+    }
+}
+
 impl HeadWork {
     pub(crate) fn new(
         model: &Model,
@@ -258,6 +265,18 @@ impl HeadWork {
         unsafe { self.scores.read(slot * self.stride()..(slot + 1) * self.stride()) }
     }
 
+    /// The scores of the `i`-th of [`Slots::heads_with_all_scores`], for one who computes them elsewhere.
+    pub(crate) fn exact_scores_mut(&mut self, slots: &Slots, i: usize) -> &mut [f32] {
+        let start = (slots.first_exact + i) * self.stride();
+        // SAFETY: nobody else has this borrow.
+        unsafe { self.scores.write(start..start + self.vocab) }
+    }
+
+    /// Width of the activations.
+    pub(crate) fn hidden(&self) -> usize {
+        self.hidden
+    }
+
     /// The canonical scores of a head column without a draw; such plans have no others.
     pub(crate) fn scores(&self, head: usize) -> &[f32] {
         &self.slot_scores(head)[..self.vocab]
@@ -318,7 +337,7 @@ pub(crate) fn scores(ops: &mut Ops<'_, '_>) {
 fn exact_scores(ops: &mut Ops<'_, '_>) {
     let work = &ops.work.head;
     let (first_slot, n_slots) = (ops.slots.first_exact, ops.slots.order.len());
-    if first_slot == n_slots {
+    if first_slot == n_slots || ops.has_scores {
         return;
     }
     if let Some(matrix) = &ops.model().head_matrix {

@@ -10,12 +10,14 @@
 mod choose;
 mod constraint;
 pub mod convert;
+mod cpu;
 mod draft;
 mod engine;
 mod error;
 pub mod eval;
 mod forward;
 pub mod gguf;
+mod gpu;
 mod head;
 pub mod host;
 mod isa;
@@ -45,7 +47,7 @@ pub use engine::{Engine, Info};
 pub use error::{LoadError, Refused};
 pub use head::HeadCounters;
 pub use isa::{ISA_VARIABLE, Isa, IsaError};
-pub use options::{Head, KernelChoice, Kv, MAX_SEQUENCES, Options, Speculation, UnknownChoice};
+pub use options::{Device, Head, KernelChoice, Kv, MAX_SEQUENCES, Options, Speculation, UnknownChoice};
 pub use profile::Profile;
 pub use request::{
     Event, Request, Sampling, SequenceId, SpeculationCounters, StepStats, StopReason, TokenLogprob, Usage,

@@ -226,6 +226,11 @@ impl Model {
         self.rows(self.head_name)
     }
 
+    /// Whether the output matrix is the embedding.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.head_name == "token_embd.weight"
+    }
+
     /// The tensor that [`Model::head`] reads.
     pub(crate) fn head_name(&self) -> &'static str {
         self.head_name

@@ -147,6 +147,15 @@ impl Work {
     }
 }
 
+impl Work {
+    /// The first rows of x, for one who computed them elsewhere.
+    pub(crate) fn rows_of_x(&mut self, n_rows: usize) -> &mut [f32] {
+        let hidden = self.head.hidden();
+        // SAFETY: nobody else has this borrow.
+        unsafe { self.x.write(0..n_rows * hidden) }
+    }
+}
+
 /// One member's hands on a step.
 pub(crate) struct Ops<'a, 'm> {
     pub(crate) member: &'a Member<'m>,
@@ -168,6 +177,8 @@ pub(crate) struct Ops<'a, 'm> {
     rows: Vec<Option<usize>>,
     /// Products so far in this step.
     products: usize,
+    /// Scores that a head wants all of are there already.
+    pub(crate) has_scores: bool,
     /// When the present operation began.
     start: Instant,
 }
@@ -206,12 +217,19 @@ impl<'a, 'm> Ops<'a, 'm> {
             n_columns,
             rows: (0..n_columns).map(Some).collect(),
             products,
+            has_scores: false,
             start,
         }
     }
 
     pub(crate) fn model(&self) -> &'a Model {
         self.model
+    }
+
+    /// Draws for the heads, whose rows of x and whose scores, as far as all are wanted, were put in their places before.
+    pub(crate) fn draw(&mut self) {
+        self.has_scores = true;
+        self.heads();
     }
 
     fn n_columns(&self) -> usize {

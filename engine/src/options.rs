@@ -27,6 +27,8 @@ pub struct Options {
     pub kv_budget_bytes: Option<u64>,
     /// Prompt tokens computed in one step, over all sequences.
     pub prefill_chunk: usize,
+    /// What computes: results are the same.
+    pub device: Device,
     pub head: Head,
     pub kernel: KernelChoice,
     pub kv: Kv,
@@ -46,6 +48,7 @@ impl Default for Options {
             max_context: None,
             kv_budget_bytes: None,
             prefill_chunk: 128,
+            device: Device::Cpu,
             head: Head::Screened,
             kernel: KernelChoice::Auto,
             kv: Kv::F16,
@@ -82,6 +85,18 @@ impl Speculation {
     pub const ALWAYS: Speculation = Speculation { draft_tokens: 7, sequences: 2, weighed: false };
 }
 
+/// What computes the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The threads of this machine.
+    #[default]
+    Cpu,
+    /// The first NVIDIA card, by its driver. Experimental: no card has run it yet.
+    Cuda,
+    /// The kernels for GPUs, run by an interpreter: for tests, since it is thousands of times slower than either.
+    Interpreter,
+}
+
 /// How the next token's scores are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Head {
@@ -104,6 +119,29 @@ pub enum Kv {
     F16,
     /// A byte, with a scale for each position of a head: half the memory, a declared approximation.
     Int8,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+            Device::Interpreter => "interpreter",
+        })
+    }
+}
+
+impl FromStr for Device {
+    type Err = UnknownChoice;
+
+    fn from_str(name: &str) -> Result<Device, UnknownChoice> {
+        match name {
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda),
+            "interpreter" => Ok(Device::Interpreter),
+            _ => Err(UnknownChoice { what: "device", name: name.to_owned(), choices: "cpu or cuda" }),
+        }
+    }
 }
 
 impl fmt::Display for Kv {

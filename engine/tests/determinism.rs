@@ -12,7 +12,7 @@ use common::{Outcome, constrained, golden, load, prompt, requests, run, syntheti
 use std::path::Path;
 use ternfleet_engine::synth::Shape;
 use ternfleet_engine::{
-    Engine, Head, Isa, KernelChoice, Kv, Options, Request, Sampling, Speculation, StopReason,
+    Device, Engine, Head, Isa, KernelChoice, Kv, Options, Request, Sampling, Speculation, StopReason,
 };
 
 const NEW_TOKENS: usize = 14;
@@ -27,6 +27,7 @@ const KEPT: [usize; 3] = [1, 5, 13];
 /// One way of computing what is always the same.
 #[derive(Debug)]
 struct Way {
+    device: Device,
     isa: Isa,
     threads: usize,
     batch: usize,
@@ -45,11 +46,13 @@ impl Way {
         let kernel = if (n / 3).is_multiple_of(2) { KernelChoice::I2s } else { KernelChoice::Tl2 };
         let (prefix_cache, speculates) = (!n.is_multiple_of(3), n.is_multiple_of(2));
         let chunk = CHUNKS[n % CHUNKS.len()];
-        Way { isa, threads, batch, chunk, head, kernel, kv: Kv::F16, prefix_cache, speculates }
+        let (device, kv) = (Device::Cpu, Kv::F16);
+        Way { device, isa, threads, batch, chunk, head, kernel, kv, prefix_cache, speculates }
     }
 
     fn load(&self, path: &Path) -> Engine {
         let options = Options {
+            device: self.device,
             isa: Some(self.isa),
             threads: Some(self.threads),
             max_sequences: self.batch,
@@ -127,10 +130,11 @@ fn one_value(path: &Path, ways: impl Iterator<Item = Way>) -> Digest {
     one_value_of(path, ways, false)
 }
 
-/// As [`one_value`]; a ternary head always scores all rows, also where a constraint allows few.
-fn one_value_of(path: &Path, ways: impl Iterator<Item = Way>, has_ternary_head: bool) -> Digest {
+/// As [`one_value`]; a ternary head and a GPU always score all rows, also where a constraint allows few.
+fn one_value_of(path: &Path, ways: impl Iterator<Item = Way>, scores_all: bool) -> Digest {
     let mut ways = ways.peekable();
     let reference = Way {
+        device: Device::Cpu,
         isa: Isa::Scalar,
         threads: 1,
         batch: 1,
@@ -185,7 +189,7 @@ fn one_value_of(path: &Path, ways: impl Iterator<Item = Way>, has_ternary_head: 
         seen.cached += again.iter().map(|outcome| outcome.cached).sum::<usize>();
     }
     println!("{seen:?}");
-    assert!(seen.few > 0 || !is_constrained || has_ternary_head, "{seen:?}");
+    assert!(seen.few > 0 || !is_constrained || scores_all, "{seen:?}");
     assert!(seen.accepted > 0 && seen.drafted > seen.accepted && seen.cached > 0, "{seen:?}");
     for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
         println!("NOT PROVED HERE: {isa} (this machine lacks it)");
@@ -303,6 +307,26 @@ fn four_golden_layers_give_one_value() {
 fn the_storyteller_gives_one_value() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/storyteller/storyteller.gguf");
     is_pinned(one_value(&path, in_turn()), 0x9e48_bf7a_bd69_6d65, &path);
+}
+
+/// The kernels for GPUs, as PTX on an interpreter: steps, pages, prefix cache, speculation and all else of the backend that a
+/// card would run. `TERNFLEET_TEST_DEVICE=cuda` runs it on a card, with the feature `cuda`.
+#[test]
+fn the_kernels_for_gpus_give_the_same_value() {
+    let isa = Isa::detect().unwrap();
+    let device =
+        std::env::var("TERNFLEET_TEST_DEVICE").map_or(Device::Interpreter, |name| name.parse().unwrap());
+    let ways = |n: usize, count: usize| {
+        let several = [(1, 5), (2, 32), (2, 1)].into_iter().enumerate().take(count);
+        several.map(move |(i, (threads, batch))| Way { device, ..Way::new(isa, threads, batch, n + 3 * i) })
+    };
+    let (_folder, path) = synthetic(&Shape::TINY, 7);
+    one_value_of(&path, ways(1, 3), true);
+    let path = golden("four-layers");
+    is_pinned(one_value_of(&path, ways(2, 2), true), 0x5df3_bee9_df4b_f9b5, &path);
+    let shape: Shape = "llama:2x256x512x4x2x512".parse().unwrap();
+    let (_folder, path) = synthetic(&shape, 7);
+    one_value_of(&path, ways(4, 2), true);
 }
 
 /// I2_S of Llama's architecture with heads that are padded, groups of inputs, and TQ rows with scales of their own.

@@ -1,0 +1,188 @@
+//! Every kernel once, on numbers that are always the same: a device that computes one bit differently is refused.
+//!
+//! The digests are those of the interpreter, whose results tests compare with the scalar kernels. So they hold for cards and
+//! drivers that no test has seen. Run at loading, on every device; it takes milliseconds on a card.
+
+use super::device::{Arg, Device, Fault, Grid, Pointer};
+use super::upload_words;
+use crate::kernel::{PAGE, ROWS};
+
+/// By kernel: FNV-1a over the bytes that it leaves.
+pub(super) const DIGESTS: [(&str, u64); 11] = [
+    ("embed", 0xea08_6f82_470f_ad22),
+    ("keep_rows", 0xc8e0_f9a6_cad4_22a2),
+    ("norm_rows", 0xbbba_1f28_bb95_594d),
+    ("score", 0x42ae_d939_c640_2f79),
+    ("round_rows", 0x54e3_ed09_b26e_3d05),
+    ("product_few", 0x22ac_674b_14dd_2d8f),
+    ("product_many", 0xebc1_af08_130f_816a),
+    ("gate_few", 0xceaf_97d2_ce97_b14e),
+    ("gate_many", 0x5db8_30a6_bfd6_53d4),
+    ("rotate_store", 0x730f_22e7_fbc8_7c0b),
+    ("attend", 0x377a_9898_099b_1c91),
+];
+
+const WIDTH: usize = 256;
+const TOKENS: usize = 9;
+const VOCAB: usize = 40;
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 64;
+/// More than a page, so that pages are folded.
+const POSITIONS: usize = PAGE + 5;
+
+/// Runs all kernels; an error names the first one that differs.
+pub(super) fn check(device: &mut dyn Device) -> Result<(), Fault> {
+    let name = device.name();
+    for ((kernel, found), (_, expected)) in digests(device)?.into_iter().zip(DIGESTS) {
+        if found != expected {
+            return Err(Fault(format!(
+                "{name} computes {kernel} with other bits ({found:016x} instead of {expected:016x}), so its answers would \
+                 not be those of other workers: update the driver, or use the device cpu"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What each kernel makes of the same numbers.
+pub(super) fn digests(device: &mut dyn Device) -> Result<Vec<(&'static str, u64)>, Fault> {
+    let mut run = Run { device, state: 7, digests: Vec::new() };
+    run.rows()?;
+    run.products()?;
+    run.attention()?;
+    Ok(run.digests)
+}
+
+struct Run<'a> {
+    device: &'a mut dyn Device,
+    state: u64,
+    digests: Vec<(&'static str, u64)>,
+}
+
+impl Run<'_> {
+    fn next(&mut self) -> u32 {
+        self.state =
+            self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.state >> 33) as u32
+    }
+
+    fn words(&mut self, words: Vec<u32>) -> Result<Pointer, Fault> {
+        let to = self.device.allocate(4 * words.len())?;
+        upload_words(self.device, to, words.into_iter())?;
+        Ok(to)
+    }
+
+    fn floats(&mut self, n: usize, magnitude: f32) -> Result<Pointer, Fault> {
+        let float = |word: u32| (word as f32 / (1u32 << 30) as f32 - 1.0) * magnitude;
+        let words = (0..n).map(|_| float(self.next()).to_bits()).collect();
+        self.words(words)
+    }
+
+    /// Two finite halves a word.
+    fn halves(&mut self, n: usize) -> Result<Pointer, Fault> {
+        let words = (0..n / 2).map(|_| self.next() & 0x3bff_3bff | (self.next() & 1) << 31).collect();
+        self.words(words)
+    }
+
+    fn launch(
+        &mut self,
+        kernel: &'static str,
+        blocks: [usize; 3],
+        threads: u32,
+        args: &[Arg],
+        written: &[(Pointer, usize)],
+    ) -> Result<(), Fault> {
+        let blocks = blocks.map(|n| n as u32);
+        self.device.launch(kernel, Grid { blocks, threads }, args)?;
+        let mut digest = 0xcbf2_9ce4_8422_2325u64;
+        for &(from, len) in written {
+            let mut bytes = vec![0; len];
+            self.device.download(from, &mut bytes)?;
+            digest = bytes
+                .iter()
+                .fold(digest, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        }
+        self.digests.push((kernel, digest));
+        Ok(())
+    }
+
+    /// Embedding, norms and scores.
+    fn rows(&mut self) -> Result<(), Fault> {
+        let table = self.halves(VOCAB * WIDTH)?;
+        let tokens: Vec<u32> = (0..TOKENS as u32).map(|i| i * 4 + 3).collect();
+        let tokens = self.words(tokens)?;
+        let (x, kept) = (self.floats(TOKENS * WIDTH, 1.0)?, self.floats(TOKENS * WIDTH, 1.0)?);
+        let bytes = 4 * TOKENS * WIDTH;
+        let args = [x.into(), table.into(), tokens.into(), WIDTH.into()];
+        self.launch("embed", [TOKENS, 1, 1], 256, &args, &[(x, bytes)])?;
+        let columns = self.words((0..TOKENS as u32).rev().collect())?;
+        let args = [x.into(), kept.into(), columns.into(), WIDTH.into()];
+        self.launch("keep_rows", [TOKENS, 1, 1], 256, &args, &[(kept, bytes)])?;
+        let weight = self.floats(WIDTH, 3.0)?;
+        let args = [kept.into(), weight.into(), Arg::Float(1e-5), WIDTH.into(), x.into()];
+        self.launch("norm_rows", [TOKENS, 1, 1], 256, &args, &[(x, bytes)])?;
+        let scores = self.floats(TOKENS * VOCAB, 1.0)?;
+        let args = [table, x, scores].map(Arg::from);
+        let sizes = [WIDTH, VOCAB, TOKENS].map(Arg::from);
+        let blocks = [VOCAB.div_ceil(16), TOKENS.div_ceil(4), 1];
+        self.launch("score", blocks, 256, &[&args[..], &sizes].concat(), &[(scores, 4 * TOKENS * VOCAB)])
+    }
+
+    /// Rounding to int8, and ternary products with each end.
+    fn products(&mut self) -> Result<(), Fault> {
+        let n_groups = 4;
+        let rows = self.floats(TOKENS * WIDTH, 40.0)?;
+        let weight = self.floats(WIDTH, 2.0)?;
+        // Rows that are not there are read, too.
+        let (acts, quantised) = (self.words(vec![0; 32 * WIDTH / 4])?, self.words(vec![0; 32 * 3])?);
+        let args =
+            [rows.into(), weight.into(), Arg::Float(1e-6), WIDTH.into(), acts.into(), quantised.into()];
+        let written = [(acts, TOKENS * WIDTH), (quantised, 12 * TOKENS)];
+        self.launch("round_rows", [TOKENS, 1, 1], 256, &args, &written)?;
+        let codes = |word: u32| word & 0x5555_5555 | (word & 0x2222_2222 & !(word << 1));
+        let lines = (0..n_groups * WIDTH * ROWS / 16).map(|_| codes(self.next())).collect();
+        let (lines, scales) = (self.words(lines)?, self.floats(n_groups * ROWS, 0.7)?);
+        for (kernel, tile, together, mode) in [
+            ("product_few", 8, 1, 0usize),
+            ("product_many", 32, 1, 1),
+            ("gate_few", 8, 2, 1),
+            ("gate_many", 32, 2, 0),
+        ] {
+            let units = n_groups / together;
+            let stride = units * ROWS;
+            let out = self.floats(TOKENS * stride, 10.0)?;
+            let arrays = [lines, scales, acts, quantised, out].map(Arg::from);
+            let sizes = [WIDTH, TOKENS, stride, mode].map(Arg::from);
+            let blocks = [units, TOKENS.div_ceil(tile), 1];
+            self.launch(kernel, blocks, 256, &[&arrays[..], &sizes].concat(), &[(out, 4 * TOKENS * stride)])?;
+        }
+        Ok(())
+    }
+
+    /// Keys and values of a context, and attention of its last positions.
+    fn attention(&mut self) -> Result<(), Fault> {
+        let heads = HEADS + 2 * KV_HEADS;
+        let qkv = self.floats(POSITIONS * heads * HEAD_DIM, 6.0)?;
+        let turns = self.floats(POSITIONS * HEAD_DIM, 1.0)?;
+        let page_bytes = KV_HEADS * 2 * PAGE * HEAD_DIM * 2;
+        let pages = self.words(vec![0; 2 * page_bytes / 4])?;
+        let positions = 0..POSITIONS as u32;
+        let places =
+            positions.clone().flat_map(|position| [1 - position / PAGE as u32, position % PAGE as u32]);
+        let places = self.words(places.collect())?;
+        let sizes = [HEADS, KV_HEADS, HEAD_DIM, 1, 0].map(Arg::from);
+        let arrays = [qkv, turns, places, pages].map(Arg::from);
+        let written = [(pages, 2 * page_bytes), (qkv, 4 * POSITIONS * heads * HEAD_DIM)];
+        let args = [&arrays[..], &sizes].concat();
+        self.launch("rotate_store", [POSITIONS, heads, 1], 128, &args, &written)?;
+        let columns = self.words((POSITIONS as u32 - 8..POSITIONS as u32).collect())?;
+        let contexts = self.words(positions.flat_map(|position| [position + 1, 0]).collect())?;
+        let tables = self.words(vec![1, 0])?;
+        let attended = self.floats(8 * HEADS * HEAD_DIM, 1.0)?;
+        let arrays = [qkv, pages, columns, contexts, tables, attended].map(Arg::from);
+        let args = [&arrays[..], &sizes, &[Arg::Float(0.125)]].concat();
+        let written = [(attended, 4 * 8 * HEADS * HEAD_DIM)];
+        self.launch("attend", [8, KV_HEADS, 1], 128, &args, &written)
+    }
+}
