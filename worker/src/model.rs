@@ -109,6 +109,7 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
         prefix_cache: options.prefix_cache,
         head: options.head.parse().with_context(said)?,
         kv: options.kv.parse().with_context(said)?,
+        device: options.device.parse().with_context(said)?,
         kernel: options.kernel.parse().with_context(said)?,
         speculation: Speculation { draft_tokens: options.speculate_tokens, ..Speculation::TAIL },
         ..EngineOptions::default()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use ternfleet_cloud::EndMyself;
-use ternfleet_engine::{Head, KernelChoice, Kv, Speculation};
+use ternfleet_engine::{Device, Head, KernelChoice, Kv, Speculation};
 use ternfleet_proto::{UsdMicro, WorkerId};
 
 /// Options of one worker process. Every field has a default; unknown keys are refused.
@@ -25,6 +25,8 @@ pub struct Options {
     pub kv_budget_bytes: Option<u64>,
     /// How keys and values are kept: `f16`, or `int8`, an approximation in half the memory, under another numerics id.
     pub kv: String,
+    /// What computes: `cpu`, or `cuda` for an NVIDIA card, which is experimental: no card has run it yet. Answers do not change.
+    pub device: String,
     /// Positions a job may have; none takes the model's context.
     pub max_context: Option<usize>,
     /// Keep the pages of prompts that begin alike.
@@ -98,6 +100,7 @@ impl Default for Options {
             engines: "1".to_owned(),
             kv_budget_bytes: None,
             kv: Kv::F16.to_string(),
+            device: Device::Cpu.to_string(),
             max_context: None,
             prefix_cache: true,
             head: Head::Screened.to_string(),
@@ -170,6 +173,9 @@ impl Options {
             require(false, fault.to_string());
         }
         if let Err(fault) = self.kv.parse::<Kv>() {
+            require(false, fault.to_string());
+        }
+        if let Err(fault) = self.device.parse::<Device>() {
             require(false, fault.to_string());
         }
         if let Err(fault) = self.kernel.parse::<KernelChoice>() {

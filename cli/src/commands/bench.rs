@@ -19,7 +19,7 @@ use anyhow::bail;
 use clap::Args;
 
 use ternfleet_engine::host::{self, Topology};
-use ternfleet_engine::{Head, Info, Isa, KernelChoice, Kv};
+use ternfleet_engine::{Device, Head, Info, Isa, KernelChoice, Kv};
 
 use crate::model_file::ModelFile;
 use crate::output::{Existing, WholeFile, say, say_json};
@@ -69,6 +69,9 @@ pub(crate) struct Bench {
     /// How keys and values are stored: f16 or int8
     #[arg(long, value_name = "NAME", default_value_t = Kv::F16)]
     kv: Kv,
+    /// What computes: cpu, or cuda for an NVIDIA card (experimental: no card has run it yet)
+    #[arg(long, value_name = "NAME", default_value_t = Device::Cpu)]
+    device: Device,
     /// Ternary kernel; `all` prints a table of every kernel and instruction set of this machine
     #[arg(long, value_name = "NAME", default_value = "auto")]
     kernel: String,
@@ -122,6 +125,7 @@ impl Bench {
             repeat: self.repeat.into(),
             head: self.head,
             kv: self.kv,
+            device: self.device,
             kernel,
             huge_pages: !self.no_huge_pages,
             price_usd_per_hour: self.price_usd_per_hour,

@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 
 use ternfleet_engine::{
-    Event, Head, Kv, Options, Request, Sampling, Speculation, SpeculationCounters, StopReason,
+    Device, Event, Head, Kv, Options, Request, Sampling, Speculation, SpeculationCounters, StopReason,
 };
 use ternfleet_text::constraint::{Compiler, Constraint, Grammar};
 use ternfleet_text::{Message, Role, Step, StopMatcher, Stream, Tokenizer};
@@ -65,6 +65,9 @@ pub(crate) struct Generate {
     /// How keys and values are stored: f16, or int8, an approximation in half the memory
     #[arg(long, value_name = "NAME", default_value_t = Kv::F16)]
     kv: Kv,
+    /// What computes: cpu, or cuda for an NVIDIA card (experimental: no card has run it yet)
+    #[arg(long, value_name = "NAME", default_value_t = Device::Cpu)]
+    device: Device,
     /// Draft up to this many tokens and verify them in one step; the output is the same; 0 turns it off
     #[arg(long, value_name = "N", default_value_t = Speculation::TAIL.draft_tokens as u8)]
     #[arg(value_parser = clap::value_parser!(u8).range(0..=Speculation::MAX_DRAFT_TOKENS as i64))]
@@ -125,6 +128,7 @@ impl Generate {
             max_context: Some(room.min(model.hyper.context)),
             head: self.head,
             kv: self.kv,
+            device: self.device,
             speculation: Speculation {
                 draft_tokens: self.speculate.into(),
                 sequences: 1,

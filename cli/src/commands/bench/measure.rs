@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 
 use ternfleet_engine::probe::{self, Probe};
 use ternfleet_engine::{
-    Engine, Event, Head, Info, Isa, KernelChoice, Kv, Options, Profile, Request, Sampling, SequenceId,
+    Device, Engine, Event, Head, Info, Isa, KernelChoice, Kv, Options, Profile, Request, Sampling, SequenceId,
 };
 
 use crate::model_file::ModelFile;
@@ -27,6 +27,7 @@ pub(super) struct Bench<'a> {
     pub(super) repeat: usize,
     pub(super) head: Head,
     pub(super) kv: Kv,
+    pub(super) device: Device,
     pub(super) kernel: KernelChoice,
     pub(super) huge_pages: bool,
     pub(super) price_usd_per_hour: Option<f64>,
@@ -380,6 +381,7 @@ impl Bench<'_> {
             prefill_chunk: chunk,
             head: self.head,
             kv: self.kv,
+            device: self.device,
             huge_pages: self.huge_pages,
             isa,
             kernel,
