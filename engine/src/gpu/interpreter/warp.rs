@@ -1,4 +1,5 @@
 //! Thirty-two threads in lockstep.
+#![allow(clippy::needless_range_loop)] // Indices name threads here; iterators would hide them.
 
 use super::memory::{Bytes, Global, Toucher};
 use crate::gguf::rows::{f16_to_f32, f32_to_f16};
