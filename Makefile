@@ -8,7 +8,7 @@ RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest 
 # nextest does not run doctests.
 DOC_TESTS := $(if $(findstring nextest,$(RUN_TESTS)),$(CARGO) test --workspace --doc --quiet,true)
 
-.PHONY: runpod-acceptance wheel help ptx demo demo-observability pictures page-pictures test-otlp build release sbom test format spelling lint tests doc tools clients chaos clean
+.PHONY: runpod-acceptance wheel help ptx demo demo-observability pictures page-pictures test-otlp build release release-gpu sbom test format spelling lint tests doc tools clients chaos clean
 
 help:
 	@echo "make demo   build, start a fleet on this machine, run prompts through it, stop it"
@@ -21,6 +21,7 @@ help:
 	@echo "make test   every check: format, spelling, lints, tests, documentation"
 	@echo "make chaos  faults on real processes for 15 minutes; CHAOS='--minutes 60 --seed 2' selects another run"
 	@echo "make runpod-acceptance  one small pod on RunPod for a minute (needs RUNPOD_API_KEY, costs some cents); prints each call"
+	@echo "make release-gpu  a program for machines with NVIDIA cards, target/dist/ternfleet-gpu (experimental)"
 	@echo "make ptx  compile the kernels for GPUs (engine/src/gpu/kernels.cu) with clang 14"
 	@echo "make test-otlp  test the program with the feature otlp and a collector"
 	@echo "make clean  remove build output (not ternfleet-data/)"
@@ -46,6 +47,10 @@ build:
 # The same commit and toolchain give the same bytes on every machine.
 release:
 	deploy/image/build.sh target/dist
+
+# For pods with NVIDIA cards; experimental (docs/gpu.md).
+release-gpu:
+	deploy/image/build.sh target/dist gpu
 
 # The program in it is the one that `make release` builds, byte for byte; so nothing is compiled a second time.
 wheel: release

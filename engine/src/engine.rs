@@ -19,7 +19,7 @@ use crate::pool::Pool;
 use crate::profile::Profile;
 use crate::request::{Event, Request, SequenceId, SpeculationCounters, StepStats};
 use crate::schedule::{Schedule, Turn};
-use crate::{Isa, LoadError, Refused, choose, host};
+use crate::{Isa, LoadError, Refused, choose, host, options};
 use std::path::Path;
 use std::time::Instant;
 
@@ -53,6 +53,8 @@ pub struct Info {
     /// The kernel that runs: `i2s`, `tl2`, or `grouped` for models with a scale for each group of inputs.
     pub kernel: &'static str,
     pub head: Head,
+    /// `cpu`, or the GPU by its name.
+    pub device: String,
     /// Seconds from the start of loading to the first step being possible.
     pub load_s: f64,
     /// Anonymous memory of the packed weights and the screening head.
@@ -136,7 +138,8 @@ impl Engine {
             return Err(LoadError::Option { name: "head", reason: reason.to_owned() });
         }
         let bits = match options.head {
-            _ if ternary_head => None,
+            // A GPU scores all rows, which is exact as well.
+            _ if ternary_head || device.is_some() => None,
             // The full head needs the copy for nuclei.
             Head::Full | Head::Screened | Head::Q8 => Some(Bits::Eight),
             Head::Q6 => Some(Bits::Six),
@@ -145,7 +148,6 @@ impl Engine {
             None => None,
             Some(bits) => Some(Screen::build(&model, bits, kernels, &mut pool, options.huge_pages)?),
         };
-        // A GPU scores all rows: it draws the tokens of the screened head without screening.
         let head_kind = if device.is_some() { Head::Full } else { options.head };
         let head = HeadWork::new(&model, head_kind, screen, n_heads, threads)?;
         let head_bytes = match head_kind {
@@ -174,6 +176,7 @@ impl Engine {
             isa,
             kernel: model.layout.name(),
             head: head_kind,
+            device: device.as_ref().map_or_else(|| options::Device::Cpu.to_string(), |device| device.name()),
             load_s: start.elapsed().as_secs_f64(),
             weights_bytes: anonymous_bytes,
             bytes_per_token: model.ternary_bytes as u64 + head_bytes,

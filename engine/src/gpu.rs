@@ -7,7 +7,7 @@
 //! What has run: the interpreter alone. No card has run these kernels yet.
 
 pub(crate) mod device;
-#[cfg(any(feature = "cuda", test))]
+#[cfg(any(all(feature = "cuda", not(target_feature = "crt-static")), test))]
 mod driver;
 pub(crate) mod interpreter;
 mod ops;
@@ -95,24 +95,47 @@ struct Buffers {
     n_pages: usize,
 }
 
-/// What a program without the feature `cuda` says. A static program cannot open the driver's library.
-#[cfg(not(feature = "cuda"))]
-const NO_CUDA: &str = "this program was built without GPU support, as the static one always is: build another with \
-                       `cargo build --release --package ternfleet --features cuda`, or use the device cpu";
+/// A card that can be used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Card {
+    /// Its name and the version of CUDA that its driver has.
+    pub name: String,
+    pub free_bytes: u64,
+}
+
+/// Opens the first card as a worker does, and runs the self-test of all kernels on it.
+///
+/// # Errors
+/// Where no card can be used, with what to do; a card that computes one bit differently is among them.
+pub fn inspect_card() -> Result<Card, String> {
+    let inspect = || {
+        let mut card = open_card()?;
+        self_test::check(&mut *card)?;
+        Ok(Card { name: card.name(), free_bytes: card.free_bytes()? })
+    };
+    inspect().map_err(|Fault(reason)| reason)
+}
 
 /// The device that `options` ask for; none for the CPU.
 pub(crate) fn open(device: options::Device) -> Result<Option<Box<dyn Device>>, LoadError> {
     match device {
         options::Device::Cpu => Ok(None),
-        #[cfg(feature = "cuda")]
-        options::Device::Cuda => {
-            let functions = driver::Functions::open().map_err(refused)?;
-            Ok(Some(Box::new(driver::Driver::new(functions, PTX).map_err(refused)?)))
-        }
-        #[cfg(not(feature = "cuda"))]
-        options::Device::Cuda => Err(LoadError::Device(NO_CUDA.to_owned())),
+        options::Device::Cuda => open_card().map(Some).map_err(refused),
         options::Device::Interpreter => Ok(Some(Box::new(Interpreter::new(PTX, false).map_err(refused)?))),
     }
+}
+
+#[cfg(all(feature = "cuda", not(target_feature = "crt-static")))]
+fn open_card() -> Result<Box<dyn Device>, Fault> {
+    Ok(Box::new(driver::Driver::new(driver::Functions::open()?, PTX)?))
+}
+
+/// A static program crashes in the first call into a library that it opened, so it opens none.
+#[cfg(not(all(feature = "cuda", not(target_feature = "crt-static"))))]
+fn open_card() -> Result<Box<dyn Device>, Fault> {
+    const NO_CUDA: &str = "this program has no GPU support: use the program ternfleet-gpu, which `make release-gpu` \
+                           builds, or its image (docs/gpu.md), or the device cpu";
+    Err(Fault(NO_CUDA.to_owned()))
 }
 
 /// Why this backend does not compute a model, or not in the way that is asked for; `None` if it does.

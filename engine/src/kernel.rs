@@ -16,7 +16,7 @@ mod avx512;
 mod avx_vnni;
 mod floats;
 mod grouped;
-mod lanes;
+pub(crate) mod lanes;
 mod scalar;
 mod scores;
 mod screening;

@@ -121,13 +121,20 @@ pub enum Kv {
     Int8,
 }
 
-impl fmt::Display for Device {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
+impl Device {
+    /// As options and metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
             Device::Cpu => "cpu",
             Device::Cuda => "cuda",
             Device::Interpreter => "interpreter",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
     }
 }
 

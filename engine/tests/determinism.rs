@@ -127,11 +127,17 @@ struct Seen {
 /// Computes everything in each way and compares it with the reference. Returns the digest of what runs without constraints,
 /// which no other crate has a part in.
 fn one_value(path: &Path, ways: impl Iterator<Item = Way>) -> Digest {
-    one_value_of(path, ways, false)
+    one_value_of(path, ways, false, |requests| requests)
 }
 
-/// As [`one_value`]; a ternary head and a GPU always score all rows, also where a constraint allows few.
-fn one_value_of(path: &Path, ways: impl Iterator<Item = Way>, scores_all: bool) -> Digest {
+/// As [`one_value`], of some of the requests. A ternary head and a GPU always score all rows, also where a constraint allows
+/// few.
+fn one_value_of(
+    path: &Path,
+    ways: impl Iterator<Item = Way>,
+    scores_all: bool,
+    some: fn(Vec<Request>) -> Vec<Request>,
+) -> Digest {
     let mut ways = ways.peekable();
     let reference = Way {
         device: Device::Cpu,
@@ -147,7 +153,7 @@ fn one_value_of(path: &Path, ways: impl Iterator<Item = Way>, scores_all: bool) 
     };
     let mut engine = reference.load(path);
     let (vocab, numerics) = (engine.info().hyper.vocab, engine.info().numerics);
-    let requests = all_requests(path, vocab);
+    let requests = some(all_requests(path, vocab));
     let expected = run(&mut engine, &requests);
     let is_constrained = requests.iter().any(|request| request.constraint.is_some());
     assert!(is_constrained || path.ends_with("four-layers/model.gguf"), "only that one has no words");
@@ -316,16 +322,19 @@ fn the_kernels_for_gpus_give_the_same_value() {
     let isa = Isa::detect().unwrap();
     let device =
         std::env::var("TERNFLEET_TEST_DEVICE").map_or(Device::Interpreter, |name| name.parse().unwrap());
-    let way = |threads, batch, n| Way { device, ..Way::new(isa, threads, batch, n) };
+    let way = Way { device, ..Way::new(isa, 2, 2, 8) };
     let (_folder, path) = synthetic(&Shape::TINY, 7);
-    // Prompts in chunks beside what generates; and two sequences at most, so that they are guessed.
-    one_value_of(&path, [way(1, 5, 1), way(2, 2, 4)].into_iter(), true);
-    let path = golden("four-layers");
-    is_pinned(one_value_of(&path, [way(2, 2, 8)].into_iter(), true), 0x5df3_bee9_df4b_f9b5, &path);
+    // Prompts in chunks beside what generates, and two sequences at most, so that they are guessed. An interpreter is slow:
+    // of each kind there is one.
+    one_value_of(&path, [way].into_iter(), true, |requests| {
+        let n = requests.len();
+        let some = requests.into_iter().enumerate().filter(|(i, _)| [1, 3, 8, 13].contains(i) || i + 3 >= n);
+        some.map(|(_, request)| request).collect()
+    });
     // Another activation, layers without sub-norms, and an output matrix of its own.
     let shape: Shape = "llama:2x256x512x4x2x512".parse().unwrap();
     let (_folder, path) = synthetic(&shape, 7);
-    let ids = prompt(5, 150, shape.vocab);
+    let ids = prompt(5, 20, shape.vocab);
     let logits = |device| {
         let options = Options { device, max_context: Some(512), ..Options::default() };
         Digest::of(load(&path, options).logits(&ids).unwrap().iter().map(|logit| logit.to_bits()))
@@ -344,7 +353,7 @@ fn other_architectures_give_one_value_each() {
         assert_eq!(load(&path, options).info().kernel == "grouped", !is_llama);
         // What looks weights up knows no groups.
         let kernel = |way| if is_llama { way } else { Way { kernel: KernelChoice::I2s, ..way } };
-        one_value_of(&path, in_turn().map(kernel), !is_llama);
+        one_value_of(&path, in_turn().map(kernel), !is_llama, |requests| requests);
     }
     one_value(&golden("architectures/c2-llama-tq2_0-rows"), in_turn());
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ternfleet_engine::Device;
 use ternfleet_engine::host::{Cpu, Topology};
 use tokio_util::sync::CancellationToken;
 
@@ -29,9 +30,13 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// The groups to supervise if `options` ask for several engines and this machine is one for them.
 pub fn wanted(options: &Options) -> Option<Vec<Vec<usize>>> {
-    // A server has the whole machine to itself.
-    let several = options.engines == "auto" && options.engine != "openai";
-    let groups = if several { split(&Topology::read()) } else { Vec::new() };
+    groups(options, &Topology::read())
+}
+
+fn groups(options: &Options, topology: &Topology) -> Option<Vec<Vec<usize>>> {
+    // A server has the whole machine to itself, and one engine has a card.
+    let computes_here = options.engine != "openai" && options.device == Device::Cpu.name();
+    let groups = if options.engines == "auto" && computes_here { split(topology) } else { Vec::new() };
     (groups.len() > 1).then_some(groups)
 }
 
@@ -231,6 +236,15 @@ mod tests {
     #[test]
     fn every_socket_gets_its_own_engine() {
         assert_eq!(sizes(&machine(2, 1, 16)), [32, 32]);
+    }
+
+    #[test]
+    fn one_engine_has_the_card_of_a_machine_and_one_server_all_of_it() {
+        let two = machine(2, 1, 16);
+        let options = Options { engines: "auto".to_owned(), ..Options::default() };
+        assert_eq!(groups(&options, &two).unwrap().len(), 2);
+        assert_eq!(groups(&Options { device: "cuda".to_owned(), ..options.clone() }, &two), None);
+        assert_eq!(groups(&Options { engine: "openai".to_owned(), ..options }, &two), None);
     }
 
     #[test]

@@ -102,8 +102,12 @@ impl Metrics {
             build: register!(
                 r,
                 GaugeVec::new(
-                    Opts::new("ternfleet_worker_build_info", "Version, instruction set and model; always 1."),
-                    &["version", "isa", "model"],
+                    Opts::new(
+                        "ternfleet_worker_build_info",
+                        "Version, device (cpu, cuda, which is experimental, or server), instruction set and model; \
+                         always 1."
+                    ),
+                    &["version", "device", "isa", "model"],
                 )
             ),
             state: register!(
@@ -379,7 +383,8 @@ impl Metrics {
 
     /// What does not change while the process lives.
     pub(crate) fn set_model(&self, model: &LoadedModel, price_usd_per_hour: f64) {
-        self.build.with_label_values(&[env!("CARGO_PKG_VERSION"), &model.isa, &model.name]).set(1.0);
+        let labels = [env!("CARGO_PKG_VERSION"), model.device, &model.isa, &model.name];
+        self.build.with_label_values(&labels).set(1.0);
         self.slots.set(model.slots as i64);
         self.kv_pages.set(model.kv_pages as i64);
         self.price.set(price_usd_per_hour);

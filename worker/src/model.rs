@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ternfleet_engine::host::Topology;
-use ternfleet_engine::{Engine, Options as EngineOptions, Speculation, gguf};
+use ternfleet_engine::{Device, Engine, Options as EngineOptions, Speculation, gguf};
 use ternfleet_proto::message::{Abilities, ThreadPoint};
 use ternfleet_text::{Manifest, Tokenizer};
 
@@ -41,6 +41,8 @@ pub struct LoadedModel {
     pub page_tokens: usize,
     pub threads: usize,
     pub isa: String,
+    /// What computes: `cpu`, `cuda`, or somebody else's `server`.
+    pub device: &'static str,
     pub load: Duration,
     pub calibration: Calibration,
     /// See [`crate::canary`].
@@ -121,7 +123,13 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
             Engine::load(path, &EngineOptions { threads, ..engine_options.clone() }).with_context(said)?;
         Ok::<_, anyhow::Error>((engine, begun.elapsed()))
     };
-    let (mut engine, load, thread_scaling) = with_the_best_threads(options, vocab, load_with)?;
+    let (mut engine, load, thread_scaling) = if engine_options.device == Device::Cpu {
+        with_the_best_threads(options, vocab, load_with)?
+    } else {
+        // The threads only draw tokens.
+        let (engine, took) = load_with(options.threads)?;
+        (engine, took, Vec::new())
+    };
     let info = engine.info().clone();
     let canary = canary(&mut engine, vocab, &mut Vec::new());
     let calibration =
@@ -144,6 +152,7 @@ fn load_model(options: &Options) -> anyhow::Result<(Box<dyn Generator>, LoadedMo
         page_tokens: info.page_tokens,
         threads: info.threads,
         isa: info.isa.to_string(),
+        device: engine_options.device.name(),
         load,
         calibration,
         canary: canary.clone(),
@@ -209,6 +218,7 @@ fn load_instant(options: &Options, step: Duration) -> (Box<dyn Generator>, Loade
         page_tokens: 128,
         threads: 1,
         isa: INSTANT.to_owned(),
+        device: Device::Cpu.name(),
         load: Duration::ZERO,
         calibration,
         canary,

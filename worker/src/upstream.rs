@@ -109,6 +109,7 @@ async fn begin(nobody: Client, options: &Options) -> anyhow::Result<(Upstream, L
         page_tokens: 128,
         threads: 1,
         isa: facts.engine.clone(),
+        device: "server",
         load,
         calibration,
         canary: String::new(),

@@ -164,6 +164,7 @@ impl Bench {
                 cpu: topology.cpu_model,
                 isa: info.isa.to_string(),
                 kernel: info.kernel.to_string(),
+                device: info.device,
                 cores: topology.physical_cores,
                 quota: topology.quota_cpus,
                 read_gb_s: rates.read_gb_s,

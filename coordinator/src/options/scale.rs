@@ -214,11 +214,12 @@ mod tests {
         struct File {
             scale: ScaleOptions,
         }
-        let (cpus, servers) = (
+        let [cpus, servers, cards] = [
             include_str!("../../../deploy/fleets/runpod.toml"),
             include_str!("../../../deploy/fleets/vllm.toml"),
-        );
-        for (text, able) in [(cpus, 3), (servers, 1)] {
+            include_str!("../../../deploy/fleets/gpu.toml"),
+        ];
+        for (text, able) in [(cpus, 3), (servers, 1), (cards, 3)] {
             let file: File = toml::from_str(text).unwrap();
             assert_eq!(file.scale.faults(), [""; 0]);
             assert_eq!((file.scale.classes.len(), file.scale.able_classes().len()), (3, able));

@@ -9,14 +9,16 @@
 # OUT      a folder for the outputs; it is made
 # MODEL    a model file; one of the 2B-4T shape with random weights is made and deleted again unless given
 # DEVICE   cuda unless given; `interpreter` tries the script itself without a card, with MODEL a tiny one
-# GATE     a command that runs the determinism gate on the card; by default the one that cargo builds. Empty leaves it out
+# GATE     a command that compares float operations, exp on all 2³² inputs among them, and runs the determinism gate on the
+#          card; by default the tests that cargo builds. Empty leaves it out
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
 bin=$(realpath "${BIN:-${CARGO_TARGET_DIR:-target}/release/ternfleet}")
 out=${OUT:?name a folder for the outputs}
 device=${DEVICE:-cuda}
-gate=${GATE-cargo test --package ternfleet-engine --features cuda --test determinism the_kernels_for_gpus}
+gate=${GATE-cargo test --package ternfleet-engine --features cuda --lib --test determinism -- --nocapture
+  float_operations the_kernels_for_gpus}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 mkdir -p "$out"
@@ -29,10 +31,15 @@ fi
 {
   "$bin" --version
   date -u +%FT%TZ
+  "$bin" doctor | grep -w gpu || true
   nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv 2>/dev/null || echo "no nvidia-smi"
 } >"$out/machine.txt"
 
-# 1. Bits: the self-test at loading, the same tokens on both devices, and the gate.
+# 1. Bits: each float operation, the gate, and the same tokens on both devices, where loading runs the self-test.
+if [ -n "$gate" ]; then
+  # shellcheck disable=SC2086 # Several words.
+  TERNFLEET_TEST_DEVICE=$device timeout 180 $gate >"$out/gate.txt" 2>&1 || { tail -n 20 "$out/gate.txt" >&2; exit 1; }
+fi
 ids=$(seq -s, 3 7 1700)
 for on in cpu "$device"; do
   for sampling in "--temp 0" "--temp 0.8 --top-p 0.9 --top-k 0 --seed 5" "--temp 1 --top-k 40 --seed 6"; do
@@ -43,9 +50,6 @@ for on in cpu "$device"; do
 done
 cmp "$dir/cpu.ids" "$dir/$device.ids" || { echo "the card's tokens differ from the CPU's: stop here" >&2; exit 1; }
 cp "$dir/$device.ids" "$out/tokens.txt"
-if [ -n "$gate" ]; then
-  TERNFLEET_TEST_DEVICE=$device timeout 150 bash -c "$gate" >"$out/gate.txt" 2>&1 || { tail -n 20 "$out/gate.txt" >&2; exit 1; }
-fi
 echo "bits: equal"
 
 # 2. Rates: one stream and batches, a short and a long context.

@@ -62,6 +62,7 @@ macro_rules! functions {
 
 functions! {
     init = "cuInit": fn(c_uint);
+    version = "cuDriverGetVersion": fn(*mut c_int);
     device_count = "cuDeviceGetCount": fn(*mut c_int);
     device_get = "cuDeviceGet": fn(*mut c_int, c_int);
     device_name = "cuDeviceGetName": fn(*mut c_char, c_int, c_int);
@@ -138,6 +139,10 @@ impl Driver {
                 capability.0, capability.1
             )));
         }
+        let mut version = 0;
+        // SAFETY: as above.
+        check(unsafe { (functions.version)(&raw mut version) }, "reading the driver's version")?;
+        let name = format!("{name} with CUDA {}.{}", version / 1000, version % 1000 / 10);
         let mut context = std::ptr::null_mut();
         // SAFETY: as above.
         check(unsafe { (functions.context_retain)(&raw mut context, card) }, "opening the card")?;
@@ -213,9 +218,10 @@ impl Device for Driver {
 
     fn allocate(&mut self, bytes: usize) -> Result<Pointer, Fault> {
         self.make_current()?;
-        let mut address = 0;
+        // The driver refuses empty buffers.
+        let (mut address, bytes) = (0, bytes.max(1));
         // SAFETY: a place to write to; the driver refuses sizes that it does not have.
-        let status = unsafe { (self.functions.allocate)(&raw mut address, bytes.max(1)) };
+        let status = unsafe { (self.functions.allocate)(&raw mut address, bytes) };
         self.check(status, &format!("taking {bytes} bytes of the card's memory; use a smaller kv_budget"))?;
         self.buffers.push(address);
         // SAFETY: the buffer was just taken, with this size.

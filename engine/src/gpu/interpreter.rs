@@ -84,7 +84,7 @@ impl Device for Interpreter {
 
 /// Runs the warps of a block from barrier to barrier.
 fn run_block(warps: &mut [Warp], setting: &mut Setting<'_>) -> Result<(), String> {
-    warps.iter_mut().for_each(Warp::restart);
+    warps.iter_mut().for_each(|warp| warp.restart(setting));
     loop {
         let mut waiting = 0;
         for warp in warps.iter_mut() {

@@ -498,3 +498,31 @@ KERNEL(256) score(const half *table, const float *input, float *scores, unsigned
         if (lane == 0 && id < vocab && first + t < n_tokens) scores[(u64)(first + t) * vocab + id] = sum;
     }
 }
+
+// What a card's rounding is proved with: out[i] = one operation on a[i], b[i] and c[i], or on first + i where there are no arrays.
+// NaNs, whose bits differ between machines, become one.
+KERNEL(256) probe(const unsigned *a, const unsigned *b, const unsigned *c, unsigned *out, unsigned first, unsigned n,
+                  unsigned operation) {
+    unsigned i = BLOCK_X * 256 + THREAD;
+    if (i >= n) return;
+    unsigned bits = a ? a[i] : first + i;
+    float x = __builtin_bit_cast(float, bits);
+    float y = a ? __builtin_bit_cast(float, b[i]) : 0.0f, z = a ? __builtin_bit_cast(float, c[i]) : 0.0f;
+    float result = 0.0f;
+    switch (operation) {
+    case 0: result = exponential(x); break;
+    case 1: result = root(x); break;
+    case 2: result = widen((half)bits); break;
+    case 3: result = widen(narrow(x)); break;
+    case 4: result = nearest(x); break;
+    case 5: result = from_int((int)bits); break;
+    case 6: result = __builtin_bit_cast(float, truncated(x)); break;
+    case 7: result = quotient(x, y); break;
+    case 8: result = fma(x, y, z); break;
+    case 9: result = mul(x, y); break;
+    case 10: result = add(x, y); break;
+    case 11: result = sub(x, y); break;
+    }
+    unsigned found = __builtin_bit_cast(unsigned, result);
+    out[i] = (found & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : found;
+}

@@ -4,18 +4,15 @@
 
 use std::collections::BTreeMap;
 
-/// Where an instruction takes a value from.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Source {
-    Register(u32),
-    Constant(u64),
-    Special(Special),
-}
-
-/// Registers that a thread finds filled.
+/// What a register holds when a thread begins. Constants and parameters have registers, too, so that every operand is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Special {
+pub(crate) enum Filled {
+    Constant(u64),
+    /// Index of the parameter.
+    Parameter(usize),
+    /// The thread's number in its block.
     Thread,
+    /// The block's place in one dimension of the grid.
     Block(usize),
 }
 
@@ -101,7 +98,6 @@ pub(crate) enum Op {
     Select,
     Convert { from: Type, rounding: Rounding },
     Load(Space),
-    LoadParameter,
     Store(Space),
     Branch,
     Return,
@@ -110,15 +106,16 @@ pub(crate) enum Op {
     Multiply,
 }
 
-/// One instruction. Vectors, which loads, stores and matrix products have, are sources in a row.
+/// One instruction. Vectors, which loads, stores and matrix products have, are registers in a row.
 #[derive(Debug, Clone)]
 pub(crate) struct Instruction {
     pub(crate) op: Op,
     pub(crate) ty: Type,
     /// Registers that are written.
     pub(crate) to: Vec<u32>,
-    pub(crate) from: Vec<Source>,
-    /// Added to an address, or the index of a parameter, or where a branch goes.
+    /// Registers that are read.
+    pub(crate) from: Vec<u32>,
+    /// Added to an address, or where a branch goes.
     pub(crate) offset: u64,
     /// The predicate that guards it, and whether it must be false.
     pub(crate) guard: Option<(u32, bool)>,
@@ -134,6 +131,7 @@ pub(crate) struct Kernel {
     pub(crate) max_threads: u32,
     pub(crate) shared_bytes: usize,
     pub(crate) n_registers: usize,
+    pub(crate) filled: Vec<(u32, Filled)>,
     pub(crate) instructions: Vec<Instruction>,
 }
 
@@ -168,6 +166,7 @@ struct Reader {
     shared_bytes: usize,
     shared: BTreeMap<String, u64>,
     registers: BTreeMap<String, u32>,
+    filled: Vec<(u32, Filled)>,
     labels: BTreeMap<String, usize>,
     /// Branches and the labels that they go to.
     branches: Vec<(usize, String)>,
@@ -185,6 +184,7 @@ impl Reader {
             max_threads: self.max_threads,
             shared_bytes: self.shared_bytes,
             n_registers: self.registers.len(),
+            filled: self.filled,
             instructions: self.instructions,
         })
     }
@@ -252,34 +252,36 @@ impl Reader {
         *self.registers.entry(name.to_owned()).or_insert(next)
     }
 
-    fn source(&mut self, text: &str) -> Result<Source, String> {
-        let special = match text {
-            "%tid.x" => Some(Special::Thread),
-            "%ctaid.x" => Some(Special::Block(0)),
-            "%ctaid.y" => Some(Special::Block(1)),
-            "%ctaid.z" => Some(Special::Block(2)),
-            _ => None,
+    /// The register of an operand; what is no register gets one that is filled.
+    fn source(&mut self, text: &str) -> Result<u32, String> {
+        if let Some(&register) = self.registers.get(text) {
+            return Ok(register);
+        }
+        let filled = match text {
+            "%tid.x" => Some(Filled::Thread),
+            "%ctaid.x" => Some(Filled::Block(0)),
+            "%ctaid.y" => Some(Filled::Block(1)),
+            "%ctaid.z" => Some(Filled::Block(2)),
+            _ if text.starts_with('%') => None,
+            _ => Some(self.constant(text).ok_or_else(|| format!("unknown operand {text}"))?),
         };
-        if let Some(special) = special {
-            return Ok(Source::Special(special));
-        }
-        if text.starts_with('%') {
-            return Ok(Source::Register(self.register(text)));
-        }
-        if let Some(&start) = self.shared.get(text) {
-            return Ok(Source::Constant(start));
-        }
-        let parsed = if let Some(bits) = text.strip_prefix("0f") {
-            u64::from_str_radix(bits, 16).ok()
-        } else if let Some(bits) = text.strip_prefix("0x") {
-            u64::from_str_radix(bits, 16).ok()
-        } else {
-            text.parse::<i64>().ok().map(|number| number as u64)
-        };
-        parsed.map(Source::Constant).ok_or_else(|| format!("unknown operand {text}"))
+        let register = self.register(text);
+        self.filled.extend(filled.map(|filled| (register, filled)));
+        Ok(register)
     }
 
-    fn sources(&mut self, texts: &[&str]) -> Result<Vec<Source>, String> {
+    fn constant(&self, text: &str) -> Option<Filled> {
+        if let Some(index) = self.parameters.iter().position(|(name, _)| name == text) {
+            return Some(Filled::Parameter(index));
+        }
+        let number = match text.strip_prefix("0f").or_else(|| text.strip_prefix("0x")) {
+            Some(bits) => u64::from_str_radix(bits, 16).ok(),
+            None => text.parse::<i64>().ok().map(|number| number as u64),
+        };
+        number.or_else(|| self.shared.get(text).copied()).map(Filled::Constant)
+    }
+
+    fn sources(&mut self, texts: &[&str]) -> Result<Vec<u32>, String> {
         let single = texts.iter().flat_map(|text| text.trim_matches(['{', '}']).split(',').map(str::trim));
         single.map(|text| self.source(text)).collect()
     }
@@ -289,7 +291,7 @@ impl Reader {
     }
 
     /// `[%rd1+16]` or `[symbol+4]`: what is in a register, and what is added.
-    fn address(&mut self, text: &str) -> Result<(Source, u64), String> {
+    fn address(&mut self, text: &str) -> Result<(u32, u64), String> {
         let inner = text.trim_matches(['[', ']']);
         let (base, offset) = inner.split_once('+').unwrap_or((inner, "0"));
         let offset: i64 = offset.parse().map_err(|_| "not an offset")?;
@@ -305,11 +307,9 @@ impl Reader {
         let (mut to, mut from, mut offset) = (Vec::new(), Vec::new(), 0);
         let op = match parts[0] {
             "ld" if parts[1] == "param" => {
-                let inner = operands[1].trim_matches(['[', ']']);
-                let place = self.parameters.iter().position(|(name, _)| name == inner);
-                offset = place.ok_or("unknown parameter")? as u64;
+                from = vec![self.address(operands[1])?.0];
                 to = self.destinations(operands[0]);
-                Op::LoadParameter
+                Op::Move
             }
             "ld" => {
                 let (base, plus) = self.address(operands[1])?;

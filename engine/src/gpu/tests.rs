@@ -1,5 +1,7 @@
 //! The kernels for GPUs, one by one, on the interpreter, against the scalar kernels: equal to the last bit, with races watched.
 
+mod rounding;
+
 use super::PTX;
 use super::device::{Arg, Device, Fault, Grid, Pointer};
 use super::interpreter::Interpreter;
@@ -26,7 +28,7 @@ impl Bytes {
 
     /// Finite halves of all sizes.
     fn halves(&mut self, n: usize) -> Vec<u16> {
-        let half = |bits: u32| (bits & 0x8000 | (bits >> 1 & 0x7fff) % 0x7c00) as u16;
+        let half = |bits: u32| (bits & 0x8000 | ((bits >> 1 & 0x7fff) % 0x7c00)) as u16;
         (0..n).map(|_| half(self.next())).collect()
     }
 }
@@ -343,7 +345,7 @@ fn lint(ptx: &str) -> Vec<String> {
     let mut faults = Vec::new();
     for (number, line) in (1..).zip(ptx.lines()) {
         let line = line.split("//").next().unwrap_or_default().trim();
-        let name = line.trim_start_matches(|c: char| c == '@' || c == '!').split_whitespace();
+        let name = line.trim_start_matches(['@', '!']).split_whitespace();
         let name = name.clone().find(|word| !word.starts_with("%p")).unwrap_or_default();
         let parts: Vec<&str> = name.trim_end_matches(';').split('.').collect();
         let is_float = parts.iter().any(|part| matches!(*part, "f16" | "f32" | "f64"));
@@ -392,21 +394,23 @@ fn fault_of(device: &mut Interpreter, kernel: &'static str, threads: u32, args: 
     fault
 }
 
-/// A checker that finds nothing proves nothing: each of its checks is set off.
+/// A checker that finds nothing proves nothing: without any one of the barriers it finds a race.
 #[test]
-fn the_interpreter_finds_races_and_addresses_that_are_wrong() {
-    let without_barriers: String = PTX
-        .lines()
-        .filter(|line| !line.contains("bar.sync"))
-        .fold(String::new(), |all, line| all + line + "\n");
-    let mut bench = Bench(Interpreter::new(&without_barriers, true).unwrap());
-    let (from, norm) = (bench.floats(&[1.0; 128]), bench.floats(&[1.0; 128]));
-    let out = bench.floats(&[0.0; 128]);
-    let args =
-        |width: usize, from: Pointer| [from.into(), norm.into(), Arg::Float(1e-5), width.into(), out.into()];
-    let race = fault_of(&mut bench.0, "norm_rows", 256, &args(128, from));
-    assert!(race.contains("norm_rows") && race.contains("reads what"), "{race}");
+fn no_barrier_of_a_kernel_can_be_left_out() {
+    let barriers: Vec<usize> = PTX.match_indices("bar.sync").map(|(at, _)| at).collect();
+    assert!(barriers.len() >= 12);
+    for at in barriers {
+        // In its place, what does nothing.
+        let end = at + PTX[at..].find(';').unwrap();
+        let without = [&PTX[..at], "mov.u32 %r0, 0", &PTX[end..]].concat();
+        let line = PTX[..at].lines().count();
+        let Fault(race) = self_test::digests(&mut Interpreter::new(&without, true).unwrap()).unwrap_err();
+        assert!(race.contains("reads what") || race.contains("touches"), "line {line}: {race}");
+    }
+}
 
+#[test]
+fn the_interpreter_finds_addresses_and_launches_that_are_wrong() {
     let mut bench = Bench::new();
     let (from, norm) = (bench.floats(&[1.0; 128]), bench.floats(&[1.0; 128]));
     let out = bench.floats(&[0.0; 128]);
@@ -490,6 +494,7 @@ mod fake {
     fn functions() -> Functions {
         Functions {
             init,
+            version: unused!(*mut c_int),
             device_count: one_card,
             device_get: get,
             device_name: name,
@@ -534,6 +539,13 @@ mod fake {
         assert!(full.starts_with("opening the card: the driver says CUDA_ERROR_OUT_OF_MEMORY (2)"), "{full}");
         if let Err(missing) = Functions::open() {
             assert!(missing.0.starts_with("libcuda.so.1 is not here: install NVIDIA's driver"), "{missing}");
+        }
+        #[cfg(not(feature = "cuda"))]
+        {
+            let refused = crate::inspect_card().unwrap_err();
+            assert!(
+                refused.contains("use the program ternfleet-gpu") && refused.contains("or the device cpu")
+            );
         }
     }
 }

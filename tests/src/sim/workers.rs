@@ -67,6 +67,7 @@ fn engine(line: &Line, plan: &WorkerPlan, pace: Arc<Pace>) -> (Computer, LoadedM
         page_tokens: 16,
         threads: 1,
         isa: "simulated".to_owned(),
+        device: "cpu",
         load: Duration::ZERO,
         calibration: Calibration {
             decode: vec![RatePoint { batch: plan.slots as u32, tok_s: said }],

@@ -43,6 +43,8 @@ pub(super) struct Machine {
     pub(super) cpu: String,
     pub(super) isa: String,
     pub(super) kernel: String,
+    /// `cpu`, or the GPU that computes.
+    pub(super) device: String,
     pub(super) cores: usize,
     /// CPUs' worth of time that the cgroup allows; `null` without a limit.
     pub(super) quota: Option<f64>,

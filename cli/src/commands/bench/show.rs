@@ -152,8 +152,8 @@ fn machine(report: &Report) -> String {
     let mb = |bytes: u64| bytes / 1_000_000;
     [
         format!(
-            "{}: {} cores{quota}, {}, kernel {}, huge pages {}",
-            machine.cpu, machine.cores, machine.isa, machine.kernel, machine.huge_pages
+            "{}: {} cores{quota}, {}, kernel {}, device {}, huge pages {}",
+            machine.cpu, machine.cores, machine.isa, machine.kernel, machine.device, machine.huge_pages
         ),
         format!(
             "{}: head {}, {}; {} MB and {} M multiply-adds per token",

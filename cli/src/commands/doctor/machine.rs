@@ -15,7 +15,7 @@ const OPEN_FILES_WANTED: u64 = 1024;
 
 pub(super) fn look(model: Option<&Path>) -> Vec<Finding> {
     let seen = Topology::read();
-    let mut found = vec![cores(&seen), instructions(&seen)];
+    let mut found = vec![cores(&seen), instructions(&seen), gpu()];
     found.extend(throttled());
     found.push(open_files());
     found.extend(model_findings(model, &seen));
@@ -59,6 +59,26 @@ fn instructions(seen: &Topology) -> Finding {
             reason.to_string(),
             "unset TERNFLEET_ISA, or set it to one that `ternfleet topology` lists",
         ),
+    }
+}
+
+/// Needed by no worker that does not ask for it, so its absence is no fault.
+fn gpu() -> Finding {
+    match ternfleet_engine::inspect_card() {
+        Ok(card) => Finding::ok(
+            "gpu",
+            format!(
+                "{}, {:.1} GiB free; the self-test of all kernels gives the bits of the CPU (experimental)",
+                card.name,
+                card.free_bytes as f64 / f64::from(1 << 30)
+            ),
+        ),
+        Err(reason) if Path::new("/dev/nvidiactl").exists() => Finding::warning(
+            "gpu",
+            "there is an NVIDIA driver, and it is not used",
+            format!("{reason} (experimental: docs/gpu.md)"),
+        ),
+        Err(reason) => Finding::ok("gpu", format!("none: {reason}")),
     }
 }
 

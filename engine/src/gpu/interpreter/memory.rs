@@ -80,9 +80,8 @@ impl Bytes {
                 }
             }
         }
-        let mut word = [0; 8];
-        word[..size].copy_from_slice(&self.bytes[at..at + size]);
-        Ok(u64::from_le_bytes(word))
+        let bytes = &self.bytes[at..at + size];
+        Ok(bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)))
     }
 
     pub(super) fn store(&mut self, offset: u64, size: usize, value: u64, who: Toucher) -> Result<(), String> {

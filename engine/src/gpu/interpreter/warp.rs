@@ -3,7 +3,7 @@
 
 use super::memory::{Bytes, Global, Toucher};
 use crate::gguf::rows::{f16_to_f32, f32_to_f16};
-use crate::gpu::ptx::{Compare, Instruction, Kernel, Kind, Op, Rounding, Source, Space, Special, Type};
+use crate::gpu::ptx::{Compare, Filled, Instruction, Kernel, Kind, Op, Rounding, Space, Type};
 
 const N: usize = 32;
 const ALL: u32 = u32::MAX;
@@ -60,9 +60,22 @@ impl Warp {
         Warp { index, registers: vec![[0; N]; kernel.n_registers], next: [0; N], alive: ALL }
     }
 
-    /// Back to the kernel's beginning, for another block. Registers keep what they held: nothing reads them unwritten.
-    pub(super) fn restart(&mut self) {
+    /// Back to the kernel's beginning, for another block. Other registers keep what they held: nothing reads them unwritten.
+    pub(super) fn restart(&mut self, setting: &Setting<'_>) {
         (self.next, self.alive) = ([0; N], ALL);
+        for &(register, filled) in &setting.kernel.filled {
+            self.registers[register as usize] = match filled {
+                Filled::Constant(value) => [value; N],
+                Filled::Parameter(index) => [setting.parameters[index]; N],
+                Filled::Block(dim) => [u64::from(setting.place[dim]); N],
+                Filled::Thread => std::array::from_fn(|lane| u64::from(self.thread(lane))),
+            };
+        }
+    }
+
+    /// A thread's number in its block.
+    fn thread(&self, lane: usize) -> u32 {
+        self.index * N as u32 + lane as u32
     }
 
     /// Runs until a barrier or the end.
@@ -135,7 +148,7 @@ impl Warp {
     }
 
     fn set_next(&mut self, mask: u32, next: usize) {
-        (0..N).filter(|lane| mask >> lane & 1 == 1).for_each(|lane| self.next[lane] = next);
+        lanes(mask).for_each(|lane| self.next[lane] = next);
     }
 
     /// Threads whose guard lets them.
@@ -146,23 +159,12 @@ impl Warp {
         if negated { !mask } else { mask }
     }
 
-    fn value(&self, setting: &Setting<'_>, source: Source) -> Lanes {
-        match source {
-            Source::Register(register) => self.registers[register as usize],
-            Source::Constant(value) => [value; N],
-            Source::Special(Special::Thread) => {
-                std::array::from_fn(|lane| u64::from(self.index * N as u32 + lane as u32))
-            }
-            Source::Special(Special::Block(dim)) => [u64::from(setting.place[dim]); N],
-        }
-    }
-
     fn write(&mut self, register: u32, mask: u32, values: &Lanes) {
         let to = &mut self.registers[register as usize];
         if mask == ALL {
             *to = *values;
         } else {
-            (0..N).filter(|lane| mask >> lane & 1 == 1).for_each(|lane| to[lane] = values[lane]);
+            lanes(mask).for_each(|lane| to[lane] = values[lane]);
         }
     }
 
@@ -175,24 +177,17 @@ impl Warp {
         match instruction.op {
             Op::Load(space) => return self.load(setting, instruction, space, mask),
             Op::Store(space) => return self.store(setting, instruction, space, mask),
-            Op::Multiply => return self.multiply(setting, instruction, mask),
-            Op::Shuffle => return self.shuffle(setting, instruction, mask),
-            Op::LoadParameter => {
-                let value = setting.parameters[instruction.offset as usize];
-                self.write(instruction.to[0], mask, &[value; N]);
-                return Ok(());
-            }
+            Op::Multiply => return self.multiply(instruction, mask),
+            Op::Shuffle => return self.shuffle(instruction, mask),
             _ => {}
         }
-        let mut operands = [[0; N]; 3];
-        for (operand, &source) in operands.iter_mut().zip(&instruction.from) {
-            *operand = self.value(setting, source);
-        }
-        let [a, b, c] = operands;
+        let operand =
+            |i: usize| instruction.from.get(i).map_or(&[0; N], |&from| &self.registers[from as usize]);
+        let (a, b, c) = (operand(0), operand(1), operand(2));
         let result = if instruction.ty.kind == Kind::Float || matches!(instruction.op, Op::Convert { .. }) {
-            on_floats(instruction, &a, &b, &c)
+            on_floats(instruction, a, b, c)
         } else {
-            on_integers(instruction, &a, &b, &c)
+            on_integers(instruction, a, b, c)
         };
         let result = result.ok_or_else(|| format!("{:?} of {:?}", instruction.op, instruction.ty))?;
         self.write(instruction.to[0], mask, &result);
@@ -200,8 +195,12 @@ impl Warp {
     }
 
     fn toucher(&self, setting: &Setting<'_>, lane: usize) -> Toucher {
-        let thread = self.index * N as u32 + lane as u32;
-        Toucher { launch: setting.launch, block: setting.block, epoch: setting.epoch, thread }
+        Toucher {
+            launch: setting.launch,
+            block: setting.block,
+            epoch: setting.epoch,
+            thread: self.thread(lane),
+        }
     }
 
     fn load(
@@ -211,9 +210,9 @@ impl Warp {
         space: Space,
         mask: u32,
     ) -> Result<(), String> {
-        let base = self.value(setting, instruction.from[0]);
+        let base = self.registers[instruction.from[0] as usize];
         let size = instruction.ty.bytes();
-        for lane in (0..N).filter(|lane| mask >> lane & 1 == 1) {
+        for lane in lanes(mask) {
             let who = self.toucher(setting, lane);
             let (bytes, at) = find(setting, space, base[lane].wrapping_add(instruction.offset))?;
             aligned(at, size * instruction.to.len())?;
@@ -232,30 +231,28 @@ impl Warp {
         space: Space,
         mask: u32,
     ) -> Result<(), String> {
-        let base = self.value(setting, instruction.from[0]);
+        let (base, values) = (&self.registers[instruction.from[0] as usize], &instruction.from[1..]);
         let size = instruction.ty.bytes();
-        let values: Vec<Lanes> =
-            instruction.from[1..].iter().map(|&source| self.value(setting, source)).collect();
-        for lane in (0..N).filter(|lane| mask >> lane & 1 == 1) {
+        for lane in lanes(mask) {
             let who = self.toucher(setting, lane);
             let (bytes, at) = find(setting, space, base[lane].wrapping_add(instruction.offset))?;
             aligned(at, size * values.len())?;
-            for (i, values) in values.iter().enumerate() {
-                bytes.store(at + (i * size) as u64, size, values[lane], who)?;
+            for (i, &from) in values.iter().enumerate() {
+                bytes.store(at + (i * size) as u64, size, self.registers[from as usize][lane], who)?;
             }
         }
         Ok(())
     }
 
     /// Each thread takes the value of the one whose number differs in some bits.
-    fn shuffle(&mut self, setting: &Setting<'_>, instruction: &Instruction, mask: u32) -> Result<(), String> {
+    fn shuffle(&mut self, instruction: &Instruction, mask: u32) -> Result<(), String> {
         if mask != ALL {
             return Err("threads are missing from an exchange".to_owned());
         }
-        let [value, distance, clamp, members] =
+        let registers: [u32; 4] =
             instruction.from.as_slice().try_into().map_err(|_| "an exchange has four operands")?;
-        let (value, distance) = (self.value(setting, value), self.value(setting, distance));
-        if self.value(setting, clamp)[0] != 31 || self.value(setting, members)[0] as u32 != ALL {
+        let [value, distance, clamp, members] = registers.map(|from| &self.registers[from as usize]);
+        if clamp[0] != 31 || members[0] as u32 != ALL {
             return Err("an exchange of other than whole warps".to_owned());
         }
         let result = std::array::from_fn(|lane| value[(lane ^ distance[lane] as usize) % N]);
@@ -267,42 +264,44 @@ impl Warp {
     ///
     /// Thread t has of rows t / 4 and t / 4 + 8 the inputs from 4 (t mod 4) and from 16 + 4 (t mod 4) on, of column t / 4 the
     /// same inputs, and of the sums columns 2 (t mod 4) and the next of both rows.
-    fn multiply(
-        &mut self,
-        setting: &Setting<'_>,
-        instruction: &Instruction,
-        mask: u32,
-    ) -> Result<(), String> {
+    fn multiply(&mut self, instruction: &Instruction, mask: u32) -> Result<(), String> {
         if mask != ALL || instruction.from.len() != 10 || instruction.to.len() != 4 {
             return Err("threads or operands are missing from a product".to_owned());
         }
-        let operands: Vec<Lanes> =
-            instruction.from.iter().map(|&source| self.value(setting, source)).collect();
+        let operand = |part: usize| &self.registers[instruction.from[part] as usize];
         let mut codes = [[0u8; 32]; 16];
         let mut inputs = [[0i8; 32]; 8];
         for lane in 0..N {
             let (row, four) = (lane / 4, 4 * (lane % 4));
             for part in 0..4 {
-                let bytes = (operands[part][lane] as u32).to_le_bytes();
+                let bytes = (operand(part)[lane] as u32).to_le_bytes();
                 codes[row + part % 2 * 8][four + part / 2 * 16..][..4].copy_from_slice(&bytes);
             }
             for part in 0..2 {
-                let bytes = (operands[4 + part][lane] as u32).to_le_bytes();
+                let bytes = (operand(4 + part)[lane] as u32).to_le_bytes();
                 inputs[row][four + part * 16..][..4].copy_from_slice(&bytes.map(|byte| byte as i8));
             }
         }
-        for part in 0..4 {
-            let mut sums = operands[6 + part];
+        let mut sums: [Lanes; 4] = std::array::from_fn(|part| *operand(6 + part));
+        for (part, sums) in sums.iter_mut().enumerate() {
             for (lane, sum) in sums.iter_mut().enumerate() {
                 let (row, column) = (lane / 4 + part / 2 * 8, lane % 4 * 2 + part % 2);
                 let products =
-                    codes[row].iter().zip(&inputs[column]).map(|(&a, &b)| i32::from(a) * i32::from(b));
-                *sum = u64::from((*sum as u32).wrapping_add_signed(products.sum()));
+                    std::array::from_fn(|i| i32::from(codes[row][i]) * i32::from(inputs[column][i]));
+                let products: [i32; 32] = products;
+                *sum = u64::from((*sum as u32).wrapping_add_signed(products.iter().sum()));
             }
-            self.write(instruction.to[part], mask, &sums);
+        }
+        for (&to, sums) in instruction.to.iter().zip(&sums) {
+            self.write(to, mask, sums);
         }
         Ok(())
     }
+}
+
+/// The lanes of a mask.
+fn lanes(mask: u32) -> impl Iterator<Item = usize> {
+    (0..N).filter(move |lane| mask >> lane & 1 == 1)
 }
 
 fn aligned(at: u64, size: usize) -> Result<(), String> {
