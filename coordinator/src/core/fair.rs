@@ -286,8 +286,8 @@ mod tests {
         for tenants in [1, 2] {
             let mut fair = Fair::default();
             let who = [tenant("a"), tenant(if tenants == 1 { "a" } else { "b" })];
-            for batch in 0..2 {
-                fair.join(MonoMs(0), &who[batch], 0, BatchSlot(batch as u32));
+            for (batch, owner) in (0..).zip(&who) {
+                fair.join(MonoMs(0), owner, 0, BatchSlot(batch));
             }
             let mut handed = [0u32; 2];
             for _ in 0..200 {

@@ -1,5 +1,5 @@
 //! Tasks that serve one batch or one caller: reading its input, writing its output, telling whoever waits. If one of them
-//! panics, the others continue, and its batch ends with an error instead of waiting for ever.
+//! panics, the others continue, and its batch ends with an error instead of waiting forever.
 
 use std::collections::HashMap;
 use std::sync::Arc;
