@@ -110,7 +110,7 @@ impl Default for Limits {
         Self {
             quotas: Quotas::default(),
             text_bytes_max: 256 << 20,
-            workers_per_shard: 500,
+            workers_per_shard: 100,
             audit_share_ppm: 0,
             cache_entries_max: 1_000_000,
             settle_ms: 1_200,

@@ -13,8 +13,11 @@ use super::{
 };
 use crate::id::{Lane, TenantId, WorkerId};
 
-/// Two consumers a worker, and 1,000 consumers a stream is the server's default limit.
-pub const WORKERS_PER_SHARD: usize = 500;
+/// Consumers of a stream, the server's default limit. The server cannot change it for a stream that exists.
+const CONSUMERS_PER_STREAM: usize = 1000;
+/// Two consumers a worker. The server looks at every consumer of a work stream when a message of it is done, so a shard is
+/// much smaller than it could be.
+pub const WORKERS_PER_SHARD: usize = 100;
 /// A work message that nobody acks or extends for so long is delivered again.
 pub const ACK_WAIT: Duration = Duration::from_secs(20);
 /// Larger requests travel as an object, named in the message.
@@ -86,7 +89,7 @@ pub fn work_stream_spec(shard: u16, replicas: usize) -> StreamSpec {
         max_messages_per_subject: None,
         // Headers count as well.
         max_message_bytes: Some(WORK_MESSAGE_BYTES_MAX as i32 + 4096),
-        max_consumers: Some(2 * WORKERS_PER_SHARD as i32),
+        max_consumers: Some(CONSUMERS_PER_STREAM as i32),
         duplicate_window: DUPLICATE_WINDOW,
         discard_new: true,
         discard_new_per_subject: false,

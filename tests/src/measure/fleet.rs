@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::message::{FleetView, PodList, PodView};
+use ternfleet_proto::message::{FleetView, PodList, PodView, Prompt};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{JobKey, codec};
 
@@ -159,7 +159,10 @@ async fn singles(client: &Client, seconds: u64, jobs: &Shared) -> anyhow::Result
     let mut ticker = tokio::time::interval(Duration::from_micros(1_000_000 / SINGLES_A_SECOND));
     for number in 0..SINGLES_A_SECOND * seconds {
         ticker.tick().await;
-        let create = client.completion(number);
+        // As large as a line of a batch: these workers take the same time for each job.
+        let mut create = client.completion(number);
+        create.generation.prompt = Prompt::Text(format!("prompt {number}"));
+        create.generation.max_tokens = Some(16);
         waiting.push((JobKey { batch: create.batch.clone(), index: 0 }, Instant::now()));
         let client = client.clone();
         asking.spawn(async move { client.ask::<()>(ApiVerb::JobCreate, &create).await });
