@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 REGISTRY = "registry+https://github.com/rust-lang/crates.io-index"
 
 
-def metadata() -> dict:
+def metadata(rules: dict) -> dict:
     command = ["cargo", "metadata", "--format-version", "1", "--locked"]
+    command += [f"--filter-platform={target}" for target in rules["graph"]["targets"]]
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -122,8 +123,7 @@ def allowed(expression: str, licences: set) -> bool:
     return choice()
 
 
-def check(data: dict) -> list[str]:
-    rules = tomllib.loads((ROOT / "deny.toml").read_text())
+def check(data: dict, rules: dict) -> list[str]:
     licences = set(rules["licenses"]["allow"])
     banned = {ban["crate"] if isinstance(ban, dict) else ban for ban in rules.get("bans", {}).get("deny", [])}
     faults = []
@@ -146,9 +146,10 @@ def check(data: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    found = metadata()
+    rules = tomllib.loads((ROOT / "deny.toml").read_text())
+    found = metadata(rules)
     if "--check" in sys.argv[1:]:
-        faults = check(found)
+        faults = check(found, rules)
         print("\n".join(faults) or f"{len(found['packages'])} packages are as deny.toml asks")
         sys.exit(1 if faults else 0)
     print(json.dumps(bill(found), indent=1, sort_keys=True))

@@ -101,6 +101,7 @@ pub fn quote(problem: &Problem, class_names: &[String], engines: &Engines, reque
         work_tokens: request.tokens.tokens,
         work_tokens_low: request.tokens.low(),
         work_tokens_high: request.tokens.high(),
+        cached_lines: 0,
         kept: limit.is_none(),
         binds: limit.map(binds),
         explanation: explain(verdict, request, usd(told.cost.p95)),

@@ -12,8 +12,8 @@ use ternfleet_proto::openai::{Endpoint, ModelDefaults, is_blank, model_named, pa
 use ternfleet_proto::{BatchId, JobKey, TenantId, codec};
 use tokio::io::AsyncBufRead;
 
-use crate::core::MODELS_MAX;
 use crate::core::estimate::prompt_tokens;
+use crate::core::{MODELS_MAX, Wanted};
 use crate::random::Random;
 use crate::shell::lines::{RawLine, next_line};
 
@@ -46,10 +46,12 @@ pub struct SampledRequest {
     pub max_tokens: Option<u32>,
     pub endpoint: Endpoint,
     pub model: Option<String>,
+    pub wanted: Option<Wanted>,
 }
 
 impl SampledRequest {
-    fn of(line: Line, generation: Generation) -> SampledRequest {
+    fn of(line: Line, mut generation: Generation, own_seed: u64) -> SampledRequest {
+        let wanted = Wanted::of(&mut generation, own_seed);
         let reckoned_tokens = prompt_tokens(&generation.prompt);
         let choices = generation.prompt.choices();
         let short = codec::encode(&generation.prompt).len() <= PROMPT_BYTES_MAX;
@@ -59,6 +61,7 @@ impl SampledRequest {
             max_tokens: generation.max_tokens.map(|each| each.saturating_mul(choices)),
             endpoint: line.endpoint,
             model: line.model,
+            wanted,
         }
     }
 }
@@ -92,7 +95,7 @@ pub async fn read(input: &mut (impl AsyncBufRead + Unpin), most: usize) -> std::
             RawLine::TooLong { .. } => None,
             RawLine::Text => parse_line(&line, number, &job, &ModelDefaults::default()).ok(),
         };
-        let request = parsed.map(|(line, generation)| SampledRequest::of(line, generation));
+        let request = parsed.map(|(line, generation)| SampledRequest::of(line, generation, job.seed()));
         match chosen.get_mut(place as usize) {
             Some(taken) => *taken = request,
             None => chosen.push(request),
@@ -182,8 +185,13 @@ impl Sample {
 fn size_of(count: Option<u32>, request: &SampledRequest) -> LineSize {
     let endpoint = Some(request.endpoint);
     match count {
-        Some(prompt_tokens) => LineSize { prompt_tokens, max_tokens: request.max_tokens, endpoint },
-        None => LineSize { prompt_tokens: 0, max_tokens: Some(0), endpoint },
+        Some(prompt_tokens) => LineSize {
+            prompt_tokens,
+            max_tokens: request.max_tokens,
+            endpoint,
+            wanted: request.wanted.map(Wanted::told),
+        },
+        None => LineSize { prompt_tokens: 0, max_tokens: Some(0), endpoint, wanted: None },
     }
 }
 
@@ -206,7 +214,12 @@ mod tests {
         });
         assert_eq!(
             work.sample[0],
-            LineSize { prompt_tokens: 1, max_tokens: Some(3), endpoint: Some(Endpoint::Completions) }
+            LineSize {
+                prompt_tokens: 1,
+                max_tokens: Some(3),
+                endpoint: Some(Endpoint::Completions),
+                wanted: None
+            }
         );
         assert_eq!(work.sample[1].prompt_tokens, 2);
     }

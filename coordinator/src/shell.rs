@@ -31,6 +31,7 @@ mod proof;
 mod quotes;
 mod reader;
 mod records;
+mod reply;
 mod retention;
 mod room;
 mod savepoints;
@@ -48,7 +49,7 @@ use std::time::Duration;
 use anyhow::Context;
 use ternfleet_cloud::Provider;
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::message::{BatchCreate, FleetView, JoinRequest, Refusal, Reply, StartFailed};
+use ternfleet_proto::message::{BatchCreate, JoinRequest, Refusal, StartFailed};
 use ternfleet_proto::table::{self, ApiVerb, SyncFacts};
 use ternfleet_proto::{BatchId, Clock, Now, WorkerId, codec};
 use tokio::sync::{Semaphore, mpsc};
@@ -63,6 +64,7 @@ pub(crate) use join::read_issuer;
 use answers::Recent;
 use api::{Api, Call};
 use deletion::Reserved;
+use reply::ReplyTo;
 
 /// Inputs that may wait for the loop before their senders do.
 const INBOX: usize = 16_384;
@@ -81,13 +83,13 @@ pub(crate) enum Input {
     Surveyed {
         create: Box<BatchCreate>,
         found: Result<api::Surveyed, Refusal>,
-        reply: String,
+        reply: ReplyTo,
         reserved: Reserved,
     },
     /// A creation is stored.
     Created {
         record: Box<BatchRecord>,
-        reply: String,
+        reply: ReplyTo,
         /// Held until the core knows the batch.
         reserved: Reserved,
     },
@@ -103,7 +105,7 @@ pub(crate) enum Input {
     /// A pod's report that its start failed, and the name that the server lets it publish under.
     StartFailed(String, StartFailed),
     ReplyView {
-        reply: String,
+        reply: ReplyTo,
         slot: BatchSlot,
     },
     PastAnswers {
@@ -216,15 +218,15 @@ async fn serve_once(
     let results =
         answers::follow(Arc::clone(bus), results_from, recent.clone(), Arc::clone(metrics), inbox.clone());
     tasks.spawn(results);
+    let process = options.name.clone().unwrap_or_else(|| format!("pid-{}", std::process::id()));
+    let micro = Arc::new(micro::Micro::new(&process, clock.wall()));
     tasks.spawn(room::watch(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::workers(Arc::clone(bus), inbox.clone()));
-    tasks.spawn(hear::callers(Arc::clone(bus), inbox.clone()));
+    tasks.spawn(hear::callers(Arc::clone(bus), Arc::clone(&micro), inbox.clone()));
     tasks.spawn(hear::pings(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::joiners(Arc::clone(bus), inbox.clone()));
     tasks.spawn(hear::failed_starts(Arc::clone(bus), inbox.clone()));
-    let process = options.name.clone().unwrap_or_else(|| format!("pid-{}", std::process::id()));
-    let micro = Arc::new(micro::Micro::new(&process, clock.wall()));
-    tasks.spawn(Arc::clone(&micro).serve(Arc::clone(bus)));
+    tasks.spawn(micro.serve(Arc::clone(bus)));
     for (bucket, from, understood) in [
         (table::KV_BATCHES, records_end + 1, records::understood as fn(&str, &[u8]) -> Option<Input>),
         (table::KV_GRANTS, grants_from, grants::understood),
@@ -240,7 +242,6 @@ async fn serve_once(
         bus_facts,
         recent,
         diary: spans::Diary::default(),
-        micro,
         inbox: inbox.clone(),
         metrics: Arc::clone(metrics),
         core,
@@ -321,7 +322,6 @@ struct Service {
     api: Api,
     recent: Recent,
     diary: spans::Diary,
-    micro: Arc<micro::Micro>,
     inbox: mpsc::Sender<Input>,
     metrics: Arc<Metrics>,
     core: Core,
@@ -358,9 +358,6 @@ impl Service {
                 self.core.on(now, event, actions);
             }
             Input::Call(call) => {
-                if self.core.is_leading() {
-                    self.micro.asked(call.verb);
-                }
                 if let Some(hands) = &self.hands
                     && let Some(scaler) = &hands.scaler
                     && call.verb.is_of_the_scaler()
@@ -370,7 +367,7 @@ impl Service {
                 } else if self.core.is_leading() && call.verb == ApiVerb::Fleet {
                     let viewer = call.tenant.as_ref();
                     let fleet = self.overview.fleet_view(now, &self.core, viewer, self.rented_before);
-                    self.send(call.reply, codec::encode(&Reply::<FleetView>::Ok(fleet)));
+                    self.api.answer(call.reply, Ok(fleet));
                 } else if self.core.is_leading() {
                     // The page asks for pods by itself, whether somebody looks at it or not.
                     if call.verb != ApiVerb::Pods && !call.verb.is_of_the_scaler() {
@@ -405,8 +402,8 @@ impl Service {
             }
             Input::ReplyView { reply, slot } => {
                 if let Some(batch) = self.core.batch(slot).map(|batch| batch.record.id.clone()) {
-                    let payload = codec::encode(&api::view_or_gone(now, slot, &self.core));
-                    self.book(books::Entry::Answer { batch, reply, payload });
+                    let answer = Box::new(api::view_or_gone(now, slot, &self.core));
+                    self.book(books::Entry::Answer { batch, reply, answer });
                 }
             }
             Input::PastAnswers { batch, past } => self.api.pages().keep_past(batch, past),

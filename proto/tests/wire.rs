@@ -273,7 +273,12 @@ macro_rules! every_message {
             traceparent: None,
             work: Some(WorkSample {
                 lines: 10,
-                sample: vec![LineSize { prompt_tokens: 7, max_tokens: Some(9), endpoint: None }],
+                sample: vec![LineSize {
+                    prompt_tokens: 7,
+                    max_tokens: Some(9),
+                    endpoint: None,
+                    wanted: Some(5)
+                }],
                 models: [("m".to_owned(), 10)].into(),
             }),
         });

@@ -1,4 +1,4 @@
-//! Measurements of what the promises cost: assignment, restart, takeover, large inputs, fairness. Each is a command of the
+//! Measurements of what the promises cost: assignment, restart, takeover, large inputs and tables, fairness, proofs. Each is a command of the
 //! binary `measure`; docs/reliability/measurements.md holds what they said, and on which machine.
 //!
 //! Nothing here is asserted but that the work was done: speeds are reported.
@@ -8,8 +8,10 @@ mod fair;
 mod fleet;
 mod hand_over;
 mod large;
+mod paid;
 mod process;
 mod restart;
+mod table;
 mod upstream;
 
 use std::time::Duration;
@@ -25,9 +27,11 @@ use process::peak_mib;
 pub use alone::core_alone;
 pub use fair::short_behind_long;
 pub use fleet::fleet;
-pub use hand_over::{latency, throughput};
+pub use hand_over::{cache, latency, throughput};
 pub use large::{Answered, large_input};
+pub use paid::{again, shared, twice};
 pub use restart::{restart, takeover};
+pub use table::table;
 pub use upstream::overhead;
 
 /// A server, a coordinator in this process, two workers that answer at once, and a caller.

@@ -254,7 +254,7 @@ async fn a_batch_is_quoted_and_one_that_cannot_be_kept_is_refused_unless_it_is_w
     }
 
     // 100 lines of 1,000 tokens at 1,000 tok/s and $3.60/h: 100 s and $0.10, as far as anybody can know.
-    let size = LineSize { prompt_tokens: 0, max_tokens: Some(1_000), endpoint: None };
+    let size = LineSize { prompt_tokens: 0, max_tokens: Some(1_000), endpoint: None, wanted: None };
     let work = WorkSample { lines: 100, sample: vec![size; 100], ..WorkSample::default() };
     let now = TimeMs::now();
     let mut ask = QuoteAsk {

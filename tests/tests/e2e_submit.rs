@@ -271,7 +271,10 @@ fn whoever_has_answers_and_manifest_finds_every_forgery() {
     assert_eq!((kind.as_str(), *line), ("tokens", Some(2)));
     assert!(message.contains("differs first") && message.contains("@@\""), "{message}");
 
-    // What leaves nothing to chance is known when it is asked for again, and its proof holds.
+    // What leaves nothing to chance is known when it is asked for again, and its proof holds. A quote knows it, too.
+    let quote: Value =
+        serde_json::from_str(&fleet.run(&["quote", &input, "--json"]).unwrap().stdout).unwrap();
+    assert_eq!(quote["cached_lines"], 2, "{quote}");
     assert_eq!(fleet.run(&["submit", &input, "--name", "again"]).unwrap().code, Some(2));
     let (out, proof) = (file("again.jsonl"), file("again-proof.jsonl"));
     assert_eq!(fleet.run(&["results", "again", "--out", &out, "--proof", &proof]).unwrap().code, Some(2));
@@ -290,7 +293,10 @@ fn whoever_has_answers_and_manifest_finds_every_forgery() {
     let stats = tokio::runtime::Runtime::new().unwrap().block_on(asked);
     let stats: Value = serde_json::from_slice(&stats).unwrap();
     let created = stats["endpoints"].as_array().unwrap().iter().find(|one| one["name"] == "batch_create");
-    assert!(created.unwrap()["num_requests"].as_u64().unwrap() >= 2, "{stats}");
+    let count = |name: &str| created.unwrap()[name].as_u64().unwrap();
+    let average = count("processing_time") / count("num_requests");
+    assert!(count("num_requests") >= 2 && average > 0, "{stats}");
+    assert_eq!((count("num_errors"), count("average_processing_time")), (0, average));
 }
 
 /// Every call of a message's `tool_calls` or a response's `output`: name and arguments.

@@ -176,6 +176,9 @@ pub(crate) fn page(answer: &Answer, sample: &Sample, now: TimeMs) -> String {
         answer.work_tokens_low,
         answer.work_tokens_high,
     );
+    if answer.cached_lines > 0 {
+        text += &format!("cached    {} of the lines need no work, and cost nothing\n", answer.cached_lines);
+    }
     let (cost, cost_max) = (answer.cost_p50_usd_micro, answer.cost_p95_usd_micro);
     text += &match (after(answer.finish_p50_ms), after(answer.finish_p95_ms)) {
         (likely, _) if likely == "never" => "done      not possible with these pods\n".to_owned(),

@@ -5,9 +5,9 @@
 //! batches of a tenant are remembered by their key; where they lie is told by the shell, which keeps them
 //! (`shell/cache.rs`). Only requests without chance have a key: greedy ones, and those with a seed of their own.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ternfleet_proto::message::{Generated, Outcome};
+use ternfleet_proto::message::{Generated, Outcome, WorkSample};
 use ternfleet_proto::{Now, TenantId};
 
 use super::Core;
@@ -175,7 +175,10 @@ impl Core {
         if queue.kind.is_some() {
             return queue.kind;
         }
-        let model = queue.model.as_deref();
+        self.only_kind(queue.model.as_deref())
+    }
+
+    fn only_kind(&self, model: Option<&str>) -> Option<EngineKind> {
         let serves = |n: &usize| {
             let known = &self.fleet.kinds[*n];
             model.is_none_or(|wanted| wanted == known.model || wanted == known.digest)
@@ -183,6 +186,30 @@ impl Core {
         let mut kinds = (0..self.fleet.kinds.len()).filter(serves);
         let only = kinds.next().filter(|_| kinds.next().is_none());
         only.map(|n| EngineKind(n as u16))
+    }
+
+    /// Takes the lines of a sample away that no worker would run: answers are known, or other lines ask for the same. Returns
+    /// how many lines of the file that is, as far as the sample tells. Which line names which of several models is not
+    /// told, so of such files every line runs.
+    pub fn take_known(&self, tenant: &TenantId, work: &mut WorkSample) -> u64 {
+        let named: u64 = work.models.values().sum();
+        let model = match work.models.keys().next() {
+            None => None,
+            Some(model) if work.models.len() == 1 && named == work.lines => Some(model.as_str()),
+            Some(_) => return 0,
+        };
+        let kind = self.only_kind(model).and_then(|kind| self.fleet.kinds.get(usize::from(kind.0)));
+        let deterministic = kind.is_none_or(|kind| kind.abilities.deterministic);
+        let (mut before, all) = (BTreeSet::new(), work.sample.len());
+        work.sample.retain(|line| {
+            let Some(wanted) = line.wanted.filter(|_| deterministic).map(Wanted::heard) else { return true };
+            let known = kind.map(|kind| wanted.key(tenant, &kind.digest, &kind.numerics));
+            !known.is_some_and(|key| self.known.places.contains_key(&key)) && before.insert(wanted)
+        });
+        let share = 1.0 - work.sample.len() as f64 / all.max(1) as f64;
+        let known = (work.lines as f64 * share).round() as u64;
+        work.lines -= known.min(work.lines);
+        known
     }
 
     /// True if the answer is a copy of another line's: the coordinator makes no others.

@@ -41,6 +41,16 @@ impl Wanted {
         Some(Wanted(first_half(digest)))
     }
 
+    /// As it is told to others.
+    pub fn told(self) -> u128 {
+        self.0
+    }
+
+    /// As another process has told it.
+    pub fn heard(told: u128) -> Wanted {
+        Wanted(told)
+    }
+
     pub(super) fn key(self, tenant: &TenantId, digest: &str, numerics: &str) -> CacheKey {
         let wanted = self.0.to_le_bytes();
         let parts = [tenant.as_str().as_bytes(), digest.as_bytes(), numerics.as_bytes(), &wanted];

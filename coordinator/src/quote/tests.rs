@@ -123,7 +123,8 @@ fn lengths(ratio: f64, prompt_weight: f64) -> Lengths {
 }
 
 fn sampled(prompt_tokens: u32, max_tokens: u32) -> SampledLine {
-    SampledLine { prompt_tokens, max_tokens: Some(max_tokens), endpoint: Some(Endpoint::Completions) }
+    let endpoint = Some(Endpoint::Completions);
+    SampledLine { prompt_tokens, max_tokens: Some(max_tokens), endpoint, wanted: None }
 }
 
 #[test]

@@ -21,6 +21,7 @@ use super::deletion::Reserves;
 use super::find::{self, Found, Stored};
 use super::pages::Pages;
 use super::quotes::{Footing, Question};
+use super::reply::ReplyTo;
 use super::{bounds, count, dead, deletion, overview, setup, spans};
 use crate::Options;
 use crate::core::{BatchRecord, BatchSlot, Change, Core, Event, view_of};
@@ -36,7 +37,7 @@ pub(crate) struct Call {
     /// Whom the server vouches for; `None` for callers who act for every tenant.
     pub(crate) tenant: Option<TenantId>,
     pub(crate) payload: Bytes,
-    pub(crate) reply: String,
+    pub(crate) reply: ReplyTo,
 }
 
 /// Serves callers. Owned by the main loop; what takes time goes to tasks of its own.
@@ -121,7 +122,7 @@ impl Api {
                 "these credentials belong to tenant {tenant}: send requests for that \
                                    tenant"
             );
-            self.answer::<()>(reply, &Err(refusal(RefusalCode::Invalid, message)));
+            self.answer::<()>(reply, Err(refusal(RefusalCode::Invalid, message)));
             return Vec::new();
         }
         match verb {
@@ -130,7 +131,7 @@ impl Api {
             }
             ApiVerb::BatchGet => self.with(&payload, reply, |api, batch: BatchRef, reply| {
                 match find(core, &batch.tenant, &batch.id).and_then(|slot| core.batch_view(now, slot)) {
-                    Some(view) => api.answer(reply, &Ok(view)),
+                    Some(view) => api.answer(reply, Ok(view)),
                     None => api.answer_from_record(batch, reply),
                 }
                 Vec::new()
@@ -140,7 +141,7 @@ impl Api {
                 if let Some(after) = &list.after
                     && !stored.knows(&list.tenant, after)
                 {
-                    api.answer::<()>(reply, &Err(unknown(after)));
+                    api.answer::<()>(reply, Err(unknown(after)));
                     return Vec::new();
                 }
                 let ids = stored.newest(&list.tenant, list.after.as_ref(), limit);
@@ -150,7 +151,7 @@ impl Api {
             ApiVerb::BatchFind => self.with(&payload, reply, |api, ask: BatchFind, reply| {
                 match stored.find(&ask) {
                     Ok(found) => api.page(now, &ask.tenant, found, reply, core),
-                    Err(refused) => api.answer::<()>(reply, &Err(refused)),
+                    Err(refused) => api.answer::<()>(reply, Err(refused)),
                 }
                 Vec::new()
             }),
@@ -164,17 +165,17 @@ impl Api {
             }),
             ApiVerb::BatchSet => self.with(&payload, reply, |api, set: BatchSet, reply| {
                 let Some(slot) = find(core, &set.tenant, &set.id) else {
-                    api.answer::<()>(reply, &Err(unknown(&set.id)));
+                    api.answer::<()>(reply, Err(unknown(&set.id)));
                     return Vec::new();
                 };
                 if core.batch(slot).is_some_and(|batch| batch.is_ended()) {
                     let message = format!("batch {} has ended and cannot be changed", set.id);
-                    api.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
+                    api.answer::<()>(reply, Err(refusal(RefusalCode::Conflict, message)));
                     return Vec::new();
                 }
                 if set.priority.is_some_and(|priority| !(-10..=10).contains(&priority)) {
                     let message = "priority must be from -10 (last) to 10 (first)";
-                    api.answer::<()>(reply, &Err(refusal(RefusalCode::Invalid, message)));
+                    api.answer::<()>(reply, Err(refusal(RefusalCode::Invalid, message)));
                     return Vec::new();
                 }
                 let change = Change {
@@ -195,7 +196,7 @@ impl Api {
                 Vec::new()
             }),
             ApiVerb::Pods => self.with(&payload, reply, |api, ask: Option<PodList>, reply| {
-                api.answer(reply, &Ok(overview::pods(core, tenant.as_ref(), ask)));
+                api.answer(reply, Ok(overview::pods(core, tenant.as_ref(), ask)));
                 Vec::new()
             }),
             // Answered by the loop, which knows the ledgers.
@@ -203,10 +204,10 @@ impl Api {
             ApiVerb::PodDismiss => self.with(&payload, reply, |api, lost: PodRef, reply| {
                 if !core.account().lost.iter().any(|known| known.pod == lost.pod) {
                     let message = format!("no lost pod {:?} in the list", lost.pod);
-                    api.answer::<()>(reply, &Err(refusal(RefusalCode::NotFound, message)));
+                    api.answer::<()>(reply, Err(refusal(RefusalCode::NotFound, message)));
                     return Vec::new();
                 }
-                api.answer(reply, &Ok(()));
+                api.answer(reply, Ok(()));
                 vec![Event::Dismiss { pod: lost.pod }]
             }),
             ApiVerb::TenantOpen => self.with(&payload, reply, |api, open: TenantOpen, reply| {
@@ -214,7 +215,7 @@ impl Api {
                 tokio::spawn(async move {
                     let made = bus.ensure_objects(&table::files_spec(&open.tenant, replicas)).await;
                     let answer: Reply<()> = made.map_err(|error| unreachable(&error));
-                    let _ = bus.send(&reply, codec::encode(&answer)).await;
+                    reply.send(&*bus, &answer).await;
                 });
                 Vec::new()
             }),
@@ -227,7 +228,7 @@ impl Api {
                 let bus = Arc::clone(&api.bus);
                 tokio::spawn(async move {
                     let answer: Reply<Quote> = question.answer().await.map(|(quote, _)| quote);
-                    let _ = bus.send(&reply, codec::encode(&answer)).await;
+                    reply.send(&*bus, &answer).await;
                 });
                 Vec::new()
             }),
@@ -245,7 +246,7 @@ impl Api {
                                fleet with \
                                `ternfleet up --scale 0..2`, or add a [scale] section to the coordinator's \
                                configuration (docs/runpod.md)";
-                self.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
+                self.answer::<()>(reply, Err(refusal(RefusalCode::Conflict, message)));
                 Vec::new()
             }
             ApiVerb::JobCreate => self.with(&payload, reply, |api, mut job: JobCreate, reply| {
@@ -261,10 +262,10 @@ impl Api {
                         .and_then(|()| core.admit_single(now, &job)),
                 };
                 if let Err(refused) = admitted {
-                    api.answer::<()>(reply, &Err(refused));
+                    api.answer::<()>(reply, Err(refused));
                     return Vec::new();
                 }
-                api.answer(reply, &Ok(()));
+                api.answer(reply, Ok(()));
                 if job.again && core.find(&job.batch).is_none() {
                     api.revive(job);
                     return Vec::new();
@@ -278,36 +279,31 @@ impl Api {
     fn with<Q: DeserializeOwned>(
         &mut self,
         payload: &[u8],
-        reply: String,
-        handle: impl FnOnce(&mut Self, Q, String) -> Vec<Event>,
+        reply: ReplyTo,
+        handle: impl FnOnce(&mut Self, Q, ReplyTo) -> Vec<Event>,
     ) -> Vec<Event> {
         match codec::decode(payload) {
             Ok(question) => handle(self, question, reply),
             Err(error) => {
-                self.answer::<()>(reply, &Err(refusal(RefusalCode::Invalid, error.to_string())));
+                self.answer::<()>(reply, Err(refusal(RefusalCode::Invalid, error.to_string())));
                 Vec::new()
             }
         }
     }
 
-    fn answer<T: Serialize>(&self, reply: String, answer: &Reply<T>) {
-        let payload = codec::encode(answer);
+    pub(super) fn answer<T: Serialize + Send + Sync + 'static>(&self, reply: ReplyTo, answer: Reply<T>) {
         let bus = Arc::clone(&self.bus);
-        tokio::spawn(async move {
-            if let Err(error) = bus.send(&reply, payload).await {
-                tracing::debug!(%error, "a reply was not sent");
-            }
-        });
+        tokio::spawn(async move { reply.send(&*bus, &answer).await });
     }
 
     /// The reply is the batch as it stands once the core has taken the event in, and the books have stored it.
-    fn later(&self, reply: String, slot: BatchSlot) {
+    fn later(&self, reply: ReplyTo, slot: BatchSlot) {
         let inbox = self.inbox.clone();
         tokio::spawn(async move { inbox.send(Input::ReplyView { reply, slot }).await });
     }
 
-    pub(crate) fn reply_view(&self, now: Now, reply: String, slot: BatchSlot, core: &Core) {
-        self.answer(reply, &view_or_gone(now, slot, core));
+    pub(crate) fn reply_view(&self, now: Now, reply: ReplyTo, slot: BatchSlot, core: &Core) {
+        self.answer(reply, view_or_gone(now, slot, core));
     }
 
     /// A single job of an earlier leader: if its answer is stored, whoever waits is told; otherwise it is started again.
@@ -335,15 +331,15 @@ impl Api {
     }
 
     /// Batches in memory as they stand now, the others as their records say.
-    fn list(&self, now: Now, ids: Vec<BatchId>, reply: String, core: &Core) {
+    fn list(&self, now: Now, ids: Vec<BatchId>, reply: ReplyTo, core: &Core) {
         let (bus, known) = (Arc::clone(&self.bus), find::in_memory(now, ids, core));
         tokio::spawn(async move {
             let answer: Reply<Vec<BatchView>> = find::views(&bus, known).await.map(|(views, _)| views);
-            let _ = bus.send(&reply, codec::encode(&answer)).await;
+            reply.send(&*bus, &answer).await;
         });
     }
 
-    fn page(&self, now: Now, tenant: &TenantId, found: Found, reply: String, core: &Core) {
+    fn page(&self, now: Now, tenant: &TenantId, found: Found, reply: ReplyTo, core: &Core) {
         let Found { places, next, counts } = found;
         let (open_lines, oldest_open) = core.open_lines(tenant);
         let ids = places.iter().map(|place| place.id().clone()).collect();
@@ -355,11 +351,11 @@ impl Api {
                 let next = if fit < places.len() { Some(places[fit - 1].cursor()) } else { next };
                 BatchPage { batches, next, counts, open_lines, oldest_open }
             });
-            let _ = bus.send(&reply, codec::encode(&answer)).await;
+            reply.send(&*bus, &answer).await;
         });
     }
 
-    fn answer_from_record(&self, batch: BatchRef, reply: String) {
+    fn answer_from_record(&self, batch: BatchRef, reply: ReplyTo) {
         let bus = Arc::clone(&self.bus);
         tokio::spawn(async move {
             let answer = match stored_record(&bus, &batch.id).await {
@@ -367,12 +363,12 @@ impl Api {
                 Ok(_) => Err(unknown(&batch.id)),
                 Err(error) => Err(unreachable(&error)),
             };
-            let _ = bus.send(&reply, codec::encode(&answer)).await;
+            reply.send(&*bus, &answer).await;
         });
     }
 
     /// A batch that was accepted is answered, so its input stays until it has ended.
-    fn delete_file(&self, now: TimeMs, file: FileRef, reply: String, core: &Core) {
+    fn delete_file(&self, now: TimeMs, file: FileRef, reply: ReplyTo, core: &Core) {
         let reader = core.reader_of(&file.tenant, &file.object).map(ToString::to_string);
         let being_made =
             || self.reserves.holds(&file.tenant, &file.object).then(|| "being created".to_owned());
@@ -382,11 +378,11 @@ impl Api {
                  wait for its end",
                 file.object
             );
-            return self.answer::<()>(reply, &Err(refusal(RefusalCode::Conflict, message)));
+            return self.answer::<()>(reply, Err(refusal(RefusalCode::Conflict, message)));
         }
         let bus = Arc::clone(&self.bus);
         tokio::spawn(async move {
-            let _ = bus.send(&reply, codec::encode(&deletion::delete(&*bus, &file, now).await)).await;
+            reply.send(&*bus, &deletion::delete(&*bus, &file, now).await).await;
         });
     }
 }

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ternfleet_proto::bus::{Bus, BusError, Publish};
-use ternfleet_proto::message::{Event as Audit, EventKind};
+use ternfleet_proto::message::{BatchView, Event as Audit, EventKind, Reply};
 use ternfleet_proto::{BatchId, LeaderRevision, TimeMs, codec, table};
 use tokio::sync::mpsc;
 
 use super::Input;
 use super::account::AccountStamp;
 use super::perform::retry;
+use super::reply::ReplyTo;
 use crate::core::{Account, BatchRecord, Event};
 
 use pile::Next;
@@ -34,8 +35,8 @@ pub(crate) enum Entry {
     /// Told to a caller once everything before it about this batch is stored; never, if another leader stored instead.
     Answer {
         batch: BatchId,
-        reply: String,
-        payload: Bytes,
+        reply: ReplyTo,
+        answer: Box<Reply<BatchView>>,
     },
 }
 
@@ -75,11 +76,7 @@ pub(crate) async fn keep(
             Next::Answer { batch, .. } if unstored.contains(&batch) => {
                 tracing::warn!(%batch, "a request gets no reply, because its result could not be stored");
             }
-            Next::Answer { reply, payload, .. } => {
-                if let Err(error) = bus.send(&reply, payload).await {
-                    tracing::debug!(%error, "a reply was not sent");
-                }
-            }
+            Next::Answer { reply, answer, .. } => reply.send(&*bus, &answer).await,
             Next::Account(account) => account_at.store(&*bus, &account).await,
             Next::Audits(audits) => log(&bus, leader, audits).await,
         }

@@ -7,17 +7,19 @@ use ternfleet_proto::bus::{Bus, Replayed};
 use ternfleet_proto::message::{DeadJob, DeadList, DeadPage, Refusal, RefusalCode, Reply};
 use ternfleet_proto::{codec, table};
 
+use super::reply::ReplyTo;
+
 const PAGE_JOBS_MAX: u32 = 500;
 /// Replies stay well under the server's largest message.
 const PAGE_BYTES_MAX: usize = 700 << 10;
 
-pub(crate) async fn answer(bus: Arc<dyn Bus>, list: DeadList, reply: String) {
+pub(crate) async fn answer(bus: Arc<dyn Bus>, list: DeadList, reply: ReplyTo) {
     let answer: Reply<DeadPage> = page(&bus, &list).await.map_err(|error| Refusal {
         code: RefusalCode::Unavailable,
         message: error.to_string(),
         retry_after_ms: Some(1000),
     });
-    let _ = bus.send(&reply, codec::encode(&answer)).await;
+    reply.send(&*bus, &answer).await;
 }
 
 async fn page(bus: &Arc<dyn Bus>, list: &DeadList) -> ternfleet_proto::bus::Result<DeadPage> {

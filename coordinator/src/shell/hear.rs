@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 
 use super::Input;
 use super::api::Call;
+use super::micro::Micro;
+use super::reply::ReplyTo;
 use crate::core::Event;
 
 pub(super) async fn workers(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
@@ -24,11 +26,12 @@ pub(super) async fn workers(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
     .await;
 }
 
-pub(super) async fn callers(bus: Arc<dyn Bus>, inbox: mpsc::Sender<Input>) {
+pub(super) async fn callers(bus: Arc<dyn Bus>, micro: Arc<Micro>, inbox: mpsc::Sender<Input>) {
     listen(&bus, table::api_all(), &inbox, |note| {
         let (verb, tenant) = ApiVerb::parse(&note.subject)?;
         // Whoever asks chooses where the answer goes: only ever to an inbox, or the coordinator would publish for them.
         let reply = note.reply.filter(|reply| table::is_inbox(reply))?;
+        let reply = ReplyTo::new(reply, verb, Arc::clone(&micro));
         Some(Input::Call(Call { verb, tenant, payload: note.payload, reply }))
     })
     .await;

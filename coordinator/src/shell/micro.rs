@@ -1,16 +1,16 @@
 //! The coordinator as one of NATS's services, so that `nats micro ls`, `info` and `stats` show it: each process answers for
-//! itself, and the leader counts what it is asked. Errors and times are in its metrics.
+//! itself, and the leader counts its answers, by what it was asked.
 //!
 //! The protocol is NATS's ADR-32: JSON on `$SRV.<PING|INFO|STATS>`, by name and by instance as well.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::{Value, json};
 use ternfleet_proto::TimeMs;
 use ternfleet_proto::bus::Bus;
+use ternfleet_proto::message::Refusal;
 use ternfleet_proto::table::{self, ApiVerb, is_inbox};
 
 const NAME: &str = "ternfleet";
@@ -23,7 +23,17 @@ pub(super) struct Micro {
     id: String,
     started: TimeMs,
     /// By verb, as [`ApiVerb::ALL`] orders them.
-    asked: [AtomicU64; ApiVerb::ALL.len()],
+    answered: Mutex<[Answered; ApiVerb::ALL.len()]>,
+}
+
+/// What was answered of one verb.
+#[derive(Debug, Clone, Default)]
+struct Answered {
+    requests: u64,
+    errors: u64,
+    last_error: String,
+    /// From the request to its answer. Requests that wait for results take as long as they wait.
+    time: Duration,
 }
 
 impl Micro {
@@ -31,17 +41,18 @@ impl Micro {
     pub(super) fn new(process: &str, started: TimeMs) -> Micro {
         let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
         let process: String = process.chars().map(word).collect();
-        Micro {
-            id: format!("{process}-{}", started.0),
-            started,
-            asked: std::array::from_fn(|_| AtomicU64::new(0)),
-        }
+        Micro { id: format!("{process}-{}", started.0), started, answered: Mutex::default() }
     }
 
-    /// The leader was asked this.
-    pub(super) fn asked(&self, verb: ApiVerb) {
-        if let Some(place) = ApiVerb::ALL.iter().position(|one| *one == verb) {
-            self.asked[place].fetch_add(1, Ordering::Relaxed);
+    /// A request for `verb` was answered after `time`, with an error if there is one.
+    pub(super) fn answered(&self, verb: ApiVerb, time: Duration, error: Option<&Refusal>) {
+        let Some(place) = ApiVerb::ALL.iter().position(|one| *one == verb) else { return };
+        let answered = &mut self.answered.lock().unwrap_or_else(PoisonError::into_inner)[place];
+        answered.requests += 1;
+        answered.time += time;
+        if let Some(Refusal { code, message, .. }) = error {
+            answered.errors += 1;
+            answered.last_error = format!("{code:?}:{message}");
         }
     }
 
@@ -81,16 +92,18 @@ impl Micro {
             }
             "STATS" => {
                 answer["started"] = json!(date(self.started));
-                let stats = |(verb, asked): (ApiVerb, &AtomicU64)| {
+                let stats = |(verb, answered): (ApiVerb, Answered)| {
                     let mut stats = endpoint(verb);
-                    stats["num_requests"] = json!(asked.load(Ordering::Relaxed));
-                    for unknown in ["num_errors", "processing_time", "average_processing_time"] {
-                        stats[unknown] = json!(0);
-                    }
-                    stats["last_error"] = json!("");
+                    let nanoseconds = answered.time.as_nanos() as u64;
+                    stats["num_requests"] = json!(answered.requests);
+                    stats["num_errors"] = json!(answered.errors);
+                    stats["last_error"] = json!(answered.last_error);
+                    stats["processing_time"] = json!(nanoseconds);
+                    stats["average_processing_time"] = json!(nanoseconds / answered.requests.max(1));
                     stats
                 };
-                answer["endpoints"] = ApiVerb::ALL.into_iter().zip(&self.asked).map(stats).collect();
+                let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                answer["endpoints"] = ApiVerb::ALL.into_iter().zip(answered).map(stats).collect();
             }
             _ => return None,
         }
@@ -120,18 +133,26 @@ fn date(at: TimeMs) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ternfleet_proto::message::RefusalCode;
+
     use super::*;
 
     #[test]
     fn a_process_answers_for_itself_by_every_name() {
         let micro = Micro::new("head one", TimeMs(1_709_210_096_000));
-        micro.asked(ApiVerb::Pods);
+        let refused = Refusal { code: RefusalCode::Busy, message: "later".to_owned(), retry_after_ms: None };
+        micro.answered(ApiVerb::Pods, Duration::from_nanos(7), None);
+        micro.answered(ApiVerb::Pods, Duration::from_nanos(2), Some(&refused));
         for subject in ["$SRV.STATS", "$SRV.STATS.ternfleet", "$SRV.STATS.ternfleet.head-one-1709210096000"] {
             let stats = micro.answer(subject).unwrap();
             assert_eq!(stats["started"], "2024-02-29T12:34:56Z");
             let endpoints = stats["endpoints"].as_array().unwrap();
             let pods = endpoints.iter().find(|one| one["name"] == "pods").unwrap();
-            assert_eq!((&pods["num_requests"], &pods["subject"]), (&json!(1), &json!("tf.api.pods")));
+            let expected = json!({
+                "name": "pods", "subject": "tf.api.pods", "queue_group": "", "metadata": {}, "num_requests": 2,
+                "num_errors": 1, "last_error": "Busy:later", "processing_time": 9, "average_processing_time": 4,
+            });
+            assert_eq!(*pods, expected);
         }
         assert_eq!(micro.answer("$SRV.PING").unwrap()["type"], "io.nats.micro.v1.ping_response");
         assert_eq!(micro.answer("$SRV.INFO.ternfleet").unwrap()["endpoints"].as_array().unwrap().len(), 19);

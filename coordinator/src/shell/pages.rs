@@ -17,6 +17,7 @@ use super::Input;
 use super::answers::{Committed, Recent};
 use super::api::{refusal, stored_record, unknown, unreachable};
 use super::archive::Archive;
+use super::reply::ReplyTo;
 use crate::core::{Batch, BatchRecord, BatchSlot, Core, view_of};
 
 const PAGE_LINES_MAX: u32 = 1000;
@@ -30,7 +31,7 @@ const POLLERS_MAX: usize = 4096;
 #[derive(Debug)]
 struct Poller {
     request: ResultsRequest,
-    reply: String,
+    reply: ReplyTo,
     until: Instant,
 }
 
@@ -61,7 +62,7 @@ impl Pages {
         now: Now,
         slot: Option<BatchSlot>,
         request: ResultsRequest,
-        reply: String,
+        reply: ReplyTo,
         core: &Core,
     ) {
         let Some(slot) = slot else { return self.page_of_past(request, reply) };
@@ -115,7 +116,7 @@ impl Pages {
     }
 
     /// A batch that has ended, and whose answers' places are not in memory any more.
-    fn page_of_past(&self, request: ResultsRequest, reply: String) {
+    fn page_of_past(&self, request: ResultsRequest, reply: ReplyTo) {
         let (bus, key, recent, inbox) =
             (Arc::clone(&self.bus), self.key.clone(), self.recent.clone(), self.inbox.clone());
         let known = self.past.get(&request.id).cloned();
@@ -132,12 +133,12 @@ impl Pages {
                         Content::Lines(lines) => {
                             let next = page.next + lines.len() as u64;
                             let page = ResultsPage { lines, next, ..page };
-                            let _ = bus.send(&reply, codec::encode(&Reply::Ok(page))).await;
+                            reply.send(&*bus, &Ok(page)).await;
                         }
                     }
                 }
                 Err(refused) => {
-                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
+                    reply.send::<()>(&*bus, &Err(refused)).await;
                 }
             }
         });
@@ -248,7 +249,7 @@ async fn send_page(
     recent: Recent,
     sequences: Vec<u64>,
     mut page: ResultsPage,
-    reply: String,
+    reply: ReplyTo,
 ) {
     let wanted = sequences.len();
     let fetch = |sequence: u64| {
@@ -294,5 +295,5 @@ async fn send_page(
         Some(refused) if taken == 0 => Err(refused),
         _ => Ok(page),
     };
-    let _ = bus.send(&reply, codec::encode(&answer)).await;
+    reply.send(&*bus, &answer).await;
 }

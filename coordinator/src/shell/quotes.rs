@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use ternfleet_proto::Now;
 use ternfleet_proto::message::{BatchCreate, Promise, Quote, QuoteAsk, Refusal, RefusalCode};
+use ternfleet_proto::{Now, TimeMs, UsdMicro};
 
 use crate::core::Core;
 use crate::models::Models;
@@ -60,12 +60,15 @@ pub(crate) struct Question {
     models: Models,
     lengths: Lengths,
     skill: Skill,
+    /// Without the lines that need no work.
     ask: QuoteAsk,
+    cached_lines: u64,
 }
 
 impl Question {
     /// Takes a picture of the fleet.
-    pub(crate) fn new(now: Now, core: &Core, footing: &Footing, ask: QuoteAsk) -> Question {
+    pub(crate) fn new(now: Now, core: &Core, footing: &Footing, mut ask: QuoteAsk) -> Question {
+        let cached_lines = core.take_known(&ask.tenant, &mut ask.work);
         let situation = core.situation(now);
         let seen = Seen {
             now: now.wall,
@@ -79,6 +82,7 @@ impl Question {
             lengths: core.work_lengths(),
             skill: core.quote_skill(),
             ask,
+            cached_lines,
         }
     }
 
@@ -94,7 +98,7 @@ impl Question {
         let (ask, problem) = (&self.ask, &self.prospect.problem);
         self.models.check(ask.work.models.keys().map(String::as_str))?;
         let classes = self.classes()?.and(self.able());
-        if ask.work.sample.is_empty() || ask.work.lines == 0 {
+        if self.cached_lines == 0 && (ask.work.sample.is_empty() || ask.work.lines == 0) {
             let message = "the file has no valid request to quote";
             return Err(refuse(RefusalCode::Invalid, message.into()));
         }
@@ -116,7 +120,11 @@ impl Question {
             classes,
             skill: self.skill,
         };
-        let quote = quote(problem, &self.labels(), &self.prospect.engines, &request);
+        let quote = match ask.work.sample.is_empty() {
+            true => nothing_to_do(problem.now),
+            false => quote(problem, &self.labels(), &self.prospect.engines, &request),
+        };
+        let quote = Quote { cached_lines: self.cached_lines, ..quote };
         let promise = Promise {
             quoted_at: problem.now,
             work_tokens: tokens.tokens,
@@ -173,6 +181,20 @@ impl Question {
             return Err(refuse(RefusalCode::Invalid, message));
         }
         Ok(class_set(&self.prospect.kinds, |kind| self.ask.classes.contains(&kind.class)))
+    }
+}
+
+/// Of a batch whose answers are all known.
+fn nothing_to_do(now: TimeMs) -> Quote {
+    let nothing = Some(UsdMicro::ZERO);
+    Quote {
+        kept: true,
+        explanation: "Every line is answered by the answer of an earlier one.".to_owned(),
+        bill_p50_usd_micro: nothing,
+        bill_p95_usd_micro: nothing,
+        finish_p50_ms: now,
+        finish_p95_ms: now,
+        ..Quote::default()
     }
 }
 

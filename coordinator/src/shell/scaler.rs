@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use super::Input;
 use super::account::RentedBefore;
 use super::quotes::Footing;
+use super::reply::ReplyTo;
 use crate::core::{Situation, day_of};
 use crate::metrics::Metrics;
 use crate::options::ProviderKind;
@@ -48,7 +49,7 @@ const HALT: Duration = Duration::from_secs(300);
 pub(crate) struct ScaleCall {
     pub(crate) verb: ApiVerb,
     pub(crate) payload: bytes::Bytes,
-    pub(crate) reply: String,
+    pub(crate) reply: ReplyTo,
 }
 
 /// What the scaler is given.
@@ -465,7 +466,7 @@ impl Scaler {
             Err(refused) => Err(refused),
             Ok(asked) => self.told(now, call.verb, asked).await,
         };
-        let _ = self.ties.bus.send(&call.reply, codec::encode(&answer)).await;
+        call.reply.send(&*self.ties.bus, &answer).await;
         if call.verb == ApiVerb::ScaleSet && answer.is_ok() {
             self.turn().await;
         }

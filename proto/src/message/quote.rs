@@ -49,6 +49,9 @@ pub struct LineSize {
     /// What it asks for: lengths of outputs are learned apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
+    /// Digest of what it asks for, if its answer may be that of another line: what is known already costs nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<u128>,
 }
 
 /// The limiting factor.
@@ -106,12 +109,15 @@ pub struct Alternative {
 
 /// The answer to [`QuoteAsk`]. Money is in micro-dollars, times in milliseconds since 1970; a time that never comes is
 /// far in the future.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quote {
     /// Work in generated tokens, prompts weighed by the time they take, with its interval of 95 %.
     pub work_tokens: f64,
     pub work_tokens_low: f64,
     pub work_tokens_high: f64,
+    /// Lines that need no work, as far as the sample tells: their answers are known, or are those of other lines.
+    #[serde(default)]
+    pub cached_lines: u64,
     /// False if a limit cannot be met.
     pub kept: bool,
     /// The limit; none when nothing binds.

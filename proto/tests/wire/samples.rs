@@ -62,6 +62,7 @@ pub(super) fn quote() -> Quote {
         work_tokens: 10.0,
         work_tokens_low: 9.0,
         work_tokens_high: 11.0,
+        cached_lines: 3,
         kept: false,
         binds: Some(Binds::Budget),
         explanation: "too dear".into(),

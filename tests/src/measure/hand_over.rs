@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use serde_json::json;
 use ternfleet_proto::JobKey;
+use ternfleet_proto::message::BatchView;
 use ternfleet_proto::table::ApiVerb;
 
 use super::{Fleet, quantile};
@@ -19,16 +21,7 @@ use crate::instant::{Manner, Seen};
 pub async fn throughput(jobs: usize, jetstream: &str, claims: bool) -> anyhow::Result<()> {
     let manner = Manner { slots: 256, rate_tok_s: 400_000.0, claims, ..Manner::default() };
     let fleet = Fleet::start(jetstream, &manner).await?;
-    let view = fleet.client.submit("input", prompts(jobs)).await;
-    let began = Instant::now();
-    let done = loop {
-        let view = fleet.client.get(&view.id).await;
-        if view.completed as usize == jobs {
-            break began.elapsed();
-        }
-        ensure!(began.elapsed() < Duration::from_secs(900), "not done: {view:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+    let (view, began, done) = last_commit(&fleet, prompts(jobs), jobs).await?;
     let ended = fleet.client.wait_end(&view.id).await;
     ensure!(ended.completed as usize == jobs, "{ended:?}");
     let streams = ["WORK-0", "CHECKPOINTS", "RESULTS"];
@@ -46,6 +39,50 @@ pub async fn throughput(jobs: usize, jetstream: &str, claims: bool) -> anyhow::R
         writes as f64 / jobs as f64
     );
     fleet.stop().await
+}
+
+/// The batch, when it was created, and how long it then took to the last commit.
+async fn last_commit(
+    fleet: &Fleet,
+    input: Vec<u8>,
+    jobs: usize,
+) -> anyhow::Result<(BatchView, Instant, Duration)> {
+    let view = fleet.client.submit("input", input).await;
+    let began = Instant::now();
+    loop {
+        let view = fleet.client.get(&view.id).await;
+        if view.completed as usize == jobs {
+            return Ok((view, began, began.elapsed()));
+        }
+        ensure!(began.elapsed() < Duration::from_secs(900), "not done: {view:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Lines that the cache looks for and never finds, in turn with lines that it leaves alone.
+///
+/// # Errors
+/// When the fleet does not work.
+pub async fn cache(jobs: usize) -> anyhow::Result<()> {
+    let manner = Manner { slots: 256, rate_tok_s: 400_000.0, ..Manner::default() };
+    let mut rates = [Vec::new(), Vec::new()];
+    for _ in 0..3 {
+        for (with, rates) in [true, false].into_iter().zip(&mut rates) {
+            let fleet = Fleet::start("", &manner).await?;
+            let line = |n: usize| json!({ "prompt": format!("prompt {n}"), "max_tokens": 16, "temperature": 0, "cache": with });
+            let input: String = (0..jobs).map(|n| format!("{}\n", line(n))).collect();
+            let (_, _, took) = last_commit(&fleet, input.into_bytes(), jobs).await?;
+            rates.push(jobs as f64 / took.as_secs_f64());
+            fleet.stop().await?;
+        }
+    }
+    rates.iter_mut().for_each(|rates| rates.sort_by(f64::total_cmp));
+    let [with, without] = &rates;
+    println!(
+        "{jobs} jobs that differ: with the cache {with:.0?}, without {without:.0?} jobs/s; medians {:.1} %",
+        100.0 * with[1] / without[1]
+    );
+    Ok(())
 }
 
 /// Single jobs at a steady rate: from the question to a worker having it in its hands.

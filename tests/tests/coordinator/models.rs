@@ -52,7 +52,7 @@ async fn a_model_that_nobody_serves_is_refused_by_every_way_in_and_each_line_goe
     refused_as_unknown(&client.ask::<BatchView>(ApiVerb::BatchCreate, &create).await.unwrap_err());
     let work = WorkSample {
         lines: 4,
-        sample: vec![LineSize { prompt_tokens: 1, max_tokens: Some(4), endpoint: None }; 4],
+        sample: vec![LineSize { prompt_tokens: 1, max_tokens: Some(4), endpoint: None, wanted: None }; 4],
         models: [("lagre".to_owned(), 4)].into(),
     };
     let ask = QuoteAsk {

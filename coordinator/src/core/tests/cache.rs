@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ternfleet_proto::message::{BatchOptions, EventKind, Input};
+use ternfleet_proto::message::{BatchOptions, EventKind, Input, LineSize, WorkSample};
 
 use super::world::{World, task};
 use crate::core::*;
@@ -105,6 +105,33 @@ fn a_wrong_answer_that_is_remembered_is_found_and_forgotten() {
     assert!(world.audited.iter().any(|kind| matches!(kind, EventKind::AuditDiverged { .. })));
     world.core.limits.audit_share_ppm = 0;
     assert_eq!(run(&mut world, "c", "t", lines(0..40)), (40, 0));
+}
+
+#[test]
+fn a_quote_leaves_out_the_lines_that_need_no_work() {
+    let mut world = world(7);
+    run(&mut world, "a", "t", lines(0..10));
+    let line = |content: &Content| {
+        let Content::Good(task) = content else { panic!("a good line") };
+        LineSize {
+            prompt_tokens: 1,
+            max_tokens: Some(1),
+            endpoint: None,
+            wanted: task.wanted.map(Wanted::told),
+        }
+    };
+    let mut sample: Vec<LineSize> = lines([0, 1, 50, 50, 51]).iter().map(line).collect();
+    sample.push(LineSize { wanted: None, ..sample[0] });
+    let work = WorkSample { lines: 60, sample, ..WorkSample::default() };
+    let known = |work: &WorkSample, tenant: &str| {
+        let mut rest = work.clone();
+        let known = world.core.take_known(&tenant.parse().unwrap(), &mut rest);
+        (known, rest.lines, rest.sample.len())
+    };
+    assert_eq!(known(&work, "t"), (30, 30, 3), "two of six are known, and one asks for the same as another");
+    assert_eq!(known(&work, "other"), (10, 50, 5));
+    let two = WorkSample { models: [("m".to_owned(), 30), ("n".to_owned(), 30)].into(), ..work };
+    assert_eq!(known(&two, "t"), (0, 60, 6), "nobody knows which line is for which model");
 }
 
 #[test]

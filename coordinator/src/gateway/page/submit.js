@@ -9,7 +9,7 @@ function quoteFacts(q) {
   const facts = [
     ["Cost", money(q.cost_p50_usd_micro) + " (p50), " + money(q.cost_p95_usd_micro) + " (p95)"],
     ["Finish", comes(q.finish_p50_ms) ? clock(q.finish_p50_ms) + " (p50)" + (comes(q.finish_p95_ms) ? ", " + clock(q.finish_p95_ms) + " (p95)" : "") : "not possible with these pods"],
-    ["Work", count(q.work_tokens_low) + " to " + count(q.work_tokens_high) + " tokens"],
+    ["Work", count(q.work_tokens_low) + " to " + count(q.work_tokens_high) + " tokens" + (q.cached_lines ? "; " + count(q.cached_lines) + " lines need none" : "")],
     ["Pods", (q.pods || []).map(p => p.pods + " × " + p.class).join(", ") || "none"],
   ];
   const other = (word, o) => o ? h("p", word + ": " + money(o.cost_usd_micro) + (comes(o.finish_p95_ms) ? ", done by " + clock(o.finish_p95_ms) : "")) : null;

@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use ternfleet_cloud::webhook::Webhook;
 use ternfleet_proto::bus::{Bus, BusError};
-use ternfleet_proto::message::{BatchCreate, Refusal, RefusalCode, Reply};
+use ternfleet_proto::message::{BatchCreate, Refusal, RefusalCode};
 use ternfleet_proto::{Now, codec, table};
 
 use super::{Api, refusal, stored_record, unreachable};
 use crate::core::{BatchFacts, BatchRecord, Core, Event, batch_id, creation_digest};
 use crate::shell::deletion::Reserved;
 use crate::shell::quotes::{Footing, Question, asked, quoted};
+use crate::shell::reply::ReplyTo;
 use crate::shell::{Input, bounds, setup, spans};
 
 impl Api {
     /// First half of a creation: find out what it stands on.
-    pub(super) fn create(&mut self, create: BatchCreate, reply: String) -> Vec<Event> {
+    pub(super) fn create(&mut self, create: BatchCreate, reply: ReplyTo) -> Vec<Event> {
         let reserved = self.reserves.reserve(&create.tenant, &create.input_object);
         let (bus, inbox, bus_facts) = (Arc::clone(&self.bus), self.inbox.clone(), self.bus_facts.clone());
         let (allow, lines_max) = (Arc::clone(&self.webhooks_allow), self.lines_max);
@@ -36,7 +37,7 @@ impl Api {
         now: Now,
         create: BatchCreate,
         found: Result<Surveyed, Refusal>,
-        reply: String,
+        reply: ReplyTo,
         reserved: Reserved,
         core: &Core,
         footing: &Footing,
@@ -46,8 +47,8 @@ impl Api {
             && let Some(batch) = core.batch(slot)
         {
             match batch.record.creation_digest == creation_digest(&create) {
-                true => self.answer(reply, &Ok(core.view_of(now, slot, batch))),
-                false => self.answer::<()>(reply, &Err(other_content(&create))),
+                true => self.answer(reply, Ok(core.view_of(now, slot, batch))),
+                false => self.answer::<()>(reply, Err(other_content(&create))),
             }
             return;
         }
@@ -61,7 +62,7 @@ impl Api {
         });
         let facts = match admitted {
             Ok(facts) => facts,
-            Err(refused) => return self.answer::<()>(reply, &Err(refused)),
+            Err(refused) => return self.answer::<()>(reply, Err(refused)),
         };
         let mut record = BatchRecord::new(now.wall, &create, facts);
         spans::accepted(&record.id, &mut record.traceparent);
@@ -71,7 +72,7 @@ impl Api {
             match quoted(question, &create).await {
                 Ok(promise) => record.quote = promise,
                 Err(refused) => {
-                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
+                    reply.send::<()>(&*bus, &Err(refused)).await;
                     return;
                 }
             }
@@ -88,7 +89,7 @@ impl Api {
             let input = match answer {
                 Ok(record) => Input::Created { record: Box::new(record), reply, reserved },
                 Err(refused) => {
-                    let _ = bus.send(&reply, codec::encode(&Reply::<()>::Err(refused))).await;
+                    reply.send::<()>(&*bus, &Err(refused)).await;
                     return;
                 }
             };

@@ -4,12 +4,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use ternfleet_proto::message::{EventKind, PodSpent};
+use ternfleet_proto::message::{BatchView, EventKind, PodSpent, Reply};
 use ternfleet_proto::{BatchId, TimeMs};
 use tokio::sync::Notify;
 
-use super::Entry;
+use super::{Entry, ReplyTo};
 use crate::core::{Account, BatchRecord};
 
 /// Pods whose spending one event tells.
@@ -23,7 +22,7 @@ const AUDITS_MAX: usize = 100_000;
 #[derive(Debug)]
 pub(crate) enum Next {
     Record(Box<BatchRecord>),
-    Answer { batch: BatchId, reply: String, payload: Bytes },
+    Answer { batch: BatchId, reply: ReplyTo, answer: Box<Reply<BatchView>> },
     Account(Box<Account>),
     Audits(Vec<(TimeMs, EventKind)>),
 }
@@ -50,8 +49,8 @@ impl Waiting {
                 self.totals.remove(&record.id);
                 self.first.push_back(Next::Record(record));
             }
-            Entry::Answer { batch, reply, payload } => {
-                self.first.push_back(Next::Answer { batch, reply, payload });
+            Entry::Answer { batch, reply, answer } => {
+                self.first.push_back(Next::Answer { batch, reply, answer });
             }
             Entry::Totals(record) => _ = self.totals.insert(record.id.clone(), record),
             Entry::Account(account) => self.account = Some(account),
@@ -140,9 +139,14 @@ impl Pile {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ternfleet_proto::message::{Refusal, RefusalCode};
     use ternfleet_proto::openai::Endpoint;
+    use ternfleet_proto::table::ApiVerb;
     use ternfleet_proto::{TenantId, UsdMicro};
 
+    use super::super::super::micro::Micro;
     use super::*;
 
     fn record(name: &str, cost: i64) -> Box<BatchRecord> {
@@ -172,9 +176,12 @@ mod tests {
             waiting.put(Entry::Audit(TimeMs(turn), EventKind::SpentByPods { pods }));
             waiting.put(Entry::Totals(record("b", turn as i64)));
         }
-        let (batch, reply) = ("c".parse().unwrap(), "_INBOX.x".to_owned());
+        let micro = Arc::new(Micro::new("test", TimeMs(0)));
+        let reply = ReplyTo::new("_INBOX.x".to_owned(), ApiVerb::BatchCancel, micro);
+        let answer =
+            Box::new(Err(Refusal { code: RefusalCode::Busy, message: String::new(), retry_after_ms: None }));
         waiting.put(Entry::Record(record("c", 0)));
-        waiting.put(Entry::Answer { batch, reply, payload: Bytes::new() });
+        waiting.put(Entry::Answer { batch: "c".parse().unwrap(), reply, answer });
         assert!(matches!(waiting.next(), Some(Next::Record(record)) if record.id.as_str() == "c"));
         assert!(matches!(waiting.next(), Some(Next::Answer { .. })));
         // An outage of any length leaves one sum a pod and one record a batch.

@@ -49,6 +49,7 @@ fn case(seed: u64) -> (Fleet, Work) {
         let max_tokens = (limit * random.unit()).max(1.0) as u32;
         tokens += f64::from(max_tokens) * ratio(common, &mut random);
         sample.push(SampledLine {
+            wanted: None,
             prompt_tokens: 0,
             max_tokens: Some(max_tokens),
             endpoint: Some(Endpoint::Completions),
