@@ -87,6 +87,12 @@ fn seeds_that_failed_once_pass() {
     // A worker that had been paused heard of its line's return before its cut, and never pulled again: the simulation told
     // it, where the shell looks.
     again(1937, &[6, 4, 8]);
+    // A worker had reported a fault to an earlier leader, and the next one gave it the job again and again: it drops what
+    // it has answered. Later leaders go on from savepoints.
+    again(9_000_346, &[4, 3, 2, 6, 8, 1, 5, 14, 9, 10, 12, 13, 11]);
+    again(170_037_830_708, &[4, 0]);
+    // A new leader could not list the batches whose answers its predecessor had not removed, and did not try again.
+    again(9_000_096, &[0, 1]);
     // An audit had ended and its checkpoints were cleared away: a worker that had been paused claimed the job once more,
     // under its old epoch.
     for (seed, fault) in [(921_512, 2), (922_198, 1)] {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use ternfleet_proto::message::{Abilities, BatchState, FailedAttempt, Line};
-use ternfleet_proto::{Deadline, MonoMs, Now, UsdMicro};
+use ternfleet_proto::{Deadline, MonoMs, Now, UsdMicro, WorkerId};
 
 use super::event::{Task, WorkerSlot};
 use super::record::{BatchRecord, Ending, Totals};
@@ -92,6 +92,8 @@ pub struct Batch {
     /// Sequences in RESULTS of the committed answers, in the order of their commit.
     pub commits: Vec<u64>,
     pub live: BTreeMap<u32, Live>,
+    /// Of open lines, the workers that have reported a fault, to whichever leader.
+    pub fault_reports: BTreeMap<u32, BTreeSet<WorkerId>>,
     pub queues: Vec<Queue>,
     /// Jobs to try again, and when.
     pub delayed: BTreeMap<(MonoMs, u32), ()>,
@@ -133,6 +135,7 @@ impl Batch {
             saved_to: 0,
             commits: Vec::new(),
             live: BTreeMap::new(),
+            fault_reports: BTreeMap::new(),
             queues: Vec::new(),
             delayed: BTreeMap::new(),
             same: BTreeMap::new(),

@@ -249,6 +249,7 @@ impl Ledger {
         cell.state = if good { CellState::Good } else { CellState::Bad };
         cell.digest = digest;
         batch.commits.push(sequence);
+        batch.fault_reports.remove(&job.index);
         let totals = &mut batch.totals;
         totals.completed += u32::from(good);
         totals.failed += u32::from(!good);
@@ -281,6 +282,7 @@ impl Ledger {
         batch.text_bytes = 0;
         batch.answering = 0;
         batch.live.clear();
+        batch.fault_reports.clear();
         batch.queues.clear();
         batch.delayed.clear();
         batch.same.clear();

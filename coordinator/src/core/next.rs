@@ -80,7 +80,14 @@ pub(super) fn next_job(batch: &mut Batch, promised: UsdMicro, fleet: &Fleet, sna
             }
         }
         let Some(kind) = queue.kind else { continue };
-        let Some(live) = batch.live.get(&index) else { continue };
+        let Some(live) = batch.live.get_mut(&index) else { continue };
+        // An earlier leader may have been told.
+        let reported = batch.fault_reports.get(&index).into_iter().flatten();
+        for worker in reported.filter_map(|worker| fleet.slot(worker)) {
+            if !live.faulted.contains(&worker) {
+                live.faulted.push(worker);
+            }
+        }
         let Some(task) = &live.task else { continue };
         let tokens = task.tokens_estimate;
         let cost = cost_of(tokens, cheapest(live, kind, snapshot));

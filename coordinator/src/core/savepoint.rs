@@ -1,6 +1,10 @@
 //! A savepoint: what the ledger knows of an open batch's answers as of a sequence of RESULTS. A coordinator that starts
 //! from nothing takes it over and replays what came after it. Whether it may be believed is the shell's to find out.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use ternfleet_proto::WorkerId;
+
 use super::Core;
 use super::batch::{Cell, CellState};
 use super::event::BatchSlot;
@@ -12,6 +16,7 @@ pub struct Savepoint {
     pub upto: u64,
     pub cells: Vec<Cell>,
     pub commits: Vec<u64>,
+    pub fault_reports: BTreeMap<u32, BTreeSet<WorkerId>>,
     pub totals: Totals,
     pub tokens_made: u64,
     pub model: Option<String>,
@@ -39,6 +44,7 @@ impl Core {
             upto: self.results_read_to.max(batch.saved_to),
             cells: batch.cells.clone(),
             commits: batch.commits.clone(),
+            fault_reports: batch.fault_reports.clone(),
             totals: batch.totals,
             tokens_made: batch.tokens_made,
             model: batch.record.model.clone(),
@@ -59,6 +65,7 @@ impl Core {
             ..savepoint.totals
         };
         (batch.cells, batch.commits) = (savepoint.cells, savepoint.commits);
+        batch.fault_reports = savepoint.fault_reports;
         batch.tokens_made = savepoint.tokens_made;
         batch.record.model = savepoint.model.or(batch.record.model.take());
         batch.saved_to = savepoint.upto;

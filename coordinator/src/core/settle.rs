@@ -54,6 +54,11 @@ impl Core {
             return;
         };
         let job = JobRef { batch: slot, index: answer.job.index };
+        // All of its lines have answers, which are in its object: whatever comes now is removed again.
+        let is_archived = batch.is_ended() && batch.record.answers_object.is_some();
+        if is_archived && self.lead.is_some() {
+            self.leftovers.of_ended(slot);
+        }
         if !answer.verdict.is_answer() {
             self.fault_reported(now, job, answer, actions);
             return;
@@ -74,13 +79,9 @@ impl Core {
             return;
         }
         let single = batch.record.single;
-        if batch.is_ended() && batch.record.answers_object.is_some() {
-            // All of its lines have answers, which are not in memory any more.
+        if is_archived {
             self.counts.duplicate_answers += 1;
             self.counts.wasted_duplicate_tokens += u64::from(answer.completion_tokens);
-            if self.lead.is_some() {
-                self.leftovers.of_ended(slot);
-            }
             return;
         }
         match self.ledger.commit(job, sequence, answer) {
@@ -179,9 +180,10 @@ impl Core {
     /// A worker says that it could not continue with a job.
     fn fault_reported(&mut self, now: Now, job: JobRef, answer: &Answer, actions: &mut Vec<Action>) {
         self.counts.worker_faults += 1;
-        if !self.ledger.get(job.batch).is_some_and(|batch| batch.is_open(job.index)) {
+        let Some(batch) = self.ledger.get_mut(job.batch).filter(|batch| batch.is_open(job.index)) else {
             return;
-        }
+        };
+        batch.fault_reports.entry(job.index).or_default().insert(answer.worker.clone());
         let Some(flight) = self.flights.get_mut(job) else { return };
         let slot = flight.worker();
         let Some(worker) = self.fleet.get(slot) else { return };

@@ -22,13 +22,7 @@ const BATCHES_AT_A_TIME: usize = 32;
 
 /// An earlier leader may have ended between storing a batch's record and removing its answers.
 pub(super) async fn finish(bus: Arc<dyn Bus>, synced_after: Duration, clock: Clock) {
-    let entries = match bus.kv_entries(table::KV_BATCHES).await {
-        Ok(entries) => entries,
-        Err(error) => {
-            tracing::warn!(%error, "answers that an earlier leader left in RESULTS stay until their batches age out");
-            return;
-        }
-    };
+    let entries = retry(|| bus.kv_entries(table::KV_BATCHES)).await.unwrap_or_default();
     let records = entries.into_iter().filter_map(|entry| codec::decode::<BatchRecord>(&entry.value).ok());
     let lately = |record: &BatchRecord| {
         let ended = record.ended_at.is_some_and(|at| clock.wall().since(at) < DROPPED_WITHIN);

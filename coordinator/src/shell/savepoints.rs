@@ -6,7 +6,7 @@
 //! what it held then: a server that lost power may have lost the end of the stream and given its sequences out again. In
 //! every other case the answers are replayed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use ternfleet_proto::bus::Bus;
-use ternfleet_proto::{BatchId, MonoMs, Now, codec, table};
+use ternfleet_proto::{BatchId, MonoMs, Now, WorkerId, codec, table};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
@@ -55,6 +55,7 @@ struct Facts {
     totals: Totals,
     tokens_made: u64,
     model: Option<String>,
+    fault_reports: BTreeMap<u32, BTreeSet<WorkerId>>,
 }
 
 impl Head {
@@ -77,13 +78,17 @@ async fn mark(bus: &Arc<dyn Bus>, recent: Option<&Recent>, newest: &[u64]) -> an
     Ok(Some(hasher.finalize().to_hex().to_string()))
 }
 
+fn newest(commits: &[u64]) -> Vec<u64> {
+    commits[commits.len().saturating_sub(MARKED)..].to_vec()
+}
+
 fn digest(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
 /// Facts behind their length; five bytes a line; the distances between commits, seven bits a byte.
 fn encode(savepoint: &Savepoint) -> Bytes {
-    let Savepoint { upto, cells, commits, totals, tokens_made, model } = savepoint;
+    let Savepoint { upto, cells, commits, fault_reports, totals, tokens_made, model } = savepoint;
     let facts = codec::encode(&Facts {
         upto: *upto,
         lines: cells.len() as u32,
@@ -91,6 +96,7 @@ fn encode(savepoint: &Savepoint) -> Bytes {
         totals: *totals,
         tokens_made: *tokens_made,
         model: model.clone(),
+        fault_reports: fault_reports.clone(),
     });
     let mut body = BytesMut::with_capacity(facts.len() + cells.len() * CELL_BYTES + commits.len() * 3);
     body.put_u32_le(facts.len() as u32);
@@ -140,8 +146,8 @@ fn decode(body: &[u8]) -> Option<Savepoint> {
         before = before.checked_add(distance)?;
         commits.push(before);
     }
-    let Facts { upto, totals, tokens_made, model, .. } = facts;
-    let savepoint = Savepoint { upto, cells: cells?, commits, totals, tokens_made, model };
+    let Facts { upto, totals, tokens_made, model, fault_reports, .. } = facts;
+    let savepoint = Savepoint { upto, cells: cells?, commits, fault_reports, totals, tokens_made, model };
     (rest.is_empty() && savepoint.adds_up()).then_some(savepoint)
 }
 
@@ -150,8 +156,16 @@ fn decode(body: &[u8]) -> Option<Savepoint> {
 pub(super) struct Job {
     batch: BatchId,
     upto: u64,
-    /// None if no line was answered since the last one: then its head alone moves.
-    savepoint: Option<Savepoint>,
+    save: Save,
+}
+
+#[derive(Debug)]
+enum Save {
+    Whole(Savepoint),
+    /// Nothing has changed since the last one, whose newest answers are these: its head alone moves.
+    Head {
+        newest: Vec<u64>,
+    },
 }
 
 /// What the loop remembers: whose savepoint is due.
@@ -196,9 +210,11 @@ impl Savepoints {
             if batch.commits.is_empty() || read_to.saturating_sub(saved) < saves_min {
                 continue;
             }
-            let savepoint = if batch.commits.len() > answers { core.savepoint(slot) } else { None };
+            let changed = batch.commits.len() > answers || !batch.fault_reports.is_empty();
+            let whole = if changed { core.savepoint(slot) } else { None };
+            let save = whole.map_or_else(|| Save::Head { newest: newest(&batch.commits) }, Save::Whole);
             self.saved.insert(slot, (read_to, batch.commits.len()));
-            place.send(Job { batch: batch.record.id.clone(), upto: read_to, savepoint });
+            place.send(Job { batch: batch.record.id.clone(), upto: read_to, save });
             return;
         }
     }
@@ -206,10 +222,10 @@ impl Savepoints {
 
 /// Writes what comes, for as long as this coordinator leads.
 pub(super) async fn write(bus: Arc<dyn Bus>, recent: Recent, mut jobs: mpsc::Receiver<Job>) {
-    while let Some(Job { batch, upto, savepoint }) = jobs.recv().await {
-        let written = match savepoint {
-            Some(savepoint) => write_one(&bus, &recent, &batch, savepoint).await,
-            None => move_head(&bus, &batch, upto).await,
+    while let Some(Job { batch, upto, save }) = jobs.recv().await {
+        let written = match save {
+            Save::Whole(savepoint) => write_one(&bus, &recent, &batch, savepoint).await,
+            Save::Head { newest } => move_head(&bus, &batch, upto, &newest).await,
         };
         if let Err(error) = written {
             tracing::warn!(%batch, error = format!("{error:#}"), "no savepoint was written; a restart replays more");
@@ -217,10 +233,15 @@ pub(super) async fn write(bus: Arc<dyn Bus>, recent: Recent, mut jobs: mpsc::Rec
     }
 }
 
-async fn move_head(bus: &Arc<dyn Bus>, batch: &BatchId, upto: u64) -> anyhow::Result<()> {
+/// Not the head of another savepoint: a leader that was cut off writes late, and its successor may know of fewer answers.
+async fn move_head(bus: &Arc<dyn Bus>, batch: &BatchId, upto: u64, newest: &[u64]) -> anyhow::Result<()> {
     let head_name = &objects(batch)[0];
     let Some(head) = read_object(bus, head_name).await? else { return Ok(()) };
-    let head = Head { upto, ..codec::decode(&head)? };
+    let head: Head = codec::decode(&head)?;
+    if head.newest != newest || head.upto >= upto {
+        return Ok(());
+    }
+    let head = Head { upto, ..head };
     bus.object_put(table::LEDGER, head_name, Box::pin(std::io::Cursor::new(codec::encode(&head)))).await?;
     remove_if_ended(bus, batch).await
 }
@@ -243,7 +264,7 @@ async fn write_one(
     batch: &BatchId,
     savepoint: Savepoint,
 ) -> anyhow::Result<()> {
-    let newest = savepoint.commits[savepoint.commits.len().saturating_sub(MARKED)..].to_vec();
+    let newest = newest(&savepoint.commits);
     // Where they are not, the batch has ended meanwhile.
     let Some(mark) = mark(bus, Some(recent), &newest).await? else { return Ok(()) };
     let [head_name, even, odd] = objects(batch);
@@ -344,6 +365,7 @@ mod tests {
             upto: 90_000,
             cells,
             commits: vec![5, 300, 80_000],
+            fault_reports: [(1, ["w-1".parse().unwrap()].into())].into(),
             totals,
             tokens_made: 11,
             model: Some("m".to_owned()),

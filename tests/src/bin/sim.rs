@@ -1,9 +1,16 @@
 //! Runs simulated fleets: `sim --seeds N [--from K] [--faults 1,2|none]`.
 //!
 //! Prints one line for each failing seed with the command that shows it again, and a summary. Exits with 1 when any
-//! seed failed.
+//! seed failed. With `RUST_LOG=debug` and one seed, the programs' log shows what happened, at virtual times.
 
+use std::fmt;
 use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use tokio::time::Instant;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 use ternfleet_tests::sim::{Scenario, run_scenario, run_seed};
 
@@ -13,7 +20,21 @@ struct Arguments {
     faults: Option<Vec<usize>>,
 }
 
+/// Time since the first line of the log, as the simulated programs see it.
+struct Virtual(OnceLock<Instant>);
+
+impl FormatTime for Virtual {
+    fn format_time(&self, to: &mut Writer<'_>) -> fmt::Result {
+        let now = Instant::now();
+        write!(to, "{:9.3}", now.saturating_duration_since(*self.0.get_or_init(|| now)).as_secs_f64())
+    }
+}
+
 fn main() -> ExitCode {
+    if std::env::var_os(EnvFilter::DEFAULT_ENV).is_some() {
+        let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env());
+        log.with_timer(Virtual(OnceLock::new())).with_writer(std::io::stderr).init();
+    }
     let arguments = match arguments() {
         Ok(arguments) => arguments,
         Err(reason) => {

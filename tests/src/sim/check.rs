@@ -495,7 +495,12 @@ impl Checker {
             }
             let (accepted, answered, lines) = (batch.accepted, batch.answered, batch.lines);
             let state = record.map(|record| (record.state, record.reason));
-            parts.push(format!("{id} accepted {accepted}, {state:?}, {answered} of {lines} lines answered"));
+            let is_open =
+                |index: &u32| !self.committed.contains_key(&JobKey { batch: id.clone(), index: *index });
+            let open: Vec<u32> = (0..lines).filter(is_open).take(20).collect();
+            parts.push(format!(
+                "{id} accepted {accepted}, {state:?}, {answered} of {lines} lines answered; open or blank: {open:?}"
+            ));
         }
         parts.extend(self.staying(net, now).map(|id| format!("R1: answers of {id} stay in RESULTS")));
         parts.join("; ")
