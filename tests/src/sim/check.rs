@@ -455,12 +455,12 @@ impl Checker {
         Ok(())
     }
 
-    /// The bill of a pod begins and ends when the scaler notices it, and faults may keep it from noticing.
+    /// The bill of a pod begins and ends when the scaler notices it, and faults may keep it from noticing, at each pod anew.
     fn rented(&self, net: &mut JetStream, now: TimeMs, rented: Bill) -> Result<(), String> {
         let stored = net.kv_get(now, table::KV_SCALE, "ledger").ok().flatten();
         let ledger: Option<Ledger> = stored.and_then(|entry| codec::decode(&entry.value).ok());
         let spent = ledger.map_or(0, |ledger| ledger.spent_usd_micro.0);
-        let slack = UNNOTICED * rented.pods as u32 + self.faults_last;
+        let slack = (UNNOTICED + self.faults_last) * rented.pods as u32;
         let slack_usd_micro = rented.price_usd_micro_per_hour as f64 * slack.as_secs_f64() / 3600.0;
         let owed = rented.owed_usd_micro;
         if (spent - owed).abs() as f64 <= slack_usd_micro + 1.0 {
