@@ -6,8 +6,9 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{Signal, kill};
@@ -209,12 +210,30 @@ impl Drop for NatsServer {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and a different one at each call: what it is for may not have opened it yet. Below
+/// the ports that the kernel gives to outgoing connections, and beside those that `ternfleet up` chooses, so that
+/// nobody takes it in between, or while its server is dead.
 ///
 /// # Errors
 /// When the machine has none left.
 pub fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 10_000;
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
+        let now = UNIX_EPOCH.elapsed().map_or(0, |since| since.subsec_nanos());
+        AtomicU16::new(
+            ((u64::from(now) * 7919 + u64::from(std::process::id()) * 104_729) % u64::from(COUNT)) as u16,
+        )
+    });
+    let mut taken = std::io::Error::from(std::io::ErrorKind::AddrInUse);
+    for _ in 0..COUNT {
+        let port = FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT;
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(_) => return Ok(port),
+            Err(error) => taken = error,
+        }
+    }
+    Err(taken)
 }
 
 /// The server's program.

@@ -92,11 +92,9 @@ pub(crate) async fn run(
         Some(secured) => secured.nats_server.clone(),
         None => nats_server::find()?,
     };
-    let prometheus = plan.prometheus.then(Prometheus::find).transpose()?;
-    let ports = Rc::new(Ports::choose(&dir, plan.nats_port, plan.http_port)?);
-    if let Some(secured) = &plan.secured {
-        ports.monitor.set(secured.monitor_port);
-    }
+    let monitor_port = plan.secured.as_ref().map(|secured| secured.monitor_port);
+    let ports = Rc::new(Ports::choose(&dir, plan.nats_port, monitor_port, plan.http_port)?);
+    let prometheus = plan.prometheus.then(|| Prometheus::find(&ports.numbers())).transpose()?;
     let (sender, news) = mpsc::unbounded_channel();
     let mut running = Running {
         dir,
@@ -356,8 +354,8 @@ fn nats_part(
             let words = [program.display().to_string(), "--config".to_owned(), config.display().to_string()];
             return Ok(words.into());
         }
-        let port = ports.nats.confirm()?;
-        let monitor_port = ports.monitor.confirm()?;
+        let port = ports.confirm(&ports.nats)?;
+        let monitor_port = ports.confirm(&ports.monitor)?;
         nats_server::configure(&dir, &nats_server::Settings { name: name.clone(), port, monitor_port })?;
         let config = dir.nats_config();
         Ok(vec![program.display().to_string(), "--config".to_owned(), config.display().to_string()])
@@ -368,7 +366,7 @@ fn nats_part(
 fn coordinator_part(ports: &Rc<Ports>, nats: Option<String>, config: Option<PathBuf>) -> Part {
     let ports = ports.clone();
     let command = move || {
-        let http = format!("127.0.0.1:{}", ports.http.confirm()?);
+        let http = format!("127.0.0.1:{}", ports.confirm(&ports.http)?);
         let monitoring = format!("http://127.0.0.1:{}", ports.monitor.number());
         let nats = nats.clone().unwrap_or_else(|| addresses(&ports).nats);
         let mut words =

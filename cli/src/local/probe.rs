@@ -17,17 +17,19 @@ pub(crate) fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
-/// A free loopback port: the first free one of `preferred`, else any.
-pub(crate) fn free_port(preferred: &[u16]) -> anyhow::Result<u16> {
-    if let Some(port) = preferred.iter().copied().find(|port| is_free(*port)) {
+/// A free loopback port that is none of `others`, which their servers need not have opened yet: the first such one of
+/// `preferred`, else any.
+pub(crate) fn free_port(preferred: &[u16], others: &[u16]) -> anyhow::Result<u16> {
+    let usable = |port: &u16| !others.contains(port) && is_free(*port);
+    if let Some(port) = preferred.iter().copied().find(usable) {
         return Ok(port);
     }
     let count = u64::from(LAST_PORT - FIRST_PORT);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     let start =
         now.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(u64::from(std::process::id()) * 7919) >> 16;
-    let candidates = (0..count).map(|step| FIRST_PORT + ((start + step) % count) as u16);
-    match candidates.into_iter().find(|port| is_free(*port)) {
+    let mut candidates = (0..count).map(|step| FIRST_PORT + ((start + step) % count) as u16);
+    match candidates.find(usable) {
         Some(port) => Ok(port),
         None => bail!("no port from {FIRST_PORT} to {LAST_PORT} is free on the loopback interface"),
     }
@@ -68,8 +70,9 @@ mod tests {
     fn a_taken_port_is_passed_over() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        let chosen = free_port(&[port]).unwrap();
+        let chosen = free_port(&[port], &[]).unwrap();
         assert_ne!(chosen, port);
         assert!((FIRST_PORT..=LAST_PORT).contains(&chosen));
+        assert_ne!(free_port(&[chosen], &[chosen]).unwrap(), chosen, "another server of ours will open it");
     }
 }

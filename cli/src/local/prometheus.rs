@@ -29,11 +29,11 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// The one named in the environment, else the one on PATH.
+    /// The one named in the environment, else the one on PATH; its port is none of `taken`.
     ///
     /// # Errors
     /// When there is none; the message says how to get it.
-    pub(crate) fn find() -> anyhow::Result<Prometheus> {
+    pub(crate) fn find(taken: &[u16]) -> anyhow::Result<Prometheus> {
         let program = match std::env::var_os(PROGRAM_VARIABLE).filter(|name| !name.is_empty()) {
             Some(named) => PathBuf::from(named),
             None => {
@@ -49,7 +49,7 @@ impl Prometheus {
             bail!("{PROGRAM_VARIABLE} names {}, which is not a file", program.display());
         }
         let rules = RULES.into_iter().filter_map(shipped::file).collect();
-        Ok(Prometheus { program, port: free_port(&[USUAL_PORT])?, rules })
+        Ok(Prometheus { program, port: free_port(&[USUAL_PORT], taken)?, rules })
     }
 
     pub(crate) fn address(&self) -> String {
