@@ -201,7 +201,8 @@ pub struct Pod {
     pub active_at: MonoMs,
     /// Rented by the scaler; `None` for a pod that somebody else pays for.
     lease: Option<LeasePhase>,
-    /// Of its bill, what is not the lease's: from before this coordinator took it over.
+    /// Of its bill, what is not the lease's: from before this coordinator took it over, and by the price that its worker
+    /// said until the lease was known. Below nothing if that was too low.
     unleased: UsdMicro,
     /// Of its bill, what has been counted as unrented, or was billed before this leader; and of that, this leader's part.
     counted: UsdMicro,
@@ -418,11 +419,9 @@ impl Money {
                 let known = now.since(pod.begun_at);
                 if ago > known {
                     pod.untold.idle += pod.bill.backdate(ago - known);
-                } else {
-                    // Heard of while another led, which has billed it until `since`.
-                    let since = pod.bill.price().over(ago);
-                    pod.unleased = (pod.bill.billed - since).max(UsdMicro::ZERO);
                 }
+                // What another led, it has billed; and up to now the price was what the worker said.
+                pod.unleased = pod.bill.billed - pod.bill.price().over(ago);
             }
             None => {
                 let pod = self.pod_or_new(now, &lease.pod, lease.price_usd_micro_per_hour, &lease.class);

@@ -209,6 +209,23 @@ mod tests {
         assert_eq!(core.money.leased_total(), UsdMicro(30_000 + 20_000));
         let view = &core.pod_views(None)[0].heartbeat;
         assert_eq!((view.price_usd_micro_per_hour, view.pod_class.as_str()), (UsdMicro(7_200_000), "a"));
+
+        // A new leader hears the worker before it knows of the lease, which another has billed for five seconds.
+        for (said, since_s) in [(1_000_000_000, 15), (0, 15), (1_000_000_000, 23), (0, 23)] {
+            let mut core = leader(Account::default(), 2, 20);
+            on(&mut core, 20, heartbeat("rented-a-0", said, "b"));
+            on(&mut core, 25, Event::Tick);
+            let (pod, class, since) = ("rented-a-0".to_owned(), "a".to_owned(), TimeMs(since_s * 1000));
+            let lease = Lease { pod, class, price_usd_micro_per_hour: UsdMicro(3_600_000), since };
+            on(&mut core, 30, Event::Leased(Box::new(lease)));
+            on(&mut core, 40, Event::Tick);
+            assert_eq!(
+                core.money.leased_total(),
+                UsdMicro((40 - since_s as i64) * 1_000),
+                "{said} {since_s}"
+            );
+            assert_eq!(core.counts.violations, [0; 4]);
+        }
     }
 
     /// As [`heartbeat`], of this worker that began at this second.
