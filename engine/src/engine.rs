@@ -221,6 +221,10 @@ impl Engine {
         let start = Instant::now();
         self.schedule.drop_cancelled(&mut self.pages, events);
         self.schedule.admit(&mut self.pages);
+        for (from, to) in self.schedule.take_copies() {
+            self.machine.copy_page(from, to);
+            self.pages.release(from);
+        }
         let mut decode_tokens = self.schedule.follow_constraints(&mut self.pages, events);
         let mut turns = self.schedule.turns();
         if turns.is_empty() && self.schedule.await_constraint() {

@@ -12,6 +12,7 @@ mod driver;
 pub(crate) mod interpreter;
 mod ops;
 pub(crate) mod ptx;
+mod rates;
 mod self_test;
 #[cfg(test)]
 #[allow(unsafe_code)] // The scalar kernels' products, which these are compared with, write by pointer.
@@ -23,12 +24,14 @@ use crate::forward::{self, Plan, Product};
 use crate::gguf::Hyper;
 use crate::head::Drawn;
 use crate::kernel::{Layout, PAGE, ROWS};
-use crate::kv::page_bytes;
+use crate::kv::{PageId, page_bytes};
 use crate::model::{FloatRows, Model};
 use crate::options::{self, Head, Kv, Options};
 use device::{Device, Fault, Pointer};
 use interpreter::Interpreter;
 use ops::GpuOps;
+pub use rates::Rates;
+use rates::Effort;
 
 /// The kernels, as `make ptx` compiles them from kernels.cu.
 pub(crate) const PTX: &str = include_str!("gpu/kernels.ptx");
@@ -101,9 +104,10 @@ pub struct Card {
     /// Its name and the version of CUDA that its driver has.
     pub name: String,
     pub free_bytes: u64,
+    pub rates: Rates,
 }
 
-/// Opens the first card as a worker does, and runs the self-test of all kernels on it.
+/// Opens the first card as a worker does, runs the self-test of all kernels on it, and measures its rates.
 ///
 /// # Errors
 /// Where no card can be used, with what to do; a card that computes one bit differently is among them.
@@ -111,7 +115,8 @@ pub fn inspect_card() -> Result<Card, String> {
     let inspect = || {
         let mut card = open_card()?;
         self_test::check(&mut *card)?;
-        Ok(Card { name: card.name(), free_bytes: card.free_bytes()? })
+        let free_bytes = card.free_bytes()?;
+        Ok(Card { name: card.name(), free_bytes, rates: rates::measure(&mut *card, Effort::CARD)? })
     };
     inspect().map_err(|Fault(reason)| reason)
 }
@@ -186,6 +191,16 @@ impl Gpu {
         Ok(Gpu { cpu, weights, buffers: buffers.map_err(refused)?, device })
     }
 
+    /// Copies a page of keys and values.
+    ///
+    /// # Panics
+    /// As [`Gpu::step`].
+    pub(crate) fn copy_page(&mut self, from: PageId, to: PageId) {
+        let bytes = page_bytes(&self.cpu.model.hyper, Kv::F16) as usize;
+        let [from, to] = [from, to].map(|page| self.buffers.pages.plus(page.0 as usize * bytes));
+        trusted(self.device.copy(from, to, bytes));
+    }
+
     /// Runs one step; what was drawn for each head.
     ///
     /// # Panics
@@ -194,10 +209,15 @@ impl Gpu {
         let Gpu { cpu, device, weights, buffers } = self;
         let mut ops = GpuOps::new(&mut **device, weights, buffers, cpu, plan);
         forward::pass(&mut ops);
-        if let Some(fault) = ops.fault() {
-            panic!("the GPU failed: {fault}; restart the worker, whose jobs continue elsewhere meanwhile");
-        }
+        trusted(ops.end());
         if plan.heads.is_empty() { Vec::new() } else { cpu.draw(plan) }
+    }
+}
+
+/// Ends the process' work where the device has failed.
+fn trusted(result: Result<(), Fault>) {
+    if let Err(fault) = result {
+        panic!("the GPU failed: {fault}; restart the worker, whose jobs continue elsewhere meanwhile");
     }
 }
 

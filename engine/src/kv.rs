@@ -79,6 +79,17 @@ impl Storage {
         }
     }
 
+    /// Copies all positions of a page.
+    pub(crate) fn copy(&mut self, from: PageId, to: PageId) {
+        let [from, to] = [from, to].map(|page| {
+            let start = page.0 as usize * self.page_bytes;
+            start..start + self.page_bytes
+        });
+        assert!(from != to, "a page is no copy of itself");
+        // SAFETY: nobody else has the storage, and the two pages do not overlap.
+        unsafe { self.region.write::<u8>(to).copy_from_slice(self.region.read::<u8>(from)) };
+    }
+
     /// Where the keys of one head of one page begin.
     pub(crate) fn place(&self, page: PageId, layer: usize, head: usize) -> *const u8 {
         self.region.element(self.start(page, layer, head))

@@ -45,7 +45,7 @@ pub mod synth;
 pub use choose::CACHE_VARIABLE;
 pub use engine::{Engine, Info};
 pub use error::{LoadError, Refused};
-pub use gpu::{Card, inspect_card};
+pub use gpu::{Card, Rates, inspect_card};
 pub use head::HeadCounters;
 pub use isa::{ISA_VARIABLE, Isa, IsaError};
 pub use options::{Device, Head, KernelChoice, Kv, MAX_SEQUENCES, Options, Speculation, UnknownChoice};

@@ -5,6 +5,7 @@ use crate::cpu::Cpu;
 use crate::forward::Plan;
 use crate::gpu::Gpu;
 use crate::head::{Drawn, HeadCounters};
+use crate::kv::PageId;
 use crate::profile::Profile;
 
 /// One of them.
@@ -20,6 +21,14 @@ impl Machine {
         match self {
             Machine::Cpu(cpu) => cpu.step(plan),
             Machine::Gpu(gpu) => gpu.step(plan),
+        }
+    }
+
+    /// Copies all positions of a page of keys and values.
+    pub(crate) fn copy_page(&mut self, from: PageId, to: PageId) {
+        match self {
+            Machine::Cpu(cpu) => cpu.storage.copy(from, to),
+            Machine::Gpu(gpu) => gpu.copy_page(from, to),
         }
     }
 

@@ -2,11 +2,25 @@
 //!
 //! A tree: each node is one full page, below the page before it, keyed by its own 128 ids exactly (no hash decides what is
 //! the same). The tree holds each of its pages once; a page that only the tree holds may be given up, leaves first, the
-//! longest unused first. Results do not change: a page's bits depend on the ids before it alone.
+//! longest unused first. Results do not change: the bits of a position depend on its id and those before it alone.
+//!
+//! A prompt that differs within a page has its beginning from a copy of the page. For this the page in which a longer
+//! prompt ends is kept, too: its sequence writes behind that end alone, and nobody reads there.
 
 use crate::kernel::PAGE;
 use crate::kv::{PageId, Pages};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// A beginning of a page that is shorter than this is computed, not copied.
+const COPIED_MIN: usize = 16;
+
+/// The beginning of a prompt, as far as it was computed before. All pages are shared with whoever asked.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Known {
+    pub(crate) pages: Vec<PageId>,
+    /// A page to be copied, and how many of its first positions are those that follow.
+    pub(crate) begun: Option<(PageId, usize)>,
+}
 
 /// A node's number; the root has none.
 type Node = Option<u64>;
@@ -28,19 +42,41 @@ pub(crate) struct Prefix {
 }
 
 impl Prefix {
-    /// The pages that hold the beginning of `tokens`, shared with the caller; at least one token is left to compute.
-    pub(crate) fn find(&mut self, tokens: &[u32], cache: &mut Pages) -> Vec<PageId> {
+    /// What is known of the beginning of `tokens`; at least one token is left to compute.
+    pub(crate) fn find(&mut self, tokens: &[u32], cache: &mut Pages) -> Known {
         self.clock += 1;
         let mut pages = Vec::new();
         let mut parent: Node = None;
-        for ids in tokens[..tokens.len().saturating_sub(1)].chunks_exact(PAGE) {
+        let tokens = &tokens[..tokens.len().saturating_sub(1)];
+        for ids in tokens.chunks_exact(PAGE) {
             let Some(entry) = self.entries.get_mut(&(parent, ids.to_vec())) else { break };
             entry.used = self.clock;
             cache.share(entry.page);
             pages.push(entry.page);
             parent = Some(entry.node);
         }
-        pages
+        let rest = tokens[pages.len() * PAGE..].chunks(PAGE).next().unwrap_or_default();
+        let begun = self.most_alike(parent, rest);
+        begun.iter().for_each(|(page, _)| cache.share(*page));
+        Known { pages, begun }
+    }
+
+    /// The page below `parent` that begins with most of `ids`, and with how many.
+    fn most_alike(&mut self, parent: Node, ids: &[u32]) -> Option<(PageId, usize)> {
+        // In the order of keys it stands beside the place where `ids` would be.
+        let place = (parent, ids.to_vec());
+        let below = self.entries.range(..&place).next_back();
+        let neighbours = below.into_iter().chain(self.entries.range(&place..).next());
+        let alike =
+            |key: &(Node, Vec<u32>)| key.1.iter().zip(ids).take_while(|(one, other)| one == other).count();
+        let (n, key) = neighbours
+            .filter(|(key, _)| key.0 == parent)
+            .map(|(key, _)| (alike(key), key.clone()))
+            .filter(|(n, _)| *n >= COPIED_MIN)
+            .max_by_key(|(n, _)| *n)?;
+        let entry = self.entries.get_mut(&key)?;
+        entry.used = self.clock;
+        Some((entry.page, n))
     }
 
     /// How many pages of the beginning of `tokens` are here.
@@ -53,12 +89,15 @@ impl Prefix {
         tokens.chunks_exact(PAGE).map(known).take_while(|known| *known).count()
     }
 
-    /// Keeps the full pages of a computed prompt.
+    /// Keeps the pages of a computed prompt: the full ones, and the one below them in which it ends.
     pub(crate) fn keep(&mut self, tokens: &[u32], pages: &[PageId], cache: &mut Pages) {
         self.clock += 1;
         let mut parent: Node = None;
         let mut parent_key: Option<(Node, Vec<u32>)> = None;
-        for (ids, &page) in tokens.chunks_exact(PAGE).zip(pages) {
+        for (ids, &page) in tokens.chunks(PAGE).zip(pages) {
+            if ids.len() < PAGE && (parent.is_none() || ids.len() < COPIED_MIN) {
+                break;
+            }
             let key = (parent, ids.to_vec());
             if !self.entries.contains_key(&key) {
                 self.next_node += 1;
@@ -128,10 +167,39 @@ mod tests {
         let (mut prefix, mut cache) = (Prefix::default(), Pages::new(8));
         let pages: Vec<PageId> = (0..3).filter_map(|_| cache.take()).collect();
         prefix.keep(&prompt(300, 1), &pages, &mut cache);
-        assert_eq!(prefix.find(&prompt(300, 2), &mut cache), pages[..2]);
-        assert_eq!(prefix.find(&prompt(256, 255), &mut cache), pages[..1], "one token must be computed");
-        assert_eq!(prefix.find(&prompt(257, 9), &mut cache), pages[..2]);
-        assert!(prefix.find(&prompt(128, 5), &mut cache).is_empty());
+        let known = |pages: &[PageId], begun| Known { pages: pages.to_vec(), begun };
+        let last = Some((pages[2], 43));
+        assert_eq!(prefix.find(&prompt(300, 2), &mut cache), known(&pages[..2], last));
+        let all_but_one = known(&pages[..1], Some((pages[1], 127)));
+        assert_eq!(prefix.find(&prompt(256, 255), &mut cache), all_but_one, "one token must be computed");
+        assert_eq!(prefix.find(&prompt(257, 9), &mut cache), known(&pages[..2], None));
+        assert_eq!(
+            prefix.find(&prompt(272, 9), &mut cache),
+            known(&pages[..2], None),
+            "too short to be copied"
+        );
+        assert_eq!(prefix.find(&prompt(128, 5), &mut cache), known(&[], Some((pages[0], 127))));
+        assert_eq!(cache.holders(pages[2]), 3, "the sequence, the tree, and who found it");
+    }
+
+    #[test]
+    fn of_many_pages_the_one_with_the_longest_common_beginning_is_copied() {
+        let (mut prefix, mut cache) = (Prefix::default(), Pages::new(40));
+        let first = cache.take().unwrap();
+        let page_of = |at: usize| {
+            let mut ids = prompt(256, 255);
+            ids[128 + at..].iter_mut().for_each(|id| *id += 1000 + at as u32);
+            ids
+        };
+        let pages: Vec<(usize, PageId)> = (0..30).map(|n| (n * 4, cache.take().unwrap())).collect();
+        for (at, page) in &pages {
+            prefix.keep(&page_of(*at), &[first, *page], &mut cache);
+        }
+        for asked in [17, 40, 63, 116] {
+            let found = prefix.find(&page_of(asked), &mut cache).begun.unwrap();
+            let wanted = if asked == 40 || asked == 116 { 127 } else { asked };
+            assert_eq!(found.1, wanted, "{asked}");
+        }
     }
 
     #[test]
@@ -144,7 +212,11 @@ mod tests {
         pages.iter().for_each(|&page| cache.release(page));
         assert_eq!(prefix.n_reclaimable(&cache), 2);
         assert!(prefix.reclaim(2, &mut cache));
-        assert_eq!(prefix.find(&prompt(257, 0), &mut cache), pages[..1], "the leaf went, its parent stayed");
+        assert_eq!(
+            prefix.find(&prompt(257, 0), &mut cache).pages,
+            pages[..1],
+            "the leaf went, its parent stayed"
+        );
         assert!(!prefix.reclaim(3, &mut cache));
     }
 
@@ -155,7 +227,7 @@ mod tests {
         prefix.keep(&prompt(256, 255), &pages[..2], &mut cache);
         pages[..2].iter().for_each(|&page| cache.release(page));
         assert!(!prefix.reclaim(3, &mut cache), "one of the three is in use");
-        assert_eq!(prefix.find(&prompt(300, 299), &mut cache), pages[..2], "so both are still known");
+        assert_eq!(prefix.find(&prompt(300, 299), &mut cache).pages, pages[..2], "so both are still known");
     }
 
     #[test]

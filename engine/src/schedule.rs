@@ -16,9 +16,9 @@ use crate::constraint::{Threads, Tracker};
 use crate::draft::{Costs, Drafter};
 use crate::head::Drawn;
 use crate::kernel::PAGE;
-use crate::kv::Pages;
+use crate::kv::{PageId, Pages};
 use crate::options::Speculation;
-use crate::prefix::Prefix;
+use crate::prefix::{Known, Prefix};
 use crate::request::{Event, Request, SequenceId, SpeculationCounters, StopReason};
 pub(crate) use sequence::Sequence;
 use std::collections::VecDeque;
@@ -68,6 +68,7 @@ pub(crate) struct Schedule {
     /// Steps so far: whose prefill comes first.
     round: usize,
     prefix: Option<Prefix>,
+    copies: Vec<(PageId, PageId)>,
     threads: Threads,
 }
 
@@ -96,6 +97,7 @@ impl Schedule {
             next_id: 1,
             round: 0,
             prefix: prefix_cache.then(Prefix::default),
+            copies: Vec::new(),
             threads: Threads::new(n_threads),
         }
     }
@@ -254,28 +256,39 @@ impl Schedule {
                 continue;
             }
             let next = &mut self.waiting[place];
-            let shared = match &mut self.prefix {
+            let mut known = match &mut self.prefix {
                 // Kept output is computed here, or it would not be proved.
                 Some(prefix) if next.request.prompt_logprobs.is_none() => {
                     prefix.find(&next.request.prompt, cache)
                 }
-                _ => Vec::new(),
+                _ => Known::default(),
             };
-            let needed = next.pages_needed(self.max_context) - shared.len();
-            let fits = match &mut self.prefix {
-                Some(prefix) => prefix.reclaim(needed, cache),
-                None => needed <= cache.n_free(),
-            };
+            let needed = next.pages_needed(self.max_context) - known.pages.len();
+            let mut fits = room(&mut self.prefix, needed, cache);
+            // The page that would be copied may be one of those that are needed.
+            if !fits && let Some((page, _)) = known.begun.take() {
+                cache.release(page);
+                fits = room(&mut self.prefix, needed, cache);
+            }
             if !fits {
-                shared.into_iter().for_each(|page| cache.release(page));
+                known.pages.into_iter().for_each(|page| cache.release(page));
                 return;
             }
-            next.computed = shared.len() * PAGE;
-            next.cached = next.computed.min(next.prompt_len());
-            next.pages = shared;
+            next.computed = known.pages.len() * PAGE;
+            next.pages = known.pages;
             next.pages.extend((0..needed).filter_map(|_| cache.take()));
+            if let Some((page, positions)) = known.begun {
+                self.copies.push((page, next.pages[next.computed / PAGE]));
+                next.computed += positions;
+            }
+            next.cached = next.computed.min(next.prompt_len());
             self.active.extend(self.waiting.remove(place));
         }
+    }
+
+    /// Pages whose bytes begin those of a new sequence: to be copied before the next step, and then released.
+    pub(crate) fn take_copies(&mut self) -> Vec<(PageId, PageId)> {
+        std::mem::take(&mut self.copies)
     }
 
     /// Whether an active sequence computes pages of this one's prompt that nobody has computed before. It ends with that
@@ -305,10 +318,7 @@ impl Schedule {
 
     /// Gives up kept prompts until `n_pages` are free; false if there are not enough.
     pub(crate) fn make_room(&mut self, n_pages: usize, cache: &mut Pages) -> bool {
-        match &mut self.prefix {
-            Some(prefix) => prefix.reclaim(n_pages, cache),
-            None => n_pages <= cache.n_free(),
-        }
+        room(&mut self.prefix, n_pages, cache)
     }
 
     /// Appends what constraints leave no choice about. Returns how many tokens.
@@ -495,5 +505,13 @@ impl Schedule {
 
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+}
+
+/// Whether so many pages are free, after kept prompts were given up for them.
+fn room(prefix: &mut Option<Prefix>, n_pages: usize, cache: &mut Pages) -> bool {
+    match prefix {
+        Some(prefix) => prefix.reclaim(n_pages, cache),
+        None => n_pages <= cache.n_free(),
     }
 }

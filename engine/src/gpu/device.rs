@@ -62,5 +62,7 @@ pub(crate) trait Device: std::fmt::Debug + Send {
     fn allocate(&mut self, bytes: usize) -> Result<Pointer, Fault>;
     fn upload(&mut self, to: Pointer, bytes: &[u8]) -> Result<(), Fault>;
     fn download(&mut self, from: Pointer, to: &mut [u8]) -> Result<(), Fault>;
+    /// Within its memory, between parts that do not overlap.
+    fn copy(&mut self, from: Pointer, to: Pointer, bytes: usize) -> Result<(), Fault>;
     fn launch(&mut self, kernel: &'static str, grid: Grid, args: &[Arg]) -> Result<(), Fault>;
 }

@@ -76,6 +76,7 @@ functions! {
     fill = "cuMemsetD8_v2": fn(u64, u8, usize);
     upload = "cuMemcpyHtoD_v2": fn(u64, *const c_void, usize);
     download = "cuMemcpyDtoH_v2": fn(*mut c_void, u64, usize);
+    copy = "cuMemcpyDtoD_v2": fn(u64, u64, usize);
     module_load = "cuModuleLoadDataEx": fn(*mut Handle, *const c_void, c_uint, *mut c_int, *mut *mut c_void);
     module_unload = "cuModuleUnload": fn(Handle);
     function = "cuModuleGetFunction": fn(*mut Handle, Handle, *const c_char);
@@ -241,6 +242,13 @@ impl Device for Driver {
         // SAFETY: as above; the call waits for all launches before it, and fills the slice.
         let status = unsafe { (self.functions.download)(to.as_mut_ptr().cast(), from.0, to.len()) };
         self.check(status, "reading from the card")
+    }
+
+    fn copy(&mut self, from: Pointer, to: Pointer, bytes: usize) -> Result<(), Fault> {
+        self.make_current()?;
+        // SAFETY: the driver checks that both parts are in buffers.
+        let status = unsafe { (self.functions.copy)(to.0, from.0, bytes) };
+        self.check(status, "copying within the card's memory")
     }
 
     fn launch(&mut self, kernel: &'static str, grid: Grid, args: &[Arg]) -> Result<(), Fault> {

@@ -57,6 +57,11 @@ impl Device for Interpreter {
         Ok(())
     }
 
+    fn copy(&mut self, from: Pointer, to: Pointer, bytes: usize) -> Result<(), Fault> {
+        let copied = self.global.bytes(from, bytes).map_err(Fault)?.to_vec();
+        self.upload(to, &copied)
+    }
+
     fn launch(&mut self, name: &'static str, grid: Grid, args: &[Arg]) -> Result<(), Fault> {
         let Interpreter { kernels, global, is_watched, launches } = self;
         let kernel = kernels.get(name).ok_or_else(|| Fault(format!("there is no kernel {name}")))?;

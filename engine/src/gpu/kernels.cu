@@ -526,3 +526,29 @@ KERNEL(256) probe(const unsigned *a, const unsigned *b, const unsigned *c, unsig
     unsigned found = __builtin_bit_cast(unsigned, result);
     out[i] = (found & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : found;
 }
+
+// What a card can do at best. All bits of (n_words, 4) that are set anywhere, by thread: every word is read once.
+KERNEL(256) read_all(const Four *words, unsigned *out, unsigned n_words, unsigned n_threads) {
+    unsigned thread = BLOCK_X * 256 + THREAD, seen = 0;
+    for (unsigned i = thread; i < n_words; i += n_threads) {
+        Four four = words[i];
+        seen |= four.x | four.y | four.z | four.w;
+    }
+    out[thread] = seen;
+}
+
+// 8 · 16 · 8 · 32 multiply-adds a round and warp, in eight sums that do not wait for each other; out[i] is a thread's sum of
+// 32 products of ones for each of its four places in each of them.
+KERNEL(256) multiply_all(int *out, unsigned rounds) {
+    int sums[8][4] = {};
+    for (unsigned round = 0; round < rounds; round++) {
+#pragma unroll
+        for (unsigned i = 0; i < 8; i++) {
+            multiply(sums[i], 0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u);
+        }
+    }
+    int sum = 0;
+#pragma unroll
+    for (unsigned i = 0; i < 8; i++) sum += sums[i][0] + sums[i][1] + sums[i][2] + sums[i][3];
+    out[BLOCK_X * 256 + THREAD] = sum;
+}

@@ -61,9 +61,9 @@ impl<'a> GpuOps<'a> {
         GpuOps { device, weights, buffers, cpu, plan, words, x: 0, n_rows, columns, fault }
     }
 
-    /// What went wrong first.
-    pub(super) fn fault(&self) -> Option<&Fault> {
-        self.fault.as_ref()
+    /// What went wrong first is the fault of all.
+    pub(super) fn end(self) -> Result<(), Fault> {
+        self.fault.map_or(Ok(()), Err)
     }
 
     fn hyper(&self) -> &Hyper {

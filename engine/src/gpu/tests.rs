@@ -5,6 +5,7 @@ mod rounding;
 use super::PTX;
 use super::device::{Arg, Device, Fault, Grid, Pointer};
 use super::interpreter::Interpreter;
+use super::rates::{self, Effort};
 use super::self_test;
 use crate::Isa;
 use crate::gguf::architecture::Activation;
@@ -434,6 +435,14 @@ fn the_interpreter_finds_addresses_and_launches_that_are_wrong() {
     assert!(unknown.0.starts_with("line ") && unknown.0.contains("sqrt.approx"), "{unknown}");
 }
 
+#[test]
+fn the_rates_count_what_was_done() {
+    let mut bench = Bench::new();
+    let effort = Effort { bytes: 1 << 14, blocks: 2, rounds: 3, launches: 2 };
+    let rates = rates::measure(&mut bench.0, effort).unwrap();
+    assert!(rates.read_gb_s > 0.0 && rates.mac_per_s > 0.0 && rates.launch_us > 0.0, "{rates:?}");
+}
+
 /// A driver that answers as it is told to, so that its errors can be seen without a card.
 mod fake {
     use super::super::driver::{Driver, Functions};
@@ -508,6 +517,7 @@ mod fake {
             fill: unused!(u64, u8, usize),
             upload: unused!(u64, *const c_void, usize),
             download: unused!(*mut c_void, u64, usize),
+            copy: unused!(u64, u64, usize),
             module_load: unused!(*mut *mut c_void, *const c_void, c_uint, *mut c_int, *mut *mut c_void),
             module_unload: unused!(*mut c_void),
             function: unused!(*mut *mut c_void, *mut c_void, *const c_char),
