@@ -30,8 +30,8 @@ use crate::options::{self, Head, Kv, Options};
 use device::{Device, Fault, Pointer};
 use interpreter::Interpreter;
 use ops::GpuOps;
-pub use rates::Rates;
 use rates::Effort;
+pub use rates::Rates;
 
 /// The kernels, as `make ptx` compiles them from kernels.cu.
 pub(crate) const PTX: &str = include_str!("gpu/kernels.ptx");

@@ -91,6 +91,8 @@ fn seeds_that_failed_once_pass() {
     // it has answered. Later leaders go on from savepoints.
     again(9_000_346, &[4, 3, 2, 6, 8, 1, 5, 14, 9, 10, 12, 13, 11]);
     again(170_037_830_708, &[4, 0]);
+    // A worker asked a busy server what it can do, and took silence for inability.
+    again(9_302_778, &[6, 0, 10, 9]);
     // A new leader could not list the batches whose answers its predecessor had not removed, and did not try again.
     again(9_000_096, &[0, 1]);
     // An audit had ended and its checkpoints were cleared away: a worker that had been paused claimed the job once more,
@@ -212,6 +214,9 @@ fn seeds_with_rented_pods_give_every_pod_back() {
         (runs, pods) = (runs + 1, pods + tally.pods);
     }
     assert!(runs >= 10 && pods > runs, "{pods} pods in {runs} runs");
+    // Two leaders had ordered the same pod; the order of one was refused, and it struck out the intent of the other's.
+    let failed_once = Scenario::of(9_301_050).keeping(&[13, 15, 5, 2]);
+    run_scenario(failed_once).unwrap_or_else(|broken| panic!("{broken}"));
 }
 
 /// The task that rents panics at everything that the provider answers; when it answers well again, pods are rented.

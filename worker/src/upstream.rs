@@ -87,10 +87,23 @@ async fn begin(nobody: Client, options: &Options) -> anyhow::Result<(Upstream, L
     let begun = Instant::now();
     let silence = Duration::from_secs(options.upstream_silence_s);
     let mut server = options.upstream_command.as_deref().map(Server::start).transpose()?;
-    wait_for(&nobody, &mut server, Duration::from_secs(options.upstream_start_s)).await?;
+    let most = Duration::from_secs(options.upstream_start_s);
+    wait_for(&nobody, &mut server, most).await?;
     let model = probe::chosen(&nobody, options.upstream_model.as_deref()).await?;
     let client = nobody.of_model(&model.id);
-    let facts = probe::facts(&client, &model, options).await?;
+    let facts = loop {
+        if let Some(facts) = probe::facts(&client, &model, options).await? {
+            break facts;
+        }
+        if begun.elapsed() > most {
+            anyhow::bail!(
+                "the server is too busy, or breaks off, so it is not known what it can do: start the worker again when \
+                 the server answers"
+            );
+        }
+        tracing::info!(model = model.id, "the server has left questions open; it is asked again");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    };
     let load = begun.elapsed();
     let (slots, calibration) = measure::measured(&client, &facts, options).await;
     for (has, words) in facts.abilities.named() {

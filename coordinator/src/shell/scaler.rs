@@ -82,6 +82,9 @@ struct Memory {
     boot_s: Option<f64>,
     /// Since when it is being drained.
     draining_since: Option<MonoMs>,
+    /// This leader has written its intent, and knows what became of each order but the last. Otherwise an order of it may
+    /// still be on its way, and a refusal of another proves nothing.
+    sole_order: bool,
 }
 
 struct Scaler {

@@ -92,5 +92,8 @@ fn expect(device: &mut dyn Device, at: Pointer, expected: u32) -> Result<(), Fau
     if found == expected {
         return Ok(());
     }
-    Err(Fault(format!("{} counts {found} instead of {expected}: it is defective, or its driver is", device.name())))
+    Err(Fault(format!(
+        "{} counts {found} instead of {expected}: it is defective, or its driver is",
+        device.name()
+    )))
 }

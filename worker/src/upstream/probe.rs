@@ -1,5 +1,6 @@
 //! What a server is and what it can do, as it shows when asked. Nothing is assumed from its name but where its version lies.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -87,11 +88,16 @@ pub(super) async fn chosen(client: &Client, named: Option<&str>) -> anyhow::Resu
     }
 }
 
-/// Asks a server what it is and what it can do.
+/// Asks a server what it is and what it can do. `None` when it left questions open: it is busy or away, and may be able to
+/// do what it did not show.
 ///
 /// # Errors
 /// When it answers neither of the two kinds of request.
-pub(super) async fn facts(client: &Client, model: &Listed, options: &Options) -> anyhow::Result<Facts> {
+pub(super) async fn facts(
+    client: &Client,
+    model: &Listed,
+    options: &Options,
+) -> anyhow::Result<Option<Facts>> {
     let own = model.own("digest").is_some();
     let (engine, version) = engine(client, model, own).await;
     let mut notes = Vec::new();
@@ -105,8 +111,14 @@ pub(super) async fn facts(client: &Client, model: &Listed, options: &Options) ->
         true => model.entry["ternfleet"]["deterministic"].as_bool().unwrap_or(true),
         false => options.upstream_deterministic,
     };
-    let abilities = Abilities { deterministic, ..abilities(client).await? };
-    if !seeded(client, &abilities).await {
+    let mut questions = Questions { client, answered: None, left_open: AtomicBool::new(false) };
+    let abilities = abilities(&mut questions).await;
+    let questions = &questions;
+    if questions.left_open.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let abilities = Abilities { deterministic, ..abilities? };
+    if !seeded(questions, &abilities).await {
         notes.push(
             "the server does not follow `seed`: two requests with the same one got different answers"
                 .to_owned(),
@@ -119,12 +131,12 @@ pub(super) async fn facts(client: &Client, model: &Listed, options: &Options) ->
         let device = device.unwrap_or_else(|| "unknown".to_owned());
         format!("{engine}/{version}/{precision}/{device}").replace(' ', "-")
     });
-    Ok(Facts {
+    let facts = Facts {
         digest: digest.unwrap_or_else(|| {
             let of = format!("{} {}", model.id, model.entry["root"]);
             format!("server:{}", &blake3::hash(of.as_bytes()).to_hex()[..32])
         }),
-        continues_chat: !own && abilities.chat && continues_chat(client).await,
+        continues_chat: !own && abilities.chat && continues_chat(questions).await,
         engine,
         numerics,
         context,
@@ -132,7 +144,8 @@ pub(super) async fn facts(client: &Client, model: &Listed, options: &Options) ->
         own,
         notes,
         identity: model.identity(),
-    })
+    };
+    Ok((!questions.left_open.load(Ordering::Relaxed)).then_some(facts))
 }
 
 /// Name and version.
@@ -188,9 +201,64 @@ fn device() -> Option<String> {
     (!names.is_empty()).then(|| names.join("+"))
 }
 
+/// What is asked of a server, and whether it has answered everything.
+struct Questions<'a> {
+    client: &'a Client,
+    /// Where it answers a plain question.
+    answered: Option<(&'static str, Value)>,
+    /// Some question got neither an answer nor a clear no.
+    left_open: AtomicBool,
+}
+
+impl Questions<'_> {
+    /// An answer, or a no. What may be chance is tried again, and a busy server is waited for. A server that fails at this
+    /// question alone cannot do what it asks for.
+    async fn asked(&self, path: &str, body: &Value) -> Result<Value, Trouble> {
+        let told = self.told(path, body).await;
+        if let Err(Trouble::Busy(_) | Trouble::Broken(_)) = told
+            && !self.is_well().await
+        {
+            self.left_open.store(true, Ordering::Relaxed);
+        }
+        told
+    }
+
+    async fn told(&self, path: &str, body: &Value) -> Result<Value, Trouble> {
+        let asking = async {
+            let mut broken = 0;
+            loop {
+                let wait = match self.client.ask(path, body).await {
+                    Err(Trouble::Busy(wait)) => wait.unwrap_or(AGAIN_AFTER),
+                    Err(Trouble::Broken(what)) if broken + 1 == TRIES => return Err(Trouble::Broken(what)),
+                    Err(Trouble::Broken(_)) => {
+                        broken += 1;
+                        AGAIN_AFTER
+                    }
+                    told => return told,
+                };
+                tokio::time::sleep(wait).await;
+            }
+        };
+        let silent = |_| Err(Trouble::Broken(format!("no answer within {} s", WITHIN.as_secs())));
+        tokio::time::timeout(WITHIN, asking).await.unwrap_or_else(silent)
+    }
+
+    /// Whether it still answers what it has answered before.
+    async fn is_well(&self) -> bool {
+        match &self.answered {
+            Some((path, body)) => self.told(path, body).await.is_ok(),
+            None => false,
+        }
+    }
+
+    async fn shows(&self, path: &str, body: &Value, good: impl Fn(&Value) -> bool) -> bool {
+        self.asked(path, body).await.is_ok_and(|said| good(&said))
+    }
+}
+
 /// Of two endpoints, those that are there, with what is asked of both.
 struct Ways<'a> {
-    client: &'a Client,
+    questions: &'a Questions<'a>,
     completions: bool,
     chat: bool,
 }
@@ -200,27 +268,40 @@ impl Ways<'_> {
     async fn shows(&self, extra: &Value, good: impl Fn(&Value) -> bool) -> bool {
         let mut all = self.completions || self.chat;
         if self.completions {
-            all &= shows(self.client, COMPLETIONS, &with(completion(), extra), &good).await;
+            all &= self.questions.shows(COMPLETIONS, &with(completion(), extra), &good).await;
         }
         if self.chat {
-            all &= shows(self.client, CHAT, &with(chat(), extra), &good).await;
+            all &= self.questions.shows(CHAT, &with(chat(), extra), &good).await;
         }
         all
     }
 }
 
-async fn abilities(client: &Client) -> anyhow::Result<Abilities> {
-    let text = asked(client, COMPLETIONS, &completion()).await;
-    let said = asked(client, CHAT, &chat()).await;
-    let ways = Ways { client, completions: is_text(&text), chat: is_text(&said) };
+async fn abilities(questions: &mut Questions<'_>) -> anyhow::Result<Abilities> {
+    let mut text = questions.told(COMPLETIONS, &completion()).await;
+    let said = questions.told(CHAT, &chat()).await;
+    if let Err(Trouble::Busy(_) | Trouble::Broken(_)) = text {
+        text = questions.told(COMPLETIONS, &completion()).await;
+    }
+    questions.answered = match (is_text(&text), is_text(&said)) {
+        (true, _) => Some((COMPLETIONS, completion())),
+        (false, true) => Some((CHAT, chat())),
+        (false, false) => None,
+    };
+    let is_unclear = |told: &Result<_, _>| matches!(told, Err(Trouble::Busy(_) | Trouble::Broken(_)));
+    if (is_unclear(&text) || is_unclear(&said)) && !questions.is_well().await {
+        questions.left_open.store(true, Ordering::Relaxed);
+    }
+    let questions = &*questions;
+    let ways = Ways { questions, completions: is_text(&text), chat: is_text(&said) };
     if let (false, false, Err(trouble)) = (ways.completions, ways.chat, &text) {
         anyhow::bail!("the server completes neither texts nor chats: {trouble}");
     }
-    let (prompt_ids, ids) = ids_of(client, &ways, json!(PROMPT)).await;
+    let (prompt_ids, ids) = ids_of(questions, &ways, json!(PROMPT)).await;
     let token_ids = !prompt_ids.is_empty() && !ids.is_empty();
     let id_prompts = match token_ids {
-        true => ids_of(client, &ways, json!(prompt_ids)).await == (prompt_ids.clone(), ids.clone()),
-        false => ways.completions && counts_ids(client).await,
+        true => ids_of(questions, &ways, json!(prompt_ids)).await == (prompt_ids.clone(), ids.clone()),
+        false => ways.completions && counts_ids(questions).await,
     };
     let schema = Constraint::JsonSchema(
         r#"{"type":"object","properties":{"zq":{"type":"integer","enum":[7]}},"required":["zq"],"additionalProperties":false}"#
@@ -259,14 +340,14 @@ async fn abilities(client: &Client) -> anyhow::Result<Abilities> {
         grammars: ways.shows(&regex, is_form).await
             && ways.shows(&lark, is_form).await
             && ways.shows(&choice, is_form).await,
-        tools: ways.chat && calls(client).await,
+        tools: ways.chat && calls(questions).await,
         choices: ways
             .shows(&json!({ "n": 2, "temperature": 1 }), |said| {
                 said["choices"].as_array().is_some_and(|choices| choices.len() == 2)
             })
             .await,
         cutoffs: cutoffs(&ways).await,
-        logit_bias: token_ids && biased(client, &prompt_ids).await,
+        logit_bias: token_ids && biased(questions, &prompt_ids).await,
     })
 }
 
@@ -287,25 +368,6 @@ fn with(mut body: Value, extra: &Value) -> Value {
     body
 }
 
-/// An answer, or a clear no. What may be chance is tried again.
-async fn asked(client: &Client, path: &str, body: &Value) -> Result<Value, Trouble> {
-    let mut last = Trouble::Busy(None);
-    for _ in 0..TRIES {
-        match tokio::time::timeout(WITHIN, client.ask(path, body)).await {
-            Ok(Ok(said)) => return Ok(said),
-            Ok(Err(refused @ Trouble::Refused(_))) => return Err(refused),
-            Ok(Err(trouble)) => last = trouble,
-            Err(_) => return Err(Trouble::Broken(format!("no answer within {} s", WITHIN.as_secs()))),
-        }
-        tokio::time::sleep(AGAIN_AFTER).await;
-    }
-    Err(last)
-}
-
-async fn shows(client: &Client, path: &str, body: &Value, good: impl Fn(&Value) -> bool) -> bool {
-    asked(client, path, body).await.is_ok_and(|said| good(&said))
-}
-
 fn is_text(said: &Result<Value, Trouble>) -> bool {
     said.as_ref().is_ok_and(|said| {
         let choice = &said["choices"][0];
@@ -320,38 +382,39 @@ fn text_of(said: &Value) -> String {
 }
 
 /// Ids of a prompt and of the token after it; none where the server tells none. A chat is asked as well, if there is one.
-async fn ids_of(client: &Client, ways: &Ways<'_>, prompt: Value) -> (Vec<u32>, Vec<u32>) {
+async fn ids_of(questions: &Questions<'_>, ways: &Ways<'_>, prompt: Value) -> (Vec<u32>, Vec<u32>) {
     let wanted = json!({ "return_token_ids": true, "prompt": prompt });
-    let Ok(said) = asked(client, COMPLETIONS, &with(completion(), &wanted)).await else {
+    let Ok(said) = questions.asked(COMPLETIONS, &with(completion(), &wanted)).await else {
         return Default::default();
     };
     let Ok(pieces) = super::piece::pieces(&said) else { return Default::default() };
     let in_chats = !ways.chat
-        || shows(client, CHAT, &with(chat(), &json!({ "return_token_ids": true })), |said| {
-            super::piece::pieces(said).is_ok_and(|pieces| {
-                pieces.first().is_some_and(|one| !one.ids.is_empty() && !one.prompt_ids.is_empty())
+        || questions
+            .shows(CHAT, &with(chat(), &json!({ "return_token_ids": true })), |said| {
+                super::piece::pieces(said).is_ok_and(|pieces| {
+                    pieces.first().is_some_and(|one| !one.ids.is_empty() && !one.prompt_ids.is_empty())
+                })
             })
-        })
-        .await;
+            .await;
     match pieces.into_iter().next().filter(|_| in_chats) {
         Some(piece) => (piece.prompt_ids, piece.ids),
         None => Default::default(),
     }
 }
 
-async fn counts_ids(client: &Client) -> bool {
+async fn counts_ids(questions: &Questions<'_>) -> bool {
     let three = with(completion(), &json!({ "prompt": [1, 2, 3] }));
-    shows(client, COMPLETIONS, &three, |said| said["usage"]["prompt_tokens"] == 3).await
+    questions.shows(COMPLETIONS, &three, |said| said["usage"]["prompt_tokens"] == 3).await
 }
 
 async fn scored_ways(ways: &Ways<'_>, scored: impl Fn(&Value) -> bool) -> bool {
     let chat = with(chat(), &json!({ "logprobs": true, "top_logprobs": 1 }));
     let text = with(completion(), &json!({ "logprobs": 1 }));
-    (!ways.chat || shows(ways.client, CHAT, &chat, &scored).await)
-        && (!ways.completions || shows(ways.client, COMPLETIONS, &text, &scored).await)
+    (!ways.chat || ways.questions.shows(CHAT, &chat, &scored).await)
+        && (!ways.completions || ways.questions.shows(COMPLETIONS, &text, &scored).await)
 }
 
-async fn calls(client: &Client) -> bool {
+async fn calls(questions: &Questions<'_>) -> bool {
     let tool = json!({ "name": "zq", "parameters": { "type": "object", "properties": {} } });
     let extra = json!({
         "tools": [{ "type": "function", "function": tool }], "max_tokens": 48,
@@ -360,42 +423,42 @@ async fn calls(client: &Client) -> bool {
     let called = |said: &Value| {
         said["choices"][0]["message"]["tool_calls"][0]["function"]["name"].as_str() == Some("zq")
     };
-    shows(client, CHAT, &with(chat(), &extra), called).await
+    questions.shows(CHAT, &with(chat(), &extra), called).await
 }
 
 /// Where only the likeliest token is left, a high temperature changes nothing.
 async fn cutoffs(ways: &Ways<'_>) -> bool {
     let (path, body) = if ways.completions { (COMPLETIONS, completion()) } else { (CHAT, chat()) };
     let greedy = with(body.clone(), &json!({ "max_tokens": 6 }));
-    let Ok(plain) = asked(ways.client, path, &greedy).await else { return false };
+    let Ok(plain) = ways.questions.asked(path, &greedy).await else { return false };
     let same = |said: &Value| text_of(said) == text_of(&plain);
     let hot = with(greedy, &json!({ "temperature": 2 }));
-    shows(ways.client, path, &with(hot.clone(), &json!({ "top_k": 1 })), same).await
-        && shows(ways.client, path, &with(hot, &json!({ "min_p": 1.0 })), same).await
+    ways.questions.shows(path, &with(hot.clone(), &json!({ "top_k": 1 })), same).await
+        && ways.questions.shows(path, &with(hot, &json!({ "min_p": 1.0 })), same).await
 }
 
 /// Two requests with the same seed, one after the other, get the same answer.
-async fn seeded(client: &Client, abilities: &Abilities) -> bool {
+async fn seeded(questions: &Questions<'_>, abilities: &Abilities) -> bool {
     let (path, body) = if abilities.completions { (COMPLETIONS, completion()) } else { (CHAT, chat()) };
     let body = with(body, &json!({ "max_tokens": 12, "temperature": 1, "seed": 20_261_130 }));
-    let (first, second) = (asked(client, path, &body).await, asked(client, path, &body).await);
+    let (first, second) = (questions.asked(path, &body).await, questions.asked(path, &body).await);
     matches!((first, second), (Ok(first), Ok(second)) if text_of(&first) == text_of(&second))
 }
 
 /// Ids that are wanted enough come.
-async fn biased(client: &Client, prompt_ids: &[u32]) -> bool {
+async fn biased(questions: &Questions<'_>, prompt_ids: &[u32]) -> bool {
     let Some(id) = prompt_ids.last() else { return false };
     let body = json!({ "return_token_ids": true, "logit_bias": { id.to_string(): 100 } });
     let forced = |said: &Value| said["choices"][0]["token_ids"] == json!([id]);
-    shows(client, COMPLETIONS, &with(completion(), &body), forced).await
+    questions.shows(COMPLETIONS, &with(completion(), &body), forced).await
 }
 
 /// A message that is continued needs fewer tokens than one after which a new one begins.
-async fn continues_chat(client: &Client) -> bool {
+async fn continues_chat(questions: &Questions<'_>) -> bool {
     let begun = json!({ "messages": [{ "role": "user", "content": PROMPT }, { "role": "assistant", "content": "five, six" }] });
     let continued = json!({ "continue_final_message": true, "add_generation_prompt": false });
     let tokens = |said: Result<Value, Trouble>| said.ok()?["usage"]["prompt_tokens"].as_u64();
-    let plain = tokens(asked(client, CHAT, &with(chat(), &begun)).await);
-    let shorter = tokens(asked(client, CHAT, &with(with(chat(), &begun), &continued)).await);
+    let plain = tokens(questions.asked(CHAT, &with(chat(), &begun)).await);
+    let shorter = tokens(questions.asked(CHAT, &with(with(chat(), &begun), &continued)).await);
     matches!((plain, shorter), (Some(plain), Some(shorter)) if shorter < plain)
 }

@@ -72,6 +72,7 @@ impl Scaler {
             },
         )
         .await;
+        self.memories.entry(intent.name.clone()).or_default().sole_order = true;
         true
     }
 
@@ -88,6 +89,12 @@ impl Scaler {
         let mut ordered = Vec::new();
         for name in names {
             let Some(intent) = self.store.intents.get(&name).map(|kept| kept.value.clone()) else { continue };
+            if !self.memories.get(&name).is_some_and(|memory| memory.sole_order)
+                && let Err(error) = self.store.take_over(&self.ties, &name).await
+            {
+                tracing::warn!(pod = name, %error, "the intent could not be written again; nothing is ordered");
+                continue;
+            }
             match self.rental.order(now, &intent) {
                 Ok(order) => {
                     let provider = Arc::clone(&self.rental.provider);
@@ -137,18 +144,20 @@ impl Scaler {
         match fault {
             CloudError::NoCapacity(_) => self.give_up(intent, false, why).await,
             CloudError::Forbidden(_) | CloudError::Invalid(_) => self.give_up(intent, true, why).await,
-            CloudError::NoBalance(_) | CloudError::Unauthorized(_) => self.strike(&intent.name).await,
+            CloudError::NoBalance(_) | CloudError::Unauthorized(_) => self.strike_refused(&intent.name).await,
             // It may have been rented: the intent stays, and the next turn looks for its name before anything else.
             CloudError::RateLimited { .. }
             | CloudError::Uncertain(_)
             | CloudError::Unreachable(_)
             | CloudError::Protocol(_)
             | CloudError::NotFound(_)
-            | CloudError::Conflict(_) => {}
+            | CloudError::Conflict(_) => {
+                self.memories.entry(intent.name.clone()).or_default().sole_order = false;
+            }
         }
     }
 
-    /// Nothing was rented for certain: the intent goes, and its place (or its whole class) rests for a while.
+    /// Nothing was rented by this order: the intent goes, and its place (or its whole class) rests for a while.
     async fn give_up(&mut self, intent: &Intent, whole_class: bool, why: String) {
         let span = Duration::from_secs_f64(self.rental.options.refusal_s);
         if whole_class {
@@ -156,10 +165,15 @@ impl Scaler {
         } else {
             self.refuse(&intent.class, intent.data_center.clone(), span, why);
         }
-        self.strike(&intent.name).await;
+        self.strike_refused(&intent.name).await;
     }
 
-    async fn strike(&mut self, name: &str) {
+    /// Strikes an intent out whose order was refused. It stays if another order of it may be on its way: then its pod comes,
+    /// or never does.
+    async fn strike_refused(&mut self, name: &str) {
+        if !self.memories.get(name).is_some_and(|memory| memory.sole_order) {
+            return;
+        }
         if let Err(error) = self.store.strike(&self.ties, name).await {
             tracing::warn!(pod = name, %error, "an intent could not be deleted");
         }

@@ -150,6 +150,13 @@ impl Store {
         stored.inspect_err(|_| self.stale = true)
     }
 
+    /// Writes an intent as it is, so that an earlier leader can neither change it nor strike it out any more.
+    pub(super) async fn take_over(&mut self, ties: &Ties, name: &str) -> Result<(), BusError> {
+        let kept = self.intents.get_mut(name).ok_or_else(|| BusError::NotFound(name.to_owned()))?;
+        let value = kept.value.clone();
+        put(&*ties.bus, &format!("{POD}{name}"), kept, value).await.inspect_err(|_| self.stale = true)
+    }
+
     /// Strikes an intent out.
     pub(super) async fn strike(&mut self, ties: &Ties, name: &str) -> Result<(), BusError> {
         let Some(kept) = self.intents.get(name) else { return Ok(()) };
