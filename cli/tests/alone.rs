@@ -318,7 +318,7 @@ fn bench_measures_and_refuses_what_the_machine_cannot_run() {
     ]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let report = ended.json();
-    assert_eq!(report["model"]["numerics"], "ternfleet-2/f16kv/q6head");
+    assert_eq!(report["model"]["numerics"], "ternfleet-3/f16kv/q6head");
     assert!(report["machine"]["read_gb_s"].as_f64().unwrap() > 0.1);
     assert!(report["memory"]["anonymous_bytes"].as_u64() > report["memory"]["weights_bytes"].as_u64());
     let row = &report["threads"][0];

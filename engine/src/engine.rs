@@ -29,12 +29,12 @@ fn numerics(head: Head, rounding: Rounding, kv: Kv) -> &'static str {
     macro_rules! of_kv {
         ($kv:literal) => {
             match (rounding, head) {
-                (Rounding::Token, Head::Screened | Head::Full) => concat!("ternfleet-2/", $kv),
-                (Rounding::Token, Head::Q8) => concat!("ternfleet-2/", $kv, "/q8head"),
-                (Rounding::Token, Head::Q6) => concat!("ternfleet-2/", $kv, "/q6head"),
-                (Rounding::Groups, Head::Screened | Head::Full) => concat!("ternfleet-2/", $kv, "/int8x128"),
-                (Rounding::Groups, Head::Q8) => concat!("ternfleet-2/", $kv, "/int8x128/q8head"),
-                (Rounding::Groups, Head::Q6) => concat!("ternfleet-2/", $kv, "/int8x128/q6head"),
+                (Rounding::Token, Head::Screened | Head::Full) => concat!("ternfleet-3/", $kv),
+                (Rounding::Token, Head::Q8) => concat!("ternfleet-3/", $kv, "/q8head"),
+                (Rounding::Token, Head::Q6) => concat!("ternfleet-3/", $kv, "/q6head"),
+                (Rounding::Groups, Head::Screened | Head::Full) => concat!("ternfleet-3/", $kv, "/int8x128"),
+                (Rounding::Groups, Head::Q8) => concat!("ternfleet-3/", $kv, "/int8x128/q8head"),
+                (Rounding::Groups, Head::Q6) => concat!("ternfleet-3/", $kv, "/int8x128/q6head"),
             }
         };
     }
@@ -138,9 +138,8 @@ impl Engine {
             return Err(LoadError::Option { name: "head", reason: reason.to_owned() });
         }
         let bits = match options.head {
-            // A GPU scores all rows, which is exact as well.
-            _ if ternary_head || device.is_some() => None,
-            // The full head needs the copy for nuclei.
+            _ if ternary_head => None,
+            // The full head, which is also a GPU's, needs the copy for nuclei and for sums of log-probabilities.
             Head::Full | Head::Screened | Head::Q8 => Some(Bits::Eight),
             Head::Q6 => Some(Bits::Six),
         };

@@ -10,11 +10,13 @@ mod draw;
 mod nucleus;
 mod screen;
 mod ternary;
+mod total;
 
 use crate::LoadError;
 use crate::constraint::Rule;
+use crate::forward::{HeadColumn, Plan};
 use crate::gguf::Hyper;
-use crate::kernel::{Cut, Kernels, ROWS, WideActs};
+use crate::kernel::{Cut, Kernels, ROWS, WideActs, prefetch};
 use crate::memory::Region;
 use crate::model::{FloatRows, Model};
 use crate::ops::Ops;
@@ -30,9 +32,8 @@ pub(crate) use screen::{Bits, Rounded, Screen};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use total::Totals;
 
-/// Rows of f16 that are computed together.
-const TOGETHER: usize = 4;
 /// Tokens of a step from which on their activations are rounded to a byte.
 const NARROW_FROM: usize = 5;
 /// The largest top-k, and the most tokens with bias or penalty, for which screening is tried.
@@ -72,10 +73,11 @@ impl Demand {
         // Scores alone, for comparing.
         let Some(draw) = draw else { return Demand::All };
         let sampling = draw.sampling;
-        if !has_copy || draw.top_logprobs.is_some() || draw.given.is_some() {
+        if !has_copy || draw.given.is_some() {
             return Demand::All;
         }
-        let screened = head == Head::Screened;
+        // What log-probabilities are measured against does not depend on the head either.
+        let screened = head == Head::Screened || draw.top_logprobs.is_some();
         if matches!(rule, Rule::Few(_)) {
             return if screened { Demand::Few } else { Demand::All };
         }
@@ -90,6 +92,34 @@ impl Demand {
             0 => Demand::Noisy,
             top_k if top_k <= MOST_SCREENED => Demand::Best(top_k),
             _ => Demand::All,
+        }
+    }
+}
+
+/// What is computed for one head column.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    head: usize,
+    demand: Demand,
+    /// Log-probabilities by the copy's sum, of so many best tokens beside the drawn one.
+    top: Option<usize>,
+}
+
+impl Slot {
+    fn new(head: usize, column: &HeadColumn<'_>, of: Head, has_copy: bool) -> Slot {
+        let draw = column.draw.as_ref();
+        let demand = Demand::of(draw, column.rule(), of, has_copy);
+        let by_copy = !matches!(demand, Demand::Approximate | Demand::All);
+        let top = draw.and_then(|draw| draw.top_logprobs).filter(|_| by_copy).map(usize::from);
+        Slot { head, demand, top }
+    }
+
+    /// Approximate scores come first, so that they are multiplied together, and all exact ones last.
+    fn place(&self) -> u8 {
+        match self.demand {
+            Demand::Best(_) | Demand::Noisy | Demand::Nucleus | Demand::Approximate => 0,
+            Demand::Few => u8::from(self.top.is_none()),
+            Demand::All => 2,
         }
     }
 }
@@ -140,6 +170,7 @@ pub(crate) struct HeadWork {
     finds: Vec<Mutex<Finds>>,
     chosen: Vec<Mutex<Vec<Candidate>>>,
     nuclei: Nuclei,
+    totals: Totals,
     screened: AtomicU64,
     candidates: AtomicU64,
     few: AtomicU64,
@@ -170,8 +201,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// stand together.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
-    /// By slot: head and demand.
-    order: Vec<(usize, Demand)>,
+    order: Vec<Slot>,
     n_screened: usize,
     /// Of the first that wants all scores.
     first_exact: usize,
@@ -180,7 +210,7 @@ pub(crate) struct Slots {
 impl Slots {
     /// The heads that want all scores, in the order of their slots.
     pub(crate) fn heads_with_all_scores(&self) -> Vec<usize> {
-        self.order[self.first_exact..].iter().map(|&(head, _)| head).collect()
+        self.order[self.first_exact..].iter().map(|slot| slot.head).collect()
     }
 }
 
@@ -214,6 +244,7 @@ impl HeadWork {
             finds: (0..n_heads * n_threads).map(|_| Mutex::new(Finds::default())).collect(),
             chosen: (0..n_heads * n_threads).map(|_| Mutex::new(Vec::new())).collect(),
             nuclei: Nuclei::new(n_heads, n_threads)?,
+            totals: Totals::new(n_heads, n_threads, hyper.vocab)?,
             screened: AtomicU64::new(0),
             candidates: AtomicU64::new(0),
             few: AtomicU64::new(0),
@@ -236,22 +267,14 @@ impl HeadWork {
     }
 
     /// Orders the heads of a plan.
-    pub(crate) fn slots(&self, plan: &crate::forward::Plan<'_>) -> Slots {
+    pub(crate) fn slots(&self, plan: &Plan<'_>) -> Slots {
         let has_copy = self.screen.is_some();
-        let mut order: Vec<(usize, Demand)> = plan
-            .heads
-            .iter()
-            .enumerate()
-            .map(|(i, column)| (i, Demand::of(column.draw.as_ref(), column.rule(), self.head, has_copy)))
-            .collect();
-        let place = |demand: Demand| match demand {
-            Demand::Best(_) | Demand::Noisy | Demand::Nucleus | Demand::Approximate => 0,
-            Demand::Few => 1,
-            Demand::All => 2,
-        };
-        order.sort_by_key(|&(_, demand)| place(demand));
-        let n_screened = order.partition_point(|&(_, demand)| place(demand) == 0);
-        let first_exact = order.partition_point(|&(_, demand)| place(demand) < 2);
+        let columns = plan.heads.iter().enumerate();
+        let mut order: Vec<Slot> =
+            columns.map(|(i, column)| Slot::new(i, column, self.head, has_copy)).collect();
+        order.sort_by_key(Slot::place);
+        let n_screened = order.partition_point(|slot| slot.place() == 0);
+        let first_exact = order.partition_point(|slot| slot.place() < 2);
         Slots { order, n_screened, first_exact }
     }
 
@@ -303,10 +326,10 @@ pub(crate) fn set_input(ops: &mut Ops<'_, '_>, slot: usize, x: &[f32]) {
     };
     ops.kernels.norm(x, &model.output_norm, model.hyper.rms_eps, input);
     if slot < ops.slots.n_screened {
-        let narrow = match ops.slots.order[slot].1 {
+        let narrow = match ops.slots.order[slot] {
             // Where the approximate scores decide, they must not depend on the company, nor on the instruction set.
-            Demand::Approximate => None,
-            Demand::Nucleus => Some(nucleus::BOUND),
+            Slot { demand: Demand::Approximate, .. } => None,
+            Slot { demand: Demand::Nucleus, .. } | Slot { top: Some(_), .. } => Some(nucleus::BOUND),
             // Narrow ones halve the work of many tokens; for few, memory decides, and int16 leaves fewer candidates.
             _ => ops.kernels.narrow_bound().filter(|_| ops.slots.n_screened >= NARROW_FROM),
         };
@@ -317,7 +340,7 @@ pub(crate) fn set_input(ops: &mut Ops<'_, '_>, slot: usize, x: &[f32]) {
 
 /// Which head is in a slot.
 pub(crate) fn head_of(ops: &Ops<'_, '_>, slot: usize) -> usize {
-    ops.slots.order[slot].0
+    ops.slots.order[slot].head
 }
 
 /// Scores for all heads of the plan, each member a part of the vocabulary; the caller waits afterwards.
@@ -326,6 +349,7 @@ pub(crate) fn scores(ops: &mut Ops<'_, '_>) {
     few_scores(ops);
     if ops.slots.n_screened > 0 {
         let rows = approximate_scores(ops);
+        total::find(ops, &rows);
         nucleus::find(ops, &rows);
         bound_scores(ops, rows.clone());
         ops.end(Operation::Head);
@@ -347,15 +371,15 @@ fn exact_scores(ops: &mut Ops<'_, '_>) {
     // SAFETY: inputs were written before the last barrier.
     let input = unsafe { work.input.read(first_slot * work.hidden..n_slots * work.hidden) };
     let (kernels, stride) = (ops.kernels, work.stride());
-    for block in ops.member.share(work.vocab.div_ceil(TOGETHER)) {
-        let first = block * TOGETHER;
-        let last = work.vocab.min(first + TOGETHER);
-        if last - first == TOGETHER
+    for block in ops.member.share(work.vocab.div_ceil(ROWS)) {
+        let first = block * ROWS;
+        let last = work.vocab.min(first + ROWS);
+        if last - first == ROWS
             && let Some(halves) = head.halves(first..last)
         {
             let out = work.scores.element(first_slot * stride + first);
             // SAFETY: `scores` holds (n_heads, stride), and these rows are this member's.
-            unsafe { kernels.dots_f16(halves, input, work.hidden, out, stride) };
+            unsafe { kernels.dots_f16(halves, input, out, stride, ops.private.scratch()) };
             continue;
         }
         for id in first..last {
@@ -371,8 +395,9 @@ fn exact_scores(ops: &mut Ops<'_, '_>) {
 /// Canonical scores of allowed tokens, where they are few: each member some of them.
 fn few_scores(ops: &mut Ops<'_, '_>) {
     let mut scratch = std::mem::take(&mut ops.private.head.row);
-    for slot in ops.slots.n_screened..ops.slots.first_exact {
-        let Rule::Few(tokens) = ops.plan.heads[ops.slots.order[slot].0].rule() else { continue };
+    for slot in 0..ops.slots.first_exact {
+        let Slot { head, demand: Demand::Few, .. } = ops.slots.order[slot] else { continue };
+        let Rule::Few(tokens) = ops.plan.heads[head].rule() else { continue };
         set_chosen(ops, slot, &tokens[ops.member.share(tokens.len())], &mut scratch);
     }
     ops.private.head.row = scratch;
@@ -380,17 +405,27 @@ fn few_scores(ops: &mut Ops<'_, '_>) {
 
 /// Makes these tokens, with their canonical scores, this member's choice for one slot.
 fn set_chosen(ops: &Ops<'_, '_>, slot: usize, tokens: &[u32], scratch: &mut [f32]) {
+    *lock(&ops.work.head.chosen[slot * ops.member.count() + ops.member.index]) =
+        scored(ops, slot, tokens, scratch);
+}
+
+/// These tokens with their canonical scores for one slot.
+fn scored(ops: &Ops<'_, '_>, slot: usize, tokens: &[u32], scratch: &mut [f32]) -> Vec<Candidate> {
     let work = &ops.work.head;
     // SAFETY: inputs were written before the last barrier.
     let x = unsafe { work.input.read(slot * work.hidden..(slot + 1) * work.hidden) };
     let head = ops.model().head();
-    let mut chosen = lock(&work.chosen[slot * ops.member.count() + ops.member.index]);
-    chosen.clear();
-    let scored = |&id: &u32| {
-        let score = exact_score(ops.kernels, &head, id as usize, x, scratch);
-        Candidate { id, score }
+    let ask = |at: usize| {
+        // Rows far apart come from memory: the next ones are on their way meanwhile.
+        if let Some(halves) = tokens.get(at).and_then(|&id| head.halves(id as usize..id as usize + 1)) {
+            prefetch(halves.as_ptr(), size_of_val(halves));
+        }
     };
-    chosen.extend(tokens.iter().map(scored));
+    let candidate = |(at, &id): (usize, &u32)| {
+        ask(at + 1);
+        Candidate { id, score: exact_score(ops.kernels, &head, id as usize, x, scratch) }
+    };
+    tokens.iter().enumerate().map(candidate).collect()
 }
 
 /// The canonical score of one token.
@@ -430,7 +465,7 @@ fn approximate_scores(ops: &mut Ops<'_, '_>) -> Range<usize> {
         };
         runs.push((slots, acts));
     }
-    let groups = ops.member.share(screen.n_groups());
+    let groups = screen.share(ops.member);
     let sums = &mut ops.private.head.sums;
     for first in groups.clone().step_by(2) {
         let together = first..groups.end.min(first + 2);
@@ -449,7 +484,7 @@ fn approximate_scores(ops: &mut Ops<'_, '_>) -> Range<usize> {
 /// One slot's part for this member; it reads its own rows only.
 fn part<'a>(ops: &'a Ops<'_, '_>, slot: usize, rows: &Range<usize>) -> Option<(Part<'a>, Demand)> {
     let work = &ops.work.head;
-    let (head, demand) = ops.slots.order[slot];
+    let Slot { head, demand, .. } = ops.slots.order[slot];
     let draw = ops.plan.heads[head].draw.as_ref()?;
     let screen = work.screen.as_ref()?;
     let scores = slot * work.stride() + rows.start..slot * work.stride() + rows.end;
@@ -458,7 +493,8 @@ fn part<'a>(ops: &'a Ops<'_, '_>, slot: usize, rows: &Range<usize>) -> Option<(P
     let (kernels, vocab, first_row) = (ops.kernels, work.vocab, rows.start);
     let rule = ops.plan.heads[head].rule();
     let cut = if demand == Demand::Nucleus { work.nuclei.cut(slot) } else { Cut::NONE };
-    Some((Part { kernels, screen, first_row, scores, rounded, draw, rule, cut, vocab }, demand))
+    let adjusted = &draw.adjustments;
+    Some((Part { kernels, screen, first_row, scores, rounded, draw, adjusted, rule, cut, vocab }, demand))
 }
 
 /// What bounds the winners' scores from below: the exact scores of this member's most promising rows.

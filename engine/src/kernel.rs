@@ -16,6 +16,7 @@ mod avx512;
 mod avx_vnni;
 mod floats;
 mod grouped;
+mod halves;
 pub(crate) mod lanes;
 mod scalar;
 mod scores;
@@ -33,6 +34,7 @@ pub(crate) use attention::{Query, State};
 pub(crate) use floats::{Epilogue, Then};
 use grouped::GroupedJob;
 pub(crate) use grouped::group_scale_bytes;
+use halves::{HalvesJob, Widened};
 pub(crate) use scores::{BINS, BINS_A_UNIT, Bounds, Cut, Noise, NoisyJob};
 pub(crate) use screening::{ScreenJob, WideActs};
 use stamp::stamp;
@@ -97,7 +99,7 @@ struct Table {
     attended: unsafe fn(&State, &mut [f32]),
     dot_f16: unsafe fn(*const u16, *const f32, usize) -> f32,
     dot_f32: unsafe fn(*const f32, *const f32, usize) -> f32,
-    dots_f16: unsafe fn(*const u16, usize, *const f32, usize, usize, usize, *mut f32, usize),
+    dots_f16: unsafe fn(&mut HalvesJob<'_>),
     round_i16: unsafe fn(&[f32], f32, &mut [i16], &mut [f32]),
     largest_magnitude: unsafe fn(&[f32]) -> f32,
     widen: unsafe fn(&[u16], &mut [f32]),
@@ -209,11 +211,12 @@ pub(crate) struct Acts<'a> {
 pub(crate) struct Scratch {
     panel: [u8; 16384],
     sums: [i32; MAX_TOKENS * 2 * ROWS],
+    widened: Widened,
 }
 
 impl Scratch {
     pub(crate) fn new() -> Box<Scratch> {
-        Box::new(Scratch { panel: [0; 16384], sums: [0; MAX_TOKENS * 2 * ROWS] })
+        Box::new(Scratch { panel: [0; 16384], sums: [0; MAX_TOKENS * 2 * ROWS], widened: Widened::EMPTY })
     }
 }
 
@@ -387,20 +390,22 @@ impl Kernels {
         unsafe { (self.table.narrow_bytes)(from, to) }
     }
 
-    /// Attention over one page of one head. `next` is where the keys begin that will be read after this page: they are asked for
-    /// ahead, and never read here.
+    /// Attention over one page of one head. `next` is where the keys begin that will be read after this page, and how many
+    /// positions: they are asked for ahead, and never read here.
     pub(crate) fn attend(
         &self,
         queries: &mut [Query<'_>],
         stored: Stored<'_>,
-        next: *const u8,
+        next: (*const u8, usize),
         head_dim: usize,
         scale: f32,
     ) {
         assert!(head_dim.is_multiple_of(16) && head_dim <= MAX_HEAD_DIM);
         assert!(queries.iter().all(|query| query.visible <= PAGE && query.q.len() == head_dim));
+        let next_elements = next.1.next_multiple_of(KEY_BLOCK) * head_dim;
         match stored {
             Stored::Half { keys, values } => {
+                let next = (next.0, next_elements * size_of::<u16>());
                 assert!(keys.len() >= PAGE * head_dim && values.len() >= PAGE * head_dim);
                 let page =
                     Page { keys: keys.as_ptr(), values: values.as_ptr(), scales: None, next, head_dim };
@@ -408,6 +413,7 @@ impl Kernels {
                 unsafe { (self.table.attend)(queries, &page, scale) }
             }
             Stored::Bytes { keys, values, scales } => {
+                let next = (next.0, next_elements);
                 assert!(keys.len() >= PAGE * head_dim && values.len() >= PAGE * head_dim);
                 assert!(scales.len() >= 2 * PAGE);
                 let scales = Some(scales.as_ptr());
@@ -446,7 +452,7 @@ impl Kernels {
         unsafe { (self.table.dot_f32)(row.as_ptr(), x.as_ptr(), x.len()) }
     }
 
-    /// [`Kernels::dot_f16`] of four rows, (4, width), with each of `x`, (n_tokens, width): `out[token · out_stride + row]`.
+    /// [`Kernels::dot_f16`] of sixteen rows, (16, width), with each of `x`, (n_tokens, width): `out[token · out_stride + row]`.
     ///
     /// # Safety
     /// `out` has room for them, and no other thread may touch them meanwhile.
@@ -454,16 +460,23 @@ impl Kernels {
         &self,
         rows: &[u16],
         x: &[f32],
-        width: usize,
         out: *mut f32,
         out_stride: usize,
+        scratch: &mut Scratch,
     ) {
-        assert!(rows.len() >= 4 * width && width.is_multiple_of(16) && x.len().is_multiple_of(width));
-        let n_tokens = x.len() / width;
+        let width = rows.len() / ROWS;
+        assert!(width.is_multiple_of(16) && rows.len() == ROWS * width && x.len().is_multiple_of(width));
+        let mut job = HalvesJob {
+            rows: rows.as_ptr(),
+            tokens: x.as_ptr(),
+            n_tokens: x.len() / width,
+            width,
+            out,
+            out_stride,
+            scratch: &mut scratch.widened,
+        };
         // SAFETY: the lengths were checked above; the caller answers for `out`.
-        unsafe {
-            (self.table.dots_f16)(rows.as_ptr(), width, x.as_ptr(), width, n_tokens, width, out, out_stride);
-        }
+        unsafe { (self.table.dots_f16)(&mut job) }
     }
 
     /// max |x|.

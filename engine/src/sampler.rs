@@ -155,6 +155,12 @@ pub(crate) fn keep_best(candidates: &mut Vec<Candidate>, k: usize) {
     }
 }
 
+/// Keeps the `k` best, the best first.
+pub(crate) fn keep_ranked(candidates: &mut Vec<Candidate>, k: usize) {
+    keep_best(candidates, k);
+    candidates.sort_unstable_by(by_rank);
+}
+
 /// The best token's id; 0 if there is none.
 fn best(candidates: &[Candidate]) -> u32 {
     candidates.iter().min_by(|a, b| by_rank(a, b)).map_or(0, |candidate| candidate.id)

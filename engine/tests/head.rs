@@ -53,16 +53,14 @@ fn heads_agree(change: impl Fn(usize, usize, f32) -> f32) {
     with_embedding(&path, change);
     let requests = requests(2000, 20);
     let (expected, counters) = outcomes(&path, Head::Full, Isa::Scalar, 1, &requests);
-    assert_eq!(counters.screened, 20, "the nucleus is the copy's for every head: one request has one");
+    assert_eq!(
+        counters.screened, 40,
+        "one nucleus, and one sum of log-probabilities: the copy's for every head"
+    );
     for (isa, threads) in Isa::available().into_iter().zip([1, 2, 3, 2]) {
         let (found, counters) = outcomes(&path, Head::Screened, isa, threads, &requests);
         assert_eq!(found, expected, "{isa}");
-        // One request asks for log-probabilities, and so for all scores; the others are screened.
-        assert_eq!(
-            (counters.full, counters.screened),
-            (20, 20 * (requests.len() as u64 - 1)),
-            "{counters:?}"
-        );
+        assert_eq!((counters.full, counters.screened), (0, 20 * requests.len() as u64), "{counters:?}");
         assert!(counters.candidates >= counters.screened, "{counters:?}");
     }
 }
@@ -106,6 +104,7 @@ proptest! {
         top_k in select(vec![0u32, 1, 2, 40, 300]),
         top_p in select(vec![0.01f32, 0.9, 1.0]),
         min_p in select(vec![0.0f32, 0.05, 1.0]),
+        top_logprobs in select(vec![None, Some(0), Some(1), Some(20)]),
         silent in prop::bool::weighted(0.2),
         seed in any::<u64>(),
         isa in select(Isa::available()),
@@ -128,7 +127,7 @@ proptest! {
             with_tensor(&path, "output_norm.weight", |bytes, _| bytes.fill(0));
         }
         let sampling = Sampling { temperature, top_k, top_p, min_p, ..Sampling::default() };
-        let request = |n| Request { prompt: prompt(n, 5, VOCAB), max_new_tokens: 6, sampling: sampling.clone(), seed, ..Request::default() };
+        let request = |n| Request { prompt: prompt(n, 5, VOCAB), max_new_tokens: 6, sampling: sampling.clone(), top_logprobs, seed, ..Request::default() };
         let requests = [request(1), request(2), request(3)];
         let (expected, _) = outcomes(&path, Head::Full, Isa::Scalar, 1, &requests);
         let (found, _) = outcomes(&path, Head::Screened, isa, 2, &requests);
@@ -174,6 +173,44 @@ fn a_nucleus_is_what_the_softmax_says() {
     let expected = mass(0.25) / mass(outermost);
     let found = drawn.iter().filter(|&&before| before <= 0.25).count() as f64 / N as f64;
     assert!((found - expected).abs() < 0.1, "{found} for {expected}");
+}
+
+/// Their sum is taken from rounded scores, but for the likely tokens; the tokens are ranked by exact scores.
+#[test]
+fn log_probabilities_are_those_of_the_softmax_to_a_hundredth() {
+    for (sharpness, most) in [(1.0, 0.01), (8.0, 0.02), (60.0, 0.01)] {
+        let (_folder, path) = synthetic(&Shape { vocab: 2000, ..Shape::TINY }, 3);
+        with_embedding(&path, |_, _, value| value * sharpness);
+        let mut engine = load(&path, Options { max_sequences: 32, ..Options::default() });
+        for n in 0..12 {
+            let ids = prompt(n, 9, 2000);
+            let logits = engine.logits(&ids).unwrap();
+            let scores = &logits[logits.len() - 2000..];
+            let best = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = scores.iter().map(|&score| f64::from(score - best).exp()).sum();
+            let expected = |token: u32| f64::from(scores[token as usize] - best) - sum.ln();
+            let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+            let request = Request {
+                prompt: ids,
+                max_new_tokens: 1,
+                sampling,
+                seed: u64::from(n),
+                ..Request::default()
+            };
+            let plain = run(&mut engine, std::slice::from_ref(&request)).remove(0);
+            let found = run(&mut engine, &[Request { top_logprobs: Some(5), ..request }]).remove(0);
+            assert_eq!(plain.tokens, found.tokens, "they change no draw");
+            let logprob = found.logprobs[0].as_ref().unwrap();
+            let mut ranked: Vec<u32> = (0..2000).collect();
+            ranked.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
+            assert_eq!(logprob.top.iter().map(|&(id, _)| id).collect::<Vec<u32>>(), ranked[..5]);
+            let all = logprob.top.iter().copied().chain([(found.tokens[0], logprob.logprob)]);
+            for (id, logprob) in all {
+                let error = (f64::from(logprob) - expected(id)).abs();
+                assert!(error < most && logprob <= 0.0, "{sharpness}: {logprob} is {error} off");
+            }
+        }
+    }
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Part<'a> {
     pub(crate) scores: &'a [f32],
     pub(crate) rounded: &'a Rounded,
     pub(crate) draw: &'a Draw<'a>,
+    /// Tokens with a bias or penalty, which the bounds do not know.
+    pub(crate) adjusted: &'a [(u32, f32)],
     pub(crate) rule: Rule<'a>,
     /// The nucleus, if the draw is from one.
     pub(crate) cut: Cut,
@@ -43,7 +45,7 @@ impl Part<'_> {
     fn counts(&self, id: u32) -> bool {
         (id as usize) < self.vocab
             && self.rule.allows(id)
-            && self.draw.adjustments.binary_search_by_key(&id, |&(id, _)| id).is_err()
+            && self.adjusted.binary_search_by_key(&id, |&(id, _)| id).is_err()
     }
 
     /// Whether a token of these rows is in the nucleus.

@@ -1,7 +1,7 @@
 //! From the scores of a step to drawn tokens: one member a slot.
 
 use super::nucleus::{self, adjust};
-use super::{Demand, Drawn, lock};
+use super::{Demand, Drawn, Slot, lock, total};
 use crate::constraint::Rule;
 use crate::kernel::{BINS, Bounds, Cut, Kernels, NoisyJob};
 use crate::math;
@@ -30,7 +30,7 @@ impl Scratch {
 /// Draws the token of one slot: which head it is, and what was drawn. `None` where the scores are no numbers.
 pub(crate) fn draw(ops: &mut Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)> {
     let work = &ops.work.head;
-    let (head, demand) = ops.slots.order[slot];
+    let Slot { head, demand, top } = ops.slots.order[slot];
     let draw = ops.plan.heads[head].draw.as_ref()?;
     let rule = ops.plan.heads[head].rule();
     if matches!(demand, Demand::Approximate | Demand::All) {
@@ -54,13 +54,21 @@ pub(crate) fn draw(ops: &mut Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)>
     if found.is_empty() || found.iter().any(|candidate| !candidate.score.is_finite()) {
         return None;
     }
+    let scores = if top.is_some() { found.clone() } else { Vec::new() };
     draw.adjust(&mut found);
     let token = match demand {
         // What is outside of the nucleus was left out before.
         Demand::Nucleus => draw.loudest(&found),
         _ => draw.pick(&mut found),
     };
-    Some((head, Drawn { token, logprob: None }))
+    let logprob = match top {
+        Some(n_top) => {
+            let drawn = scores.iter().find(|candidate| candidate.id == token)?;
+            Some(total::logprobs(ops, slot, drawn.score, n_top)?)
+        }
+        None => None,
+    };
+    Some((head, Drawn { token, logprob }))
 }
 
 /// Draws from all scores, which are in order of id.

@@ -95,14 +95,14 @@ pub(super) fn adjust(draw: &Draw<'_>, rule: Rule<'_>, vocab: usize, first: usize
 /// Finds the nuclei of all slots that want one: each member weighs its rows. Ends with a barrier.
 pub(super) fn find(ops: &Ops<'_, '_>, rows: &Range<usize>) {
     let wanted: Vec<usize> =
-        (0..ops.slots.n_screened).filter(|&slot| ops.slots.order[slot].1 == Demand::Nucleus).collect();
+        (0..ops.slots.n_screened).filter(|&slot| ops.slots.order[slot].demand == Demand::Nucleus).collect();
     if wanted.is_empty() {
         return;
     }
     let (work, count, index) = (&ops.work.head, ops.member.count(), ops.member.index);
     let scores = |slot: usize| slot * work.stride() + rows.start..slot * work.stride() + rows.end;
     let draw_of = |slot: usize| {
-        let head = &ops.plan.heads[ops.slots.order[slot].0];
+        let head = &ops.plan.heads[ops.slots.order[slot].head];
         (head.draw.as_ref().expect("because only draws have nuclei"), head.rule())
     };
     for &slot in &wanted {

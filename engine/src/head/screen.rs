@@ -19,12 +19,14 @@ use crate::LoadError;
 use crate::kernel::{Bounds, Kernels, LINE, ROWS, WideActs};
 use crate::memory::Region;
 use crate::model::Model;
-use crate::pool::{Pool, Shared};
+use crate::pool::{Member, Pool, Shared};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Norms are multiplied by this: far above all roundings of computing them and of summing the bound.
 const OUTWARD: f32 = 1.0001;
+/// Rows whose exponentials are summed together where log-probabilities are wanted: members have whole pieces of them.
+pub(super) const PIECE_ROWS: usize = 64 * ROWS;
 /// Inputs of six-bit rows that are unpacked at a time: 16 KiB for two groups.
 const PIECE: usize = 512;
 /// Tokens for which six-bit rows are unpacked into registers, once for each.
@@ -150,7 +152,7 @@ impl Screen {
         let bad_row = AtomicUsize::new(usize::MAX);
         pool.run(&|member| {
             let mut buffers = Buffers::new(width);
-            for group in member.share(n_groups) {
+            for group in screen.share(member) {
                 // SAFETY: groups are shared out among members.
                 let lines = unsafe { screen.lines.write::<u8>(screen.group_bytes(group)) };
                 for r in 0..ROWS.min(vocab - group * ROWS) {
@@ -299,9 +301,11 @@ impl Screen {
         Rounded { step, norm, error_norm: outward_norm(kernels, error), narrow: 0 }
     }
 
-    /// Groups of 16 rows.
-    pub(crate) fn n_groups(&self) -> usize {
-        self.n_groups
+    /// The groups of 16 rows of one member: whole pieces of the sums that log-probabilities are measured against.
+    pub(crate) fn share(&self, member: &Member<'_>) -> Range<usize> {
+        const GROUPS: usize = PIECE_ROWS / ROWS;
+        let pieces = member.share(self.n_groups.div_ceil(GROUPS));
+        (pieces.start * GROUPS).min(self.n_groups)..(pieces.end * GROUPS).min(self.n_groups)
     }
 
     /// Approximate scores of one or two groups for several tokens: `place(token, group)` is where those of its 16 rows go.

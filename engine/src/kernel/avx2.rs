@@ -502,4 +502,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 10 * 32
 }
 
-super::stamp!(Pair, Halves<Narrow>, 6, 1, 1, "avx2,fma,f16c");
+super::stamp!(Pair, Halves<Narrow>, 6, 1, 1, 3, 2, "avx2,fma,f16c");

@@ -116,6 +116,30 @@ impl Lanes for Whole {
         _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, bound.0)
     }
     #[inline(always)]
+    unsafe fn sums(vectors: [Self; 16]) -> Self {
+        // Each step adds the halves of what is left of two vectors, and puts them side by side.
+        let mut eights = [_mm512_setzero_ps(); 8];
+        for (i, eight) in eights.iter_mut().enumerate() {
+            let (a, b) = (vectors[2 * i].0, vectors[2 * i + 1].0);
+            *eight = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+        }
+        let mut fours = [_mm512_setzero_ps(); 4];
+        for (i, four) in fours.iter_mut().enumerate() {
+            let (a, b) = (eights[2 * i], eights[2 * i + 1]);
+            *four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+        }
+        let mut twos = [_mm512_setzero_ps(); 2];
+        for (i, two) in twos.iter_mut().enumerate() {
+            let (a, b) = (fours[2 * i], fours[2 * i + 1]);
+            *two = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
+        }
+        let [a, b] = twos;
+        let ones = _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+        // A quarter now has every fourth vector's sum.
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        Whole(_mm512_permutexvar_ps(order, ones))
+    }
+    #[inline(always)]
     unsafe fn prefetch<T>(address: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
@@ -540,4 +564,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 20 * 64
 }
 
-super::stamp!(Whole, Lines, 8, 2, 4, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");
+super::stamp!(Whole, Lines, 8, 2, 4, 6, 4, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");

@@ -221,4 +221,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 12 * 32
 }
 
-super::stamp!(Pair, Halves<Wide>, 6, 1, 1, "avx2,fma,f16c,avxvnni");
+super::stamp!(Pair, Halves<Wide>, 6, 1, 1, 3, 2, "avx2,fma,f16c,avxvnni");

@@ -314,42 +314,6 @@ pub(super) unsafe fn dot_f16<L: Lanes>(row: *const u16, x: *const f32, n: usize)
     sum.sum()
 }
 
-/// Four rows by up to four tokens at once: the bits of [`dot_f16`], with the loads shared.
-///
-/// # Safety
-/// As [`dot_f16`]; rows `row_stride` apart and tokens `x_stride` apart; `out[token · out_stride + row]` is written.
-#[inline(always)]
-pub(super) unsafe fn dots_f16<L: Lanes, const T: usize>(
-    rows: *const u16,
-    row_stride: usize,
-    x: *const f32,
-    x_stride: usize,
-    n: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    let mut sums = [[L::splat(0.0); 4]; T];
-    let mut i = 0;
-    while i < n {
-        let mut weights = [L::splat(0.0); 4];
-        for (r, weight) in weights.iter_mut().enumerate() {
-            *weight = L::load_f16(rows.add(r * row_stride + i));
-        }
-        for t in 0..T {
-            let value = L::load(x.add(t * x_stride + i));
-            for r in 0..4 {
-                sums[t][r] = weights[r].fma(value, sums[t][r]);
-            }
-        }
-        i += 16;
-    }
-    for t in 0..T {
-        for r in 0..4 {
-            *out.add(t * out_stride + r) = sums[t][r].sum();
-        }
-    }
-}
-
 /// The canonical dot product of two rows of f32.
 ///
 /// # Safety

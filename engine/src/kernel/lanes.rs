@@ -4,7 +4,7 @@
 //! register of AVX-512 is one such vector, AVX2 uses two, plain Rust an array; the bits are the same. No operation
 //! here differs between machines: no reciprocal estimates, no flush to zero, no contraction that is not written.
 //!
-//! The implementations are in `scalar.rs`, `avx2.rs` and `avx512.rs`; `floats.rs`, `scores.rs` and `attention.rs` are written over them.
+//! The implementations are in `scalar.rs`, `avx2.rs` and `avx512.rs`; `floats.rs`, `halves.rs`, `scores.rs` and `attention.rs` are written over them.
 #![allow(unsafe_op_in_unsafe_fn)] // Each function's contract is that of its one intrinsic; see the trait.
 
 /// Sixteen f32.
@@ -75,6 +75,16 @@ pub(crate) trait Lanes: Copy {
             width /= 2;
         }
         lanes[0]
+    }
+
+    /// The sums of sixteen vectors, each by the fixed tree.
+    #[inline(always)]
+    unsafe fn sums(vectors: [Self; 16]) -> Self {
+        let mut sums = [0f32; 16];
+        for (sum, vector) in sums.iter_mut().zip(vectors) {
+            *sum = vector.sum();
+        }
+        Self::load(sums.as_ptr())
     }
 
     #[inline(always)]

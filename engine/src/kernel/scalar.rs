@@ -261,4 +261,4 @@ pub(super) unsafe fn multiply_all(rounds: u64) -> u64 {
     rounds * 16
 }
 
-super::stamp!([f32; 16], Plain, 4, 1, 1);
+super::stamp!([f32; 16], Plain, 4, 1, 1, 3, 2);

@@ -2,12 +2,14 @@
 
 /// Writes out the generic routines for one instruction set and gathers them in its `TABLE`.
 macro_rules! stamp {
-    ($lanes:ty, $blocks:ty, $wide:literal, $vectors:literal, $tall:literal $(, $features:literal)?) => {
+    ($lanes:ty, $blocks:ty, $wide:literal, $vectors:literal, $tall:literal,
+     $tokens:literal, $rows:literal $(, $features:literal)?) => {
         mod stamped {
             #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, unused_imports)]
             use super::super::attention::{self, Page, Query, State};
             use super::super::floats::{self, Epilogue};
             use super::super::grouped::{self, GroupedJob};
+            use super::super::halves::{self, HalvesJob};
             use super::super::scores::{self, BINS, Bounds, Cut, NoisyJob};
             use super::super::Quantised;
             use super::*;
@@ -106,27 +108,8 @@ macro_rules! stamp {
                 floats::dot_f32::<Lane>(row, x, n)
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn dots_f16(
-                rows: *const u16,
-                row_stride: usize,
-                x: *const f32,
-                x_stride: usize,
-                n_tokens: usize,
-                n: usize,
-                out: *mut f32,
-                out_stride: usize,
-            ) {
-                let mut token = 0;
-                while token < n_tokens {
-                    let (x, out) = (x.add(token * x_stride), out.add(token * out_stride));
-                    if n_tokens - token >= 4 {
-                        floats::dots_f16::<Lane, 4>(rows, row_stride, x, x_stride, n, out, out_stride);
-                        token += 4;
-                    } else {
-                        floats::dots_f16::<Lane, 1>(rows, row_stride, x, x_stride, n, out, out_stride);
-                        token += 1;
-                    }
-                }
+            pub(super) unsafe fn dots_f16(job: &mut HalvesJob<'_>) {
+                halves::dots::<Lane, $tokens, $rows>(job);
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn round_i16(x: &[f32], step: f32, out: &mut [i16], error: &mut [f32]) {

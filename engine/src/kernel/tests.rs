@@ -190,13 +190,6 @@ fn floats_equal_scalar(isa: Isa, seed: u64, blocks: usize, magnitude: f32) {
         kernels.reach(&bounds, 1.0, x[0], &mut hits);
         kernels.reach(&bounds, -1.0, x[0], &mut hits);
         let dots = [kernels.dot_f16(&halves, &w), kernels.dot_f32(&x, &w)];
-        let mut many = vec![0f32; 20];
-        if n >= 64 {
-            let tokens: Vec<f32> = w.repeat(5);
-            let width = n / 4 / 16 * 16;
-            // SAFETY: five tokens of four rows fit into `many`.
-            unsafe { kernels.dots_f16(&halves, &tokens[..5 * width], width, many.as_mut_ptr(), 4) };
-        }
         (
             bits(&normed),
             quants,
@@ -206,10 +199,27 @@ fn floats_equal_scalar(isa: Isa, seed: u64, blocks: usize, magnitude: f32) {
             wide,
             bits(&error),
             bits(&dots),
-            bits(&many),
         )
     };
     assert_eq!(run(scalar), run(kernels), "{isa}");
+}
+
+/// Sixteen rows with some tokens, by pieces and tiles, and each by itself.
+fn dots_together_equal_single_ones(isa: Isa, seed: u64, blocks: usize, n_tokens: usize) {
+    let (Some(kernels), Some(scalar)) = (Kernels::new(isa), Kernels::new(Isa::Scalar)) else { return };
+    let width = blocks * 16;
+    let mut bytes = Bytes(seed);
+    let mut rows = vec![0u16; ROWS * width];
+    scalar.narrow(&bytes.floats(ROWS * width, 1.0), &mut rows);
+    let tokens = bytes.floats(n_tokens * width, 3.0);
+    let mut found = vec![0f32; n_tokens * ROWS];
+    // SAFETY: `found` has sixteen floats a token, and belongs to this thread.
+    unsafe { kernels.dots_f16(&rows, &tokens, found.as_mut_ptr(), ROWS, &mut Scratch::new()) };
+    let single = |x: &[f32], row: &[u16]| scalar.dot_f16(row, x);
+    let tokens = tokens.chunks_exact(width);
+    let expected: Vec<f32> =
+        tokens.flat_map(|x| rows.chunks_exact(width).map(move |row| single(x, row))).collect();
+    assert_eq!(bits(&expected), bits(&found), "{isa}");
 }
 
 fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usize>, magnitude: f32) {
@@ -245,7 +255,7 @@ fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usiz
                 .collect();
             let width = if together { queries.len().max(1) } else { 1 };
             for part in queries.chunks_mut(width) {
-                kernels.attend(part, stored, values.as_ptr().cast(), head_dim, 0.088);
+                kernels.attend(part, stored, (values.as_ptr().cast(), PAGE), head_dim, 0.088);
             }
         }
         let mut out = vec![0f32; head_dim];
@@ -436,6 +446,13 @@ macro_rules! suite {
                 #[test]
                 fn floats_equal_the_scalar_ones(seed: u64, blocks in 1usize..20, magnitude in 0.0f32..1e4) {
                     floats_equal_scalar($isa, seed, blocks, magnitude);
+                }
+
+                #[test]
+                fn dots_of_rows_together_equal_single_ones(
+                    seed: u64, blocks in 1usize..60, n_tokens in 1usize..45,
+                ) {
+                    dots_together_equal_single_ones($isa, seed, blocks, n_tokens);
                 }
 
                 #[test]
