@@ -390,22 +390,20 @@ impl Kernels {
         unsafe { (self.table.narrow_bytes)(from, to) }
     }
 
-    /// Attention over one page of one head. `next` is where the keys begin that will be read after this page, and how many
-    /// positions: they are asked for ahead, and never read here.
+    /// Attention over one page of one head. `next` is where the keys begin that will be read after this page: they are asked for
+    /// ahead, and never read here.
     pub(crate) fn attend(
         &self,
         queries: &mut [Query<'_>],
         stored: Stored<'_>,
-        next: (*const u8, usize),
+        next: *const u8,
         head_dim: usize,
         scale: f32,
     ) {
         assert!(head_dim.is_multiple_of(16) && head_dim <= MAX_HEAD_DIM);
         assert!(queries.iter().all(|query| query.visible <= PAGE && query.q.len() == head_dim));
-        let next_elements = next.1.next_multiple_of(KEY_BLOCK) * head_dim;
         match stored {
             Stored::Half { keys, values } => {
-                let next = (next.0, next_elements * size_of::<u16>());
                 assert!(keys.len() >= PAGE * head_dim && values.len() >= PAGE * head_dim);
                 let page =
                     Page { keys: keys.as_ptr(), values: values.as_ptr(), scales: None, next, head_dim };
@@ -413,7 +411,6 @@ impl Kernels {
                 unsafe { (self.table.attend)(queries, &page, scale) }
             }
             Stored::Bytes { keys, values, scales } => {
-                let next = (next.0, next_elements);
                 assert!(keys.len() >= PAGE * head_dim && values.len() >= PAGE * head_dim);
                 assert!(scales.len() >= 2 * PAGE);
                 let scales = Some(scales.as_ptr());

@@ -288,7 +288,7 @@ fn one_context(seed: u64, seen: usize, head_dim: usize, group: usize, magnitude:
                     let (keys, values) = page.split_at(PAGE * head_dim);
                     let visible = (column + 1 - index * PAGE).min(PAGE);
                     let mut queries = [Query { q, visible, state: &mut state }];
-                    let next = (keys.as_ptr().cast(), 0);
+                    let next = keys.as_ptr().cast();
                     kernels.attend(&mut queries, Stored::Half { keys, values }, next, head_dim, scale);
                 }
                 let mut expected = vec![0.0; head_dim];

@@ -9,7 +9,8 @@ use super::lanes::{Lanes, exp};
 use super::{KEY_BLOCK, MAX_HEAD_DIM, PAGE};
 use std::mem::MaybeUninit;
 
-/// Bytes of keys or values ahead of those being read that are asked for into the first-level cache.
+/// Bytes of keys or values ahead of those being read that are asked for into the second-level cache, and into the first.
+const FAR: usize = 8192;
 const NEAR: usize = 1024;
 
 /// One query and what it has gathered so far.
@@ -67,8 +68,8 @@ pub(super) struct Page<C> {
     pub(super) values: *const C,
     /// Of keys and of values, (2, 128), where they have any.
     pub(super) scales: Option<*const f32>,
-    /// The keys that will be read after this page, and how many bytes of them; only asked for, never followed.
-    pub(super) next: (*const u8, usize),
+    /// What will be read after this page; only asked for, never followed.
+    pub(super) next: *const u8,
     pub(super) head_dim: usize,
 }
 
@@ -104,6 +105,17 @@ pub(super) unsafe fn attend<L: Lanes, C: Cell, const MOST: usize, const V: usize
     }
 }
 
+/// Asks for what is read soon after the element at `at` of `part`, which may be in what comes after that part: `far` bytes ahead
+/// into the second-level cache, and a little ahead into the first.
+#[inline(always)]
+unsafe fn ask_ahead<L: Lanes, C>(part: (*const C, usize), at: usize, far: usize, then: *const u8) {
+    let (start, len) = (part.0.cast::<u8>(), part.1 * size_of::<C>());
+    let at = at * size_of::<C>();
+    let far = at + far;
+    L::prefetch_far(if far < len { start.wrapping_add(far) } else { then.wrapping_add(far - len) });
+    L::prefetch(start.wrapping_add(at + NEAR));
+}
+
 #[inline(always)]
 unsafe fn attend_together<L: Lanes, C: Cell, const Q: usize, const V: usize, const TALL: usize>(
     queries: &mut [Query<'_>],
@@ -117,7 +129,7 @@ unsafe fn attend_together<L: Lanes, C: Cell, const Q: usize, const V: usize, con
     }
     // Whole blocks are computed; what lies beyond the visible positions is cut off below.
     let n_blocks = seen.div_ceil(KEY_BLOCK);
-    let n_values = seen * head_dim;
+    let (n_keys, n_values) = (n_blocks * KEY_BLOCK * head_dim, seen * head_dim);
     // Written before they are read, as far as they are read at all: filling them with zeros first would cost a fortieth.
     let mut rows = MaybeUninit::<[[f32; MAX_HEAD_DIM]; Q]>::uninit();
     let mut weights = MaybeUninit::<[[f32; PAGE]; Q]>::uninit();
@@ -131,7 +143,7 @@ unsafe fn attend_together<L: Lanes, C: Cell, const Q: usize, const V: usize, con
             L::load(query.q.as_ptr().add(d)).store(rows.add(i * MAX_HEAD_DIM + d));
         }
     }
-    let scores = Scores { keys, values, scales, rows, weights, head_dim, scale };
+    let scores = Scores { keys: (keys, n_keys), then: values.cast(), scales, rows, weights, head_dim, scale };
     let n_lanes = n_blocks * (KEY_BLOCK / 16);
     let mut lane = 0;
     while lane + TALL <= n_lanes {
@@ -192,9 +204,9 @@ unsafe fn attend_together<L: Lanes, C: Cell, const Q: usize, const V: usize, con
 
 /// What the scores of a page are made of.
 struct Scores<C> {
-    keys: *const C,
-    /// Asked for meanwhile: as many as keys are read.
-    values: *const C,
+    keys: (*const C, usize),
+    /// What is read after the keys.
+    then: *const u8,
     scales: Option<*const f32>,
     /// Queries, (Q, 256).
     rows: *const f32,
@@ -209,16 +221,17 @@ struct Scores<C> {
 unsafe fn score<L: Lanes, C: Cell, const Q: usize, const V: usize>(job: &Scores<C>, first: usize) {
     const A_BLOCK: usize = KEY_BLOCK / 16;
     let start = |vector: usize| vector / A_BLOCK * KEY_BLOCK * job.head_dim + vector % A_BLOCK * 16;
+    // Blocks that are read side by side are past before the far prefetch would help them: it is for those that follow.
+    let far = FAR.max(V / A_BLOCK * KEY_BLOCK * job.head_dim * size_of::<C>());
     let mut sums = [[L::splat(0.0); V]; Q];
     for d in 0..job.head_dim {
         let mut lanes = [L::splat(0.0); V];
         for (v, lane) in lanes.iter_mut().enumerate() {
             let at = start(first + v) + d * KEY_BLOCK;
             if (first + v).is_multiple_of(A_BLOCK) {
-                L::prefetch_far(job.values.wrapping_add(at));
-                L::prefetch(job.keys.wrapping_add(at).cast::<u8>().wrapping_add(NEAR));
+                ask_ahead::<L, C>(job.keys, at, far, job.then);
             }
-            *lane = C::load(job.keys.add(at));
+            *lane = C::load(job.keys.0.add(at));
         }
         for (i, sum) in sums.iter_mut().enumerate() {
             let q = L::splat(*job.rows.add(i * MAX_HEAD_DIM + d));
@@ -238,35 +251,25 @@ unsafe fn score<L: Lanes, C: Cell, const Q: usize, const V: usize>(job: &Scores<
     }
 }
 
-/// Weighted values of `V` vectors of dimensions from `d` on. Meanwhile the next page's keys are asked for, by each pass a part.
+/// Weighted values of `V` vectors of dimensions from `d` on.
 #[inline(always)]
 unsafe fn gather<L: Lanes, C: Cell, const Q: usize, const V: usize>(
     values: (*const C, usize),
-    next: (*const u8, usize),
+    next: *const u8,
     weights: *const f32,
     gathered: *mut f32,
     d: usize,
     head_dim: usize,
 ) {
-    const LINE: usize = 64;
-    let n_positions = values.1 / head_dim;
-    let part = (next.1 * 16 * V / head_dim).next_multiple_of(LINE);
-    let mut ahead = next.0.wrapping_add(d / (16 * V) * part);
-    let pace = part.div_ceil(n_positions).next_multiple_of(LINE);
     let mut sums = [[L::splat(0.0); V]; Q];
     let mut position = 0;
     let mut at = 0;
-    let mut asked = 0;
     while at < values.1 {
-        if asked < part {
-            for line in (0..pace).step_by(LINE) {
-                L::prefetch_far(ahead.wrapping_add(line));
+        if d == 0 {
+            // The first pass brings whole rows, in the order in which they lie; the others find them in the cache.
+            for line in (0..head_dim).step_by(64 / size_of::<C>()) {
+                ask_ahead::<L, C>(values, at + line, FAR, next);
             }
-            ahead = ahead.wrapping_add(pace);
-            asked += pace;
-        }
-        for line in (0..16 * V * size_of::<C>()).step_by(LINE) {
-            L::prefetch(values.0.wrapping_add(at + d).cast::<u8>().wrapping_add(NEAR + line));
         }
         let mut lanes = [L::splat(0.0); V];
         for (v, lane) in lanes.iter_mut().enumerate() {

@@ -255,7 +255,7 @@ fn attention_equals_scalar(isa: Isa, seed: u64, blocks: usize, visible: Vec<usiz
                 .collect();
             let width = if together { queries.len().max(1) } else { 1 };
             for part in queries.chunks_mut(width) {
-                kernels.attend(part, stored, (values.as_ptr().cast(), PAGE), head_dim, 0.088);
+                kernels.attend(part, stored, values.as_ptr().cast(), head_dim, 0.088);
             }
         }
         let mut out = vec![0f32; head_dim];

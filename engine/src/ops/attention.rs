@@ -225,10 +225,7 @@ impl Ops<'_, '_> {
         let pages = &segment.pages[..seen.div_ceil(PAGE)];
         let count = self.member.count();
         let n_tasks = hyper.n_kv_heads * pages.len();
-        let place = |task: usize| {
-            let number = task % pages.len();
-            (self.cache.place(pages[number], layer, task / pages.len()), (seen - number * PAGE).min(PAGE))
-        };
+        let place = |task: usize| self.cache.place(pages[task % pages.len()], layer, task / pages.len());
         let first = (self.member.index + *turn) % count;
         for task in (first..n_tasks).step_by(count) {
             let (kv_head, number) = (task / pages.len(), task % pages.len());
@@ -318,15 +315,11 @@ impl Ops<'_, '_> {
             // SAFETY: what the cache holds of this head was written by this task or before the last barrier.
             let stored = unsafe { self.cache.read(page, layer, kv_head) };
             let following = match (pages.get(index + 1), next) {
-                (Some(&page), _) => {
-                    (self.cache.place(page, layer, kv_head), (last + 1 - (index + 1) * PAGE).min(PAGE))
-                }
+                (Some(&page), _) => self.cache.place(page, layer, kv_head),
                 (None, Some(next)) => {
-                    let page = self.plan.segments[next.segment].pages[0];
-                    let last = self.plan.columns[next.columns.end - 1].position;
-                    (self.cache.place(page, layer, next.kv_head), (last + 1).min(PAGE))
+                    self.cache.place(self.plan.segments[next.segment].pages[0], layer, next.kv_head)
                 }
-                (None, None) => (self.cache.place(page, layer, kv_head), 0),
+                (None, None) => self.cache.place(page, layer, kv_head),
             };
             let mut queries: Vec<Query<'_>> = Vec::with_capacity(n_queries);
             for (i, state) in states.iter_mut().enumerate() {
