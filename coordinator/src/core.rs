@@ -55,7 +55,7 @@ use std::collections::VecDeque;
 use ternfleet_proto::clock::StepWatch;
 use ternfleet_proto::message::EventKind;
 use ternfleet_proto::tag::AssignmentKey;
-use ternfleet_proto::{BatchId, MonoMs, Now, WorkerId};
+use ternfleet_proto::{BatchId, MonoMs, Now, WorkerId, table};
 
 pub use account::Account;
 pub(crate) use account::day_of;
@@ -110,7 +110,7 @@ impl Default for Limits {
         Self {
             quotas: Quotas::default(),
             text_bytes_max: 256 << 20,
-            workers_per_shard: 100,
+            workers_per_shard: table::WORKERS_PER_SHARD,
             audit_share_ppm: 0,
             cache_entries_max: 1_000_000,
             settle_ms: 1_200,

@@ -53,5 +53,7 @@ async fn ready(State(shared): State<Shared>) -> (StatusCode, &'static str) {
 
 async fn numbers(State(shared): State<Shared>) -> impl IntoResponse {
     shared.metrics.set_connected(shared.bus.connected());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shared.metrics.render())
+    let metrics = Arc::clone(&shared.metrics);
+    let text = ternfleet_proto::aside::run(move || metrics.render()).await.unwrap_or_default();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }

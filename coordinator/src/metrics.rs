@@ -23,7 +23,7 @@ use ternfleet_proto::{Lane, Now, TimeMs, UsdMicro};
 use crate::core::{Core, Counts, Gauges, QuoteCheck};
 use crate::scale::Act;
 use answers::AnswerSeries;
-use fleet::FleetSeries;
+use fleet::{FleetSeries, Shown};
 use nats::NatsSeries;
 use scale::ScaleSeries;
 
@@ -35,6 +35,7 @@ const INVARIANTS: [&str; 4] = ["J1", "J3", "M1", "M2"];
 const USES: [&str; 5] = ["busy", "over_budget", "boot", "idle", "drain"];
 /// Bill over quoted bill.
 const QUOTE_ERRORS: [f64; 12] = [0.25, 0.5, 0.7, 0.85, 0.95, 1.05, 1.15, 1.3, 1.5, 2.0, 4.0, 8.0];
+const TURN_SECONDS: [f64; 8] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25];
 /// Metrics are brought up to date at most this often.
 const REFRESH_MS: u64 = 500;
 /// The series of each pod are brought up to date in longer steps, the more of them there are.
@@ -45,6 +46,9 @@ pub struct Metrics {
     registry: Registry,
     warm: AtomicBool,
     refreshed: std::sync::Mutex<Refreshed>,
+    /// What the series of pods and batches are to show, since the last reader.
+    shown: std::sync::Mutex<Option<Shown>>,
+    rendering: std::sync::Mutex<()>,
     committed: CounterVec,
     cached: Counter,
     duplicates: Counter,
@@ -88,6 +92,7 @@ pub struct Metrics {
     cost: CounterVec,
     hosts_quarantined: Gauge,
     results_read_to: Gauge,
+    turn: Histogram,
     durability: Gauge,
     quote_error: Histogram,
     quotes_checked: CounterVec,
@@ -213,6 +218,8 @@ impl Default for Metrics {
         Self {
             warm: AtomicBool::new(false),
             refreshed: Default::default(),
+            shown: Default::default(),
+            rendering: Default::default(),
             committed: m.counters(
                 "jobs_committed_total",
                 "Jobs with an answer.",
@@ -329,6 +336,11 @@ impl Default for Metrics {
             hosts_quarantined: m.gauge("hosts_quarantined", "Hosts in quarantine now."),
             results_read_to: m
                 .gauge("results_read_to", "Sequence of RESULTS up to which the ledger has been updated."),
+            turn: m.histogram(
+                "loop_turn_seconds",
+                "Time of one turn of the coordinator's loop: what came in meanwhile has waited for so long.",
+                &TURN_SECONDS,
+            ),
             durability: m.gauge(
                 "durability_level",
                 "Durability of an accepted batch: 0 memory, 1 stored, 2 replicated, 3 synced to disk.",
@@ -467,8 +479,8 @@ impl Metrics {
             let more = if now < before { now } else { now - before };
             self.cost.with_label_values(&[name]).inc_by(more.dollars());
         }
-        // Only the leader's view is complete; a standby would show the same pods twice. The series of ten thousand pods
-        // take a tenth of a second: then not at every look.
+        // Only the leader's view is complete; a standby would show the same pods twice. A view of ten thousand pods takes
+        // a while: then not at every look.
         let gap = SERIES_GAP_A_WORKER * core.fleet().workers.len() as u32;
         if levels.leading && last.fleet_at.is_some_and(|at| at.elapsed() < gap) {
             return;
@@ -478,7 +490,9 @@ impl Metrics {
             true => (core.pod_views(None), fleet::soonest(now, core)),
             false => Default::default(),
         };
-        self.fleet.refresh(now.wall, &pods, &batches);
+        self.fleet.add_up_classes(&pods);
+        let shown = Shown { at: now.wall, pods, batches };
+        *self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(shown);
     }
 
     /// What the scaler has and does.
@@ -496,6 +510,11 @@ impl Metrics {
 
     pub(crate) fn billing_drift(&self, ratio: f64) {
         self.scale.drift(ratio);
+    }
+
+    /// The loop has taken in what there was, and asked for what follows from it.
+    pub(crate) fn turned(&self, took: std::time::Duration) {
+        self.turn.observe(took.as_secs_f64());
     }
 
     /// An answer was read as it came, not in a replay.
@@ -533,7 +552,11 @@ impl Metrics {
     /// The text that Prometheus reads.
     pub fn render(&self) -> String {
         // Held so that no reader sees the fleet's series half written.
-        let _whole = self.refreshed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _whole = self.rendering.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let shown = self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(shown) = shown {
+            self.fleet.refresh(&shown);
+        }
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics cannot be written");

@@ -54,6 +54,7 @@ use ternfleet_proto::table::{self, ApiVerb, SyncFacts};
 use ternfleet_proto::{BatchId, Clock, Now, WorkerId, codec};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Options;
@@ -73,6 +74,8 @@ const GULP: usize = 1024;
 /// Batches whose output files are written at a time.
 const WRITERS_MAX: usize = 16;
 const TICK: Duration = Duration::from_millis(200);
+/// A turn that takes longer is logged.
+const LONG_TURN: Duration = Duration::from_millis(50);
 
 /// Everything that comes to the loop.
 #[derive(Debug)]
@@ -197,7 +200,6 @@ async fn serve_once(
     let limits = Limits {
         quotas: options.quotas.clone(),
         text_bytes_max: options.text_bytes_max,
-        workers_per_shard: table::WORKERS_PER_SHARD,
         able_classes: options.scale.able_classes(),
         audit_share_ppm: (options.audit_share.clamp(0.0, 1.0) * 1e6) as u32,
         cache_entries_max: options.cache.entries_max as usize,
@@ -262,12 +264,14 @@ async fn serve_once(
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut gulp = Vec::with_capacity(GULP);
     let ended = loop {
+        let (began, ticked);
         tokio::select! {
             // In this order, so that a simulation can be repeated; what comes rarely comes first.
             biased;
             () = shutdown.cancelled() => break Ended::Shutdown,
             panicked = service.panicked() => break Ended::Panicked(panicked),
             _ = ticker.tick() => {
+                (began, ticked) = (Instant::now(), true);
                 let now = clock.now();
                 service.core.on(now, Event::Tick, &mut actions);
                 service.show_situation(now);
@@ -275,6 +279,7 @@ async fn serve_once(
                 service.core.take_quote_checks().iter().for_each(|check| metrics.quote_checked(check));
             }
             count = inputs.recv_many(&mut gulp, GULP) => {
+                (began, ticked) = (Instant::now(), false);
                 if count == 0 {
                     anyhow::bail!("the inbox closed");
                 }
@@ -282,6 +287,7 @@ async fn serve_once(
         }
         let now = clock.now();
         let mut deposed = None;
+        let inputs_taken = gulp.len();
         for input in gulp.drain(..) {
             match input {
                 Input::CaughtUp => {
@@ -303,11 +309,18 @@ async fn serve_once(
             break Ended::Deposed;
         }
         service.core.on(now, Event::Turn, &mut actions);
+        let actions_taken = actions.len();
         for action in actions.drain(..) {
             service.perform(now, action);
         }
         service.api.pages().serve_pollers(now, &service.core);
         metrics.observe(now, &service.core);
+        let took = began.elapsed();
+        metrics.turned(took);
+        if took > LONG_TURN {
+            let took_ms = took.as_millis();
+            tracing::debug!(took_ms, ticked, inputs_taken, actions_taken, "a long turn of the loop");
+        }
     };
     service.close(cancel).await;
     Ok(ended)

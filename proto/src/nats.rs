@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
+use tokio::sync::watch;
 
 use crate::access::Credentials;
 use crate::bus::{
@@ -116,6 +117,8 @@ pub struct NatsBus {
     /// `None` when there are no permissions to mind.
     role: Option<Role>,
     refusals: Refusals,
+    /// How often the connection was lost: what a server was asked before that, no server answers.
+    losses: watch::Receiver<u32>,
 }
 
 impl NatsBus {
@@ -143,6 +146,7 @@ impl NatsBus {
         let holder = credentials.and_then(|credentials| credentials.holder().ok());
         let inbox = holder.as_ref().map(|holder| holder.role.inbox(&holder.name));
         let refusals = Refusals::new(holder.is_some());
+        let (lost, losses) = watch::channel(0);
         let shown = without_password(&options.url);
         let servers: Vec<async_nats::ServerAddr> = options
             .url
@@ -154,7 +158,7 @@ impl NatsBus {
         let patience = Duration::from_millis(options.first_connect_ms);
         let mut attempt = 0;
         let client = loop {
-            match library_options(options, credentials, inbox.as_deref(), &refusals)
+            match library_options(options, credentials, inbox.as_deref(), &refusals, &lost)
                 .connect(&servers[..])
                 .await
             {
@@ -194,7 +198,7 @@ impl NatsBus {
             .max_ack_inflight(ACKS_IN_FLIGHT)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        Ok(NatsBus { client, context, role: holder.map(|holder| holder.role), refusals })
+        Ok(NatsBus { client, context, role: holder.map(|holder| holder.role), refusals, losses })
     }
 }
 
@@ -212,6 +216,7 @@ fn library_options(
     credentials: Option<&Credentials>,
     inbox: Option<&str>,
     refusals: &Refusals,
+    lost: &watch::Sender<u32>,
 ) -> async_nats::ConnectOptions {
     let fresh = match credentials.cloned() {
         Some(credentials) => async_nats::ConnectOptions::with_auth_callback(move |nonce| {
@@ -233,13 +238,16 @@ fn library_options(
         .max_reconnects(None)
         .reconnect_delay_callback(reconnect_delay)
         .event_callback({
-            let refusals = refusals.clone();
+            let (refusals, lost) = (refusals.clone(), lost.clone());
             move |event| {
-                let refusals = refusals.clone();
+                let (refusals, lost) = (refusals.clone(), lost.clone());
                 async move {
                     match event {
                         Event::Connected => tracing::info!("connected to NATS"),
-                        Event::Disconnected => tracing::warn!("connection to NATS lost, reconnecting"),
+                        Event::Disconnected => {
+                            lost.send_modify(|times| *times += 1);
+                            tracing::warn!("connection to NATS lost, reconnecting");
+                        }
                         Event::ServerError(error) => {
                             tracing::warn!(%error, "the NATS server rejected an operation");
                             refusals.hear(&error.to_string());

@@ -109,7 +109,8 @@ impl StreamSpec {
     }
 }
 
-/// A durable pull consumer with explicit acks.
+/// A durable pull consumer with explicit acks. The server keeps its state in memory: on disk it would be a file that is
+/// replaced for each message. A server that starts again has forgotten it, and whoever needs it makes it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerSpec {
     pub stream: String,

@@ -12,6 +12,10 @@ use super::next::cost_of;
 use super::situation::weight;
 use super::{Core, EPOCH_TERM_SHIFT};
 
+/// Queues that are being made are not asked for again: a whole fleet that comes at once keeps NATS busy for longer than it
+/// takes until the next heartbeat.
+const REGISTERING: Duration = Duration::from_secs(10);
+
 impl Core {
     pub(super) fn heartbeat(&mut self, now: Now, beat: Heartbeat, actions: &mut Vec<Action>) {
         if Self::is_ours(&beat.worker) {
@@ -30,12 +34,15 @@ impl Core {
             None => self.greet(now, &beat, actions),
         };
         self.take_beat(now, slot, &beat);
-        let worker = self.fleet.get(slot).expect("because it was found or added above");
-        let (shard, registered) = (worker.shard, worker.registered);
-        let behind = self.lead.is_some_and(|lead| beat.leader_seen < lead.revision);
-        // An order is a core message and may be lost, and a retirement that came late takes the consumers away.
-        if !registered || behind || beat.needs_queues {
-            self.act(actions, Action::Register { worker: beat.worker.clone(), shard });
+        if let Some(lead) = self.lead {
+            let worker = self.fleet.get_mut(slot).expect("because it was found or added above");
+            // An order is a core message and may be lost, and a retirement that came late takes the consumers away.
+            let needs = !worker.registered || beat.leader_seen < lead.revision || beat.needs_queues;
+            let asked = worker.registering.is_some_and(|at| now.since(at) < REGISTERING);
+            if needs && !asked {
+                worker.registering = Some(now.mono);
+                actions.push(Action::Register { worker: beat.worker.clone(), shard: worker.shard });
+            }
         }
         for running in &beat.running {
             self.reconcile(now, slot, &beat.worker, running, actions);

@@ -46,6 +46,8 @@ pub struct Worker {
     pub shard: u16,
     /// Its consumers exist.
     pub registered: bool,
+    /// Since when they are being made.
+    pub registering: Option<MonoMs>,
     pub rate: Rate,
     pub tempo: Tempo,
     pub tokens_made: u64,
@@ -224,6 +226,7 @@ impl Fleet {
             liveness: Liveness::Live,
             shard,
             registered: false,
+            registering: None,
             rate,
             tempo: Tempo::default(),
             tokens_made: 0,
@@ -292,6 +295,7 @@ impl Fleet {
     pub fn registered(&mut self, slot: WorkerSlot, shard: u16) {
         let Some(worker) = self.workers.get_mut(&slot) else { return };
         worker.registered = true;
+        worker.registering = None;
         let before = std::mem::replace(&mut worker.shard, shard);
         *self.shards.entry(shard).or_default() += 1;
         self.leave_shard(before);

@@ -71,6 +71,7 @@ impl Service {
                 synced_after: self.bus_facts.synced_after,
                 key: self.bus_facts.key.clone(),
                 clock: self.clock.clone(),
+                shards: Default::default(),
             },
             action_queue,
             self.inbox.clone(),

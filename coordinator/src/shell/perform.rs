@@ -1,6 +1,7 @@
 //! Performing actions on the bus: many at a time where order does not matter, one after the other where it does.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -29,7 +30,7 @@ const FENCE_STANDS: Duration = table::ACK_WAIT.saturating_mul(3);
 const CLEANED_AT_A_TIME: usize = 8;
 
 /// What everything is done under.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Under {
     pub(crate) leader: LeaderRevision,
     pub(crate) syncs_always: bool,
@@ -37,6 +38,8 @@ pub(crate) struct Under {
     pub(crate) synced_after: Duration,
     pub(crate) key: AssignmentKey,
     pub(crate) clock: Clock,
+    /// Whose work stream this leader has made, or brought up to date.
+    pub(crate) shards: Mutex<BTreeSet<u16>>,
 }
 
 /// Performs what may go side by side; what comes of it goes to the inbox.
@@ -109,10 +112,12 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
             None
         }
         Action::Register { worker, shard } => {
-            let spec = table::work_stream_spec(shard, 1).at(under.syncs_always);
-            retry(|| bus.ensure_stream(&spec)).await?;
-            for consumer in table::work_consumers(shard, &worker) {
-                retry(|| bus.ensure_consumer(&consumer)).await?;
+            let known = under.shards.lock().unwrap_or_else(PoisonError::into_inner).contains(&shard);
+            if !known || make_consumers(bus, shard, &worker).await.is_none() {
+                let spec = table::work_stream_spec(shard, 1).at(under.syncs_always);
+                retry(|| bus.ensure_stream(&spec)).await?;
+                under.shards.lock().unwrap_or_else(PoisonError::into_inner).insert(shard);
+                make_consumers(bus, shard, &worker).await?;
             }
             Some(Input::Event(Event::Registered { worker, shard }))
         }
@@ -193,6 +198,14 @@ async fn perform(bus: &Arc<dyn Bus>, under: &Under, action: Action) -> Option<In
         | Action::Repeat { .. }
         | Action::ClearWork => None,
     }
+}
+
+/// `None` if the stream is not there.
+async fn make_consumers(bus: &Arc<dyn Bus>, shard: u16, worker: &WorkerId) -> Option<()> {
+    for consumer in table::work_consumers(shard, worker) {
+        retry(|| bus.ensure_consumer(&consumer)).await?;
+    }
+    Some(())
 }
 
 /// Removes the checkpoint of a job. By its sequence: a removal by subject looks at all blocks of the stream.

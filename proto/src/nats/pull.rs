@@ -71,6 +71,8 @@ impl NatsBus {
     ) -> Result<Vec<Delivery>> {
         let inbox = self.client.new_inbox();
         let mut answers = self.client.subscribe(inbox.clone()).await.map_err(api::send_failed)?;
+        let mut losses = self.losses.clone();
+        losses.mark_unchanged();
         let mut request = json!({ "batch": max, "no_wait": true });
         if !expires.is_zero() {
             request["expires"] = json!(expires.as_nanos() as u64);
@@ -81,13 +83,22 @@ impl NatsBus {
         let mut deadline = Instant::now() + expires + GRACE;
         let mut deliveries: Vec<Delivery> = Vec::new();
         while deliveries.len() < max {
-            let message = match timeout_at(deadline, answers.next()).await {
-                Ok(Some(message)) => message,
+            let mut lost = false;
+            let answered = tokio::select! {
+                biased;
+                answered = timeout_at(deadline, answers.next()) => answered.ok().flatten(),
+                Ok(()) = losses.changed() => {
+                    lost = true;
+                    None
+                }
+            };
+            let message = match answered {
+                Some(message) => message,
                 // The request or its answer was lost with the connection; what came is ours all the same.
-                Ok(None) | Err(_) if deliveries.is_empty() && !self.connected() => {
+                None if deliveries.is_empty() && (lost || !self.connected()) => {
                     return Err(BusError::Unreachable(format!("while pulling from {consumer}")));
                 }
-                Ok(None) | Err(_) => break,
+                None => break,
             };
             match message.status {
                 None => {

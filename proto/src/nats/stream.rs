@@ -97,6 +97,7 @@ impl NatsBus {
     }
 
     pub(super) async fn apply_consumer(&self, spec: &ConsumerSpec) -> Result<()> {
+        const KEPT_ELSEWHERE: &str = "(10012)";
         let body = json!({
             "stream_name": spec.stream,
             "config": {
@@ -108,11 +109,19 @@ impl NatsBus {
                 "max_deliver": -1,
                 "filter_subject": spec.filter,
                 "replay_policy": "instant",
+                "mem_storage": true,
             },
         });
         let call = format!("CONSUMER.CREATE.{}.{}.{}", spec.stream, spec.name, spec.filter);
         let what = format!("stream {} for consumer {}", spec.stream, spec.name);
-        self.api::<Ignored>(&call, &body, &what).await.map(drop)
+        match self.api::<Ignored>(&call, &body, &what).await {
+            // An earlier version kept its state on disk, which cannot be changed. What it has delivered comes once more.
+            Err(BusError::Refused(reason)) if reason.ends_with(KEPT_ELSEWHERE) => {
+                self.remove_consumer(&spec.stream, &spec.name).await?;
+                self.api::<Ignored>(&call, &body, &what).await.map(drop)
+            }
+            other => other.map(drop),
+        }
     }
 
     pub(super) async fn remove_consumer(&self, stream: &str, consumer: &str) -> Result<()> {

@@ -17,7 +17,7 @@ use crate::id::{Lane, TenantId, WorkerId};
 const CONSUMERS_PER_STREAM: usize = 1000;
 /// Two consumers a worker. The server looks at every consumer of a work stream when a message of it is done, so a shard is
 /// much smaller than it could be.
-pub const WORKERS_PER_SHARD: usize = 100;
+pub const WORKERS_PER_SHARD: usize = 25;
 /// A work message that nobody acks or extends for so long is delivered again.
 pub const ACK_WAIT: Duration = Duration::from_secs(20);
 /// Larger requests travel as an object, named in the message.

@@ -1,8 +1,9 @@
 //! Measures what the promises cost. One command a run, so that each can be repeated alone:
 //!
 //! `measure throughput [JOBS] [always]` · `claims [JOBS]` · `latency [JOBS_A_SECOND]` · `restart [LINES]` · `takeover` ·
-//! `fair [LINES]` · `lines [LINES]` · `bytes [MIB]` · `worker [MIB]` · `core [JOBS]` · `day [JOBS]` · `fleet [WORKERS]` ·
-//! `upstream [MS_A_TOKEN]` · `table [ROWS]` · `twice [LINES]` · `shared [LINES]` · `cache [JOBS]` · `again [LINES]`
+//! `fair [LINES]` · `lines [LINES]` · `bytes [MIB]` · `worker [MIB]` · `core [JOBS]` · `day [JOBS]` ·
+//! `fleet [WORKERS] [JOBS_A_SECOND…]` · `upstream [MS_A_TOKEN]` · `table [ROWS]` · `twice [LINES]` · `shared [LINES]` ·
+//! `cache [JOBS]` · `again [LINES]`
 //!
 //! Needs nats-server as the tests do, and for `restart`, `takeover` and what follows `fair` the binary beside it (or the
 //! one that `TERNFLEET_TEST_BINARY` names).
@@ -29,7 +30,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some("restart") => restart(or(1_000_000) as u32).await?,
         Some("takeover") => takeover().await?,
         Some("core") => core_alone(or(1_000_000) as u32, 10_000)?,
-        Some("fleet") => fleet(or(10_000) as usize, 30).await?,
+        Some("fleet") => {
+            let rates: Vec<u64> = words.iter().skip(2).filter_map(|word| word.parse().ok()).collect();
+            fleet(or(10_000) as usize, 30, if rates.is_empty() { &[1_500] } else { &rates }).await?;
+        }
         Some("day") => core_alone(or(100_000_000) as u32, 10_000)?,
         Some("upstream") => overhead(3_000, 64, std::time::Duration::from_millis(or(5))).await?,
         Some("fair") => short_behind_long(or(1_000_000) as usize).await?,

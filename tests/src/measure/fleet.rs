@@ -22,8 +22,8 @@ use crate::server::{NatsServer, free_port};
 
 const CONNECTIONS: usize = 8;
 const BATCHES: usize = 100;
-/// Jobs a second that all workers together take, as long as there are enough.
-const JOBS_A_SECOND: f64 = 1_500.0;
+/// Until then the fleet has settled, and what answered jobs have left behind is being removed.
+const WARM: Duration = Duration::from_secs(70);
 /// Completions a second, by which the hand-over is timed.
 const SINGLES_A_SECOND: u64 = 50;
 
@@ -41,11 +41,20 @@ fn lock(jobs: &Shared) -> MutexGuard<'_, Jobs> {
     jobs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// So many workers for so many seconds of steady work.
+/// So many workers for so many seconds of steady work, once for each rate in jobs a second; after the last, what screens
+/// ask for and the loss of every fifth worker.
 ///
 /// # Errors
 /// When the fleet does not work.
-pub async fn fleet(workers: usize, seconds: u64) -> anyhow::Result<()> {
+pub async fn fleet(workers: usize, seconds: u64, rates: &[u64]) -> anyhow::Result<()> {
+    for (place, rate) in rates.iter().enumerate() {
+        at_rate(workers, seconds, *rate as f64, place + 1 == rates.len()).await?;
+    }
+    Ok(())
+}
+
+/// `rate` is what all workers together take, as long as there is enough.
+async fn at_rate(workers: usize, seconds: u64, rate: f64, last: bool) -> anyhow::Result<()> {
     let server = NatsServer::start()?;
     let address = format!("127.0.0.1:{}", free_port()?);
     let arguments = ["coordinator", "--nats", &server.url(), "--name", "leader", "--http", &address];
@@ -56,27 +65,30 @@ pub async fn fleet(workers: usize, seconds: u64) -> anyhow::Result<()> {
 
     let jobs = Shared::default();
     let began = Instant::now();
-    let mut crowd = crowd(&server, workers, &jobs).await?;
+    let mut crowd = crowd(&server, workers, rate, &jobs).await?;
     while crowd.iter().any(|worker| !worker.is_pulling()) {
         ensure!(began.elapsed() < Duration::from_secs(600), "not every worker got its queues");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     println!("{workers} workers have their queues after {:.1} s", began.elapsed().as_secs_f64());
 
-    let lines = (JOBS_A_SECOND * (seconds as f64 + 60.0)) as usize / BATCHES;
+    let lines = (rate * (seconds as f64 + WARM.as_secs_f64() + 30.0)) as usize / BATCHES;
     for n in 0..BATCHES {
         client.submit(&format!("input-{n}"), prompts(lines)).await;
     }
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    tokio::time::sleep(WARM).await;
 
     let stalls = Stalls::begin(&server).await?;
     let (pids, at) = ([leader.0.id(), server.pid().unwrap_or(0)], Instant::now());
+    let own = std::process::id();
     let (before, answered) = (pids.map(cpu_s), lock(&jobs).answered);
+    let (own_before, turns_before) = (cpu_s(own), turns(&address).await);
     let took = singles(&client, seconds, &jobs).await?;
     let (after, span) = (pids.map(cpu_s), at.elapsed().as_secs_f64());
-    let rate = (lock(&jobs).answered - answered) as f64 / span;
+    let answered = (lock(&jobs).answered - answered) as f64 / span;
     println!(
-        "steady for {span:.0} s: {rate:.0} jobs/s answered; hand-over of {} completions p50 {:?}, p99 {:?}, longest {:?}",
+        "steady for {span:.0} s: {answered:.0} of {rate:.0} jobs/s answered; hand-over of {} completions p50 {:?}, p99 {:?}, \
+         longest {:?}",
         took.len(),
         quantile(&took, 0.5),
         quantile(&took, 0.99),
@@ -90,9 +102,18 @@ pub async fn fleet(workers: usize, seconds: u64) -> anyhow::Result<()> {
             peak_mib(pids[place])
         );
     }
+    println!("these workers: {:.2} cores", (cpu_s(own) - own_before) / span);
     println!("the leader's loop answered a ping within {:?} at most", stalls.end().await);
-    look(&client, &address).await?;
-    lose(&server, &mut crowd, &jobs, workers / 5).await?;
+    let turns: Vec<String> = turns(&address)
+        .await
+        .into_iter()
+        .map(|(bound, count)| format!("{} within {bound} s", count - turns_before.get(&bound).unwrap_or(&0)))
+        .collect();
+    println!("turns of the leader's loop: {}", turns.join(", "));
+    if last {
+        look(&client, &address).await?;
+        lose(&server, &mut crowd, &jobs, workers / 5).await?;
+    }
     ensure!(leader.0.try_wait()?.is_none(), "the coordinator has ended");
     Ok(())
 }
@@ -106,12 +127,28 @@ impl Drop for Leader {
     }
 }
 
-async fn crowd(server: &NatsServer, workers: usize, jobs: &Shared) -> anyhow::Result<Vec<InstantWorker>> {
+/// Turns of the loop since the leader began, by how long they took at most.
+async fn turns(address: &str) -> BTreeMap<String, u64> {
+    let (_, text) = http::get(address, "/metrics").await;
+    let bucket = |line: &str| {
+        let (bound, count) =
+            line.strip_prefix("ternfleet_loop_turn_seconds_bucket{le=\"")?.split_once("\"} ")?;
+        Some((bound.to_owned(), count.parse().ok()?))
+    };
+    text.lines().filter_map(bucket).collect()
+}
+
+async fn crowd(
+    server: &NatsServer,
+    workers: usize,
+    rate: f64,
+    jobs: &Shared,
+) -> anyhow::Result<Vec<InstantWorker>> {
     let mut buses = Vec::new();
     for _ in 0..CONNECTIONS {
         buses.push(server.bus().await?);
     }
-    let takes = Duration::from_secs_f64((2.0 * workers as f64 / JOBS_A_SECOND).max(1.0));
+    let takes = Duration::from_secs_f64((2.0 * workers as f64 / rate).max(1.0));
     let mut crowd = Vec::with_capacity(workers);
     for n in 0..workers {
         let (pulling, answering) = (Arc::clone(jobs), Arc::clone(jobs));

@@ -28,11 +28,6 @@ impl Consumer {
         }
     }
 
-    /// The same deliveries under other settings.
-    pub(super) fn with(self, spec: ConsumerSpec) -> Consumer {
-        Consumer { spec, ..self }
-    }
-
     /// Next message to deliver, returned ones first; `find` looks in the stream from a sequence on.
     pub(super) fn take(
         &mut self,

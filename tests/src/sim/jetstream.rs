@@ -182,6 +182,11 @@ impl JetStream {
         Unsynced(unsynced.map(|(name, stream)| (name.clone(), stream.clone())).collect())
     }
 
+    /// The server starts again: its consumers were in its memory.
+    pub(super) fn restart(&mut self) {
+        self.streams.values_mut().for_each(|stream| stream.consumers.clear());
+    }
+
     /// The power fails, and the server comes back: of what is not synced, what was on the disk is left.
     pub(super) fn lose_since(&mut self, disk: &Unsynced) {
         for (name, stream) in self.streams.iter_mut().filter(|(_, stream)| stream.is_unsynced()) {
@@ -190,6 +195,7 @@ impl JetStream {
                 None => stream.lose_since(&Stream::new(stream.spec.clone())),
             }
         }
+        self.restart();
     }
 
     pub fn ensure_kv(&mut self, spec: &KvSpec) -> Result<()> {

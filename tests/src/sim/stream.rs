@@ -233,15 +233,9 @@ impl Stream {
     }
 
     /// The machine had no power: what was written after `synced` is gone, and its sequences are given out again. How the
-    /// stream and its consumers are set up is kept.
+    /// stream is set up is kept.
     pub(super) fn lose_since(&mut self, synced: &Stream) {
-        let again = |(name, now): (&String, &Consumer)| {
-            let before =
-                synced.consumers.get(name).cloned().unwrap_or_else(|| Consumer::new(now.spec.clone()));
-            (name.clone(), before.with(now.spec.clone()))
-        };
-        let consumers = self.consumers.iter().map(again).collect();
-        *self = Stream { spec: self.spec.clone(), no_room: self.no_room, consumers, ..synced.clone() };
+        *self = Stream { spec: self.spec.clone(), no_room: self.no_room, ..synced.clone() };
     }
 
     pub(super) fn is_work_queue(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use super::*;
 use futures::StreamExt;
-use ternfleet_proto::bus::Replayed;
+use ternfleet_proto::bus::{Replayed, Settle};
 use ternfleet_proto::nats::{ConnectOptions, connect};
 use ternfleet_proto::table;
 use ternfleet_tests::server::{NatsServer, free_port};
@@ -87,4 +87,43 @@ async fn every_setting_of_the_table_is_taken_by_the_server() {
         assert!(tokio::time::Instant::now() < deadline, "no advisory was stored");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_is_kept_in_memory_even_if_an_earlier_version_made_it() {
+    let mut server = NatsServer::start_with("sync_interval: always").unwrap();
+    let bus: Shared = server.bus().await.unwrap();
+    bus.ensure_stream(&queue()).await.unwrap();
+    let on_disk = r#"{"stream_name": "Q", "config": {"durable_name": "a", "deliver_policy": "all", "ack_policy": "explicit", "filter_subject": "q.a"}}"#;
+    let asked = bus.request("$JS.API.CONSUMER.CREATE.Q.a.q.a", on_disk.into(), SOON * 10).await.unwrap();
+    assert!(!String::from_utf8_lossy(&asked).contains("error"), "{asked:?}");
+    put(&bus, "q.a", "1").await.unwrap();
+    put(&bus, "q.a", "2").await.unwrap();
+    let before = pull(&bus, 1, SOON).await;
+    bus.settle(&before[0], Settle::Ack).await.unwrap();
+
+    bus.ensure_consumer(&consumer("a", "q.a")).await.unwrap();
+    assert_eq!(texts(&pull(&bus, 5, SOON).await), ["2"]);
+
+    // Somebody waits for work meanwhile: it ends with the connection.
+    bus.ensure_consumer(&consumer("b", "q.b")).await.unwrap();
+    let waiting = Arc::clone(&bus);
+    let waiting = tokio::spawn(async move { waiting.pull("Q", "b", 1, Duration::from_secs(60)).await });
+    tokio::time::sleep(SOON).await;
+    server.kill();
+    let ended =
+        tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it still waits").unwrap();
+    assert!(matches!(ended, Err(BusError::Unreachable(_))), "{ended:?}");
+    tokio::task::block_in_place(|| server.restart()).unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        match bus.pull("Q", "a", 5, SOON).await {
+            Err(BusError::NotFound(_)) => break,
+            Err(BusError::Unreachable(_)) => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(tokio::time::Instant::now() < deadline, "no way back to the server");
+    }
+    bus.ensure_consumer(&consumer("a", "q.a")).await.unwrap();
+    assert_eq!(texts(&pull(&bus, 5, SOON).await), ["2"], "the work is still there");
 }

@@ -60,7 +60,7 @@ pub(super) fn config(
         lease_every: Duration::from_secs(2),
         held_max: Duration::from_secs(10),
         drain_max: Duration::from_millis(options.drain_ms),
-        pull_expires: Duration::from_secs(1),
+        pull_expires: Duration::from_secs(5),
         keeps_text,
     }
 }

@@ -1,5 +1,7 @@
 //! Faults of hosts and faults of jobs: who is quarantined, and who is to blame.
 
+use std::time::Duration;
+
 use ternfleet_proto::TimeMs;
 use ternfleet_proto::message::{BatchOptions, WorkerState};
 
@@ -173,4 +175,19 @@ fn one_job_that_kills_whoever_runs_it_shuts_no_host_out() {
     assert_eq!((totals.completed, totals.failed), (59, 1));
     assert_eq!(world.core.counts.quarantined_hosts, 0);
     assert_eq!(world.dead.len(), 1);
+}
+
+#[test]
+fn queues_that_are_being_made_are_asked_for_again_only_after_a_while() {
+    let mut world = World::new(22);
+    world.add_worker("a", "host-a", 1);
+    let mut after = |span: Duration| {
+        world.now = Now { mono: world.now.mono.plus(span), wall: world.now.wall.plus(span) };
+        world.beat(0);
+        world.actions.iter().filter(|action| matches!(action, Action::Register { .. })).count()
+    };
+    for _ in 0..5 {
+        assert_eq!(after(Duration::from_secs(1)), 1);
+    }
+    assert_eq!(after(Duration::from_secs(10)), 2);
 }

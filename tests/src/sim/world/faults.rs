@@ -92,6 +92,7 @@ impl World {
                 ms(lasting)
             }
             Fault::ServerDown { lasting } => {
+                self.network.bus.look(|net, _| net.restart());
                 self.network.faults(|faults| faults.server_down += 1);
                 ms(lasting)
             }
