@@ -85,7 +85,10 @@ async fn host_at_fault(too_long: usize, harm: impl FnOnce(&Path, &Service), told
     let lines: String = (0..120).map(line).collect();
     let view = client.submit("in", lines.into_bytes()).await;
     client.wait(&view.id, "a first answer", |view| view.completed > 0).await;
-    let manner = Manner { host: "other".to_owned(), ..Manner::default() };
+    // Not so fast that nothing is left to the real one: it says what is wrong of jobs that run.
+    let takes = Duration::from_millis(40);
+    let manner =
+        Manner { host: "other".to_owned(), slots: 4, rate_tok_s: 1_000.0, takes, ..Manner::default() };
     let _other = InstantWorker::start(server.bus().await.unwrap(), "other", manner).await;
     // The last healthy host would not be quarantined.
     loop {
