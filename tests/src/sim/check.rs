@@ -31,6 +31,8 @@ use super::world::Tally;
 
 /// Failed attempts that make a job poison.
 const ATTEMPTS_MAX: u32 = 5;
+/// Crashes that make a host suspect: its jobs get these attempts back.
+const CRASHES_OF_A_HOST: u32 = 3;
 /// Each fault may move a job a few times without any fault of its own: claims, retries, a leader that could not know.
 const MOVES_A_FAULT: u32 = 4;
 /// By how much the wall clocks of processes may differ.
@@ -371,7 +373,8 @@ impl Checker {
         *kills += 1;
         let kills = *kills;
         // What is forged takes the place of the count of attempts.
-        let most = (ATTEMPTS_MAX + self.attempts_lost + self.faults) * if self.has_forger { 3 } else { 1 };
+        let most = ATTEMPTS_MAX + CRASHES_OF_A_HOST + self.attempts_lost + self.faults;
+        let most = most * if self.has_forger { 3 } else { 1 };
         if kills > most {
             self.fail(format!("J3: one job has killed {kills} workers"));
         }
