@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ternfleet_proto::message::{
-    FailedAttempt, Failure, FailureCode, JobResult, Line, Order, Outcome, Timing, Usage,
+    EventKind, FailedAttempt, Failure, FailureCode, JobResult, Line, Order, Outcome, Timing, Usage,
 };
 use ternfleet_proto::{Attempt, Epoch, JobKey, Now, WorkerId};
 
@@ -39,7 +39,7 @@ impl Core {
         }
         // Whatever has become of the job: its tag proves that this worker had it.
         if answer.verdict == Verdict::HostFault {
-            self.host_fault_reported(answer);
+            self.host_fault_reported(answer, actions);
         }
         if let Some(author) = answer.rejected.as_deref() {
             self.checkpoint_rejected(now, &answer.job, &answer.worker, author, actions);
@@ -167,13 +167,13 @@ impl Core {
 
     /// A worker says that its machine is at fault, which a process of that name that began later may know nothing of:
     /// RESULTS is read again after a restart.
-    fn host_fault_reported(&mut self, answer: &Answer) {
+    fn host_fault_reported(&mut self, answer: &Answer, actions: &mut Vec<Action>) {
         let Some(worker) = self.fleet.slot(&answer.worker).and_then(|slot| self.fleet.get(slot)) else {
             return;
         };
         if worker.beat.started_at <= answer.finished_at {
             let host = worker.host().to_owned();
-            self.shut_out(&host);
+            self.shut_out(&host, actions);
         }
     }
 
@@ -209,7 +209,7 @@ impl Core {
         self.take_off(job);
         let host = failed.host.clone().unwrap_or_default();
         if answer.verdict == Verdict::Fault {
-            self.blame_host(job, &host);
+            self.blame_host(job, &host, actions);
         } else if self.fleet.hosts.get(&host).is_some_and(|host| host.quarantined) {
             self.requeue(now, job, 0, actions);
             return;
@@ -287,7 +287,7 @@ impl Core {
         }
         self.take_off(job);
         // The host is looked at before the job: where workers die at everything, no job is to blame.
-        if blame && started && !self.died_of_its_host(job, at) {
+        if blame && started && !self.died_of_its_host(job, at, actions) {
             self.failed_once(now, job, failed, actions);
         } else {
             self.requeue(now, job, 0, actions);
@@ -416,17 +416,17 @@ impl Core {
     }
 
     /// A job failed on this host. Many different ones make the host suspect, not the jobs.
-    fn blame_host(&mut self, job: JobRef, name: &str) {
+    fn blame_host(&mut self, job: JobRef, name: &str, actions: &mut Vec<Action>) {
         let Some(host) = self.fleet.hosts.get_mut(name) else { return };
         host.failed.insert(job);
         let failed = host.failed.len();
         if !host.quarantined && failed >= HOST_FAILURES && failed >= host.succeeded as usize / 4 {
-            self.shut_out(name);
+            self.shut_out(name, actions);
         }
     }
 
     /// A worker died with this job. True if that counts against its host alone, which is shut out.
-    fn died_of_its_host(&mut self, job: JobRef, worker: WorkerSlot) -> bool {
+    fn died_of_its_host(&mut self, job: JobRef, worker: WorkerSlot, actions: &mut Vec<Action>) -> bool {
         let Some(name) = self.fleet.get(worker).map(|worker| worker.host().to_owned()) else { return false };
         let Some(host) = self.fleet.hosts.get_mut(&name) else { return false };
         if host.quarantined {
@@ -440,37 +440,40 @@ impl Core {
         if let Some(crash) = host.crashes.get_mut(&worker) {
             crash.remove(&job);
         }
-        self.shut_out(&name)
+        self.shut_out(&name, actions)
     }
 
     /// The host gets nothing more, unless it is the last that is left. True if it is quarantined.
-    fn shut_out(&mut self, name: &str) -> bool {
+    fn shut_out(&mut self, name: &str, actions: &mut Vec<Action>) -> bool {
         let Some(host) = self.fleet.hosts.get(name) else { return false };
         if !host.quarantined && !self.fleet.has_healthy_host_beside(name) {
             self.counts.last_host_suspect += 1;
             return false;
         }
         if !host.quarantined {
-            self.quarantine(name);
+            self.quarantine(name, actions);
         }
         true
     }
 
     /// Jobs that failed there get their attempts back.
-    fn quarantine(&mut self, name: &str) {
+    fn quarantine(&mut self, name: &str, actions: &mut Vec<Action>) {
         let Some(host) = self.fleet.hosts.get_mut(name) else { return };
         host.quarantined = true;
         self.work_changed = true;
         self.counts.quarantined_hosts += 1;
         let failed = std::mem::take(&mut host.failed);
         let crashes = std::mem::take(&mut host.crashes);
+        let mut given_back = Vec::new();
         for job in failed.into_iter().chain(crashes.into_values().flatten()) {
             if let Some(live) = self.ledger.live_mut(job) {
                 live.attempts = live.attempts.saturating_sub(1);
                 live.hosts.retain(|host| host != name);
                 live.log.retain(|failed| failed.host.as_deref() != Some(name));
+                given_back.extend(self.key_of(job));
             }
         }
+        self.act(actions, Action::Audit(EventKind::HostQuarantined { host: name.to_owned(), given_back }));
     }
 
     pub(super) fn key_of(&self, job: JobRef) -> Option<JobKey> {

@@ -175,7 +175,8 @@ fn kind_name(kind: &EventKind) -> &'static str {
         EventKind::Spent(_) | EventKind::SpentByPods { .. } => "spent",
         EventKind::AuditDiverged { .. }
         | EventKind::CheckpointRejected { .. }
-        | EventKind::CanaryDiverged { .. } => "audit",
+        | EventKind::CanaryDiverged { .. }
+        | EventKind::HostQuarantined { .. } => "audit",
         EventKind::ClockStepped { .. } => "clock",
         EventKind::PodIntent { .. }
         | EventKind::PodRented { .. }

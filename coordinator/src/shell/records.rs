@@ -20,7 +20,7 @@ use crate::core::{Action, BatchRecord, Core, Event};
 pub(super) struct Loaded {
     /// Batches that have not ended, and were not known.
     pub(super) open: Vec<BatchRecord>,
-    /// The last sequence of RESULTS.
+    /// The last sequence of RESULTS before the batches were read.
     pub(super) end: u64,
 }
 
@@ -32,6 +32,9 @@ pub(super) async fn load(
     stored: &mut Stored,
     actions: &mut Vec<Action>,
 ) -> anyhow::Result<Loaded> {
+    // First: a batch that is created later has its answers behind it.
+    let end =
+        bus.stream_facts(table::RESULTS).await.context("the state of RESULTS cannot be read")?.last_sequence;
     let entries = bus.kv_entries(table::KV_BATCHES).await.context("the stored batches cannot be read")?;
     let mut records: Vec<BatchRecord> = Vec::new();
     for entry in entries {
@@ -43,8 +46,6 @@ pub(super) async fn load(
         }
     }
     records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-    let end =
-        bus.stream_facts(table::RESULTS).await.context("the state of RESULTS cannot be read")?.last_sequence;
     // What a leader before said of an end that it did not get to store is void.
     *stored = Stored::default();
     let mut open = Vec::new();

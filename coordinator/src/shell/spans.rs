@@ -81,6 +81,12 @@ impl Diary {
                                                                                 of its kind; the minority \
                                                                                 gets no work");
             }
+            EventKind::HostQuarantined { host, given_back } => {
+                let given_back = given_back.len();
+                tracing::error!(target: TARGET, host, given_back, "many different jobs failed on this host; it \
+                                                                   gets no work, and its jobs get an attempt \
+                                                                   back");
+            }
             EventKind::ClockStepped { by_ms } => {
                 tracing::warn!(target: TARGET, by_ms, "the wall clock was stepped; this affects only dates \
                                                        and deadlines");

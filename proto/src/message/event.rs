@@ -62,6 +62,11 @@ pub enum EventKind {
         said: String,
         expected: String,
     },
+    /// Failures or crashes of many different jobs on one host: it gets no work, and these jobs get an attempt back.
+    HostQuarantined {
+        host: String,
+        given_back: Vec<JobKey>,
+    },
     /// Somebody stepped the leader's wall clock: dates before and after differ by so much more than what has passed.
     ClockStepped {
         by_ms: i64,

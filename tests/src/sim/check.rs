@@ -31,8 +31,6 @@ use super::world::Tally;
 
 /// Failed attempts that make a job poison.
 const ATTEMPTS_MAX: u32 = 5;
-/// Crashes that make a host suspect: its jobs get these attempts back.
-const CRASHES_OF_A_HOST: u32 = 3;
 /// Each fault may move a job a few times without any fault of its own: claims, retries, a leader that could not know.
 const MOVES_A_FAULT: u32 = 4;
 /// By how much the wall clocks of processes may differ.
@@ -78,6 +76,8 @@ pub(super) struct Checker {
     hidden: BTreeSet<JobKey>,
     /// By the seed of the job.
     kills: BTreeMap<u64, u32>,
+    /// By the seed of the job: attempts that it got back, because a host was at fault.
+    given_back: BTreeMap<u64, u32>,
     faults: u32,
     /// The counts of attempts that a loss of power may take away: they are in checkpoints.
     attempts_lost: u32,
@@ -145,6 +145,7 @@ impl Checker {
             claimed_once: BTreeMap::new(),
             hidden: BTreeSet::new(),
             kills: BTreeMap::new(),
+            given_back: BTreeMap::new(),
             attempts_lost: losses * ATTEMPTS_MAX,
             faults: scenario.faults.len() as u32,
             revoked: BTreeMap::new(),
@@ -234,10 +235,20 @@ impl Checker {
     /// A coordinator writes an event down.
     pub(super) fn noted(&mut self, payload: &[u8]) {
         let Ok(event) = codec::decode::<message::Event>(payload) else { return };
-        if let EventKind::AuditDiverged { convicted_host: Some(host), .. } = event.what
-            && !self.liars_hosts.contains(&host)
-        {
-            self.fail(format!("J1: an audit convicted {host}, where nobody lies"));
+        match event.what {
+            EventKind::AuditDiverged { convicted_host: Some(host), .. }
+                if !self.liars_hosts.contains(&host) =>
+            {
+                self.fail(format!("J1: an audit convicted {host}, where nobody lies"));
+            }
+            EventKind::HostQuarantined { given_back, .. } => {
+                for job in given_back {
+                    if let Some(batch) = self.batches.get(&job.batch) {
+                        *self.given_back.entry(seed(batch.place, job.index)).or_default() += 1;
+                    }
+                }
+            }
+            _ => {}
         }
     }
 
@@ -369,15 +380,19 @@ impl Checker {
 
     /// A job, named by its seed, has killed its worker.
     pub(super) fn killed(&mut self, seed: u64) {
-        let kills = self.kills.entry(seed).or_default();
-        *kills += 1;
-        let kills = *kills;
+        *self.kills.entry(seed).or_default() += 1;
+    }
+
+    /// At the end: what a leader writes down of a host may come after the job has killed once more.
+    fn killed_too_often(&self) -> Option<String> {
         // What is forged takes the place of the count of attempts.
-        let most = ATTEMPTS_MAX + CRASHES_OF_A_HOST + self.attempts_lost + self.faults;
-        let most = most * if self.has_forger { 3 } else { 1 };
-        if kills > most {
-            self.fail(format!("J3: one job has killed {kills} workers"));
-        }
+        let times = if self.has_forger { 3 } else { 1 };
+        self.kills.iter().find_map(|(seed, kills)| {
+            let given_back = self.given_back.get(seed).copied().unwrap_or(0);
+            let most = (ATTEMPTS_MAX + given_back + self.attempts_lost + self.faults) * times;
+            (*kills > most)
+                .then(|| format!("J3: one job has killed {kills} workers, where {most} are the most"))
+        })
     }
 
     /// A worker's ack has removed this work message: there must be an answer, or a cause to drop the job.
@@ -445,6 +460,9 @@ impl Checker {
     pub(super) fn finish(&mut self, net: &mut JetStream, now: TimeMs, rented: Bill) -> Result<(), String> {
         self.results(net, now);
         self.rented(net, now, rented)?;
+        if let Some(fault) = self.killed_too_often() {
+            return Err(fault);
+        }
         self.verdict()?;
         for id in self.batches.keys() {
             let record = stored_record(net, now, id).ok_or_else(|| format!("J1: {id} has no record"))?;
