@@ -1,9 +1,12 @@
 //! What is computed once although many lines ask for it, and how fast answers are run again: on the real engine.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
+use ternfleet_engine::{Engine, Event, Options, Request, Speculation, gguf};
+use ternfleet_text::{Manifest, Tokenizer};
 
 use crate::http::get_blocking;
 use crate::program::{self, LocalFleet, STORYTELLER};
@@ -105,22 +108,23 @@ pub async fn shared(lines: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `verify` of so many lines, beside `bench` of the same lengths: in turn, three times.
+/// `verify` of so many lines, beside the engine alone with the same prompts: in turn, three times.
 ///
 /// # Errors
 /// When the fleet does not work, or an answer is not the same.
 pub async fn again(lines: usize) -> anyhow::Result<()> {
     let (_folder, fleet) = start(&["--workers", "1"])?;
-    let line = |n: usize| json!({ "prompt": format!("{n}. Once upon a time"), "max_tokens": 100 + n * 37 % 200, "temperature": 0 });
+    let wanted = |n: usize| (format!("{n}. Once upon a time"), 100 + n * 37 % 200);
+    let line = |n: usize| {
+        let (prompt, most) = wanted(n);
+        json!({ "prompt": prompt, "max_tokens": most, "temperature": 0 })
+    };
     let (answers, [input, out]) = run(&fleet, (0..lines).map(line))?;
+    let made: u64 = answers.iter().map(|answer| tokens(answer)[1]).sum();
     let proof = fleet.dir.join("proof.jsonl").display().to_string();
     let copied = fleet.dir.join("copied.jsonl").display().to_string();
     let fetched = fleet.run(&["results", "measured", "--out", &copied, "--proof", &proof])?;
     ensure!(fetched.code == Some(0), "{fetched:?}");
-    let lengths = answers.iter().map(tokens).map(|[prompt, output]| {
-        format!("{}\n", json!({ "prompt_tokens": prompt, "output_tokens": output.max(1) }))
-    });
-    let workload = fleet.write("workload.jsonl", &lengths.collect::<String>())?;
     // The worker would compute beside them.
     drop(fleet);
     for _ in 0..3 {
@@ -128,12 +132,38 @@ pub async fn again(lines: usize) -> anyhow::Result<()> {
         ensure!(verified.code == Some(0), "{verified:?}");
         let verified = verified.json()?;
         let spent = verified["again"]["engine_s"].as_f64().context("verify tells no time")?;
-        let benched = program::run(&["bench", "--model", STORYTELLER, "--workload", &workload, "--json"])?;
-        let bench = benched.json()?["workload"]["seconds"].as_f64().context("bench tells no time")?;
+        let (alone, tokens) = engine_alone((0..lines).map(wanted))?;
+        ensure!(tokens == made, "the engine alone made {tokens} tokens, where the fleet made {made}");
         println!(
-            "verify of {lines} lines: {spent:.3} s of the engine, where bench takes {bench:.3} s for the same lengths: {:.1} %",
-            100.0 * bench / spent
+            "verify of {lines} lines: {spent:.3} s of the engine, which takes {alone:.3} s for the same prompts: {:.1} %",
+            100.0 * alone / spent
         );
     }
     Ok(())
+}
+
+/// The engine with the options of `verify`, greedily, and nothing beside it; seconds of its steps, and tokens made.
+fn engine_alone(wanted: impl Iterator<Item = (String, usize)>) -> anyhow::Result<(f64, u64)> {
+    let path = Path::new(STORYTELLER);
+    let vocabulary = gguf::vocabulary(&gguf::File::open(path)?)?;
+    let manifest = Manifest::beside(path)?;
+    let tokenizer = Tokenizer::from_parts(&vocabulary, manifest.as_ref())?.tokenizer;
+    let options = Options {
+        max_sequences: 32,
+        prefix_cache: true,
+        speculation: Speculation::TAIL,
+        ..Options::default()
+    };
+    let mut engine = Engine::load(path, &options)?;
+    for (prompt, max_new_tokens) in wanted {
+        let prompt = tokenizer.encode(&prompt, tokenizer.adds_bos())?;
+        let stop_ids = tokenizer.stop_ids().to_vec();
+        engine.submit(Request { prompt, max_new_tokens, stop_ids, ..Request::default() })?;
+    }
+    let (mut spent, mut tokens, mut events) = (Duration::ZERO, 0, Vec::new());
+    while !engine.is_idle() {
+        spent += engine.step(&mut events).elapsed;
+        tokens += events.drain(..).filter(|event| matches!(event, Event::Token { .. })).count() as u64;
+    }
+    Ok((spent.as_secs_f64(), tokens))
 }
