@@ -131,6 +131,8 @@ pub struct Counts {
     pub answers_without_batch: u64,
     /// Lines that were answered with the answer of another.
     pub cached_answers: u64,
+    /// Jobs whose turn it was, whether a worker had room for them or not.
+    pub drawn_jobs: u64,
     pub handed_jobs: u64,
     pub moved_jobs: u64,
     /// Moved because the sweeper found them lost.

@@ -136,6 +136,18 @@ pub fn assign(fleet: &FleetSnapshot, demand: &Demand<'_>) -> Assignment {
     Assignment { placed }
 }
 
+/// How many jobs of so many tokens the worker would take now.
+pub fn room(load: &WorkerLoad, tokens: u32) -> usize {
+    let at_least = usize::from(load.held_jobs == 0);
+    if !usable(load.rate_low_tok_s) {
+        return at_least;
+    }
+    let free = load.slots.saturating_sub(load.held_jobs) as usize;
+    let window = WINDOW_S * load.rate_low_tok_s - Room::new(load).waiting_tokens;
+    // The cast saturates.
+    (free + (window.max(0.0) / f64::from(tokens.max(1))) as usize).max(at_least)
+}
+
 /// Place of each worker when sorted by κ, then speed, then slot: a total order that ignores the order given.
 fn ranks_by_kappa(fleet: &FleetSnapshot) -> Vec<u32> {
     let mut order: Vec<(f64, f64, WorkerSlot, usize)> = fleet

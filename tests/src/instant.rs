@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use ternfleet_proto::bus::{Bus, BusError, Delivery, Publish, Settle};
@@ -26,14 +26,16 @@ pub struct Manner {
     pub claims: bool,
     /// Time that each job takes.
     pub takes: Duration,
+    /// Each takes between half and one and a half times as long, by its name: jobs that began together do not end together.
+    pub varies: bool,
     pub model: String,
     /// Reports a fault on this prompt.
     pub faults_on: Option<String>,
     /// Answers with one word, whatever the prompt's length.
     pub brief: bool,
-    /// Told of each job as it is pulled.
+    /// Told of each job as it is pulled, and how long ago the server has stored its message.
     pub seen: Option<Seen>,
-    /// Told of each job as its answer is stored.
+    /// Told of each job as its answer is stored, and for how long it was here.
     pub answered: Option<Seen>,
     /// Beats this often.
     pub beats_every: Duration,
@@ -43,9 +45,9 @@ pub struct Manner {
     pub checkpoints_every: Duration,
 }
 
-/// What is to be done with each job that is pulled.
+/// What is to be done with a job.
 #[derive(Clone)]
-pub struct Seen(pub Arc<dyn Fn(&JobKey) + Send + Sync>);
+pub struct Seen(pub Arc<dyn Fn(&JobKey, Duration) + Send + Sync>);
 
 impl std::fmt::Debug for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -62,6 +64,7 @@ impl Default for Manner {
             price: UsdMicro(340_000),
             claims: true,
             takes: Duration::ZERO,
+            varies: false,
             model: "instant".to_owned(),
             faults_on: None,
             brief: false,
@@ -226,33 +229,56 @@ async fn pull(
             continue;
         };
         for delivery in deliveries {
+            let Ok(work) = codec::decode::<Work>(&delivery.payload) else {
+                let _ = bus.settle(&delivery, Settle::Term).await;
+                continue;
+            };
+            if let Some(seen) = &manner.seen {
+                (seen.0)(&work.job, stored_ago(&delivery));
+            }
             let (bus, id, shared) = (Arc::clone(&bus), id.clone(), Arc::clone(&shared));
-            let (manner, slots) = (Arc::clone(&manner), Arc::clone(&slots));
+            let (manner, slots, pulled) = (Arc::clone(&manner), Arc::clone(&slots), Instant::now());
             jobs.spawn(async move {
                 let _slot = slots.acquire().await.unwrap();
                 shared.running.fetch_add(1, Ordering::Relaxed);
-                run(&bus, &id, &manner, &shared, delivery).await;
+                run(&bus, &id, &manner, &shared, work, delivery, pulled).await;
                 shared.running.fetch_sub(1, Ordering::Relaxed);
             });
         }
     }
 }
 
-/// Claim, answer, ack: in this order.
-async fn run(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, shared: &Shared, delivery: Delivery) {
-    let Ok(work) = codec::decode::<Work>(&delivery.payload) else {
-        let _ = bus.settle(&delivery, Settle::Term).await;
-        return;
-    };
-    if let Some(seen) = &manner.seen {
-        (seen.0)(&work.job);
+/// By the server's clock, which is that of this machine.
+fn stored_ago(delivery: &Delivery) -> Duration {
+    // `$JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.<consumer sequence>.<time>.<pending>`
+    let stored_ns = delivery.reply.split('.').nth(7).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_nanos(stored_ns))
+}
+
+fn time_of(manner: &Manner, work: &Work) -> Duration {
+    if !manner.varies {
+        return manner.takes;
     }
+    manner.takes.mul_f64(0.5 + (work.job.seed() % 1024) as f64 / 1024.0)
+}
+
+/// Claim, answer, ack: in this order.
+async fn run(
+    bus: &Arc<dyn Bus>,
+    id: &WorkerId,
+    manner: &Manner,
+    shared: &Shared,
+    work: Work,
+    delivery: Delivery,
+    pulled: Instant,
+) {
     let claimed = if manner.claims { claim(bus, id, manner, &work).await } else { Some(0) };
     let Some(mut claimed) = claimed else {
         let _ = bus.settle(&delivery, Settle::Ack).await;
         return;
     };
-    let mut left = manner.takes;
+    let mut left = time_of(manner, &work);
     while !left.is_zero() {
         let step = left.min(manner.checkpoints_every);
         tokio::time::sleep(step).await;
@@ -283,7 +309,7 @@ async fn run(bus: &Arc<dyn Bus>, id: &WorkerId, manner: &Manner, shared: &Shared
         Ok(_) | Err(BusError::WrongLastSequence) => {
             shared.done.fetch_add(1, Ordering::Relaxed);
             if let Some(answered) = &manner.answered {
-                (answered.0)(&work.job);
+                (answered.0)(&work.job, pulled.elapsed());
             }
             let _ = bus.settle(&delivery, Settle::Ack).await;
         }

@@ -11,12 +11,27 @@ use super::event::BatchSlot;
 /// A priority level that has waited this long is served as if it were one higher.
 const AGEING_MS: u64 = 30_000;
 
+/// What a batch, or a tenant, has to hand out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Offer<T = u32> {
+    /// It leaves the order, and may join it again.
+    Nothing,
+    /// It has a job that has to wait. It keeps its turn, and is not asked again until all are asked again.
+    Later,
+    /// A job of so many tokens.
+    Job(T),
+    /// Nobody is to be asked now.
+    Enough,
+}
+
 /// Keys by the tokens that each has had: whoever has had least is next. A newcomer counts as if it had had as much as the
 /// one that is next, so that it makes up for nothing. What a key gives back leaves no trace.
 #[derive(Debug)]
 struct Shares<K> {
-    /// Tokens and key of whoever takes part.
+    /// Tokens and key of whoever takes part and is still to be asked.
     order: BTreeSet<(i64, K)>,
+    /// Those that have to wait: they take part, and are not asked.
+    aside: Vec<K>,
     /// Tokens of whoever takes part.
     members: BTreeMap<K, i64>,
     /// Tokens of those that have nothing to hand out now, as long as they have had more than whoever is next.
@@ -27,7 +42,13 @@ struct Shares<K> {
 
 impl<K: Copy + Ord> Shares<K> {
     fn new() -> Self {
-        Self { order: BTreeSet::new(), members: BTreeMap::new(), left: BTreeMap::new(), last: 0 }
+        Self {
+            order: BTreeSet::new(),
+            aside: Vec::new(),
+            members: BTreeMap::new(),
+            left: BTreeMap::new(),
+            last: 0,
+        }
     }
 
     /// What whoever is next has had.
@@ -50,24 +71,40 @@ impl<K: Copy + Ord> Shares<K> {
     fn remove(&mut self, key: K) -> Option<i64> {
         let tokens = self.members.remove(&key)?;
         self.order.remove(&(tokens, key));
-        if self.order.is_empty() {
+        if self.members.is_empty() {
             self.last = tokens;
         }
         Some(tokens)
     }
 
-    /// The next key and what its job costs; keys without a job leave. Does not pay.
-    fn next(&mut self, mut cost: impl FnMut(K) -> Option<u32>) -> Option<(K, u32)> {
-        loop {
-            let (_, key) = *self.order.first()?;
-            if let Some(tokens) = cost(key) {
-                return Some((key, tokens));
+    /// The next key that has a job, and that job; keys without one leave. Does not pay.
+    fn next<T>(&mut self, mut ask: impl FnMut(K) -> Offer<T>) -> Offer<(K, T)> {
+        while let Some(&(tokens, key)) = self.order.first() {
+            match ask(key) {
+                Offer::Job(job) => return Offer::Job((key, job)),
+                Offer::Enough => return Offer::Enough,
+                Offer::Later => {
+                    self.order.remove(&(tokens, key));
+                    self.aside.push(key);
+                }
+                Offer::Nothing => {
+                    self.remove(key);
+                    self.left.insert(key, tokens);
+                    if self.left.len() > 2 * self.members.len() + 64 {
+                        let least = self.least();
+                        self.left.retain(|_, tokens| *tokens > least);
+                    }
+                }
             }
-            let had = self.remove(key)?;
-            self.left.insert(key, had);
-            if self.left.len() > 2 * self.members.len() + 64 {
-                let least = self.least();
-                self.left.retain(|_, tokens| *tokens > least);
+        }
+        if self.members.is_empty() { Offer::Nothing } else { Offer::Later }
+    }
+
+    /// All are asked again.
+    fn come_back(&mut self) {
+        for key in self.aside.drain(..) {
+            if let Some(&tokens) = self.members.get(&key) {
+                self.order.insert((tokens, key));
             }
         }
     }
@@ -96,19 +133,24 @@ impl Tenant {
     fn candidate(
         &mut self,
         now: MonoMs,
-        cost: &mut impl FnMut(BatchSlot) -> Option<u32>,
-    ) -> Option<(i8, BatchSlot, u32)> {
+        ask: &mut impl FnMut(BatchSlot) -> Offer,
+    ) -> Offer<(i8, BatchSlot, u32)> {
         loop {
-            let (&priority, _) = self.levels.iter().max_by_key(|(priority, level)| {
+            let to_ask = self.levels.iter().filter(|(_, level)| !level.shares.order.is_empty());
+            let next = to_ask.max_by_key(|(priority, level)| {
                 let waited_ms = now.0.saturating_sub(level.served_at.0);
                 (i64::from(**priority) + (waited_ms / AGEING_MS) as i64, **priority)
-            })?;
+            });
+            let Some((&priority, _)) = next else { break };
             let level = self.levels.get_mut(&priority).expect("because the key was just found");
-            match level.shares.next(&mut *cost) {
-                Some((batch, tokens)) => return Some((priority, batch, tokens)),
-                None => self.levels.remove(&priority),
-            };
+            match level.shares.next(&mut *ask) {
+                Offer::Job((batch, tokens)) => return Offer::Job((priority, batch, tokens)),
+                Offer::Enough => return Offer::Enough,
+                Offer::Nothing => drop(self.levels.remove(&priority)),
+                Offer::Later => {}
+            }
         }
+        if self.levels.is_empty() { Offer::Nothing } else { Offer::Later }
     }
 }
 
@@ -122,6 +164,12 @@ pub(super) struct Orders {
 impl Orders {
     pub(super) fn of(&mut self, interactive: bool) -> &mut Fair {
         if interactive { &mut self.interactive } else { &mut self.patient }
+    }
+
+    /// Those that had to wait are asked again.
+    pub(super) fn come_back(&mut self) {
+        self.interactive.come_back();
+        self.patient.come_back();
     }
 
     /// The batch takes part if it has something to hand out.
@@ -167,26 +215,23 @@ impl Fair {
         levels.entry(priority).or_insert_with(|| Level { shares: Shares::new(), served_at: now })
     }
 
-    /// The batch whose next job is to be assigned now; it has paid for it. `cost` is the size of a batch's next
-    /// job in tokens, `None` when it has none.
-    pub(super) fn next(
-        &mut self,
-        now: MonoMs,
-        mut cost: impl FnMut(BatchSlot) -> Option<u32>,
-    ) -> Option<BatchSlot> {
+    /// The batch whose next job is to be assigned now; it has paid for it. `ask` says what a batch has.
+    pub(super) fn next(&mut self, now: MonoMs, mut ask: impl FnMut(BatchSlot) -> Offer) -> Option<BatchSlot> {
         let tenants = &mut self.tenants;
-        let mut chosen = None;
-        let (slot, tokens) = self.shares.next(|slot| {
-            chosen = tenants[slot].candidate(now, &mut cost);
-            chosen.map(|(_, _, tokens)| tokens)
-        })?;
-        let (priority, batch, _) = chosen?;
+        let next = self.shares.next(|slot| tenants[slot].candidate(now, &mut ask));
+        let Offer::Job((slot, (priority, batch, tokens))) = next else { return None };
         self.shares.pay(slot, i64::from(tokens));
         if let Some(level) = tenants[slot].levels.get_mut(&priority) {
             level.shares.pay(batch, i64::from(tokens));
             level.served_at = now;
         }
         Some(batch)
+    }
+
+    fn come_back(&mut self) {
+        self.shares.come_back();
+        let levels = self.tenants.iter_mut().flat_map(|tenant| tenant.levels.values_mut());
+        levels.for_each(|level| level.shares.come_back());
     }
 
     /// The job could not be placed after all: its batch has it again, and keeps its turn. Otherwise a job that is larger
@@ -222,7 +267,7 @@ mod tests {
         let size = |batch: BatchSlot| if batch.0 == 0 { 100 } else { 3000 };
         let mut tokens = [0u64; 2];
         for _ in 0..2000 {
-            let batch = fair.next(MonoMs(0), |b| Some(size(b))).unwrap();
+            let batch = fair.next(MonoMs(0), |b| Offer::Job(size(b))).unwrap();
             tokens[batch.0 as usize] += u64::from(size(batch));
         }
         let difference = tokens[0].abs_diff(tokens[1]);
@@ -235,13 +280,15 @@ mod tests {
         let who = tenant("a");
         fair.join(MonoMs(0), &who, 0, BatchSlot(0));
         for _ in 0..100 {
-            fair.next(MonoMs(0), |_| Some(64)).unwrap();
+            fair.next(MonoMs(0), |_| Offer::Job(64)).unwrap();
         }
         fair.join(MonoMs(0), &who, 0, BatchSlot(1));
         let mut left = 10;
         let mut handed = 0;
         while left > 0 {
-            let batch = fair.next(MonoMs(0), |b| (b.0 == 0 || left > 0).then_some(64)).unwrap();
+            let batch = fair
+                .next(MonoMs(0), |b| if b.0 == 0 || left > 0 { Offer::Job(64) } else { Offer::Nothing })
+                .unwrap();
             left -= u32::from(batch.0 == 1);
             handed += 1;
         }
@@ -254,9 +301,12 @@ mod tests {
         let who = tenant("a");
         fair.join(MonoMs(0), &who, 0, BatchSlot(0));
         fair.join(MonoMs(0), &who, 1, BatchSlot(1));
-        assert_eq!(fair.next(MonoMs(10), |_| Some(10)), Some(BatchSlot(1)));
-        assert_eq!(fair.next(MonoMs(20), |_| Some(10)), Some(BatchSlot(1)));
-        assert_eq!(fair.next(MonoMs(2 * AGEING_MS), |b| (b.0 == 0).then_some(10)), Some(BatchSlot(0)));
+        assert_eq!(fair.next(MonoMs(10), |_| Offer::Job(10)), Some(BatchSlot(1)));
+        assert_eq!(fair.next(MonoMs(20), |_| Offer::Job(10)), Some(BatchSlot(1)));
+        assert_eq!(
+            fair.next(MonoMs(2 * AGEING_MS), |b| if b.0 == 0 { Offer::Job(10) } else { Offer::Nothing }),
+            Some(BatchSlot(0))
+        );
     }
 
     #[test]
@@ -266,18 +316,18 @@ mod tests {
         for (large, other) in [(&who[0], &who[0]), (&who[1], &who[0])] {
             fair.join(MonoMs(0), other, 0, BatchSlot(0));
             fair.join(MonoMs(0), large, 0, BatchSlot(1));
-            let size = |batch: BatchSlot| Some(if batch.0 == 0 { 100 } else { 3000 });
+            let size = |batch: BatchSlot| Offer::Job(if batch.0 == 0 { 100 } else { 3000 });
             while fair.next(MonoMs(0), size) != Some(BatchSlot(1)) {}
-            for left in [None, Some(3000), None] {
+            for left in [Offer::Nothing, Offer::Job(3000), Offer::Later, Offer::Nothing] {
                 // What is drawn after it comes after it again, whether it was the last job of its batch or not.
-                while fair.next(MonoMs(0), |batch| if batch.0 == 0 { Some(100) } else { left })
+                while fair.next(MonoMs(0), |batch| if batch.0 == 0 { Offer::Job(100) } else { left })
                     != Some(BatchSlot(0))
                 {}
                 fair.refund(MonoMs(0), other, 0, BatchSlot(0), 100);
                 fair.refund(MonoMs(0), large, 0, BatchSlot(1), 3000);
                 assert_eq!(fair.next(MonoMs(0), size), Some(BatchSlot(1)));
             }
-            fair.next(MonoMs(0), |_| None);
+            fair.next(MonoMs(0), |_| Offer::Nothing);
         }
     }
 
@@ -293,7 +343,7 @@ mod tests {
             for _ in 0..200 {
                 // Far more is drawn than finds room.
                 let drawn: Vec<BatchSlot> =
-                    (0..40).map(|_| fair.next(MonoMs(0), |_| Some(100)).unwrap()).collect();
+                    (0..40).map(|_| fair.next(MonoMs(0), |_| Offer::Job(100)).unwrap()).collect();
                 handed[drawn[0].0 as usize] += 1;
                 for batch in drawn[1..].iter().rev() {
                     fair.refund(MonoMs(0), &who[batch.0 as usize], 0, *batch, 100);
@@ -313,8 +363,9 @@ mod tests {
             // Half of the time it has nothing to hand out, and joins again.
             fair.join(MonoMs(0), &who, 0, BatchSlot(1));
             let size = |batch: BatchSlot| match batch.0 {
-                0 => Some(100),
-                _ => (round / 8 % 2 == 0).then_some(300),
+                0 => Offer::Job(100),
+                _ if round / 8 % 2 == 0 => Offer::Job(300),
+                _ => Offer::Nothing,
             };
             let batch = fair.next(MonoMs(0), size).unwrap();
             handed[batch.0 as usize] += 1;
@@ -323,10 +374,32 @@ mod tests {
     }
 
     #[test]
+    fn one_that_has_to_wait_is_passed_over_once_and_keeps_its_turn() {
+        let mut fair = Fair::default();
+        let who = [tenant("a"), tenant("a"), tenant("b")];
+        for (batch, owner) in (0..).zip(&who) {
+            fair.join(MonoMs(0), owner, 0, BatchSlot(batch));
+        }
+        let mut asked = [0; 3];
+        for _ in 0..20 {
+            let next = fair.next(MonoMs(0), |batch| {
+                asked[batch.0 as usize] += 1;
+                if batch.0 == 2 { Offer::Job(10) } else { Offer::Later }
+            });
+            assert_eq!(next, Some(BatchSlot(2)));
+        }
+        assert_eq!(asked, [1, 1, 20]);
+        fair.come_back();
+        let turns: Vec<u32> = (0..20).map(|_| fair.next(MonoMs(0), |_| Offer::Job(10)).unwrap().0).collect();
+        assert_eq!(turns.iter().filter(|batch| **batch == 2).count(), 0, "{turns:?}");
+        assert_eq!(turns.iter().filter(|batch| **batch == 1).count(), 10, "{turns:?}");
+    }
+
+    #[test]
     fn nobody_waits_when_nothing_is_there() {
         let mut fair = Fair::default();
         fair.join(MonoMs(0), &tenant("a"), 0, BatchSlot(0));
-        assert_eq!(fair.next(MonoMs(0), |_| None), None);
-        assert_eq!(fair.next(MonoMs(0), |_| Some(1)), None, "whoever had nothing takes no part");
+        assert_eq!(fair.next(MonoMs(0), |_| Offer::Nothing), None);
+        assert_eq!(fair.next(MonoMs(0), |_| Offer::Job(1)), None, "whoever had nothing takes no part");
     }
 }

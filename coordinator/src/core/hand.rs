@@ -8,15 +8,16 @@ use ternfleet_proto::{Attempt, Epoch, JobKey, Lane, Now};
 
 use super::batch::Live;
 use super::event::{Action, BatchSlot, HandOut, JobRef, WorkerSlot};
+use super::fair::Offer;
 use super::flights::{Flight, Size, Stage};
-use super::next::{cost_of, next_job};
+use super::next::{Ready, cost_of, next_job};
 use super::snapshot::Snapshot;
 use super::{Core, EPOCH_TERM_SHIFT, HANDOVERS_MAX};
 use crate::route::{self, Demand, EngineKind, FleetSnapshot, JobSize, Urgency};
 
 /// After a change of leader, all workers have been heard of by then.
 const ALL_HEARD_AFTER: Duration = Duration::from_secs(10);
-/// Jobs drawn for the router at a time.
+/// Jobs drawn for the router at a time, at most.
 const DRAW_MAX: usize = 1024;
 /// Rounds in one turn; the rest waits for the next turn, so that answers are not kept waiting.
 const ROUNDS_MAX: usize = 16;
@@ -41,6 +42,14 @@ enum Choice {
     Nobody,
 }
 
+/// Who waits for room until the next turn, and holds up nobody else.
+#[derive(Debug, Default)]
+struct Full {
+    kinds: BTreeSet<EngineKind>,
+    /// The workers that they can pay have no room.
+    batches: BTreeSet<BatchSlot>,
+}
+
 impl Core {
     pub(super) fn hand_out(&mut self, now: Now, actions: &mut Vec<Action>) {
         // A snapshot of a large fleet takes a while: then not at every turn.
@@ -60,17 +69,13 @@ impl Core {
             return;
         }
         self.everybody_joins(now);
-        // Batches that wait for room at the workers they can pay: they do not hold up the others.
-        let mut held = BTreeSet::new();
+        let mut full = Full::default();
         for _ in 0..ROUNDS_MAX {
-            let room = snapshot.room(self.lengths.mean_job_tokens).min(DRAW_MAX);
-            let drawn = self.draw(now, room, &mut snapshot, &held);
+            let drawn = self.draw(now, &mut snapshot, &mut full);
             if drawn.is_empty() {
                 return;
             }
-            if !self.place(now, drawn, &mut snapshot, &mut held, actions) {
-                return;
-            }
+            self.place(now, drawn, &mut snapshot, &mut full, actions);
         }
         self.work_changed = true;
     }
@@ -115,55 +120,83 @@ impl Core {
         }
     }
 
-    /// Up to `room` jobs in the order that fairness wants, first those that somebody waits for; they have left their
-    /// queues.
-    fn draw(
-        &mut self,
-        now: Now,
-        room: usize,
-        snapshot: &mut Snapshot,
-        held: &BTreeSet<BatchSlot>,
-    ) -> Vec<Drawn> {
-        let mut drawn = Vec::new();
+    /// About as many jobs as there is room for, in the order that fairness wants, first those that somebody waits for; they
+    /// have left their queues. Kinds that have no room for their next job are put into `full`.
+    fn draw(&mut self, now: Now, snapshot: &mut Snapshot, full: &mut Full) -> Vec<Drawn> {
+        let mut drawn: Vec<Drawn> = Vec::new();
+        let mut open: BTreeSet<EngineKind> =
+            snapshot.serving().filter(|kind| !full.kinds.contains(kind)).collect();
         let Self { orders, ledger, flights, fleet, .. } = self;
         for interactive in [true, false] {
             let order = orders.of(interactive);
-            while drawn.len() < room {
+            // What is left for jobs of the size of the first. Those that can pay only some of the workers may find no room
+            // there, so they take none of the others'.
+            let mut rooms: BTreeMap<(EngineKind, bool), usize> = BTreeMap::new();
+            while drawn.len() < DRAW_MAX {
                 // The batch that is asked last is the one that is chosen.
-                let mut ready = None;
+                let mut chosen = None;
                 let next = order.next(now.mono, |slot| {
-                    let batch = ledger.get_mut(slot).filter(|_| !held.contains(&slot))?;
-                    let next = next_job(batch, flights.committed(slot).cost, fleet, snapshot);
-                    ready = next.ready();
-                    ready.map(|ready| ready.size.tokens)
+                    if open.is_empty() {
+                        return Offer::Enough;
+                    }
+                    if full.batches.contains(&slot) {
+                        return Offer::Later;
+                    }
+                    let Some(batch) = ledger.get_mut(slot) else { return Offer::Nothing };
+                    let promised = flights.committed(slot).cost;
+                    let next = next_job(batch, promised, fleet, snapshot);
+                    let Some(Ready { queue, kind, size }) = next.ready() else { return Offer::Nothing };
+                    if !open.contains(&kind) {
+                        return Offer::Later;
+                    }
+                    let pays_any = batch.affords(promised, cost_of(size.tokens, snapshot.kappa_max));
+                    let room = rooms.entry((kind, pays_any)).or_insert_with(|| {
+                        let others =
+                            drawn.iter().filter(|job| job.kind == kind && job.interactive != interactive);
+                        let room = snapshot.room(kind, size.tokens).saturating_sub(others.count());
+                        if room == 0 {
+                            full.kinds.insert(kind);
+                            open.remove(&kind);
+                        }
+                        room
+                    });
+                    if *room == 0 {
+                        return Offer::Later;
+                    }
+                    *room -= 1;
+                    if *room == 0 && pays_any {
+                        open.remove(&kind);
+                    }
+                    chosen = Some((queue, kind, size));
+                    Offer::Job(size.tokens)
                 });
-                let (Some(slot), Some(ready)) = (next, ready) else { break };
+                let (Some(slot), Some((queue, kind, size))) = (next, chosen) else { break };
                 let Some(batch) = ledger.get_mut(slot) else { continue };
-                let Some(index) = batch.queues[ready.queue].jobs.pop_front() else { continue };
+                let Some(index) = batch.queues[queue].jobs.pop_front() else { continue };
                 let job = JobRef { batch: slot, index };
-                drawn.push(Drawn { job, kind: ready.kind, size: ready.size, interactive });
-                flights.reserve(slot, ready.size);
-                snapshot.reserve(ready.kind);
+                drawn.push(Drawn { job, kind, size, interactive });
+                flights.reserve(slot, size);
+                snapshot.reserve(kind);
             }
         }
+        self.orders.come_back();
+        self.counts.drawn_jobs += drawn.len() as u64;
         drawn
     }
 
-    /// Lets the router choose; what finds no room goes back. False if the fleet is full; a batch that only the workers
-    /// it can pay have no room for is put into `held`.
+    /// Lets the router choose; what finds no room goes back, and its kind or its batch is put into `full`.
     fn place(
         &mut self,
         now: Now,
         drawn: Vec<Drawn>,
         snapshot: &mut Snapshot,
-        held: &mut BTreeSet<BatchSlot>,
+        full: &mut Full,
         actions: &mut Vec<Action>,
-    ) -> bool {
+    ) {
         let mut groups: BTreeMap<(bool, EngineKind), Vec<Drawn>> = BTreeMap::new();
         for job in drawn {
             groups.entry((!job.interactive, job.kind)).or_default().push(job);
         }
-        let mut all = true;
         for ((patient, kind), jobs) in groups {
             let urgency = if patient { Urgency::Thrifty } else { Urgency::Soonest };
             // Who can pay only some of the workers chooses before those who can pay any.
@@ -186,15 +219,16 @@ impl Core {
                 let choice = self.choose(job, place, urgency, snapshot);
                 self.apply(now, *job, choice, snapshot, &mut back, actions);
             }
-            held.extend(back.iter().map(|job| job.job.batch));
-            all &= placed.len() == easy.len();
+            full.batches.extend(back.iter().map(|job| job.job.batch));
+            if placed.len() < easy.len() {
+                full.kinds.insert(kind);
+            }
             back.extend_from_slice(&easy[placed.len()..]);
             for job in back.iter().rev() {
                 snapshot.release(job.kind);
                 self.give_back(now, job);
             }
         }
-        all
     }
 
     /// Does with the job what was chosen for it; what has to wait is added to `back`.

@@ -6,7 +6,7 @@ use ternfleet_proto::UsdMicro;
 use super::event::WorkerSlot;
 use super::fleet::Fleet;
 use super::flights::Flights;
-use crate::route::{self, EngineKind, FleetSnapshot, WINDOW_S, WorkerLoad};
+use crate::route::{self, EngineKind, FleetSnapshot, WorkerLoad};
 
 /// The fleet as the router sees it.
 pub(super) struct Snapshot {
@@ -106,6 +106,12 @@ impl Snapshot {
         self.kinds.get(usize::from(kind.0)).copied().unwrap_or(0.0)
     }
 
+    /// Kinds of which there is a worker.
+    pub(super) fn serving(&self) -> impl Iterator<Item = EngineKind> {
+        let kinds = (0..self.kinds.len()).map(|n| EngineKind(n as u16));
+        kinds.filter(|kind| self.serves(*kind))
+    }
+
     pub(super) fn serves(&self, kind: EngineKind) -> bool {
         self.rate(kind) > 0.0
     }
@@ -125,18 +131,9 @@ impl Snapshot {
         if kappa.is_finite() { kappa } else { self.kappa_max }
     }
 
-    /// About how many jobs the fleet has room for.
-    pub(super) fn room(&self, mean_job_tokens: f64) -> usize {
-        let jobs: f64 = self
-            .fleet
-            .workers
-            .iter()
-            .map(|load| {
-                let held = f64::from(load.held_jobs);
-                let window = WINDOW_S * load.rate_low_tok_s / mean_job_tokens.max(1.0);
-                (f64::from(load.slots) + window - held).max(if load.held_jobs == 0 { 1.0 } else { 0.0 })
-            })
-            .sum();
-        jobs.ceil() as usize
+    /// How many jobs of so many tokens the workers of a kind would take now.
+    pub(super) fn room(&self, kind: EngineKind, tokens: u32) -> usize {
+        let loads = self.fleet.workers.iter().filter(|load| load.kind == kind);
+        loads.map(|load| route::room(load, tokens)).sum()
     }
 }

@@ -5,6 +5,7 @@ mod budgets;
 mod cache;
 mod engines;
 mod hosts;
+mod rooms;
 mod stalls;
 mod world;
 

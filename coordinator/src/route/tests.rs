@@ -203,3 +203,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn as_many_jobs_of_one_size_are_placed_as_there_is_room_for() {
+    for (held_jobs, held_tokens, tokens) in
+        [(0, 0, 10), (3, 50, 10), (4, 100, 70), (6, 240, 21), (22, 220, 10), (0, 0, 900)]
+    {
+        let one = WorkerLoad { held_jobs, held_tokens, ..load("one", 100.0, 1.0) };
+        let fleet = FleetSnapshot { workers: vec![one.clone()] };
+        let jobs = vec![JobSize { tokens, pages: 0 }; 1000];
+        let placed = assign(&fleet, &thrifty(&jobs)).placed.len();
+        assert_eq!(room(&one, tokens), placed, "{one:?} and jobs of {tokens}");
+    }
+    let unmeasured = WorkerLoad { rate_low_tok_s: 0.0, ..load("new", 0.0, 1.0) };
+    assert_eq!(room(&unmeasured, 10), 1, "somebody must try it");
+}

@@ -1,7 +1,7 @@
 //! Thousands of workers in this process against a real nats-server and the program's own coordinator: heartbeats, queues,
 //! claims, checkpoints, answers, and the death of every fifth of them in the same moment.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use ternfleet_proto::message::{FleetView, PodList, PodView, Prompt};
 use ternfleet_proto::table::{self, ApiVerb};
 use ternfleet_proto::{JobKey, codec};
 
-use super::process::{cpu_s, resident_mib};
+use super::process::{cpu_s, machine_s, resident_mib};
 use super::{peak_mib, quantile};
 use crate::caller::{Client, prompts};
 use crate::http;
@@ -27,12 +27,56 @@ const WARM: Duration = Duration::from_secs(70);
 /// Completions a second, by which the hand-over is timed.
 const SINGLES_A_SECOND: u64 = 50;
 
+/// What the way of a job costs beside the work itself: hand-over, claim, answer.
+const WAY: Duration = Duration::from_millis(150);
+
 /// Who has which job, as the workers see it.
 #[derive(Debug, Default)]
 struct Jobs {
     pulled: HashMap<JobKey, (usize, Instant)>,
     held: BTreeMap<usize, BTreeSet<JobKey>>,
     answered: u64,
+    /// Since when each worker has had room for a job more, once for each of them.
+    rooms: HashMap<usize, VecDeque<Instant>>,
+    /// Completions that are with nobody, by when they were asked for.
+    asked: HashMap<JobKey, Instant>,
+    /// Since the steady part began.
+    hand_overs: Option<Vec<HandOver>>,
+}
+
+/// From the moment when a worker had room, or the job was asked for, whichever was later, until the worker had the job.
+#[derive(Debug, Clone, Copy)]
+struct HandOver {
+    /// A completion; a line of a batch otherwise, of which some always wait.
+    single: bool,
+    took: Duration,
+    /// The part of it after the job's message was stored.
+    on_bus: Duration,
+}
+
+impl Jobs {
+    fn come(&mut self, worker: usize, job: &JobKey, stored_ago: Duration) {
+        let now = Instant::now();
+        let room = self.rooms.entry(worker).or_default().pop_front();
+        let asked = self.asked.remove(job);
+        // A worker that had room from the beginning was waited for by nobody.
+        let ready = room.max(asked);
+        if let (Some(hand_overs), Some(ready)) = (&mut self.hand_overs, ready) {
+            let took = now.saturating_duration_since(ready);
+            hand_overs.push(HandOver { single: asked.is_some(), took, on_bus: stored_ago.min(took) });
+        }
+        self.pulled.insert(job.clone(), (worker, now));
+        self.held.entry(worker).or_default().insert(job.clone());
+    }
+
+    fn go(&mut self, worker: usize, job: &JobKey) {
+        self.answered += 1;
+        self.rooms.entry(worker).or_default().push_back(Instant::now());
+        self.pulled.remove(job);
+        if let Some(held) = self.held.get_mut(&worker) {
+            held.remove(job);
+        }
+    }
 }
 
 type Shared = Arc<Mutex<Jobs>>;
@@ -72,38 +116,47 @@ async fn at_rate(workers: usize, seconds: u64, rate: f64, last: bool) -> anyhow:
     }
     println!("{workers} workers have their queues after {:.1} s", began.elapsed().as_secs_f64());
 
-    let lines = (rate * (seconds as f64 + WARM.as_secs_f64() + 30.0)) as usize / BATCHES;
+    let lines = (rate * (seconds as f64 + WARM.as_secs_f64() + 60.0)) as usize / BATCHES;
     for n in 0..BATCHES {
         client.submit(&format!("input-{n}"), prompts(lines)).await;
     }
     tokio::time::sleep(WARM).await;
 
     let stalls = Stalls::begin(&server).await?;
-    let (pids, at) = ([leader.0.id(), server.pid().unwrap_or(0)], Instant::now());
-    let own = std::process::id();
-    let (before, answered) = (pids.map(cpu_s), lock(&jobs).answered);
-    let (own_before, turns_before) = (cpu_s(own), turns(&address).await);
-    let took = singles(&client, seconds, &jobs).await?;
-    let (after, span) = (pids.map(cpu_s), at.elapsed().as_secs_f64());
+    let (pids, at) = ([leader.0.id(), server.pid().unwrap_or(0), std::process::id()], Instant::now());
+    let (before, all_before, answered) = (pids.map(cpu_s), machine_s(), lock(&jobs).answered);
+    let turns_before = turns(&address).await;
+    lock(&jobs).hand_overs = Some(Vec::new());
+    singles(&client, seconds, &jobs).await?;
+    let hand_overs = lock(&jobs).hand_overs.take().unwrap_or_default();
+    let (after, all_after, span) = (pids.map(cpu_s), machine_s(), at.elapsed().as_secs_f64());
     let answered = (lock(&jobs).answered - answered) as f64 / span;
-    println!(
-        "steady for {span:.0} s: {answered:.0} of {rate:.0} jobs/s answered; hand-over of {} completions p50 {:?}, p99 {:?}, \
-         longest {:?}",
-        took.len(),
-        quantile(&took, 0.5),
-        quantile(&took, 0.99),
-        quantile(&took, 1.0)
-    );
+    println!("steady for {span:.0} s: {answered:.0} of {rate:.0} jobs/s answered");
+    for (single, name) in [(false, "lines of batches"), (true, "completions")] {
+        tell(name, hand_overs.iter().filter(|one| one.single == single));
+    }
+    let cores = |place: usize| (after[place] - before[place]) / span;
     for (place, name) in ["coordinator", "nats-server"].iter().enumerate() {
         println!(
             "{name}: {:.2} cores, {} MiB (at most {} MiB)",
-            (after[place] - before[place]) / span,
+            cores(place),
             resident_mib(pids[place]),
             peak_mib(pids[place])
         );
     }
-    println!("these workers: {:.2} cores", (cpu_s(own) - own_before) / span);
-    println!("the leader's loop answered a ping within {:?} at most", stalls.end().await);
+    println!(
+        "these workers: {:.2} cores; all processes together {:.2} of {}",
+        cores(2),
+        (all_after - all_before) / span,
+        std::thread::available_parallelism().map_or(0, usize::from)
+    );
+    let pings = stalls.end().await;
+    println!(
+        "the leader's loop answered a ping within {:.1?} (p50), {:.1?} (p99), {:.1?} at most",
+        quantile(&pings, 0.5),
+        quantile(&pings, 0.99),
+        quantile(&pings, 1.0)
+    );
     let turns: Vec<String> = turns(&address)
         .await
         .into_iter()
@@ -116,6 +169,20 @@ async fn at_rate(workers: usize, seconds: u64, rate: f64, last: bool) -> anyhow:
     }
     ensure!(leader.0.try_wait()?.is_none(), "the coordinator has ended");
     Ok(())
+}
+
+/// How long hand-overs took: all of it, and what of it was before and after the message was stored.
+fn tell<'a>(name: &str, hand_overs: impl Iterator<Item = &'a HandOver>) {
+    let hand_overs: Vec<&HandOver> = hand_overs.collect();
+    let part = |of: fn(&HandOver) -> Duration| {
+        let mut part: Vec<Duration> = hand_overs.iter().map(|one| of(one)).collect();
+        part.sort();
+        let [half, most, longest] = [0.5, 0.99, 1.0].map(|share| quantile(&part, share));
+        format!("{half:.1?} (p50), {most:.1?} (p99), {longest:.1?} at most")
+    };
+    println!("hand-over of {} {name}: {}", hand_overs.len(), part(|one| one.took));
+    println!("  until its message was stored: {}", part(|one| one.took - one.on_bus));
+    println!("  from there to the worker: {}", part(|one| one.on_bus));
 }
 
 struct Leader(std::process::Child);
@@ -148,34 +215,25 @@ async fn crowd(
     for _ in 0..CONNECTIONS {
         buses.push(server.bus().await?);
     }
-    let takes = Duration::from_secs_f64((2.0 * workers as f64 / rate).max(1.0));
+    let takes = Duration::from_secs_f64(2.0 * workers as f64 / rate).saturating_sub(WAY).max(WAY);
     let mut crowd = Vec::with_capacity(workers);
     for n in 0..workers {
         let (pulling, answering) = (Arc::clone(jobs), Arc::clone(jobs));
-        let seen = move |job: &JobKey| {
-            let mut jobs = lock(&pulling);
-            jobs.pulled.insert(job.clone(), (n, Instant::now()));
-            jobs.held.entry(n).or_default().insert(job.clone());
-        };
-        let answered = move |job: &JobKey| {
-            let mut jobs = lock(&answering);
-            jobs.answered += 1;
-            jobs.pulled.remove(job);
-            if let Some(held) = jobs.held.get_mut(&n) {
-                held.remove(job);
-            }
-        };
+        let seen = move |job: &JobKey, stored_ago| lock(&pulling).come(n, job, stored_ago);
+        let answered = move |job: &JobKey, _| lock(&answering).go(n, job);
         let manner = Manner {
             host: format!("host-{}", n / 4),
             slots: 2,
             // Ten tokens a job, two jobs at a time.
             rate_tok_s: 30.0 / takes.as_secs_f64(),
             takes,
+            varies: true,
             seen: Some(Seen(Arc::new(seen))),
             answered: Some(Seen(Arc::new(answered))),
             beats_every: Duration::from_secs(1),
             pulls_for: Duration::from_secs(5),
-            checkpoints_every: Duration::from_secs(2),
+            // One for most jobs: with 20,000 that run, one every two seconds would be 10,000 a second.
+            checkpoints_every: (takes / 2).max(Duration::from_secs(2)),
             ..Manner::default()
         };
         let bus = Arc::clone(&buses[n % CONNECTIONS]);
@@ -188,10 +246,8 @@ async fn crowd(
     Ok(crowd)
 }
 
-/// Completions at a steady rate: from the question to a worker having each.
-async fn singles(client: &Client, seconds: u64, jobs: &Shared) -> anyhow::Result<Vec<Duration>> {
-    let mut waiting: Vec<(JobKey, Instant)> = Vec::new();
-    let mut took = Vec::new();
+/// Completions at a steady rate, until a worker has each.
+async fn singles(client: &Client, seconds: u64, jobs: &Shared) -> anyhow::Result<()> {
     let mut asking = tokio::task::JoinSet::new();
     let mut ticker = tokio::time::interval(Duration::from_micros(1_000_000 / SINGLES_A_SECOND));
     for number in 0..SINGLES_A_SECOND * seconds {
@@ -200,31 +256,18 @@ async fn singles(client: &Client, seconds: u64, jobs: &Shared) -> anyhow::Result
         let mut create = client.completion(number);
         create.generation.prompt = Prompt::Text(format!("prompt {number}"));
         create.generation.max_tokens = Some(16);
-        waiting.push((JobKey { batch: create.batch.clone(), index: 0 }, Instant::now()));
+        lock(jobs).asked.insert(JobKey { batch: create.batch.clone(), index: 0 }, Instant::now());
         let client = client.clone();
         asking.spawn(async move { client.ask::<()>(ApiVerb::JobCreate, &create).await });
         while asking.try_join_next().is_some() {}
-        arrived(&mut waiting, &mut took, jobs);
     }
     let until = Instant::now() + Duration::from_secs(30);
-    while !waiting.is_empty() && Instant::now() < until {
+    while !lock(jobs).asked.is_empty() && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        arrived(&mut waiting, &mut took, jobs);
     }
-    ensure!(waiting.is_empty(), "{} completions reached nobody", waiting.len());
-    took.sort();
-    Ok(took)
-}
-
-fn arrived(waiting: &mut Vec<(JobKey, Instant)>, took: &mut Vec<Duration>, jobs: &Shared) {
-    let jobs = lock(jobs);
-    waiting.retain(|(job, at)| match jobs.pulled.get(job) {
-        Some((_, pulled)) => {
-            took.push(pulled.saturating_duration_since(*at));
-            false
-        }
-        None => true,
-    });
+    let asked = lock(jobs).asked.len();
+    ensure!(asked == 0, "{asked} completions reached nobody");
+    Ok(())
 }
 
 /// What screens ask for: how long it takes, and how large it is.
@@ -293,11 +336,11 @@ async fn lose(
     ages.sort();
     println!(
         "{count} workers lost with {} jobs: half of them with others after {:?}, all after {:?}; the leader's loop answered \
-         a ping within {:?} at most",
+         a ping within {:.1?} at most",
         lost.len(),
         quantile(&ages, 0.5),
         quantile(&ages, 1.0),
-        stalls.end().await
+        quantile(&stalls.end().await, 1.0)
     );
     Ok(())
 }
@@ -305,7 +348,7 @@ async fn lose(
 /// Asks the leader's loop again and again whether it is there.
 struct Stalls {
     stop: tokio_util::sync::CancellationToken,
-    asking: tokio::task::JoinHandle<Duration>,
+    asking: tokio::task::JoinHandle<Vec<Duration>>,
 }
 
 impl Stalls {
@@ -315,21 +358,24 @@ impl Stalls {
         let stopped = stop.clone();
         let worker = "pinger".parse()?;
         let asking = tokio::spawn(async move {
-            let mut longest = Duration::ZERO;
+            let mut took = Vec::new();
             while !stopped.is_cancelled() {
                 let asked = Instant::now();
                 let subject = table::ping(&worker);
                 let _ = bus.request(&subject, bytes::Bytes::new(), Duration::from_secs(30)).await;
-                longest = longest.max(asked.elapsed());
+                took.push(asked.elapsed());
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            longest
+            took
         });
         Ok(Stalls { stop, asking })
     }
 
-    async fn end(self) -> Duration {
+    /// How long each answer took, the shortest first.
+    async fn end(self) -> Vec<Duration> {
         self.stop.cancel();
-        self.asking.await.unwrap_or_default()
+        let mut took = self.asking.await.unwrap_or_default();
+        took.sort();
+        took
     }
 }

@@ -92,7 +92,7 @@ pub async fn cache(jobs: usize) -> anyhow::Result<()> {
 pub async fn latency(rate: u64, seconds: u64) -> anyhow::Result<()> {
     let pulled: Arc<Mutex<HashMap<JobKey, Instant>>> = Arc::default();
     let noting = Arc::clone(&pulled);
-    let seen = move |job: &JobKey| {
+    let seen = move |job: &JobKey, _| {
         noting.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone(), Instant::now());
     };
     let manner =

@@ -9,6 +9,16 @@ pub(super) fn cpu_s(pid: u32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
+/// Time that all processors of the machine have worked since it began, in seconds.
+pub(super) fn machine_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    // User, nice, system, idle, waiting for disks, interrupts of both sorts, and time that went to other machines.
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let ticks: Vec<f64> = fields.filter_map(|text| text.parse().ok()).collect();
+    let working = ticks.iter().enumerate().take(8).filter(|(place, _)| !matches!(place, 3 | 4));
+    working.map(|(_, ticks)| ticks).sum::<f64>() / 100.0
+}
+
 /// Memory that it holds now, in MiB.
 pub(super) fn resident_mib(pid: u32) -> u64 {
     status_mib(pid, "VmRSS:")

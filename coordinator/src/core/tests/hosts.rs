@@ -153,10 +153,11 @@ fn hosts_whose_workers_crash_at_every_job_are_quarantined_and_no_good_job_is_poi
             world.add_worker(host, host, 340_000);
         }
         world.workers[..3].iter_mut().for_each(|worker| worker.crashes = true);
-        let slot = world.submit_content("b", "default", good_lines(60), BatchOptions::default());
+        // Enough for each to die several times before the fourth has done it all.
+        let slot = world.submit_content("b", "default", good_lines(400), BatchOptions::default());
         world.run_to_the_end();
         let totals = world.core.batch(slot).unwrap().record.totals;
-        assert_eq!((totals.completed, totals.failed), (60, 0), "seed {seed}");
+        assert_eq!((totals.completed, totals.failed), (400, 0), "seed {seed}");
         assert_eq!(world.core.counts.quarantined_hosts, 3, "seed {seed}");
         assert!(world.dead.is_empty());
     }
