@@ -47,7 +47,9 @@ pub struct Manner {
 
 /// What is to be done with a job.
 #[derive(Clone)]
-pub struct Seen(pub Arc<dyn Fn(&JobKey, Duration) + Send + Sync>);
+pub struct Seen(pub Arc<Told>);
+
+type Told = dyn Fn(&JobKey, Duration) + Send + Sync;
 
 impl std::fmt::Debug for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
