@@ -86,10 +86,14 @@ impl<'a> Seat<'a> {
         self.engine.speed(n) * self.luck / f64::from(n)
     }
 
+    /// Progress at which the next job ends; infinite where none runs.
+    fn least_end(&self) -> f64 {
+        self.state.jobs.iter().map(|(end, _)| *end).fold(f64::INFINITY, f64::min)
+    }
+
     /// Its jobs have changed: when does the next one end now?
     fn look_ahead(&mut self) {
-        let least = self.state.jobs.iter().map(|(end, _)| *end).fold(f64::INFINITY, f64::min);
-        let left_s = (least - self.state.progress).max(0.0) / self.each_tok_s().max(1e-9);
+        let left_s = (self.least_end() - self.state.progress).max(0.0) / self.each_tok_s().max(1e-9);
         self.state.next_s = self.state.at_s + self.state.reading_s + left_s;
     }
 
@@ -144,9 +148,12 @@ impl<'a> Seat<'a> {
         own_s * self.price_per_s
     }
 
-    /// Removes the jobs that have ended; how many own ones there were.
+    /// When the next job ends: removes it, and those that end with it; how many own ones there were. Late in a long course
+    /// a moment is too coarse for the last of its tokens, so what has ended is not asked of the progress.
     fn leave(&mut self) -> usize {
+        let least = self.least_end();
         let state = &mut self.state;
+        state.progress = state.progress.max(least);
         let (progress, before) = (state.progress * (1.0 + 1e-12) + 1e-9, state.own);
         let (held_tokens, own) = (&mut state.held_tokens, &mut state.own);
         state.jobs.retain(|(end, job)| {
@@ -278,6 +285,17 @@ mod tests {
         let two = play(&mut [seat(0.0), seat(30.0)], jobs()).unwrap();
         assert!(alone.finish_s > 160.0 && two.finish_s < 0.75 * alone.finish_s, "{alone:?} {two:?}");
         assert!(play(&mut [], jobs()).is_none());
+    }
+
+    #[test]
+    fn a_course_ends_however_fast_its_engines_are_and_however_late_it_is() {
+        for (rate, ready_s) in [(400_000.0, 300.0), (100.0, 3e5), (1e4, 1e8)] {
+            let engine = Engine::new(256, &[RatePoint { batch: 1, tok_s: rate }], 0.0, rate, 1.0);
+            let seat = || Seat::new(&engine, 1.0, 0, ready_s, 1.003, 1.0);
+            let jobs = (0..1_200).map(|n| job(true, 16.0 * (1.0 + f64::from(n).sin() / 7.0)));
+            let played = play(&mut [seat(), seat()], jobs).unwrap();
+            assert!(played.finish_s >= ready_s && played.bill > 0.0, "{rate} tok/s at {ready_s}: {played:?}");
+        }
     }
 
     #[test]
