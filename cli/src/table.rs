@@ -52,17 +52,18 @@ pub(crate) fn is_here(place: &Path) -> bool {
     scheme(place).is_none()
 }
 
-/// Refuses a file that cannot be read or has nothing in it.
-pub(crate) fn check_input(file: &Path) -> anyhow::Result<()> {
-    let facts = std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
+/// Refuses a file that cannot be read or has nothing in it; errors name the place that it came from.
+pub(crate) fn check_input(file: &Path, place: &Path) -> anyhow::Result<()> {
+    let name = if place == Path::new("-") { Path::new("standard input") } else { place }.display();
+    let facts = std::fs::metadata(file).with_context(|| format!("cannot read {name}"))?;
     if facts.is_dir() {
-        bail!("{} is a folder: pass a file", file.display());
+        bail!("{name} is a folder: pass a file");
     }
     if facts.is_file() && facts.len() == 0 {
-        bail!("{} is empty: it needs at least one request, one per line", file.display());
+        bail!("{name} is empty: it needs at least one request, one per line");
     }
     // Opened once now, so that a missing permission is said before anything is sent.
-    std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    std::fs::File::open(file).with_context(|| format!("cannot read {name}"))?;
     Ok(())
 }
 

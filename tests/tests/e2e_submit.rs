@@ -516,6 +516,8 @@ fn a_pipe_goes_in_and_a_pipe_comes_out() {
     let ended = fleet.run(&["submit", &nothing]).unwrap();
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("is empty"), "{}", ended.stderr);
+    let ended = fleet.run(&["submit", "-"]).unwrap();
+    assert!(ended.stderr.contains("standard input is empty"), "{}", ended.stderr);
     let blank = fleet.write("blank.jsonl", "\n \n").unwrap();
     let ended = fleet.run(&["submit", &blank]).unwrap();
     assert!(ended.code == Some(1) && ended.stderr.contains("every line is blank"), "{ended:?}");

@@ -53,7 +53,7 @@ impl Demo {
             Some(prompts) => prompts.clone(),
             None => self.included_prompts()?,
         };
-        check_input(&prompts)?;
+        check_input(&prompts, &prompts)?;
         stop::block_on(async {
             let mut stops = Stops::listen()?;
             let mut fleet = self.start_fleet()?;

@@ -148,8 +148,7 @@ impl Source {
                  not accepted the model's terms"
             )),
             404 | 410 => Fault::Final(format!(
-                "{host} has no such file ({code}): {}; it may have moved, or --endpoint is not a mirror of \
-                 it",
+                "{host} has no such file ({code}): {}; it may have moved, or {host} is not a complete mirror",
                 self.shown()
             )),
             429 | 500..=599 | 408 | 425 => {

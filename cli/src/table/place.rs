@@ -24,7 +24,7 @@ pub(super) fn bring(place: &Path) -> anyhow::Result<(PathBuf, Option<TempPath>)>
     let kept = match scheme(place) {
         None if place == Path::new("-") => spool(std::io::stdin().lock(), "standard input")?,
         None => {
-            check_input(place)?;
+            check_input(place, place)?;
             return Ok((place.to_owned(), None));
         }
         Some(("https" | "http", _)) => download(&place.to_string_lossy(), None)?,
@@ -38,7 +38,7 @@ pub(super) fn bring(place: &Path) -> anyhow::Result<(PathBuf, Option<TempPath>)>
             None => bail!("{scheme}:// is not known: use s3://, gs://, az://, https:// or hf://"),
         },
     };
-    check_input(&kept)?;
+    check_input(&kept, place)?;
     Ok((kept.to_path_buf(), Some(kept)))
 }
 

@@ -55,7 +55,7 @@ impl Input {
             path = spool.path().to_owned();
             kept = Some(spool);
         }
-        check_input(&path)?;
+        check_input(&path, file)?;
         let mut head = Vec::new();
         std::fs::File::open(&path)?.take(6).read_to_end(&mut head)?;
         if MARKS.iter().any(|mark| head.starts_with(mark)) {
