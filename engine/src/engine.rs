@@ -14,7 +14,7 @@ use crate::kv::{self, Pages, Storage};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::ops::Work;
-use crate::options::{Head, KernelChoice, Kv, MAX_SEQUENCES, Options, Speculation};
+use crate::options::{Head, KernelChoice, Kv, Options, Speculation};
 use crate::pool::Pool;
 use crate::profile::Profile;
 use crate::request::{Event, Request, SequenceId, SpeculationCounters, StepStats};
@@ -148,7 +148,7 @@ impl Engine {
             Some(bits) => Some(Screen::build(&model, bits, kernels, &mut pool, options.huge_pages)?),
         };
         let head_kind = if device.is_some() { Head::Full } else { options.head };
-        let head = HeadWork::new(&model, head_kind, screen, n_heads, threads)?;
+        let head = HeadWork::new(&model, head_kind, device.is_some(), screen, n_heads, threads)?;
         let head_bytes = match head_kind {
             // It is one of the packed matrices.
             _ if ternary_head => 0,
@@ -377,8 +377,9 @@ fn plan<'a>(schedule: &'a Schedule, turns: &[Turn]) -> Plan<'a> {
 
 fn check(options: &Options) -> Result<(), LoadError> {
     let fault = |name, reason: &str| Err(LoadError::Option { name, reason: reason.to_owned() });
-    if !(1..=MAX_SEQUENCES).contains(&options.max_sequences) {
-        return fault("max_sequences", "use 1 to 64");
+    let most = options.device.max_sequences();
+    if !(1..=most).contains(&options.max_sequences) {
+        return fault("max_sequences", &format!("use 1 to {most} on the device {}", options.device));
     }
     if options.threads.is_some_and(|threads| !(1..=1024).contains(&threads)) {
         return fault("threads", "use 1 to 1024");

@@ -1,8 +1,8 @@
 //! A GPU behind the forward pass: the same graph, the same bits, on kernels of its own.
 //!
 //! [`Gpu`] keeps weights, activations, keys and values in the device's memory and launches a kernel an operation
-//! (kernels.cu). Scores come back to the host, whose threads draw the tokens as for every step: nuclei, constraints and
-//! noise are the CPU's. A [`device::Device`] is the driver of a card, or the interpreter that tests use.
+//! (kernels.cu). The few tokens from which a draw chooses come back to the host, whose threads draw as for every step: the
+//! noise itself is the CPU's. A [`device::Device`] is the driver of a card, or the interpreter that tests use.
 //!
 //! What has run: the interpreter alone. No card has run these kernels yet.
 
@@ -29,7 +29,7 @@ use crate::model::{FloatRows, Model};
 use crate::options::{self, Head, Kv, Options};
 use device::{Device, Fault, Pointer};
 use interpreter::Interpreter;
-use ops::GpuOps;
+use ops::{GpuOps, HeadBuffers};
 use rates::Effort;
 pub use rates::Rates;
 
@@ -86,8 +86,7 @@ struct Buffers {
     gated: Pointer,
     /// (n_heads, hidden): normed, and those of them whose scores are wanted.
     input: [Pointer; 2],
-    /// (n_heads, vocab)
-    scores: Pointer,
+    heads: HeadBuffers,
     /// All pages, each as `kv` lays it out.
     pages: Pointer,
     /// What a step brings along, as words.
@@ -168,9 +167,9 @@ pub(crate) fn spare_bytes(
 ) -> Result<u64, LoadError> {
     let hyper = &model.hyper;
     let column = 4 * (2 * hyper.hidden + hyper.qkv_rows() + hyper.q_width() + 2 * hyper.ffn);
-    let head = 4 * (2 * hyper.hidden + hyper.vocab);
+    let heads = n_heads * 4 * 2 * hyper.hidden + HeadBuffers::bytes(hyper.vocab, n_heads);
     let rows = model.embedding().bytes() + model.head().bytes();
-    let fixed = model.ternary_bytes + rows + n_columns.next_multiple_of(TILE) * column + n_heads * head;
+    let fixed = model.ternary_bytes + rows + n_columns.next_multiple_of(TILE) * column + heads;
     let free = device.free_bytes().map_err(refused)?;
     Ok(free.saturating_sub(fixed as u64) / 10 * 9)
 }
@@ -297,10 +296,10 @@ impl Buffers {
             attended: float_rows(padded, hyper.q_width())?,
             gated: float_rows(padded, hyper.ffn)?,
             input: [float_rows(n_heads, hyper.hidden)?, float_rows(n_heads, hyper.hidden)?],
-            scores: float_rows(n_heads, hyper.vocab)?,
             quantised: float_rows(padded, QUANTISED_WORDS)?,
             plan: float_rows(plan_words, 1)?,
             acts: device.allocate(padded * widest)?,
+            heads: HeadBuffers::new(device, hyper.vocab, n_heads)?,
             pages: device.allocate(n_pages * page_bytes(hyper, Kv::F16) as usize)?,
             plan_words,
             n_columns,

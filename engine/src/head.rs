@@ -9,6 +9,7 @@ mod candidates;
 mod draw;
 mod nucleus;
 mod screen;
+mod searched;
 mod ternary;
 mod total;
 
@@ -29,6 +30,7 @@ use candidates::{Finds, Part};
 pub(crate) use draw::draw;
 use nucleus::Nuclei;
 pub(crate) use screen::{Bits, Rounded, Screen};
+pub(crate) use searched::{Found, MOST_NAMED, Search};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -59,13 +61,15 @@ enum Demand {
     Few,
     /// The copy's scores as they are.
     Approximate,
+    /// What a device finds in its canonical scores.
+    Searched,
     /// All canonical scores.
     All,
 }
 
 impl Demand {
-    /// `has_copy`: there are int8 rows.
-    fn of(draw: Option<&Draw<'_>>, rule: Rule<'_>, head: Head, has_copy: bool) -> Demand {
+    /// `has_copy`: there are int8 rows; `is_on_device`: a device computes what is canonical, for all tokens.
+    fn of(draw: Option<&Draw<'_>>, rule: Rule<'_>, head: Head, has_copy: bool, is_on_device: bool) -> Demand {
         let declared = has_copy && matches!(head, Head::Q8 | Head::Q6);
         if declared {
             return Demand::Approximate;
@@ -73,25 +77,26 @@ impl Demand {
         // Scores alone, for comparing.
         let Some(draw) = draw else { return Demand::All };
         let sampling = draw.sampling;
+        let all = if is_on_device && searched::suffices(draw, rule) { Demand::Searched } else { Demand::All };
         if !has_copy || draw.given.is_some() {
-            return Demand::All;
+            return all;
         }
         // What log-probabilities are measured against does not depend on the head either.
         let screened = head == Head::Screened || draw.top_logprobs.is_some();
         if matches!(rule, Rule::Few(_)) {
-            return if screened { Demand::Few } else { Demand::All };
+            return if screened { Demand::Few } else { all };
         }
         if draw.adjustments.len() > MOST_SCREENED {
-            return Demand::All;
+            return all;
         }
         match sampling.top_k as usize {
             // What a nucleus is does not depend on the head.
             0 if !draw.is_greedy() && nucleus::is_wanted(sampling) => Demand::Nucleus,
-            _ if !screened => Demand::All,
+            _ if !screened => all,
             _ if draw.is_greedy() => Demand::Best(1),
             0 => Demand::Noisy,
             top_k if top_k <= MOST_SCREENED => Demand::Best(top_k),
-            _ => Demand::All,
+            _ => all,
         }
     }
 }
@@ -106,12 +111,17 @@ struct Slot {
 }
 
 impl Slot {
-    fn new(head: usize, column: &HeadColumn<'_>, of: Head, has_copy: bool) -> Slot {
+    fn new(head: usize, column: &HeadColumn<'_>, of: Head, has_copy: bool, is_on_device: bool) -> Slot {
         let draw = column.draw.as_ref();
-        let demand = Demand::of(draw, column.rule(), of, has_copy);
-        let by_copy = !matches!(demand, Demand::Approximate | Demand::All);
+        let demand = Demand::of(draw, column.rule(), of, has_copy, is_on_device);
+        let by_copy = !matches!(demand, Demand::Approximate | Demand::Searched | Demand::All);
         let top = draw.and_then(|draw| draw.top_logprobs).filter(|_| by_copy).map(usize::from);
         Slot { head, demand, top }
+    }
+
+    /// A device, where there is one, has done all that its activations are needed for.
+    fn is_elsewhere(&self) -> bool {
+        matches!(self.demand, Demand::Searched | Demand::All)
     }
 
     /// Approximate scores come first, so that they are multiplied together, and all exact ones last.
@@ -119,7 +129,8 @@ impl Slot {
         match self.demand {
             Demand::Best(_) | Demand::Noisy | Demand::Nucleus | Demand::Approximate => 0,
             Demand::Few => u8::from(self.top.is_none()),
-            Demand::All => 2,
+            Demand::Searched => 2,
+            Demand::All => 3,
         }
     }
 }
@@ -133,6 +144,8 @@ pub struct HeadCounters {
     pub candidates: u64,
     /// Tokens drawn from the exact scores of the few that a constraint allowed.
     pub few: u64,
+    /// Tokens drawn from what a device found in all exact scores.
+    pub searched: u64,
     /// Tokens drawn from all exact scores.
     pub full: u64,
 }
@@ -144,6 +157,7 @@ impl HeadCounters {
             screened: self.screened - earlier.screened,
             candidates: self.candidates - earlier.candidates,
             few: self.few - earlier.few,
+            searched: self.searched - earlier.searched,
             full: self.full - earlier.full,
         }
     }
@@ -153,6 +167,7 @@ impl HeadCounters {
 #[derive(Debug)]
 pub(crate) struct HeadWork {
     head: Head,
+    is_on_device: bool,
     screen: Option<Screen>,
     hidden: usize,
     vocab: usize,
@@ -171,9 +186,12 @@ pub(crate) struct HeadWork {
     chosen: Vec<Mutex<Vec<Candidate>>>,
     nuclei: Nuclei,
     totals: Totals,
+    /// By slot.
+    searched: Vec<Found>,
     screened: AtomicU64,
     candidates: AtomicU64,
     few: AtomicU64,
+    searched_tokens: AtomicU64,
     full: AtomicU64,
 }
 
@@ -212,12 +230,19 @@ impl Slots {
     pub(crate) fn heads_with_all_scores(&self) -> Vec<usize> {
         self.order[self.first_exact..].iter().map(|slot| slot.head).collect()
     }
+
+    /// Whether any head's scores are computed from its activations, beside what a device does.
+    pub(crate) fn needs_activations(&self) -> bool {
+        self.order.iter().any(|slot| !slot.is_elsewhere())
+    }
 }
 
 impl HeadWork {
+    /// `is_on_device`: a device computes the canonical scores.
     pub(crate) fn new(
         model: &Model,
         head: Head,
+        is_on_device: bool,
         screen: Option<Screen>,
         n_heads: usize,
         n_threads: usize,
@@ -228,6 +253,7 @@ impl HeadWork {
         let refused = |source| LoadError::Memory { what: WHAT, bytes: score_bytes as u64, source };
         Ok(HeadWork {
             head,
+            is_on_device,
             screen,
             hidden: hyper.hidden,
             vocab: hyper.vocab,
@@ -245,9 +271,11 @@ impl HeadWork {
             chosen: (0..n_heads * n_threads).map(|_| Mutex::new(Vec::new())).collect(),
             nuclei: Nuclei::new(n_heads, n_threads)?,
             totals: Totals::new(n_heads, n_threads, hyper.vocab)?,
+            searched: (0..n_heads).map(|_| Found::default()).collect(),
             screened: AtomicU64::new(0),
             candidates: AtomicU64::new(0),
             few: AtomicU64::new(0),
+            searched_tokens: AtomicU64::new(0),
             full: AtomicU64::new(0),
         })
     }
@@ -257,6 +285,7 @@ impl HeadWork {
             screened: self.screened.load(Ordering::Relaxed),
             candidates: self.candidates.load(Ordering::Relaxed),
             few: self.few.load(Ordering::Relaxed),
+            searched: self.searched_tokens.load(Ordering::Relaxed),
             full: self.full.load(Ordering::Relaxed),
         }
     }
@@ -271,10 +300,10 @@ impl HeadWork {
         let has_copy = self.screen.is_some();
         let columns = plan.heads.iter().enumerate();
         let mut order: Vec<Slot> =
-            columns.map(|(i, column)| Slot::new(i, column, self.head, has_copy)).collect();
+            columns.map(|(i, column)| Slot::new(i, column, self.head, has_copy, self.is_on_device)).collect();
         order.sort_by_key(Slot::place);
         let n_screened = order.partition_point(|slot| slot.place() == 0);
-        let first_exact = order.partition_point(|slot| slot.place() < 2);
+        let first_exact = order.partition_point(|slot| slot.place() < 3);
         Slots { order, n_screened, first_exact }
     }
 
@@ -310,6 +339,9 @@ impl HeadWork {
 pub(crate) fn set_input(ops: &mut Ops<'_, '_>, slot: usize, x: &[f32]) {
     let work = &ops.work.head;
     let model = ops.model();
+    if ops.has_scores && ops.slots.order[slot].is_elsewhere() {
+        return;
+    }
     if model.head_matrix.is_some() {
         return ternary::set_input(ops, slot, x);
     }
@@ -517,7 +549,7 @@ fn bound_scores(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
                 Finds::of_scores(ids.into_iter().map(exact))
             }
             Demand::Noisy | Demand::Nucleus => part.best_noisy(&mut hits, exact),
-            Demand::Few | Demand::Approximate | Demand::All => Finds::default(),
+            Demand::Few | Demand::Approximate | Demand::Searched | Demand::All => Finds::default(),
         };
         *lock(&work.finds[slot * count + ops.member.index]) = finds;
     }
@@ -535,7 +567,7 @@ fn rescore(ops: &mut Ops<'_, '_>, rows: Range<usize>) {
         let k = match demand {
             Demand::Best(k) => k,
             Demand::Noisy | Demand::Nucleus => 1,
-            Demand::Few | Demand::Approximate | Demand::All => continue,
+            Demand::Few | Demand::Approximate | Demand::Searched | Demand::All => continue,
         };
         let work = &ops.work.head;
         let finds = &work.finds[slot * count..(slot + 1) * count];

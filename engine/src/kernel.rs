@@ -35,7 +35,7 @@ pub(crate) use floats::{Epilogue, Then};
 use grouped::GroupedJob;
 pub(crate) use grouped::group_scale_bytes;
 use halves::{HalvesJob, Widened};
-pub(crate) use scores::{BINS, BINS_A_UNIT, Bounds, Cut, Noise, NoisyJob};
+pub(crate) use scores::{BINS, BINS_A_UNIT, Bounds, Cut, Noise, NoisyJob, SUMMED};
 pub(crate) use screening::{ScreenJob, WideActs};
 use stamp::stamp;
 use tl2::LookupJob;

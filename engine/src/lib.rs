@@ -48,7 +48,7 @@ pub use error::{LoadError, Refused};
 pub use gpu::{Card, Rates, inspect_card};
 pub use head::HeadCounters;
 pub use isa::{ISA_VARIABLE, Isa, IsaError};
-pub use options::{Device, Head, KernelChoice, Kv, MAX_SEQUENCES, Options, Speculation, UnknownChoice};
+pub use options::{Device, Head, KernelChoice, Kv, Options, Speculation, UnknownChoice};
 pub use profile::Profile;
 pub use request::{
     Event, Request, Sampling, SequenceId, SpeculationCounters, StepStats, StopReason, TokenLogprob, Usage,

@@ -8,9 +8,6 @@ use crate::gguf::architecture::Rounding;
 use std::fmt;
 use std::str::FromStr;
 
-/// The most sequences that may be active in one step.
-pub const MAX_SEQUENCES: usize = 64;
-
 /// How a model is loaded and run. None of these, except [`Head`] and [`Kv`] when they are declared lossy, changes a single bit of the output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
@@ -18,7 +15,7 @@ pub struct Options {
     pub threads: Option<usize>,
     /// `None` takes [`Isa::detect`].
     pub isa: Option<Isa>,
-    /// Sequences that are active at once, 1 to [`MAX_SEQUENCES`]; others wait.
+    /// Sequences that are active at once, 1 to [`Device::max_sequences`]; others wait.
     pub max_sequences: usize,
     /// Positions a sequence may have; `None` takes the model's context. Never more than that.
     pub max_context: Option<usize>,
@@ -122,6 +119,14 @@ pub enum Kv {
 }
 
 impl Device {
+    /// The most sequences that may be active in one step. Above 64 a CPU gains nothing, and each waits longer.
+    pub fn max_sequences(self) -> usize {
+        match self {
+            Device::Cpu => 64,
+            Device::Cuda | Device::Interpreter => 1024,
+        }
+    }
+
     /// As options and metrics have it.
     pub fn name(self) -> &'static str {
         match self {

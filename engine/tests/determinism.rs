@@ -328,7 +328,8 @@ fn the_kernels_for_gpus_give_the_same_value() {
     // of each kind there is one.
     one_value_of(&path, [way].into_iter(), true, |requests| {
         let n = requests.len();
-        let some = requests.into_iter().enumerate().filter(|(i, _)| [1, 3, 8, 13].contains(i) || i + 3 >= n);
+        let kinds = [1, 2, 3, 4, 6, 8, 12, 13];
+        let some = requests.into_iter().enumerate().filter(|(i, _)| kinds.contains(i) || i + 3 >= n);
         some.map(|(_, request)| request).collect()
     });
     // Another activation, layers without sub-norms, and an output matrix of its own.
@@ -340,6 +341,39 @@ fn the_kernels_for_gpus_give_the_same_value() {
         Digest::of(load(&path, options).logits(&ids).unwrap().iter().map(|logit| logit.to_bits()))
     };
     assert_eq!(logits(device), logits(Device::Cpu));
+}
+
+/// More sequences in a step than a CPU takes, and more heads than a device scores together.
+#[test]
+fn a_large_batch_on_the_device_gives_the_same_tokens() {
+    let device =
+        std::env::var("TERNFLEET_TEST_DEVICE").map_or(Device::Interpreter, |name| name.parse().unwrap());
+    let shape: Shape = "llama:1x128x128x2x1x512".parse().unwrap();
+    let (_folder, path) = synthetic(&shape, 7);
+    let request = |i: u32| Request {
+        prompt: prompt(i, 1 + i as usize % 2, shape.vocab),
+        max_new_tokens: 2,
+        sampling: Sampling {
+            temperature: [0.0, 0.9, 0.7][i as usize % 3],
+            top_k: [0, 0, 20][i as usize % 3],
+            ..Sampling::default()
+        },
+        seed: u64::from(i),
+        ..Request::default()
+    };
+    let requests: Vec<Request> = (0..140).map(request).collect();
+    let [few, many] = [(Device::Cpu, 32), (device, 140)].map(|(device, max_sequences)| {
+        let options =
+            Options { device, max_sequences, prefill_chunk: 512, max_context: Some(16), ..Options::default() };
+        let mut engine = load(&path, options);
+        let outcomes = run(&mut engine, &requests);
+        assert_eq!(engine.head_counters().searched > 0, device != Device::Cpu);
+        outcomes
+    });
+    assert_eq!(few, many);
+    let options = Options { max_sequences: 65, ..Options::default() };
+    let refused = Engine::load(&path, &options).unwrap_err().to_string();
+    assert!(refused.contains("use 1 to 64 on the device cpu"), "{refused}");
 }
 
 /// I2_S of Llama's architecture with heads that are padded, groups of inputs, and TQ rows with scales of their own.

@@ -166,7 +166,8 @@ impl Options {
                 faults.push(fault);
             }
         };
-        let most = if self.engine == "model" { ternfleet_engine::MAX_SEQUENCES } else { 4096 };
+        let device = self.device.parse().unwrap_or(Device::Cpu);
+        let most = if self.engine == "model" { device.max_sequences() } else { 4096 };
         let slots = self.slots();
         require((1..=most).contains(&slots), format!("slots is {slots}: use 1 to {most}"));
         if let Err(fault) = self.head.parse::<Head>() {

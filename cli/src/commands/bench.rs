@@ -36,9 +36,9 @@ pub(crate) struct Bench {
     #[arg(short = 't', long, value_name = "LIST", value_delimiter = ',', default_value = "1,2,4,8,16,32")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Vec<u16>,
-    /// Batch sizes to measure: numbers of sequences generated at the same time
+    /// Batch sizes to measure: numbers of sequences generated at the same time, at most 64, or 1024 with --device cuda
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: Vec<u16>,
     /// Length of the prompt, in tokens
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
@@ -61,7 +61,7 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["plot", "oversubscribe", "batch", "context"])]
     workload: Option<String>,
     /// Maximum of sequences of a workload that run in parallel
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     slots: u16,
     /// Output head: screened, full, q8 or q6
     #[arg(long, value_name = "NAME", default_value_t = Head::Screened)]

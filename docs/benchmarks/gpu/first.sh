@@ -9,6 +9,7 @@
 # OUT      a folder for the outputs; it is made
 # MODEL    a model file; one of the 2B-4T shape with random weights is made and deleted again unless given
 # DEVICE   cuda unless given; `interpreter` tries the script itself without a card, with MODEL a tiny one
+# PROMPT, GEN, BATCH, LARGE, CONTEXT   sizes, for a trial
 # GATE     a command that compares float operations, exp on all 2³² inputs among them, and runs the determinism gate on the
 #          card; by default the tests that cargo builds. Empty leaves it out
 set -euo pipefail
@@ -63,5 +64,7 @@ measure() {
 }
 : >"$out/commands.txt"
 measure batches -t 4 --prompt "${PROMPT:-256}" --gen "${GEN:-32}" --batch "${BATCH:-1,8,16,32,64}" --repeat 1
+# More than a CPU takes. Draws from a nucleus would measure the CPU here.
+measure large -t 4 --prompt "${PROMPT:-64}" --gen "${GEN:-32}" --batch "${LARGE:-128,256,512,1024}" --repeat 1 --sampled temperature
 measure long -t 4 --prompt 16 --gen "${GEN:-32}" --batch 8 --context "${CONTEXT:-3000}" --repeat 1
 echo "written: $out"

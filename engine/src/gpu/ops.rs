@@ -1,5 +1,7 @@
 //! The operations of a forward step as launches of kernels.
 
+mod heads;
+
 use super::{Buffers, PRODUCTS, Place, TILE, Weights, rows_of};
 use crate::cpu::Cpu;
 use crate::forward::{Operations, Plan, Product};
@@ -8,11 +10,10 @@ use crate::gguf::architecture::Activation;
 use crate::gpu::device::{Arg, Device, Fault, Grid, Pointer};
 use crate::gpu::upload_words;
 use crate::kernel::PAGE;
+pub(super) use heads::HeadBuffers;
 
-/// Query heads that a block of `attend` takes together, and ids that one of `score` does, of so many tokens.
+/// Query heads that a block of `attend` takes together.
 const HEADS_A_BLOCK: usize = 4;
-const IDS_A_BLOCK: usize = 16;
-const TOKENS_A_BLOCK: usize = 4;
 /// Tokens up to which the narrow product is used.
 const FEW: usize = 8;
 
@@ -117,48 +118,14 @@ impl<'a> GpuOps<'a> {
             [buffers.qkv, buffers.pages, self.columns, words.contexts, words.tables, buffers.attended];
         self.launch("attend", blocks, 128, &[&arrays.map(Arg::from)[..], &sizes, &[scale.into()]].concat());
     }
-
-    /// Rows of x, and the scores of the heads that want them all, to where the CPU draws from them.
-    fn fetch_heads(&mut self) -> Result<(), Fault> {
-        let (hidden, vocab, eps) = {
-            let hyper = self.hyper();
-            (hyper.hidden, hyper.vocab, hyper.rms_eps)
-        };
-        let n_heads = self.plan.heads.len();
-        let (rows, buffers) = (self.rows_of_x(), self.buffers);
-        let slots = self.cpu.work.head.slots(self.plan);
-        let wanted = slots.heads_with_all_scores();
-        if !wanted.is_empty() {
-            let [normed, input] = buffers.input;
-            upload_words(self.device, self.words.wanted, wanted.iter().map(|&head| head as u32))?;
-            let norm = self.weights.output_norm;
-            let args = [rows.into(), norm.into(), eps.into(), hidden.into(), normed.into()];
-            self.launch("norm_rows", [n_heads, 1, 1], 256, &args);
-            self.keep_rows(normed, input, self.words.wanted, wanted.len());
-            let blocks = [vocab.div_ceil(IDS_A_BLOCK), wanted.len().div_ceil(TOKENS_A_BLOCK), 1];
-            let arrays = [self.weights.head, input, buffers.scores].map(Arg::from);
-            let sizes = [hidden, vocab, wanted.len()].map(Arg::from);
-            self.launch("score", blocks, 256, &[&arrays[..], &sizes].concat());
-        }
-        if let Some(fault) = self.fault.take() {
-            return Err(fault);
-        }
-        download_floats(self.device, rows, self.cpu.work.rows_of_x(n_heads))?;
-        for i in 0..wanted.len() {
-            let scores = self.cpu.work.head.exact_scores_mut(&slots, i);
-            download_floats(self.device, buffers.scores.plus(4 * i * vocab), scores)?;
-        }
-        Ok(())
-    }
 }
 
-fn download_floats(device: &mut dyn Device, from: Pointer, to: &mut [f32]) -> Result<(), Fault> {
-    let mut bytes = vec![0; size_of_val(to)];
-    device.download(from, &mut bytes)?;
-    for (value, bytes) in to.iter_mut().zip(bytes.as_chunks::<4>().0) {
-        *value = f32::from_le_bytes(*bytes);
+fn download_words(device: &mut dyn Device, from: Pointer, n: usize) -> Result<Vec<u32>, Fault> {
+    let mut bytes = vec![0; 4 * n];
+    if n > 0 {
+        device.download(from, &mut bytes)?;
     }
-    Ok(())
+    Ok(bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
 }
 
 /// The words of a step, and where their parts are.

@@ -56,6 +56,9 @@ pub(crate) enum Compare {
     Le,
     Gt,
     Ge,
+    /// Less, or one of them is no number.
+    LtU,
+    GtU,
 }
 
 /// How a conversion rounds.
@@ -79,6 +82,7 @@ pub(crate) enum Op {
     Sub,
     MulLow,
     MulWide,
+    MulHigh,
     Div,
     Rem,
     Min,
@@ -388,6 +392,8 @@ fn arithmetic(parts: &[&str]) -> Result<Op, String> {
             "le" => Compare::Le,
             "gt" => Compare::Gt,
             "ge" => Compare::Ge,
+            "ltu" => Compare::LtU,
+            "gtu" => Compare::GtU,
             _ => return Err(format!("unknown comparison {name}")),
         })
     };
@@ -396,6 +402,7 @@ fn arithmetic(parts: &[&str]) -> Result<Op, String> {
         ("add", _) => Op::Add,
         ("sub", _) => Op::Sub,
         ("mul", ["wide", _]) => Op::MulWide,
+        ("mul", ["hi", "u32"]) => Op::MulHigh,
         ("mul", ["lo", _] | ["rn", _]) => Op::MulLow,
         ("mad", ["lo", _]) => Op::Mad,
         ("div", _) => Op::Div,

@@ -8,18 +8,21 @@ use super::upload_words;
 use crate::kernel::{PAGE, ROWS};
 
 /// By kernel: FNV-1a over the bytes that it leaves.
-pub(super) const DIGESTS: [(&str, u64); 11] = [
+pub(super) const DIGESTS: [(&str, u64); 14] = [
     ("embed", 0xea08_6f82_470f_ad22),
     ("keep_rows", 0xc8e0_f9a6_cad4_22a2),
     ("norm_rows", 0xbbba_1f28_bb95_594d),
     ("score", 0x42ae_d939_c640_2f79),
-    ("round_rows", 0x54e3_ed09_b26e_3d05),
-    ("product_few", 0x22ac_674b_14dd_2d8f),
-    ("product_many", 0xebc1_af08_130f_816a),
-    ("gate_few", 0xceaf_97d2_ce97_b14e),
-    ("gate_many", 0x5db8_30a6_bfd6_53d4),
-    ("rotate_store", 0x730f_22e7_fbc8_7c0b),
-    ("attend", 0x377a_9898_099b_1c91),
+    ("exp_sums", 0x1e87_b089_1ce6_542f),
+    ("take", 0xa61e_9a70_bcfc_0f21),
+    ("choose", 0x40fc_3a2f_74c2_fce7),
+    ("round_rows", 0x60ad_a724_b36c_f483),
+    ("product_few", 0x8093_b85e_3277_c43e),
+    ("product_many", 0xc80a_1ed5_c9e0_55c7),
+    ("gate_few", 0x5b51_e5e3_4d89_186f),
+    ("gate_many", 0x8411_e608_415d_0fd7),
+    ("rotate_store", 0x5f9c_3119_c76c_cca8),
+    ("attend", 0xb287_3fc8_02c7_31ce),
 ];
 
 const WIDTH: usize = 256;
@@ -125,8 +128,32 @@ impl Run<'_> {
         let scores = self.floats(TOKENS * VOCAB, 1.0)?;
         let args = [table, x, scores].map(Arg::from);
         let sizes = [WIDTH, VOCAB, TOKENS].map(Arg::from);
-        let blocks = [VOCAB.div_ceil(16), TOKENS.div_ceil(4), 1];
-        self.launch("score", blocks, 256, &[&args[..], &sizes].concat(), &[(scores, 4 * TOKENS * VOCAB)])
+        let blocks = [TOKENS.div_ceil(4), VOCAB.div_ceil(16), 1];
+        self.launch("score", blocks, 256, &[&args[..], &sizes].concat(), &[(scores, 4 * TOKENS * VOCAB)])?;
+        self.searches()
+    }
+
+    /// Sums, and the tokens that draws choose from: of the best among those that are allowed, and with noise.
+    fn searches(&mut self) -> Result<(), Fault> {
+        const N: usize = 2;
+        const SCORES: usize = 1100;
+        const ROOM: usize = 32;
+        let scores = self.floats(N * SCORES, 9.0)?;
+        let (rows, sums) = (self.words(vec![1, 0])?, self.words(vec![0; N * 3])?);
+        let args = [scores.into(), rows.into(), sums.into(), SCORES.into()];
+        self.launch("exp_sums", [N, 1, 1], 256, &args, &[(sums, 4 * N * 3)])?;
+        let (pairs, taken) = (self.words(vec![1, 7, 0, 1099, 1, 600])?, self.words(vec![0; 3])?);
+        let args = [scores.into(), pairs.into(), taken.into(), SCORES.into(), 3usize.into()];
+        self.launch("take", [1, 1, 1], 256, &args, &[(taken, 12), (scores, 4 * N * SCORES)])?;
+        let mask = (0..SCORES.div_ceil(32)).map(|_| self.next() << 1).collect();
+        let mask = self.words(mask)?;
+        let best = [5, 0, 0, 0, 0, 0, 0, 0, 0];
+        let noisy = [1, 1, 0.5f32.to_bits(), 2f32.to_bits(), self.next(), self.next(), 3, 77, u32::MAX];
+        let choices = self.words([best, noisy].concat())?;
+        let (counts, found) = (self.words(vec![0; 2 * N])?, self.words(vec![0; 2 * N * ROOM])?);
+        let arrays = [scores, choices, mask, counts, found].map(Arg::from);
+        let args = [&arrays[..], &[SCORES, N, ROOM].map(Arg::from)].concat();
+        self.launch("choose", [N, 1, 1], 256, &args, &[(counts, 8 * N), (found, 8 * N * ROOM)])
     }
 
     /// Rounding to int8, and ternary products with each end.

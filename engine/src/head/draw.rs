@@ -1,7 +1,7 @@
 //! From the scores of a step to drawn tokens: one member a slot.
 
 use super::nucleus::{self, adjust};
-use super::{Demand, Drawn, Slot, lock, total};
+use super::{Demand, Drawn, Slot, lock, searched, total};
 use crate::constraint::Rule;
 use crate::kernel::{BINS, Bounds, Cut, Kernels, NoisyJob};
 use crate::math;
@@ -32,6 +32,9 @@ pub(crate) fn draw(ops: &mut Ops<'_, '_>, slot: usize) -> Option<(usize, Drawn)>
     let work = &ops.work.head;
     let Slot { head, demand, top } = ops.slots.order[slot];
     let draw = ops.plan.heads[head].draw.as_ref()?;
+    if demand == Demand::Searched {
+        return Some((head, searched::draw(work, slot, draw)?));
+    }
     let rule = ops.plan.heads[head].rule();
     if matches!(demand, Demand::Approximate | Demand::All) {
         let (kernels, scores) = (ops.kernels, &work.slot_scores(slot)[..work.vocab]);

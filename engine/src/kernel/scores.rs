@@ -15,6 +15,8 @@ pub(crate) const BINS_A_UNIT: f32 = 64.0;
 pub(crate) const BINS: usize = 1536;
 /// The weight of the best token, in the whole numbers that are summed.
 const WEIGHT_ONE: f32 = (1u32 << 30) as f32;
+/// Numbers whose exponentials are summed in lanes; such sums are added in order.
+pub(crate) const SUMMED: usize = 1024;
 
 /// out = sum · (scale · step): integer sums of one token to scores.
 ///
@@ -236,14 +238,14 @@ pub(super) unsafe fn largest<L: Lanes>(x: &[f32]) -> f32 {
     largest.largest()
 }
 
-/// Sum of exp(x - highest), a thousand numbers in lanes and these sums in order.
+/// Sum of exp(x - highest), [`SUMMED`] numbers in lanes and these sums in order.
 ///
 /// # Safety
 /// CPU features of `L`; a length that is a multiple of 16.
 #[inline(always)]
 pub(super) unsafe fn exp_sum<L: Lanes>(x: &[f32], highest: f32) -> f64 {
     let mut sum = 0.0;
-    for piece in x.chunks(1024) {
+    for piece in x.chunks(SUMMED) {
         let mut lanes = L::splat(0.0);
         for i in (0..piece.len()).step_by(16) {
             lanes = lanes.add(exp(L::load(piece.as_ptr().add(i)).sub(L::splat(highest))));

@@ -335,6 +335,8 @@ fn compare<T: PartialOrd>(how: Compare, a: T, b: T) -> bool {
         Compare::Le => a <= b,
         Compare::Gt => a > b,
         Compare::Ge => a >= b,
+        Compare::LtU => !compare(Compare::Ge, a, b),
+        Compare::GtU => !compare(Compare::Le, a, b),
     }
 }
 
@@ -402,6 +404,7 @@ fn on_integers(instruction: &Instruction, a: &Lanes, b: &Lanes, c: &Lanes) -> Op
         Op::MulLow => map2(a, b, |a, b| a.wrapping_mul(b) & mask),
         Op::MulWide if is_signed => map2(a, b, |a, b| signed(ty, a).wrapping_mul(signed(ty, b)) as u64),
         Op::MulWide => map2(a, b, |a, b| (a & mask).wrapping_mul(b & mask)),
+        Op::MulHigh => map2(a, b, |a, b| (a & mask).wrapping_mul(b & mask) >> 32),
         Op::Mad => {
             Some(std::array::from_fn(|lane| a[lane].wrapping_mul(b[lane]).wrapping_add(c[lane]) & mask))
         }
