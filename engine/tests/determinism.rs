@@ -363,8 +363,13 @@ fn a_large_batch_on_the_device_gives_the_same_tokens() {
     };
     let requests: Vec<Request> = (0..140).map(request).collect();
     let [few, many] = [(Device::Cpu, 32), (device, 140)].map(|(device, max_sequences)| {
-        let options =
-            Options { device, max_sequences, prefill_chunk: 512, max_context: Some(16), ..Options::default() };
+        let options = Options {
+            device,
+            max_sequences,
+            prefill_chunk: 512,
+            max_context: Some(16),
+            ..Options::default()
+        };
         let mut engine = load(&path, options);
         let outcomes = run(&mut engine, &requests);
         assert_eq!(engine.head_counters().searched > 0, device != Device::Cpu);

@@ -231,3 +231,33 @@ fn the_bill_of_materials_names_every_library_of_the_binary() {
     }
     assert!(components.iter().all(|one| one["licenses"].is_array()), "a library without a licence");
 }
+
+/// The script for a card as it stands, on the interpreter, without what compiles: the same tokens on both devices, and files
+/// of figures.
+#[test]
+fn the_first_script_for_a_card_runs_on_the_interpreter() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (folder.path().join("tiny.gguf"), folder.path().join("out"));
+    let shape = ["model", "synth", "--shape", "llama:1x128x128x2x1x512", "--seed", "1", "--out"];
+    let made = program::run(&[&shape[..], &[&model.display().to_string()]].concat()).unwrap();
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let output = Command::new(root().join("docs/benchmarks/gpu/first.sh"))
+        .env("BIN", program::binary().unwrap())
+        .env("OUT", &out)
+        .env("MODEL", &model)
+        .envs([("DEVICE", "interpreter"), ("GATE", ""), ("PROMPT", "1"), ("GEN", "1")])
+        .envs([("BATCH", "1,2"), ("LARGE", "65"), ("CONTEXT", "8")])
+        .output()
+        .unwrap();
+    let said = format!("{output:?}");
+    assert!(output.status.success() && said.contains("bits: equal"), "{said}");
+    for name in ["batches", "large", "long"] {
+        let report =
+            std::fs::read_to_string(out.join(format!("{name}.json"))).unwrap_or_else(|_| panic!("{said}"));
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        assert!(report["batch"][0]["tok_s"].as_f64().is_some_and(|rate| rate > 0.0), "{name}: {report}");
+    }
+    let tokens = std::fs::read_to_string(out.join("tokens.txt")).unwrap();
+    assert_eq!(tokens.lines().count(), 3, "{tokens}");
+    assert!(std::fs::read_to_string(out.join("machine.txt")).unwrap().starts_with("ternfleet "));
+}

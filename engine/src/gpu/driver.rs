@@ -10,6 +10,8 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 
 /// What the matrix products need: `mma.sync` on 8-bit numbers, as Ampere has it.
 const LEAST_CAPABILITY: (c_int, c_int) = (8, 0);
+/// The first version of CUDA whose drivers compile PTX 7.0, in which the kernels are written.
+const LEAST_VERSION: c_int = 11_000;
 /// Of `cuDeviceGetAttribute`.
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
@@ -144,6 +146,11 @@ impl Driver {
         // SAFETY: as above.
         check(unsafe { (functions.version)(&raw mut version) }, "reading the driver's version")?;
         let name = format!("{name} with CUDA {}.{}", version / 1000, version % 1000 / 10);
+        if version < LEAST_VERSION {
+            return Err(Fault(format!(
+                "{name}: the kernels need CUDA 11.0: update the driver, or use the device cpu"
+            )));
+        }
         let mut context = std::ptr::null_mut();
         // SAFETY: as above.
         check(unsafe { (functions.context_retain)(&raw mut context, card) }, "opening the card")?;

@@ -483,6 +483,11 @@ mod fake {
         unsafe { to.write(if attribute == 75 { 8 } else { 9 }) };
         0
     }
+    extern "C" fn new(to: *mut c_int) -> c_int {
+        // SAFETY: as above.
+        unsafe { to.write(12_040) };
+        0
+    }
     extern "C" fn retain(_: *mut *mut c_void, _: c_int) -> c_int {
         OUT_OF_MEMORY
     }
@@ -504,7 +509,7 @@ mod fake {
     fn functions() -> Functions {
         Functions {
             init,
-            version: unused!(*mut c_int),
+            version: new,
             device_count: one_card,
             device_get: get,
             device_name: name,
@@ -546,6 +551,8 @@ mod fake {
         assert!(none.contains("sees no card: check nvidia-smi"), "{none}");
         let old = fault(Functions { device_attribute: turing, ..functions() });
         assert!(old.starts_with("Some card has compute capability 7.5, and 8.0"), "{old}");
+        let old = fault(Functions { version: unused!(*mut c_int), ..functions() });
+        assert!(old.starts_with("Some card with CUDA 0.0: the kernels need CUDA 11.0"), "{old}");
         let full = fault(functions());
         assert!(full.starts_with("opening the card: the driver says CUDA_ERROR_OUT_OF_MEMORY (2)"), "{full}");
         if let Err(missing) = Functions::open() {

@@ -41,6 +41,8 @@ pub(crate) struct Found {
 pub(super) fn suffices(draw: &Draw<'_>, rule: Rule<'_>) -> bool {
     match rule {
         _ if draw.given.is_some() => true,
+        // They are measured against a sum of the copy's scores.
+        _ if draw.top_logprobs.is_some() => false,
         Rule::Few(tokens) => tokens.len() <= MOST_NAMED,
         Rule::Any | Rule::Many(_) => {
             let top_k = if draw.is_greedy() { 1 } else { draw.sampling.top_k as usize };

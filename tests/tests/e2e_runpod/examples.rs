@@ -1,5 +1,6 @@
 //! The files that ship for RunPod, as they stand, addresses and the model apart: a coordinator with
-//! `deploy/fleets/runpod.toml` rents pods that do a batch, and the order `deploy/runpod/pod.json` becomes a worker.
+//! `deploy/fleets/runpod.toml` rents pods that do a batch, and the order `deploy/runpod/pod.json` becomes a worker. With
+//! `deploy/fleets/gpu.toml` it rents the card first; the pod has none here, says so and ends itself.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -125,7 +126,9 @@ fn the_shipped_fleet_and_order_give_pods_that_work() {
         (format!("example.com/ternfleet-{name}:1"), image)
     };
     let images = [(STOCK_IMAGE.to_owned(), Image::default()), target("pod"), target("fleet")].into();
-    let Some(provider) = stand_in(images, pod_files(&binary)) else { return };
+    let mut files = pod_files(&binary);
+    files.insert("ternfleet-gpu".to_owned(), binary.clone());
+    let Some(provider) = stand_in(images, files) else { return };
     let site = Site::start(&provider);
     let digest = |path: &Path| {
         let output = Command::new("sha256sum").arg(path).output().unwrap();
@@ -138,29 +141,34 @@ fn the_shipped_fleet_and_order_give_pods_that_work() {
         provider.file("model.gguf"),
         provider.file("manifest.toml"),
     );
-    let config = shipped("deploy/fleets/runpod.toml")
-        .replace("model = \"bitnet-b1.58-2B-4T\"\n", &model)
-        .replace("https://FILES.EXAMPLE/ternfleet", &provider.file("ternfleet"))
-        .replace(&"0".repeat(64), &binary_sha256)
-        .replace("tls://NATS.EXAMPLE:4222", &site.url)
-        .replace("file:coordinator/ca.crt", &format!("file:{}", site.path("coordinator/ca.crt").display()));
-    // The provider's address, and shorter times: addresses and patience of the test.
-    let config = config
-        .replace("[scale]\n", "[scale]\ntick_ms = 500\n")
-        .replace("ready_limit_s = 900", &format!("ready_limit_s = {READY_LIMIT_S}"))
-        + &format!("\n[scale.runpod]\nbase = \"{}\"\nsettle_ms = 200\n", provider.base());
-    let file = site.path("runpod.toml");
-    std::fs::write(&file, config).unwrap();
     let log = site.folder.path().join("coordinator.log");
-    let mut command =
-        program::command(&["coordinator", "--config", &file.display().to_string(), "--nats", &site.url])
-            .unwrap();
-    command
-        .env("RUNPOD_API_KEY", provider.key())
-        .env("TERNFLEET_NATS_CREDENTIALS_FILE", site.path("coordinator/coordinator.creds"))
-        .env("TERNFLEET_ISSUER_FILE", site.path("coordinator/issuer.json"))
-        .env("TERNFLEET_NATS_ROOT_CERTIFICATES", site.path("coordinator/ca.crt"));
-    let _coordinator = Service::start_command(command, &log).unwrap();
+    let coordinator = |fleet: &str| {
+        let config = shipped(&format!("deploy/fleets/{fleet}"))
+            .replace("model = \"bitnet-b1.58-2B-4T\"\n", &model)
+            .replace("https://FILES.EXAMPLE/ternfleet", &provider.file("ternfleet"))
+            .replace(&"0".repeat(64), &binary_sha256)
+            .replace("tls://NATS.EXAMPLE:4222", &site.url)
+            .replace(
+                "file:coordinator/ca.crt",
+                &format!("file:{}", site.path("coordinator/ca.crt").display()),
+            );
+        // The provider's address, and shorter times: addresses and patience of the test.
+        let config = config
+            .replace("[scale]\n", "[scale]\ntick_ms = 500\n")
+            .replace("ready_limit_s = 900", &format!("ready_limit_s = {READY_LIMIT_S}"))
+            + &format!("\n[scale.runpod]\nbase = \"{}\"\nsettle_ms = 200\n", provider.base());
+        let file = site.path(fleet);
+        std::fs::write(&file, config).unwrap();
+        let words = ["coordinator", "--config", &file.display().to_string(), "--nats", &site.url];
+        let mut command = program::command(&words).unwrap();
+        command
+            .env("RUNPOD_API_KEY", provider.key())
+            .env("TERNFLEET_NATS_CREDENTIALS_FILE", site.path("coordinator/coordinator.creds"))
+            .env("TERNFLEET_ISSUER_FILE", site.path("coordinator/issuer.json"))
+            .env("TERNFLEET_NATS_ROOT_CERTIFICATES", site.path("coordinator/ca.crt"));
+        Service::start_command(command, &log).unwrap()
+    };
+    let running = coordinator("runpod.toml");
     let said = || {
         let pods: Vec<String> = provider.state().pods.iter().map(|pod| pod.name.clone()).collect();
         let logs: Vec<String> = pods.iter().map(|pod| format!("== {pod}\n{}", provider.log(pod))).collect();
@@ -251,8 +259,29 @@ fn the_shipped_fleet_and_order_give_pods_that_work() {
     let tells = |(_, log): &(String, Vec<String>)| log.iter().any(|line| line.contains(LAST_WORD));
     assert!(failed.iter().any(tells), "{failed:?}: {}", said());
 
-    site.run(&["scale", "set", "--max", "0"]);
-    wait_for(PATIENCE, || Ok(provider.alive().is_empty().then_some(())))
-        .unwrap_or_else(|error| panic!("{error}: {}", said()));
+    let rent_nothing = || {
+        site.run(&["scale", "set", "--max", "0"]);
+        wait_for(PATIENCE, || Ok(provider.alive().is_empty().then_some(())))
+            .unwrap_or_else(|error| panic!("{error}: {}", said()));
+    };
+    rent_nothing();
+
+    // The card is the cheapest. This program cannot open it, and the pod's last words say which one can.
+    drop(running);
+    let n_before = provider.state().pods.len();
+    let _running = coordinator("gpu.toml");
+    site.run(&["scale", "set", "--max", "1"]);
+    let ended = site.run(&["submit", &input, "--detach", "--anyway"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}: {}", said());
+    let of_card = || {
+        let state = provider.state();
+        let mut pods = state.pods[n_before..].iter();
+        pods.find(|pod| pod.order["env"]["TERNFLEET_DEVICE"] == "cuda" && pod.ended_at.is_some())
+            .map(|pod| std::fs::read_to_string(&pod.log).unwrap_or_default())
+    };
+    let last = wait_for(PATIENCE, || Ok(of_card())).unwrap_or_else(|error| panic!("{error}: {}", said()));
+    assert!(last.contains("use the program ternfleet-gpu"), "{last}");
+    assert!(provider.state().fetched.iter().any(|file| file.ends_with("ternfleet-gpu")), "{}", said());
+    rent_nothing();
     assert_eq!(provider.state().faults, [""; 0]);
 }
