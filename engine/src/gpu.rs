@@ -67,6 +67,8 @@ struct Weights {
     /// (vocab, hidden) in half precision, as the file has them.
     embedding: Pointer,
     head: Pointer,
+    /// The lines of the int8 copy of the head, and the scales of its rows.
+    copy: [Pointer; 2],
     output_norm: Pointer,
     /// By layer, in the order of [`PRODUCTS`].
     layers: Vec<[Place; 4]>,
@@ -167,9 +169,10 @@ pub(crate) fn spare_bytes(
 ) -> Result<u64, LoadError> {
     let hyper = &model.hyper;
     let column = 4 * (2 * hyper.hidden + hyper.qkv_rows() + hyper.q_width() + 2 * hyper.ffn);
-    let heads = n_heads * 4 * 2 * hyper.hidden + HeadBuffers::bytes(hyper.vocab, n_heads);
+    let heads = n_heads * 4 * 2 * hyper.hidden + HeadBuffers::bytes(hyper.vocab, hyper.hidden, n_heads);
+    let copy = hyper.vocab.next_multiple_of(ROWS) * (hyper.hidden + 4);
     let rows = model.embedding().bytes() + model.head().bytes();
-    let fixed = model.ternary_bytes + rows + n_columns.next_multiple_of(TILE) * column + heads;
+    let fixed = model.ternary_bytes + rows + n_columns.next_multiple_of(TILE) * column + heads + copy;
     let free = device.free_bytes().map_err(refused)?;
     Ok(free.saturating_sub(fixed as u64) / 10 * 9)
 }
@@ -185,7 +188,7 @@ impl Gpu {
         n_pages: usize,
     ) -> Result<Gpu, LoadError> {
         self_test::check(&mut *device).map_err(refused)?;
-        let weights = Weights::upload(&mut *device, &cpu.model).map_err(refused)?;
+        let weights = Weights::upload(&mut *device, &cpu).map_err(refused)?;
         let buffers = Buffers::new(&mut *device, &cpu.model, n_columns, n_heads, n_sequences, n_pages);
         Ok(Gpu { cpu, weights, buffers: buffers.map_err(refused)?, device })
     }
@@ -249,11 +252,18 @@ fn upload_rows(device: &mut dyn Device, rows: &FloatRows<'_>, n_rows: usize) -> 
 }
 
 impl Weights {
-    fn upload(device: &mut dyn Device, model: &Model) -> Result<Weights, Fault> {
+    fn upload(device: &mut dyn Device, cpu: &Cpu) -> Result<Weights, Fault> {
+        let model = &cpu.model;
         let vocab = model.hyper.vocab;
         let embedding = upload_rows(device, &model.embedding(), vocab)?;
         let head = if model.is_tied() { embedding } else { upload_rows(device, &model.head(), vocab)? };
         let output_norm = floats(device, &model.output_norm)?;
+        let (lines, scales) = match cpu.work.head.screen() {
+            Some(screen) => screen.parts(),
+            None => return Err(Fault("the int8 copy of the output matrix is missing".to_owned())),
+        };
+        let copy = [device.allocate(lines.len())?, floats(device, scales)?];
+        device.upload(copy[0], lines)?;
         let mut layers = Vec::with_capacity(model.layers.len());
         for layer in &model.layers {
             let mut places = Vec::with_capacity(PRODUCTS.len());
@@ -271,7 +281,7 @@ impl Weights {
             }
             layers.push(places.try_into().expect("because there are four products"));
         }
-        Ok(Weights { embedding, head, output_norm, layers })
+        Ok(Weights { embedding, head, copy, output_norm, layers })
     }
 }
 
@@ -299,7 +309,7 @@ impl Buffers {
             quantised: float_rows(padded, QUANTISED_WORDS)?,
             plan: float_rows(plan_words, 1)?,
             acts: device.allocate(padded * widest)?,
-            heads: HeadBuffers::new(device, hyper.vocab, n_heads)?,
+            heads: HeadBuffers::new(device, hyper.vocab, hyper.hidden, n_heads)?,
             pages: device.allocate(n_pages * page_bytes(hyper, Kv::F16) as usize)?,
             plan_words,
             n_columns,

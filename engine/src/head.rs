@@ -29,8 +29,8 @@ use crate::sampler::{Candidate, Draw};
 use candidates::{Finds, Part};
 pub(crate) use draw::draw;
 use nucleus::Nuclei;
-pub(crate) use screen::{Bits, Rounded, Screen};
-pub(crate) use searched::{Found, MOST_NAMED, Search};
+pub(crate) use screen::{Bits, PIECE_ROWS, Rounded, Screen};
+pub(crate) use searched::{CopySums, Found, MOST_NAMED, MOST_NEAR, Near, Search};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -77,26 +77,28 @@ impl Demand {
         // Scores alone, for comparing.
         let Some(draw) = draw else { return Demand::All };
         let sampling = draw.sampling;
-        let all = if is_on_device && searched::suffices(draw, rule) { Demand::Searched } else { Demand::All };
+        if is_on_device && has_copy && searched::suffices(draw, rule) {
+            return Demand::Searched;
+        }
         if !has_copy || draw.given.is_some() {
-            return all;
+            return Demand::All;
         }
         // What log-probabilities are measured against does not depend on the head either.
         let screened = head == Head::Screened || draw.top_logprobs.is_some();
         if matches!(rule, Rule::Few(_)) {
-            return if screened { Demand::Few } else { all };
+            return if screened { Demand::Few } else { Demand::All };
         }
         if draw.adjustments.len() > MOST_SCREENED {
-            return all;
+            return Demand::All;
         }
         match sampling.top_k as usize {
             // What a nucleus is does not depend on the head.
             0 if !draw.is_greedy() && nucleus::is_wanted(sampling) => Demand::Nucleus,
-            _ if !screened => all,
+            _ if !screened => Demand::All,
             _ if draw.is_greedy() => Demand::Best(1),
             0 => Demand::Noisy,
             top_k if top_k <= MOST_SCREENED => Demand::Best(top_k),
-            _ => all,
+            _ => Demand::All,
         }
     }
 }
@@ -288,6 +290,11 @@ impl HeadWork {
             searched: self.searched_tokens.load(Ordering::Relaxed),
             full: self.full.load(Ordering::Relaxed),
         }
+    }
+
+    /// The screening copy.
+    pub(crate) fn screen(&self) -> Option<&Screen> {
+        self.screen.as_ref()
     }
 
     /// Bytes of the screening copy.

@@ -330,7 +330,13 @@ fn the_kernels_for_gpus_give_the_same_value() {
         let n = requests.len();
         let kinds = [1, 2, 3, 4, 6, 8, 12, 13];
         let some = requests.into_iter().enumerate().filter(|(i, _)| kinds.contains(i) || i + 3 >= n);
-        some.map(|(_, request)| request).collect()
+        // Log-probabilities with each way of drawing.
+        let asked = [None, Some(0), None, Some(5), Some(20)];
+        let ask = |(i, request): (usize, Request)| match asked.get(i).copied().flatten() {
+            Some(n_top) => Request { top_logprobs: Some(n_top), ..request },
+            None => request,
+        };
+        some.map(ask).collect()
     });
     // Another activation, layers without sub-norms, and an output matrix of its own.
     let shape: Shape = "llama:2x256x512x4x2x512".parse().unwrap();
@@ -351,7 +357,7 @@ fn a_large_batch_on_the_device_gives_the_same_tokens() {
     let shape: Shape = "llama:1x128x128x2x1x512".parse().unwrap();
     let (_folder, path) = synthetic(&shape, 7);
     let request = |i: u32| Request {
-        prompt: prompt(i, 1 + i as usize % 2, shape.vocab),
+        prompt: prompt(i, 1 + i as usize % 3, shape.vocab),
         max_new_tokens: 2,
         sampling: Sampling {
             temperature: [0.0, 0.9, 0.7][i as usize % 3],
@@ -359,6 +365,8 @@ fn a_large_batch_on_the_device_gives_the_same_tokens() {
             ..Sampling::default()
         },
         seed: u64::from(i),
+        top_logprobs: i.is_multiple_of(7).then_some(3),
+        prompt_logprobs: i.is_multiple_of(10).then_some(2),
         ..Request::default()
     };
     let requests: Vec<Request> = (0..140).map(request).collect();

@@ -257,6 +257,20 @@ DEVICE void multiply(int d[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same of weights with a sign, and of inputs with one and without.
+DEVICE void multiply_weights(int d[4], const unsigned a[4], unsigned b0, unsigned b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEVICE void multiply_weights_unsigned(int d[4], const unsigned a[4], unsigned b0, unsigned b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 DEVICE unsigned plane(unsigned word, unsigned p) { return word >> (2 * p) & 0x03030303u; }
 
 // A ternary product of one group of 16 rows, or of a gate's and its partner's, with 8 · TILES tokens. The order of inputs in
@@ -474,215 +488,7 @@ KERNEL(128) attend(const float *qkv, const half *pages, const unsigned *columns,
     }
 }
 
-// scores (n_tokens, vocab) = canonical dots of the rows of `table`, (vocab, hidden), with `input`, (n_tokens, hidden). Half a warp is
-// sixteen lanes of one row, for four tokens. Blocks that follow one another have the same rows, which come from memory once.
-KERNEL(256) score(const half *table, const float *input, float *scores, unsigned hidden, unsigned vocab, unsigned n_tokens) {
-    unsigned lane = THREAD % 16, id = BLOCK_Y * 16 + THREAD / 16, first = BLOCK_X * 4;
-    const half *row = table + (u64)(id < vocab ? id : vocab - 1) * hidden + lane;
-    const float *inputs[4];
-    float sums[4] = {};
-#pragma unroll
-    for (unsigned t = 0; t < 4; t++) {
-        inputs[t] = input + (u64)(first + t < n_tokens ? first + t : n_tokens - 1) * hidden + lane;
-    }
-    for (unsigned start = 0; start < hidden; start += 64) {
-#pragma unroll
-        for (unsigned i = start; i < start + 64; i += 16) {
-            float weight = widen(row[i]);
-#pragma unroll
-            for (unsigned t = 0; t < 4; t++) sums[t] = fma(weight, inputs[t][i], sums[t]);
-        }
-    }
-#pragma unroll
-    for (unsigned t = 0; t < 4; t++) {
-        float sum = tree(sums[t]);
-        if (lane == 0 && id < vocab && first + t < n_tokens) scores[(u64)(first + t) * vocab + id] = sum;
-    }
-}
-
-// For each row of `scores`, (rows, vocab), that `rows` names: its largest score, and of each 1024 scores in order the sum of
-// exp(score - largest). `sums`: (BLOCK_X, 1 + pieces).
-KERNEL(256) exp_sums(const float *scores, const unsigned *rows, float *sums, unsigned vocab) {
-    SHARED float maxima[8];
-    const float *row = scores + (u64)rows[BLOCK_X] * vocab;
-    float largest = -__builtin_inff();
-    for (unsigned id = THREAD; id < vocab; id += 256) largest = larger(row[id], largest);
-    for (unsigned bit = 16; bit > 0; bit /= 2) largest = larger(largest, other(largest, bit));
-    if ((THREAD & 31) == 0) maxima[THREAD / 32] = largest;
-    BARRIER();
-    for (unsigned i = 0; i < 8; i++) largest = larger(maxima[i], largest);
-    unsigned n_pieces = (vocab + 1023) / 1024, lane = THREAD % 16;
-    float *out = sums + (u64)BLOCK_X * (1 + n_pieces);
-    if (THREAD == 0) out[0] = largest;
-    // Both halves of a warp go round equally often: each needs the other's threads for its tree.
-    for (unsigned first = 0; first < n_pieces; first += 16) {
-        unsigned piece = first + THREAD / 16;
-        float sum = 0.0f;
-        for (unsigned i = 0; i < 1024; i += 16) {
-            unsigned id = piece * 1024 + i + lane;
-            if (id < vocab) sum = add(sum, exponential(sub(row[id], largest)));
-        }
-        sum = tree(sum);
-        if (lane == 0 && piece < n_pieces) out[1 + piece] = sum;
-    }
-}
-
-// What `choose` looks for in one row: the `most` best scores, or what may win with noise.
-struct Choice {
-    unsigned most, noisy;
-    float temperature, inverse;
-    unsigned seed_low, seed_high, choice, position;
-    // Where the row's bits of allowed tokens begin in `masks`; all are allowed where it is ALL.
-    unsigned mask;
-};
-struct alignas(8) Found {
-    unsigned id, score;
-};
-constexpr unsigned ALL = 0xffffffffu;
-// In place of a score that counts no more: a NaN that no operation makes.
-constexpr unsigned TAKEN = 0xffc05eedu;
-
-// taken[i] = the score of the row pairs[2 i] and the token pairs[2 i + 1], which counts no more.
-KERNEL(256) take(unsigned *scores, const unsigned *pairs, unsigned *taken, unsigned vocab, unsigned n_pairs) {
-    unsigned i = BLOCK_X * 256 + THREAD;
-    if (i >= n_pairs) return;
-    unsigned *score = scores + (u64)pairs[2 * i] * vocab + pairs[2 * i + 1];
-    taken[i] = *score;
-    *score = TAKEN;
-}
-
-// The random words of four ids: philox.rs.
-DEVICE void philox(const Choice &choice, unsigned group, unsigned words[4]) {
-    unsigned c0 = choice.choice, c1 = choice.position, c2 = group, c3 = 0, low = choice.seed_low, high = choice.seed_high;
-#pragma unroll
-    for (unsigned i = 0; i < 10; i++) {
-        u64 first = (u64)c0 * 0xD2511F53u, second = (u64)c2 * 0xCD9E8D57u;
-        c0 = (unsigned)(second >> 32) ^ c1 ^ low;
-        c1 = (unsigned)second;
-        c2 = (unsigned)(first >> 32) ^ c3 ^ high;
-        c3 = (unsigned)first;
-        low += 0x9E3779B9u;
-        high += 0xBB67AE85u;
-    }
-    words[0] = c0;
-    words[1] = c1;
-    words[2] = c2;
-    words[3] = c3;
-}
-
-// The noise of a random word is at least this, and at most 0.5 more where it matters: -ln(-ln(1 - c)) with c = (~word + 1/2) / 2^32.
-// -ln(1 - c) is at most 1.387 c up to a half, and the logarithm of a float is at least that of the straight line between powers of
-// two. Above a half, words are at least 0 and noise at least -3.14.
-DEVICE float least_noise(unsigned word) {
-    unsigned complement = ~word;
-    if (complement >= 0x7fffffffu) return -3.2f;
-    float line = mul(from_int((int)__builtin_bit_cast(unsigned, from_int((int)complement + 1))), 0x1p-23f);
-    return sub(mul(sub(159.0f, line), 0.6931f), 0.4f);
-}
-
-DEVICE bool counts(const Choice &choice, const unsigned *masks, unsigned id, unsigned score) {
-    if (score == TAKEN) return false;
-    return choice.mask == ALL || (masks[choice.mask + id / 32] >> (id % 32) & 1) == 1;
-}
-
-// Which of four ids reach the threshold, one bit each. With noise this is the test of `noisy` in kernel/scores.rs.
-DEVICE unsigned reaching(const unsigned *row, const Choice &choice, const unsigned *masks, unsigned vocab, float threshold,
-                         unsigned group) {
-    unsigned found = 0;
-    float reach[4];
-#pragma unroll
-    for (unsigned i = 0; i < 4; i++) {
-        unsigned id = 4 * group + i;
-        reach[i] = 0.0f;
-        if (id >= vocab) continue;
-        unsigned bits = row[id];
-        if (!counts(choice, masks, id, bits)) continue;
-        float value = __builtin_bit_cast(float, bits);
-        if (choice.noisy) {
-            reach[i] = mul(exponential(mul(sub(value, threshold), choice.inverse)), 1.001f);
-            if (reach[i] >= 0x1p-33f) found |= 1u << i;
-        } else if (value >= threshold) {
-            found |= 1u << i;
-        }
-    }
-    if (found == 0 || !choice.noisy) return found;
-    unsigned words[4];
-    philox(choice, group, words);
-#pragma unroll
-    for (unsigned i = 0; i < 4; i++) {
-        float complement = mul(from_int((int)(~words[i] >> 1)), 0x1p-31f);
-        if (reach[i] < complement) found &= ~(1u << i);
-    }
-    return found;
-}
-
-// The tokens of each row of `scores`, (n_rows, vocab), from which a draw chooses as from all of them. A block is a row, and a
-// thread every 256th four ids: the `most`-th best of the threads' best scores is a threshold that at least `most` tokens reach,
-// and few more. With noise the threshold is the best of what each token has at least.
-//
-// counts: (n_rows, 2), how many were found and whether any score is no number; found: (room, n_rows), written where all fit.
-KERNEL(256) choose(const unsigned *scores, const Choice *choices, const unsigned *masks, unsigned *told, Found *found,
-                   unsigned vocab, unsigned n_rows, unsigned room) {
-    SHARED float bests[256];
-    SHARED unsigned numbers[256];
-    SHARED float shared;
-    Choice choice = choices[BLOCK_X];
-    const unsigned *row = scores + (u64)BLOCK_X * vocab;
-    float best = -__builtin_inff();
-    unsigned is_broken = 0;
-    for (unsigned group = THREAD; 4 * group < vocab; group += 256) {
-        unsigned words[4] = {};
-        if (choice.noisy) philox(choice, group, words);
-#pragma unroll
-        for (unsigned i = 0; i < 4; i++) {
-            unsigned id = 4 * group + i;
-            if (id >= vocab) continue;
-            unsigned bits = row[id];
-            if (bits != TAKEN && (bits & 0x7f800000u) == 0x7f800000u) is_broken = 1;
-            if (!counts(choice, masks, id, bits)) continue;
-            float value = __builtin_bit_cast(float, bits);
-            if (choice.noisy) value = add(value, mul(choice.temperature, least_noise(words[i])));
-            best = larger(value, best);
-        }
-    }
-    bests[THREAD] = best;
-    numbers[THREAD] = is_broken;
-    BARRIER();
-    unsigned rank = 1;
-    for (unsigned i = 0; i < 256; i++) {
-        rank += bests[i] > best || (bests[i] == best && i < THREAD);
-        is_broken |= numbers[i];
-    }
-    // With noise some roundings more than there are.
-    if (rank == choice.most) shared = choice.noisy ? sub(best, mul(magnitude(best), 0x1p-20f)) : best;
-    BARRIER();
-    float threshold = shared;
-    unsigned n = 0, before = 0, total = 0;
-    for (unsigned group = THREAD; 4 * group < vocab; group += 256) {
-        unsigned hits = reaching(row, choice, masks, vocab, threshold, group);
-        n += (hits & 1) + (hits >> 1 & 1) + (hits >> 2 & 1) + (hits >> 3);
-    }
-    numbers[THREAD] = n;
-    BARRIER();
-    for (unsigned i = 0; i < 256; i++) {
-        total += numbers[i];
-        before += i < THREAD ? numbers[i] : 0;
-    }
-    if (THREAD == 0) {
-        told[2 * BLOCK_X] = total;
-        told[2 * BLOCK_X + 1] = is_broken;
-    }
-    if (n == 0 || total > room) return;
-    for (unsigned group = THREAD; 4 * group < vocab; group += 256) {
-        unsigned hits = reaching(row, choice, masks, vocab, threshold, group);
-        for (unsigned i = 0; i < 4; i++) {
-            if ((hits >> i & 1) == 0) continue;
-            Found one = {4 * group + i, row[4 * group + i]};
-            found[(u64)before * n_rows + BLOCK_X] = one;
-            before++;
-        }
-    }
-}
+#include "kernels/heads.cuh"
 
 // What a card's rounding is proved with: out[i] = one operation on a[i], b[i] and c[i], or on first + i where there are no arrays.
 // NaNs, whose bits differ between machines, become one.

@@ -56,9 +56,13 @@ pub(crate) enum Compare {
     Le,
     Gt,
     Ge,
-    /// Less, or one of them is no number.
+    /// These hold also where one of them is no number.
+    EqU,
+    NeU,
     LtU,
+    LeU,
     GtU,
+    GeU,
 }
 
 /// How a conversion rounds.
@@ -100,14 +104,18 @@ pub(crate) enum Op {
     Sqrt,
     Set(Compare),
     Select,
-    Convert { from: Type, rounding: Rounding },
+    Convert {
+        from: Type,
+        rounding: Rounding,
+    },
     Load(Space),
     Store(Space),
     Branch,
     Return,
     Barrier,
     Shuffle,
-    Multiply,
+    /// Whether the bytes of each operand have signs.
+    Multiply([bool; 2]),
 }
 
 /// One instruction. Vectors, which loads, stores and matrix products have, are registers in a row.
@@ -392,8 +400,12 @@ fn arithmetic(parts: &[&str]) -> Result<Op, String> {
             "le" => Compare::Le,
             "gt" => Compare::Gt,
             "ge" => Compare::Ge,
+            "equ" => Compare::EqU,
+            "neu" => Compare::NeU,
             "ltu" => Compare::LtU,
+            "leu" => Compare::LeU,
             "gtu" => Compare::GtU,
+            "geu" => Compare::GeU,
             _ => return Err(format!("unknown comparison {name}")),
         })
     };
@@ -432,7 +444,10 @@ fn arithmetic(parts: &[&str]) -> Result<Op, String> {
             Op::Convert { from: type_of(from)?, rounding }
         }
         ("shfl", ["sync", "bfly", "b32"]) => Op::Shuffle,
-        ("mma", ["sync", "aligned", "m16n8k32", "row", "col", "s32", "u8", "s8", "s32"]) => Op::Multiply,
+        (
+            "mma",
+            ["sync", "aligned", "m16n8k32", "row", "col", "s32", a @ ("u8" | "s8"), b @ ("u8" | "s8"), "s32"],
+        ) => Op::Multiply([*a == "s8", *b == "s8"]),
         _ => return Err("unknown instruction".to_owned()),
     })
 }

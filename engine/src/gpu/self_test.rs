@@ -8,21 +8,25 @@ use super::upload_words;
 use crate::kernel::{PAGE, ROWS};
 
 /// By kernel: FNV-1a over the bytes that it leaves.
-pub(super) const DIGESTS: [(&str, u64); 14] = [
+pub(super) const DIGESTS: [(&str, u64); 18] = [
     ("embed", 0xea08_6f82_470f_ad22),
     ("keep_rows", 0xc8e0_f9a6_cad4_22a2),
     ("norm_rows", 0xbbba_1f28_bb95_594d),
     ("score", 0x42ae_d939_c640_2f79),
-    ("exp_sums", 0x1e87_b089_1ce6_542f),
-    ("take", 0xa61e_9a70_bcfc_0f21),
-    ("choose", 0x40fc_3a2f_74c2_fce7),
-    ("round_rows", 0x60ad_a724_b36c_f483),
-    ("product_few", 0x8093_b85e_3277_c43e),
-    ("product_many", 0xc80a_1ed5_c9e0_55c7),
-    ("gate_few", 0x5b51_e5e3_4d89_186f),
-    ("gate_many", 0x8411_e608_415d_0fd7),
-    ("rotate_store", 0x5f9c_3119_c76c_cca8),
-    ("attend", 0xb287_3fc8_02c7_31ce),
+    ("round_wide", 0x4a77_cc69_75d5_7f04),
+    ("screen", 0x1f83_3519_ed7b_0830),
+    ("piece_sums", 0xb873_b54f_2323_3b0f),
+    ("near", 0xeefb_f5a9_34c6_7e55),
+    ("exp_sums", 0xbe78_c41b_46e1_7cb8),
+    ("take", 0xa934_1436_d674_76f7),
+    ("choose", 0xfb33_fe67_0f66_19c8),
+    ("round_rows", 0x13c6_d672_4ae4_f1db),
+    ("product_few", 0xd35e_1845_613d_5d95),
+    ("product_many", 0x9a5f_f772_0e39_79ac),
+    ("gate_few", 0x3a9e_df22_00ec_8e7d),
+    ("gate_many", 0xafac_d185_1e30_7b2d),
+    ("rotate_store", 0x5caf_210c_f9bb_7189),
+    ("attend", 0xb1eb_46b2_2e92_e8ff),
 ];
 
 const WIDTH: usize = 256;
@@ -130,7 +134,35 @@ impl Run<'_> {
         let sizes = [WIDTH, VOCAB, TOKENS].map(Arg::from);
         let blocks = [TOKENS.div_ceil(4), VOCAB.div_ceil(16), 1];
         self.launch("score", blocks, 256, &[&args[..], &sizes].concat(), &[(scores, 4 * TOKENS * VOCAB)])?;
+        self.copy(x, scores)?;
         self.searches()
+    }
+
+    /// The scores of an int8 copy for some rows of x, and what log-probabilities need of them.
+    fn copy(&mut self, x: Pointer, exact: Pointer) -> Result<(), Fault> {
+        const N: usize = 3;
+        const ROOM: usize = 64;
+        let rows = self.words(vec![4, 0, 7])?;
+        let [high, low] = [self.words(vec![0; 32 * WIDTH / 4])?, self.words(vec![0; 32 * WIDTH / 4])?];
+        let steps = self.words(vec![0; N])?;
+        let args = [x.into(), rows.into(), WIDTH.into(), Arg::Float(6605.0)];
+        let args = [&args[..], &[high, low, steps].map(Arg::from)].concat();
+        let written = [(high, N * WIDTH), (low, N * WIDTH), (steps, 4 * N)];
+        self.launch("round_wide", [N, 1, 1], 256, &args, &written)?;
+        let n_groups = VOCAB.div_ceil(ROWS);
+        let lines = (0..n_groups * WIDTH * ROWS / 4).map(|_| self.next() ^ self.next() << 16).collect();
+        let (lines, scales) = (self.words(lines)?, self.floats(n_groups * ROWS, 1e-4)?);
+        let about = self.floats(N * VOCAB, 1.0)?;
+        let arrays = [lines, scales, high, low, steps, about].map(Arg::from);
+        let args = [&arrays[..], &[WIDTH, VOCAB, N].map(Arg::from)].concat();
+        self.launch("screen", [1, 1, 1], 256, &args, &[(about, 4 * N * VOCAB)])?;
+        let sums = self.words(vec![0; 2 * N])?;
+        let args = [about.into(), sums.into(), VOCAB.into()];
+        self.launch("piece_sums", [N, 1, 1], 256, &args, &[(sums, 8 * N)])?;
+        let (counts, found) = (self.words(vec![0; N])?, self.words(vec![0; 3 * N * ROOM])?);
+        let arrays = [about, exact, rows, sums, counts, found].map(Arg::from);
+        let args = [&arrays[..], &[VOCAB, N].map(Arg::from)].concat();
+        self.launch("near", [N, 1, 1], 256, &args, &[(counts, 4 * N), (found, 12 * N * ROOM)])
     }
 
     /// Sums, and the tokens that draws choose from: of the best among those that are allowed, and with noise.
@@ -147,8 +179,8 @@ impl Run<'_> {
         self.launch("take", [1, 1, 1], 256, &args, &[(taken, 12), (scores, 4 * N * SCORES)])?;
         let mask = (0..SCORES.div_ceil(32)).map(|_| self.next() << 1).collect();
         let mask = self.words(mask)?;
-        let best = [5, 0, 0, 0, 0, 0, 0, 0, 0];
-        let noisy = [1, 1, 0.5f32.to_bits(), 2f32.to_bits(), self.next(), self.next(), 3, 77, u32::MAX];
+        let best = [1, 5, 0, 0, 0, 0, 0, 0, 0, 0];
+        let noisy = [0, 1, 1, 0.5f32.to_bits(), 2f32.to_bits(), self.next(), self.next(), 3, 77, u32::MAX];
         let choices = self.words([best, noisy].concat())?;
         let (counts, found) = (self.words(vec![0; 2 * N])?, self.words(vec![0; 2 * N * ROOM])?);
         let arrays = [scores, choices, mask, counts, found].map(Arg::from);

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Norms are multiplied by this: far above all roundings of computing them and of summing the bound.
 const OUTWARD: f32 = 1.0001;
 /// Rows whose exponentials are summed together where log-probabilities are wanted: members have whole pieces of them.
-pub(super) const PIECE_ROWS: usize = 64 * ROWS;
+pub(crate) const PIECE_ROWS: usize = 64 * ROWS;
 /// Inputs of six-bit rows that are unpacked at a time: 16 KiB for two groups.
 const PIECE: usize = 512;
 /// Tokens for which six-bit rows are unpacked into registers, once for each.
@@ -299,6 +299,17 @@ impl Screen {
             (*high, *low) = ((shifted >> 8) as u8, shifted as u8);
         }
         Rounded { step, norm, error_norm: outward_norm(kernels, error), narrow: 0 }
+    }
+
+    /// The packed rows of eight bits and their scales, for one who computes with them elsewhere.
+    pub(crate) fn parts(&self) -> (&[u8], &[f32]) {
+        // SAFETY: nothing writes after `build`.
+        unsafe {
+            (
+                self.lines.read(0..self.bits.bytes(self.n_groups * ROWS * self.width)),
+                self.scales.read(0..self.n_groups * ROWS),
+            )
+        }
     }
 
     /// The groups of 16 rows of one member: whole pieces of the sums that log-probabilities are measured against.

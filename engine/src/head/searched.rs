@@ -3,7 +3,8 @@
 //! A device computes all canonical scores and hands over the few tokens from which a draw chooses as from all of them. The
 //! draw itself, with its noise in f64, is `sampler`'s, as for every head.
 
-use super::{Demand, Drawn, HeadWork, MOST_SCREENED, Slots};
+pub(crate) use super::total::{MOST_NEAR, Near};
+use super::{Demand, Drawn, HeadWork, MOST_SCREENED, Slots, nucleus, total};
 use crate::constraint::Rule;
 use crate::forward::Plan;
 use crate::math;
@@ -31,22 +32,33 @@ pub(crate) struct Search<'a> {
 pub(crate) struct Found {
     /// No score is infinite, or no number.
     pub(crate) is_finite: bool,
-    /// In any order, each once, with the scores as they are.
+    /// In any order, each once, with the scores as they are: tokens among which are those that matter for the draw.
     pub(crate) candidates: Vec<Candidate>,
+    /// And those among which the best of all are.
+    pub(crate) top: Vec<Candidate>,
     /// The largest score, and of each 1024 of them the sum of exponentials relative to it.
     pub(crate) sums: Option<(f32, Vec<f32>)>,
+    pub(crate) copy_sums: Option<CopySums>,
+}
+
+/// What log-probabilities of generated tokens are measured against: see `total`.
+#[derive(Debug)]
+pub(crate) struct CopySums {
+    /// Each piece's largest score by the copy, and the sum relative to it.
+    pub(crate) pieces: Vec<[f32; 2]>,
+    /// By ascending id.
+    pub(crate) near: Vec<Near>,
 }
 
 /// Whether a device can find what this draw chooses from.
 pub(super) fn suffices(draw: &Draw<'_>, rule: Rule<'_>) -> bool {
     match rule {
         _ if draw.given.is_some() => true,
-        // They are measured against a sum of the copy's scores.
-        _ if draw.top_logprobs.is_some() => false,
         Rule::Few(tokens) => tokens.len() <= MOST_NAMED,
         Rule::Any | Rule::Many(_) => {
             let top_k = if draw.is_greedy() { 1 } else { draw.sampling.top_k as usize };
-            top_k <= MOST_SOUGHT && draw.adjustments.len() <= MOST_SCREENED
+            let has_nucleus = !draw.is_greedy() && nucleus::is_wanted(draw.sampling);
+            top_k <= MOST_SOUGHT && draw.adjustments.len() <= MOST_SCREENED && !has_nucleus
         }
     }
 }
@@ -55,7 +67,7 @@ impl Search<'_> {
     /// How many of the best scores are sought.
     pub(crate) fn most(&self) -> usize {
         match self.draw.given {
-            Some(_) => usize::from(self.draw.top_logprobs.unwrap_or(0)).max(1),
+            Some(_) => self.most_reported().unwrap_or(1),
             None if self.draw.is_greedy() => 1,
             None => (self.draw.sampling.top_k as usize).max(1),
         }
@@ -66,9 +78,19 @@ impl Search<'_> {
         self.draw.given.is_none() && !self.draw.is_greedy() && self.draw.sampling.top_k == 0
     }
 
+    /// So many best scores are reported, whatever may be drawn.
+    pub(crate) fn most_reported(&self) -> Option<usize> {
+        self.draw.top_logprobs.map(usize::from).filter(|&n_top| n_top > 0)
+    }
+
     /// The sums of exponentials are wanted.
     pub(crate) fn wants_sums(&self) -> bool {
         self.draw.given.is_some()
+    }
+
+    /// Those of the copy are.
+    pub(crate) fn wants_copy_sums(&self) -> bool {
+        self.draw.given.is_none() && self.draw.top_logprobs.is_some()
     }
 
     /// Nothing is sought beside the tokens of [`Search::named`].
@@ -85,14 +107,14 @@ impl Search<'_> {
         }
     }
 
+    /// Whether a token may be drawn.
+    pub(crate) fn allows(&self, id: u32) -> bool {
+        self.draw.given.is_some() || self.rule.allows(id)
+    }
+
     /// The rule by which tokens are sought, where it is not a list.
     pub(crate) fn mask(&self) -> Option<Rule<'_>> {
         (self.draw.given.is_none() && matches!(self.rule, Rule::Many(_))).then_some(self.rule)
-    }
-
-    /// Whether a token may be drawn, or reported.
-    pub(crate) fn counts(&self, id: u32) -> bool {
-        self.draw.given.is_some() || self.rule.allows(id)
     }
 }
 
@@ -126,7 +148,13 @@ pub(super) fn draw(work: &HeadWork, slot: usize, draw: &Draw<'_>) -> Option<Draw
     work.searched_tokens.fetch_add(1, Ordering::Relaxed);
     let mut candidates = found.candidates.clone();
     draw.adjust(&mut candidates);
-    Some(Drawn { token: draw.pick(&mut candidates), logprob: None })
+    let token = draw.pick(&mut candidates);
+    let Some((n_top, sums)) = draw.top_logprobs.zip(found.copy_sums.as_ref()) else {
+        return Some(Drawn { token, logprob: None });
+    };
+    let score = found.candidates.iter().find(|candidate| candidate.id == token)?.score;
+    let logprob = total::told(&sums.pieces, &sums.near, score, found.top.clone(), usize::from(n_top))?;
+    Some(Drawn { token, logprob: Some(logprob) })
 }
 
 /// As `sampler::logprobs` has them of all scores.

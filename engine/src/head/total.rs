@@ -27,7 +27,7 @@ use std::sync::Mutex;
 /// How far below the best approximate score tokens are summed by their exact scores: the first distance within which a piece
 /// has at most [`MOST_NEAR`] of them. Where even the last one has more, each has a small probability.
 const NEAR: [f32; 3] = [4.0, 2.0, 1.0];
-const MOST_NEAR: usize = 64;
+pub(crate) const MOST_NEAR: usize = 64;
 
 /// What members tell each other about the sums of a step.
 #[derive(Debug)]
@@ -50,10 +50,11 @@ struct Found {
     near: Vec<Near>,
 }
 
+/// One of them, by both scores.
 #[derive(Debug, Clone, Copy)]
-struct Near {
-    about: f32,
-    exact: f32,
+pub(crate) struct Near {
+    pub(crate) about: f32,
+    pub(crate) exact: f32,
 }
 
 impl Totals {
@@ -188,20 +189,28 @@ fn near_tokens(part: &Part<'_>, best: f32, hits: &mut Vec<u32>) -> Vec<u32> {
 /// numbers.
 pub(super) fn logprobs(ops: &Ops<'_, '_>, slot: usize, score: f32, n_top: usize) -> Option<TokenLogprob> {
     let (totals, count) = (&ops.work.head.totals, ops.member.count());
-    let best = totals.best(slot);
-    let weight = |score: f32| math::exp(f64::from(score) - f64::from(best));
-    let mut total = 0.0;
-    for &[largest, sum] in totals.sums(slot) {
-        total += f64::from(sum) * weight(largest);
-    }
-    let mut top: Vec<Candidate> = Vec::new();
+    let (mut near, mut top): (Vec<Near>, Vec<Candidate>) = (Vec::new(), Vec::new());
     for found in &totals.found[slot * count..(slot + 1) * count] {
         let found = lock(found);
-        for near in &found.near {
-            total += weight(near.exact) - weight(near.about);
-        }
+        near.extend_from_slice(&found.near);
         top.extend_from_slice(&found.best);
     }
+    told(totals.sums(slot), &near, score, top, n_top)
+}
+
+/// The same from each piece's largest score and sum, the tokens that are summed by their exact scores, by ascending id, and
+/// tokens among which the `n_top` best are.
+pub(super) fn told(
+    sums: &[[f32; 2]],
+    near: &[Near],
+    score: f32,
+    mut top: Vec<Candidate>,
+    n_top: usize,
+) -> Option<TokenLogprob> {
+    let best = sums.iter().fold(f32::NEG_INFINITY, |best, &[largest, _]| best.max(largest));
+    let weight = |score: f32| math::exp(f64::from(score) - f64::from(best));
+    let pieces = sums.iter().fold(0.0, |total, &[largest, sum]| total + f64::from(sum) * weight(largest));
+    let total = near.iter().fold(pieces, |total, near| total + (weight(near.exact) - weight(near.about)));
     let log_sum = f64::from(best) + math::ln(total);
     if !log_sum.is_finite() || !score.is_finite() || top.iter().any(|candidate| !candidate.score.is_finite())
     {

@@ -182,7 +182,7 @@ fn the_shipped_fleet_and_order_give_pods_that_work() {
     env.remove("TERNFLEET_MODEL");
     for (name, value) in [
         ("TERNFLEET_BINARY_URL", provider.file("ternfleet")),
-        ("TERNFLEET_BINARY_SHA256", binary_sha256),
+        ("TERNFLEET_BINARY_SHA256", binary_sha256.clone()),
         ("TERNFLEET_MODEL_URL", provider.file("model.gguf")),
         ("TERNFLEET_MODEL_SHA256", model_sha256),
         ("TERNFLEET_MANIFEST_URL", provider.file("manifest.toml")),

@@ -177,7 +177,7 @@ impl Warp {
         match instruction.op {
             Op::Load(space) => return self.load(setting, instruction, space, mask),
             Op::Store(space) => return self.store(setting, instruction, space, mask),
-            Op::Multiply => return self.multiply(instruction, mask),
+            Op::Multiply(signs) => return self.multiply(instruction, signs, mask),
             Op::Shuffle => return self.shuffle(instruction, mask),
             _ => {}
         }
@@ -260,35 +260,36 @@ impl Warp {
         Ok(())
     }
 
-    /// A product of fragments: 16 rows × 32 bytes without sign, 32 × 8 bytes with one, on 16 × 8 sums.
+    /// A product of fragments: 16 rows × 32 bytes, 32 × 8 bytes, each with or without signs, on 16 × 8 sums.
     ///
     /// Thread t has of rows t / 4 and t / 4 + 8 the inputs from 4 (t mod 4) and from 16 + 4 (t mod 4) on, of column t / 4 the
     /// same inputs, and of the sums columns 2 (t mod 4) and the next of both rows.
-    fn multiply(&mut self, instruction: &Instruction, mask: u32) -> Result<(), String> {
+    fn multiply(&mut self, instruction: &Instruction, signs: [bool; 2], mask: u32) -> Result<(), String> {
         if mask != ALL || instruction.from.len() != 10 || instruction.to.len() != 4 {
             return Err("threads or operands are missing from a product".to_owned());
         }
         let operand = |part: usize| &self.registers[instruction.from[part] as usize];
-        let mut codes = [[0u8; 32]; 16];
-        let mut inputs = [[0i8; 32]; 8];
+        let [codes_sign, inputs_sign] =
+            signs.map(|signed| move |byte: u8| if signed { i32::from(byte as i8) } else { i32::from(byte) });
+        let mut codes = [[0i32; 32]; 16];
+        let mut inputs = [[0i32; 32]; 8];
         for lane in 0..N {
             let (row, four) = (lane / 4, 4 * (lane % 4));
             for part in 0..4 {
                 let bytes = (operand(part)[lane] as u32).to_le_bytes();
-                codes[row + part % 2 * 8][four + part / 2 * 16..][..4].copy_from_slice(&bytes);
+                codes[row + part % 2 * 8][four + part / 2 * 16..][..4]
+                    .copy_from_slice(&bytes.map(codes_sign));
             }
             for part in 0..2 {
                 let bytes = (operand(4 + part)[lane] as u32).to_le_bytes();
-                inputs[row][four + part * 16..][..4].copy_from_slice(&bytes.map(|byte| byte as i8));
+                inputs[row][four + part * 16..][..4].copy_from_slice(&bytes.map(inputs_sign));
             }
         }
         let mut sums: [Lanes; 4] = std::array::from_fn(|part| *operand(6 + part));
         for (part, sums) in sums.iter_mut().enumerate() {
             for (lane, sum) in sums.iter_mut().enumerate() {
                 let (row, column) = (lane / 4 + part / 2 * 8, lane % 4 * 2 + part % 2);
-                let products =
-                    std::array::from_fn(|i| i32::from(codes[row][i]) * i32::from(inputs[column][i]));
-                let products: [i32; 32] = products;
+                let products: [i32; 32] = std::array::from_fn(|i| codes[row][i] * inputs[column][i]);
                 *sum = u64::from((*sum as u32).wrapping_add_signed(products.iter().sum()));
             }
         }
@@ -330,13 +331,18 @@ fn map2(a: &Lanes, b: &Lanes, f: impl Fn(u64, u64) -> u64) -> Option<Lanes> {
 fn compare<T: PartialOrd>(how: Compare, a: T, b: T) -> bool {
     match how {
         Compare::Eq => a == b,
-        Compare::Ne => a != b,
+        // Neither is less where one is no number.
+        Compare::Ne => a < b || a > b,
         Compare::Lt => a < b,
         Compare::Le => a <= b,
         Compare::Gt => a > b,
         Compare::Ge => a >= b,
+        Compare::EqU => !compare(Compare::Ne, a, b),
+        Compare::NeU => !compare(Compare::Eq, a, b),
         Compare::LtU => !compare(Compare::Ge, a, b),
+        Compare::LeU => !compare(Compare::Gt, a, b),
         Compare::GtU => !compare(Compare::Le, a, b),
+        Compare::GeU => !compare(Compare::Lt, a, b),
     }
 }
 
