@@ -153,6 +153,8 @@ pub(crate) fn refusal(model: &Model, options: &Options) -> Option<String> {
         (model.layers.iter().all(|layer| layer.qk_norms.is_none()), "models with norms over heads"),
         (hyper.head_stride() == hyper.head_dim, "heads whose size is no multiple of 16"),
         (halves(model.embedding()) && halves(model.head()), "an embedding or output matrix other than f16"),
+        // Blocks of a grid in its second dimension, of 16 tokens each.
+        (hyper.vocab <= 1 << 19, "vocabularies of more than half a million tokens"),
         (options.kv == Kv::F16, "keys and values in int8"),
         (matches!(options.head, Head::Screened | Head::Full), "the approximate heads q8 and q6"),
     ];
