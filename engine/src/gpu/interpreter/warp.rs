@@ -332,7 +332,7 @@ fn compare<T: PartialOrd>(how: Compare, a: T, b: T) -> bool {
     match how {
         Compare::Eq => a == b,
         // Neither is less where one is no number.
-        Compare::Ne => a < b || a > b,
+        Compare::Ne => a.partial_cmp(&b).is_some_and(std::cmp::Ordering::is_ne),
         Compare::Lt => a < b,
         Compare::Le => a <= b,
         Compare::Gt => a > b,

@@ -30,7 +30,7 @@ struct Case {
 }
 
 fn is_allowed(case: &Case, id: u32) -> bool {
-    case.forbidden == 0 || (id as usize * 7919) % case.forbidden != 0
+    case.forbidden == 0 || !(id as usize * 7919).is_multiple_of(case.forbidden)
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn pieces_and_what_is_near_are_those_of_the_scalar_kernels() {
         let all = near.as_chunks::<3>().0.iter().skip(at).step_by(n).take(counts[at] as usize);
         let mut found: Vec<[u32; 2]> = all
             .map(|&[id, about, exact]| {
-                assert_eq!(exact, (row_of_exact * vocab) as u32 + id ^ 0x3f80_0000);
+                assert_eq!(exact, ((row_of_exact * vocab) as u32 + id) ^ 0x3f80_0000);
                 [id, about]
             })
             .collect();
