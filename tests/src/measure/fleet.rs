@@ -102,8 +102,10 @@ async fn at_rate(workers: usize, seconds: u64, rate: f64, last: bool) -> anyhow:
     let server = NatsServer::start()?;
     let address = format!("127.0.0.1:{}", free_port()?);
     let arguments = ["coordinator", "--nats", &server.url(), "--name", "leader", "--http", &address];
-    let mut leader =
-        Leader(program::command(&arguments)?.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?);
+    let mut command = program::command(&arguments)?;
+    // Many completions run at a time where each takes long: more than a tenant may have by default.
+    command.env("TERNFLEET_QUOTAS__COMPLETIONS_MAX", "100000");
+    let mut leader = Leader(command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?);
     let client = Client::new(server.bus().await?);
     http::wait_ready(&address).await;
 
