@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use ternfleet_proto::message::{Abilities, BatchState, EventKind, Input, JobCreate, Order, WebhookState};
+use ternfleet_proto::message::{
+    Abilities, BatchOptions, BatchState, EventKind, Input, JobCreate, Order, WebhookState,
+};
 use ternfleet_proto::{BatchId, Deadline, JobKey, Now, TimeMs, UsdMicro};
 
 use super::batch::Origin;
@@ -44,8 +46,12 @@ impl Core {
     /// A stored batch: new, or found at the start.
     pub(super) fn batch_known(&mut self, now: Now, record: BatchRecord, actions: &mut Vec<Action>) {
         if let Some(slot) = self.ledger.find(&record.id) {
-            if self.lead.is_none() {
-                self.ledger.follow(now, slot, record);
+            match self.lead {
+                None => self.ledger.follow(now, slot, record),
+                Some(lead) if record.leader < lead.revision => {
+                    self.wanted_before(now, slot, &record, actions)
+                }
+                Some(_) => {}
             }
             return;
         }
@@ -64,6 +70,22 @@ impl Core {
             self.check_through(now, slot, actions);
         }
         self.work_changed = true;
+    }
+
+    /// An earlier leader had said yes to a caller, and its record came after this leader had begun.
+    fn wanted_before(&mut self, now: Now, slot: BatchSlot, stored: &BatchRecord, actions: &mut Vec<Action>) {
+        let Some(batch) = self.ledger.get(slot) else { return };
+        if !batch.record.misses(stored, batch.record.leader) {
+            return;
+        }
+        match stored.ending {
+            Some(ending) => self.begin_ending(now, slot, ending, actions),
+            None => {
+                let BatchOptions { budget_usd_micro, deadline, priority, .. } = stored.options;
+                let change = Change { budget_usd_micro, deadline, priority: Some(priority) };
+                self.change(now, slot, change, actions);
+            }
+        }
     }
 
     /// A single job that somebody waits for: a batch of one line that is stored nowhere but in RESULTS. One that was
@@ -313,6 +335,7 @@ impl Core {
             return;
         }
         batch.record.totals = batch.totals;
+        batch.record.leader = self.lead.map_or(batch.record.leader, |lead| lead.revision);
         let record = batch.record.clone();
         let kind = EventKind::BatchChanged {
             batch: record.id.clone(),

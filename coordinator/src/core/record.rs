@@ -219,4 +219,11 @@ impl BatchRecord {
     pub fn gives_way_to(&self, stored: &BatchRecord) -> bool {
         stored.leader > self.leader
     }
+
+    /// What callers were told by an earlier leader that stored it late: an end, or other options. `changed_by` is the leader
+    /// that has changed this version last.
+    pub fn misses(&self, stored: &BatchRecord, changed_by: LeaderRevision) -> bool {
+        let options = || changed_by <= stored.leader && self.options != stored.options;
+        self.ending.is_none() && !self.state.is_terminal() && (stored.ending.is_some() || options())
+    }
 }

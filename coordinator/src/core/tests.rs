@@ -162,6 +162,30 @@ fn a_batch_that_an_earlier_leader_may_have_moved_jobs_of_is_fenced_after_its_end
     assert_eq!(world.forgotten, [(quiet, false), (open, true)]);
 }
 
+#[test]
+fn what_an_earlier_leader_has_stored_after_the_next_one_began_is_not_forgotten() {
+    let mut world = World::new(6);
+    let slot = world.submit_content("in", "t", good_lines(4), BatchOptions::default());
+    let known = world.core.batch(slot).unwrap().record.clone();
+    world.restart_coordinator();
+    let slot = world.core.find(&known.id).unwrap();
+    let options = |world: &World| world.core.batch(slot).unwrap().record.options.clone();
+    let raised =
+        BatchOptions { priority: 5, budget_usd_micro: Some(UsdMicro(1_000)), ..known.options.clone() };
+    world.tell(Event::BatchKnown(Box::new(BatchRecord { options: raised.clone(), ..known.clone() })));
+    assert_eq!(options(&world), raised);
+    // What this leader has changed itself is newer than anything of an earlier one.
+    world.tell(Event::BatchKnown(Box::new(known.clone())));
+    assert_eq!(options(&world), raised);
+    let ended =
+        BatchRecord { ending: Some(Ending::Cancelled), state: BatchState::Cancelling, ..known.clone() };
+    assert!(known.misses(&ended, known.leader) && !ended.misses(&known, known.leader));
+    world.tell(Event::BatchKnown(Box::new(ended)));
+    world.perform_all();
+    world.run_to_the_end();
+    assert_eq!(world.state(slot), BatchState::Cancelled);
+}
+
 /// A leader that was paused hears of the answer under a later one, while the worker that it had chosen is paused, too.
 #[test]
 fn a_batch_is_fenced_whose_last_answer_came_from_another_worker_than_the_one_that_has_the_job() {

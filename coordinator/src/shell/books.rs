@@ -53,21 +53,25 @@ pub(crate) async fn keep(
     while let Some(next) = pile.next().await {
         match next {
             Next::Record(mut record) => {
-                record.leader = leader;
+                let changed_by = std::mem::replace(&mut record.leader, leader);
                 let ended = record.state.is_terminal();
-                if store(&bus, &mut revisions, &record).await {
-                    unstored.remove(&record.id);
-                    let archived = record
-                        .answers_object
-                        .is_some()
-                        .then(|| Event::Archived { batch: record.id.clone(), tenant: record.tenant.clone() });
-                    if let Some(archived) = archived
-                        && inbox.send(Input::Event(archived)).await.is_err()
-                    {
-                        return;
+                let stored = store(&bus, &mut revisions, &record, changed_by).await;
+                match stored {
+                    Stored::Whole => unstored.remove(&record.id),
+                    Stored::Missed(_) | Stored::Not => unstored.insert(record.id.clone()),
+                };
+                let (batch, tenant) = (&record.id, &record.tenant);
+                let news = match stored {
+                    Stored::Whole if record.answers_object.is_some() => {
+                        Some(Event::Archived { batch: batch.clone(), tenant: tenant.clone() })
                     }
-                } else {
-                    unstored.insert(record.id.clone());
+                    Stored::Missed(found) => Some(Event::BatchKnown(found)),
+                    Stored::Whole | Stored::Not => None,
+                };
+                if let Some(news) = news
+                    && inbox.send(Input::Event(news)).await.is_err()
+                {
+                    return;
                 }
                 if ended {
                     revisions.remove(&record.id);
@@ -103,10 +107,22 @@ async fn log(bus: &Arc<dyn Bus>, leader: LeaderRevision, audits: Vec<(TimeMs, Ev
     }
 }
 
+/// What became of a record that was to be stored.
+enum Stored {
+    Whole,
+    /// Callers were told more than it says: what was found is to be read first.
+    Missed(Box<BatchRecord>),
+    Not,
+}
+
 /// By compare-and-set, and only over what an earlier leader or this one has written: a leader that was paused and has
-/// been followed by another overwrites nothing of the other's, and the other repeats what it was beaten to. True if it
-/// is stored.
-async fn store(bus: &Arc<dyn Bus>, revisions: &mut BTreeMap<BatchId, u64>, record: &BatchRecord) -> bool {
+/// been followed by another overwrites nothing of the other's, and the other repeats what it was beaten to.
+async fn store(
+    bus: &Arc<dyn Bus>,
+    revisions: &mut BTreeMap<BatchId, u64>,
+    record: &BatchRecord,
+    changed_by: LeaderRevision,
+) -> Stored {
     let key = record.id.as_str();
     let value = codec::encode(record);
     let mut known = revisions.remove(&record.id);
@@ -115,8 +131,9 @@ async fn store(bus: &Arc<dyn Bus>, revisions: &mut BTreeMap<BatchId, u64>, recor
             Some(revision) => revision,
             None => match look(bus, record, &value).await {
                 Look::Ours(revision) => break revision,
-                Look::Earlier(revision) => revision,
-                Look::Later | Look::Unusable => return false,
+                Look::Earlier(_, found) if record.misses(&found, changed_by) => return Stored::Missed(found),
+                Look::Earlier(revision, _) => revision,
+                Look::Later | Look::Unusable => return Stored::Not,
             },
         };
         match bus.kv_update(table::KV_BATCHES, key, value.clone(), revision, None).await {
@@ -126,12 +143,12 @@ async fn store(bus: &Arc<dyn Bus>, revisions: &mut BTreeMap<BatchId, u64>, recor
             Err(BusError::Unreachable(_) | BusError::Full { .. }) => tokio::time::sleep(WAIT).await,
             Err(error) => {
                 tracing::error!(batch = %record.id, %error, "the record of a batch could not be stored");
-                return false;
+                return Stored::Not;
             }
         }
     };
     revisions.insert(record.id.clone(), stored_at);
-    true
+    Stored::Whole
 }
 
 /// What the bucket holds of a batch, as seen by the leader that wants to write.
@@ -139,7 +156,7 @@ enum Look {
     /// This very value.
     Ours(u64),
     /// Something older, to be written over at this revision.
-    Earlier(u64),
+    Earlier(u64, Box<BatchRecord>),
     Later,
     Unusable,
 }
@@ -160,7 +177,7 @@ async fn look(bus: &Arc<dyn Bus>, record: &BatchRecord, value: &Bytes) -> Look {
                                                 leader's version is dropped");
             Look::Later
         }
-        Ok(_) => Look::Earlier(entry.revision),
+        Ok(stored) => Look::Earlier(entry.revision, Box::new(stored)),
         Err(error) => {
             tracing::error!(batch = %record.id, %error, "the stored record cannot be read; ignored");
             Look::Unusable
