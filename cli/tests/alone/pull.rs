@@ -290,7 +290,7 @@ fn refusals_say_what_to_do() {
     for (code, token, words) in [
         (401, "", vec!["(401)", "HF_TOKEN", "terms"]),
         (403, "hf_secret", vec!["rejects the token", "(403)"]),
-        (404, "", vec!["no such file (404)", "/org/model.gguf", "--endpoint"]),
+        (404, "", vec!["no such file (404)", "/org/model.gguf", "not a complete mirror"]),
         (500, "", vec!["has a server error (500)", "gave up after 3 tries"]),
         (418, "", vec!["418"]),
     ] {
