@@ -7,6 +7,7 @@ on_both!(
     a_pull_takes_what_is_there_and_never_more_than_asked,
     a_pull_of_an_empty_queue_waits_and_then_returns_nothing,
     a_waiting_pull_wakes_with_the_first_message,
+    a_message_that_comes_as_a_pull_ends_is_not_lost,
     an_acked_message_leaves_the_queue,
     an_unacked_message_comes_again_after_the_ack_wait,
     progress_holds_the_message,
@@ -57,6 +58,29 @@ async fn a_waiting_pull_wakes_with_the_first_message(bus: Shared) {
     let deliveries = waiting.await.unwrap().unwrap();
     assert_eq!(texts(&deliveries), ["1"]);
     assert!(began.elapsed() < Duration::from_secs(4));
+}
+
+async fn a_message_that_comes_as_a_pull_ends_is_not_lost(bus: Shared) {
+    with_queue(&bus).await;
+    let putting = tokio::spawn({
+        let bus = bus.clone();
+        async move {
+            for n in 0..50u64 {
+                // The pulls end every 10 ms: before, in and after the same moment.
+                tokio::time::sleep(Duration::from_millis(5 + n % 12)).await;
+                put(&bus, "q.a", "x").await.unwrap();
+            }
+        }
+    });
+    let mut came = 0;
+    while came < 50 {
+        for delivery in pull(&bus, 5, Duration::from_millis(10)).await {
+            assert_eq!(delivery.delivered, 1, "message {} was delivered to nobody", delivery.sequence);
+            bus.settle(&delivery, Settle::Ack).await.unwrap();
+            came += 1;
+        }
+    }
+    putting.await.unwrap();
 }
 
 async fn an_acked_message_leaves_the_queue(bus: Shared) {
