@@ -125,7 +125,7 @@ pub(crate) enum Input {
     CaughtUp,
     /// Warm, and another leads.
     StandingBy,
-    Leading(Lead),
+    Leading(Lead, lease::Held),
     Deposed(String),
     Undecodable,
     /// What is stored at this sequence of RESULTS is no valid answer.
@@ -430,7 +430,7 @@ impl Service {
             Input::RecordGone(batch) => self.stored.forget(&batch),
             Input::Granted(granted) => self.grants.note(*granted),
             Input::GrantGone(worker) => self.grants.forget(&worker),
-            Input::Leading(lead) => self.lead(now, lead, actions).await,
+            Input::Leading(lead, held) => self.lead(now, lead, held, actions).await,
             Input::StandingBy => self.metrics.set_role(true, false),
             Input::Undecodable => self.metrics.undecodable(),
             Input::Garbage(sequence) => {

@@ -95,6 +95,9 @@ fn seeds_that_failed_once_pass() {
     // A standby listed the batches, and then asked where RESULTS ended: it never heard the answers to a batch that was
     // created and begun between the two.
     run(Scenario::of(678_598_492_214).keeping(&[1, 5]));
+    // A leader was stopped between writing a pod down and ordering it. Its successor ordered the pod and gave it back; then
+    // the first one woke and ordered it again.
+    run(Scenario::of(9_500_019).keeping(&[8, 3, 5, 0]));
     // A worker asked a busy server what it can do, and took silence for inability.
     again(9_302_778, &[6, 0, 10, 9]);
     // A new leader could not list the batches whose answers its predecessor had not removed, and did not try again.

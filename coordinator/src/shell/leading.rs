@@ -8,6 +8,7 @@ use ternfleet_proto::{BusError, LeaderRevision, Now, table};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
+use super::lease::Held;
 use super::{Service, account, books, cache, departure, perform, records, retention, savepoints, scaler};
 use crate::core::{Action, Event, Lead, Situation};
 
@@ -49,7 +50,7 @@ impl Hands {
 }
 
 impl Service {
-    pub(super) async fn lead(&mut self, now: Now, lead: Lead, actions: &mut Vec<Action>) {
+    pub(super) async fn lead(&mut self, now: Now, lead: Lead, held: Held, actions: &mut Vec<Action>) {
         tracing::info!(revision = lead.revision.0, term = lead.term, "leading");
         // What the last leader stored in its last moments may not have been heard.
         if let Err(error) = records::load(&self.bus, now, &mut self.core, &mut self.stored, actions).await {
@@ -102,6 +103,7 @@ impl Service {
             let ties = scaler::Ties {
                 bus: Arc::clone(bus),
                 leader: lead.revision,
+                held,
                 situations: watched,
                 calls: asked,
                 failed_starts: heard,

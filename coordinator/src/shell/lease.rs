@@ -10,7 +10,7 @@ use std::time::Duration;
 use ternfleet_proto::LeaderRevision;
 use ternfleet_proto::bus::{Bus, BusError};
 use ternfleet_proto::{codec, table};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,17 @@ use crate::core::Lead;
 const LEADER: &str = "leader";
 const TERM: &str = "term";
 const ASK_EVERY: Duration = Duration::from_millis(400);
+
+/// Until when this process leads for certain. What cannot be taken back looks at it first: a process that was stopped
+/// may have been followed by another before it learns of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Held(watch::Receiver<Instant>);
+
+impl Held {
+    pub(crate) fn lasts(&self) -> bool {
+        Instant::now() < *self.0.borrow()
+    }
+}
 
 /// Contends for the lease, then keeps it, until it is lost or the process ends. A leader that cannot renew in time
 /// stops by itself: it does not wait to be told.
@@ -71,7 +82,8 @@ pub(crate) async fn keep(
         }
     };
     let lead = Lead { revision: LeaderRevision(revision), term };
-    if inbox.send(Input::Leading(lead)).await.is_err() {
+    let (until, held) = watch::channel(renewed_at + ttl);
+    if inbox.send(Input::Leading(lead, Held(held))).await.is_err() {
         return;
     }
     loop {
@@ -90,6 +102,7 @@ pub(crate) async fn keep(
             Ok(Ok(next)) => {
                 revision = next;
                 renewed_at = asked_at;
+                until.send_replace(renewed_at + ttl);
                 continue;
             }
             Ok(Err(BusError::WrongLastSequence | BusError::NotFound(_))) => {

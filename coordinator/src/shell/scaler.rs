@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use super::Input;
 use super::account::RentedBefore;
+use super::lease::Held;
 use super::quotes::Footing;
 use super::reply::ReplyTo;
 use crate::core::{Situation, day_of};
@@ -56,6 +57,7 @@ pub(crate) struct ScaleCall {
 pub(crate) struct Ties {
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) leader: LeaderRevision,
+    pub(crate) held: Held,
     pub(crate) situations: watch::Receiver<Arc<Situation>>,
     pub(crate) calls: mpsc::UnboundedReceiver<ScaleCall>,
     /// Pods' reports that their start failed, with the name that each published under.

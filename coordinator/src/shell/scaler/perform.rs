@@ -25,8 +25,8 @@ impl Scaler {
         self.tell_leases(now).await;
         let mut orders = Vec::new();
         for act in &decision.acts {
-            // Somebody else has written: what was decided no longer holds. The next turn reads first.
-            if self.store.stale {
+            // Somebody else has written or may lead: what was decided no longer holds. The next turn reads first.
+            if self.store.stale || !self.ties.held.lasts() {
                 return;
             }
             self.ties.metrics.scale_act(act);
@@ -97,8 +97,18 @@ impl Scaler {
             }
             match self.rental.order(now, &intent) {
                 Ok(order) => {
-                    let provider = Arc::clone(&self.rental.provider);
-                    ordered.push(async move { (intent, provider.create(&order).await) });
+                    let (provider, held) = (Arc::clone(&self.rental.provider), self.ties.held.clone());
+                    // Writing may have taken long, and an order cannot be taken back.
+                    ordered.push(async move {
+                        if !held.lasts() {
+                            tracing::warn!(
+                                pod = intent.name,
+                                "the lease has ended meanwhile; nothing is ordered"
+                            );
+                            return None;
+                        }
+                        Some((intent, provider.create(&order).await))
+                    });
                 }
                 Err(error) => {
                     let why = format!("{error:#}");
@@ -107,7 +117,7 @@ impl Scaler {
                 }
             }
         }
-        for (intent, answer) in join_all(ordered).await {
+        for (intent, answer) in join_all(ordered).await.into_iter().flatten() {
             match answer {
                 Ok(rented) => self.rented(now, &intent, rented).await,
                 Err(fault) => self.not_rented(&intent, fault).await,
