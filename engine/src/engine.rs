@@ -26,15 +26,18 @@ use std::time::Instant;
 /// Names the arithmetic of everything that decides a token. Change it whenever a bit of any result changes. The screened
 /// head and the full one draw the same tokens.
 fn numerics(head: Head, rounding: Rounding, kv: Kv) -> &'static str {
+    macro_rules! id {
+        ($($part:literal)*) => { concat!("ternfleet-3", $("/", $part),*) };
+    }
     macro_rules! of_kv {
         ($kv:literal) => {
             match (rounding, head) {
-                (Rounding::Token, Head::Screened | Head::Full) => concat!("ternfleet-3/", $kv),
-                (Rounding::Token, Head::Q8) => concat!("ternfleet-3/", $kv, "/q8head"),
-                (Rounding::Token, Head::Q6) => concat!("ternfleet-3/", $kv, "/q6head"),
-                (Rounding::Groups, Head::Screened | Head::Full) => concat!("ternfleet-3/", $kv, "/int8x128"),
-                (Rounding::Groups, Head::Q8) => concat!("ternfleet-3/", $kv, "/int8x128/q8head"),
-                (Rounding::Groups, Head::Q6) => concat!("ternfleet-3/", $kv, "/int8x128/q6head"),
+                (Rounding::Token, Head::Screened | Head::Full) => id!($kv),
+                (Rounding::Token, Head::Q8) => id!($kv "q8head"),
+                (Rounding::Token, Head::Q6) => id!($kv "q6head"),
+                (Rounding::Groups, Head::Screened | Head::Full) => id!($kv "int8x128"),
+                (Rounding::Groups, Head::Q8) => id!($kv "int8x128" "q8head"),
+                (Rounding::Groups, Head::Q6) => id!($kv "int8x128" "q6head"),
             }
         };
     }

@@ -89,7 +89,7 @@ impl Scaler {
         let mut ordered = Vec::new();
         for name in names {
             let Some(intent) = self.store.intents.get(&name).map(|kept| kept.value.clone()) else { continue };
-            if !self.memories.get(&name).is_some_and(|memory| memory.sole_order)
+            if !self.is_sole_order(&name)
                 && let Err(error) = self.store.take_over(&self.ties, &name).await
             {
                 tracing::warn!(pod = name, %error, "the intent could not be written again; nothing is ordered");
@@ -178,10 +178,14 @@ impl Scaler {
         self.strike_refused(&intent.name).await;
     }
 
-    /// Strikes an intent out whose order was refused. It stays if another order of it may be on its way: then its pod comes,
-    /// or never does.
+    fn is_sole_order(&self, name: &str) -> bool {
+        self.memories.get(name).is_some_and(|memory| memory.sole_order)
+    }
+
+    /// Strikes an intent out whose order was refused. It stays if another order of it may be open: then its pod comes, or
+    /// never does.
     async fn strike_refused(&mut self, name: &str) {
-        if !self.memories.get(name).is_some_and(|memory| memory.sole_order) {
+        if !self.is_sole_order(name) {
             return;
         }
         if let Err(error) = self.store.strike(&self.ties, name).await {

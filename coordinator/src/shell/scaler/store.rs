@@ -126,11 +126,7 @@ impl Store {
         if number >= self.number.value {
             put(&*ties.bus, NUMBER, &mut self.number, number + 1).await.inspect_err(|_| self.stale = true)?;
         }
-        let mut kept = Kept { value: intent.clone(), revision: 0 };
-        let key = format!("{POD}{}", intent.name);
-        put(&*ties.bus, &key, &mut kept, intent.clone()).await.inspect_err(|_| self.stale = true)?;
-        self.intents.insert(intent.name.clone(), kept);
-        Ok(())
+        self.put_intent(ties, intent.clone()).await
     }
 
     /// Changes a written intent.
@@ -140,27 +136,39 @@ impl Store {
         name: &str,
         change: impl FnOnce(&mut Intent),
     ) -> Result<(), BusError> {
-        let kept = self.intents.get_mut(name).ok_or_else(|| BusError::NotFound(name.to_owned()))?;
-        let mut changed = kept.value.clone();
+        let mut changed = self.intent(name)?.clone();
         change(&mut changed);
-        if changed == kept.value {
+        if changed == *self.intent(name)? {
             return Ok(());
         }
-        let stored = put(&*ties.bus, &format!("{POD}{name}"), kept, changed).await;
-        stored.inspect_err(|_| self.stale = true)
+        self.put_intent(ties, changed).await
     }
 
     /// Writes an intent as it is, so that an earlier leader can neither change it nor strike it out any more.
     pub(super) async fn take_over(&mut self, ties: &Ties, name: &str) -> Result<(), BusError> {
-        let kept = self.intents.get_mut(name).ok_or_else(|| BusError::NotFound(name.to_owned()))?;
-        let value = kept.value.clone();
-        put(&*ties.bus, &format!("{POD}{name}"), kept, value).await.inspect_err(|_| self.stale = true)
+        let intent = self.intent(name)?.clone();
+        self.put_intent(ties, intent).await
+    }
+
+    fn intent(&self, name: &str) -> Result<&Intent, BusError> {
+        self.intents.get(name).map(|kept| &kept.value).ok_or_else(|| BusError::NotFound(name.to_owned()))
+    }
+
+    /// Over what is known of it, or as a new one.
+    async fn put_intent(&mut self, ties: &Ties, intent: Intent) -> Result<(), BusError> {
+        let name = intent.name.clone();
+        let revision = self.intents.get(&name).map_or(0, |kept| kept.revision);
+        let mut kept = Kept { value: intent.clone(), revision };
+        let key = key_of(&name);
+        put(&*ties.bus, &key, &mut kept, intent).await.inspect_err(|_| self.stale = true)?;
+        self.intents.insert(name, kept);
+        Ok(())
     }
 
     /// Strikes an intent out.
     pub(super) async fn strike(&mut self, ties: &Ties, name: &str) -> Result<(), BusError> {
         let Some(kept) = self.intents.get(name) else { return Ok(()) };
-        let key = format!("{POD}{name}");
+        let key = key_of(name);
         match ties.bus.kv_delete(table::KV_SCALE, &key, Some(kept.revision)).await {
             Ok(()) | Err(BusError::NotFound(_)) => {
                 self.intents.remove(name);
@@ -216,6 +224,10 @@ impl Store {
             tracing::warn!(%error, "the scaler's ledger could not be stored");
         }
     }
+}
+
+fn key_of(pod: &str) -> String {
+    format!("{POD}{pod}")
 }
 
 fn read_into<T: DeserializeOwned>(kept: &mut Kept<T>, value: &[u8], revision: u64) {
