@@ -51,6 +51,7 @@ mod watch;
 mod tests;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use ternfleet_proto::clock::StepWatch;
 use ternfleet_proto::message::EventKind;
@@ -201,6 +202,10 @@ pub struct Core {
     /// Something has changed that may let a job be assigned.
     work_changed: bool,
     handed_at: MonoMs,
+    /// Since when jobs could have been assigned, while they have not been.
+    hand_due: Option<MonoMs>,
+    /// How long what was assigned last had been due.
+    hand_waited: Duration,
     hand_after: MonoMs,
     /// When this process began to lead.
     leads_since: MonoMs,
@@ -232,6 +237,8 @@ impl Core {
             supply: None,
             work_changed: false,
             handed_at: MonoMs(0),
+            hand_due: None,
+            hand_waited: Duration::ZERO,
             hand_after: MonoMs(0),
             leads_since: MonoMs(0),
             duties: watch::Duties::default(),

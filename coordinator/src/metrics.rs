@@ -93,6 +93,7 @@ pub struct Metrics {
     hosts_quarantined: Gauge,
     results_read_to: Gauge,
     turn: Histogram,
+    hand_over: Histogram,
     durability: Gauge,
     quote_error: Histogram,
     quotes_checked: CounterVec,
@@ -341,6 +342,11 @@ impl Default for Metrics {
                 "Time of one turn of the coordinator's loop: what came in meanwhile has waited for so long.",
                 &TURN_SECONDS,
             ),
+            hand_over: m.histogram(
+                "hand_over_seconds",
+                "Time from the turn of the coordinator's loop in which a job could be assigned until it was sent.",
+                &TURN_SECONDS,
+            ),
             durability: m.gauge(
                 "durability_level",
                 "Durability of an accepted batch: 0 memory, 1 stored, 2 replicated, 3 synced to disk.",
@@ -515,6 +521,11 @@ impl Metrics {
     /// The loop has taken in what there was, and asked for what follows from it.
     pub(crate) fn turned(&self, took: std::time::Duration) {
         self.turn.observe(took.as_secs_f64());
+    }
+
+    /// So many jobs were assigned in a turn, and this long after they could have been.
+    pub(crate) fn handed_over(&self, jobs: u64, waited: std::time::Duration) {
+        (0..jobs).for_each(|_| self.hand_over.observe(waited.as_secs_f64()));
     }
 
     /// An answer was read as it came, not in a replay.

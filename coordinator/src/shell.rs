@@ -308,7 +308,9 @@ async fn serve_once(
             tracing::warn!(why, "the lease is lost; now a standby");
             break Ended::Deposed;
         }
+        let handed_before = service.core.counts.handed_jobs;
         service.core.on(now, Event::Turn, &mut actions);
+        let handed = service.core.counts.handed_jobs - handed_before;
         let actions_taken = actions.len();
         for action in actions.drain(..) {
             service.perform(now, action);
@@ -317,6 +319,7 @@ async fn serve_once(
         metrics.observe(now, &service.core);
         let took = began.elapsed();
         metrics.turned(took);
+        metrics.handed_over(handed, service.core.hand_waited() + took);
         if took > LONG_TURN {
             let took_ms = took.as_millis();
             tracing::debug!(took_ms, ticked, inputs_taken, actions_taken, "a long turn of the loop");

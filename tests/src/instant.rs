@@ -241,12 +241,27 @@ async fn pull(
             let (bus, id, shared) = (Arc::clone(&bus), id.clone(), Arc::clone(&shared));
             let (manner, slots, pulled) = (Arc::clone(&manner), Arc::clone(&slots), Instant::now());
             jobs.spawn(async move {
-                let _slot = slots.acquire().await.unwrap();
-                shared.running.fetch_add(1, Ordering::Relaxed);
-                run(&bus, &id, &manner, &shared, work, delivery, pulled).await;
-                shared.running.fetch_sub(1, Ordering::Relaxed);
+                let held = hold(&bus, &delivery);
+                let ran = async {
+                    let _slot = slots.acquire().await.unwrap();
+                    shared.running.fetch_add(1, Ordering::Relaxed);
+                    run(&bus, &id, &manner, &shared, work, &delivery, pulled).await;
+                    shared.running.fetch_sub(1, Ordering::Relaxed);
+                };
+                tokio::select! {
+                    () = ran => {}
+                    () = held => {}
+                }
             });
         }
+    }
+}
+
+/// Keeps the message from coming again while its job waits or runs here, however long that takes.
+async fn hold(bus: &Arc<dyn Bus>, delivery: &Delivery) {
+    loop {
+        tokio::time::sleep(table::ACK_WAIT / 3).await;
+        let _ = bus.settle(delivery, Settle::Progress).await;
     }
 }
 
@@ -272,12 +287,12 @@ async fn run(
     manner: &Manner,
     shared: &Shared,
     work: Work,
-    delivery: Delivery,
+    delivery: &Delivery,
     pulled: Instant,
 ) {
     let claimed = if manner.claims { claim(bus, id, manner, &work).await } else { Some(0) };
     let Some(mut claimed) = claimed else {
-        let _ = bus.settle(&delivery, Settle::Ack).await;
+        let _ = bus.settle(delivery, Settle::Ack).await;
         return;
     };
     let mut left = time_of(manner, &work);
@@ -288,7 +303,7 @@ async fn run(
         if !left.is_zero() && manner.claims {
             let next = write_checkpoint(bus, id, manner, &work, Attempt(1), claimed, false).await;
             let Some(next) = next else {
-                let _ = bus.settle(&delivery, Settle::Ack).await;
+                let _ = bus.settle(delivery, Settle::Ack).await;
                 return;
             };
             claimed = next;
@@ -313,10 +328,10 @@ async fn run(
             if let Some(answered) = &manner.answered {
                 (answered.0)(&work.job, pulled.elapsed());
             }
-            let _ = bus.settle(&delivery, Settle::Ack).await;
+            let _ = bus.settle(delivery, Settle::Ack).await;
         }
         Err(_) => {
-            let _ = bus.settle(&delivery, Settle::Nak(Duration::from_millis(100))).await;
+            let _ = bus.settle(delivery, Settle::Nak(Duration::from_millis(100))).await;
         }
     }
 }

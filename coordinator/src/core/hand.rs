@@ -54,14 +54,16 @@ impl Core {
     pub(super) fn hand_out(&mut self, now: Now, actions: &mut Vec<Action>) {
         // A snapshot of a large fleet takes a while: then not at every turn.
         let gap_ms = self.fleet.workers.len() as u64 / 500;
-        if !self.work_changed
-            || self.lead.is_none()
-            || now.mono < self.hand_after
-            || now.mono.0 < self.handed_at.0 + gap_ms
-        {
+        if !self.work_changed || self.lead.is_none() || now.mono < self.hand_after {
+            return;
+        }
+        let due = *self.hand_due.get_or_insert(now.mono);
+        if now.mono.0 < self.handed_at.0 + gap_ms {
             return;
         }
         self.work_changed = false;
+        self.hand_due = None;
+        self.hand_waited = now.since(due);
         self.handed_at = now.mono;
         self.refuse_what_nobody_can(now, actions);
         let mut snapshot = self.snapshot();
@@ -78,6 +80,11 @@ impl Core {
             self.place(now, drawn, &mut snapshot, &mut full, actions);
         }
         self.work_changed = true;
+    }
+
+    /// How long the jobs that were assigned last could have been assigned before: since when a worker had room for them.
+    pub fn hand_waited(&self) -> Duration {
+        self.hand_waited
     }
 
     /// Answers jobs that need what no engine of their model can do. Workers that have just been heard of, or will be, and

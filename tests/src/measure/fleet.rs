@@ -1,12 +1,13 @@
 //! Thousands of workers in this process against a real nats-server and the program's own coordinator: heartbeats, queues,
 //! claims, checkpoints, answers, and the death of every fifth of them in the same moment.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use futures::StreamExt as _;
 use ternfleet_proto::bus::Bus;
 use ternfleet_proto::message::{FleetView, PodList, PodView, Prompt};
 use ternfleet_proto::table::{self, ApiVerb};
@@ -22,6 +23,8 @@ use crate::server::{NatsServer, free_port};
 
 const CONNECTIONS: usize = 8;
 const BATCHES: usize = 100;
+/// Of each worker.
+const SLOTS: usize = 2;
 /// Until then the fleet has settled, and what answered jobs have left behind is being removed.
 const WARM: Duration = Duration::from_secs(70);
 /// Completions a second, by which the hand-over is timed.
@@ -33,15 +36,39 @@ const WAY: Duration = Duration::from_millis(150);
 /// Who has which job, as the workers see it.
 #[derive(Debug, Default)]
 struct Jobs {
-    pulled: HashMap<JobKey, (usize, Instant)>,
-    held: BTreeMap<usize, BTreeSet<JobKey>>,
+    held: HashMap<JobKey, usize>,
     answered: u64,
-    /// Since when each worker has had room for a job more, once for each of them.
-    rooms: HashMap<usize, VecDeque<Instant>>,
+    /// Messages that came again to a worker that had the job.
+    again: u64,
+    slots: HashMap<usize, Slots>,
     /// Completions that are with nobody, by when they were asked for.
     asked: HashMap<JobKey, Instant>,
     /// Since the steady part began.
     hand_overs: Option<Vec<HandOver>>,
+}
+
+/// Of one worker.
+#[derive(Debug, Default)]
+struct Slots {
+    /// Jobs that are here, whether they run or wait.
+    jobs: usize,
+    /// Since when slots have been empty, once for each that was full before.
+    empty: VecDeque<Instant>,
+}
+
+impl Slots {
+    /// Since when the slot of this job has been empty, unless it was so from the beginning, or the job has to wait here.
+    fn come(&mut self) -> Option<Instant> {
+        self.jobs += 1;
+        self.empty.pop_front()
+    }
+
+    fn go(&mut self) {
+        self.jobs = self.jobs.saturating_sub(1);
+        if self.jobs < SLOTS {
+            self.empty.push_back(Instant::now());
+        }
+    }
 }
 
 /// From the moment when a worker had room, or the job was asked for, whichever was later, until the worker had the job.
@@ -56,8 +83,17 @@ struct HandOver {
 
 impl Jobs {
     fn come(&mut self, worker: usize, job: &JobKey, stored_ago: Duration) {
+        match self.held.insert(job.clone(), worker) {
+            Some(before) if before == worker => {
+                self.again += 1;
+                return;
+            }
+            // It was taken from there.
+            Some(before) => self.slots.entry(before).or_default().go(),
+            None => {}
+        }
         let now = Instant::now();
-        let room = self.rooms.entry(worker).or_default().pop_front();
+        let room = self.slots.entry(worker).or_default().come();
         let asked = self.asked.remove(job);
         // A worker that had room from the beginning was waited for by nobody.
         let ready = room.max(asked);
@@ -65,16 +101,14 @@ impl Jobs {
             let took = now.saturating_duration_since(ready);
             hand_overs.push(HandOver { single: asked.is_some(), took, on_bus: stored_ago.min(took) });
         }
-        self.pulled.insert(job.clone(), (worker, now));
-        self.held.entry(worker).or_default().insert(job.clone());
     }
 
+    /// What has moved to another worker, or was answered before, makes no room here.
     fn go(&mut self, worker: usize, job: &JobKey) {
-        self.answered += 1;
-        self.rooms.entry(worker).or_default().push_back(Instant::now());
-        self.pulled.remove(job);
-        if let Some(held) = self.held.get_mut(&worker) {
-            held.remove(job);
+        if self.held.get(job) == Some(&worker) {
+            self.held.remove(job);
+            self.answered += 1;
+            self.slots.entry(worker).or_default().go();
         }
     }
 }
@@ -127,13 +161,19 @@ async fn at_rate(workers: usize, seconds: u64, rate: f64, last: bool) -> anyhow:
     let stalls = Stalls::begin(&server).await?;
     let (pids, at) = ([leader.0.id(), server.pid().unwrap_or(0), std::process::id()], Instant::now());
     let (before, all_before, answered) = (pids.map(cpu_s), machine_s(), lock(&jobs).answered);
-    let turns_before = turns(&address).await;
+    let (turns_before, hands_before) =
+        (counted(&address, "loop_turn").await, counted(&address, "hand_over").await);
     lock(&jobs).hand_overs = Some(Vec::new());
     singles(&client, seconds, &jobs).await?;
     let hand_overs = lock(&jobs).hand_overs.take().unwrap_or_default();
     let (after, all_after, span) = (pids.map(cpu_s), machine_s(), at.elapsed().as_secs_f64());
     let answered = (lock(&jobs).answered - answered) as f64 / span;
-    println!("steady for {span:.0} s: {answered:.0} of {rate:.0} jobs/s answered");
+    println!(
+        "steady for {span:.0} s: {answered:.0} of {rate:.0} jobs/s answered; {} messages came again since the beginning; {} \
+         jobs are with workers",
+        lock(&jobs).again,
+        lock(&jobs).held.len()
+    );
     for (single, name) in [(false, "lines of batches"), (true, "completions")] {
         tell(name, hand_overs.iter().filter(|one| one.single == single));
     }
@@ -159,12 +199,11 @@ async fn at_rate(workers: usize, seconds: u64, rate: f64, last: bool) -> anyhow:
         quantile(&pings, 0.99),
         quantile(&pings, 1.0)
     );
-    let turns: Vec<String> = turns(&address)
-        .await
-        .into_iter()
-        .map(|(bound, count)| format!("{} within {bound} s", count - turns_before.get(&bound).unwrap_or(&0)))
-        .collect();
-    println!("turns of the leader's loop: {}", turns.join(", "));
+    println!("turns of the leader's loop: {}", within(&turns_before, &counted(&address, "loop_turn").await));
+    println!(
+        "the loop's own part of hand-overs: {}",
+        within(&hands_before, &counted(&address, "hand_over").await)
+    );
     if last {
         look(&client, &address).await?;
         lose(&server, &mut crowd, &jobs, workers / 5).await?;
@@ -196,15 +235,23 @@ impl Drop for Leader {
     }
 }
 
-/// Turns of the loop since the leader began, by how long they took at most.
-async fn turns(address: &str) -> BTreeMap<String, u64> {
+/// What the leader has counted in a histogram since it began, by how long each took at most.
+async fn counted(address: &str, histogram: &str) -> BTreeMap<String, u64> {
     let (_, text) = http::get(address, "/metrics").await;
+    let begins = format!("ternfleet_{histogram}_seconds_bucket{{le=\"");
     let bucket = |line: &str| {
-        let (bound, count) =
-            line.strip_prefix("ternfleet_loop_turn_seconds_bucket{le=\"")?.split_once("\"} ")?;
+        let (bound, count) = line.strip_prefix(&begins)?.split_once("\"} ")?;
         Some((bound.to_owned(), count.parse().ok()?))
     };
     text.lines().filter_map(bucket).collect()
+}
+
+/// How many were counted in between, by how long each took at most.
+fn within(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> String {
+    let count = |(bound, count): (&String, &u64)| {
+        format!("{} within {bound} s", count - before.get(bound).unwrap_or(&0))
+    };
+    after.iter().map(count).collect::<Vec<_>>().join(", ")
 }
 
 async fn crowd(
@@ -225,7 +272,7 @@ async fn crowd(
         let answered = move |job: &JobKey, _| lock(&answering).go(n, job);
         let manner = Manner {
             host: format!("host-{}", n / 4),
-            slots: 2,
+            slots: SLOTS as u32,
             // Ten tokens a job, two jobs at a time.
             rate_tok_s: 30.0 / takes.as_secs_f64(),
             takes,
@@ -314,37 +361,80 @@ async fn lose(
     jobs: &Shared,
     count: usize,
 ) -> anyhow::Result<()> {
+    let sent = Sent::begin(server).await?;
+    // What is on its way at the death was sent after this, so its answer is known.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let stalls = Stalls::begin(server).await?;
     let dead = crowd.len() - count..crowd.len();
     crowd.truncate(dead.start);
     let killed = Instant::now();
-    let lost: BTreeSet<JobKey> =
-        lock(jobs).held.iter().filter(|(n, _)| dead.contains(n)).flat_map(|(_, held)| held.clone()).collect();
-    let mut open = lost.clone();
+    let with_dead =
+        |jobs: &Jobs, job: &JobKey| jobs.held.get(job).is_some_and(|worker| dead.contains(worker));
+    let mut open: BTreeSet<JobKey> = {
+        let jobs = lock(jobs);
+        jobs.held.keys().filter(|job| with_dead(&jobs, job)).cloned().collect()
+    };
     let mut ages = Vec::new();
+    let mut last_words = 0;
     while !open.is_empty() {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let jobs = lock(jobs);
+        let (jobs, sent) = (lock(jobs), sent.jobs());
         open.retain(|job| {
-            // Another has it, or has answered it already.
-            let with_another = jobs.pulled.get(job).is_none_or(|(n, _)| !dead.contains(n));
-            if with_another {
+            if !with_dead(&jobs, job) {
                 ages.push(killed.elapsed());
+                return false;
             }
-            !with_another
+            // The worker died between its answer and the word that the answer is stored: nobody gets this job again.
+            let answered = sent.contains(job);
+            last_words += usize::from(answered);
+            !answered
         });
         ensure!(killed.elapsed() < Duration::from_secs(300), "{} jobs are with nobody", open.len());
     }
     ages.sort();
     println!(
-        "{count} workers lost with {} jobs: half of them with others after {:?}, all after {:?}; the leader's loop answered \
-         a ping within {:.1?} at most",
-        lost.len(),
+        "{count} workers lost: half of their {} jobs with others after {:.1?}, all after {:.1?}; {last_words} more were \
+         answered in that moment; the leader's loop answered a ping within {:.1?} at most",
+        ages.len(),
         quantile(&ages, 0.5),
         quantile(&ages, 1.0),
         quantile(&stalls.end().await, 1.0)
     );
     Ok(())
+}
+
+/// Answers that were sent to the server, whoever heard that they are stored.
+struct Sent {
+    jobs: Arc<Mutex<HashSet<JobKey>>>,
+    listening: tokio::task::JoinHandle<()>,
+}
+
+impl Sent {
+    async fn begin(server: &NatsServer) -> anyhow::Result<Sent> {
+        let bus: Arc<dyn Bus> = server.bus().await?;
+        let mut answers = bus.subscribe(table::results_all()).await?;
+        let jobs = Arc::new(Mutex::new(HashSet::new()));
+        let heard = Arc::clone(&jobs);
+        let listening = tokio::spawn(async move {
+            while let Some(note) = answers.next().await {
+                if let Some((_, job, _)) = table::parse_result_subject(&note.subject) {
+                    heard.lock().unwrap_or_else(PoisonError::into_inner).insert(job);
+                }
+            }
+            drop(bus);
+        });
+        Ok(Sent { jobs, listening })
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, HashSet<JobKey>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
 }
 
 /// Asks the leader's loop again and again whether it is there.

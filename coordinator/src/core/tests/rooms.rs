@@ -1,6 +1,7 @@
 //! How many jobs a turn takes out of their queues: as many as workers have room for, whoever else is full.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ternfleet_proto::message::{BatchOptions, Line};
 
@@ -39,6 +40,7 @@ fn in_a_full_fleet_a_turn_draws_as_many_jobs_as_there_is_room_for() {
     let (drawn, handed) = (after.0 - before.0, after.1 - before.1);
     assert!((90..=110).contains(&handed), "{handed} handed");
     assert!(drawn <= handed + 10, "{drawn} drawn, {handed} handed");
+    assert_eq!(world.core.hand_waited(), Duration::ZERO, "in a small fleet nothing is put off");
 }
 
 #[test]
