@@ -168,11 +168,13 @@ async fn at_rate(workers: usize, seconds: u64, rate: f64, last: bool) -> anyhow:
     let hand_overs = lock(&jobs).hand_overs.take().unwrap_or_default();
     let (after, all_after, span) = (pids.map(cpu_s), machine_s(), at.elapsed().as_secs_f64());
     let answered = (lock(&jobs).answered - answered) as f64 / span;
+    let (again, held) = {
+        let jobs = lock(&jobs);
+        (jobs.again, jobs.held.len())
+    };
     println!(
-        "steady for {span:.0} s: {answered:.0} of {rate:.0} jobs/s answered; {} messages came again since the beginning; {} \
-         jobs are with workers",
-        lock(&jobs).again,
-        lock(&jobs).held.len()
+        "steady for {span:.0} s: {answered:.0} of {rate:.0} jobs/s answered; {again} messages came again since the \
+         beginning; {held} jobs are with workers"
     );
     for (single, name) in [(false, "lines of batches"), (true, "completions")] {
         tell(name, hand_overs.iter().filter(|one| one.single == single));
