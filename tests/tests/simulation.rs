@@ -98,6 +98,8 @@ fn seeds_that_failed_once_pass() {
     // A leader was stopped between writing a pod down and ordering it. Its successor ordered the pod and gave it back; then
     // the first one woke and ordered it again.
     run(Scenario::of(9_500_019).keeping(&[8, 3, 5, 0]));
+    // The same, but between its look at the lease and the provider: the documented limit, of which the checker did not know.
+    run(Scenario::of(10_003_331).keeping(&[0]));
     // A worker asked a busy server what it can do, and took silence for inability.
     again(9_302_778, &[6, 0, 10, 9]);
     // A new leader could not list the batches whose answers its predecessor had not removed, and did not try again.
