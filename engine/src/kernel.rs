@@ -46,6 +46,8 @@ pub(crate) const ROWS: usize = 16;
 pub(crate) const LINE: usize = 64;
 /// Tokens of one product at most; more are taken in turns.
 pub(crate) const MAX_TOKENS: usize = 128;
+/// Groups of one product at most.
+const MOST_GROUPS: usize = 4;
 /// Positions of a page of keys and values, which is also the unit of attention's sums.
 pub(crate) const PAGE: usize = 128;
 /// Positions whose keys stand together within a page.
@@ -62,10 +64,10 @@ pub(crate) struct Quantised {
     pub(crate) sum: i32,
 }
 
-/// A ternary product of one or two groups of 16 rows with up to [`MAX_TOKENS`] rows of activations.
+/// A ternary product of up to [`Kernels::most_groups`] groups of 16 rows with up to [`MAX_TOKENS`] rows of activations.
 ///
 /// `lines` holds `n_groups · n_lines` lines; `acts` holds (n_tokens, act_stride) of which 16 · n_lines are read; `sums`
-/// takes (n_tokens, 32), a group's rows side by side; `panel` is 16 KiB of scratch.
+/// takes (pairs of groups, [`MAX_TOKENS`], 32), a pair's rows side by side; `panel` is 16 KiB of scratch.
 pub(crate) struct TernaryJob {
     lines: *const u8,
     n_lines: usize,
@@ -210,13 +212,17 @@ pub(crate) struct Acts<'a> {
 #[repr(C, align(64))]
 pub(crate) struct Scratch {
     panel: [u8; 16384],
-    sums: [i32; MAX_TOKENS * 2 * ROWS],
+    sums: [i32; MAX_TOKENS * MOST_GROUPS * ROWS],
     widened: Widened,
 }
 
 impl Scratch {
     pub(crate) fn new() -> Box<Scratch> {
-        Box::new(Scratch { panel: [0; 16384], sums: [0; MAX_TOKENS * 2 * ROWS], widened: Widened::EMPTY })
+        Box::new(Scratch {
+            panel: [0; 16384],
+            sums: [0; MAX_TOKENS * MOST_GROUPS * ROWS],
+            widened: Widened::EMPTY,
+        })
     }
 }
 
@@ -253,8 +259,13 @@ impl Kernels {
         self.isa
     }
 
-    /// Integer sums of `n_groups` (1 or 2) groups, handed to `epilogue`. `acts` has as many rows as the epilogue has tokens,
-    /// at most [`MAX_TOKENS`]; `groups` holds the packed groups in this layout.
+    /// How many groups a product takes at most.
+    pub(crate) fn most_groups(&self) -> usize {
+        if self.isa == Isa::Avx512 && self.layout == Layout::I2s { MOST_GROUPS } else { 2 }
+    }
+
+    /// Integer sums of up to [`Kernels::most_groups`] groups, handed to `epilogue`. `acts` has as many rows as the
+    /// epilogue has tokens, at most [`MAX_TOKENS`]; `groups` holds the packed groups in this layout.
     ///
     /// # Safety
     /// The epilogue's `out` must have room for its rows and tokens, and no other thread may touch them meanwhile.
@@ -266,11 +277,12 @@ impl Kernels {
         scratch: &mut Scratch,
     ) {
         let (n_tokens, n_groups, width) = (epilogue.n_tokens, epilogue.n_groups, acts.width);
-        assert!(width.is_multiple_of(128) && n_tokens <= MAX_TOKENS && (n_groups == 1 || n_groups == 2));
+        assert!(width.is_multiple_of(128) && n_tokens <= MAX_TOKENS);
+        assert!((1..=self.most_groups()).contains(&n_groups));
         assert!(acts.rows.len() >= n_tokens * width);
         assert!(groups.len() >= n_groups * self.layout.group_bytes(width));
         assert!(acts.tables.len() >= n_tokens * self.layout.table_bytes(width));
-        assert!(!matches!(epilogue.then, Then::Gate(_)) || n_groups == 2);
+        assert!(!matches!(epilogue.then, Then::Gate(_)) || n_groups.is_multiple_of(2));
         assert!(epilogue.activations.len() == n_tokens * (width / self.layout.scale_width(width)));
         assert!(self.layout == Layout::Grouped || epilogue.weight_scales.len() >= n_groups * ROWS);
         if n_tokens == 0 {
@@ -303,6 +315,9 @@ impl Kernels {
                     sums: scratch.sums.as_mut_ptr(),
                     panel: scratch.panel.as_mut_ptr(),
                 };
+                if n_tokens > 4 {
+                    epilogue.ask_to_write();
+                }
                 // SAFETY: the lengths were checked above and `Kernels::new` checked the CPU.
                 unsafe { (self.table.ternary)(&job) };
             }
@@ -323,8 +338,11 @@ impl Kernels {
                 }
             }
         }
-        // SAFETY: `sums` holds (n_tokens, 32); the caller answers for `out`.
-        unsafe { (self.table.finish)(scratch.sums.as_ptr(), epilogue) }
+        let pairs = scratch.sums.chunks_exact(MAX_TOKENS * 2 * ROWS).zip(epilogue.pairs());
+        for (sums, epilogue) in pairs {
+            // SAFETY: `sums` holds (n_tokens, 32); the caller answers for `out`.
+            unsafe { (self.table.finish)(sums.as_ptr(), &epilogue) }
+        }
     }
 
     /// One row's tables, where this layout has any.

@@ -16,12 +16,16 @@ use crate::kv::Storage;
 use crate::model::{Matrix, Model};
 use crate::pool::{Member, Shared};
 use crate::profile::{Clocks, Operation};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Bytes of weights that are asked for before the operation that needs them.
 const HEAD_START: usize = 16 << 10;
+
+/// Pairs of a member's share that are taken one by one.
+const LAST_PAIRS: usize = 4;
 
 /// The buffers of a step, for a fixed number of columns at most.
 pub(crate) struct Work {
@@ -69,18 +73,20 @@ impl Stock {
         self.taken[index].0.store(0, Ordering::Relaxed);
     }
 
-    /// The next pair for a member: of its own share, whose memory is near, and then of those who are behind, its cache group's
-    /// members first.
-    fn take(&self, member: &Member<'_>, matrix: &Matrix) -> Option<usize> {
+    /// The next pairs for a member, at most so many: of its own share, whose memory is near, and then of those who are behind, its
+    /// cache group's members first. The last ones are taken one by one, so that all members end at about the same time.
+    fn take(&self, member: &Member<'_>, matrix: &Matrix, most: usize) -> Option<Range<usize>> {
         member.nearest().find_map(|owner| {
             let share = matrix.pairs(owner, member.count());
             let taken = &self.taken[owner].0;
             // Looking first spares the owner its cache line where nothing is left.
-            if taken.load(Ordering::Relaxed) >= share.len() {
+            let left = share.len().saturating_sub(taken.load(Ordering::Relaxed));
+            if left == 0 {
                 return None;
             }
-            let pair = share.start + taken.fetch_add(1, Ordering::Relaxed);
-            (pair < share.end).then_some(pair)
+            let n_pairs = if left > LAST_PAIRS { most } else { 1 };
+            let pair = share.start + taken.fetch_add(n_pairs, Ordering::Relaxed);
+            (pair < share.end).then(|| pair..share.end.min(pair + n_pairs))
         })
     }
 }
@@ -318,9 +324,11 @@ impl<'a, 'm> Ops<'a, 'm> {
         self.products += 1;
         // Nobody looks at the other one before the barrier that ends this product.
         self.work.stocks[self.products % 2].fill(self.member.index);
-        while let Some(pair) = stock.take(self.member, matrix) {
-            let group = 2 * pair;
-            let n_groups = (matrix.n_groups - group).min(2);
+        // A few columns wait for memory, and one stream of weights a thread is the fastest.
+        let most_pairs = if n_columns > 4 { self.kernels.most_groups() / 2 } else { 1 };
+        while let Some(pairs) = stock.take(self.member, matrix, most_pairs) {
+            let group = 2 * pairs.start;
+            let n_groups = (matrix.n_groups - group).min(2 * pairs.len());
             let packed = self.model.groups(matrix, group..group + n_groups);
             for first in (0..n_columns).step_by(MAX_TOKENS) {
                 let last = n_columns.min(first + MAX_TOKENS);

@@ -6,14 +6,17 @@ mod grouped;
 use super::ahead::ask_ahead;
 use super::lanes::Lanes;
 use super::tl2::avx2::{look_up, tabulate};
-use super::{LINE, ROWS, ScreenJob, TernaryJob};
+use super::{LINE, MAX_TOKENS, ROWS, ScreenJob, TernaryJob};
 use grouped::Lines;
 use std::arch::x86_64::*;
 
-/// Lines decoded at a time: two groups of 32 lines of 4 planes are 16 KiB of codes, a third of the first-level cache.
-const BLOCK_LINES: usize = 32;
-/// Tokens of a tile: with two groups they take 24 registers for sums, two for codes and one for activations.
+/// Bytes of codes that are decoded at a time: a third of the first-level cache.
+const PANEL: usize = 16 << 10;
+/// Tokens of a tile of the int8 head, and of a tile of one or two groups: with two groups they take 24 registers for sums, two
+/// for codes and one for activations.
 const TILE: usize = 12;
+/// Tokens of a tile of four groups: as many sums, from six instead of twelve loads of activations.
+const TALL_TILE: usize = 6;
 /// Lines of int8 rows at a time: two groups of 64 are 8 KiB.
 const NARROW_LINES: usize = 64;
 
@@ -156,15 +159,19 @@ impl Lanes for Whole {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) unsafe fn ternary(job: &TernaryJob) {
     if job.n_tokens > 4 {
-        match job.n_groups {
-            1 => panel::<1>(job),
-            _ => panel::<2>(job),
-        }
-        return;
+        return match job.n_groups {
+            1 => panel::<1, TILE>(job, 0),
+            2 => panel::<2, TILE>(job, 0),
+            3 => {
+                panel::<2, TILE>(job, 0);
+                panel::<1, TILE>(job, 2);
+            }
+            _ => panel::<4, TALL_TILE>(job, 0),
+        };
     }
     for group in 0..job.n_groups {
         let lines = job.lines.add(group * job.n_lines * LINE);
-        let sums = job.sums.add(group * ROWS);
+        let sums = job.sums.add(place(0, group));
         match job.n_tokens {
             1 => stream::<1, 4>(lines, job, sums),
             2 => stream::<2, 4>(lines, job, sums),
@@ -216,16 +223,26 @@ unsafe fn stream<const T: usize, const P: usize>(lines: *const u8, job: &Ternary
     }
 }
 
-/// Many tokens: decode a block of lines once, then pass tiles of up to twelve tokens over it. Meanwhile the next block's
-/// lines are asked for: of these groups, or of those that follow.
+/// Where a token's sums of a group begin: groups stand in pairs, each pair as if it were a job of its own.
 #[inline(always)]
-unsafe fn panel<const G: usize>(job: &TernaryJob) {
+fn place(token: usize, group: usize) -> usize {
+    ((group / 2 * MAX_TOKENS + token) * 2 + group % 2) * ROWS
+}
+
+/// Many tokens: decode a block of lines once, then pass tiles of up to `MOST` tokens over it. Meanwhile the next block's lines
+/// are asked for: of these groups, or of those that follow. `from` is the first group.
+#[inline(always)]
+unsafe fn panel<const G: usize, const MOST: usize>(job: &TernaryJob, from: usize) {
+    let all = job.lines.add(from * job.n_lines * LINE);
+    // Four planes of each line.
+    let block = PANEL / (4 * LINE * G);
+    let n_tiles = job.n_tokens.div_ceil(MOST);
     let mut line = 0;
     while line < job.n_lines {
-        let n = BLOCK_LINES.min(job.n_lines - line);
-        let mut ahead = [job.lines; G];
+        let n = block.min(job.n_lines - line);
+        let mut ahead = [all; G];
         for group in 0..G {
-            let lines = job.lines.add((group * job.n_lines + line) * LINE);
+            let lines = all.add((group * job.n_lines + line) * LINE);
             for i in 0..n {
                 let codes = decode(_mm512_loadu_si512(lines.add(i * LINE).cast()));
                 for (plane, &code) in codes.iter().enumerate() {
@@ -233,72 +250,87 @@ unsafe fn panel<const G: usize>(job: &TernaryJob) {
                 }
             }
             let next = if line + n < job.n_lines { line + n } else { G * job.n_lines };
-            ahead[group] = job.lines.wrapping_add((group * job.n_lines + next) * LINE);
+            ahead[group] = all.wrapping_add((group * job.n_lines + next) * LINE);
         }
-        // Each tile asks for its part of the next block, so that memory is busy all the time and never in a hurry.
-        let n_tiles = job.n_tokens.div_ceil(TILE);
-        let pace = (LINE / 4).div_ceil(n_tiles);
         let mut token = 0;
-        while token < job.n_tokens {
-            let left = job.n_tokens - token;
-            let tile_tokens = if left <= TILE { left } else { left.div_ceil(left.div_ceil(TILE)) };
-            let acts = job.acts.add(token * job.act_stride + line * 16);
-            let sums = job.sums.add(token * 2 * ROWS);
-            let first = line == 0;
+        for index in 0..n_tiles {
+            let tokens = (job.n_tokens - token).div_ceil(n_tiles - index);
+            let tile = Tile {
+                panel: job.panel,
+                n_lines: n,
+                acts: job.acts.add(token * job.act_stride + line * 16),
+                act_stride: job.act_stride,
+                sums: job.sums.add(place(token, from)),
+                first: line == 0,
+                // Each tile asks for some groups, so that memory is busy all the time and never in a hurry.
+                ahead,
+                asked: (index, n_tiles),
+            };
             macro_rules! tiles {
                 ($($tokens:literal)*) => {
-                    match tile_tokens {
-                        $($tokens => tile::<$tokens, G>(job.panel, n, acts, job.act_stride, sums, first, ahead, pace),)*
-                        _ => tile::<TILE, G>(job.panel, n, acts, job.act_stride, sums, first, ahead, pace),
+                    match tokens {
+                        $($tokens if $tokens < MOST => tile.run::<$tokens>(),)*
+                        _ => tile.run::<MOST>(),
                     }
                 };
             }
             tiles!(1 2 3 4 5 6 7 8 9 10 11);
-            token += tile_tokens;
-            for from in &mut ahead {
-                *from = from.wrapping_add(n * LINE / n_tiles);
-            }
+            token += tokens;
         }
         line += n;
     }
 }
 
-#[inline(always)]
-unsafe fn tile<const T: usize, const G: usize>(
+/// A few tokens' sums over the lines of a panel.
+struct Tile<const G: usize> {
     panel: *const u8,
     n_lines: usize,
     acts: *const i8,
     act_stride: usize,
     sums: *mut i32,
+    /// Whether the sums begin here.
     first: bool,
+    /// The next block of each group, of which this tile asks for every so many from the first on.
     ahead: [*const u8; G],
-    pace: usize,
-) {
-    let mut parts = [[_mm512_setzero_si512(); G]; T];
-    if !first {
-        for (t, part) in parts.iter_mut().enumerate() {
-            for (group, sum) in part.iter_mut().enumerate() {
-                *sum = _mm512_loadu_si512(sums.add(t * 2 * ROWS + group * ROWS).cast());
+    asked: (usize, usize),
+}
+
+impl<const G: usize> Tile<G> {
+    /// A core that shares its decoder with a busy neighbour has no more than three operations a cycle. So a line's four planes
+    /// are taken without a loop, and of four groups 24 multiplications take 10 loads.
+    #[inline(always)]
+    unsafe fn run<const T: usize>(&self) {
+        let mut parts = [[_mm512_setzero_si512(); G]; T];
+        if !self.first {
+            for (t, part) in parts.iter_mut().enumerate() {
+                for (group, sum) in part.iter_mut().enumerate() {
+                    *sum = _mm512_loadu_si512(self.sums.add(place(t, group)).cast());
+                }
             }
         }
-    }
-    for step in 0..n_lines * 4 {
-        let mut codes = [_mm512_setzero_si512(); G];
-        for (group, code) in codes.iter_mut().enumerate() {
-            *code = _mm512_load_si512(panel.add((step * G + group) * LINE).cast());
-            // Each line several times, which costs less than a loop within the loop.
-            _mm_prefetch::<_MM_HINT_T0>(ahead[group].wrapping_add(step * pace).cast());
-        }
-        for t in 0..T {
-            let act = broadcast(acts.add(t * act_stride + step * 4));
-            for group in 0..G {
-                parts[t][group] = _mm512_dpbusd_epi32(parts[t][group], codes[group], act);
+        for line in 0..self.n_lines {
+            let mut group = self.asked.0;
+            while group < G {
+                _mm_prefetch::<_MM_HINT_T0>(self.ahead[group].wrapping_add(line * LINE).cast());
+                group += self.asked.1;
+            }
+            for step in 4 * line..4 * line + 4 {
+                let mut codes = [_mm512_setzero_si512(); G];
+                for (group, code) in codes.iter_mut().enumerate() {
+                    *code = _mm512_load_si512(self.panel.add((step * G + group) * LINE).cast());
+                }
+                for t in 0..T {
+                    let act = broadcast(self.acts.add(t * self.act_stride + step * 4));
+                    for group in 0..G {
+                        parts[t][group] = _mm512_dpbusd_epi32(parts[t][group], codes[group], act);
+                    }
+                }
             }
         }
-    }
-    for (t, part) in parts.iter().enumerate() {
-        for (group, &sum) in part.iter().enumerate() {
-            _mm512_storeu_si512(sums.add(t * 2 * ROWS + group * ROWS).cast(), sum);
+        for (t, part) in parts.iter().enumerate() {
+            for (group, &sum) in part.iter().enumerate() {
+                _mm512_storeu_si512(self.sums.add(place(t, group)).cast(), sum);
+            }
         }
     }
 }

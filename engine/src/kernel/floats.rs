@@ -4,6 +4,7 @@
 //! functions that check lengths are there too. Lengths are multiples of 16 throughout: model widths are multiples of 128.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)] // Vector loads by pointer; `kernel.rs` checks the lengths.
 
+use super::ahead::ask_to_write;
 use super::lanes::{Lanes, exp};
 use super::{Quantised, ROWS};
 use crate::gguf::architecture::Activation;
@@ -151,7 +152,7 @@ pub(super) unsafe fn largest_magnitude<L: Lanes>(x: &[f32]) -> f32 {
     largest.largest()
 }
 
-/// What happens to the sums of one or two groups of rows.
+/// What happens to the sums of groups of rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Epilogue<'a> {
     /// Per token, or per token and group of inputs.
@@ -164,6 +165,32 @@ pub(crate) struct Epilogue<'a> {
     pub(crate) out: *mut f32,
     pub(crate) stride: usize,
     pub(crate) then: Then,
+}
+
+impl Epilogue<'_> {
+    fn rows_a_pair(&self) -> usize {
+        if matches!(self.then, Then::Gate(_)) { ROWS } else { 2 * ROWS }
+    }
+
+    /// Asks for all lines that will be written. What reads these rows is done by tokens, so half of them are in other cores' caches,
+    /// and the stores of the next product's codes would wait behind them.
+    pub(super) fn ask_to_write(&self) {
+        for token in 0..self.n_tokens {
+            for row in (0..self.n_groups.div_ceil(2) * self.rows_a_pair()).step_by(ROWS) {
+                ask_to_write(self.out.wrapping_add(token * self.stride + row));
+            }
+        }
+    }
+
+    /// The same for each pair of groups, of which the last may be one group.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = Epilogue<'_>> {
+        (0..self.n_groups).step_by(2).map(move |group| Epilogue {
+            weight_scales: self.weight_scales.get(group * ROWS..).unwrap_or_default(),
+            n_groups: (self.n_groups - group).min(2),
+            out: self.out.wrapping_add(group / 2 * self.rows_a_pair()),
+            ..*self
+        })
+    }
 }
 
 /// What becomes of y = (dot − sum) / s_act · s_w.

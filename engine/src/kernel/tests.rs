@@ -45,16 +45,9 @@ fn product(
             sum: row.iter().map(|&q| i32::from(q)).sum(),
         })
         .collect();
-    let mut out: Vec<f32> = (0..n_tokens * 40).map(|i| i as f32 * 0.37).collect();
-    let epilogue = Epilogue {
-        activations: &activations,
-        n_tokens,
-        weight_scales: &std::array::from_fn::<f32, 32, _>(|row| 0.71 + row as f32 / 17.0),
-        n_groups,
-        out: out.as_mut_ptr(),
-        stride: 40,
-        then,
-    };
+    // More rows a token than four groups need.
+    const STRIDE: usize = 72;
+    let mut out: Vec<f32> = (0..n_tokens * STRIDE).map(|i| i as f32 * 0.37).collect();
     let layout = kernels.layout();
     let mut groups = vec![0u8; n_groups * layout.group_bytes(width)];
     for (to, from) in groups.chunks_mut(layout.group_bytes(width)).zip(lines.chunks(width / 16 * LINE)) {
@@ -65,8 +58,23 @@ fn product(
         kernels.tabulate(row, tables);
     }
     let acts = Acts { width, rows: acts, tables: &tables };
-    // SAFETY: `out` holds 40 floats a token, more than two groups need, and belongs to this thread.
-    unsafe { kernels.product(&groups, &acts, &epilogue, &mut Scratch::new()) };
+    let scales: [f32; 4 * ROWS] = std::array::from_fn(|row| 0.71 + row as f32 / 17.0);
+    let rows_a_group = if matches!(then, Then::Gate(_)) { ROWS / 2 } else { ROWS };
+    let together = kernels.most_groups();
+    for (index, groups) in groups.chunks(together * layout.group_bytes(width)).enumerate() {
+        let first = index * together;
+        let epilogue = Epilogue {
+            activations: &activations,
+            n_tokens,
+            weight_scales: &scales[first * ROWS..],
+            n_groups: (n_groups - first).min(together),
+            out: out[first * rows_a_group..].as_mut_ptr(),
+            stride: STRIDE,
+            then,
+        };
+        // SAFETY: `out` has room for all groups of each token, and belongs to this thread.
+        unsafe { kernels.product(groups, &acts, &epilogue, &mut Scratch::new()) };
+    }
     out
 }
 
@@ -86,10 +94,10 @@ fn products_equal_scalar(
     let width = blocks * 128;
     let mut bytes = Bytes(seed);
     // An offset makes every load unaligned.
-    let all_lines = bytes.lines(2 * width / 16 + 1);
+    let all_lines = bytes.lines(4 * width / 16 + 1);
     let all_acts: Vec<i8> =
         (0..n_tokens * width + offset).map(|_| extreme.unwrap_or(bytes.next() as i8)).collect();
-    let (mut lines, acts) = (all_lines[offset..offset + 2 * width / 16 * LINE].to_vec(), &all_acts[offset..]);
+    let (mut lines, acts) = (all_lines[offset..offset + 4 * width / 16 * LINE].to_vec(), &all_acts[offset..]);
     if extreme.is_some() {
         lines.fill(0b10_10_10_10);
     }
@@ -99,6 +107,9 @@ fn products_equal_scalar(
         (2, Then::Add),
         (2, Then::Gate(Activation::SquaredRelu)),
         (2, Then::Gate(Activation::Silu)),
+        (3, Then::Store),
+        (4, Then::Add),
+        (4, Then::Gate(Activation::SquaredRelu)),
     ] {
         let expected = product(scalar, &lines, acts, width, n_groups, then);
         for layout in [Layout::I2s, Layout::Tl2] {
