@@ -377,7 +377,7 @@ async fn lose(
         jobs.held.keys().filter(|job| with_dead(&jobs, job)).cloned().collect()
     };
     let mut ages = Vec::new();
-    let mut last_words = 0;
+    let mut unheard = 0;
     while !open.is_empty() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let (jobs, sent) = (lock(jobs), sent.jobs());
@@ -388,14 +388,14 @@ async fn lose(
             }
             // The worker died between its answer and the word that the answer is stored: nobody gets this job again.
             let answered = sent.contains(job);
-            last_words += usize::from(answered);
+            unheard += usize::from(answered);
             !answered
         });
         ensure!(killed.elapsed() < Duration::from_secs(300), "{} jobs are with nobody", open.len());
     }
     ages.sort();
     println!(
-        "{count} workers lost: half of their {} jobs with others after {:.1?}, all after {:.1?}; {last_words} more were \
+        "{count} workers lost: half of their {} jobs with others after {:.1?}, all after {:.1?}; {unheard} more were \
          answered in that moment; the leader's loop answered a ping within {:.1?} at most",
         ages.len(),
         quantile(&ages, 0.5),
