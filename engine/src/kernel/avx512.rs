@@ -262,7 +262,7 @@ unsafe fn panel<const G: usize, const MOST: usize>(job: &TernaryJob, from: usize
                 act_stride: job.act_stride,
                 sums: job.sums.add(place(token, from)),
                 first: line == 0,
-                // Each tile asks for some groups, so that memory is busy all the time and never in a hurry.
+                // Each tile asks for some groups, so that the requests to memory are spread evenly.
                 ahead,
                 asked: (index, n_tiles),
             };
@@ -296,7 +296,7 @@ struct Tile<const G: usize> {
 }
 
 impl<const G: usize> Tile<G> {
-    /// A core that shares its decoder with a busy neighbour has no more than three operations a cycle. So a line's four planes
+    /// A core whose other hardware thread is busy has no more than three operations a cycle. So a line's four planes
     /// are taken without a loop, and of four groups 24 multiplications take 10 loads.
     #[inline(always)]
     unsafe fn run<const T: usize>(&self) {

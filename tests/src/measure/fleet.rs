@@ -364,7 +364,7 @@ async fn lose(
     count: usize,
 ) -> anyhow::Result<()> {
     let sent = Sent::begin(server).await?;
-    // What is on its way at the death was sent after this, so its answer is known.
+    // An answer that is not confirmed when its worker is killed was sent after this, so it is known.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let stalls = Stalls::begin(server).await?;
     let dead = crowd.len() - count..crowd.len();
